@@ -1,0 +1,25 @@
+"""egokit: EgoVLPv2 as a notebook-centric research kit. Importing this imports nothing heavy."""
+from __future__ import annotations
+
+import importlib
+
+__version__ = "0.1.0"
+
+_PUBLIC = {  # name: module; imported where it is first used
+    "load": "weights", "similarity": "model", "read_clip": "clips", "resolve": "resolve", "open_run": "notebook",
+    "submit": "launch", "ConfigError": "resolve", "WeightsError": "checkpoints",
+}
+_MODULES = ("metrics", "losses", "prep", "toy", "look", "tasks", "launch", "evaluate", "transforms", "frames")
+__all__ = ["__version__", *_PUBLIC, *_MODULES]
+
+
+def __getattr__(name: str):
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(f"egokit.{_PUBLIC[name]}"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"egokit.{name}")
+    raise AttributeError(f"module 'egokit' has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted(__all__)

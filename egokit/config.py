@@ -1,0 +1,124 @@
+"""What can be configured: frozen dataclasses with their defaults. Files are read in resolve.py."""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of the network. The defaults are the released pre-training model (model.md of the paper's code)."""
+    image_size: int = 224
+    patch_size: int = 16
+    frames: int = 4              # capacity of the temporal embedding; fewer frames use the first ones
+    width: int = 768
+    heads: int = 12
+    depth: int = 12              # blocks of the video encoder, and layers of the text encoder
+    fused: int = 6               # of them, the last ones that carry cross-attention
+    mlp_ratio: float = 4.0
+    vocabulary: int = 50265
+    positions: int = 514
+    dropout: float = 0.1         # text encoder only, as in RoBERTa
+    projection: str = "mlp4096"  # mlp<dim> or linear<dim>
+    time_init: str = "released"  # released: as the original (never learns); zero_output: learns
+    checkpointing: bool = False  # recompute blocks in the backward pass: less memory, more time
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    frames: int = 4                                # a clip, in training
+    evaluation_frames: int = 16
+    validation_frames: int = 4                     # EgoMCQ between the epochs of pre-training
+    crop_scale: tuple[float, float] = (0.5, 1.0)   # random resized crop, share of the area
+    flip: bool = True                              # horizontal flip in training
+    evaluation_resize: int = 256                   # short side and centre crop, before model.image_size
+    tokens: int = 15                               # longest text in training
+    evaluation_tokens: int = 30
+    reader: str = "pyav"                           # pyav or decord
+    workers: int = 4                               # loader processes for each rank
+    limit: int = 0                                 # use only so many samples; 0 is all
+    relevancy_threshold: float = 0.1               # EK-100: a clip's texts in training
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    lr: float = 3e-5
+    heads_multiplier: float = 4.0                  # on projections, heads and cross-modal parameters
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-8
+    weight_decay: float = 0.01                     # none on biases and norms
+    warmup_epochs: float = 2.0
+    schedule: str = "linear"                       # linear or cosine
+    final_lr: float = 1e-7
+    clip_grad_norm: float = 0.0                    # 0: no clipping, as in the recipes
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    epochs: int = 20
+    batch_size: int = 256                          # global: over all processes together
+    precision: str = "fp16"                        # fp16, bf16 or fp32
+    checkpoint_steps: int = 500
+    log_steps: int = 10
+    evaluate_epochs: int = 1
+    nonfinite_limit: int = 20                      # so many skipped steps in a row stop the run
+    temperature: float = 0.05                      # of EgoNCE and InfoNCE
+    margin: float = 0.2                            # of the adaptive max-margin loss
+    itm_weight: float = 2.0
+    mask_probability: float = 0.15                 # of masked language modelling
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    batch_size: int = 32
+    precision: str = "fp32"
+    features_per_second: float = 1.87              # EgoMQ
+    feature_frames: int = 16                       # EgoMQ: samples in one feature
+
+
+@dataclass(frozen=True)
+class Site:
+    """What differs between machines: where things lie."""
+    name: str = ""
+    root: str = ""                                 # the data root of data.md
+    tokenizer: str = "roberta-base"                # a name or a folder
+    vit: str = ""                                  # ViT-B/16 to start from: a timm name or a file
+    roberta: str = ""                              # RoBERTa to start from: a name or a folder
+    weights: str = ""                              # folder of released checkpoints
+    short_side: int = 256                          # of the prepared videos, pixels
+    chunk_seconds: float = 600.0                   # length of a prepared piece
+    toy: bool = False                              # the embedded data set: egokit.toy makes root
+
+
+@dataclass(frozen=True)
+class LaunchConfig:
+    cluster: str = "local"                         # local or slurm
+    nodes: int = 1
+    processes: int = 1                             # for each node; one GPU each where there are GPUs
+    cpus: int = 1                                  # for each process
+    timeout_minutes: int = 4320
+    slurm: dict = field(default_factory=dict)      # further slurm_* options of submitit
+
+
+@dataclass(frozen=True)
+class Config:
+    task: str = ""                                 # egoclip, egomcq, ek100, charades or mq
+    init: str = ""                                 # checkpoint: a file, run:<notebook>/<run>, or a name in site.weights
+    seed: int = 0
+    site: Site = field(default_factory=Site)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
+
+
+CHOICES = {
+    "task": ("egoclip", "egomcq", "ek100", "charades", "mq"),
+    "model.time_init": ("released", "zero_output"),
+    "data.reader": ("pyav", "decord"),
+    "optim.schedule": ("linear", "cosine"),
+    "train.precision": ("fp16", "bf16", "fp32"),
+    "evaluate.precision": ("fp16", "bf16", "fp32"),
+    "launch.cluster": ("local", "slurm"),
+}

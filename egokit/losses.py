@@ -1,0 +1,92 @@
+"""Losses on similarities and logits, and the drawing of hard negatives and masked words.
+
+Everything works on the global batch it is given; gathering is dist.py's, summing is the tasks'.
+Shapes: T texts x V videos; where a diagonal matters T = V = B.
+"""
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def positives(verbs_BC: Tensor, nouns_BC: Tensor) -> Tensor:
+    """(B, B) bool: pairs that share a verb and a noun, and the diagonal. Multi-hot inputs. Source: EgoVLP, eq. 4."""
+    shared = (verbs_BC @ verbs_BC.T > 0) & (nouns_BC @ nouns_BC.T > 0)
+    return shared | torch.eye(len(verbs_BC), dtype=torch.bool, device=verbs_BC.device)
+
+
+def egonce(similarity_TV: Tensor, positives_TV: Tensor, temperature: float = 0.05) -> Tensor:
+    """EgoNCE over rows plus over columns. Source: EgoVLP (arXiv 2206.01670), eq. 3.
+
+    For each row: -log of the softmax mass that falls on positives; the mean over rows, plus the same over columns.
+    """
+    logits = similarity_TV.float() / temperature
+    blocked = logits.masked_fill(~positives_TV.bool(), float("-inf"))
+    rows = torch.logsumexp(logits, 1) - torch.logsumexp(blocked, 1)
+    columns = torch.logsumexp(logits, 0) - torch.logsumexp(blocked, 0)
+    return rows.mean() + columns.mean()
+
+
+def infonce(similarity_BB: Tensor, temperature: float = 0.05) -> Tensor:
+    """Symmetric InfoNCE, positives on the diagonal: EgoNCE with no other positive. Source: recipes, Charades-Ego."""
+    return egonce(similarity_BB, torch.eye(len(similarity_BB), dtype=torch.bool, device=similarity_BB.device), temperature)
+
+
+def max_margin(similarity_BB: Tensor, relevancy_B: Tensor | None = None, margin: float = 0.2) -> Tensor:
+    """Adaptive max-margin ranking: mean of relu(margin * relevancy_i - (s_ii - s_ij)) over off-diagonal pairs, both ways.
+
+    `relevancy_B` scales row i's margin (1 if absent). Source: recipes, EK-100 fine-tuning.
+    """
+    s = similarity_BB.float()
+    own = s.diagonal()[:, None]
+    margins = margin * (torch.ones_like(own) if relevancy_B is None else relevancy_B.float()[:, None])
+    off = ~torch.eye(len(s), dtype=torch.bool, device=s.device)
+    return torch.cat([F.relu(margins - (own - s))[off], F.relu(margins - (own - s.T))[off]]).mean()
+
+
+def mask_words(input_ids_BL: Tensor, special_ids: list[int], mask_id: int, vocabulary: int, probability: float = 0.15,
+               generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    """BERT's masking: chosen tokens become <mask> (80 %), a random token (10 %) or stay (10 %).
+
+    Returns (ids (B, L), labels (B, L) with -100 where nothing is to be predicted). Special tokens are never chosen.
+    """
+    def draw() -> Tensor:
+        return torch.rand(input_ids_BL.shape, generator=generator).to(input_ids_BL.device)
+
+    special = torch.isin(input_ids_BL, torch.tensor(special_ids, device=input_ids_BL.device))
+    chosen = (draw() < probability) & ~special
+    labels = input_ids_BL.masked_fill(~chosen, -100)
+    fate = draw()
+    random_ids = (draw() * vocabulary).long().clamp_max(vocabulary - 1)
+    ids = torch.where(chosen & (fate < 0.8), torch.full_like(input_ids_BL, mask_id), input_ids_BL)
+    return torch.where(chosen & (fate >= 0.9), random_ids, ids), labels
+
+
+def draw_pairs(similarity_TV: Tensor, positives_TV: Tensor, temperature: float = 0.05,
+               generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Pairs for image-text matching, drawn on the CPU: (text index (B,), video index (B,), label (B,)).
+
+    Half of the batch, at random, keeps its pair (label 1). Of the others, a coin decides whether the video is swapped
+    for one drawn from the text's row, or the text for one drawn from the video's column, with probability
+    softmax(s / temperature) over non-positives; never a positive. A row without any non-positive keeps its pair.
+    """
+    logits = (similarity_TV.detach().float().cpu() / temperature)
+    positive = positives_TV.cpu().bool()
+    B = len(logits)
+    own = torch.arange(B)
+    keep = torch.zeros(B, dtype=torch.bool)
+    keep[torch.randperm(B, generator=generator)[: B // 2]] = True
+    swap_video = torch.rand(B, generator=generator) < 0.5
+
+    def negatives(logits_BB: Tensor, positive_BB: Tensor) -> tuple[Tensor, Tensor]:
+        possible = ~positive_BB.all(1)
+        safe = logits_BB.masked_fill(positive_BB & possible[:, None], float("-inf"))
+        return torch.multinomial(safe.softmax(1), 1, generator=generator)[:, 0], possible
+
+    video, video_possible = negatives(logits, positive)
+    text, text_possible = negatives(logits.T, positive.T)
+    keep |= ~torch.where(swap_video, video_possible, text_possible)
+    video_index = torch.where(~keep & swap_video, video, own)
+    text_index = torch.where(~keep & ~swap_video, text, own)
+    return text_index, video_index, keep.long()

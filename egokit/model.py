@@ -1,0 +1,194 @@
+"""EgoVLP: the dual encoder, the fusion encoder and their heads, with the public methods of `egokit.load`'s model.
+
+Shapes: B pairs, T frames, S = 1 + T*N video tokens, L text tokens, D width, E embedding, V vocabulary.
+Gradients follow PyTorch's habit: they are kept unless the caller is under `torch.no_grad()`.
+"""
+from __future__ import annotations
+
+import re
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from egokit.config import ModelConfig
+from egokit.language import TextEncoder, additive_mask, load_tokenizer
+from egokit.vision import VideoEncoder
+
+
+def projection(kind: str, width: int, text: bool) -> nn.Sequential:
+    """mlp<E>: three linear layers, the first without bias. linear<E>: one, after a ReLU for text."""
+    name, size = re.fullmatch(r"(mlp|linear)(\d+)", kind).groups() if re.fullmatch(r"(mlp|linear)\d+", kind) else ("", 0)
+    E = int(size)
+    if name == "mlp":
+        return nn.Sequential(nn.Linear(width, E, bias=False), nn.ReLU(), nn.Linear(E, E), nn.ReLU(), nn.Linear(E, E))
+    if name == "linear":
+        return nn.Sequential(nn.ReLU(), nn.Linear(width, E)) if text else nn.Sequential(nn.Linear(width, E))
+    raise ValueError(f"model.projection {kind!r}: expected mlp<size> or linear<size>, for example mlp4096 or linear256")
+
+
+class Pooler(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.dense = nn.Linear(width, width)
+
+    def forward(self, x_BD: Tensor) -> Tensor:
+        return torch.tanh(self.dense(x_BD))
+
+
+class WordHead(nn.Module):
+    """Masked language modelling: states (…, D) -> logits (…, V). The decoder is not tied to the embeddings."""
+
+    def __init__(self, width: int, vocabulary: int):
+        super().__init__()
+        self.dense = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, eps=1e-12)
+        self.decoder = nn.Linear(width, vocabulary, bias=False)
+        self.bias = nn.Parameter(torch.zeros(vocabulary))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decoder(self.norm(F.gelu(self.dense(x)))) + self.bias
+
+
+class EgoVLP(nn.Module):
+    """Dual encoder (retrieval) and fusion encoder (matching, masked words) over one pair of backbones."""
+
+    def __init__(self, config: ModelConfig, tokenizer: str = "roberta-base"):
+        super().__init__()
+        width = config.width
+        self.config, self.tokenizer_source = config, tokenizer
+        self.video = VideoEncoder(config)
+        self.text = TextEncoder(config)
+        self.text_projection = projection(config.projection, width, text=True)
+        self.video_projection = projection(config.projection, width, text=False)
+        self.fusion_cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.fusion_norm = nn.LayerNorm(width, eps=1e-6)
+        self.text_transform, self.video_transform = nn.Linear(width, width), nn.Linear(width, width)
+        self.text_pooler, self.video_pooler = Pooler(width), Pooler(width)
+        self.itm_head = nn.Linear(2 * width, 2)
+        self.word_head = WordHead(width, config.vocabulary)
+
+    def reset_parameters(self) -> None:
+        """A fresh start; call it under the seed you want. Loading weights afterwards replaces what they hold."""
+        for head in (self.text_projection, self.video_projection, self.text_transform, self.video_transform,
+                     self.text_pooler, self.video_pooler, self.itm_head, self.word_head):
+            for module in head.modules():
+                if isinstance(module, nn.Linear):
+                    nn.init.trunc_normal_(module.weight, std=0.02 if head is not self.text_projection
+                                          and head is not self.video_projection else module.in_features ** -0.5)
+                    if module.bias is not None:
+                        nn.init.zeros_(module.bias)
+        self.text.reset_parameters()
+        self.video.reset_parameters()
+
+    @property
+    def device(self) -> torch.device:
+        return self.itm_head.weight.device
+
+    @property
+    def unfused(self) -> int:
+        """Blocks that run before the first fused one."""
+        return self.config.depth - self.config.fused
+
+    def parameters_by_role(self) -> dict[str, list[str]]:
+        """Names by role: 'fusion' (used by ITM and MLM alone), 'projection' and 'backbone'."""
+        roles: dict[str, list[str]] = {"fusion": [], "projection": [], "backbone": []}
+        fusion = re.compile(r"fusion_|itm_head|word_head|(text|video)_(transform|pooler)|video\.blocks\.\d+\.text\.|"
+                            r"text\.layers\.\d+\.(video\.|gate)")
+        for name, _ in self.named_parameters():
+            role = "fusion" if fusion.match(name) else "projection" if "_projection." in name else "backbone"
+            roles[role].append(name)
+        return roles
+
+    # Parts, used by training and evaluation
+
+    def fusion_trunk(self, frames_BTCHW: Tensor) -> Tensor:
+        """The unfused half of the fusion encoder's video side (B, S, D): depends on the video alone."""
+        x_BSD = self.video.embed(frames_BTCHW, self.fusion_cls_token)
+        return self.video.run(x_BSD, frames_BTCHW.shape[1], 0, self.unfused)
+
+    def text_trunk(self, tokens: dict[str, Tensor]) -> Tensor:
+        """The unfused half of the text side (B, L, D)."""
+        return self.text.run(self.text.embed(tokens["input_ids"]), additive_mask(tokens["attention_mask"]),
+                             0, self.unfused)
+
+    def fuse(self, video_BSD: Tensor, text_BLD: Tensor, attention_mask_BL: Tensor, frames: int) -> tuple[Tensor, Tensor]:
+        """Both trunks through the fused layers: each reads the other's state from before the step."""
+        mask_B11L = additive_mask(attention_mask_BL)
+        for block, layer in zip(self.video.blocks[self.unfused:], self.text.layers[self.unfused:], strict=True):
+            video_BSD, text_BLD = (self.video.step(block, video_BSD, frames, text_BLD, mask_B11L),
+                                   self.text.step(layer, text_BLD, mask_B11L, video_BSD))
+        return video_BSD, text_BLD
+
+    def itm_from_states(self, video_BSD: Tensor, text_BLD: Tensor) -> Tensor:
+        """Fused states -> matching logits (B, 2); class 1 is 'match'."""
+        video = self.video_pooler(self.video_transform(self.fusion_norm(video_BSD)[:, 0]))
+        text = self.text_pooler(self.text_transform(text_BLD[:, 0]))
+        return self.itm_head(torch.cat([text, video], dim=-1))
+
+    def words_from_states(self, text_XD: Tensor) -> Tensor:
+        """Fused text states (…, D) -> vocabulary logits (…, V)."""
+        return self.word_head(self.text_transform(text_XD))
+
+    # Public methods
+
+    def tokens(self, text, longest: int = 30) -> dict[str, Tensor]:
+        """Strings (or tokens, passed through) on the model's device."""
+        if isinstance(text, str):
+            text = [text]
+        if not isinstance(text, dict):
+            text = load_tokenizer(self.tokenizer_source)(list(text), longest)
+        missing = {"input_ids", "attention_mask"} - set(text)
+        if missing:
+            raise ValueError(f"tokens: missing {sorted(missing)}; give strings or input_ids and attention_mask, each (B, L)")
+        return {key: text[key].to(self.device) for key in ("input_ids", "attention_mask")}
+
+    def frames(self, frames_BTCHW: Tensor) -> Tensor:
+        """Checked frames on the model's device."""
+        size, most = self.config.image_size, self.config.frames
+        shape = tuple(frames_BTCHW.shape)
+        if len(shape) != 5 or shape[2:] != (3, size, size):
+            raise ValueError(f"frames: expected (B, T, 3, {size}, {size}), got {shape}"
+                             + ("; add the batch axis: frames[None]" if len(shape) == 4 else ""))
+        if shape[1] > most:
+            raise ValueError(f"frames: {shape[1]} a clip, but the temporal embedding holds {most}; "
+                             f"load with egokit.load(path, frames={shape[1]})")
+        if not frames_BTCHW.is_floating_point() or frames_BTCHW.abs().amax() > 20:
+            raise ValueError("frames: expected normalised floats (ImageNet mean and standard deviation), got "
+                             f"{frames_BTCHW.dtype} up to {frames_BTCHW.max().item():.0f}; use egokit.read_clip "
+                             "or egokit.transforms.normalise")
+        return frames_BTCHW.to(self.device)
+
+    def encode_text(self, text) -> Tensor:
+        """Strings or tokens (B, L) -> (B, E) float32, not normalised."""
+        return self.text_projection(self.text(self.tokens(text))).float()
+
+    def encode_video(self, frames_BTCHW: Tensor) -> Tensor:
+        """Normalised frames (B, T, 3, size, size) -> (B, E) float32, not normalised."""
+        return self.video_projection(self.video(self.frames(frames_BTCHW))).float()
+
+    def fused_states(self, frames_BTCHW: Tensor, text) -> tuple[Tensor, Tensor]:
+        """Frames and texts, pair by pair -> fused video states (B, S, D) and text states (B, L, D)."""
+        tokens, frames_BTCHW = self.tokens(text), self.frames(frames_BTCHW)
+        if len(frames_BTCHW) != len(tokens["input_ids"]):
+            raise ValueError(f"{len(frames_BTCHW)} clips but {len(tokens['input_ids'])} texts: give one text for each clip")
+        return self.fuse(self.fusion_trunk(frames_BTCHW), self.text_trunk(tokens),
+                         tokens["attention_mask"], frames_BTCHW.shape[1])
+
+    def itm_logits(self, frames_BTCHW: Tensor, text) -> Tensor:
+        """Matching logits (B, 2) of each pair; class 1 is 'match'."""
+        return self.itm_from_states(*self.fused_states(frames_BTCHW, text)).float()
+
+    def mlm_logits(self, frames_BTCHW: Tensor, text) -> Tensor:
+        """Vocabulary logits (B, L, V) at every text position, given the video."""
+        return self.words_from_states(self.fused_states(frames_BTCHW, text)[1]).float()
+
+    def match(self, frames_BTCHW: Tensor, text) -> Tensor:
+        """Probability (B,) that each pair matches, by the fusion encoder."""
+        return self.itm_logits(frames_BTCHW, text).softmax(dim=-1)[:, 1]
+
+
+def similarity(one_BE: Tensor, other_BE: Tensor) -> Tensor:
+    """Cosine of every row with every row, (B, E) x (B', E) -> (B, B'); norms are at least 1e-8."""
+    unit = [x / x.norm(dim=-1, keepdim=True).clamp_min(1e-8) for x in (one_BE, other_BE)]
+    return unit[0] @ unit[1].T

@@ -1,0 +1,198 @@
+"""From YAML files to one frozen Config; nothing else reads YAML.
+
+    dataclass defaults  <-  params/sites/<site>.yaml  <-  params/<recipe>.yaml  <-  overrides
+
+An unknown key, a wrong type or a missing file is an error that names the key or file and the nearest
+right one. Nothing here imports torch or touches data.
+"""
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import types
+import typing
+from pathlib import Path
+
+import yaml
+
+from egokit.config import CHOICES, Config
+
+
+class ConfigError(ValueError):
+    """A mistake in a parameter, a key or a path; the message says which and what to do."""
+
+
+def nearest(word: str, known) -> str:
+    """A 'did you mean' for an error message, or the list of what there is."""
+    known = sorted(str(item) for item in known)
+    close = difflib.get_close_matches(str(word), known, n=1)
+    return f"did you mean {close[0]!r}?" if close else "known: " + ", ".join(known)
+
+
+def project_root() -> Path:
+    """The folder that holds params/ and notebooks/: $EGOKIT_HOME, or found upward from here, or the checkout."""
+    home = os.environ.get("EGOKIT_HOME")
+    candidates = [Path(home)] if home else [Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parents[1]]
+    for folder in candidates:
+        if (folder / "params" / "sites").is_dir():
+            return folder.resolve()
+    raise ConfigError(f"no folder with params/sites/ at {candidates[0]} or above it; "
+                      "start from the project's folder or set EGOKIT_HOME to it")
+
+
+def _coerce(value, wanted, where: str):
+    origin = typing.get_origin(wanted)
+    if wanted is dict or origin is dict:
+        if isinstance(value, dict):
+            return value
+    elif origin is tuple:
+        inner = typing.get_args(wanted)
+        if isinstance(value, (list, tuple)) and len(value) == len(inner):
+            return tuple(_coerce(item, kind, where) for item, kind in zip(value, inner, strict=True))
+    elif wanted is bool:
+        if isinstance(value, bool):
+            return value
+    elif wanted is str:
+        if isinstance(value, str):
+            return value
+    elif not isinstance(value, bool) and isinstance(value, (int, float, str)):  # YAML reads 3e-5 as a string
+        try:
+            number = float(value)
+            if wanted is float or number == int(number):
+                return wanted(number)
+        except (ValueError, OverflowError):
+            pass
+    kind = getattr(wanted, "__name__", str(wanted)) if not isinstance(wanted, types.GenericAlias) else str(wanted)
+    raise ConfigError(f"{where}: expected {kind}, got {value!r}")
+
+
+def build(cls, values: dict, where: str = "", source: str = "") -> typing.Any:
+    """A dataclass from nested mappings; strict on names and types."""
+    hints = typing.get_type_hints(cls)
+    given = {}
+    for key, value in (values or {}).items():
+        name = f"{where}.{key}" if where else str(key)
+        if key not in hints:
+            raise ConfigError(f"unknown key {name!r}{source}: {nearest(key, hints)}")
+        if dataclasses.is_dataclass(hints[key]):
+            if not isinstance(value, dict):
+                raise ConfigError(f"{name}{source}: expected a section with keys {', '.join(typing.get_type_hints(hints[key]))}; got {value!r}")
+            given[key] = build(hints[key], value, name, source)
+        else:
+            given[key] = _coerce(value, hints[key], name + source)
+            if name in CHOICES and given[key] not in CHOICES[name] and given[key] != "":
+                raise ConfigError(f"{name}{source}: {given[key]!r}: {nearest(given[key], CHOICES[name])}")
+    return cls(**given)
+
+
+def merge(base: dict, over: dict) -> dict:
+    """`over` laid on `base`, section by section; neither is changed."""
+    out = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(out.get(key), dict)
+        out[key] = merge(out[key], value) if both else value
+    return out
+
+
+def read_yaml(name: str, folder: Path, kind: str) -> dict:
+    """The mapping in `name`: a file, or the name of one in `folder`."""
+    path = Path(name).expanduser()
+    if path.suffix not in (".yaml", ".yml") or not path.is_file():
+        path = folder / (name if name.endswith((".yaml", ".yml")) else f"{name}.yaml")
+    if not path.is_file() and path.is_relative_to(folder) and folder.name == "params":
+        path = folder.parent / name if (folder.parent / name).is_file() else path  # params/toy/x.yaml from anywhere
+    if not path.is_file():
+        names = [str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml") if "sites" not in p.relative_to(folder).parts]
+        raise ConfigError(f"no {kind} {name!r} ({path} is missing): {nearest(name, names)}")
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected sections and keys, got {type(values).__name__}")
+    return values
+
+
+def parse_overrides(overrides) -> dict:
+    """'train.epochs=3 optim.lr=1e-4', a list of such pairs, or a (nested or dotted) dict, as a nested dict."""
+    if isinstance(overrides, str):
+        overrides = overrides.split()
+    if not isinstance(overrides, dict):
+        pairs = {}
+        for item in overrides or ():
+            key, equals, value = str(item).partition("=")
+            if not equals or not key:
+                raise ConfigError(f"override {item!r}: write section.key=value, for example train.epochs=3")
+            pairs[key] = yaml.safe_load(value) if value else ""
+        overrides = pairs
+    nested: dict = {}
+    for key, value in overrides.items():
+        *sections, leaf = str(key).split(".")
+        for section in reversed([*sections, leaf]):
+            value = {section: value}
+        nested = merge(nested, value)
+    return nested
+
+
+def resolve(params: str, site: str = "toy", overrides="", run: str = "demo") -> Config:
+    """The Config of recipe `params` on `site`, for a run named `run` ({run} in `init` becomes that name).
+
+    Relative paths of the site are taken from the project's folder; ~ and $VARIABLES are expanded.
+    """
+    check_run_name(run)
+    root = project_root()
+    values: dict = {}
+    layers = ((f" (in site {site})", read_yaml(site, root / "params" / "sites", "site")),
+              (f" (in {params})", read_yaml(params, root / "params", "recipe")),
+              (" (in overrides)", parse_overrides(overrides)))
+    for source, layer in layers:
+        build(Config, layer, source=source)  # strict on each alone, so that the error names its source
+        values = merge(values, layer)
+    config = build(Config, values)
+    name = Path(site).stem
+    places = {key: _absolute(getattr(config.site, key), root) for key in ("root", "weights")}
+    for key in ("tokenizer", "vit", "roberta"):  # a name from a hub, or a folder or file
+        value = getattr(config.site, key)
+        places[key] = _absolute(value, root) if "/" in value and not value.startswith("hf:") else value
+    return dataclasses.replace(config, init=config.init.replace("{run}", run),
+                               site=dataclasses.replace(config.site, name=name, **places))
+
+
+def _absolute(path: str, root: Path) -> str:
+    if not path:
+        return ""
+    return str((root / Path(os.path.expandvars(path)).expanduser()).resolve())
+
+
+def check_run_name(run: str) -> None:
+    if not run or not all(character.isalnum() or character in "-_." for character in run) or run.startswith("."):
+        raise ConfigError(f"run {run!r}: use letters, digits, '-', '_' and '.' (it names a folder)")
+
+
+def to_dict(config) -> dict:
+    """Plain nested dict of a Config (tuples as lists), for YAML, checkpoints and comparison."""
+    plain = dataclasses.asdict(config)
+    return yaml.safe_load(yaml.safe_dump(_lists(plain)))
+
+
+def _lists(value):
+    if isinstance(value, dict):
+        return {key: _lists(item) for key, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def to_yaml(config) -> str:
+    return yaml.safe_dump(to_dict(config), sort_keys=False)
+
+
+def differences(one: dict, other: dict, where: str = "") -> list[str]:
+    """The dotted keys at which two plain configs differ, as 'key: old -> new'."""
+    found = []
+    for key in sorted(one.keys() | other.keys()):
+        name, left, right = f"{where}{key}", one.get(key), other.get(key)
+        if isinstance(left, dict) and isinstance(right, dict):
+            found += differences(left, right, name + ".")
+        elif left != right:
+            found.append(f"{name}: {left} -> {right}")
+    return found

@@ -1,0 +1,102 @@
+"""A run folder: what a run leaves behind, and how it is read back.
+
+    outputs/<notebook>/<run>/{params.yaml, log.jsonl, metrics.json, checkpoints/, figures/, notebook.ipynb}
+
+Every whole file is written beside its place and renamed, so a reader never sees half of one, and a
+kill leaves the previous version. What the numbers mean is the business of tasks/ and metrics.py.
+"""
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it into place if the block succeeds.
+
+    The suffix is kept (encoders choose the container by it). On an error the temporary is removed.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write a whole text file atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text)
+
+
+def _plain(value):
+    """JSON without surprises: NumPy and torch scalars become numbers, NaN and infinities become null."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+class Run:
+    """One run folder. Opening it creates the folder and nothing else."""
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def figure(self, name: str) -> Path:
+        """Where the figure or page `name` (with its suffix) goes."""
+        (self.path / "figures").mkdir(exist_ok=True)
+        return self.path / "figures" / name
+
+    # log.jsonl: one line an event; a torn last line (a kill in mid-write) is ignored on reading
+    def log(self, event: dict, name: str = "log") -> None:
+        with open(self.path / f"{name}.jsonl", "a") as file:
+            file.write(json.dumps(_plain({**event, "time": round(time.time(), 3)})) + "\n")
+
+    def read_log(self, name: str = "log") -> list[dict]:
+        path = self.path / f"{name}.jsonl"
+        events = []
+        if path.exists():
+            for line in path.read_text().splitlines():
+                with contextlib.suppress(json.JSONDecodeError):
+                    events.append(json.loads(line))
+        return events
+
+    def truncate_log(self, step: int, name: str = "log") -> None:
+        """Drop the events after `step`: a resumed run writes them again, once."""
+        kept = [event for event in self.read_log(name) if event.get("step", 0) <= step]
+        write_text(self.path / f"{name}.jsonl", "".join(json.dumps(event) + "\n" for event in kept))
+
+    # metrics.json: {section: {metric: number}}; the truth about results, never a cell's output
+    def metrics(self) -> dict[str, dict]:
+        path = self.path / "metrics.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def write_metrics(self, section: str, values: dict) -> None:
+        metrics = self.metrics()
+        metrics[section] = _plain(values)
+        write_text(self.path / "metrics.json", json.dumps(metrics, indent=1))

@@ -1,0 +1,98 @@
+"""A verb as a function of progress; its opposite is the same function read backwards.
+
+Four motions, one for each pair of verbs. Everything random about an action (place, amplitude, time
+warp, hand) is drawn without looking at which of the pair it is, so neither one frame nor an unordered
+set of frames says which: only order does. Pixels refer to the 128 x 96 picture, and everything that
+matters stays inside its central 96 x 96 square. Drawing is in stage.py.
+"""
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+
+REACH = 0.13  # the share of progress in which the hand arrives, and again in which it leaves
+LIFT, OPEN, PUSH, SLIDE = range(4)  # = verb // 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Motion:
+    """One action's geometry. Progress 0 is `begin`, progress 1 is `end`, for the even verb of the pair."""
+    pair: int
+    begin: tuple[float, float, float]  # x, y, size (px)
+    end: tuple[float, float, float]
+    lid: tuple[float, float]           # where the upper half goes (px), for OPEN
+    side: int                          # +1 the right hand, -1 the left
+    warp: tuple[float, float]          # see warped()
+    reverse: bool                      # the odd verb of the pair
+
+
+@dataclasses.dataclass(frozen=True)
+class Pose:
+    """What one frame shows of the object and the hand (None: not in the picture)."""
+    x: float
+    y: float
+    size: float
+    lid: tuple[float, float]
+    shadow: tuple[float, float, float]  # x, y, width: stays on the table
+    hand: tuple[float, float] | None
+    hand_scale: float
+    side: int
+
+
+def draw_motion(random: np.random.Generator, verb: int, size: float) -> Motion:
+    """A Motion for `verb`; the same draws for both verbs of a pair."""
+    pair = verb // 2
+    x, lid, u = 64 + random.uniform(-5, 5), (0.0, 0.0), random.uniform
+    if pair == LIFT:
+        y = u(59, 64)
+        begin, end = (x, y, size), (x + u(-4, 4), y - u(21, 26), size * u(1.4, 1.5))
+    elif pair == OPEN:
+        begin = end = (x, u(54, 60), size)
+        lid = (u(3, 8) * random.choice([-1, 1]), -u(18, 22))
+    elif pair == PUSH:
+        y = u(64, 68)
+        begin, end = (x, y, size * 1.12), (x + u(-4, 4), y - u(28, 34), size * u(0.72, 0.8))
+    else:
+        y, travel = u(46, 58), u(30, 38)
+        begin, end = (x + travel / 2, y, size), (x - travel / 2, y + u(-3, 3), size)
+    return Motion(pair, begin, end, lid, int(random.choice([-1, 1])), (u(-0.35, 0.35), u(-0.35, 0.35)), verb % 2 == 1)
+
+
+def warped(time: float, warp: tuple[float, float]) -> float:
+    """Monotone map of [0, 1] onto itself. Reversing time maps warp (a, b) to (a, -b): the set is closed."""
+    return time + warp[0] * math.sin(2 * math.pi * time) / (2 * math.pi) + warp[1] * math.sin(math.pi * time) / math.pi
+
+
+def pose_at(motion: Motion, time: float) -> Pose:
+    """The pose at `time` in [0, 1] of the action."""
+    progress = warped(time, motion.warp)
+    return _pose(motion, 1 - progress if motion.reverse else progress)
+
+
+def rest_pose(motion: Motion, after: bool) -> Pose | None:
+    """The object at rest before or after the action, without a hand. None: it has been carried off."""
+    progress = float(after != motion.reverse)
+    if motion.pair == LIFT and progress == 1.0:
+        return None
+    return dataclasses.replace(_pose(motion, progress), hand=None)
+
+
+def _pose(motion: Motion, progress: float) -> Pose:
+    # a held object comes and goes with the hand, so LIFT has no second reach
+    until = 1.0 if motion.pair == LIFT else 1 - REACH
+    share = min(max((progress - REACH) / (until - REACH), 0.0), 1.0)
+    x, y, size = (a + (b - a) * share for a, b in zip(motion.begin, motion.end, strict=True))
+    lid = (motion.lid[0] * share, motion.lid[1] * share)
+    if motion.pair == OPEN:
+        grip = (x + motion.side * 0.30 * size + lid[0], y - 0.16 * size + lid[1])
+    else:
+        grip = (x + motion.side * 0.30 * size, y + 0.20 * size)
+    away = max(REACH - progress, progress - until, 0.0) / REACH
+    out = (grip[0] + motion.side * 26, 106.0)  # below the bottom edge
+    hand = (grip[0] + (out[0] - grip[0]) * away, grip[1] + (out[1] - grip[1]) * away)
+    floor_x, floor_y, floor_size = motion.begin if motion.pair == LIFT else (x, y, size)
+    shadow = (floor_x, floor_y + 0.40 * floor_size, 0.95 * floor_size)
+    hand_scale = size / motion.begin[2] if motion.pair == LIFT else 1.0
+    return Pose(x, y, size, lid, shadow, hand, hand_scale, motion.side)

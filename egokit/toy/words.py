@@ -1,0 +1,74 @@
+"""The toy's vocabulary and the three ways in which the data sets narrate an action.
+
+Class ids are positions in NOUNS and VERBS. Verbs stand in opposite pairs: verb ^ 1 is the opposite,
+verb // 2 the pair. Nothing here knows about videos or files.
+"""
+from __future__ import annotations
+
+NOUNS = ("cup", "bowl", "ball", "box", "bottle", "plate", "knife", "pan", "book", "phone", "hammer", "apple")
+VERBS = ("pick up", "put down", "open", "close", "push", "pull", "move left", "move right")
+COLOURS = ("red", "blue", "green", "yellow", "purple", "white")
+
+# base, third person, gerund, and what follows the verb and the object
+_FORMS = (
+    ("pick", "picks", "picking", " up", ""),
+    ("put", "puts", "putting", " down", ""),
+    ("open", "opens", "opening", "", ""),
+    ("close", "closes", "closing", "", ""),
+    ("push", "pushes", "pushing", "", ""),
+    ("pull", "pulls", "pulling", "", ""),
+    ("move", "moves", "moving", "", " to the left"),
+    ("move", "moves", "moving", "", " to the right"),
+)
+
+
+def opposite(verb: int) -> int:
+    return verb ^ 1
+
+
+def _phrase(verb: int, form: int, thing: str) -> str:
+    words = _FORMS[verb]
+    return f"{words[form]}{words[3]} {thing}{words[4]}"
+
+
+def ego4d_narration(verb: int, noun: int, colour: int | None, hand: str | None) -> str:
+    """"#C C picks up the red cup"; colour or hand None leaves that word out."""
+    thing = " ".join(["the", *([] if colour is None else [COLOURS[colour]]), NOUNS[noun]])
+    # "moves the cup to the left with the right hand" would read like a riddle and pass 15 tokens
+    by_hand = f" with the {hand} hand" if hand and VERBS[verb] not in ("move left", "move right") else ""
+    return f"#C C {_phrase(verb, 1, thing)}{by_hand}"
+
+
+def kitchen_narration(verb: int, noun: int, colour: int | None, article: bool, other: int | None) -> str:
+    """EK-100's terse style: "pick up cup", "push the red pan", "put down cup next to plate"."""
+    thing = " ".join([*(["the"] if article else []), *([] if colour is None else [COLOURS[colour]]), NOUNS[noun]])
+    return _phrase(verb, 0, thing) + ("" if other is None else f" next to {NOUNS[other]}")
+
+
+def charades_sentence(verb: int, noun: int) -> str:
+    """Charades' class names: "Picking up a cup"."""
+    article = "an" if NOUNS[noun][0] in "aeiou" else "a"
+    return _phrase(verb, 2, f"{article} {NOUNS[noun]}").capitalize()
+
+
+def charades_classes() -> list[tuple[int, int]]:
+    """The 24 (verb, noun) classes c000..c023: every noun twice, every verb three times.
+
+    The two verbs of a noun come from different pairs.
+    """
+    return sorted((verb % len(VERBS), noun) for noun in range(len(NOUNS)) for verb in (noun, noun + 4))
+
+
+def all_sentences() -> list[str]:
+    """Every sentence any part of the toy can hold (two-noun narrations once a noun): for the tokenizer."""
+    sentences = []
+    for verb in range(len(VERBS)):
+        for noun in range(len(NOUNS)):
+            sentences.append(charades_sentence(verb, noun))
+            for hand in (None, "left", "right"):
+                sentences += [ego4d_narration(verb, noun, colour, hand) for colour in (None, *range(len(COLOURS)))]
+            for article in (False, True):
+                sentences += [kitchen_narration(verb, noun, colour, article, None)
+                              for colour in (None, *range(len(COLOURS)))]
+            sentences.append(kitchen_narration(verb, noun, None, False, (noun + 5) % len(NOUNS)))
+    return sentences

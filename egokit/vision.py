@@ -1,0 +1,168 @@
+"""The video encoder: a space-time transformer whose last blocks can read a text.
+
+Shapes: B clips, T frames, N patches a frame, S = 1 + T*N tokens (CLS, then frame by frame), L text tokens,
+D width, H heads, K = D/H. Source: "Egocentric Video-Language Pre-training with Fusion in the Backbone"
+(ICCV 2023), section 3. What combines the two encoders is in model.py.
+"""
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from egokit.config import ModelConfig
+
+NORM_EPS = 1e-5
+
+
+def heads_first(x_BSD: Tensor, heads: int) -> Tensor:
+    """(B, S, D) -> (B, H, S, K)"""
+    return x_BSD.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+class TextGate(nn.Module):
+    """Cross-attention of video tokens to text tokens, added through a scalar gate that starts at 0."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width)
+        self.gate = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x_BSD: Tensor, text_BLD: Tensor, mask_B11L: Tensor) -> Tensor:
+        query = heads_first(self.query(self.norm(x_BSD)), self.heads)
+        key, value = (heads_first(y, self.heads) for y in self.key_value(text_BLD).chunk(2, dim=-1))
+        read = F.scaled_dot_product_attention(query, key, value, attn_mask=mask_B11L.to(query.dtype))
+        return x_BSD + self.gate * self.proj(read.transpose(1, 2).flatten(2))
+
+
+class DividedAttention(nn.Module):
+    """Attention within one group of patches, over time or over space, with CLS as one more key.
+
+    over="space": the patches of one frame. over="time": the patches at one position over all frames.
+    CLS itself queries every token of the clip, in both.
+    """
+
+    def __init__(self, width: int, heads: int, over: str):
+        super().__init__()
+        self.heads, self.over = heads, over
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x_BSD: Tensor, frames: int) -> Tensor:
+        B, S, D = x_BSD.shape
+        H = self.heads
+        query, key, value = self.qkv(x_BSD).unflatten(-1, (3, H, D // H)).permute(2, 0, 3, 1, 4)  # each (B, H, S, K)
+        cls = F.scaled_dot_product_attention(query[:, :, :1], key, value)                          # (B, H, 1, K)
+
+        def groups(z: Tensor) -> Tensor:
+            """Patches (B, H, T*N, K) -> (B*G, H, size, K), a group being a frame or a position."""
+            z = z[:, :, 1:].unflatten(2, (frames, -1))
+            z = z.permute(0, 2, 1, 3, 4) if self.over == "space" else z.permute(0, 3, 1, 2, 4)
+            return z.flatten(0, 1)
+
+        def with_cls(z: Tensor) -> Tensor:
+            patches = groups(z)
+            first = z[:, :, :1].repeat_interleave(patches.shape[0] // B, dim=0)
+            return torch.cat([first, patches], dim=2)
+
+        read = F.scaled_dot_product_attention(groups(query), with_cls(key), with_cls(value))
+        read = read.unflatten(0, (B, -1))                                                          # (B, G, H, size, K)
+        read = read.permute(0, 1, 3, 2, 4) if self.over == "space" else read.permute(0, 3, 1, 2, 4)
+        return self.proj(torch.cat([cls.transpose(1, 2).flatten(2), read.reshape(B, S - 1, D)], dim=1))
+
+
+class Block(nn.Module):
+    """One space-time block. The residual of the space attention starts from x, not from the time step's output."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float, fused: bool):
+        super().__init__()
+        self.norm_time = nn.LayerNorm(width, eps=NORM_EPS)
+        self.time = DividedAttention(width, heads, "time")
+        self.norm_space = nn.LayerNorm(width, eps=NORM_EPS)
+        self.space = DividedAttention(width, heads, "space")
+        self.text = TextGate(width, heads) if fused else None
+        self.norm_mlp = nn.LayerNorm(width, eps=NORM_EPS)
+        self.fc1 = nn.Linear(width, int(width * mlp_ratio))
+        self.fc2 = nn.Linear(int(width * mlp_ratio), width)
+
+    def forward(self, x_BSD: Tensor, frames: int, text_BLD: Tensor | None = None,
+                mask_B11L: Tensor | None = None) -> Tensor:
+        timed = x_BSD + self.time(self.norm_time(x_BSD), frames)
+        space = self.space(self.norm_space(timed), frames)
+        if text_BLD is not None:
+            space = self.text(space, text_BLD, mask_B11L)
+        x_BSD = x_BSD + space
+        return x_BSD + self.fc2(F.gelu(self.fc1(self.norm_mlp(x_BSD))))
+
+
+class VideoEncoder(nn.Module):
+    """Frames to tokens to states. `blocks[depth - fused:]` can take a text."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        width, patches = config.width, (config.image_size // config.patch_size) ** 2
+        self.patch_embed = nn.Conv2d(3, width, config.patch_size, stride=config.patch_size)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.position_embed = nn.Parameter(torch.zeros(1, 1 + patches, width))
+        self.temporal_embed = nn.Parameter(torch.zeros(1, config.frames, width))
+        self.blocks = nn.ModuleList(
+            Block(width, config.heads, config.mlp_ratio, index >= config.depth - config.fused)
+            for index in range(config.depth))
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+
+    def reset_parameters(self) -> None:
+        """Truncated normal 0.02 as in ViT; gates 0; time attention by `time_init`."""
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d)):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        nn.init.trunc_normal_(self.position_embed, std=0.02)
+        self.reset_time()
+
+    def reset_time(self) -> None:
+        """Start of the time attention. Both ways the clip passes through it unchanged at step 0.
+
+        released: qkv 0 and projection 1, as the original; q and k then never get a gradient.
+        zero_output: qkv from the block's space attention, projection 0; it learns.
+        """
+        for block in self.blocks:
+            nn.init.zeros_(block.time.proj.bias)
+            if self.config.time_init == "released":
+                nn.init.zeros_(block.time.qkv.weight)
+                nn.init.zeros_(block.time.qkv.bias)
+                nn.init.ones_(block.time.proj.weight)
+            else:
+                block.time.qkv.load_state_dict(block.space.qkv.state_dict())
+                nn.init.zeros_(block.time.proj.weight)
+
+    def embed(self, frames_BTCHW: Tensor, cls_11D: Tensor | None = None) -> Tensor:
+        """Normalised frames (B, T, 3, height, width) -> tokens (B, 1 + T*N, D); `cls_11D` replaces the encoder's own."""
+        B, T = frames_BTCHW.shape[:2]
+        patches = self.patch_embed(frames_BTCHW.flatten(0, 1)).flatten(2).transpose(1, 2)   # (B*T, N, D)
+        patches = patches.unflatten(0, (B, T)) + self.position_embed[:, None, 1:] + self.temporal_embed[:, :T, None]
+        cls = (self.cls_token if cls_11D is None else cls_11D) + self.position_embed[:, :1]
+        return torch.cat([cls.expand(B, -1, -1).to(patches.dtype), patches.flatten(1, 2)], dim=1)
+
+    def run(self, x_BSD: Tensor, frames: int, start: int, stop: int) -> Tensor:
+        """Blocks start..stop without a text."""
+        for block in self.blocks[start:stop]:
+            x_BSD = self.step(block, x_BSD, frames)
+        return x_BSD
+
+    def step(self, block: Block, *inputs) -> Tensor:
+        """One block, recomputed in the backward pass if the config says so."""
+        if self.config.checkpointing and self.training:
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
+
+    def forward(self, frames_BTCHW: Tensor) -> Tensor:
+        """Normalised frames -> state of CLS (B, D), unfused."""
+        x_BSD = self.run(self.embed(frames_BTCHW), frames_BTCHW.shape[1], 0, self.config.depth)
+        return self.norm(x_BSD)[:, 0]

@@ -1,0 +1,31 @@
+"""Files in the released format with seeded weights, and the inputs that golden/ was made with."""
+import importlib.util
+import json
+from pathlib import Path
+
+import torch
+
+GOLDEN = Path(__file__).parent / "golden"
+_spec = importlib.util.spec_from_file_location("fake_release", GOLDEN / "fake_release.py")
+fake_release = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(fake_release)
+
+KEYS = {"large": GOLDEN / "keys_mlp4096_4f.tsv", "small": GOLDEN / "keys_linear256_16f.tsv"}
+
+
+def golden(name):
+    return json.loads((GOLDEN / f"{name}.json").read_text())
+
+
+def release(folder, kind, seed="A"):
+    path = Path(folder) / f"{kind}_{seed}.pth"
+    if not path.exists():
+        fake_release.save(str(KEYS[kind]), seed, str(path))
+    return path
+
+
+def inputs(figures):
+    frames = torch.from_numpy(fake_release.draw(figures["seed"], "input.video", (3, figures["frames"], 3, 224, 224)))
+    mask = torch.tensor(figures["attention_mask"])
+    text, masked = ({"input_ids": torch.tensor(figures[key]), "attention_mask": mask} for key in ("input_ids", "mlm_ids"))
+    return frames, text, masked
