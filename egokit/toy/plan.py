@@ -1,0 +1,224 @@
+"""What happens in which video and when: pure numbers from the seed, no pictures and no sentences.
+
+A video is a row of scenes, a scene a table top with two or three objects that its actions share, so
+one noun meets many verbs in one place and a negative from the same scene is a hard one. The plan is
+cheap, so every worker process draws it again and none is sent anywhere.
+"""
+from __future__ import annotations
+
+import dataclasses
+import uuid
+from pathlib import Path
+
+import numpy as np
+
+from egokit.toy.motion import Motion, draw_motion
+from egokit.toy.words import COLOURS, NOUNS, VERBS, charades_classes
+
+FPS = 10
+OBJECT_SIZE = 37.0  # px across, at rest
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """How much of everything: numbers of videos, and seconds of each and of its scenes."""
+    ego4d_train: int
+    ego4d_test: int
+    ego4d_train_seconds: float
+    ego4d_test_seconds: float
+    scene_seconds: float
+    kitchen_train: int
+    kitchen_test: int
+    kitchen_train_seconds: float
+    kitchen_test_seconds: float
+    charades_train: int
+    charades_test: int
+    questions: int       # inter-video; as many intra-video
+    verb_questions: int  # of each type
+
+
+SIZES = {
+    "demo": Size(31, 6, 96, 96, 24, 8, 3, 60, 66, 80, 48, 120, 32),
+    # five test videos: an inter-video question takes its five choices from five of them
+    "tiny": Size(4, 5, 45, 24, 24, 2, 1, 20, 20, 6, 4, 12, 4),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Thing:
+    noun: int
+    colour: int
+    size: float = OBJECT_SIZE
+
+
+@dataclasses.dataclass(frozen=True)
+class Action:
+    """One action; start and stop in seconds of the video, gap_* the quiet seconds on either side."""
+    start: float
+    stop: float
+    gap_before: float
+    gap_after: float
+    verb: int
+    thing: Thing
+    motion: Motion
+    other: tuple[Thing, int] | None  # a second object beside it, and on which side
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    start: float
+    stop: float
+    seed: int  # of the table top's look
+    actions: tuple[Action, ...]
+    resting: tuple[Thing, Motion] | None = None  # what lies there when there is no action at all
+
+
+@dataclasses.dataclass(frozen=True)
+class Video:
+    corpus: str  # "ego4d", "ek100" or "charades"
+    split: str   # "train" or "test"
+    uid: str
+    path: str    # under the data root
+    seconds: float
+    seed: int    # of the sleeve and the skin
+    scenes: tuple[Scene, ...]
+
+    @property
+    def actions(self) -> list[Action]:
+        return [action for scene in self.scenes for action in scene.actions]
+
+    @property
+    def frames(self) -> int:
+        return round(self.seconds * FPS)
+
+
+def generator(seed: int, *keys: int | str) -> np.random.Generator:
+    """A random generator of its own for every purpose, so that no draw moves another."""
+    words = [seed]
+    for key in keys:
+        words += list(key.encode()) if isinstance(key, str) else [key]
+    return np.random.default_rng(words)
+
+
+def uid(seed: int, *keys: int | str) -> str:
+    """A uuid-like name, the same for the same seed."""
+    return str(uuid.UUID(bytes=generator(seed, "uid", *keys).bytes(16), version=4))
+
+
+def video_path(root: Path, video: Video) -> Path:
+    return root / video.path
+
+
+def plan(seed: int, size: str) -> list[Video]:
+    """All videos of the data set, Ego4D first. Equal arguments give equal plans."""
+    return [*_ego4d(seed, SIZES[size]), *_kitchens(seed, SIZES[size]), *_charades(seed, SIZES[size])]
+
+
+def _actions(random, start: float, stop: float, steps, others: float = 0.0, last: bool = False) -> list[Action]:
+    """Actions from `steps` (an iterator of (verb, thing)) that fill [start, stop]; `last` runs it to its end."""
+    actions, now, before = [], start, random.uniform(0.2, 0.45)
+    for verb, thing in steps:
+        begin, end = now + before, now + before + random.uniform(1.2, 2.1)
+        after = random.uniform(0.2, 0.45)
+        if end + after > stop and not last:
+            break
+        thing = dataclasses.replace(thing, size=OBJECT_SIZE * random.uniform(0.93, 1.07))
+        other = None
+        if random.random() < others:
+            noun = int((thing.noun + random.integers(1, len(NOUNS))) % len(NOUNS))
+            other = (Thing(noun, int(random.integers(len(COLOURS))), 0.72 * OBJECT_SIZE), int(random.choice([-1, 1])))
+        motion = draw_motion(random, verb, thing.size)
+        actions.append(Action(begin, end, before, after, verb, thing, motion, other))
+        now, before = end, after
+    return actions
+
+
+def _mixed_steps(random, things: list[Thing]):
+    """Endless (verb, thing): each thing runs through all verbs in a new order before one repeats."""
+    decks: list[list[int]] = [[] for _ in things]
+    while True:
+        for i in random.permutation(len(things)):
+            if not decks[i]:
+                decks[i] = random.permutation(len(VERBS)).tolist()
+            yield decks[i].pop(), things[i]
+
+
+def _scenes(random, seconds: float, scene_seconds: float, shared: list[Thing], others: float) -> tuple[Scene, ...]:
+    """Scenes of a long video. `shared[k]`, where given, is one of the objects of scene k."""
+    count = max(1, round(seconds / scene_seconds))
+    deck: list[int] = []
+    scenes = []
+    for k in range(count):
+        start, stop = seconds * k / count, seconds * (k + 1) / count
+        things = shared[k:k + 1]
+        for _ in range(int(random.integers(2, 4)) - len(things)):
+            taken = [thing.noun for thing in things]
+            deck = deck or random.permutation(len(NOUNS)).tolist()
+            noun = next((noun for noun in deck if noun not in taken), None)
+            if noun is None:  # what is left in the deck lies here already
+                deck = [noun for noun in random.permutation(len(NOUNS)).tolist() if noun not in taken]
+                noun = deck[0]
+            deck.remove(noun)
+            things = [*things, Thing(noun, int(random.integers(len(COLOURS))))]
+        actions = _actions(random, start, stop, _mixed_steps(random, things), others)
+        scenes.append(Scene(start, stop, int(random.integers(2**31)), tuple(actions)))
+    return tuple(scenes)
+
+
+def _ego4d(seed: int, size: Size) -> list[Video]:
+    random = generator(seed, "shared")
+    # the test videos share one object a scene: verb-only questions need one object in five videos
+    shared = [Thing(int(noun), int(random.integers(len(COLOURS)))) for noun in random.permutation(len(NOUNS))]
+    videos = []
+    for split, count, seconds in (("train", size.ego4d_train, size.ego4d_train_seconds),
+                                  ("test", size.ego4d_test, size.ego4d_test_seconds)):
+        for i in range(count):
+            random = generator(seed, "ego4d", split, i)
+            name = uid(seed, "ego4d", split, i)
+            scenes = _scenes(random, seconds, size.scene_seconds, shared if split == "test" else [], 0.0)
+            videos.append(Video("ego4d", split, name, f"Ego4D/{name}.mp4", seconds,
+                                int(random.integers(2**31)), scenes))
+    return videos
+
+
+def _kitchens(seed: int, size: Size) -> list[Video]:
+    videos = []
+    for split, count, seconds in (("train", size.kitchen_train, size.kitchen_train_seconds),
+                                  ("test", size.kitchen_test, size.kitchen_test_seconds)):
+        for i in range(count):
+            random = generator(seed, "ek100", split, i)
+            participant = f"P{i % 4 + 1:02d}"
+            name = f"{participant}_{i // 4 + 1 if split == 'train' else i // 4 + 11:02d}"
+            scenes = _scenes(random, seconds, 20, [], 0.2)
+            # the sleeve belongs to the participant, whom train and test share as the real split does
+            videos.append(Video("ek100", split, name, f"EK100/video_ht256px/{participant}/{name}.MP4", seconds,
+                                int(generator(seed, "participant", participant).integers(2**31)), scenes))
+    return videos
+
+
+def _charades(seed: int, size: Size) -> list[Video]:
+    classes = charades_classes()
+    letters = np.array(list("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
+    videos, names, deck = [], set(), []
+    for split, count in (("train", size.charades_train), ("test", size.charades_test)):
+        for i in range(count):
+            random = generator(seed, "charades", split, i)
+            while (name := "".join(random.choice(letters, 5))) in names:
+                pass
+            names.add(name)
+            shuffle = generator(seed, "deck", split, i)
+            steps = []
+            # dealt from a shuffled deck of all classes, so that every class gets its share of videos
+            while len(steps) < 2 + i % 2:
+                deck = deck or shuffle.permutation(len(classes)).tolist()
+                verb, noun = classes[deck.pop()]
+                steps.append((verb, Thing(noun, int(random.integers(len(COLOURS))))))
+            resting = None
+            if split == "test" and i in (1, 17):  # the real test set has videos without any label, too
+                resting, steps = (steps[0][1], draw_motion(random, 7, OBJECT_SIZE)), []
+            actions = _actions(random, 0.0, 0.0, steps, last=True)
+            seconds = round((actions[-1].stop + actions[-1].gap_after if actions else 5.0), 1)
+            scene = Scene(0.0, seconds, int(random.integers(2**31)), tuple(actions), resting)
+            videos.append(Video("charades", split, name, f"CharadesEgo/CharadesEgo_v1_480/{name}.mp4", seconds,
+                                int(random.integers(2**31)), (scene,)))
+    return videos

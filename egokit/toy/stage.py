@@ -1,0 +1,162 @@
+"""Table tops, and one frame put together: background, objects, hand, light.
+
+A background is painted once a scene. The three data sets differ here, in tables, sleeves and light,
+so that going from one to another is a small change of domain. Motion and timing are decided elsewhere.
+"""
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from egokit.toy import sprites
+from egokit.toy.hand import hand_sprite
+from egokit.toy.motion import OPEN, Pose
+from egokit.toy.plan import Thing
+from egokit.toy.words import COLOURS, NOUNS
+
+HEIGHT, WIDTH = 96, 128
+SKINS = ((236, 188, 156), (222, 165, 128), (190, 132, 96), (141, 92, 64))
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """What a data set's pictures have in common."""
+    tables: tuple[tuple[int, int, int], ...]
+    textures: tuple[str, ...]
+    walls: tuple[tuple[int, int, int], ...]
+    sleeves: tuple[tuple[int, int, int], ...]
+    gain: tuple[float, float]  # light, from .. to
+    tint: tuple[float, float, float]
+
+
+LOOKS = {
+    "ego4d": Look(((150, 106, 66), (203, 168, 120), (132, 134, 140), (220, 208, 186), (66, 92, 78), (88, 104, 134)),
+                  ("wood", "wood", "speckle", "plain"), ((196, 190, 180), (120, 130, 140), (170, 150, 130)),
+                  ((48, 70, 142), (122, 32, 44), (62, 62, 64), (40, 110, 74)), (0.85, 1.08), (1.0, 1.0, 1.0)),
+    "ek100": Look(((214, 218, 222), (70, 70, 76), (96, 152, 150), (172, 100, 74)),
+                  ("tiles", "speckle", "tiles"), ((232, 226, 208), (150, 176, 184)),
+                  ((226, 136, 46), (236, 160, 186), (150, 190, 226), (240, 236, 226)), (0.75, 0.95), (1.06, 1.0, 0.88)),
+    "charades": Look(((202, 166, 76), (166, 152, 192), (214, 172, 168), (92, 62, 48)),
+                     ("plain", "wood", "tiles"), ((140, 110, 90), (90, 96, 120), (205, 205, 195)),
+                     ((30, 30, 34), (200, 200, 204), (96, 60, 130), (170, 140, 60)), (0.7, 1.15), (0.92, 0.99, 1.08)),
+}
+
+
+def wearer(corpus: str, seed: int) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """(skin, sleeve) of the person behind a video's camera."""
+    random = np.random.default_rng(seed)
+    sleeves = LOOKS[corpus].sleeves
+    return SKINS[random.integers(len(SKINS))], sleeves[random.integers(len(sleeves))]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stage:
+    """A scene ready to be played on: its background and the light that falls on everything."""
+    background_HWC: np.ndarray  # uint8, unlit
+    light_C256: np.ndarray      # uint8, a curve a channel
+
+    def frame(self, pose: Pose | None, thing: Thing | None, opens: bool, wearing, other=None) -> np.ndarray:
+        """One picture, uint8 (96, 128, 3), without its number."""
+        frame_HWC = self.background_HWC.copy()
+        if other is not None:
+            beside, side = other
+            _shadow(frame_HWC, 64 + side * 32, 50 + 0.4 * beside.size, 0.95 * beside.size)
+            sprites.lay(frame_HWC, _sprite(beside, beside.size), 64 + side * 32, 50)
+        if pose is not None:
+            _shadow(frame_HWC, *pose.shadow)
+            if opens:
+                lower, upper, mouth = sprites.opened_sprites(NOUNS[thing.noun], COLOURS[thing.colour], round(pose.size))
+                sprites.lay(frame_HWC, lower, pose.x, pose.y)
+                if pose.lid[1] < -1:
+                    sprites.lay(frame_HWC, mouth, pose.x, pose.y)
+                sprites.lay(frame_HWC, upper, pose.x + pose.lid[0], pose.y + pose.lid[1])
+            else:
+                sprites.lay(frame_HWC, _sprite(thing, pose.size), pose.x, pose.y)
+            if pose.hand is not None:
+                percent = 5 * round(20 * pose.hand_scale ** 0.5)
+                sprites.lay(frame_HWC, hand_sprite(*wearing, pose.side, percent), *pose.hand)
+        for channel in range(3):
+            frame_HWC[..., channel] = self.light_C256[channel][frame_HWC[..., channel]]
+        return frame_HWC
+
+
+def opens(motion) -> bool:
+    return motion.pair == OPEN
+
+
+def _sprite(thing: Thing, size: float) -> sprites.Sprite:
+    return sprites.object_sprite(NOUNS[thing.noun], COLOURS[thing.colour], round(size))
+
+
+@functools.lru_cache(maxsize=128)
+def _shadow_sprite(width: int) -> sprites.Sprite:
+    from PIL import Image, ImageDraw, ImageFilter
+    image = Image.new("RGBA", (4 * width + 32, 2 * width + 32), (0, 0, 0, 0))
+    ImageDraw.Draw(image).ellipse((16, 16, 4 * width + 16, 4 * round(width * 0.36) + 16), fill=(0, 0, 0, 120))
+    image = image.filter(ImageFilter.GaussianBlur(4)).resize((width + 8, width // 2 + 8), Image.Resampling.BOX)
+    return sprites.to_sprite(image, (4 + width / 2, 4 + width * 0.18))
+
+
+def _shadow(frame_HWC, x: float, y: float, width: float) -> None:
+    sprites.lay(frame_HWC, _shadow_sprite(round(width)), x, y)
+
+
+def build_stage(corpus: str, seed: int) -> Stage:
+    """The table top that `seed` draws in the look of `corpus`."""
+    look, random = LOOKS[corpus], np.random.default_rng(seed)
+    table = np.array(look.tables[random.integers(len(look.tables))]) * random.uniform(0.9, 1.1)
+    texture = look.textures[random.integers(len(look.textures))]
+    picture = np.clip(table, 0, 245) * np.ones((HEIGHT, WIDTH, 1)) * _grain(random, texture)[..., None]
+    edge = int(random.integers(7, 13))  # where the table ends
+    picture[:edge] = np.array(look.walls[random.integers(len(look.walls))])
+    picture[edge - 1:edge + 1] *= 0.6
+    down, across = np.mgrid[0:1:HEIGHT * 1j, 0:1:WIDTH * 1j]
+    picture *= (1 + random.uniform(-0.15, 0.15) * (across - 0.5) + random.uniform(-0.1, 0.2) * (down - 0.5))[..., None]
+    background = np.clip(picture, 0, 255).astype(np.uint8)
+    corners = [(12, 26), (116, 26), (12, 78), (116, 78)]
+    for i in random.permutation(4)[:int(random.integers(1, 3))]:
+        x, y = np.array(corners[i]) + random.integers(-4, 5, 2)
+        sprites.lay(background, _clutter(random), x, y)
+    gain = random.uniform(*look.gain) * np.array(look.tint) * random.uniform(0.97, 1.03, 3)
+    light = np.clip(np.arange(256) * gain[:, None], 0, 255).astype(np.uint8)
+    return Stage(background, light)
+
+
+def _grain(random: np.random.Generator, texture: str) -> np.ndarray:
+    """(96, 128), around 1: wood has long streaks, speckle dots, tiles joints."""
+    from PIL import Image
+
+    def noise(rows: int, columns: int, depth: float) -> np.ndarray:
+        coarse = Image.fromarray(random.normal(0, depth, (rows, columns)).astype(np.float32))
+        return np.asarray(coarse.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC))
+
+    if texture == "wood":
+        return 1 + noise(48, 5, 0.06) + noise(12, 3, 0.05)
+    if texture == "speckle":
+        return 1 + noise(48, 64, 0.06)
+    if texture == "tiles":
+        grain, pitch = 1 + noise(4, 5, 0.03), int(random.integers(22, 32))
+        grain[int(random.integers(pitch))::pitch] *= 0.82
+        grain[:, int(random.integers(pitch))::pitch] *= 0.82
+        return grain
+    return 1 + noise(4, 5, 0.04)
+
+
+def _clutter(random: np.random.Generator) -> sprites.Sprite:
+    """A small thing that lies about and is never spoken of: coaster, napkin, pencil or sponge."""
+    from PIL import Image
+    image = Image.new("RGBA", (64, 64))
+    pen = sprites.Pen(image, tuple(int(c) for c in random.integers(70, 230, 3)), 0.64)
+    kind = random.integers(4)
+    if kind == 0:
+        pen.ellipse(8, 20, 92, 80)
+    elif kind == 1:
+        pen.polygon((20, 15), (92, 25), (80, 85), (8, 75))
+    elif kind == 2:
+        pen.line((10, 80), (90, 20), width=12)
+    else:
+        pen.rounded(10, 30, 90, 72, 12)
+    size = int(random.integers(14, 20))
+    return sprites.to_sprite(image.resize((size, size), Image.Resampling.BOX), (size / 2, size / 2))

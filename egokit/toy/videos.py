@@ -1,0 +1,114 @@
+"""From the plan to MP4 files: frames drawn, numbered, encoded, and the work shared by processes.
+
+    python -m egokit.toy.videos ROOT SEED SIZE UID...      # encode these videos
+
+Finished files are renamed into place and kept, so an interrupted run goes on where it was. Workers are
+plain subprocesses that draw the plan again: nothing is pickled, and a caller needs no __main__ guard.
+"""
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from egokit import runs
+from egokit.toy import stage
+from egokit.toy.motion import pose_at, rest_pose
+from egokit.toy.plan import FPS, Action, Scene, Video, plan, video_path
+from egokit.toy.strip import write_frame_number
+
+
+def frames(video: Video) -> Iterator[np.ndarray]:
+    """Every frame of a video in order, uint8 (96, 128, 3), numbered from 0."""
+    wearing = stage.wearer(video.corpus, video.seed)
+    number = 0
+    for scene in video.scenes:
+        table = stage.build_stage(video.corpus, scene.seed)
+        last = video.frames if scene is video.scenes[-1] else round(scene.stop * FPS)
+        while number < last:
+            frame_HWC = _picture(table, scene, number / FPS, wearing)
+            write_frame_number(frame_HWC, number)
+            yield frame_HWC
+            number += 1
+
+
+def _picture(table: stage.Stage, scene: Scene, now: float, wearing) -> np.ndarray:
+    action = _nearest(scene, now)
+    if action is None:
+        thing, motion = scene.resting
+        return table.frame(rest_pose(motion, after=False), thing, False, wearing)
+    if action.start <= now <= action.stop:
+        pose = pose_at(action.motion, (now - action.start) / (action.stop - action.start))
+    else:
+        pose = rest_pose(action.motion, after=now > action.stop)
+    return table.frame(pose, action.thing, stage.opens(action.motion), wearing, action.other)
+
+
+def _nearest(scene: Scene, now: float) -> Action | None:
+    """The action going on, or the nearer one: one object gives way to the next halfway between them."""
+    def distance(action: Action) -> float:
+        return max(action.start - now, now - action.stop, 0.0)
+    return min(scene.actions, key=distance, default=None)
+
+
+def encode(video: Video, path: Path) -> None:
+    """Write one video as H.264 MP4. One thread: the same frames then give the same bytes."""
+    import av
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=FPS)
+        stream.width, stream.height, stream.pix_fmt = stage.WIDTH, stage.HEIGHT, "yuv420p"
+        stream.options = {"crf": "20", "preset": "veryfast", "threads": "1", "g": "40"}
+        for frame_HWC in frames(video):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame_HWC, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def render_share(root: Path, videos: list[Video], keep_going=lambda: True) -> None:
+    """Encode those of `videos` that are not there yet."""
+    for video in videos:
+        path = video_path(root, video)
+        if not path.exists() and keep_going():
+            with runs.atomic_path(path) as temporary:
+                encode(video, temporary)
+
+
+def render(root: Path, seed: int, size: str, processes: int) -> None:
+    """Encode all videos that are missing, in `processes` processes of which this is one."""
+    package_parent = str(Path(__file__).resolve().parents[2])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(
+        filter(None, [package_parent, os.environ.get("PYTHONPATH")]))}
+    videos = plan(seed, size)
+    # resumed work is shared out anew, or one process would be left with all of it
+    missing = [video for video in videos if not video_path(root, video).exists()]
+    processes = max(1, min(processes, len(missing) // 4))
+    workers = [subprocess.Popen(
+        [sys.executable, "-m", "egokit.toy.videos", str(root), str(seed), size,
+         *(video.uid for video in missing[share::processes])],
+        env=environment, stderr=subprocess.PIPE, text=True) for share in range(1, processes)]
+    try:
+        render_share(root, missing[::processes])
+        for worker in workers:
+            _, errors = worker.communicate()
+            if worker.returncode:
+                raise RuntimeError(f"a process that draws the toy's videos failed:\n{errors.strip()}")
+    finally:
+        for worker in workers:
+            if worker.poll() is None:
+                worker.terminate()
+                worker.communicate()
+
+
+def main(arguments: list[str]) -> None:
+    root, seed, size, *uids = arguments
+    parent, wanted = os.getppid(), set(uids)
+    # a killed parent must not leave its workers drawing for nobody
+    render_share(Path(root), [video for video in plan(int(seed), size) if video.uid in wanted],
+                 keep_going=lambda: os.getppid() == parent)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,63 @@
+"""Metrics and frame rules against the original's figures."""
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from egokit import metrics, sampling
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def figures(name):
+    return json.loads((GOLDEN / f"{name}.json").read_text())
+
+
+def test_retrieval_equals_the_original():
+    expected = figures("A_metrics")["mir"]
+    ours = metrics.retrieval(expected["similarity_video_x_text"], expected["relevancy"])
+    for key in ("mAP_V2T", "mAP_T2V", "nDCG_V2T", "nDCG_T2V"):
+        assert ours[key] == pytest.approx(expected[key], rel=1e-9)
+
+
+def test_charades_equals_the_original():
+    expected = figures("A_metrics")["charades"]
+    assert metrics.charades(expected["scores"], expected["targets"])["mAP"] == pytest.approx(expected["mAP"], rel=1e-9)
+
+
+def test_egomcq_equals_the_original():
+    expected = figures("A_metrics")["egomcq"]
+    ours = metrics.egomcq(expected["scores"], expected["labels"], expected["types"])
+    assert ours["inter"] == pytest.approx(expected["Inter-video"]) and ours["intra"] == pytest.approx(expected["Intra-video"])
+
+
+def test_chance_is_what_random_scores_give():
+    answers = np.arange(1000) % 5
+    assert metrics.chance(metrics.egomcq, (1000, 5), answers, np.ones(1000))["inter"] == pytest.approx(20, abs=1.5)
+
+
+@pytest.mark.parametrize("rule", figures("A_sampling"), ids=lambda r: f"{r['rule']}-{r.get('num_frames', '')}-{r.get('end', r.get('length'))}")
+def test_frame_rules_equal_the_original(rule):
+    if rule["rule"] == "egoclip uniform":
+        assert sampling.egoclip(rule["start"], rule["end"], rule["num_frames"]).tolist() == rule["index"]
+    elif rule["rule"] == "whole video uniform":
+        assert sampling.whole_video(rule["length"], rule["num_frames"]).tolist() == rule["index"]
+    elif rule["rule"] == "ek100 uniform":
+        assert sampling.ek100(rule["start"], rule["end"], rule["num_frames"]).tolist() == rule["index"]
+    else:
+        index = sampling.mq(rule["start"], rule["end"], 1.87, 30, 16)
+        assert len(index) == rule["count"] and index[:20].tolist() == rule["first"] and index[-5:].tolist() == rule["last"]
+
+
+@pytest.mark.parametrize("rule", [sampling.egoclip, sampling.ek100])
+@pytest.mark.parametrize("start, stop, count", [(10, 50, 4), (0, 3, 16), (7, 8, 4), (100, 160, 16)])
+def test_random_frames_lie_in_order_inside_the_clip(rule, start, stop, count):
+    for seed in range(50):
+        index = rule(start, stop, count, np.random.default_rng(seed))
+        assert len(index) == count and (np.diff(index) >= 0).all() and index.min() >= start and index.max() <= stop
+
+
+def test_short_clips_repeat_their_last_frame_and_never_leave_the_video():
+    assert sampling.pad(np.array([0, 1, 2]), 5).tolist() == [0, 1, 2, 2, 2]
+    assert sampling.inside(np.array([-1, 3, 12]), 10).tolist() == [0, 3, 9]
