@@ -45,6 +45,7 @@ class PyAVReader:
         self.step = 1 / (rate * self.stream.time_base)      # time stamps a frame
         self.origin = self.stream.start_time or 0
         self.times: list[int] | None = None
+        self.decoder, self.position, self.last = None, None, None  # where the decoder stands, and the frame it gave last
         self.length = self.stream.frames or len(self._packet_times())
 
     def _packet_times(self) -> list[int]:
@@ -69,43 +70,47 @@ class PyAVReader:
         return number
 
     def read(self, indices) -> np.ndarray:
-        """uint8 (len(indices), height, width, 3), in the order asked for; indices may repeat."""
+        """uint8 (len(indices), height, width, 3), in the order asked for; indices may repeat.
+
+        A read that follows on the last one goes on decoding where that stopped, so a long video streams in pieces.
+        """
+        wanted = sorted({int(i) for i in indices})
         try:
-            found = self._decode(sorted({int(i) for i in indices}))
+            found = {index: self._frame(index) for index in wanted}
         except _Irregular:
             self._packet_times()
-            found = self._decode(sorted({int(i) for i in indices}))
+            self.position = None
+            found = {index: self._frame(index) for index in wanted}
         return np.stack([found[int(i)] for i in indices])
 
-    def _decode(self, wanted: list[int]) -> dict[int, np.ndarray]:
+    def _frame(self, index: int) -> np.ndarray:
         import av
-        found: dict[int, np.ndarray] = {}
-        position = None
-        decoder = None
-        for index in wanted:
-            if not 0 <= index < self.length:
-                raise VideoError(f"{self.path}: frame {index} asked for, but the file has {self.length} ({self.fps:.2f} a second)")
-            try:
-                if position is None or index - position > self.GAP:
-                    self.container.seek(self._time(index), stream=self.stream, backward=True)
-                    decoder, position = self.container.decode(self.stream), None
-                for frame in decoder:
-                    if frame.pts is None:
-                        continue
-                    position = self._number(frame.pts)
-                    if position == index:
-                        found[index] = frame.to_ndarray(format="rgb24")
-                        break
-                    if position > index:
-                        raise _Irregular if self.times is None else VideoError(
-                            f"{self.path}: frame {index} (at {index / self.fps:.2f} s) is missing in the stream")
-            except (av.error.FFmpegError, OSError) as error:
-                raise VideoError(f"{self.path}: frame {index} (at {index / self.fps:.2f} s) can't be decoded "
-                                 f"({getattr(error, 'strerror', None) or error})") from None
-            if index not in found:
-                raise VideoError(f"{self.path}: the stream ends before frame {index} (at {index / self.fps:.2f} s), "
-                                 f"although the file promises {self.length} frames")
-        return found
+        if not 0 <= index < self.length:
+            raise VideoError(f"{self.path}: frame {index} asked for, but the file has {self.length} ({self.fps:.2f} a second)")
+        if self.position == index:
+            return self.last
+        where = f"frame {index} (at {index / self.fps:.2f} s)"
+        try:
+            if self.position is None or not 0 < index - self.position <= self.GAP:
+                self.container.seek(self._time(index), stream=self.stream, backward=True)
+                self.decoder, self.position = self.container.decode(self.stream), None
+            for frame in self.decoder:
+                if frame.pts is None:
+                    continue
+                number = self._number(frame.pts)
+                if number >= index:
+                    break
+            else:
+                self.position = None
+                raise VideoError(f"{self.path}: the stream ends before {where}, although the file promises {self.length} frames")
+            if number > index:
+                self.position = None
+                raise _Irregular if self.times is None else VideoError(f"{self.path}: {where} is missing in the stream")
+            self.position, self.last = index, frame.to_ndarray(format="rgb24")
+            return self.last
+        except (av.error.FFmpegError, OSError) as error:
+            self.position = None
+            raise VideoError(f"{self.path}: {where} can't be decoded ({getattr(error, 'strerror', None) or error})") from None
 
     def close(self) -> None:
         self.container.close()

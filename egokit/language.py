@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from egokit.config import ModelConfig
-from egokit.vision import NORM_EPS, heads_first
+from egokit.vision import NORM_EPS, attend, heads_first
 
 PADDING = 1  # RoBERTa's padding id; positions start right after it
 
@@ -31,8 +31,7 @@ class TextAttention(nn.Module):
     def forward(self, x_BLD: Tensor, source_BSD: Tensor, mask_B11S: Tensor | None = None) -> Tensor:
         query = heads_first(self.query(x_BLD), self.heads)
         key, value = (heads_first(linear(source_BSD), self.heads) for linear in (self.key, self.value))
-        read = F.scaled_dot_product_attention(query, key, value, dropout_p=self.dropout if self.training else 0.0,
-                                              attn_mask=None if mask_B11S is None else mask_B11S.to(query.dtype))
+        read = attend(query, key, value, mask_B11S, self.dropout if self.training else 0.0)
         return F.dropout(self.dense(read.transpose(1, 2).flatten(2)), self.dropout, self.training)
 
 

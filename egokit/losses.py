@@ -45,22 +45,18 @@ def max_margin(similarity_BB: Tensor, relevancy_B: Tensor | None = None, margin:
     return torch.cat([F.relu(margins - (own - s))[off], F.relu(margins - (own - s.T))[off]]).mean()
 
 
-def mask_words(input_ids_BL: Tensor, special_ids: list[int], mask_id: int, vocabulary: int, probability: float = 0.15,
-               generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+def mask_words(input_ids_BL: Tensor, uniforms_BL3: Tensor, special_ids: list[int], mask_id: int, vocabulary: int,
+               probability: float = 0.15) -> tuple[Tensor, Tensor]:
     """BERT's masking: chosen tokens become <mask> (80 %), a random token (10 %) or stay (10 %).
 
-    Returns (ids (B, L), labels (B, L) with -100 where nothing is to be predicted). Special tokens are never chosen.
+    `uniforms_BL3` are three draws from [0, 1) for each token. Returns (ids (B, L), labels (B, L) with -100 where nothing
+    is to be predicted). Special tokens are never chosen.
     """
-    def draw() -> Tensor:
-        return torch.rand(input_ids_BL.shape, generator=generator).to(input_ids_BL.device)
-
     special = torch.isin(input_ids_BL, torch.tensor(special_ids, device=input_ids_BL.device))
-    chosen = (draw() < probability) & ~special
-    labels = input_ids_BL.masked_fill(~chosen, -100)
-    fate = draw()
-    random_ids = (draw() * vocabulary).long().clamp_max(vocabulary - 1)
+    chosen = (uniforms_BL3[..., 0] < probability) & ~special
+    fate, word = uniforms_BL3[..., 1], (uniforms_BL3[..., 2] * vocabulary).long().clamp_max(vocabulary - 1)
     ids = torch.where(chosen & (fate < 0.8), torch.full_like(input_ids_BL, mask_id), input_ids_BL)
-    return torch.where(chosen & (fate >= 0.9), random_ids, ids), labels
+    return torch.where(chosen & (fate >= 0.9), word, ids), input_ids_BL.masked_fill(~chosen, -100)
 
 
 def draw_pairs(similarity_TV: Tensor, positives_TV: Tensor, temperature: float = 0.05,

@@ -21,6 +21,18 @@ def heads_first(x_BSD: Tensor, heads: int) -> Tensor:
     return x_BSD.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, dropout: float = 0.0) -> Tensor:
+    """softmax(query · keyᵀ / √K + mask) · value, through PyTorch's fused attention; all (B, H, tokens, K).
+
+    On a CPU the fused kernels are several times slower in half precision than in float32, so they run in float32 there.
+    """
+    if query.device.type == "cpu" and query.dtype != torch.float32:
+        with torch.autocast("cpu", enabled=False):
+            return attend(query.float(), key.float(), value.float(), mask, dropout).to(query.dtype)
+    return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout,
+                                          attn_mask=None if mask is None else mask.to(query.dtype))
+
+
 class TextGate(nn.Module):
     """Cross-attention of video tokens to text tokens, added through a scalar gate that starts at 0."""
 
@@ -36,7 +48,7 @@ class TextGate(nn.Module):
     def forward(self, x_BSD: Tensor, text_BLD: Tensor, mask_B11L: Tensor) -> Tensor:
         query = heads_first(self.query(self.norm(x_BSD)), self.heads)
         key, value = (heads_first(y, self.heads) for y in self.key_value(text_BLD).chunk(2, dim=-1))
-        read = F.scaled_dot_product_attention(query, key, value, attn_mask=mask_B11L.to(query.dtype))
+        read = attend(query, key, value, mask_B11L)
         return x_BSD + self.gate * self.proj(read.transpose(1, 2).flatten(2))
 
 
@@ -57,7 +69,7 @@ class DividedAttention(nn.Module):
         B, S, D = x_BSD.shape
         H = self.heads
         query, key, value = self.qkv(x_BSD).unflatten(-1, (3, H, D // H)).permute(2, 0, 3, 1, 4)  # each (B, H, S, K)
-        cls = F.scaled_dot_product_attention(query[:, :, :1], key, value)                          # (B, H, 1, K)
+        cls = attend(query[:, :, :1], key, value)                     # (B, H, 1, K)
 
         def groups(z: Tensor) -> Tensor:
             """Patches (B, H, T*N, K) -> (B*G, H, size, K), a group being a frame or a position."""
@@ -70,7 +82,7 @@ class DividedAttention(nn.Module):
             first = z[:, :, :1].repeat_interleave(patches.shape[0] // B, dim=0)
             return torch.cat([first, patches], dim=2)
 
-        read = F.scaled_dot_product_attention(groups(query), with_cls(key), with_cls(value))
+        read = attend(groups(query), with_cls(key), with_cls(value))
         read = read.unflatten(0, (B, -1))                                                          # (B, G, H, size, K)
         read = read.permute(0, 1, 3, 2, 4) if self.over == "space" else read.permute(0, 3, 1, 2, 4)
         return self.proj(torch.cat([cls.transpose(1, 2).flatten(2), read.reshape(B, S - 1, D)], dim=1))

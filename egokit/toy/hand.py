@@ -8,36 +8,44 @@ import functools
 
 from egokit.toy.sprites import Pen, Sprite, shade, to_sprite
 
-REACH = 150   # px from the fingertips to the far end of the forearm, more than a frame is high
+REACH = 125   # units from the fingertips to the far end of the forearm, more than a frame is high
+UNIT = 0.88   # px a unit: large enough to read, small enough to leave the object visible
 DETAIL = 3    # times larger while it is drawn
-TILT = 27     # degrees: the forearm comes from the lower corner, beside the object and not across it
+TILT = 29     # degrees: the forearm comes from the lower corner, beside the object and not across it
 
 
 @functools.lru_cache(maxsize=512)
 def hand_sprite(skin: tuple[int, int, int], sleeve: tuple[int, int, int], side: int, percent: int) -> Sprite:
     """side +1: a right hand, from the lower right; -1 its mirror image. percent: of the usual size."""
     from PIL import Image
-    scale = DETAIL * percent / 100
+    image, tip = _large(skin, sleeve, side)
+    scale = percent / 100 / DETAIL
+    small = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BOX)
+    return to_sprite(small, (tip[0] * scale, tip[1] * scale))
+
+
+@functools.lru_cache(maxsize=128)
+def _large(skin, sleeve, side: int):
+    """(RGBA image DETAIL times too large, its fingertips' x and y)"""
+    from PIL import Image
+    scale = DETAIL * UNIT
     extent = round(REACH * scale)
     image = Image.new("RGBA", (2 * extent, 2 * extent))
-    _draw(Pen(image, skin, scale), sleeve, REACH)
+    _draw(Pen(image, skin, scale), Pen(image, sleeve, scale), REACH)
     image = image.rotate(TILT, Image.Resampling.BILINEAR)  # about the middle, where the fingertips are
-    image = image.resize((2 * extent // DETAIL, 2 * extent // DETAIL), Image.Resampling.BOX)
     if side < 0:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     left, top, right, bottom = image.getbbox()
-    return to_sprite(image.crop((left, top, right, bottom)), (image.width / 2 - left, image.height / 2 - top))
+    return image.crop((left, top, right, bottom)), (extent - left, extent - top)
 
 
-def _draw(pen: Pen, sleeve, middle: float) -> None:
+def _draw(pen: Pen, cuff: Pen, middle: float) -> None:
     """Upright, the fingertips pointing up and their tips around (middle, middle)."""
     def at(x: float, y: float) -> tuple[float, float]:
         return middle + x, middle + y
 
     edge = shade(pen.colour, 0.55)
-    cuff = Pen.__new__(Pen)
-    cuff.__dict__.update(pen.__dict__)
-    cuff.colour, cuff.dark = sleeve, shade(sleeve, 0.5)
+    cuff.dark = shade(cuff.colour, 0.5)
     fingers = [(-7.5, 2.5), (-2.2, -1), (3.2, -0.5), (8, 4)]
     thumb = (at(-9, 21), at(-15, 14), at(-14.5, 7))
     pen.line(*thumb, width=7, fill=edge)
@@ -51,4 +59,5 @@ def _draw(pen: Pen, sleeve, middle: float) -> None:
     for x, y in fingers:
         pen.line(at(x, y), at(x * 0.9, 18), width=4.6)
     cuff.polygon(at(-9.5, 39), at(9.5, 39), at(15, 160), at(-15, 160), outline=1.5)
-    cuff.polygon(at(-10, 39), at(10, 39), at(10.4, 45), at(-10.4, 45), fill=shade(sleeve, 0.75), outline=1.2)
+    hem = (at(-10, 39), at(10, 39), at(10.4, 45), at(-10.4, 45))
+    cuff.polygon(*hem, fill=shade(cuff.colour, 0.75), outline=1.2)

@@ -34,6 +34,7 @@ class Pose:
     x: float
     y: float
     size: float
+    opens: bool                         # drawn in two halves, the upper one moved by `lid`
     lid: tuple[float, float]
     shadow: tuple[float, float, float]  # x, y, width: stays on the table
     hand: tuple[float, float] | None
@@ -55,14 +56,16 @@ def draw_motion(random: np.random.Generator, verb: int, size: float) -> Motion:
         y = u(64, 68)
         begin, end = (x, y, size * 1.12), (x + u(-4, 4), y - u(28, 34), size * u(0.72, 0.8))
     else:
-        y, travel = u(46, 58), u(30, 38)
+        y, travel = u(46, 58), u(32, 39)
         begin, end = (x + travel / 2, y, size), (x - travel / 2, y + u(-3, 3), size)
-    return Motion(pair, begin, end, lid, int(random.choice([-1, 1])), (u(-0.35, 0.35), u(-0.35, 0.35)), verb % 2 == 1)
+    side, warp = int(random.choice([-1, 1])), (u(-0.35, 0.35), u(-0.35, 0.35))
+    return Motion(pair, begin, end, lid, side, warp, reverse=verb % 2 == 1)
 
 
 def warped(time: float, warp: tuple[float, float]) -> float:
     """Monotone map of [0, 1] onto itself. Reversing time maps warp (a, b) to (a, -b): the set is closed."""
-    return time + warp[0] * math.sin(2 * math.pi * time) / (2 * math.pi) + warp[1] * math.sin(math.pi * time) / math.pi
+    turn = math.pi * time
+    return time + warp[0] * math.sin(2 * turn) / (2 * math.pi) + warp[1] * math.sin(turn) / math.pi
 
 
 def pose_at(motion: Motion, time: float) -> Pose:
@@ -86,7 +89,7 @@ def _pose(motion: Motion, progress: float) -> Pose:
     x, y, size = (a + (b - a) * share for a, b in zip(motion.begin, motion.end, strict=True))
     lid = (motion.lid[0] * share, motion.lid[1] * share)
     if motion.pair == OPEN:
-        grip = (x + motion.side * 0.30 * size + lid[0], y - 0.16 * size + lid[1])
+        grip = (x + motion.side * 0.36 * size + lid[0], y - 0.12 * size + lid[1])
     else:
         grip = (x + motion.side * 0.30 * size, y + 0.20 * size)
     away = max(REACH - progress, progress - until, 0.0) / REACH
@@ -95,4 +98,4 @@ def _pose(motion: Motion, progress: float) -> Pose:
     floor_x, floor_y, floor_size = motion.begin if motion.pair == LIFT else (x, y, size)
     shadow = (floor_x, floor_y + 0.40 * floor_size, 0.95 * floor_size)
     hand_scale = size / motion.begin[2] if motion.pair == LIFT else 1.0
-    return Pose(x, y, size, lid, shadow, hand, hand_scale, motion.side)
+    return Pose(x, y, size, motion.pair == OPEN, lid, shadow, hand, hand_scale, motion.side)

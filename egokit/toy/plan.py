@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import uuid
-from pathlib import Path
 
 import numpy as np
 
@@ -38,7 +37,7 @@ class Size:
 
 
 SIZES = {
-    "demo": Size(31, 6, 96, 96, 24, 8, 3, 60, 66, 80, 48, 120, 32),
+    "demo": Size(33, 6, 96, 96, 24, 8, 3, 60, 66, 80, 48, 120, 32),
     # five test videos: an inter-video question takes its five choices from five of them
     "tiny": Size(4, 5, 45, 24, 24, 2, 1, 20, 20, 6, 4, 12, 4),
 }
@@ -105,28 +104,28 @@ def uid(seed: int, *keys: int | str) -> str:
     return str(uuid.UUID(bytes=generator(seed, "uid", *keys).bytes(16), version=4))
 
 
-def video_path(root: Path, video: Video) -> Path:
-    return root / video.path
-
-
 def plan(seed: int, size: str) -> list[Video]:
     """All videos of the data set, Ego4D first. Equal arguments give equal plans."""
     return [*_ego4d(seed, SIZES[size]), *_kitchens(seed, SIZES[size]), *_charades(seed, SIZES[size])]
 
 
-def _actions(random, start: float, stop: float, steps, others: float = 0.0, last: bool = False) -> list[Action]:
-    """Actions from `steps` (an iterator of (verb, thing)) that fill [start, stop]; `last` runs it to its end."""
+def _actions(random, start: float, stop: float, steps, others: float = 0.0) -> list[Action]:
+    """Actions from `steps`, (verb, thing) in turn, as many as [start, stop] holds.
+
+    others: the share of actions with a second object beside the first.
+    """
     actions, now, before = [], start, random.uniform(0.2, 0.45)
     for verb, thing in steps:
         begin, end = now + before, now + before + random.uniform(1.2, 2.1)
         after = random.uniform(0.2, 0.45)
-        if end + after > stop and not last:
+        if end + after > stop:
             break
         thing = dataclasses.replace(thing, size=OBJECT_SIZE * random.uniform(0.93, 1.07))
         other = None
         if random.random() < others:
             noun = int((thing.noun + random.integers(1, len(NOUNS))) % len(NOUNS))
-            other = (Thing(noun, int(random.integers(len(COLOURS))), 0.72 * OBJECT_SIZE), int(random.choice([-1, 1])))
+            beside = Thing(noun, int(random.integers(len(COLOURS))), 0.72 * OBJECT_SIZE)
+            other = (beside, int(random.choice([-1, 1])))
         motion = draw_motion(random, verb, thing.size)
         actions.append(Action(begin, end, before, after, verb, thing, motion, other))
         now, before = end, after
@@ -143,8 +142,8 @@ def _mixed_steps(random, things: list[Thing]):
             yield decks[i].pop(), things[i]
 
 
-def _scenes(random, seconds: float, scene_seconds: float, shared: list[Thing], others: float) -> tuple[Scene, ...]:
-    """Scenes of a long video. `shared[k]`, where given, is one of the objects of scene k."""
+def _scenes(random, seconds: float, scene_seconds: float, shared: list[Thing], others: float):
+    """(Scene, ...): scenes of a long video. `shared[k]`, where given, is one of the objects of scene k."""
     count = max(1, round(seconds / scene_seconds))
     deck: list[int] = []
     scenes = []
@@ -191,8 +190,9 @@ def _kitchens(seed: int, size: Size) -> list[Video]:
             name = f"{participant}_{i // 4 + 1 if split == 'train' else i // 4 + 11:02d}"
             scenes = _scenes(random, seconds, 20, [], 0.2)
             # the sleeve belongs to the participant, whom train and test share as the real split does
-            videos.append(Video("ek100", split, name, f"EK100/video_ht256px/{participant}/{name}.MP4", seconds,
-                                int(generator(seed, "participant", participant).integers(2**31)), scenes))
+            person = int(generator(seed, "participant", participant).integers(2**31))
+            path = f"EK100/video_ht256px/{participant}/{name}.MP4"
+            videos.append(Video("ek100", split, name, path, seconds, person, scenes))
     return videos
 
 
@@ -216,9 +216,10 @@ def _charades(seed: int, size: Size) -> list[Video]:
             resting = None
             if split == "test" and i in (1, 17):  # the real test set has videos without any label, too
                 resting, steps = (steps[0][1], draw_motion(random, 7, OBJECT_SIZE)), []
-            actions = _actions(random, 0.0, 0.0, steps, last=True)
+            actions = _actions(random, 0.0, float("inf"), steps)
             seconds = round((actions[-1].stop + actions[-1].gap_after if actions else 5.0), 1)
             scene = Scene(0.0, seconds, int(random.integers(2**31)), tuple(actions), resting)
-            videos.append(Video("charades", split, name, f"CharadesEgo/CharadesEgo_v1_480/{name}.mp4", seconds,
-                                int(random.integers(2**31)), (scene,)))
+            path = f"CharadesEgo/CharadesEgo_v1_480/{name}.mp4"
+            person = int(random.integers(2**31))
+            videos.append(Video("charades", split, name, path, seconds, person, (scene,)))
     return videos

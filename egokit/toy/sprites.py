@@ -10,7 +10,7 @@ import functools
 
 import numpy as np
 
-MASTER = 256  # px, the size at which shapes are drawn; the unit square is 100 x 100
+MASTER = 160  # px, the size at which shapes are drawn; the unit square is 100 x 100
 RGB = {"red": (208, 42, 40), "blue": (44, 84, 205), "green": (46, 152, 62),
        "yellow": (240, 206, 50), "purple": (140, 62, 172), "white": (238, 238, 238)}
 
@@ -64,7 +64,8 @@ class Pen:
         path = self._points(points)
         self.draw.polygon(path, fill=fill or self.colour)
         if outline:
-            self.draw.line([*path, path[0], path[1]], fill=self.dark, width=self._width(outline), joint="curve")
+            closed = [*path, path[0], path[1]]
+            self.draw.line(closed, fill=self.dark, width=self._width(outline), joint="curve")
 
     def ellipse(self, x0, y0, x1, y1, fill=None, outline: float = 4):
         self.draw.ellipse(self._points([(x0, y0), (x1, y1)]), fill=fill or self.colour,
@@ -105,8 +106,8 @@ def _bowl(pen: Pen) -> None:
 
 def _ball(pen: Pen) -> None:
     pen.ellipse(8, 8, 92, 92)
-    pen.arc(-44, 8, 40, 92, -62, 62, 8, (250, 250, 250) if sum(pen.colour) < 600 else (60, 60, 60))
-    pen.arc(60, 8, 144, 92, 118, 242, 8, (250, 250, 250) if sum(pen.colour) < 600 else (60, 60, 60))
+    pen.arc(-44, 8, 40, 92, -50, 50, 8, (250, 250, 250) if sum(pen.colour) < 600 else (60, 60, 60))
+    pen.arc(60, 8, 144, 92, 130, 230, 8, (250, 250, 250) if sum(pen.colour) < 600 else (60, 60, 60))
     pen.arc(8, 8, 92, 92, 0, 360, 4, pen.dark)
 
 

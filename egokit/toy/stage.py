@@ -12,7 +12,7 @@ import numpy as np
 
 from egokit.toy import sprites
 from egokit.toy.hand import hand_sprite
-from egokit.toy.motion import OPEN, Pose
+from egokit.toy.motion import Pose
 from egokit.toy.plan import Thing
 from egokit.toy.words import COLOURS, NOUNS
 
@@ -32,15 +32,25 @@ class Look:
 
 
 LOOKS = {
-    "ego4d": Look(((150, 106, 66), (203, 168, 120), (132, 134, 140), (220, 208, 186), (66, 92, 78), (88, 104, 134)),
-                  ("wood", "wood", "speckle", "plain"), ((196, 190, 180), (120, 130, 140), (170, 150, 130)),
-                  ((48, 70, 142), (122, 32, 44), (62, 62, 64), (40, 110, 74)), (0.85, 1.08), (1.0, 1.0, 1.0)),
-    "ek100": Look(((214, 218, 222), (70, 70, 76), (96, 152, 150), (172, 100, 74)),
-                  ("tiles", "speckle", "tiles"), ((232, 226, 208), (150, 176, 184)),
-                  ((226, 136, 46), (236, 160, 186), (150, 190, 226), (240, 236, 226)), (0.75, 0.95), (1.06, 1.0, 0.88)),
-    "charades": Look(((202, 166, 76), (166, 152, 192), (214, 172, 168), (92, 62, 48)),
-                     ("plain", "wood", "tiles"), ((140, 110, 90), (90, 96, 120), (205, 205, 195)),
-                     ((30, 30, 34), (200, 200, 204), (96, 60, 130), (170, 140, 60)), (0.7, 1.15), (0.92, 0.99, 1.08)),
+    "ego4d": Look(
+        tables=((150, 106, 66), (203, 168, 120), (132, 134, 140), (220, 208, 186),
+                (66, 92, 78), (88, 104, 134)),
+        textures=("wood", "wood", "speckle", "plain"),
+        walls=((196, 190, 180), (120, 130, 140), (170, 150, 130)),
+        sleeves=((48, 70, 142), (122, 32, 44), (62, 62, 64), (40, 110, 74)),
+        gain=(0.85, 1.08), tint=(1.0, 1.0, 1.0)),
+    "ek100": Look(
+        tables=((214, 218, 222), (70, 70, 76), (96, 152, 150), (172, 100, 74)),
+        textures=("tiles", "speckle", "tiles"),
+        walls=((232, 226, 208), (150, 176, 184)),
+        sleeves=((226, 136, 46), (236, 160, 186), (150, 190, 226), (240, 236, 226)),
+        gain=(0.75, 0.95), tint=(1.06, 1.0, 0.88)),
+    "charades": Look(
+        tables=((202, 166, 76), (166, 152, 192), (214, 172, 168), (92, 62, 48)),
+        textures=("plain", "wood", "tiles"),
+        walls=((140, 110, 90), (90, 96, 120), (205, 205, 195)),
+        sleeves=((30, 30, 34), (200, 200, 204), (96, 60, 130), (170, 140, 60)),
+        gain=(0.7, 1.15), tint=(0.92, 0.99, 1.08)),
 }
 
 
@@ -57,7 +67,7 @@ class Stage:
     background_HWC: np.ndarray  # uint8, unlit
     light_C256: np.ndarray      # uint8, a curve a channel
 
-    def frame(self, pose: Pose | None, thing: Thing | None, opens: bool, wearing, other=None) -> np.ndarray:
+    def frame(self, pose: Pose | None, thing: Thing, wearing, other=None) -> np.ndarray:
         """One picture, uint8 (96, 128, 3), without its number."""
         frame_HWC = self.background_HWC.copy()
         if other is not None:
@@ -66,8 +76,8 @@ class Stage:
             sprites.lay(frame_HWC, _sprite(beside, beside.size), 64 + side * 32, 50)
         if pose is not None:
             _shadow(frame_HWC, *pose.shadow)
-            if opens:
-                lower, upper, mouth = sprites.opened_sprites(NOUNS[thing.noun], COLOURS[thing.colour], round(pose.size))
+            if pose.opens:
+                lower, upper, mouth = _sprite(thing, pose.size, sprites.opened_sprites)
                 sprites.lay(frame_HWC, lower, pose.x, pose.y)
                 if pose.lid[1] < -1:
                     sprites.lay(frame_HWC, mouth, pose.x, pose.y)
@@ -82,20 +92,17 @@ class Stage:
         return frame_HWC
 
 
-def opens(motion) -> bool:
-    return motion.pair == OPEN
-
-
-def _sprite(thing: Thing, size: float) -> sprites.Sprite:
-    return sprites.object_sprite(NOUNS[thing.noun], COLOURS[thing.colour], round(size))
+def _sprite(thing: Thing, size: float, form=sprites.object_sprite):
+    return form(NOUNS[thing.noun], COLOURS[thing.colour], round(size))
 
 
 @functools.lru_cache(maxsize=128)
 def _shadow_sprite(width: int) -> sprites.Sprite:
     from PIL import Image, ImageDraw, ImageFilter
-    image = Image.new("RGBA", (4 * width + 32, 2 * width + 32), (0, 0, 0, 0))
-    ImageDraw.Draw(image).ellipse((16, 16, 4 * width + 16, 4 * round(width * 0.36) + 16), fill=(0, 0, 0, 120))
-    image = image.filter(ImageFilter.GaussianBlur(4)).resize((width + 8, width // 2 + 8), Image.Resampling.BOX)
+    image, high = Image.new("RGBA", (4 * width + 32, 2 * width + 32)), 4 * round(width * 0.36)
+    ImageDraw.Draw(image).ellipse((16, 16, 4 * width + 16, high + 16), fill=(0, 0, 0, 120))
+    image = image.filter(ImageFilter.GaussianBlur(4))
+    image = image.resize((width + 8, width // 2 + 8), Image.Resampling.BOX)
     return sprites.to_sprite(image, (4 + width / 2, 4 + width * 0.18))
 
 
@@ -113,7 +120,8 @@ def build_stage(corpus: str, seed: int) -> Stage:
     picture[:edge] = np.array(look.walls[random.integers(len(look.walls))])
     picture[edge - 1:edge + 1] *= 0.6
     down, across = np.mgrid[0:1:HEIGHT * 1j, 0:1:WIDTH * 1j]
-    picture *= (1 + random.uniform(-0.15, 0.15) * (across - 0.5) + random.uniform(-0.1, 0.2) * (down - 0.5))[..., None]
+    slope_x, slope_y = random.uniform(-0.15, 0.15), random.uniform(-0.1, 0.2)
+    picture *= (1 + slope_x * (across - 0.5) + slope_y * (down - 0.5))[..., None]
     background = np.clip(picture, 0, 255).astype(np.uint8)
     corners = [(12, 26), (116, 26), (12, 78), (116, 78)]
     for i in random.permutation(4)[:int(random.integers(1, 3))]:

@@ -53,5 +53,5 @@ def read_frame_number(frame_HWC: np.ndarray) -> int:
     if bits != _cells(number):
         raise ValueError("no frame number here: the guard or parity cells of the bottom strip are wrong")
     if min(abs(value - (BLACK + WHITE) / 2) for value in values) < 35:
-        raise ValueError("the frame number is unreadable: a cell of the bottom strip is neither black nor white")
+        raise ValueError("the frame number is unreadable: some cell is neither black nor white")
     return number

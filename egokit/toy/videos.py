@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import numpy as np
 from egokit import runs
 from egokit.toy import stage
 from egokit.toy.motion import pose_at, rest_pose
-from egokit.toy.plan import FPS, Action, Scene, Video, plan, video_path
+from egokit.toy.plan import FPS, Action, Scene, Video, plan
 from egokit.toy.strip import write_frame_number
 
 
@@ -40,12 +41,12 @@ def _picture(table: stage.Stage, scene: Scene, now: float, wearing) -> np.ndarra
     action = _nearest(scene, now)
     if action is None:
         thing, motion = scene.resting
-        return table.frame(rest_pose(motion, after=False), thing, False, wearing)
+        return table.frame(rest_pose(motion, after=False), thing, wearing)
     if action.start <= now <= action.stop:
         pose = pose_at(action.motion, (now - action.start) / (action.stop - action.start))
     else:
         pose = rest_pose(action.motion, after=now > action.stop)
-    return table.frame(pose, action.thing, stage.opens(action.motion), wearing, action.other)
+    return table.frame(pose, action.thing, wearing, action.other)
 
 
 def _nearest(scene: Scene, now: float) -> Action | None:
@@ -70,7 +71,7 @@ def encode(video: Video, path: Path) -> None:
 def render_share(root: Path, videos: list[Video], keep_going=lambda: True) -> None:
     """Encode those of `videos` that are not there yet."""
     for video in videos:
-        path = video_path(root, video)
+        path = root / video.path
         if not path.exists() and keep_going():
             with runs.atomic_path(path) as temporary:
                 encode(video, temporary)
@@ -81,9 +82,9 @@ def render(root: Path, seed: int, size: str, processes: int) -> None:
     package_parent = str(Path(__file__).resolve().parents[2])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(
         filter(None, [package_parent, os.environ.get("PYTHONPATH")]))}
-    videos = plan(seed, size)
+    videos, began = plan(seed, size), time.time()
     # resumed work is shared out anew, or one process would be left with all of it
-    missing = [video for video in videos if not video_path(root, video).exists()]
+    missing = [video for video in videos if not (root / video.path).exists()]
     processes = max(1, min(processes, len(missing) // 4))
     workers = [subprocess.Popen(
         [sys.executable, "-m", "egokit.toy.videos", str(root), str(seed), size,
@@ -100,6 +101,15 @@ def render(root: Path, seed: int, size: str, processes: int) -> None:
             if worker.poll() is None:
                 worker.terminate()
                 worker.communicate()
+    _sweep({(root / video.path).parent for video in videos}, began)
+
+
+def _sweep(folders: set[Path], began: float) -> None:
+    """Remove half-written files of a make that was killed before this one began."""
+    for folder in folders:
+        for path in folder.glob(".*.part.*"):
+            if path.stat().st_mtime < began:
+                path.unlink(missing_ok=True)
 
 
 def main(arguments: list[str]) -> None:

@@ -41,8 +41,8 @@ def ego4d_narration(verb: int, noun: int, colour: int | None, hand: str | None) 
 
 def kitchen_narration(verb: int, noun: int, colour: int | None, article: bool, other: int | None) -> str:
     """EK-100's terse style: "pick up cup", "push the red pan", "put down cup next to plate"."""
-    thing = " ".join([*(["the"] if article else []), *([] if colour is None else [COLOURS[colour]]), NOUNS[noun]])
-    return _phrase(verb, 0, thing) + ("" if other is None else f" next to {NOUNS[other]}")
+    words = [*(["the"] if article else []), *([] if colour is None else [COLOURS[colour]]), NOUNS[noun]]
+    return _phrase(verb, 0, " ".join(words)) + ("" if other is None else f" next to {NOUNS[other]}")
 
 
 def charades_sentence(verb: int, noun: int) -> str:
@@ -61,14 +61,13 @@ def charades_classes() -> list[tuple[int, int]]:
 
 def all_sentences() -> list[str]:
     """Every sentence any part of the toy can hold (two-noun narrations once a noun): for the tokenizer."""
-    sentences = []
+    sentences, colours = [], (None, *range(len(COLOURS)))
     for verb in range(len(VERBS)):
         for noun in range(len(NOUNS)):
             sentences.append(charades_sentence(verb, noun))
             for hand in (None, "left", "right"):
-                sentences += [ego4d_narration(verb, noun, colour, hand) for colour in (None, *range(len(COLOURS)))]
+                sentences += [ego4d_narration(verb, noun, colour, hand) for colour in colours]
             for article in (False, True):
-                sentences += [kitchen_narration(verb, noun, colour, article, None)
-                              for colour in (None, *range(len(COLOURS)))]
+                sentences += [kitchen_narration(verb, noun, colour, article, None) for colour in colours]
             sentences.append(kitchen_narration(verb, noun, None, False, (noun + 5) % len(NOUNS)))
     return sentences

@@ -1,0 +1,171 @@
+"""Process groups: joining, gathering with gradients, moving chosen rows. Nothing else touches torch.distributed.
+
+Every function works, as the identity, in a program of one process. The convention for losses: each rank computes the
+same global value from gathered tensors, or its own samples' part times world_size; DDP's mean of the gradients is then
+the gradient of one process on the whole batch.
+"""
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import socket
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+TIMEOUT = datetime.timedelta(minutes=10)  # of a collective: bounds the wait for a rank that has died
+
+
+def is_on() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    return dist.get_rank() if is_on() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if is_on() else 1
+
+
+@contextlib.contextmanager
+def joined(rank: int, world: int, meeting: Path, local: bool):
+    """Join the process group of `world` ranks for the duration of the block.
+
+    Rank 0 opens a free port and writes it to the file `meeting` (on a folder all ranks see); a file that belongs to
+    this start alone, so that ranks of an earlier one can't join.
+    """
+    if world == 1:
+        yield
+        return
+    if rank == 0:
+        host = "127.0.0.1" if local else socket.gethostname()
+        store = dist.TCPStore(host, 0, world, is_master=True, timeout=TIMEOUT, wait_for_workers=False)
+        meeting.parent.mkdir(parents=True, exist_ok=True)
+        part = meeting.with_suffix(".part")
+        part.write_text(f"{host} {store.port}")
+        os.replace(part, meeting)
+    else:
+        deadline = time.monotonic() + TIMEOUT.total_seconds()
+        while not meeting.exists():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"rank {rank}: rank 0 did not write {meeting} within {TIMEOUT}; see its log beside this one")
+            time.sleep(0.05)
+        host, port = meeting.read_text().split()
+        store = dist.TCPStore(host, int(port), world, is_master=False, timeout=TIMEOUT)
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=TIMEOUT)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def sizes(count: int, device=None) -> list[int]:
+    """Every rank's count."""
+    if not is_on():
+        return [count]
+    counts = torch.zeros(world_size(), dtype=torch.long, device=device)
+    counts[rank()] = count
+    dist.all_reduce(counts)
+    return counts.tolist()
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(context, x: Tensor, counts: list[int]) -> Tensor:
+        context.counts = counts
+        padded = x.new_zeros((max(counts), *x.shape[1:]))
+        padded[:len(x)] = x
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+    @staticmethod
+    def backward(context, grad: Tensor):
+        grad = grad.contiguous()
+        dist.all_reduce(grad)
+        return grad.split(context.counts)[rank()], None
+
+
+def gather(x: Tensor, counts: list[int] | None = None) -> Tensor:
+    """(b, …) of each rank -> (B, …), in rank order, b may differ. Gradients of all ranks flow back, summed."""
+    if not is_on():
+        return x
+    return _Gather.apply(x.contiguous(), counts or sizes(len(x), x.device))
+
+
+class _Rows(torch.autograd.Function):
+    @staticmethod
+    def forward(context, x: Tensor, send: list[Tensor], receive: list[int]) -> Tensor:
+        context.send, context.receive, context.length = send, receive, len(x)
+        return _exchange(x[torch.cat(send)], [len(rows) for rows in send], receive)
+
+    @staticmethod
+    def backward(context, grad: Tensor):
+        back = _exchange(grad, context.receive, [len(rows) for rows in context.send])
+        out = grad.new_zeros((context.length, *grad.shape[1:]))
+        return out.index_add_(0, torch.cat(context.send), back), None, None
+
+
+def _exchange(x: Tensor, give: list[int], take: list[int]) -> Tensor:
+    out = x.new_empty((sum(take), *x.shape[1:]))
+    dist.all_to_all_single(out.flatten(1) if out.dim() > 1 else out, x.contiguous().flatten(1) if x.dim() > 1 else x.contiguous(),
+                           output_split_sizes=take, input_split_sizes=give)
+    return out
+
+
+def gather_rows(x: Tensor, index_B: Tensor, counts: list[int]) -> Tensor:
+    """Rows of the global tensor that this rank's share of `index_B` names, moving only those rows.
+
+    x: this rank's rows (b, …). index_B: for each of the B global positions, the global row wanted there (the same on
+    all ranks). Returns (b, …): the rows for this rank's positions. Gradients flow back to the rows' owners.
+    """
+    if not is_on():
+        return x[index_B.to(x.device)]
+    starts = torch.tensor([0, *counts]).cumsum(0)
+    wants = [part.cpu() for part in index_B.split(counts)]                   # each rank's wanted global rows
+    mine = starts[rank()], starts[rank() + 1]
+    send = [(want[(want >= mine[0]) & (want < mine[1])] - mine[0]).to(x.device) for want in wants]
+    owner = torch.bucketize(wants[rank()], starts[1:], right=True)           # rank that owns each row I want
+    receive = torch.bincount(owner, minlength=world_size()).tolist()
+    rows = _Rows.apply(x, send, receive)                                     # arrive sorted by owner
+    return rows[torch.argsort(torch.argsort(owner, stable=True)).to(x.device)]
+
+
+def broadcast(tensors: list[Tensor], device=None) -> list[Tensor]:
+    """Rank 0's tensors, on every rank (same shapes everywhere)."""
+    if not is_on():
+        return tensors
+    out = []
+    for tensor in tensors:
+        moved = tensor.to(device)
+        dist.broadcast(moved, 0)
+        out.append(moved.cpu())
+    return out
+
+
+def mean(values: Tensor) -> Tensor:
+    """Mean over ranks, for logging."""
+    if is_on():
+        dist.all_reduce(values)
+        values /= world_size()
+    return values
+
+
+def gather_objects(value) -> list:
+    """Every rank's object, on every rank."""
+    if not is_on():
+        return [value]
+    out = [None] * world_size()
+    dist.all_gather_object(out, value)
+    return out
+
+
+def barrier() -> None:
+    if is_on():
+        dist.barrier()

@@ -1,0 +1,58 @@
+"""THE evaluator: every sample once over all ranks, rows gathered, ordered and counted, scored once.
+
+It builds no optimizer and knows no benchmark. A count that is not the expected one is an error.
+"""
+from __future__ import annotations
+
+import contextlib
+import time
+
+import numpy as np
+import torch
+
+from egokit import dist
+from egokit.loading import evaluation_batches, loader, move
+from egokit.tasks.base import Task, embed_texts
+
+PRECISION = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def autocast(device: torch.device, precision: str):
+    """Mixed precision of the named kind; nothing for fp32."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=PRECISION[precision])
+
+
+def collect(parts: list[dict[str, np.ndarray]], expected: int) -> dict[str, np.ndarray]:
+    """Rows of all ranks in the order of 'index', each once. Raises if there are not exactly `expected`."""
+    rows = {key: np.concatenate([part[key] for part in parts if part]) for key in next(p for p in parts if p)}
+    _, first = np.unique(rows["index"], return_index=True)
+    if len(first) != expected:
+        raise RuntimeError(f"evaluation saw {len(first)} samples, expected {expected}: some were skipped; see the ranks' logs")
+    return {key: value[first] for key, value in rows.items()}
+
+
+@torch.no_grad()
+def evaluate(model, task: Task, split: str = "test") -> tuple[dict, dict, np.ndarray | None]:
+    """(metrics, rows, prompt embeddings) of a task, the same on every rank and for any number of ranks.
+
+    metrics also has 'samples' (rows scored) and 'seconds'.
+    """
+    began = time.perf_counter()
+    config, was_training = task.config, model.training
+    model.eval()
+    try:
+        with autocast(model.device, config.evaluate.precision):
+            prompts = task.prompts()
+            prompts_KE = embed_texts(model, prompts, config.data.evaluation_tokens) if prompts else None
+            dataset = task.dataset(split)
+            batches = evaluation_batches(len(dataset), config.evaluate.batch_size, dist.rank(), dist.world_size())
+            scored = [task.score(model, move(batch, model.device))
+                      for batch in loader(dataset, batches, task.collate, config.data.workers)]
+    finally:
+        model.train(was_training)
+    mine = {key: np.concatenate([part[key] for part in scored]) for key in scored[0]} if scored else {}
+    rows = collect(dist.gather_objects(mine), task.expected())
+    metrics = task.metrics(rows, prompts_KE)
+    return metrics | {"samples": len(rows["index"]), "seconds": time.perf_counter() - began}, rows, prompts_KE

@@ -1,0 +1,105 @@
+"""What every task shares: its tokenizer, its transforms, where its files are, how items become a batch."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from egokit import transforms
+from egokit.config import Config
+from egokit.language import load_tokenizer
+
+
+class Task:
+    """Subclasses give: dataset(split), loss(model, batch, step), prompts(), score(model, batch), metrics(rows, prompts).
+
+    best: the metric that chooses the best checkpoint. uses_fusion: whether the loss trains the fusion encoder; if not,
+    its parameters are left as they are.
+    """
+    best = ""
+    uses_fusion = False
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.root = Path(config.site.root)
+        self.tokenizer = load_tokenizer(config.site.tokenizer)
+
+    # to be given by a task
+    def dataset(self, split: str):
+        raise NotImplementedError(f"{type(self).__name__} has no {split} samples")
+
+    def loss(self, model, batch: dict, step: int) -> dict[str, Tensor]:
+        """Named terms; their sum is minimised."""
+        raise NotImplementedError(f"{type(self).__name__} is evaluated, not trained")
+
+    def prompts(self) -> list[str]:
+        """Texts that every sample is compared with; encoded once."""
+        return []
+
+    def score(self, model, batch: dict) -> dict[str, np.ndarray]:
+        """Rows of one batch: arrays of one length, among them 'index', unique over the data set."""
+        raise NotImplementedError(f"{type(self).__name__} has no scores")
+
+    def metrics(self, rows: dict[str, np.ndarray], prompts_KE: np.ndarray | None) -> dict[str, float]:
+        raise NotImplementedError(f"{type(self).__name__} has no metrics")
+
+    def expected(self) -> int:
+        """Rows that a complete evaluation has."""
+        return len(self.dataset("test"))
+
+    def chance(self) -> dict[str, float]:
+        """What random scores give on the same labels."""
+        return {}
+
+    def validation(self) -> Task:
+        """The task that is scored between epochs."""
+        return self
+
+    # shared
+    def need(self, *parts: str) -> Path:
+        """An annotation file under the root, or an error that says what makes it."""
+        path = self.root.joinpath(*parts)
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is missing (site {self.config.site.name!r}, task {self.config.task!r}); "
+                                    "run notebook 01_data_prep for this site, or correct 'site.root' in its file")
+        return path
+
+    def transform(self, frames_THWC: np.ndarray, rng: np.random.Generator | None) -> Tensor:
+        """uint8 frames -> uint8 (T, 3, size, size); the random crop with an rng, else the centre crop."""
+        size, data = self.config.model.image_size, self.config.data
+        if rng is None:
+            return transforms.evaluation(frames_THWC, size, data.evaluation_resize)
+        return transforms.training(frames_THWC, size, data.crop_scale, data.flip, rng)
+
+    def limited(self, length: int) -> int:
+        return min(length, self.config.data.limit) if self.config.data.limit else length
+
+    def collate(self, items: list[dict]) -> dict:
+        """Stack 'video', tokenise 'text' to 'tokens', tensors for numbers; other values stay lists."""
+        batch: dict = {}
+        for key in items[0]:
+            values = [item[key] for item in items]
+            if key == "text":
+                batch["tokens"] = self.tokenizer(values, self.config.data.tokens)
+                batch["text"] = values
+            elif isinstance(values[0], Tensor):
+                batch[key] = torch.stack(values)
+            elif isinstance(values[0], np.ndarray):
+                batch[key] = torch.from_numpy(np.stack(values))
+            else:
+                batch[key] = torch.tensor(values) if isinstance(values[0], (int, float)) else values
+        return batch
+
+
+def embed_texts(model, texts: list[str], longest: int, batch_size: int = 256) -> np.ndarray:
+    """Texts -> (K, E) float32 embeddings, batch by batch."""
+    parts = [model.encode_text(model.tokens(texts[at:at + batch_size], longest)).cpu() for at in range(0, len(texts), batch_size)]
+    return torch.cat(parts).numpy()
+
+
+def cosine(one_BE: np.ndarray, other_KE: np.ndarray) -> np.ndarray:
+    """(B, E) x (K, E) -> (B, K)"""
+    unit = [x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-8) for x in (one_BE, other_KE)]
+    return unit[0] @ unit[1].T

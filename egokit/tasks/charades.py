@@ -1,0 +1,84 @@
+"""Charades-Ego action recognition as retrieval among class sentences. Source: Charades-Ego (arXiv 1804.09627), EgoVLPv2."""
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+from egokit import clips, dist, losses, metrics, sampling
+from egokit.loading import Samples
+from egokit.model import similarity
+from egokit.tables import charades_classes, charades_videos, read_metadata
+from egokit.tasks.base import Task, cosine
+from egokit.transforms import normalise
+
+FOLDER = ("CharadesEgo", "CharadesEgo")
+
+
+class Segments(Samples):
+    """Training: one action of a video with its class's sentence."""
+
+    def __init__(self, task: CharadesEgo):
+        self.task = task
+        self.rows = read_metadata(task.need(*FOLDER, "metadata_train.csv"))
+        super().__init__(task.limited(len(self.rows)), task.config.seed, train=True)
+
+    def read(self, index: int, rng: np.random.Generator | None) -> dict:
+        row, data = self.rows.iloc[index], self.task.config.data
+
+        def pick(length: int, fps: float) -> np.ndarray:
+            first = min(int(row.t_start * fps), length - 1)
+            return sampling.egoclip(first, max(first + 1, min(int(row.t_end * fps), length)), data.frames, rng)
+
+        pixels = clips.read(self.task.video(row.id), pick, data.reader)
+        return {"video": self.task.transform(pixels, rng), "text": row.narration, "index": index}
+
+
+class Videos(Samples):
+    """Test: whole videos."""
+
+    def __init__(self, task: CharadesEgo):
+        self.task = task
+        super().__init__(len(task.ids), task.config.seed, train=False)
+
+    def read(self, index: int, rng) -> dict:
+        data = self.task.config.data
+        pixels = clips.read(self.task.video(self.task.ids[index]), lambda length, fps: sampling.pad(
+            sampling.whole_video(length, data.evaluation_frames), data.evaluation_frames), data.reader)
+        return {"video": self.task.transform(pixels, None), "index": index}
+
+
+class CharadesEgo(Task):
+    best = "mAP"
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.classes = charades_classes(self.need(*FOLDER, "Charades_v1_classes.txt"))
+        self.ids, self.targets_VK = charades_videos(self.need(*FOLDER, "CharadesEgo_v1_test_only1st.csv"), self.classes)
+
+    def video(self, uid: str):
+        return self.root / "CharadesEgo" / "CharadesEgo_v1_480" / f"{uid}.mp4"
+
+    def dataset(self, split: str) -> Samples:
+        return Segments(self) if split == "train" else Videos(self)
+
+    def prompts(self) -> list[str]:
+        return list(self.classes.values())
+
+    def loss(self, model, batch: dict, step: int) -> dict[str, Tensor]:
+        video_BE = dist.gather(model.encode_video(normalise(batch["video"])))
+        text_BE = dist.gather(model.encode_text(batch["tokens"]))
+        return {"infonce": losses.infonce(similarity(text_BE, video_BE), self.config.train.temperature)}
+
+    def score(self, model, batch: dict) -> dict[str, np.ndarray]:
+        return {"index": batch["index"].numpy(force=True),
+                "video": model.encode_video(normalise(batch["video"])).numpy(force=True)}
+
+    def scores(self, rows: dict[str, np.ndarray], prompts_KE: np.ndarray) -> np.ndarray:
+        """(videos, classes) cosine"""
+        return cosine(rows["video"], prompts_KE)
+
+    def metrics(self, rows: dict[str, np.ndarray], prompts_KE: np.ndarray) -> dict[str, float]:
+        return metrics.charades(self.scores(rows, prompts_KE), self.targets_VK)
+
+    def chance(self) -> dict[str, float]:
+        return metrics.chance(metrics.charades, self.targets_VK.shape, self.targets_VK)

@@ -1,0 +1,168 @@
+"""EgoClip: pre-training with EgoNCE, masked words and image-text matching. Source: EgoVLPv2, sections 3-4."""
+from __future__ import annotations
+
+import ast
+import csv
+import functools
+import warnings
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from egokit import clips, dist, losses, sampling
+from egokit.loading import Samples
+from egokit.model import similarity
+from egokit.tasks.base import Task
+from egokit.transforms import normalise
+
+VERBS, NOUNS = 118, 582  # classes of the tags
+WINDOW = 60.0            # seconds: a scene-aware negative comes from the same window of the same video
+COLUMNS = ("clip_idx video_uid video_dur narration_source narration_ind narration_time clip_start clip_end clip_text "
+           "tag_verb tag_noun").split()
+
+
+def read_table(path):
+    """egoclip.csv as a DataFrame of its well-formed rows; the others are counted and reported in a warning."""
+    import pandas as pd
+    table = pd.read_csv(path, sep="\t", quoting=csv.QUOTE_NONE, on_bad_lines="skip", dtype=str)
+    if list(table.columns) != COLUMNS:
+        raise ValueError(f"{path}: expected the tab-separated columns {', '.join(COLUMNS)}; found {', '.join(table.columns)[:200]}")
+    with open(path, "rb") as file:
+        lines = sum(1 for line in file if line.strip()) - 1
+    for column in ("narration_time", "clip_start", "clip_end"):
+        table[column] = pd.to_numeric(table[column], errors="coerce")
+    tags = r"\[[\d,\s]*\]"
+    good = (table[["narration_time", "clip_start", "clip_end", "clip_text", "video_uid"]].notna().all(axis=1)
+            & (table.clip_end > table.clip_start) & table.tag_verb.str.fullmatch(tags).fillna(False).astype(bool)
+            & table.tag_noun.str.fullmatch(tags).fillna(False).astype(bool))
+    table = table[good].reset_index(drop=True)
+    if table.empty:
+        raise ValueError(f"{path}: none of its {lines} rows is well formed; is this an EgoClip table?")
+    if lines > len(table):
+        warnings.warn(f"{path}: {lines - len(table)} malformed rows of {lines} left out", stacklevel=2)
+    return table
+
+
+def multi_hot(literal: str, classes: int) -> np.ndarray:
+    vector = np.zeros(classes, np.float32)
+    vector[[i for i in ast.literal_eval(literal) if i < classes]] = 1
+    return vector
+
+
+class Clips(Samples):
+    """A clip and its scene-aware negative, each with text and tags. Leading axis 2: (clip, negative)."""
+
+    def __init__(self, task: EgoClip):
+        self.task = task
+        self.table = read_table(task.need("egoclip.csv"))
+        self.chunked = task.need("Ego4D_Chunked")
+        absent = sorted(set(self.table.video_uid) - {folder.name for folder in self.chunked.iterdir()})
+        if absent:
+            raise FileNotFoundError(f"{len(absent)} videos of egoclip.csv are not under {self.chunked}, such as {absent[0]}; "
+                                    "prepare them with notebook 01_data_prep")
+        # rows of one scene, contiguous in `order`: a negative is found without looking at the table
+        scene = (self.table.video_uid + "/" + (self.table.narration_time // WINDOW).astype(int).astype(str)).to_numpy()
+        self.order = np.argsort(scene, kind="stable")
+        _, inverse, counts = np.unique(scene, return_inverse=True, return_counts=True)
+        self.scene, self.count = inverse, counts
+        self.first = np.concatenate([[0], np.cumsum(counts)[:-1]])
+        self.columns = {name: self.table[name].to_numpy() for name in
+                        ("video_uid", "clip_start", "clip_end", "clip_text", "tag_verb", "tag_noun")}
+        super().__init__(task.limited(len(self.table)), task.config.seed, train=True)
+
+    def negative(self, index: int, rng: np.random.Generator) -> int:
+        """Another clip of the same scene; the clip itself where it is alone."""
+        scene = self.scene[index]
+        first, count = self.first[scene], self.count[scene]
+        if count == 1:
+            return index
+        pick = self.order[first + rng.integers(count - 1)]
+        return int(pick if pick != index else self.order[first + count - 1])
+
+    def one(self, index: int, rng: np.random.Generator) -> dict:
+        row = {name: column[index] for name, column in self.columns.items()}
+        config = self.task.config
+        pixels = clips.read_chunked(self.chunked / row["video_uid"], row["clip_start"], row["clip_end"],
+                                    lambda first, last: sampling.egoclip(first, last, config.data.frames, rng),
+                                    config.site.chunk_seconds, config.data.reader)
+        return {"video": self.task.transform(pixels, rng), "text": row["clip_text"],
+                "verbs": multi_hot(row["tag_verb"], VERBS), "nouns": multi_hot(row["tag_noun"], NOUNS),
+                "uniforms": rng.random((config.data.tokens, 3), dtype=np.float32)}
+
+    def read(self, index: int, rng: np.random.Generator | None) -> dict:
+        return {"pair": [self.one(index, rng), self.one(self.negative(index, rng), rng)], "index": index}
+
+
+class EgoClip(Task):
+    best = "ensemble_intra"
+    uses_fusion = True
+
+    def dataset(self, split: str):
+        if split != "train":
+            raise ValueError(f"EgoClip has only a train split, not {split!r}: it is validated on EgoMCQ")
+        return Clips(self)
+
+    def validation(self) -> Task:
+        import dataclasses
+
+        from egokit.tasks.egomcq import EgoMCQ
+        data = dataclasses.replace(self.config.data, evaluation_frames=self.config.data.validation_frames)
+        return EgoMCQ(dataclasses.replace(self.config, data=data))
+
+    def collate(self, items: list[dict]) -> dict:
+        batch = super().collate([one for item in items for one in item["pair"]])
+        batch["sample"] = torch.tensor([item["index"] for item in items])
+        length = batch["tokens"]["input_ids"].shape[1]
+        ids, labels = losses.mask_words(batch["tokens"]["input_ids"], batch.pop("uniforms")[:, :length],
+                                        self.tokenizer.special_ids, self.tokenizer.mask_id, self.tokenizer.vocabulary,
+                                        self.config.train.mask_probability)
+        return batch | {"masked_ids": ids, "labels": labels}
+
+    def loss(self, model, batch: dict, step: int) -> dict[str, Tensor]:
+        train = self.config.train
+        frames, tokens = normalise(batch["video"]), batch["tokens"]
+        counts = dist.sizes(len(frames), frames.device)
+        gather = functools.partial(dist.gather, counts=counts)
+
+        video_BE, text_BE = gather(model.encode_video(frames)), gather(model.encode_text(tokens))
+        similarity_BB = similarity(text_BE, video_BE)
+        positives = losses.positives(gather(batch["verbs"]), gather(batch["nouns"]))
+        terms = {"egonce": losses.egonce(similarity_BB, positives, train.temperature)}
+
+        trunk = model.fusion_trunk(frames)  # once, for masked words and for matching
+        T, world = frames.shape[1], dist.world_size()
+
+        def fused(trunk_BSD: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+            return model.fuse(trunk_BSD, model.text_trunk({"input_ids": ids, "attention_mask": mask}), mask, T)
+
+        _, words = fused(trunk, batch["masked_ids"], tokens["attention_mask"])
+        labels = batch["labels"]
+        chosen = labels != -100
+        total = sum(dist.sizes(int(chosen.sum()), frames.device))
+        logits = model.words_from_states(words[chosen]).float()
+        terms["mlm"] = F.cross_entropy(logits, labels[chosen], reduction="sum") * world / max(total, 1)
+
+        text_index, video_index, label = self.pairs(similarity_BB, positives, step)
+        ids, mask = self.chosen_texts(tokens, text_index, counts)
+        pairs = fused(dist.gather_rows(trunk, video_index, counts), ids, mask)
+        own = label.split(counts)[dist.rank()].to(frames.device)
+        matching = F.cross_entropy(model.itm_from_states(*pairs).float(), own, reduction="sum")
+        terms["itm"] = train.itm_weight * matching * world / sum(counts)
+        return terms
+
+    def pairs(self, similarity_BB: Tensor, positives_BB: Tensor, step: int) -> list[Tensor]:
+        """Global pairs for matching; drawn by rank 0 from (seed, step), so that all ranks agree to the bit."""
+        generator = torch.Generator().manual_seed(hash((self.config.seed, step)) % 2**63)
+        drawn = losses.draw_pairs(similarity_BB, positives_BB, self.config.train.temperature, generator)
+        return dist.broadcast(list(drawn), similarity_BB.device)
+
+    def chosen_texts(self, tokens: dict, text_index_B: Tensor, counts: list[int]) -> tuple[Tensor, Tensor]:
+        """Token rows for this rank's pairs. Texts are small: all are gathered, at one length."""
+        pad = self.config.data.tokens - tokens["input_ids"].shape[1]
+        mine = text_index_B.split(counts)[dist.rank()].to(tokens["input_ids"].device)
+        ids = dist.gather(F.pad(tokens["input_ids"], (0, pad), value=1), counts)[mine]
+        mask = dist.gather(F.pad(tokens["attention_mask"], (0, pad)), counts)[mine]
+        longest = int(mask.sum(1).max())
+        return ids[:, :longest], mask[:, :longest]

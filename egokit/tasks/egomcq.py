@@ -1,0 +1,103 @@
+"""EgoMCQ: which of five clips does a narration describe? Source: EgoVLP (arXiv 2206.01670), section 5.
+
+Every distinct clip is read and encoded once. The fusion score needs a pass for each pair of question and clip, but the
+unfused half of the video depends on the clip alone: it is computed once and serves all its questions.
+"""
+from __future__ import annotations
+
+import collections
+import json
+
+import numpy as np
+import torch
+
+from egokit import clips, metrics, sampling
+from egokit.loading import Samples
+from egokit.model import similarity
+from egokit.tasks.base import Task
+from egokit.transforms import normalise
+
+CHOICES = 5
+PAIRS = 64  # question-and-clip pairs that go through the fused layers together
+
+
+def clip_key(clip: dict) -> tuple:
+    return clip["video_uid"], float(clip["clip_start"]), float(clip["clip_end"])
+
+
+class DistinctClips(Samples):
+    def __init__(self, task: EgoMCQ):
+        self.task = task
+        self.chunked = task.need("Ego4D_Chunked")
+        super().__init__(len(task.clips), task.config.seed, train=False)
+
+    def read(self, index: int, rng) -> dict:
+        uid, start, stop = self.task.clips[index]
+        data = self.task.config.data
+        pixels = clips.read_chunked(self.chunked / uid, start, stop,
+                                    lambda first, last: sampling.egoclip(first, last, data.evaluation_frames),
+                                    self.task.config.site.chunk_seconds, data.reader)
+        return {"video": self.task.transform(pixels, None), "index": index}
+
+
+class EgoMCQ(Task):
+    best = "ensemble_intra"
+    uses_fusion = True
+
+    def __init__(self, config):
+        super().__init__(config)
+        questions = json.loads(self.need("egomcq.json").read_text())
+        questions = [questions[key] for key in sorted(questions, key=int)][:self.limited(len(questions))]
+        self.questions = questions
+        self.texts = [question["query"]["clip_text"] for question in questions]
+        self.choices = [[question["choices"][str(c)] for c in range(CHOICES)] for question in questions]
+        self.answers = np.array([int(question["answer"]) for question in questions])
+        self.types = np.array([int(question["types"]) for question in questions])
+        # all five share their nouns: only the verb, that is the order of frames, decides
+        self.verb_only = np.array([len({str(clip.get("tag_noun", i)) for i, clip in enumerate(five)}) == 1 for five in self.choices])
+        self.clips = sorted({clip_key(clip) for five in self.choices for clip in five})
+        number = {key: i for i, key in enumerate(self.clips)}
+        self.pairs_of = collections.defaultdict(list)  # clip -> [question * 5 + choice]
+        for q, five in enumerate(self.choices):
+            for c, clip in enumerate(five):
+                self.pairs_of[number[clip_key(clip)]].append(q * CHOICES + c)
+
+    def dataset(self, split: str) -> DistinctClips:
+        return DistinctClips(self)
+
+    def score(self, model, batch: dict) -> dict[str, np.ndarray]:
+        """Rows of question-and-choice pairs: 'index' = question * 5 + choice, 'dual' cosine, 'fusion' probability."""
+        frames = normalise(batch["video"])
+        video_BE, trunk = model.encode_video(frames), model.fusion_trunk(frames)
+        pairs = [(b, pair) for b, clip in enumerate(batch["index"].tolist()) for pair in self.pairs_of[clip]]
+        rows: dict[str, list] = {"index": [], "dual": [], "fusion": []}
+        for at in range(0, len(pairs), PAIRS):
+            some = pairs[at:at + PAIRS]
+            own = torch.tensor([b for b, _ in some], device=frames.device)
+            tokens = model.tokens([self.texts[pair // CHOICES] for _, pair in some], self.config.data.evaluation_tokens)
+            text_PE = model.encode_text(tokens)
+            states = model.fuse(trunk[own], model.text_trunk(tokens), tokens["attention_mask"], frames.shape[1])
+            rows["fusion"].append(model.itm_from_states(*states).float().softmax(-1)[:, 1].cpu().numpy())
+            rows["dual"].append(similarity(text_PE, video_BE)[torch.arange(len(some)), own].cpu().numpy())
+            rows["index"].append(np.array([pair for _, pair in some]))
+        return {key: np.concatenate(parts) for key, parts in rows.items()}
+
+    def expected(self) -> int:
+        """Rows that a complete evaluation has."""
+        return len(self.texts) * CHOICES
+
+    def chance(self) -> dict[str, float]:
+        return metrics.chance(metrics.egomcq, (len(self.texts), CHOICES), self.answers, self.types)
+
+    def scores(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Rows -> (questions, 5) for dual, fusion and ensemble."""
+        out = {name: rows[name].reshape(-1, CHOICES) for name in ("dual", "fusion")}
+        return out | {"ensemble": out["dual"] + out["fusion"]}
+
+    def metrics(self, rows: dict[str, np.ndarray], prompts_KE) -> dict[str, float]:
+        out = {}
+        for name, scores in self.scores(rows).items():
+            out |= {f"{name}_{kind}": value for kind, value in metrics.egomcq(scores, self.answers, self.types).items()}
+            if self.verb_only.any():
+                out[f"{name}_verb_only"] = metrics.accuracy(scores, self.answers, self.verb_only)
+        return out

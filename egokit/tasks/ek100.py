@@ -1,0 +1,83 @@
+"""EK-100 multi-instance retrieval, zero-shot and fine-tuned. Source: EPIC-KITCHENS-100 (arXiv 2006.13256), section 4.5."""
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+from egokit import clips, dist, losses, metrics, sampling
+from egokit.loading import Samples
+from egokit.model import similarity
+from egokit.tables import ek100_annotations, load_relevancy, seconds
+from egokit.tasks.base import Task, cosine
+from egokit.transforms import normalise
+
+
+class Actions(Samples):
+    """A clip; in training with a text drawn from the sentences relevant to it, and that text's relevancy."""
+
+    def __init__(self, task: EK100, split: str):
+        self.task, self.split = task, split
+        self.clips, self.sentences = ek100_annotations(task.root, split)
+        self.relevancy = load_relevancy(task.need(*RELEVANCY, f"caption_relevancy_EPIC_100_retrieval_{split}.pkl"))
+        if self.relevancy.shape != (len(self.clips), len(self.sentences)):
+            raise ValueError(f"the relevancy of {split} is {self.relevancy.shape}, but the tables have {len(self.clips)} clips "
+                             f"and {len(self.sentences)} sentences; make it again with notebook 01_data_prep")
+        self.videos = task.need("EK100", "video_ht256px")
+        super().__init__(task.limited(len(self.clips)) if split == "train" else len(self.clips),
+                         task.config.seed, train=split == "train")
+
+    def read(self, index: int, rng: np.random.Generator | None) -> dict:
+        row, data = self.clips.iloc[index], self.task.config.data
+        frames = data.evaluation_frames if rng is None else data.frames
+        start, stop = seconds(row.start_timestamp), seconds(row.stop_timestamp)
+
+        def pick(length: int, fps: float) -> np.ndarray:
+            first = round(start * fps)
+            last = first + max(int((stop - start) * fps), frames)
+            return sampling.ek100(min(first, length - 1), min(last, length), frames, rng)
+
+        pixels = clips.read(self.videos / row.participant_id / f"{row.video_id}.MP4", pick, data.reader)
+        item = {"video": self.task.transform(pixels, rng), "index": index}
+        if rng is not None:
+            candidates = np.flatnonzero(self.relevancy[index] > data.relevancy_threshold)
+            sentence = int(rng.choice(candidates))
+            item |= {"text": self.sentences.narration.iloc[sentence], "relevancy": float(self.relevancy[index, sentence])}
+        return item
+
+
+RELEVANCY = ("EK100", "epic-kitchens-100-annotations", "retrieval_annotations", "relevancy")
+
+
+class EK100(Task):
+    best = "mAP"
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.test = Actions(self, "test")
+
+    def dataset(self, split: str) -> Actions:
+        return self.test if split == "test" else Actions(self, split)
+
+    def prompts(self) -> list[str]:
+        return self.test.sentences.narration.tolist()
+
+    def loss(self, model, batch: dict, step: int) -> dict[str, Tensor]:
+        video_BE = dist.gather(model.encode_video(normalise(batch["video"])))
+        text_BE = dist.gather(model.encode_text(batch["tokens"]))
+        relevancy_B = dist.gather(batch["relevancy"].to(video_BE.device))
+        return {"max_margin": losses.max_margin(similarity(text_BE, video_BE), relevancy_B, self.config.train.margin)}
+
+    def score(self, model, batch: dict) -> dict[str, np.ndarray]:
+        return {"index": batch["index"].numpy(force=True),
+                "video": model.encode_video(normalise(batch["video"])).numpy(force=True)}
+
+    def scores(self, rows: dict[str, np.ndarray], prompts_KE: np.ndarray) -> np.ndarray:
+        """(clips, sentences) in [0, 1]"""
+        return (cosine(rows["video"], prompts_KE) + 1) / 2
+
+    def metrics(self, rows: dict[str, np.ndarray], prompts_KE: np.ndarray) -> dict[str, float]:
+        return metrics.retrieval(self.scores(rows, prompts_KE), self.test.relevancy)
+
+    def chance(self) -> dict[str, float]:
+        relevancy = self.test.relevancy
+        return metrics.chance(metrics.retrieval, relevancy.shape, relevancy, draws=20 if relevancy.size < 1e6 else 2)

@@ -1,0 +1,98 @@
+"""Ego4D's tables: egoclip.csv, and the three moments_*.json. EgoMCQ's questions are in questions.py.
+
+A clip is a dict with the columns of EgoClip; times are seconds in the full video.
+"""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from egokit import runs
+from egokit.toy.plan import Video, generator, uid
+from egokit.toy.words import VERBS, ego4d_narration
+
+COLUMNS = ("clip_idx", "video_uid", "video_dur", "narration_source", "narration_ind", "narration_time",
+           "clip_start", "clip_end", "clip_text", "tag_verb", "tag_noun")
+
+
+def clips(seed: int, videos: list[Video], first: int = 0) -> list[dict]:
+    """One clip for each action, numbered from `first`; a little of the gaps around belongs to it."""
+    rows: list[dict] = []
+    for video in videos:
+        random = generator(seed, "narration", video.uid)
+        for i, action in enumerate(video.actions):
+            colour = action.thing.colour if random.random() < 0.8 else None
+            hand = {1: "right", -1: "left"}[action.motion.side] if random.random() < 0.2 else None
+            # clips never reach the neighbour's half of a gap, where another object lies on the table
+            start = action.start - random.uniform(0, 0.45) * action.gap_before
+            stop = action.stop + random.uniform(0, 0.45) * action.gap_after
+            rows.append({
+                "clip_idx": first + len(rows), "video_uid": video.uid, "video_dur": float(video.seconds),
+                "narration_source": f"narration_pass_{1 + i % 2}", "narration_ind": i,
+                "narration_time": round(random.uniform(action.start, action.stop), 4),
+                "clip_start": round(start, 4), "clip_end": round(stop, 4),
+                "clip_text": ego4d_narration(action.verb, action.thing.noun, colour, hand),
+                "tag_verb": [action.verb], "tag_noun": [action.thing.noun],
+                # not a column: lets questions.py find clips of one and the same object
+                "colour": action.thing.colour,
+            })
+    return rows
+
+
+def write_egoclip(path: Path, rows: list[dict]) -> int:
+    """Write egoclip.csv, tab-separated, with five malformed rows among the good ones; returns how many."""
+    lines = ["\t".join(str(row[column]) for column in COLUMNS) for row in rows]
+    for i, bad in enumerate(_malformed(rows)):  # spread over the table, the first not at its top
+        lines.insert((i + 1) * len(lines) // 7 + i, bad)
+    with runs.atomic_path(path) as temporary:
+        temporary.write_text("\n".join(["\t".join(COLUMNS), *lines]) + "\n")
+    return len(lines) - len(rows)
+
+
+def _malformed(rows: list[dict]) -> list[str]:
+    def line(row: dict, **changed) -> list[str]:
+        return [str({**row, **changed}[column]) for column in COLUMNS]
+    last = rows[-1]["clip_idx"]
+    few, many, quote, words, swapped = ({**rows[i], "clip_idx": last + 1 + i} for i in range(5))
+    return [
+        "\t".join(line(few)[:6]),
+        "\t".join([*line(many), "narration_pass_2", "[3]"]),
+        "\t".join(line(quote, clip_text='"#C C picks up the')[:9]),
+        "\t".join(line(words, clip_start="unknown")),
+        "\t".join(line(swapped, clip_start=swapped["clip_end"], clip_end=swapped["clip_start"])),
+    ]
+
+
+def write_moments(root: Path, seed: int, videos: list[Video], version: int) -> int:
+    """Write moments_{train,val,test_unannotated}.json; returns the number of clips in all three."""
+    of_split = {split: [video for video in videos if video.split == split] for split in ("train", "test")}
+    total = 0
+    for split, source, first in (("train", "train", 0), ("val", "test", 0), ("test_unannotated", "test", 2)):
+        chosen = of_split[source][first:first + 2]
+        entries = []
+        for i, video in enumerate(chosen):
+            random = generator(seed, "moments", split, i)
+            spans = []
+            for k in range(2 if i == 0 else 1):
+                length = round(random.uniform(8, 11 if video.seconds < 40 else 16), 2)
+                begin = round(k * video.seconds / 2 + random.uniform(0, 0.5), 2)
+                spans.append((begin, min(begin + length, video.seconds)))
+            annotated = split != "test_unannotated"
+            entries.append({"video_uid": video.uid, "split": split.split("_")[0], "clips": [
+                _moment_clip(uid(seed, "moments", split, i, k), video, begin, end, annotated)
+                for k, (begin, end) in enumerate(spans)]})
+            total += len(spans)
+        document = {"version": f"toy-{version}", "description": f"toy moments {split}", "videos": entries}
+        with runs.atomic_path(root / f"moments_{split}.json") as temporary:
+            temporary.write_text(json.dumps(document, indent=1))
+    return total
+
+
+def _moment_clip(clip_uid: str, video: Video, begin: float, end: float, annotated: bool) -> dict:
+    labels = [{"label": VERBS[action.verb].replace(" ", "_"), "primary": True,
+               "start_time": round(action.start - begin, 4), "end_time": round(action.stop - begin, 4),
+               "video_start_time": round(action.start, 4), "video_end_time": round(action.stop, 4)}
+              for action in video.actions if begin <= action.start and action.stop <= end]
+    return {"clip_uid": clip_uid, "video_start_sec": begin, "video_end_sec": round(end, 2),
+            "clip_start_sec": 0.0, "clip_end_sec": round(end - begin, 2),
+            "annotations": [{"annotator_uid": "toy", "labels": labels}] if annotated else []}

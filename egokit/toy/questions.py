@@ -1,0 +1,107 @@
+"""EgoMCQ's questions from the test videos: inter-video, intra-video, and verb-only ones of either type.
+
+A question gives one narration and five clips and asks which clip it tells of. No two choices of a
+question share both verb and noun. In a verb-only question all five share the noun (and, while there are
+enough, the colour), so that only the verb decides; no other question has five equal `tag_noun`.
+"""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from egokit import runs
+from egokit.toy.ego4d import COLUMNS
+from egokit.toy.plan import generator
+
+CHOICES = 5
+INTER, INTRA = 1, 2
+TRIES = 2000  # to draw one question; verb-only ones ask for one colour in the first half of them
+NEARBY = 30.0  # seconds between the narrations of an intra-video question, at most
+
+
+def write_egomcq(path: Path, seed: int, clips: list[dict], questions: int, verb_questions: int) -> dict:
+    """Write egomcq.json; returns {kind: number of questions}."""
+    random = generator(seed, "egomcq")
+    kinds = [(kind, verb_only) for kind in (INTER, INTRA)
+             for verb_only, count in ((False, questions), (True, verb_questions)) for _ in range(count)]
+    document, seen = {}, set()
+    counts = {"inter": 0, "intra": 0, "verb_only_inter": 0, "verb_only_intra": 0}
+    answers = random.permutation(np.arange(len(kinds)) % CHOICES)
+    for (kind, verb_only), answer in zip(kinds, answers.tolist(), strict=True):
+        for attempt in range(TRIES):
+            if verb_only:
+                choices = _verb_only(random, clips, kind, colour=attempt < TRIES // 2)
+            else:
+                choices = _mixed(random, clips, kind)
+            if choices is None:
+                continue
+            # the first drawn is the query's; the same question is not asked twice
+            key = (choices[0]["clip_idx"], frozenset(clip["clip_idx"] for clip in choices))
+            if key not in seen:
+                break
+        else:
+            continue  # a small data set may not hold as many different questions
+        seen.add(key)
+        others = choices[1:]
+        ordered = [*others[:answer], choices[0], *others[answer:]]
+        fields = [{column: clip[column] for column in COLUMNS} for clip in ordered]
+        document[str(len(document))] = {"answer": answer, "query": fields[answer], "types": kind,
+                                        "choices": {str(i): clip for i, clip in enumerate(fields)}}
+        counts[("verb_only_" if verb_only else "") + ("inter" if kind == INTER else "intra")] += 1
+    with runs.atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(document))
+    return counts
+
+
+def _meaning(clip: dict) -> tuple[int, int]:
+    return clip["tag_verb"][0], clip["tag_noun"][0]
+
+
+def _pick(random: np.random.Generator, pool: list[dict], distinct) -> list[dict] | None:
+    """Five clips of the pool at random, pairwise different in every function of `distinct`."""
+    chosen, taken = [], [set() for _ in distinct]
+    for i in random.permutation(len(pool)):
+        values = [function(pool[i]) for function in distinct]
+        if any(value in seen for value, seen in zip(values, taken, strict=True)):
+            continue
+        for value, seen in zip(values, taken, strict=True):
+            seen.add(value)
+        chosen.append(pool[i])
+        if len(chosen) == CHOICES:
+            return chosen
+    return None
+
+
+def _video(clip: dict) -> str:
+    return clip["video_uid"]
+
+
+def _verb(clip: dict) -> int:
+    return clip["tag_verb"][0]
+
+
+def _mixed(random, clips: list[dict], kind: int) -> list[dict] | None:
+    if kind == INTER:
+        choices = _pick(random, clips, [_video, _meaning])
+    else:
+        query = clips[random.integers(len(clips))]
+        choices = _pick(random, [clip for clip in clips if _near(clip, query)], [_meaning])
+    if choices and len({clip["tag_noun"][0] for clip in choices}) == 1:
+        return None
+    return choices
+
+
+def _verb_only(random, clips: list[dict], kind: int, colour: bool) -> list[dict] | None:
+    query = clips[random.integers(len(clips))]
+    pool = [clip for clip in clips if clip["tag_noun"] == query["tag_noun"]
+            and (not colour or clip["colour"] == query["colour"])]
+    if kind == INTER:
+        return _pick(random, pool, [_verb, _video])
+    return _pick(random, [clip for clip in pool if _near(clip, query, 2)], [_verb])
+
+
+def _near(clip: dict, query: dict, times: float = 1) -> bool:
+    return (clip["video_uid"] == query["video_uid"]
+            and abs(clip["narration_time"] - query["narration_time"]) <= times * NEARBY / 2)

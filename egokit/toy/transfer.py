@@ -1,0 +1,98 @@
+"""The tables of the data sets that a pre-trained model is taken to: EK-100 and Charades-Ego.
+
+EK-100's relevancy and Charades' metadata_*.csv are derived from these by egokit.prep, not here.
+"""
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from egokit import runs
+from egokit.toy.plan import FPS, Action, Video, generator
+from egokit.toy.words import NOUNS, VERBS, charades_classes, charades_sentence, kitchen_narration
+
+ANNOTATIONS = Path("EK100/epic-kitchens-100-annotations/retrieval_annotations")
+CHARADES = Path("CharadesEgo/CharadesEgo")
+
+
+def _write_csv(path: Path, rows: list[dict]) -> None:
+    import pandas
+    with runs.atomic_path(path) as temporary:
+        pandas.DataFrame(rows).to_csv(temporary, index=False)
+
+
+def timestamp(seconds: float) -> str:
+    """HH:MM:SS.cc"""
+    minutes, centiseconds = divmod(round(seconds * 100), 6000)
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:{centiseconds // 100:02d}.{centiseconds % 100:02d}"
+
+
+def write_kitchens(root: Path, seed: int, videos: list[Video]) -> dict[str, int]:
+    """Write the four EK-100 tables; returns the numbers of clips and of sentences."""
+    counts = {}
+    for split in ("train", "test"):
+        clips = [_kitchen_clip(random, video, i, action)
+                 for video in videos if video.corpus == "ek100" and video.split == split
+                 for random in [generator(seed, "kitchen narration", video.uid)]
+                 for i, action in enumerate(video.actions)]
+        first_of = {clip["narration"]: clip for clip in reversed(clips)}  # each narration's first clip
+        columns = ["narration_id", "narration"]
+        if split == "train":  # the real test file tells no classes
+            columns += ["verb", "verb_class", "noun", "noun_class", "all_nouns", "all_noun_classes"]
+        sentences = [{column: clip[column] for column in columns}
+                     for clip in clips if first_of[clip["narration"]] is clip]
+        _write_csv(root / ANNOTATIONS / f"EPIC_100_retrieval_{split}.csv", clips)
+        _write_csv(root / ANNOTATIONS / f"EPIC_100_retrieval_{split}_sentence.csv", sentences)
+        counts |= {f"ek100_{split}_clips": len(clips), f"ek100_{split}_sentences": len(sentences)}
+    return counts
+
+
+def _kitchen_clip(random: np.random.Generator, video: Video, i: int, action: Action) -> dict:
+    noun, other = action.thing.noun, action.other and action.other[0].noun
+    style = random.random()
+    colour = action.thing.colour if style > 0.7 and other is None else None
+    narration = kitchen_narration(action.verb, noun, colour, style > 0.5 and other is None, other)
+    start = action.start - random.uniform(0, 0.45) * action.gap_before
+    stop = action.stop + random.uniform(0, 0.45) * action.gap_after
+    nouns = [noun] if other is None else [noun, other]
+    return {
+        "narration_id": f"{video.uid}_{i}", "participant_id": video.uid[:3], "video_id": video.uid,
+        "narration_timestamp": timestamp(random.uniform(action.start, action.stop)),
+        "start_timestamp": timestamp(start), "stop_timestamp": timestamp(stop),
+        "start_frame": int(start * FPS), "stop_frame": int(stop * FPS), "narration": narration,
+        "verb": VERBS[action.verb].replace(" ", "-"), "verb_class": action.verb,
+        "noun": NOUNS[noun], "noun_class": noun,
+        "all_nouns": [NOUNS[n] for n in nouns], "all_noun_classes": nouns,
+    }
+
+
+def write_charades(root: Path, videos: list[Video]) -> dict[str, int]:
+    """Write Charades' class list and its two tables; returns the numbers of videos and actions."""
+    classes, counts = charades_classes(), {}
+    with runs.atomic_path(root / CHARADES / "Charades_v1_classes.txt") as temporary:
+        lines = [f"c{i:03d} {charades_sentence(*pair)}" for i, pair in enumerate(classes)]
+        temporary.write_text("\n".join(lines) + "\n")
+    for split in ("train", "test"):
+        chosen = [video for video in videos if video.corpus == "charades" and video.split == split]
+        rows = [_charades_row(i, video, classes) for i, video in enumerate(chosen)]
+        _write_csv(root / CHARADES / f"CharadesEgo_v1_{split}_only1st.csv", rows)
+        counts |= {f"charades_{split}_videos": len(rows),
+                   f"charades_{split}_actions": sum(len(video.actions) for video in chosen)}
+    return counts
+
+
+def _charades_row(i: int, video: Video, classes: list[tuple[int, int]]) -> dict:
+    meanings = [(action.verb, action.thing.noun) for action in video.actions]
+    sentences = [charades_sentence(*meaning) for meaning in meanings]
+    labels = [f"c{classes.index(meaning):03d} {action.start:.2f} {action.stop:.2f}"
+              for meaning, action in zip(meanings, video.actions, strict=True)]
+    script = "A person is " + ", then ".join(sentence.lower() for sentence in sentences)
+    return {
+        "id": video.uid, "subject": f"S{i % 12:03d}", "scene": "Kitchen", "quality": 6, "relevance": 7,
+        "verified": "Yes", "script": f"{script}." if sentences else "A person looks at a table.",
+        "objects": ";".join(sorted({NOUNS[noun] for _, noun in meanings})),
+        "descriptions": ". ".join(sentences),
+        "actions": ";".join(labels), "length": f"{video.seconds:.2f}", "egocentric": "Yes",
+        "charades_video": video.uid[::-1],
+    }

@@ -1,0 +1,51 @@
+"""A byte-level BPE tokenizer in RoBERTa's file format, trained on every sentence the toy can say.
+
+It stands where the folder of `roberta-base` stands for real data; egokit.language reads both.
+"""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from egokit import runs
+from egokit.toy.words import all_sentences
+
+SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")  # ids 0 to 3, as in RoBERTa; <mask> is the last id
+MASK = "<mask>"
+MERGE_LIMIT = 1000  # more than there are to learn: training stops when every word is one token
+
+
+def write_tokenizer(folder: Path) -> int:
+    """Train it and write its five files; returns the size of the vocabulary."""
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=MERGE_LIMIT, special_tokens=list(SPECIAL), show_progress=False,
+                                  initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
+    tokenizer.train_from_iterator(all_sentences(), trainer)
+    learned = json.loads(tokenizer.to_str())["model"]
+    vocabulary = {**learned["vocab"], MASK: len(learned["vocab"])}
+    merges = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in learned["merges"]]
+
+    tokenizer.model = models.BPE(vocab=vocabulary, merges=merges)
+    tokenizer.add_special_tokens([*SPECIAL, tokenizers.AddedToken(MASK, lstrip=True, special=True)])
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), trim_offsets=True,
+                                                            add_prefix_space=False)
+    names = {"bos_token": "<s>", "eos_token": "</s>", "sep_token": "</s>", "cls_token": "<s>",
+             "unk_token": "<unk>", "pad_token": "<pad>", "mask_token": MASK}
+    config = {"tokenizer_class": "RobertaTokenizer", "model_max_length": 512,
+              "add_prefix_space": False, "trim_offsets": True, **names}
+    files = {
+        "vocab.json": json.dumps(vocabulary, ensure_ascii=False),
+        "merges.txt": "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges),
+        "tokenizer.json": tokenizer.to_str(pretty=True),
+        "tokenizer_config.json": json.dumps(config, indent=1),
+        "special_tokens_map.json": json.dumps(names, indent=1),
+    }
+    for name, text in files.items():
+        with runs.atomic_path(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return len(vocabulary)
