@@ -100,3 +100,19 @@ class Run:
         metrics = self.metrics()
         metrics[section] = _plain(values)
         write_text(self.path / "metrics.json", json.dumps(metrics, indent=1))
+
+    # rows-<section>.npz: the scores behind the metrics, for pictures and for other people's statistics
+    def write_rows(self, section: str, rows: dict, prompts_KE=None) -> None:
+        import numpy as np
+        with atomic_path(self.path / f"rows-{section}.npz") as temporary:
+            np.savez(temporary, **rows, **({} if prompts_KE is None else {"prompts": prompts_KE}))
+
+    def read_rows(self, section: str) -> tuple[dict, object]:
+        """(rows, prompt embeddings or None) of a section that has been evaluated."""
+        import numpy as np
+        path = self.path / f"rows-{section}.npz"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: section {section!r} of this run has not been evaluated")
+        with np.load(path) as saved:
+            rows = {key: saved[key] for key in saved.files}
+        return rows, rows.pop("prompts", None)

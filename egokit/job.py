@@ -1,0 +1,110 @@
+"""What runs inside a job's processes, and the starter that hands it to submitit. The notebook's side is launch.py's.
+
+`python -m egokit.job SPEC` is run by launch.submit in a session of its own, with the snapshot of egokit on its path:
+it submits the job and leaves, so neither closing JupyterLab nor Ctrl-C reaches the job.
+"""
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+
+from egokit.runs import Run, write_text
+
+ACTIONS = ("train", "evaluate", "extract")
+
+
+class Job:
+    """A picklable description of one job; submitit calls it once in every process."""
+
+    def __init__(self, spec: str):
+        self.spec = spec
+
+    def __call__(self) -> None:
+        import submitit
+        import torch
+
+        from egokit import dist, tasks
+        from egokit.config import Config
+        from egokit.resolve import build
+        spec = json.loads(Path(self.spec).read_text())
+        config = build(Config, spec["config"])
+        folder, environment = Path(self.spec).parent, submitit.JobEnvironment()
+        torch.set_num_threads(int(os.environ.get("SLURM_CPUS_PER_TASK", config.launch.cpus)))
+        device = torch.device("cpu")
+        if torch.cuda.is_available():
+            device = torch.device("cuda", environment.local_rank % torch.cuda.device_count())
+            torch.cuda.set_device(device)
+        attempt = f"{environment.job_id}-{os.environ.get('SLURM_RESTART_COUNT', 0)}"
+        with dist.joined(environment.global_rank, environment.num_tasks, folder / f"meeting-{attempt}",
+                         local=config.launch.nodes == 1):
+            run = Run(spec["run"])
+            task = tasks.make(config)
+            result = getattr(self, spec["action"])(config, task, run, spec["section"], device)
+            if dist.rank() == 0:
+                if chance := task.validation().chance():
+                    run.write_metrics("chance", chance)
+                run.write_metrics(spec["section"], result | provenance(config, spec, dist.world_size()))
+
+    def checkpoint(self):
+        """submitit's call at a time limit or preemption: the same job again; it resumes from its newest checkpoint."""
+        import submitit
+        return submitit.helpers.DelayedSubmission(Job(self.spec))
+
+    @staticmethod
+    def train(config, task, run, section, device) -> dict:
+        from egokit.train import train
+        return train(config, task, run, section, device)
+
+    @staticmethod
+    def evaluate(config, task, run, section, device) -> dict:
+        from egokit import dist
+        from egokit.evaluate import evaluate
+        from egokit.train import initial_model
+        metrics, rows, prompts_KE = evaluate(initial_model(config).to(device), task)
+        if dist.rank() == 0:
+            run.write_rows(section, rows, prompts_KE)
+        return metrics
+
+    @staticmethod
+    def extract(config, task, run, section, device) -> dict:
+        from egokit.train import initial_model
+        return task.extract(initial_model(config).to(device).eval(), run)
+
+
+def provenance(config, spec: dict, world: int) -> dict:
+    """What a figure needs to be made again."""
+    import torch
+
+    from egokit import checkpoints
+    source = str(checkpoints.find(config.init)) if config.init else ""
+    return {"finished": True, "action": spec["action"], "init": source,
+            "init_sha256": checkpoints.fingerprint(source) if source else "", "processes": world,
+            "frames": config.data.evaluation_frames, "precision": config.evaluate.precision,
+            "versions": {"egokit": spec["version"], "torch": torch.__version__, "python": platform.python_version()}}
+
+
+def start(spec_path: str) -> None:
+    """Submit the job of a spec and write down what it takes to find it again."""
+    import submitit
+
+    from egokit.config import Config
+    from egokit.resolve import build
+    spec_file = Path(spec_path)
+    launch = build(Config, json.loads(spec_file.read_text())["config"]).launch
+    executor = submitit.AutoExecutor(folder=spec_file.parent / "submitit", cluster=launch.cluster)
+    executor.update_parameters(nodes=launch.nodes, tasks_per_node=launch.processes, cpus_per_task=launch.cpus,
+                               timeout_min=launch.timeout_minutes, name=f"egokit-{spec_file.parent.name}")
+    if launch.cluster == "slurm":
+        path = os.environ.get("PYTHONPATH", "")
+        executor.update_parameters(slurm_setup=[f"export PYTHONPATH={path}", "export PYTHONSAFEPATH=1"],
+                                   **{f"slurm_{key}": value for key, value in launch.slurm.items()})
+    job = executor.submit(Job(str(spec_file)))
+    write_text(spec_file.parent / "job.json", json.dumps({"cluster": launch.cluster, "job_id": job.job_id}))
+
+
+if __name__ == "__main__":
+    from egokit.job import start as start_from_module  # pickled by the name egokit.job, not __main__
+    start_from_module(sys.argv[1])

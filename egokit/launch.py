@@ -1,0 +1,185 @@
+"""From a notebook or shell to a job and back: submit, attach, wait. Local processes or SLURM, always through submitit.
+
+`submit` is idempotent: a finished run gives its metrics, a live one is attached to, otherwise the job starts and
+resumes from what it left. Nothing is trained in the caller's process. What runs in the job is job.py's.
+"""
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from egokit.config import Config
+from egokit.resolve import ConfigError, differences, to_dict
+from egokit.runs import Run, write_text
+
+LOCAL_ONLY = {"launch", "evaluate", "data.workers", "data.reader"}  # may change without making another run
+
+
+class JobFailed(RuntimeError):
+    """The job ended without a result; the message holds the end of the right rank's log."""
+
+
+class Handle:
+    """A job of a run, found again from the files in its folder `jobs/<section>/`."""
+
+    def __init__(self, run: Run, section: str):
+        self.run, self.section = run, section
+        self.folder = run.path / "jobs" / section
+
+    def __repr__(self) -> str:
+        return f"<{self.section} of {self.run.path.parent.name}/{self.run.path.name}: {self.state()}>"
+
+    def spec(self) -> dict | None:
+        path = self.folder / "spec.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def metrics(self) -> dict | None:
+        """The job's section of metrics.json, once it has finished."""
+        found = self.run.metrics().get(self.section)
+        return found if found and found.get("finished") else None
+
+    def job(self) -> dict | None:
+        path = self.folder / "job.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def alive(self) -> bool:
+        job = self.job()
+        if not job:
+            return False
+        if job["cluster"] == "slurm":
+            listed = subprocess.run(["squeue", "-h", "-j", job["job_id"], "-o", "%T"], capture_output=True, text=True)
+            return bool(listed.stdout.strip())
+        return _is_controller(int(job["job_id"]), self.folder)
+
+    def state(self) -> str:
+        """finished, running, failed (ended without a result) or new."""
+        if self.metrics():
+            return "finished"
+        return "running" if self.alive() else "failed" if self.job() else "new"
+
+    def log_tail(self, lines: int = 25) -> str:
+        """The end of the log that tells most: of the rank that failed by itself, not of those that lost a peer."""
+        job = self.job()
+        files = sorted((self.folder / "submitit").glob(f"{job['job_id']}_*_log.err")) if job else []
+        texts = {file: file.read_text(errors="replace").strip() for file in files}
+        peer = ("Connection closed by peer", "Connection reset", "ConnectionError", "DistNetworkError", "Bypassing signal")
+        own = {file: text for file, text in texts.items() if "Traceback" in text and not any(mark in text for mark in peer)}
+        for file, text in (own or texts).items():
+            if text:
+                return f"{file}:\n" + "\n".join(text.splitlines()[-lines:])
+        return f"no log in {self.folder / 'submitit'}"
+
+    def cancel(self) -> None:
+        """End the job; the run keeps its checkpoints and can be submitted again."""
+        job = self.job()
+        if job and self.alive():
+            if job["cluster"] == "slurm":
+                subprocess.run(["scancel", job["job_id"]], check=True)
+            else:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(os.getpgid(int(job["job_id"])), 15)
+
+    def wait(self, progress: bool = True, poll: float = 0.5) -> dict:
+        """Wait for the job and return its metrics; shows a progress bar. Raises JobFailed with the log's end.
+
+        Interrupting the wait leaves the job running; the next submit attaches to it.
+        """
+        from tqdm import tqdm
+        bar = tqdm(desc=self.section, unit="step", mininterval=2, maxinterval=10, ncols=110, disable=not progress)
+        try:
+            while True:
+                running = self.alive()
+                self._show(bar)
+                if found := self.metrics():
+                    return found
+                if not running:
+                    raise JobFailed(f"{self.section} of {self.run.path} ended without a result. The end of its log:\n{self.log_tail()}")
+                time.sleep(poll)
+        finally:
+            bar.close()
+
+    def _show(self, bar) -> None:
+        events = [event for event in self.run.read_log() if "steps" in event]
+        if events and (events[-1]["step"], events[-1]["steps"]) != (bar.n, bar.total):
+            last = events[-1]
+            bar.total, bar.n = last["steps"], last["step"]
+            steps = [event for event in events if event["kind"] == "step"]
+            if steps:
+                bar.set_postfix_str(f"loss {steps[-1]['loss']:.3f}, {steps[-1]['clips_per_s']:.0f} clips/s", refresh=False)
+            bar.refresh()
+
+
+def _is_controller(pid: int, folder: Path) -> bool:
+    """Whether the process is this job's submitit controller: its number may have gone to another program since."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+        return "\nState:\tZ" not in status and str(folder) in Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return False
+
+
+def _comparable(config: dict) -> dict:
+    plain = {key: value for key, value in config.items() if key not in LOCAL_ONLY}
+    plain["data"] = {key: value for key, value in plain["data"].items() if f"data.{key}" not in LOCAL_ONLY}
+    return plain
+
+
+def snapshot(folder: Path) -> Path:
+    """Copy this egokit into the run, so that later edits don't change a queued or resumed job."""
+    source, target = Path(__file__).parent, folder / "code"
+    if not (target / "egokit").is_dir():
+        part = folder / f".code-{os.getpid()}"
+        shutil.copytree(source, part / "egokit", ignore=shutil.ignore_patterns("__pycache__"))
+        os.replace(part, target)
+    return target
+
+
+def submit(config: Config, run: Run, action: str = "train", section: str | None = None) -> Handle:
+    """Start `action` (train, evaluate or extract) of config.task in the run folder, or attach to what is there.
+
+    `section` names its place in metrics.json (default: the action). Raises ConfigError if the run was made with other
+    parameters, and RuntimeError if the job can't be submitted.
+    """
+    from egokit import __version__
+    from egokit.job import ACTIONS
+    if action not in ACTIONS:
+        raise ValueError(f"action {action!r}: expected one of {', '.join(ACTIONS)}")
+    handle = Handle(run, section or action)
+    handle.folder.mkdir(parents=True, exist_ok=True)
+    with open(handle.folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two notebooks of one run start one job
+        before = handle.spec()
+        started = handle.metrics() or handle.alive() or (action == "train" and any(run.checkpoints.glob("*.pt")))
+        if before and started:
+            changed = differences(_comparable(before["config"]), _comparable(to_dict(config)))
+            if changed:
+                raise ConfigError(f"{handle.section} in {run.path} was made with other parameters ({'; '.join(changed[:6])}); "
+                                  "choose another run name, or delete that folder to start again")
+        if handle.metrics() or handle.alive():
+            return handle
+        spec = {"config": to_dict(config), "run": str(run.path.resolve()), "action": action,
+                "section": handle.section, "version": __version__}
+        write_text(handle.folder / "spec.json", json.dumps(spec, indent=1))
+        (handle.folder / "job.json").unlink(missing_ok=True)
+        environment = dict(os.environ, PYTHONPATH=str(snapshot(run.path)), PYTHONSAFEPATH="1", TOKENIZERS_PARALLELISM="false")
+        environment.setdefault("OMP_NUM_THREADS", str(config.launch.cpus))
+        started = subprocess.run([sys.executable, "-m", "egokit.job", str((handle.folder / "spec.json").resolve())],
+                                 env=environment, start_new_session=True, stdin=subprocess.DEVNULL, capture_output=False,
+                                 stdout=open(handle.folder / "start.log", "w"), stderr=subprocess.STDOUT)
+        if started.returncode or not handle.job():
+            raise RuntimeError(f"{handle.section} could not be submitted to {config.launch.cluster}:\n"
+                               + (handle.folder / "start.log").read_text()[-2000:])
+    return handle
+
+
+def with_init(config: Config, init: str) -> Config:
+    """The same config, starting from another checkpoint."""
+    return dataclasses.replace(config, init=init)

@@ -1,0 +1,205 @@
+"""THE loop: any task, any number of processes, mixed precision, checkpoints, resumption.
+
+A run resumed from its newest checkpoint gives what an uninterrupted one gives: sample order and augmentation come from
+(seed, epoch, index), dropout from (seed, step, rank), and the log is cut back to the checkpoint. Processes are started
+by launch.py.
+"""
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+import time
+
+import torch
+from torch import nn
+
+from egokit import checkpoints, dist, optim, weights
+from egokit.config import Config
+from egokit.evaluate import autocast, evaluate
+from egokit.language import load_tokenizer
+from egokit.loading import loader, move, training_batches
+from egokit.runs import Run
+from egokit.tasks.base import Task
+
+KEEP = 2  # step checkpoints on disk
+
+
+class TrainingError(RuntimeError):
+    """Training can't go on; the message says at which step and why."""
+
+
+class Objective(nn.Module):
+    """Model and task as one Module, which is what DDP wraps: forward gives the loss and its terms."""
+
+    def __init__(self, model, task: Task):
+        super().__init__()
+        self.model, self.task = model, task
+
+    def forward(self, batch: dict, step: int):
+        terms = self.task.loss(self.model, batch, step)
+        return sum(terms.values()), {name: value.detach() for name, value in terms.items()}
+
+
+def initial_model(config: Config):
+    """The model that training (or an evaluation) starts from: the checkpoint `init`, or fresh weights."""
+    tokenizer = load_tokenizer(config.site.tokenizer)
+    if config.init:
+        model = weights.load(config.init, frames=config.model.frames, tokenizer=config.site.tokenizer)
+        if model.config.image_size != config.model.image_size:
+            raise ValueError(f"{config.init} takes frames of {model.config.image_size} px, but model.image_size is "
+                             f"{config.model.image_size}: set it to {model.config.image_size}")
+        model.config = dataclasses.replace(model.config, checkpointing=config.model.checkpointing)
+        model.video.config = model.text.config = model.config
+        return model
+    shape = config.model if config.model.vocabulary else dataclasses.replace(config.model, vocabulary=tokenizer.vocabulary)
+    return weights.fresh(shape, config.site.tokenizer, config.seed, config.site.vit, config.site.roberta)
+
+
+class Trainer:
+    def __init__(self, config: Config, task: Task, run: Run, section: str, device: torch.device):
+        self.config, self.task, self.run, self.section, self.device = config, task, run, section, device
+        self.validation = task.validation()
+        self.dataset = task.dataset("train")
+        self.model = initial_model(config).to(device)
+        if not task.uses_fusion:  # DDP waits for every gradient: what the loss doesn't use is not trained
+            unused = set(self.model.parameters_by_role()["fusion"])
+            for name, parameter in self.model.named_parameters():
+                parameter.requires_grad_(name not in unused)
+        self.objective = Objective(self.model, task)
+        if dist.is_on():
+            self.objective = nn.parallel.DistributedDataParallel(
+                self.objective, device_ids=[device] if device.type == "cuda" else None, gradient_as_bucket_view=True)
+        self.optimizer = optim.optimizer(self.model, config.optim)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
+        self.step, self.best, self.skipped = 0, None, 0
+        self.steps_per_epoch = len(self.batches(0))
+        self.steps = self.steps_per_epoch * config.train.epochs
+        if not self.steps_per_epoch:
+            raise TrainingError(f"{len(self.dataset)} training samples: too few for {dist.world_size()} processes")
+
+    def batches(self, epoch: int, first: int = 0) -> list:
+        return training_batches(len(self.dataset), self.config.train.batch_size, epoch, self.config.seed,
+                                dist.rank(), dist.world_size(), first)
+
+    # checkpoints
+    def content(self) -> dict:
+        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(), "step": self.step,
+                "best": self.best, "skipped": self.skipped, "world_size": dist.world_size(),
+                "recipe": {"task": self.config.task, "steps": self.steps, "batch_size": self.config.train.batch_size}}
+
+    def save(self) -> None:
+        if dist.rank() == 0:
+            weights.save(self.model, self.run.checkpoints / f"step-{self.step:07d}.pt", **self.content())
+            for old in sorted(self.run.checkpoints.glob("step-*.pt"))[:-KEEP]:
+                old.unlink()
+        dist.barrier()
+
+    def resume(self) -> None:
+        path = checkpoints.latest(self.run.checkpoints)
+        if path is None:
+            if dist.rank() == 0:
+                self.run.truncate_log(-1)
+            return
+        saved = checkpoints.read(path)
+        recipe = self.content()["recipe"]
+        if saved["recipe"] != recipe:
+            raise TrainingError(f"{path} belongs to another recipe ({saved['recipe']}, now {recipe}): "
+                                "choose another run name, or delete the run's folder to start again")
+        weights.check(self.model, saved["state_dict"], [], path)
+        self.model.load_state_dict(saved["state_dict"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.scaler.load_state_dict(saved["scaler"])
+        self.step, self.best, self.skipped = saved["step"], saved["best"], saved["skipped"]
+        if dist.rank() == 0:
+            self.run.truncate_log(self.step)
+
+    # the loop
+    def fit(self) -> dict[str, float]:
+        """Train to the end and return the best validation metrics with what training cost."""
+        self.resume()
+        began = time.perf_counter()
+        if self.step == 0:
+            self.validate()
+        while self.step < self.steps:
+            epoch, first = divmod(self.step, self.steps_per_epoch)
+            self.epoch(epoch, first)
+            due = (epoch + 1) % max(1, self.config.train.evaluate_epochs) == 0 or self.step == self.steps
+            if due:
+                self.validate()
+            self.save()
+        return self.best["metrics"] | {"step": self.best["step"], "steps": self.steps, "skipped_steps": self.skipped,
+                                       "seconds": time.perf_counter() - began}
+
+    def epoch(self, epoch: int, first: int) -> None:
+        batches = self.batches(epoch, first)
+        waiting = time.perf_counter()
+        window = collections.defaultdict(float)
+        in_a_row = 0
+        for batch in loader(self.dataset, batches, self.task.collate, self.config.data.workers):
+            got = time.perf_counter()
+            torch.manual_seed(hash((self.config.seed, self.step, dist.rank())) % 2**63)
+            self.model.train()
+            with autocast(self.device, self.config.train.precision):
+                loss, terms = self.objective(move(batch, self.device), self.step)
+            self.scaler.scale(loss).backward()
+            rate = optim.learning_rate(self.step, self.steps, self.steps_per_epoch, self.config.optim)
+            norm = self.update(rate)
+            self.step += 1
+            in_a_row = 0 if math.isfinite(norm) else in_a_row + 1
+            self.skipped += not math.isfinite(norm)
+            if in_a_row >= self.config.train.nonfinite_limit:
+                raise TrainingError(f"step {self.step}: {in_a_row} steps in a row had NaN or Inf gradients; terms "
+                                    f"{ {k: round(v.item(), 4) for k, v in terms.items()} }; samples of this rank "
+                                    f"{batches[self.step - 1 - epoch * self.steps_per_epoch - first][:8]}; lower optim.lr")
+            now = time.perf_counter()
+            for key, value in (("data_s", got - waiting), ("step_s", now - waiting), ("n", 1),
+                               ("clips", len(batch["video"]) * dist.world_size())):
+                window[key] += value
+            waiting = now
+            if self.step % self.config.train.log_steps == 0 or self.step == self.steps:
+                self.log(epoch, terms, rate, norm, window)
+                window.clear()
+            if self.step % self.config.train.checkpoint_steps == 0 and self.step % self.steps_per_epoch:
+                self.save()
+
+    def update(self, rate: float) -> float:
+        """One optimizer step at `rate`; returns the gradient's norm. A step with NaN or Inf is left out."""
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip_grad_norm or math.inf).item()
+        optim.set_rate(self.optimizer, rate)
+        if self.scaler.is_enabled() or math.isfinite(norm):
+            self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def log(self, epoch: int, terms: dict, rate: float, norm: float, window: dict) -> None:
+        values = dist.mean(torch.stack([*terms.values()]).float())
+        if dist.rank() == 0:
+            step_s = window["step_s"] / window["n"]
+            self.run.log({"kind": "step", "step": self.step, "steps": self.steps, "epoch": epoch + 1,
+                          "loss": values.sum().item(), **dict(zip(terms, values.tolist(), strict=True)), "lr": rate,
+                          "grad_norm": norm, "scale": self.scaler.get_scale(), "skipped": self.skipped,
+                          "data_s": window["data_s"] / window["n"], "step_s": step_s,
+                          "clips_per_s": window["clips"] / window["step_s"], "eta_s": (self.steps - self.step) * step_s})
+
+    def validate(self) -> None:
+        metrics, rows, prompts_KE = evaluate(self.model, self.validation)
+        score = metrics[self.validation.best]
+        better = self.best is None or self.best["step"] == 0 or score > self.best["metrics"][self.validation.best]
+        if better:
+            self.best = {"step": self.step, "metrics": metrics}
+        if dist.rank() == 0:
+            self.run.log({"kind": "validation", "step": self.step, "steps": self.steps,
+                          "epoch": self.step // self.steps_per_epoch, "best": better, **metrics})
+            if better:
+                weights.save(self.model, self.run.checkpoints / "best.pt", step=self.step, metrics=metrics)
+                self.run.write_rows(self.section, rows, prompts_KE)
+        dist.barrier()
+
+
+def train(config: Config, task: Task, run: Run, section: str, device: torch.device) -> dict[str, float]:
+    """Train `task` in the run folder, from its newest checkpoint if there is one; returns the best metrics."""
+    run.checkpoints.mkdir(exist_ok=True)
+    return Trainer(config, task, run, section, device).fit()
