@@ -12,6 +12,7 @@ import pickle
 import re
 import sys
 import types
+import typing
 from pathlib import Path
 
 import torch
@@ -37,7 +38,7 @@ def _inert(module: str, name: str):
 class SafeUnpickler(pickle.Unpickler):
     """Admits tensors and plain containers; replaces classes of foreign packages by inert ones; refuses the rest."""
 
-    ADMITTED = {("collections", "OrderedDict"): collections.OrderedDict,
+    ADMITTED: typing.ClassVar = {("collections", "OrderedDict"): collections.OrderedDict,
                 ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
                 ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter}
 

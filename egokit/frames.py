@@ -38,6 +38,7 @@ class PyAVReader:
             raise VideoError(f"{path}: not a video that can be opened ({reason}); "
                              "check the file with 'egokit doctor', or make it again with 'egokit prep'") from None
         self.stream.codec_context.thread_count = 1
+        self.to_rgb = av.video.reformatter.VideoReformatter()
         rate = self.stream.average_rate or self.stream.guessed_rate
         if not rate:
             raise VideoError(f"{path}: the file states no frame rate; prepare it with 'egokit prep'")
@@ -106,7 +107,8 @@ class PyAVReader:
             if number > index:
                 self.position = None
                 raise _Irregular if self.times is None else VideoError(f"{self.path}: {where} is missing in the stream")
-            self.position, self.last = index, frame.to_ndarray(format="rgb24")
+            # one thread: libswscale otherwise starts its threads anew for every frame, 1-2 ms each time
+            self.position, self.last = index, self.to_rgb.reformat(frame, format="rgb24", threads=1).to_ndarray()
             return self.last
         except (av.error.FFmpegError, OSError) as error:
             self.position = None

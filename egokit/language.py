@@ -73,7 +73,7 @@ class TextEncoder(nn.Module):
             for index in range(config.depth))
 
     def reset_parameters(self) -> None:
-        """Normal 0.02 as in RoBERTa; gates 0."""
+        """Normal as in RoBERTa; gates 0."""
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 nn.init.normal_(module.weight, std=0.02)

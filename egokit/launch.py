@@ -6,7 +6,6 @@ resumes from what it left. Nothing is trained in the caller's process. What runs
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import fcntl
 import json
 import os
@@ -152,6 +151,9 @@ def submit(config: Config, run: Run, action: str = "train", section: str | None 
     from egokit.job import ACTIONS
     if action not in ACTIONS:
         raise ValueError(f"action {action!r}: expected one of {', '.join(ACTIONS)}")
+    if config.init:
+        from egokit import checkpoints
+        checkpoints.find(config.init)  # missing: said here, not in a job's log
     handle = Handle(run, section or action)
     handle.folder.mkdir(parents=True, exist_ok=True)
     with open(handle.folder / "lock", "w") as lock:
@@ -171,15 +173,11 @@ def submit(config: Config, run: Run, action: str = "train", section: str | None 
         (handle.folder / "job.json").unlink(missing_ok=True)
         environment = dict(os.environ, PYTHONPATH=str(snapshot(run.path)), PYTHONSAFEPATH="1", TOKENIZERS_PARALLELISM="false")
         environment.setdefault("OMP_NUM_THREADS", str(config.launch.cpus))
-        started = subprocess.run([sys.executable, "-m", "egokit.job", str((handle.folder / "spec.json").resolve())],
-                                 env=environment, start_new_session=True, stdin=subprocess.DEVNULL, capture_output=False,
-                                 stdout=open(handle.folder / "start.log", "w"), stderr=subprocess.STDOUT)
+        with open(handle.folder / "start.log", "w") as start_log:
+            started = subprocess.run([sys.executable, "-m", "egokit.job", str((handle.folder / "spec.json").resolve())],
+                                     env=environment, start_new_session=True, stdin=subprocess.DEVNULL,
+                                     stdout=start_log, stderr=subprocess.STDOUT)
         if started.returncode or not handle.job():
             raise RuntimeError(f"{handle.section} could not be submitted to {config.launch.cluster}:\n"
                                + (handle.folder / "start.log").read_text()[-2000:])
     return handle
-
-
-def with_init(config: Config, init: str) -> Config:
-    """The same config, starting from another checkpoint."""
-    return dataclasses.replace(config, init=init)

@@ -74,8 +74,7 @@ class EgoVLP(nn.Module):
                      self.text_pooler, self.video_pooler, self.itm_head, self.word_head):
             for module in head.modules():
                 if isinstance(module, nn.Linear):
-                    nn.init.trunc_normal_(module.weight, std=0.02 if head is not self.text_projection
-                                          and head is not self.video_projection else module.in_features ** -0.5)
+                    nn.init.trunc_normal_(module.weight, std=module.in_features ** -0.5)
                     if module.bias is not None:
                         nn.init.zeros_(module.bias)
         self.text.reset_parameters()

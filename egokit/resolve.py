@@ -41,6 +41,12 @@ def project_root() -> Path:
                       "start from the project's folder or set EGOKIT_HOME to it")
 
 
+def outputs_folder() -> Path:
+    """Where runs go: outputs/ of the project, or $EGOKIT_OUTPUTS."""
+    given = os.environ.get("EGOKIT_OUTPUTS")
+    return Path(given).expanduser().resolve() if given else project_root() / "outputs"
+
+
 def _coerce(value, wanted, where: str):
     origin = typing.get_origin(wanted)
     if wanted is dict or origin is dict:
@@ -77,7 +83,8 @@ def build(cls, values: dict, where: str = "", source: str = "") -> typing.Any:
             raise ConfigError(f"unknown key {name!r}{source}: {nearest(key, hints)}")
         if dataclasses.is_dataclass(hints[key]):
             if not isinstance(value, dict):
-                raise ConfigError(f"{name}{source}: expected a section with keys {', '.join(typing.get_type_hints(hints[key]))}; got {value!r}")
+                inner = ", ".join(typing.get_type_hints(hints[key]))
+                raise ConfigError(f"{name}{source}: expected a section with keys {inner}; got {value!r}")
             given[key] = build(hints[key], value, name, source)
         else:
             given[key] = _coerce(value, hints[key], name + source)
@@ -155,8 +162,17 @@ def resolve(params: str, site: str = "toy", overrides="", run: str = "demo") -> 
     for key in ("tokenizer", "vit", "roberta"):  # a name from a hub, or a folder or file
         value = getattr(config.site, key)
         places[key] = _absolute(value, root) if "/" in value and not value.startswith("hf:") else value
-    return dataclasses.replace(config, init=config.init.replace("{run}", run),
-                               site=dataclasses.replace(config.site, name=name, **places))
+    site_config = dataclasses.replace(config.site, name=name, **places)
+    return dataclasses.replace(config, init=find_init(config.init.replace("{run}", run), site_config), site=site_config)
+
+
+def find_init(init: str, site) -> str:
+    """`init` as a path: run:<notebook>/<run> under the outputs, a file of site.weights, or a path as it stands."""
+    if init.startswith("run:"):
+        return str(outputs_folder() / init.removeprefix("run:"))
+    if init and site.weights and not Path(init).exists():
+        return str(Path(site.weights) / init)
+    return init
 
 
 def _absolute(path: str, root: Path) -> str:
@@ -184,6 +200,16 @@ def _lists(value):
 
 def to_yaml(config) -> str:
     return yaml.safe_dump(to_dict(config), sort_keys=False)
+
+
+def describe(config) -> str:
+    """The config in few lines, one a section, for reading."""
+    plain = to_dict(config)
+    lines = [f"{key}: {value}" for key, value in plain.items() if not isinstance(value, dict)]
+    for section, values in plain.items():
+        if isinstance(values, dict):
+            lines.append(f"{section}: " + ", ".join(f"{key}={value}" for key, value in values.items() if value not in ("", {}, [])))
+    return "\n".join(lines)
 
 
 def differences(one: dict, other: dict, where: str = "") -> list[str]:

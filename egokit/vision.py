@@ -129,13 +129,18 @@ class VideoEncoder(nn.Module):
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
 
     def reset_parameters(self) -> None:
-        """Truncated normal 0.02 as in ViT; gates 0; time attention by `time_init`."""
+        """A start without ViT weights: truncated normal; gates 0; time attention by `time_init`.
+
+        Positions in space and time start at about half the size of a patch's embedding. At ViT's 0.02 (and the zero that
+        a start from ViT needs in time) a small model spends its first epochs before it tells where and when things are.
+        """
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Conv2d)):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
-        nn.init.trunc_normal_(self.position_embed, std=0.02)
+        nn.init.trunc_normal_(self.position_embed, std=0.3)
+        nn.init.trunc_normal_(self.temporal_embed, std=0.3)
         self.reset_time()
 
     def reset_time(self) -> None:

@@ -193,6 +193,7 @@ def fresh(config: ModelConfig, tokenizer: str, seed: int, vit: str = "", roberta
         if source:
             start(model, source, prefix, ours)
     if vit:
+        torch.nn.init.zeros_(model.video.temporal_embed)
         model.video.reset_time()  # zero_output copies the space attention that has just been loaded
     return model
 

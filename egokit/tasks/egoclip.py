@@ -19,8 +19,8 @@ from egokit.transforms import normalise
 
 VERBS, NOUNS = 118, 582  # classes of the tags
 WINDOW = 60.0            # seconds: a scene-aware negative comes from the same window of the same video
-COLUMNS = ("clip_idx video_uid video_dur narration_source narration_ind narration_time clip_start clip_end clip_text "
-           "tag_verb tag_noun").split()
+COLUMNS = ["clip_idx", "video_uid", "video_dur", "narration_source", "narration_ind", "narration_time",
+           "clip_start", "clip_end", "clip_text", "tag_verb", "tag_noun"]
 
 
 def read_table(path):

@@ -31,10 +31,7 @@ def write_egomcq(path: Path, seed: int, clips: list[dict], questions: int, verb_
     answers = random.permutation(np.arange(len(kinds)) % CHOICES)
     for (kind, verb_only), answer in zip(kinds, answers.tolist(), strict=True):
         for attempt in range(TRIES):
-            if verb_only:
-                choices = _verb_only(random, clips, kind, colour=attempt < TRIES // 2)
-            else:
-                choices = _mixed(random, clips, kind)
+            choices = _verb_only(random, clips, kind, colour=attempt < TRIES // 2) if verb_only else _mixed(random, clips, kind)
             if choices is None:
                 continue
             # the first drawn is the query's; the same question is not asked twice

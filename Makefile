@@ -1,0 +1,30 @@
+# make demo: set up, then every notebook on the embedded data set.   make test: the tests.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: install demo test lint lab clean
+
+install: $(VENV)/installed
+
+# torch and torchvision come together from requirements.lock, in one command
+$(VENV)/installed: pyproject.toml requirements.lock
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "egokit needs Python 3.11 or newer: make PYTHON=python3.11 install")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[dev]'
+	touch $@
+
+demo: install
+	$(BIN)/egokit demo
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+
+lab: install
+	$(BIN)/jupyter lab
+
+clean:
+	rm -rf $(VENV) outputs/*/demo outputs/demo outputs/toy

@@ -1,0 +1,113 @@
+"""The `egokit` command: one function a subcommand, each a few lines on top of the package."""
+from __future__ import annotations
+
+import argparse
+import sys
+
+
+def _recipe(parser: argparse.ArgumentParser, params: str | None = None) -> None:
+    if params:
+        parser.add_argument("params", help="recipe: a name under params/ or a YAML file")
+    parser.add_argument("--site", default="toy", help="a name under params/sites/ or a YAML file (default: toy)")
+    parser.add_argument("--overrides", default="", help="'section.key=value …', for example 'train.epochs=1 optim.lr=1e-4'")
+    parser.add_argument("--run", default="demo", help="name of the run folder (default: demo)")
+
+
+def demo(arguments) -> None:
+    from egokit import demo as story
+    story.run(arguments.run, arguments.overrides)
+
+
+def toy(arguments) -> None:
+    from egokit import toy as embedded
+    print(embedded.make(arguments.root, seed=arguments.seed, size=arguments.size))
+
+
+def prep(arguments) -> None:
+    import dataclasses
+    import json
+
+    from egokit import prep as preparation
+    from egokit.config import Config
+    from egokit.resolve import resolve
+    if arguments.what == "ego4d" and arguments.root:
+        manifest = preparation.ego4d(arguments.root, source=arguments.source)
+        print(json.dumps({key: value for key, value in manifest.items() if key != "lines"}, indent=1))
+        sys.exit(1 if manifest["failed"] else 0)
+    site = resolve(arguments.params, arguments.site).site
+    if arguments.root:
+        site = dataclasses.replace(site, root=arguments.root, toy=False)
+    print(json.dumps(preparation.prepare(Config(site=site)), indent=1))
+
+
+def run(arguments) -> None:
+    from egokit import headless
+    given = {key: getattr(arguments, key) for key in ("params", "site", "overrides", "run") if getattr(arguments, key) is not None}
+    for notebook in arguments.notebooks:
+        print(headless.execute(notebook, given))
+
+
+def submit(arguments) -> None:
+    import json
+
+    from egokit import launch
+    from egokit.resolve import outputs_folder, resolve
+    from egokit.runs import Run
+    config = resolve(arguments.params, arguments.site, arguments.overrides, arguments.run)
+    handle = launch.submit(config, Run(outputs_folder() / config.task / arguments.run), arguments.action)
+    print(handle)
+    if arguments.wait:
+        print(json.dumps(handle.wait(), indent=1))
+
+
+def parser() -> argparse.ArgumentParser:
+    formatter = argparse.RawDescriptionHelpFormatter
+    top = argparse.ArgumentParser(prog="egokit", description="EgoVLPv2 as a notebook-centric research kit.")
+    commands = top.add_subparsers(dest="command", required=True)
+
+    def add(name, function, help, example):
+        sub = commands.add_parser(name, help=help, description=f"{help}\n\nexample:\n  {example}", formatter_class=formatter)
+        sub.set_defaults(function=function)
+        return sub
+
+    sub = add("demo", demo, "Run every notebook on the embedded data set.", "egokit demo")
+    sub.add_argument("--run", default="demo")
+    sub.add_argument("--overrides", default="", help="for every notebook, for example 'train.epochs=0'")
+    sub = add("toy", toy, "Make the embedded data set.", "egokit toy outputs/toy")
+    sub.add_argument("root")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--size", choices=("demo", "tiny"), default="demo")
+    sub = add("prep", prep, "Prepare data: resize, cut, metadata, relevancy.", "egokit prep ego4d --source VIDEOS --root ROOT")
+    sub.add_argument("what", nargs="?", choices=("all", "ego4d"), default="all")
+    sub.add_argument("--params", default="toy/pretrain")
+    sub.add_argument("--site", default="toy")
+    sub.add_argument("--source", help="folder of full videos (default: ROOT/Ego4D)")
+    sub.add_argument("--root", help="data root (default: the site's)")
+    sub = add("run", run, "Run notebooks with papermill.", "egokit run 03_ek100 --params ek100_finetune --site local")
+    sub.add_argument("notebooks", nargs="+")
+    for name in ("params", "site", "overrides", "run"):
+        sub.add_argument(f"--{name}")
+    sub = add("submit", submit, "Start a job, or attach to it.", "egokit submit toy/pretrain --run mine --wait")
+    _recipe(sub, "params")
+    sub.add_argument("--action", default="train", help="train, evaluate or extract")
+    sub.add_argument("--wait", action="store_true", help="show progress until it has finished")
+    return top
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point: a user's mistake is one line on stderr and exit code 2; anything else keeps its traceback."""
+    arguments = parser().parse_args(argv)
+    from egokit.headless import NotebookFailed
+    from egokit.resolve import ConfigError
+    try:
+        arguments.function(arguments)
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on where this one stopped", file=sys.stderr)
+        sys.exit(130)
+    except (ConfigError, FileNotFoundError, NotebookFailed) as error:
+        print(f"egokit: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

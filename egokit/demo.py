@@ -1,0 +1,71 @@
+"""`make demo`: every notebook on the embedded data set, in order, then one table. Finished notebooks are not run again."""
+from __future__ import annotations
+
+import json
+import time
+
+from egokit import headless
+from egokit.published import RESULTS
+from egokit.resolve import outputs_folder
+from egokit.runs import Run, write_text
+
+ORDER = ("01_data_prep", "02_pretrain", "03_ek100", "04_charades_ego", "05_egomcq", "06_egomq_features", "00_quickstart")
+
+
+def run(name: str = "demo", overrides: str = "") -> dict[str, float]:
+    """Run what is not finished yet, write outputs/<name>/summary.json and print the table; returns the summary."""
+    folder = Run(outputs_folder() / name)
+    began = time.perf_counter()
+    for number, notebook in enumerate(ORDER, 1):
+        head = f"[{number}/{len(ORDER)}] {notebook}"
+        if headless.finished(notebook, name):
+            print(f"{head}: done before", flush=True)
+            continue
+        print(f"{head}: running … (follow it in outputs/{notebook}/{name}/log.jsonl)", flush=True)
+        start = time.perf_counter()
+        headless.execute(notebook, {"run": name, "overrides": overrides})
+        took = time.perf_counter() - start
+        folder.log({"kind": "notebook", "notebook": notebook, "seconds": took})
+        print(f"{head}: {took:.0f} s", flush=True)
+    summary = summarise(name)
+    summary["seconds"] = round(sum({e["notebook"]: e["seconds"] for e in folder.read_log()}.values()), 1)
+    write_text(folder.path / "summary.json", json.dumps(summary, indent=1))
+    print(report(name, summary))
+    print(f"\nThis call took {time.perf_counter() - began:.0f} s. All numbers: outputs/{name}/summary.json")
+    return summary
+
+
+def summarise(name: str) -> dict[str, float]:
+    """Flat names to numbers, read from the runs' metrics.json."""
+    metrics = {notebook: Run(outputs_folder() / notebook / name).metrics() for notebook in ORDER}
+    summary = {result.summary: metrics[result.notebook][result.section][result.metric] for result in RESULTS
+               if result.metric in metrics[result.notebook].get(result.section, {})}
+    summary["egomcq.chance"] = metrics["05_egomcq"]["chance"]["inter"]
+    for key, notebook in (("ek100", "03_ek100"), ("charades", "04_charades_ego")):
+        for metric, value in metrics[notebook]["chance"].items():
+            if metric in ("mAP", "nDCG"):
+                summary[f"{key}.chance.{metric}"] = value
+    summary["mq.clips"] = metrics["06_egomq_features"]["features"]["clips"]
+    return summary
+
+
+def report(name: str, summary: dict[str, float]) -> str:
+    """The table that the demo ends with."""
+    lines = ["", f"{'benchmark, %':34}{'chance':>8}{'this run':>10}{'published':>11}",
+             f"{'':34}{'':>8}{'toy data':>10}{'real data':>11}", "-" * 63]
+    for result in RESULTS:
+        if result.summary not in summary:
+            continue
+        group = result.summary.split(".")[0]
+        chance = summary.get(f"{group}.chance.{result.metric}", summary.get(f"{group}.chance"))
+        published = "–" if result.published is None else f"{result.published:.1f}"
+        lines.append(f"{result.name:34}{chance:8.1f}{summary[result.summary]:10.1f}{published:>11}")
+    lines.append(f"{'EgoMQ clips with features':34}{'':>8}{summary['mq.clips']:>10.0f}")
+    lines += ["", "The published numbers are of the real data sets and the full-size model; they are not to be reached by a toy.", "",
+              "Look at:"]
+    for notebook, figure in (("05_egomcq", "questions-egomcq.png"), ("03_ek100", "retrieved-finetune.png"),
+                             ("04_charades_ego", "retrieved-finetune.png"), ("02_pretrain", "curves.png"),
+                             ("06_egomq_features", "features.png"), ("00_quickstart", "fusion.png")):
+        lines.append(f"  outputs/{notebook}/{name}/figures/{figure}")
+    lines.append(f"  outputs/<notebook>/{name}/notebook.ipynb   the executed notebooks; open them with: make lab")
+    return "\n".join(lines)

@@ -1,0 +1,71 @@
+"""Notebooks without a browser: papermill with checked parameters, the executed notebook always saved."""
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from egokit.notebook import check_names
+from egokit.resolve import ConfigError, nearest, outputs_folder, project_root, resolve
+
+
+class NotebookFailed(RuntimeError):
+    """A cell raised; the message says which notebook and what, and where the executed notebook lies."""
+
+
+def notebook_path(name: str) -> Path:
+    """notebooks/<name>.ipynb; a number ('03') or any unambiguous beginning will do."""
+    folder = project_root() / "notebooks"
+    found = sorted(path for path in folder.glob("*.ipynb") if path.stem.startswith(Path(name).stem))
+    if len(found) != 1:
+        names = [path.stem for path in folder.glob("*.ipynb")]
+        raise ConfigError(f"{'no' if not found else 'more than one'} notebook {name!r}: {nearest(name, names)}")
+    return found[0]
+
+
+def sources(path: Path) -> list[str]:
+    """The cells' sources, without those that papermill adds."""
+    import nbformat
+    return [cell.source for cell in nbformat.read(path, as_version=4).cells
+            if not {"injected-parameters", "papermill-error-cell-tag"} & set(cell.metadata.get("tags", []))]
+
+
+def finished(name: str, run: str) -> bool:
+    """Whether this very notebook has been run to its end for `run`."""
+    path, done = notebook_path(name), outputs_folder() / notebook_path(name).stem / run / "notebook.ipynb"
+    return done.is_file() and sources(path) == sources(done)
+
+
+def execute(name: str, parameters: dict, timeout: int | None = None, progress: bool = True) -> Path:
+    """Run a notebook with papermill; returns the executed notebook in its run folder.
+
+    parameters: some of params, site, overrides, run; names and values are checked before anything starts. A failure
+    saves notebook.failed.ipynb and raises NotebookFailed. `timeout` bounds a cell, in seconds.
+    """
+    check_names(parameters)
+    path = notebook_path(name)
+    import nbformat
+    defaults = next(cell.source for cell in nbformat.read(path, as_version=4).cells if "parameters" in cell.metadata.get("tags", []))
+    values: dict = {}
+    exec(defaults, values)  # four literals of our own notebook
+    values.update(parameters)
+    resolve(values["params"], values["site"], values["overrides"], values["run"])
+    folder = outputs_folder() / path.stem / values["run"]
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / ".notebook.part.ipynb"
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    import papermill
+    try:
+        papermill.execute_notebook(str(path), str(part), parameters=dict(parameters), kernel_name="python3", cwd=str(project_root()),
+                                   progress_bar=False, log_output=False, execution_timeout=timeout, start_timeout=120,
+                                   autosave_cell_every=0)
+    except papermill.PapermillExecutionError as error:
+        os.replace(part, folder / "notebook.failed.ipynb")
+        raise NotebookFailed(f"{path.name}, cell {error.exec_count}: {error.ename}: {error.evalue}\n"
+                             f"the executed notebook: {folder / 'notebook.failed.ipynb'}") from None
+    finally:
+        sys.stdout.flush()
+    (folder / "notebook.failed.ipynb").unlink(missing_ok=True)
+    os.replace(part, folder / "notebook.ipynb")
+    return folder / "notebook.ipynb"

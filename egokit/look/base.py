@@ -1,0 +1,56 @@
+"""Style, frame strips and saving: what every picture shares.
+
+Colours are Okabe and Ito's, safe for the colour-blind; right and wrong also differ by sign and line style.
+"""
+from __future__ import annotations
+
+import numpy as np
+
+from egokit.runs import Run
+
+RIGHT, WRONG, NEUTRAL = "#009E73", "#D55E00", "#0072B2"
+CYCLE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+STYLE = {"font.size": 12, "axes.prop_cycle": None, "figure.facecolor": "white", "savefig.facecolor": "white",
+         "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 80, "axes.titlesize": 13}
+
+
+def pyplot():
+    import matplotlib
+    import matplotlib.pyplot as plt
+    from cycler import cycler
+    matplotlib.rcParams.update(STYLE | {"axes.prop_cycle": cycler(color=CYCLE)})
+    return plt
+
+
+def finish(figure, run: Run | None, name: str):
+    """Save and close: an open figure is drawn twice in a notebook and kept in memory."""
+    plt = pyplot()
+    if run is not None:
+        figure.savefig(run.figure(f"{name}.png"), bbox_inches="tight", dpi=100)
+    plt.close(figure)
+    return figure
+
+
+def strip(frames_TCHW) -> np.ndarray:
+    """Frames of one clip side by side: uint8 (T, 3, H, W) -> (H, T*W, 3) with white gaps."""
+    frames = np.asarray(frames_TCHW).transpose(0, 2, 3, 1)
+    gap = np.full((frames.shape[1], max(1, frames.shape[2] // 32), 3), 255, np.uint8)
+    return np.concatenate([part for frame in frames for part in (frame, gap)][:-1], axis=1)
+
+
+def frame(axis, image: np.ndarray, title: str, colour: str | None = None, dashed: bool = False) -> None:
+    """An image with a coloured border (dashed for wrong) and a title under it."""
+    axis.imshow(image, interpolation="nearest", aspect="equal")
+    axis.set_xticks([])
+    axis.set_yticks([])
+    axis.set_xlabel(title, fontsize=10, color="black")
+    for side in axis.spines.values():
+        side.set_visible(colour is not None)
+        side.set_color(colour or "black")
+        side.set_linewidth(4)
+        side.set_linestyle((0, (2, 1)) if dashed else "solid")
+
+
+def thin(frames, most: int = 4):
+    """At most `most` frames of a clip, evenly, for small pictures."""
+    return frames[np.linspace(0, len(frames) - 1, min(most, len(frames))).round().astype(int)]

@@ -1,0 +1,88 @@
+"""Questions and retrieval results as frame strips, right and wrong marked."""
+from __future__ import annotations
+
+import dataclasses
+import textwrap
+
+import numpy as np
+
+from egokit.look.base import CYCLE, RIGHT, WRONG, finish, frame, pyplot, strip, thin
+from egokit.runs import Run
+
+
+def questions(task, run: Run, section: str, count: int = 6):
+    """EgoMCQ questions: the narration, its five clips with their scores; the answer and the model's choice marked.
+
+    Half of the questions shown were answered right, half wrong, as far as there are such.
+    """
+    plt = pyplot()
+    rows, _ = run.read_rows(section)
+    scores = task.scores(rows)
+    right = scores["ensemble"].argmax(1) == task.answers
+    picked = [*np.flatnonzero(right)[:: max(1, right.sum() // max(1, count // 2))][:count // 2], *np.flatnonzero(~right)]
+    picked = picked[:count]
+    clips, dataset = {key: i for i, key in enumerate(task.clips)}, task.dataset("test")
+    figure, axes = plt.subplots(len(picked), 5, figsize=(17, 2.1 * len(picked)), squeeze=False, layout="constrained")
+    from egokit.tasks.egomcq import clip_key
+    for q, line in zip(picked, axes, strict=True):
+        chosen = int(scores["ensemble"][q].argmax())
+        for c, axis in enumerate(line):
+            pixels = dataset[0, clips[clip_key(task.choices[q][c])]]["video"]
+            values = " ".join(f"{name[0]} {scores[name][q, c]:.2f}" for name in ("dual", "fusion", "ensemble"))
+            answer = c == task.answers[q]
+            mark = "✓ answer" if answer else "✗ chosen" if c == chosen else ""
+            frame(axis, strip(pixels), f"{values}  {mark}", RIGHT if answer else WRONG if c == chosen else None, not answer)
+        kind = "verb only" if task.verb_only[q] else {1: "inter-video", 2: "intra-video"}[int(task.types[q])]
+        line[0].set_title(f"{'RIGHT' if right[q] else 'WRONG'} ({kind}): {task.texts[q]}", loc="left",
+                          color=RIGHT if right[q] else WRONG)
+    return finish(figure, run, f"questions-{section}")
+
+
+def retrieved(task, run: Run, section: str, count: int = 6, top: int = 5, seed: int = 0):
+    """Texts with their best clips as frame strips; right (relevancy 1), partly right and wrong marked."""
+    plt = pyplot()
+    rows, prompts_KE = run.read_rows(section)
+    scores_VK, relevancy_VK = task.scores(rows, prompts_KE), truth(task)
+    dataset, texts = task.dataset("test"), task.prompts()
+    possible = np.flatnonzero(relevancy_VK.max(0) == 1)
+    picked = np.sort(np.random.default_rng(seed).choice(possible, min(count, len(possible)), replace=False))
+    figure, axes = plt.subplots(len(picked), top, figsize=(3.4 * top, 1.9 * len(picked)), squeeze=False, layout="constrained")
+    for k, line in zip(picked, axes, strict=True):
+        for rank, (axis, v) in enumerate(zip(line, np.argsort(-scores_VK[:, k], kind="stable"), strict=False)):
+            grade = relevancy_VK[v, k]
+            mark = "✓ right" if grade == 1 else "✗ wrong" if grade == 0 else f"partly, {grade:.2f}"
+            colour = RIGHT if grade == 1 else WRONG if grade == 0 else CYCLE[4]
+            frame(axis, strip(thin(dataset[0, int(v)]["video"])), f"{rank + 1}. {mark}   {scores_VK[v, k]:.2f}", colour, grade < 1)
+        line[0].set_title("\n".join(textwrap.wrap(f"“{texts[k]}”", 60)), loc="left")
+    return finish(figure, run, f"retrieved-{section}")
+
+
+def truth(task) -> np.ndarray:
+    """(clips, texts) relevancy in 0..1 of a retrieval task."""
+    return task.test.relevancy if hasattr(task, "test") else task.targets_VK
+
+
+@dataclasses.dataclass
+class Question:
+    """One EgoMCQ question, read: pixels (5, T, 3, size, size) uint8, frames the same normalised, answer from 0."""
+    text: str
+    pixels: object
+    frames: object
+    answer: int
+    figure: object
+
+
+def question(task, number: int, run: Run | None = None) -> Question:
+    """Read and draw question `number` of an EgoMCQ task."""
+    import torch
+
+    from egokit.tasks.egomcq import clip_key
+    from egokit.transforms import normalise
+    plt = pyplot()
+    index, dataset = {key: i for i, key in enumerate(task.clips)}, task.dataset("test")
+    pixels = torch.stack([dataset[0, index[clip_key(clip)]]["video"] for clip in task.choices[number]])
+    figure, axes = plt.subplots(1, len(pixels), figsize=(17, 2.4), layout="constrained")
+    for c, axis in enumerate(axes):
+        frame(axis, strip(thin(pixels[c])), f"clip {c + 1}")
+    figure.suptitle(f"Which clip is “{task.texts[number]}”?")
+    return Question(task.texts[number], pixels, normalise(pixels), int(task.answers[number]), finish(figure, run, "question"))

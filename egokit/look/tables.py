@@ -1,0 +1,47 @@
+"""Numbers and files as tables."""
+from __future__ import annotations
+
+from egokit.published import RESULTS
+from egokit.runs import Run
+
+
+def results(run: Run):
+    """Table of a run's metrics: chance, this run and the number published for the real data set."""
+    metrics = run.metrics()
+    return table([(result, metrics) for result in RESULTS if result.notebook == run.path.parent.name and result.section in metrics])
+
+
+def table(found: list[tuple]):
+    """(Result, metrics.json) pairs as a styled DataFrame; every number in %."""
+    import pandas as pd
+    rows = [(result.name, metrics.get("chance", {}).get(result.chance), metrics[result.section].get(result.metric), result.published)
+            for result, metrics in found]
+    frame = pd.DataFrame(rows, columns=["benchmark (%)", "chance", "this run", "published, real data"])
+    return frame.style.format(precision=1, na_rep="–").hide(axis="index")
+
+
+def counts(values: dict):
+    """Counts of what was prepared, as a table."""
+    return _pairs("made", values)
+
+
+def metrics(values: dict):
+    """A job's metrics: scores in %, and what they cost."""
+    numbers = {key: value for key, value in values.items() if isinstance(value, (int, float)) and not isinstance(value, bool)}
+    return _pairs("metric", numbers)
+
+
+def _pairs(name: str, values: dict):
+    import pandas as pd
+    frame = pd.DataFrame([(key.replace("_", " "), value) for key, value in values.items()], columns=[name, "value"])
+    return frame.style.format({"value": lambda value: f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"}).hide(axis="index")
+
+
+def files(run: Run):
+    """What the run folder holds, with sizes."""
+    import pandas as pd
+    found = [path for path in sorted(run.path.rglob("*")) if path.is_file() and not path.name.startswith(".")
+             and not {"code", "jobs"} & set(path.relative_to(run.path).parts)]
+    rows = [(str(path.relative_to(run.path)), f"{path.stat().st_size / 1024:,.0f} kB") for path in found[:40]]
+    rows += [(f"… and {len(found) - 40} more", "")] if len(found) > 40 else []
+    return pd.DataFrame(rows, columns=[f"in outputs/{run.path.parent.name}/{run.path.name}", "size"]).style.hide(axis="index")

@@ -1,0 +1,42 @@
+"""What every notebook calls first and last. Nothing here draws or trains."""
+from __future__ import annotations
+
+import ast
+import sys
+
+from egokit.config import Config
+from egokit.resolve import ConfigError, nearest, outputs_folder, resolve, to_yaml
+from egokit.runs import Run, write_text
+
+PARAMETERS = ("params", "site", "overrides", "run")
+
+
+def check_injected() -> None:
+    """papermill only warns of an unknown parameter and goes on: here it is an error."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    for cell in (shell.user_ns.get("In", []) if shell else []):
+        if not cell.startswith("# Parameters\n"):
+            continue
+        for statement in ast.parse(cell).body:
+            for target in getattr(statement, "targets", []):
+                check_names([target.id])
+
+
+def check_names(names) -> None:
+    """Raises ConfigError for a notebook parameter that doesn't exist."""
+    for name in names:
+        if name not in PARAMETERS:
+            raise ConfigError(f"unknown notebook parameter {name!r}: {nearest(name, PARAMETERS)}")
+
+
+def open_run(notebook: str, params: str, site: str, overrides, run: str) -> tuple[Config, Run]:
+    """(resolved config, run folder outputs/<notebook>/<run>) for a notebook's four parameters.
+
+    The config is written to params.yaml in the folder. Raises ConfigError for an unknown parameter, key, site or recipe,
+    naming the nearest right one.
+    """
+    check_injected()
+    config = resolve(params, site, overrides, run)
+    folder = Run(outputs_folder() / notebook / run)
+    write_text(folder.path / "params.yaml", to_yaml(config))
+    return config, folder

@@ -1,0 +1,40 @@
+"""Published numbers of EgoVLPv2 (ICCV 2023, tables 2-5) on the REAL data sets, beside which every run is shown.
+
+What a run of the embedded data set gives is not comparable with them.
+"""
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Result(NamedTuple):
+    name: str         # as a reader knows it
+    summary: str      # its flat name in outputs/demo/summary.json
+    notebook: str
+    section: str      # of the run's metrics.json
+    metric: str       # in that section
+    chance: str       # its metric in the section "chance"
+    published: float | None
+
+
+def _egomcq(score: str, kind: str, published: float | None = None) -> Result:
+    label = {"inter": "inter-video", "intra": "intra-video", "verb_only": "verb-only"}[kind]
+    return Result(f"EgoMCQ {label}, {score}", f"egomcq.{score}.{kind}", "05_egomcq", "egomcq", f"{score}_{kind}",
+                  "inter" if kind == "verb_only" else kind, published)
+
+
+def _retrieval(notebook: str, name: str, key: str, section: str, metric: str, published: float | None) -> Result:
+    label = {"zeroshot": "zero-shot", "finetune": "fine-tuned"}[section]
+    return Result(f"{name} {metric}, {label}", f"{key}.{section}.{metric}", notebook, section, metric, metric, published)
+
+
+RESULTS = [
+    *(_egomcq(score, kind, {("ensemble", "inter"): 91.0, ("ensemble", "intra"): 60.9}.get((score, kind)))
+      for score in ("dual", "fusion", "ensemble") for kind in ("inter", "intra", "verb_only")),
+    _retrieval("03_ek100", "EK-100 MIR", "ek100", "zeroshot", "mAP", 26.7),
+    _retrieval("03_ek100", "EK-100 MIR", "ek100", "zeroshot", "nDCG", 29.1),
+    _retrieval("03_ek100", "EK-100 MIR", "ek100", "finetune", "mAP", 47.3),
+    _retrieval("03_ek100", "EK-100 MIR", "ek100", "finetune", "nDCG", 61.9),
+    _retrieval("04_charades_ego", "Charades-Ego", "charades", "zeroshot", "mAP", 26.2),
+    _retrieval("04_charades_ego", "Charades-Ego", "charades", "finetune", "mAP", 34.1),
+]

@@ -1,0 +1,48 @@
+"""Fixtures: a tiny embedded data set, prepared once for the whole session, and a project folder around it."""
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory):
+    """A project folder: this one's params and notebooks, a tiny prepared data set, its own outputs."""
+    folder = tmp_path_factory.mktemp("project")
+    shutil.copytree(ROOT / "params", folder / "params")
+    shutil.copytree(ROOT / "notebooks", folder / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    (folder / "outputs").mkdir()
+    before = dict(os.environ)
+    os.environ["EGOKIT_HOME"] = str(folder)
+    os.environ.pop("EGOKIT_OUTPUTS", None)
+    from egokit import toy
+    toy.make(folder / "outputs" / "toy", size="tiny")
+    site = yaml.safe_load((folder / "params/sites/toy.yaml").read_text())
+    site["site"]["toy"] = False  # made above, at another size than the site would make it
+    (folder / "params/sites/tiny.yaml").write_text(yaml.safe_dump(site))
+    from egokit import prep
+    from egokit.resolve import resolve
+    prep.prepare(resolve("toy/pretrain", "tiny"), progress=False)
+    yield folder
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture
+def resolve(project):
+    """The toy's recipes on the tiny data set, shrunken."""
+    from egokit.resolve import resolve
+
+    def shrunken(params="toy/pretrain", overrides="", run="test"):
+        return resolve(params, "tiny", f"{SMALL} {overrides}", run)
+    return shrunken
+
+
+SMALL = "data.limit=24 train.epochs=1 train.batch_size=8 launch.processes=1 train.log_steps=1"
+MODEL = "model.width=32 model.heads=2 model.depth=2 model.fused=1 model.projection=linear16"

@@ -1,0 +1,32 @@
+"""One rank of test_dist.test_gathering_and_moving_rows: uneven rows, values and gradients against their global twins."""
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from egokit import dist
+
+rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+counts = [2 + r for r in range(world)]
+total = sum(counts)
+everything = torch.randn(total, 3, generator=torch.Generator().manual_seed(1))
+index = torch.randperm(total, generator=torch.Generator().manual_seed(2))
+index[0] = index[-1]  # a row may be wanted twice
+weight = torch.randn(total, 3, generator=torch.Generator().manual_seed(3))
+start = sum(counts[:rank])
+mine = slice(start, start + counts[rank])
+
+with dist.joined(rank, world, folder / "meeting", local=True):
+    x = everything[mine].clone().requires_grad_(True)
+    gathered = dist.gather(x)
+    (gathered * weight).sum().backward()
+    result = {"gather": torch.equal(gathered, everything), "gradient": torch.allclose(x.grad, world * weight[mine])}
+
+    x = everything[mine].clone().requires_grad_(True)
+    rows = dist.gather_rows(x, index, counts)
+    (rows * weight[mine]).sum().backward()
+    expected = torch.zeros_like(everything).index_add_(0, index, weight)
+    result |= {"rows": torch.equal(rows, everything[index][mine]), "rows_gradient": torch.allclose(x.grad, expected[mine]),
+               "objects": dist.gather_objects(rank)}
+print(json.dumps(result))

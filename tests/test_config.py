@@ -1,0 +1,71 @@
+"""Configuration: layers, strictness, and errors that say what to do."""
+import pytest
+
+from egokit.config import Config
+from egokit.resolve import ConfigError, build, differences, merge, parse_overrides, resolve, to_dict, to_yaml
+
+
+def test_layers_in_order(project):
+    config = resolve("toy/pretrain", "tiny", "train.epochs=3 optim.lr=5e-4", "mine")
+    assert config.site.chunk_seconds == 30 and config.model.width > 0      # site, recipe
+    assert config.train.epochs == 3 and config.optim.lr == 5e-4            # overrides
+    assert config.optim.betas == (0.9, 0.98) and config.train.temperature == 0.05  # defaults
+
+
+def test_yaml_exponents_without_a_point_are_numbers():
+    assert build(Config, {"optim": {"lr": "3e-5"}}).optim.lr == 3e-5
+
+
+def test_round_trip(project):
+    config = resolve("toy/pretrain", "tiny")
+    import yaml
+    assert build(Config, yaml.safe_load(to_yaml(config))) == config
+    assert differences(to_dict(config), to_dict(resolve("toy/pretrain", "tiny", "seed=1"))) == ["seed: 0 -> 1"]
+
+
+@pytest.mark.parametrize("overrides, said", [
+    ("train.epoch=1", "'train.epoch'.*did you mean 'epochs'"),
+    ("optin.lr=1", "'optin'.*did you mean 'optim'"),
+    ("train.epochs=many", "train.epochs.*expected int.*'many'"),
+    ("train.epochs=1.5", "train.epochs.*expected int"),
+    ("train.precision=fp8", "train.precision.*'fp8'.*fp16"),
+    ("task=egomqc", "task.*'egomqc'.*did you mean 'egomcq'|did you mean"),
+    ("train=3", "train.*expected a section"),
+    ("epochs", "section.key=value"),
+])
+def test_mistakes_name_the_key_and_the_nearest(project, overrides, said):
+    with pytest.raises(ConfigError, match=said):
+        resolve("toy/pretrain", "tiny", overrides)
+
+
+def test_wrong_names_of_files(project):
+    with pytest.raises(ConfigError, match="did you mean 'toy/pretrain'"):
+        resolve("toy/pretrian", "tiny")
+    with pytest.raises(ConfigError, match="did you mean 'tiny'"):
+        resolve("toy/pretrain", "tinny")
+    with pytest.raises(ConfigError, match="names a folder"):
+        resolve("toy/pretrain", "tiny", "", "../evil")
+
+
+def test_unknown_key_in_a_file_names_the_file(project):
+    (project / "params" / "broken.yaml").write_text("task: egoclip\ntrain: {epochz: 3}\n")
+    with pytest.raises(ConfigError, match=r"train.epochz.*broken.*did you mean 'epochs'"):
+        resolve("broken", "tiny")
+    (project / "params" / "broken.yaml").write_text("task: [unclosed\n")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        resolve("broken", "tiny")
+    (project / "params" / "broken.yaml").unlink()
+
+
+def test_overrides_and_merge():
+    assert parse_overrides("a.b=1 a.c=x") == {"a": {"b": 1, "c": "x"}} == parse_overrides(["a.b=1", "a.c=x"])
+    assert parse_overrides({"a.b": 1, "a": {"c": 2}}) == {"a": {"b": 1, "c": 2}}
+    assert merge({"a": {"b": 1}}, {"a": {"c": 2}}) == {"a": {"b": 1, "c": 2}}
+
+
+def test_every_recipe_and_site_resolves(project):
+    recipes = [p.relative_to(project / "params").with_suffix("") for p in (project / "params").rglob("*.yaml") if p.parent.name != "sites"]
+    assert len(recipes) >= 10
+    for recipe in recipes:
+        for site in ("toy", "example"):
+            assert resolve(str(recipe), site).task

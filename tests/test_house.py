@@ -1,0 +1,110 @@
+"""The house: floors, sizes, start-up, one list of dependencies, clean notebooks."""
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "egokit"
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+FLOORS = {  # imports run only downward (or along a floor, without circles)
+    "config": 0, "resolve": 0, "runs": 0, "dist": 0, "frames": 0, "sampling": 0, "metrics": 0, "transforms": 0, "tables": 0,
+    "published": 0, "vision": 1, "language": 1, "losses": 1, "optim": 1, "clips": 1, "loading": 1, "model": 2, "checkpoints": 2,
+    "weights": 2, "tasks": 3, "train": 4, "evaluate": 4, "job": 5, "launch": 5, "look": 6, "prep": 6, "toy": 6,
+    "notebook": 7, "headless": 7, "demo": 7, "cli": 8, "__init__": 9,
+}
+
+
+def room(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("egokit"):
+            inner = node.module.split(".")[1:]
+            yield from [inner[0]] if inner else [alias.name for alias in node.names]
+        elif isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[1] for alias in node.names if alias.name.startswith("egokit."))
+
+
+def test_no_import_runs_upward():
+    upward = [(str(path.relative_to(PACKAGE)), target) for path in PACKAGE.rglob("*.py") for target in imports(path)
+              if target in FLOORS and FLOORS[target] > FLOORS[room(path)]]
+    assert not upward
+    assert {room(path) for path in PACKAGE.rglob("*.py")} <= FLOORS.keys()
+
+
+def test_only_dist_touches_process_groups_and_only_resolve_reads_yaml():
+    for path in PACKAGE.rglob("*.py"):
+        text = path.read_text()
+        assert path.name == "dist.py" or "torch.distributed" not in text, path
+        assert path.name == "resolve.py" or "import yaml" not in text, path
+
+
+def test_no_file_is_long():
+    assert {path.name: n for path in PACKAGE.rglob("*.py") if (n := len(path.read_text().splitlines())) > 260} == {}
+
+
+def test_importing_is_quick_and_light():
+    code = ("import time; t = time.perf_counter(); import egokit; took = time.perf_counter() - t; import sys; "
+            "heavy = {'torch', 'transformers', 'timm', 'pandas', 'matplotlib', 'av', 'decord', 'submitit', 'numpy'} & set(sys.modules); "
+            "assert not heavy, heavy; assert took < 0.5, took")
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_no_paths_of_a_machine_in_tracked_files():
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    for name in tracked or [str(p) for p in PACKAGE.rglob("*.py")]:
+        path = ROOT / name
+        if path.suffix in (".py", ".md", ".yaml", ".yml", ".toml", ".ipynb", "") and path.is_file():
+            found = re.search(r"(?<![\w.$/])/(work|root|farm)/\w", path.read_text(errors="replace"))
+            assert not found, (name, found)
+
+
+def test_one_list_of_dependencies():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    pip = next(part["pip"] for part in environment["dependencies"] if isinstance(part, dict))
+    assert pip == ["-c requirements.lock", "-e .[dev]"], "environment.yml takes its packages from pyproject.toml alone"
+    python = next(part for part in environment["dependencies"] if str(part).startswith("python"))
+    assert python.split("=")[1] in ("3.11", "3.12") and project["requires-python"] == ">=3.11"
+    pins = dict(line.split("==") for line in (ROOT / "requirements.lock").read_text().splitlines() if line and line[0] != "#")
+    pins = {name.lower().replace("_", "-"): version for name, version in pins.items()}
+    for text in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
+        wanted = Requirement(text)
+        assert wanted.name in pins, f"{wanted.name} is not pinned in requirements.lock"
+        assert wanted.specifier.contains(pins[wanted.name]), (text, pins[wanted.name])
+    assert (pins["torch"], pins["torchvision"]) == ("2.15.0", "0.29.2"), "torch and torchvision go as a pair"
+
+
+def test_every_dependency_has_its_reason():
+    text = (ROOT / "pyproject.toml").read_text()
+    block = text[text.index("dependencies = ["):text.index("[project.scripts]")]
+    assert all("#" in line for line in block.splitlines() if line.strip().startswith('"'))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_are_clean_and_call_only(path):
+    book = nbformat.read(path, as_version=4)
+    code = [cell for cell in book.cells if cell.cell_type == "code"]
+    assert len(code) <= 14
+    tagged = [cell for cell in code if "parameters" in cell.metadata.get("tags", [])]
+    assert len(tagged) == 1
+    names = [target.id for node in ast.parse(tagged[0].source).body for target in node.targets]
+    assert names == ["params", "site", "overrides", "run"]
+    for cell in code:
+        assert not cell.outputs and cell.execution_count is None, "outputs are stripped before a commit"
+        assert len(cell.source.splitlines()) <= 12
+        tree = ast.parse(cell.source)
+        assert not [n for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.ClassDef, ast.Lambda))], "notebooks define nothing"
+        assert "sys.path" not in cell.source and '"../' not in cell.source
+    assert book.cells[0].cell_type == "markdown" and "**Purpose.**" in book.cells[0].source

@@ -1,0 +1,92 @@
+"""Losses against naive twins; masking and hard negatives by their statistics."""
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from egokit import losses
+
+
+def drawn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_egonce_equals_its_formula():
+    s, P = drawn(6, 6).tanh(), torch.eye(6).bool() | (drawn(6, 6, seed=1) > 1)
+    expected = 0.0
+    for matrix, mask in ((s, P), (s.T, P.T)):
+        for i in range(6):
+            weights = [math.exp(v / 0.05) for v in matrix[i].tolist()]
+            expected -= math.log(sum(w for w, p in zip(weights, mask[i].tolist(), strict=True) if p) / sum(weights)) / 6
+    assert losses.egonce(s, P).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_egonce_is_finite_at_extremes():
+    s = torch.full((4, 4), -1.0)
+    s.fill_diagonal_(1.0).requires_grad_(True)
+    loss = losses.egonce(-s, torch.eye(4).bool(), 0.01)
+    loss.backward()
+    assert loss.isfinite() and s.grad.isfinite().all()
+
+
+def test_max_margin_equals_its_formula():
+    s, w = drawn(5, 5).tanh(), torch.tensor([1.0, 0.5, 0.3, 1.0, 0.8])
+    terms = [max(0.0, 0.2 * w[i].item() - (s[i, i] - m[i, j]).item()) for m in (s, s.T) for i in range(5) for j in range(5) if i != j]
+    assert losses.max_margin(s, w).item() == pytest.approx(sum(terms) / len(terms), rel=1e-5)
+
+
+def test_positives_share_a_verb_and_a_noun():
+    verbs, nouns = torch.eye(3)[[0, 0, 1]], torch.tensor([[1.0, 1], [0, 1], [0, 1]])
+    assert losses.positives(verbs, nouns).tolist() == [[True, True, False], [True, True, False], [False, False, True]]
+    untagged = torch.zeros(2, 3)
+    assert losses.positives(untagged, untagged).tolist() == [[True, False], [False, True]]
+
+
+def test_masking_follows_berts_rule():
+    ids = torch.randint(4, 99, (400, 50))
+    ids[:, 0], ids[:, -1] = 0, 2
+    uniforms = torch.from_numpy(np.random.default_rng(0).random((400, 50, 3), np.float32))
+    masked, labels = losses.mask_words(ids, uniforms, [0, 1, 2, 3, 100], 100, 101)
+    chosen = labels != -100
+    assert chosen[:, 1:-1].float().mean() == pytest.approx(0.15, abs=0.01) and not chosen[:, 0].any() and not chosen[:, -1].any()
+    assert (masked[chosen] == 100).float().mean() == pytest.approx(0.8, abs=0.02)
+    assert (masked[chosen] == ids[chosen]).float().mean() == pytest.approx(0.1, abs=0.02)
+    assert torch.equal(masked[~chosen], ids[~chosen]) and torch.equal(labels[chosen], ids[chosen])
+
+
+def test_hard_negatives_are_never_positives_and_repeat_from_the_seed():
+    s, P = drawn(16, 16).tanh(), torch.eye(16).bool()
+    P[0, 1] = P[1, 0] = True
+    counts = {"video": 0, "text": 0}
+    for seed in range(200):
+        text, video, label = losses.draw_pairs(s, P, 0.05, torch.Generator().manual_seed(seed))
+        assert (label == 1).sum() == 8
+        own = torch.arange(16)
+        assert torch.equal(text[label == 1], own[label == 1]) and torch.equal(video[label == 1], own[label == 1])
+        assert not P[text, video][label == 0].any()
+        assert ((text != own) ^ (video != own))[label == 0].all()
+        counts["video"] += (video != own).sum().item()
+        counts["text"] += (text != own).sum().item()
+        again = losses.draw_pairs(s, P, 0.05, torch.Generator().manual_seed(seed))
+        assert all(torch.equal(a, b) for a, b in zip((text, video, label), again, strict=True))
+    assert counts["video"] / counts["text"] == pytest.approx(1, abs=0.15)
+
+
+def test_negatives_follow_the_similarities():
+    """A text's negative video comes from its row with softmax(s / temperature); a video's negative text from its column."""
+    s = torch.zeros(4, 4)
+    s[0, 2] = 0.2   # row 0: video 2 is the hardest; column 3: text 1 is the hardest
+    s[1, 3] = 0.2
+    rows, columns = torch.zeros(4), torch.zeros(4)
+    for seed in range(4000):
+        text, video, _ = losses.draw_pairs(s, torch.eye(4).bool(), 0.1, torch.Generator().manual_seed(seed))
+        rows[video[0]] += text[0] == 0 and video[0] != 0
+        columns[text[3]] += video[3] == 3 and text[3] != 3
+    share = math.exp(2) / (math.exp(2) + 2)
+    assert rows[2] / rows.sum() == pytest.approx(share, abs=0.04) and columns[1] / columns.sum() == pytest.approx(share, abs=0.04)
+
+
+def test_a_row_without_negatives_keeps_its_pair():
+    text, video, label = losses.draw_pairs(drawn(4, 4), torch.ones(4, 4).bool(), 0.05, torch.Generator().manual_seed(0))
+    assert label.tolist() == [1] * 4 and text.tolist() == video.tolist() == [0, 1, 2, 3]
