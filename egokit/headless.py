@@ -56,10 +56,12 @@ def execute(name: str, parameters: dict, timeout: int | None = None, progress: b
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     import papermill
+    from traitlets.config import Config
+    transport = Config({"KernelManager": {"transport": "ipc"}})  # no TCP port that others on the machine could connect to
     try:
         papermill.execute_notebook(str(path), str(part), parameters=dict(parameters), kernel_name="python3", cwd=str(project_root()),
                                    progress_bar=False, log_output=False, execution_timeout=timeout, start_timeout=120,
-                                   autosave_cell_every=0)
+                                   autosave_cell_every=0, config=transport)
     except papermill.PapermillExecutionError as error:
         os.replace(part, folder / "notebook.failed.ipynb")
         raise NotebookFailed(f"{path.name}, cell {error.exec_count}: {error.ename}: {error.evalue}\n"

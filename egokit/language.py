@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from egokit.config import ModelConfig
-from egokit.vision import NORM_EPS, attend, heads_first
+from egokit.vision import NORM_EPS, attend, heads_first, new_layer_std
 
 PADDING = 1  # RoBERTa's padding id; positions start right after it
 
@@ -79,6 +79,10 @@ class TextEncoder(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
+        for layer in self.layers:
+            if layer.video is not None:
+                for linear in layer.video.children():
+                    nn.init.normal_(linear.weight, std=new_layer_std(linear.in_features))
         with torch.no_grad():
             self.word_embed.weight[PADDING].zero_()
             self.position_embed.weight[PADDING].zero_()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from egokit.config import ModelConfig
 from egokit.language import TextEncoder, additive_mask, load_tokenizer
-from egokit.vision import VideoEncoder
+from egokit.vision import VideoEncoder, new_layer_std
 
 
 def projection(kind: str, width: int, text: bool) -> nn.Sequential:
@@ -74,7 +74,7 @@ class EgoVLP(nn.Module):
                      self.text_pooler, self.video_pooler, self.itm_head, self.word_head):
             for module in head.modules():
                 if isinstance(module, nn.Linear):
-                    nn.init.trunc_normal_(module.weight, std=module.in_features ** -0.5)
+                    nn.init.trunc_normal_(module.weight, std=new_layer_std(module.in_features))
                     if module.bias is not None:
                         nn.init.zeros_(module.bias)
         self.text.reset_parameters()

@@ -16,6 +16,14 @@ from egokit.config import ModelConfig
 NORM_EPS = 1e-5
 
 
+def new_layer_std(width: int) -> float:
+    """Start of cross-modal layers and heads: 0.02 at width 768, and the same gain in narrower models.
+
+    What a gate lets through must be large enough to be of use, or the gate has no reason to open.
+    """
+    return 0.02 * (768 / width) ** 0.5
+
+
 def heads_first(x_BSD: Tensor, heads: int) -> Tensor:
     """(B, S, D) -> (B, H, S, K)"""
     return x_BSD.unflatten(-1, (heads, -1)).transpose(1, 2)
@@ -138,6 +146,10 @@ class VideoEncoder(nn.Module):
             if isinstance(module, (nn.Linear, nn.Conv2d)):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
+        for block in self.blocks:
+            if block.text is not None:
+                for linear in (block.text.query, block.text.key_value, block.text.proj):
+                    nn.init.trunc_normal_(linear.weight, std=new_layer_std(linear.in_features))
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         nn.init.trunc_normal_(self.position_embed, std=0.3)
         nn.init.trunc_normal_(self.temporal_embed, std=0.3)

@@ -208,7 +208,7 @@ def test_egoclip(root):
         assert 0 <= start < middle < end <= float(row["video_dur"]) and 1.2 <= end - start <= 2.6
         (verb,), (noun,) = ast.literal_eval(row["tag_verb"]), ast.literal_eval(row["tag_noun"])
         assert toy.NOUNS[noun] in row["clip_text"] and row["clip_text"].startswith("#C C ")
-        assert toy.VERBS[verb].split()[0] in row["clip_text"]
+        assert any(words._phrase(verb, form, "").split()[0] in row["clip_text"].split() for form in range(3))
     assert {row["narration_source"] for row in good} == {"narration_pass_1", "narration_pass_2"}
 
 
@@ -296,5 +296,5 @@ def test_tokenizer(root):
     for sentence, ids in zip(sentences, tokenizer(sentences)["input_ids"], strict=True):
         assert ids[0] == 0 and ids[-1] == 2 and len(ids) <= 15
         assert len(ids) - 2 <= len(sentence.split()) + 1  # a token a word; "#C" is two
-        assert tokenizer.decode(ids, skip_special_tokens=True) == sentence
+        assert tokenizer.decode(ids, skip_special_tokens=True).strip() == sentence
     assert tokenizer("picks <mask> up")["input_ids"].count(tokenizer.mask_token_id) == 1

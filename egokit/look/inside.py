@@ -8,6 +8,7 @@ import numpy as np
 from egokit.look.base import finish, frame, pyplot
 from egokit.runs import Run
 
+PLAIN = {"the", "a", "to", "with", "of", "c"}  # words that nothing in a picture answers to
 
 def fusion(model, frames_TCHW, text: str, run: Run | None = None):
     """How fusion works on one pair: the gates of the fused layers, and where each word looks in the frames.
@@ -36,7 +37,7 @@ def fusion(model, frames_TCHW, text: str, run: Run | None = None):
     words = load_tokenizer(model.tokenizer_source).words(tokens["input_ids"][0].cpu())
     T, side = len(frames_TCHW), model.config.image_size // model.config.patch_size
     maps_LTNN = found[0][:, 1:].reshape(-1, T, side, side).cpu().numpy()
-    shown = [i for i, word in enumerate(words) if word.isalpha() and len(word) > 2 and word != "the"][:5]
+    shown = [i for i, word in enumerate(words) if word.isalpha() and word.lower() not in PLAIN][:4]
     figure, axes = plt.subplots(1 + len(shown), T + 1, figsize=(2.4 * (T + 1), 2.3 * (1 + len(shown))), squeeze=False,
                                 layout="constrained", width_ratios=[1.6] + [1] * T)
     gates = ([block.text.gate.item() for block in model.video.blocks if block.text is not None],
@@ -53,8 +54,9 @@ def fusion(model, frames_TCHW, text: str, run: Run | None = None):
         line[0].text(1, 0.5, f"“{words[i]}” looks at", ha="right", va="center", fontsize=13, transform=line[0].transAxes)
         for t in range(T):
             frame(line[t + 1], pictures[t], "")
-            line[t + 1].imshow(maps_LTNN[i, t], cmap="magma", alpha=0.6, vmin=0, vmax=maps_LTNN[i].max(), interpolation="bilinear",
-                               extent=(-0.5, pictures.shape[2] - 0.5, pictures.shape[1] - 0.5, -0.5))
+            glow = np.ones((side, side, 4)) * (0.95, 0.9, 0.15, 1)  # yellow, as strong as the attention
+            glow[..., 3] = 0.75 * maps_LTNN[i, t] / maps_LTNN[i].max()
+            line[t + 1].imshow(glow, interpolation="nearest", extent=(-0.5, pictures.shape[2] - 0.5, pictures.shape[1] - 0.5, -0.5))
     figure.suptitle(f"“{text}”   match {probability:.2f}")
     return finish(figure, run, "fusion")
 

@@ -46,7 +46,7 @@ def retrieved(task, run: Run, section: str, count: int = 6, top: int = 5, seed: 
     dataset, texts = task.dataset("test"), task.prompts()
     possible = np.flatnonzero(relevancy_VK.max(0) == 1)
     picked = np.sort(np.random.default_rng(seed).choice(possible, min(count, len(possible)), replace=False))
-    figure, axes = plt.subplots(len(picked), top, figsize=(3.4 * top, 1.9 * len(picked)), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(len(picked), top, figsize=(3.4 * top, 1.5 * len(picked)), squeeze=False, layout="constrained")
     for k, line in zip(picked, axes, strict=True):
         for rank, (axis, v) in enumerate(zip(line, np.argsort(-scores_VK[:, k], kind="stable"), strict=False)):
             grade = relevancy_VK[v, k]
@@ -81,7 +81,7 @@ def question(task, number: int, run: Run | None = None) -> Question:
     plt = pyplot()
     index, dataset = {key: i for i, key in enumerate(task.clips)}, task.dataset("test")
     pixels = torch.stack([dataset[0, index[clip_key(clip)]]["video"] for clip in task.choices[number]])
-    figure, axes = plt.subplots(1, len(pixels), figsize=(17, 2.4), layout="constrained")
+    figure, axes = plt.subplots(1, len(pixels), figsize=(17, 1.7), layout="constrained")
     for c, axis in enumerate(axes):
         frame(axis, strip(thin(pixels[c])), f"clip {c + 1}")
     figure.suptitle(f"Which clip is “{task.texts[number]}”?")

@@ -87,7 +87,7 @@ class EgoMCQ(Task):
         return len(self.texts) * CHOICES
 
     def chance(self) -> dict[str, float]:
-        return metrics.chance(metrics.egomcq, (len(self.texts), CHOICES), self.answers, self.types)
+        return metrics.chance(metrics.egomcq, (len(self.texts), CHOICES), self.answers, self.types, draws=500)
 
     def scores(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Rows -> (questions, 5) for dual, fusion and ensemble."""

@@ -23,6 +23,7 @@ def clips(seed: int, videos: list[Video], first: int = 0) -> list[dict]:
         for i, action in enumerate(video.actions):
             colour = action.thing.colour if random.random() < 0.8 else None
             hand = {1: "right", -1: "left"}[action.motion.side] if random.random() < 0.2 else None
+            style = int(random.choice(3, p=(0.6, 0.2, 0.2)))
             # clips never reach the neighbour's half of a gap, where another object lies on the table
             start = action.start - random.uniform(0, 0.45) * action.gap_before
             stop = action.stop + random.uniform(0, 0.45) * action.gap_after
@@ -31,7 +32,7 @@ def clips(seed: int, videos: list[Video], first: int = 0) -> list[dict]:
                 "narration_source": f"narration_pass_{1 + i % 2}", "narration_ind": i,
                 "narration_time": round(random.uniform(action.start, action.stop), 4),
                 "clip_start": round(start, 4), "clip_end": round(stop, 4),
-                "clip_text": ego4d_narration(action.verb, action.thing.noun, colour, hand),
+                "clip_text": ego4d_narration(action.verb, action.thing.noun, colour, hand, style),
                 "tag_verb": [action.verb], "tag_noun": [action.thing.noun],
                 # not a column: lets questions.py find clips of one and the same object
                 "colour": action.thing.colour,

@@ -1,6 +1,6 @@
 """A byte-level BPE tokenizer in RoBERTa's file format, trained on every sentence the toy can say.
 
-It stands where the folder of `roberta-base` stands for real data; egokit.language reads both.
+A space is put before the first word, so that a word is one token wherever it stands. It stands where the folder of `roberta-base` stands for real data; egokit.language reads both.
 """
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def write_tokenizer(folder: Path) -> int:
     from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
     tokenizer = tokenizers.Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=MERGE_LIMIT, special_tokens=list(SPECIAL), show_progress=False,
                                   initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
@@ -33,11 +33,11 @@ def write_tokenizer(folder: Path) -> int:
     tokenizer.model = models.BPE(vocab=vocabulary, merges=merges)
     tokenizer.add_special_tokens([*SPECIAL, tokenizers.AddedToken(MASK, lstrip=True, special=True)])
     tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), trim_offsets=True,
-                                                            add_prefix_space=False)
+                                                            add_prefix_space=True)
     names = {"bos_token": "<s>", "eos_token": "</s>", "sep_token": "</s>", "cls_token": "<s>",
              "unk_token": "<unk>", "pad_token": "<pad>", "mask_token": MASK}
     config = {"tokenizer_class": "RobertaTokenizer", "model_max_length": 512,
-              "add_prefix_space": False, "trim_offsets": True, **names}
+              "add_prefix_space": True, "trim_offsets": True, **names}
     files = {
         "vocab.json": json.dumps(vocabulary, ensure_ascii=False),
         "merges.txt": "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges),

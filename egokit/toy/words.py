@@ -31,12 +31,17 @@ def _phrase(verb: int, form: int, thing: str) -> str:
     return f"{words[form]}{words[3]} {thing}{words[4]}"
 
 
-def ego4d_narration(verb: int, noun: int, colour: int | None, hand: str | None) -> str:
-    """"#C C picks up the red cup"; colour or hand None leaves that word out."""
+def ego4d_narration(verb: int, noun: int, colour: int | None, hand: str | None, style: int = 0) -> str:
+    """"#C C picks up the red cup"; colour or hand None leaves that word out.
+
+    Styles 1 and 2, "starts to pick up" and "is picking up", are how the other data sets' words occur in pre-training;
+    a real text encoder knows from its own that they are one verb.
+    """
     thing = " ".join(["the", *([] if colour is None else [COLOURS[colour]]), NOUNS[noun]])
     # "moves the cup to the left with the right hand" would read like a riddle and pass 15 tokens
-    by_hand = f" with the {hand} hand" if hand and VERBS[verb] not in ("move left", "move right") else ""
-    return f"#C C {_phrase(verb, 1, thing)}{by_hand}"
+    by_hand = f" with the {hand} hand" if hand and not style and VERBS[verb] not in ("move left", "move right") else ""
+    lead, form = (("", 1), ("starts to ", 0), ("is ", 2))[style]
+    return f"#C C {lead}{_phrase(verb, form, thing)}{by_hand}"
 
 
 def kitchen_narration(verb: int, noun: int, colour: int | None, article: bool, other: int | None) -> str:
@@ -46,9 +51,9 @@ def kitchen_narration(verb: int, noun: int, colour: int | None, article: bool, o
 
 
 def charades_sentence(verb: int, noun: int) -> str:
-    """Charades' class names: "Picking up a cup"."""
+    """Charades' class names: "Someone is picking up a cup"."""
     article = "an" if NOUNS[noun][0] in "aeiou" else "a"
-    return _phrase(verb, 2, f"{article} {NOUNS[noun]}").capitalize()
+    return f"Someone is {_phrase(verb, 2, f'{article} {NOUNS[noun]}')}"
 
 
 def charades_classes() -> list[tuple[int, int]]:
@@ -66,7 +71,7 @@ def all_sentences() -> list[str]:
         for noun in range(len(NOUNS)):
             sentences.append(charades_sentence(verb, noun))
             for hand in (None, "left", "right"):
-                sentences += [ego4d_narration(verb, noun, colour, hand) for colour in colours]
+                sentences += [ego4d_narration(verb, noun, colour, hand, style) for colour in colours for style in range(3)]
             for article in (False, True):
                 sentences += [kitchen_narration(verb, noun, colour, article, None) for colour in colours]
             sentences.append(kitchen_narration(verb, noun, None, False, (noun + 5) % len(NOUNS)))
