@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -56,7 +57,7 @@ class Handle:
         if job["cluster"] == "slurm":
             listed = subprocess.run(["squeue", "-h", "-j", job["job_id"], "-o", "%T"], capture_output=True, text=True)
             return bool(listed.stdout.strip())
-        return _is_controller(int(job["job_id"]), self.folder)
+        return bool(processes(self.folder))
 
     def state(self) -> str:
         """finished, running, failed (ended without a result) or new."""
@@ -82,9 +83,14 @@ class Handle:
         if job and self.alive():
             if job["cluster"] == "slurm":
                 subprocess.run(["scancel", job["job_id"]], check=True)
-            else:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(os.getpgid(int(job["job_id"])), 15)
+                return
+            for sign in (signal.SIGINT, signal.SIGKILL):  # submitit's processes ignore SIGTERM
+                for process in processes(self.folder):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(process, sign)
+                deadline = time.monotonic() + 5
+                while self.alive() and time.monotonic() < deadline:
+                    time.sleep(0.1)
 
     def wait(self, progress: bool = True, poll: float = 0.5) -> dict:
         """Wait for the job and return its metrics; shows a progress bar. Raises JobFailed with the log's end.
@@ -116,13 +122,18 @@ class Handle:
             bar.refresh()
 
 
-def _is_controller(pid: int, folder: Path) -> bool:
-    """Whether the process is this job's submitit controller: its number may have gone to another program since."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-        return "\nState:\tZ" not in status and str(folder) in Path(f"/proc/{pid}/cmdline").read_text()
-    except OSError:
-        return False
+def processes(folder: Path) -> list[int]:
+    """Processes of this machine that work for the job in `folder`: its controller and its ranks.
+
+    Found by their command lines: a process number may have gone to another program since, and ranks may outlive a
+    controller that was killed. Two copies of a job must not write to one run.
+    """
+    wanted, found = str(folder.resolve() / "submitit").encode(), []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and wanted in (entry / "cmdline").read_bytes():  # empty for a zombie
+                found.append(int(entry.name))
+    return found
 
 
 def _comparable(config: dict) -> dict:

@@ -67,7 +67,8 @@ def draw_pairs(similarity_TV: Tensor, positives_TV: Tensor, temperature: float =
     for one drawn from the text's row, or the text for one drawn from the video's column, with probability
     softmax(s / temperature) over non-positives; never a positive. A row without any non-positive keeps its pair.
     """
-    logits = (similarity_TV.detach().float().cpu() / temperature)
+    # NaN (a diverged step, which the loop skips and counts) draws like 0: it must not fail here, on one rank alone
+    logits = similarity_TV.detach().float().cpu().nan_to_num() / temperature
     positive = positives_TV.cpu().bool()
     B = len(logits)
     own = torch.arange(B)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from egokit.config import ModelConfig
 from egokit.language import TextEncoder, additive_mask, load_tokenizer
-from egokit.vision import VideoEncoder, new_layer_std
+from egokit.vision import VideoEncoder, fresh_std
 
 
 def projection(kind: str, width: int, text: bool) -> nn.Sequential:
@@ -74,7 +74,7 @@ class EgoVLP(nn.Module):
                      self.text_pooler, self.video_pooler, self.itm_head, self.word_head):
             for module in head.modules():
                 if isinstance(module, nn.Linear):
-                    nn.init.trunc_normal_(module.weight, std=new_layer_std(module.in_features))
+                    nn.init.trunc_normal_(module.weight, std=fresh_std(module.in_features))
                     if module.bias is not None:
                         nn.init.zeros_(module.bias)
         self.text.reset_parameters()

@@ -16,10 +16,10 @@ from egokit.config import ModelConfig
 NORM_EPS = 1e-5
 
 
-def new_layer_std(width: int) -> float:
-    """Start of cross-modal layers and heads: 0.02 at width 768, and the same gain in narrower models.
+def fresh_std(width: int) -> float:
+    """Start of a linear layer: ViT's 0.02 at width 768, and the same gain in narrower models.
 
-    What a gate lets through must be large enough to be of use, or the gate has no reason to open.
+    A constant 0.02 leaves a narrow model nearly blind: every clip has the same embedding, every gate lets nothing through.
     """
     return 0.02 * (768 / width) ** 0.5
 
@@ -137,22 +137,20 @@ class VideoEncoder(nn.Module):
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
 
     def reset_parameters(self) -> None:
-        """A start without ViT weights: truncated normal; gates 0; time attention by `time_init`.
+        """A start without ViT weights; gates 0; time attention by `time_init`.
 
-        Positions in space and time start at about half the size of a patch's embedding. At ViT's 0.02 (and the zero that
-        a start from ViT needs in time) a small model spends its first epochs before it tells where and when things are.
+        Positions in space and time start at about half the size of a patch's embedding, and CLS without one: at ViT's
+        0.02 (and the zero that a start from ViT needs in time) a small model takes epochs to tell where and when things are.
         """
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Conv2d)):
-                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.trunc_normal_(module.weight, std=0.02 if isinstance(module, nn.Conv2d) else fresh_std(module.in_features))
                 nn.init.zeros_(module.bias)
-        for block in self.blocks:
-            if block.text is not None:
-                for linear in (block.text.query, block.text.key_value, block.text.proj):
-                    nn.init.trunc_normal_(linear.weight, std=new_layer_std(linear.in_features))
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         nn.init.trunc_normal_(self.position_embed, std=0.3)
         nn.init.trunc_normal_(self.temporal_embed, std=0.3)
+        with torch.no_grad():
+            self.position_embed[:, 0].zero_()
         self.reset_time()
 
     def reset_time(self) -> None:

@@ -126,7 +126,7 @@ def test_mq_features_are_those_of_their_frames(checkpoint, resolve, project):
     task, model = tasks.make(config), train.initial_model(config).eval()
     clip = task.clips()[0]
     features = task.features(model, clip)
-    assert len(features) == int(((clip["stop"] - clip["start"]) * 1.87 * 4 + 1)) // 4
+    assert len(features) == int((clip["stop"] - clip["start"]) * 1.87 * 4 + 1) // 4
     from egokit import sampling
     from egokit.frames import open_video
     from egokit.transforms import normalise

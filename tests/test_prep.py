@@ -80,7 +80,8 @@ def test_charades_metadata_has_a_row_for_every_action(project):
     listed = pd.read_csv(folder / "CharadesEgo_v1_train_only1st.csv")
     assert len(rows) == sum(len(tables.actions(text)) for text in listed.actions)
     assert (rows.narration == rows.cls.map(classes)).all()
-    assert tables.actions("c152 11.0 17.1;c008 0.0 4.3") == [("c152", 11.0, 17.1), ("c008", 0.0, 4.3)] and tables.actions(float("nan")) == []
+    assert tables.actions("c152 11.0 17.1;c008 0.0 4.3") == [("c152", 11.0, 17.1), ("c008", 0.0, 4.3)]
+    assert tables.actions(float("nan")) == []
 
 
 def test_missing_root_says_what_makes_it(project, tmp_path):

@@ -21,10 +21,6 @@ def run(project, request):
     return Run(outputs_folder() / "tests" / request.node.name.replace("[", "-").replace("]", ""))
 
 
-def controller_group(handle):
-    return os.getpgid(int(handle.job()["job_id"]))
-
-
 def wait_for(condition, seconds=120):
     deadline = time.monotonic() + seconds
     while not condition():
@@ -38,7 +34,7 @@ def test_two_ranks_train_and_a_second_submit_attaches(resolve, run):
     handle = egokit.submit(config, run, "train", "pretrain")
     assert egokit.submit(config, run, "train", "pretrain").job() == handle.job()  # attached, not started again
     metrics = handle.wait(progress=False)
-    assert metrics["processes"] == 2 and metrics["steps"] == 6 and metrics["samples"] == 32 * 5
+    assert metrics["processes"] == 2 and metrics["steps"] == 6 and metrics["samples"] == 24 * 5
     steps = [event for event in run.read_log() if event["kind"] == "step"]
     assert [event["step"] for event in steps] == [1, 2, 3, 4, 5, 6]
     assert {"egonce", "mlm", "itm", "lr", "grad_norm", "data_s", "step_s", "clips_per_s", "eta_s"} <= steps[0].keys()
@@ -72,7 +68,8 @@ def test_killed_and_restarted_ends_with_the_same_bits(resolve, project, run):
         wait_for(lambda handle=handle, seen=seen: len(broken.read_log()) > seen or not handle.alive())
         time.sleep(dice.random() * 0.4)
         if handle.alive():
-            os.killpg(controller_group(handle), signal.SIGKILL)
+            for process in launch.processes(handle.folder):
+                os.kill(process, signal.SIGKILL)
             kills += 1
             wait_for(lambda handle=handle: not handle.alive())
     assert kills >= 2
@@ -106,7 +103,7 @@ def test_cancel_ends_the_job_and_submit_goes_on(resolve, run):
 
 
 def test_wrong_starts_are_said_before_a_job(resolve, run):
-    with pytest.raises(egokit.WeightsError, match="does not exist.*02_pretrain"):
+    with pytest.raises(egokit.WeightsError, match=r"does not exist.*02_pretrain"):
         egokit.submit(resolve("toy/egomcq", run="never"), run, "evaluate")
     with pytest.raises(ValueError, match="expected one of train"):
         egokit.submit(resolve(), run, "trian")
@@ -118,7 +115,7 @@ def test_a_resumed_recipe_must_be_the_same(resolve, run):
     config = resolve(overrides=MODEL)
     train(config, tasks.make(config), run, "pretrain", torch.device("cpu"))
     other = resolve(overrides=f"{MODEL} train.epochs=2")
-    with pytest.raises(TrainingError, match="another recipe.*choose another run name"):
+    with pytest.raises(TrainingError, match=r"another recipe.*choose another run name"):
         train(other, tasks.make(other), run, "pretrain", torch.device("cpu"))
 
 
@@ -147,6 +144,7 @@ def test_submitting_leaves_the_callers_session_alone(resolve, run):
     handle = egokit.submit(config, run, "train", "pretrain")
     try:
         assert os.getsid(int(handle.job()["job_id"])) != os.getsid(0)
-        assert subprocess.run(["ps", "-o", "ppid=", handle.job()["job_id"]], capture_output=True, text=True).stdout.strip() != str(os.getpid())
+        parent = subprocess.run(["ps", "-o", "ppid=", handle.job()["job_id"]], capture_output=True, text=True).stdout.strip()
+        assert parent and parent != str(os.getpid())
     finally:
         handle.cancel()

@@ -1,0 +1,119 @@
+"""Every notebook under papermill with shrunken parameters: what matters is metrics.json, not the cells' outputs."""
+import json
+import re
+
+import nbformat
+import pytest
+from conftest import MODEL, SMALL
+
+from egokit import headless
+from egokit.resolve import ConfigError
+from egokit.runs import Run
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def run_notebook(project):
+    """Run a notebook once for this module; later ones find its checkpoints."""
+    done = {}
+
+    def run(name, overrides=""):
+        if name not in done:
+            path = headless.execute(name, {"site": "tiny", "run": "small", "overrides": overrides}, timeout=300)
+            done[name] = nbformat.read(path, as_version=4), Run(path.parent)
+        return done[name]
+    return run
+
+
+def errors(book):
+    return [output for cell in book.cells for output in cell.get("outputs", []) if output.output_type == "error"]
+
+
+def test_01_data_prep(run_notebook, project):
+    book, run = run_notebook("01_data_prep")
+    counts = run.metrics()["prepared"]
+    manifest = json.loads((project / "outputs/toy/prepared.json").read_text())
+    assert counts["ego4d_videos"] == manifest["videos"] == 9 and counts["ek100_test_clips"] > 0 and not errors(book)
+    assert (run.path / "figures/narrations.png").stat().st_size > 10_000
+
+
+def test_02_pretrain(run_notebook):
+    book, run = run_notebook("02_pretrain", f"{SMALL} {MODEL} launch.processes=2 train.epochs=2")
+    metrics = run.metrics()["pretrain"]
+    assert metrics["finished"] and metrics["steps"] == 6 and metrics["processes"] == 2 and not errors(book)
+    assert {f"{score}_{kind}" for score in ("dual", "fusion", "ensemble") for kind in ("inter", "intra", "verb_only")} <= metrics.keys()
+    assert {path.name for path in (run.path / "figures").iterdir()} >= {"batch.png", "curves.png", "questions-pretrain.png"}
+    assert {path.name for path in run.checkpoints.iterdir()} == {"best.pt", "step-0000003.pt", "step-0000006.pt"}
+    assert "task: egoclip" in (run.path / "params.yaml").read_text()
+    printed = "".join(output.get("text", "") for cell in book.cells for output in cell.get("outputs", []))
+    assert re.search(r"pretrain: .*6/6", printed), "a progress bar"
+
+
+@pytest.mark.parametrize("name", ["03_ek100", "04_charades_ego"])
+def test_retrieval_notebooks(run_notebook, name):
+    run_notebook("02_pretrain", f"{SMALL} {MODEL} launch.processes=2 train.epochs=2")
+    book, run = run_notebook(name, "launch.processes=2 train.epochs=1 train.batch_size=8 data.limit=16")
+    metrics = run.metrics()
+    assert not errors(book) and {"chance", "zeroshot", "finetune"} <= metrics.keys()
+    assert all(0 < metrics[section]["mAP"] <= 100 for section in ("chance", "zeroshot", "finetune"))
+    assert metrics["zeroshot"]["init_sha256"] == metrics["finetune"]["init_sha256"] != ""
+    page = (run.path / "figures/browser-finetune.html").read_text()
+    assert page.count("<details") > 5 and "data:image/jpeg" in page
+    assert (run.path / "figures/retrieved-zeroshot.png").exists()
+    html = [output for cell in book.cells for output in cell.get("outputs", []) if "text/html" in output.get("data", {})]
+    assert any("<details" in "".join(output["data"]["text/html"]) for output in html), "the browser is in the saved notebook"
+
+
+def test_05_egomcq_06_features_and_00_quickstart(run_notebook):
+    run_notebook("02_pretrain", f"{SMALL} {MODEL} launch.processes=2 train.epochs=2")
+    book, run = run_notebook("05_egomcq", "launch.processes=2")
+    metrics = run.metrics()
+    assert not errors(book) and metrics["egomcq"]["samples"] == 32 * 5
+    assert metrics["chance"]["inter"] == pytest.approx(20, abs=2)
+    book, run = run_notebook("06_egomq_features", "launch.processes=2")
+    manifest = json.loads((run.path / "features/manifest.json").read_text())
+    assert not errors(book) and run.metrics()["features"]["clips"] == len(manifest["clips"]) == len(list((run.path / "features").glob("*.pt")))
+    book, run = run_notebook("00_quickstart")
+    assert not errors(book) and len(run.metrics()["quickstart"]["match"]) == 5 and (run.path / "figures/fusion.png").exists()
+
+
+def test_no_epochs_give_chance(project):
+    """The numbers come out of training: without it the same notebook gives chance."""
+    import numpy as np
+
+    from egokit import launch, tasks
+    from egokit.metrics import accuracy
+    headless.execute("02_pretrain", {"site": "tiny", "run": "untrained", "overrides": f"{SMALL} {MODEL} train.epochs=0 data.limit=0"})
+    run = Run(project / "outputs/02_pretrain/untrained")
+    assert run.metrics()["pretrain"]["steps"] == 0
+    from egokit.resolve import resolve
+    task = tasks.make(resolve("toy/egomcq", "tiny", "", "untrained"))
+    scores = task.scores(run.read_rows("pretrain")[0])["ensemble"]
+    right = accuracy(scores, task.answers) / 100 * len(task.answers)
+    assert abs(right - 0.2 * len(task.answers)) < 3.5 * np.sqrt(0.16 * len(task.answers)), "further from chance than luck explains"
+    assert launch.Handle(run, "pretrain").state() == "finished"
+
+
+def test_unknown_parameters_and_values_stop_before_anything_runs(project):
+    with pytest.raises(ConfigError, match="'parms': did you mean 'params'"):
+        headless.execute("05_egomcq", {"parms": "toy/egomcq"})
+    with pytest.raises(ConfigError, match="no notebook '09'"):
+        headless.execute("09", {})
+    with pytest.raises(ConfigError, match=r"train\.epoch.*did you mean 'epochs'"):
+        headless.execute("05_egomcq", {"site": "tiny", "overrides": "train.epoch=1"})
+
+
+def test_plain_papermill_with_a_misspelt_parameter_fails(project):
+    import papermill
+    with pytest.raises(papermill.PapermillExecutionError, match="unknown notebook parameter 'parms': did you mean 'params'"):
+        papermill.execute_notebook(str(project / "notebooks/05_egomcq.ipynb"), str(project / "out.ipynb"),
+                                   parameters={"parms": "toy/egomcq", "site": "tiny"}, cwd=str(project), progress_bar=False)
+
+
+def test_a_failing_notebook_is_saved_and_named(project):
+    with pytest.raises(headless.NotebookFailed, match=r"(?s)05_egomcq.*never.*notebook\.failed\.ipynb"):
+        headless.execute("05_egomcq", {"site": "tiny", "run": "failing", "overrides": "init=run:02_pretrain/never"})
+    folder = project / "outputs/05_egomcq/failing"
+    assert (folder / "notebook.failed.ipynb").exists() and not (folder / "notebook.ipynb").exists()
+    assert not headless.finished("05_egomcq", "failing")
