@@ -20,6 +20,7 @@ class ModelConfig:
     dropout: float = 0.1         # text encoder only, as in RoBERTa
     projection: str = "mlp4096"  # mlp<dim> or linear<dim>
     time_init: str = "released"  # released: as the original (never learns); zero_output: learns
+    gate_init: float = 0.0       # start of the cross-modal gates; 0 as in the paper
     checkpointing: bool = False  # recompute blocks in the backward pass: less memory, more time
 
 

@@ -5,6 +5,7 @@ import json
 import time
 
 from egokit import headless
+from egokit.launch import Handle
 from egokit.published import RESULTS
 from egokit.resolve import outputs_folder
 from egokit.runs import Run, write_text
@@ -18,12 +19,17 @@ def run(name: str = "demo", overrides: str = "") -> dict[str, float]:
     began = time.perf_counter()
     for number, notebook in enumerate(ORDER, 1):
         head = f"[{number}/{len(ORDER)}] {notebook}"
-        if headless.finished(notebook, name):
+        parameters = {"run": name, "overrides": overrides}
+        if headless.finished(notebook, parameters):
             print(f"{head}: done before", flush=True)
             continue
         print(f"{head}: running … (follow it in outputs/{notebook}/{name}/log.jsonl)", flush=True)
         start = time.perf_counter()
-        headless.execute(notebook, {"run": name, "overrides": overrides})
+        try:
+            headless.execute(notebook, parameters)
+        except KeyboardInterrupt:
+            stop_jobs(notebook, name)
+            raise
         took = time.perf_counter() - start
         folder.log({"kind": "notebook", "notebook": notebook, "seconds": took})
         print(f"{head}: {took:.0f} s", flush=True)
@@ -33,6 +39,13 @@ def run(name: str = "demo", overrides: str = "") -> dict[str, float]:
     print(report(name, summary))
     print(f"\nThis call took {time.perf_counter() - began:.0f} s. All numbers: outputs/{name}/summary.json")
     return summary
+
+
+def stop_jobs(notebook: str, name: str) -> None:
+    """End what the notebook started: a job outlives its notebook, but Ctrl-C here means everything. It can be resumed."""
+    run = Run(outputs_folder() / notebook / name)
+    for section in sorted(path.name for path in (run.path / "jobs").glob("*") if path.is_dir()):
+        Handle(run, section).cancel()
 
 
 def summarise(name: str) -> dict[str, float]:

@@ -1,12 +1,14 @@
 """Notebooks without a browser: papermill with checked parameters, the executed notebook always saved."""
 from __future__ import annotations
 
+import ast
 import os
 import sys
 from pathlib import Path
 
 from egokit.notebook import check_names
-from egokit.resolve import ConfigError, nearest, outputs_folder, project_root, resolve
+from egokit.resolve import ConfigError, nearest, outputs_folder, project_root, resolve, to_yaml
+from egokit.runs import Run
 
 
 class NotebookFailed(RuntimeError):
@@ -30,10 +32,32 @@ def sources(path: Path) -> list[str]:
             if not {"injected-parameters", "papermill-error-cell-tag"} & set(cell.metadata.get("tags", []))]
 
 
-def finished(name: str, run: str) -> bool:
-    """Whether this very notebook has been run to its end for `run`."""
-    path, done = notebook_path(name), outputs_folder() / notebook_path(name).stem / run / "notebook.ipynb"
-    return done.is_file() and sources(path) == sources(done)
+def with_defaults(path: Path, parameters: dict) -> dict:
+    """The notebook's own four parameters, with the given ones in their place; names are checked."""
+    check_names(parameters)
+    import nbformat
+    cells = nbformat.read(path, as_version=4).cells
+    tagged = next(cell.source for cell in cells if "parameters" in cell.metadata.get("tags", []))
+    values = {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(tagged).body}
+    return values | parameters
+
+
+def finished(name: str, parameters: dict) -> bool:
+    """Whether this very notebook has been run to its end with these parameters and the checkpoint that is there now."""
+    path = notebook_path(name)
+    values = with_defaults(path, parameters)
+    folder = outputs_folder() / path.stem / values["run"]
+    if not (folder / "notebook.ipynb").is_file() or sources(path) != sources(folder / "notebook.ipynb"):
+        return False
+    config = resolve(values["params"], values["site"], values["overrides"], values["run"])
+    used = {section.get("init_sha256") for section in Run(folder).metrics().values()} - {None, ""}
+    if used:
+        from egokit import checkpoints
+        try:
+            used -= {checkpoints.fingerprint(checkpoints.find(config.init))}
+        except checkpoints.WeightsError:
+            return False
+    return not used and (folder / "params.yaml").read_text() == to_yaml(config)
 
 
 def execute(name: str, parameters: dict, timeout: int | None = None, progress: bool = True) -> Path:
@@ -42,13 +66,8 @@ def execute(name: str, parameters: dict, timeout: int | None = None, progress: b
     parameters: some of params, site, overrides, run; names and values are checked before anything starts. A failure
     saves notebook.failed.ipynb and raises NotebookFailed. `timeout` bounds a cell, in seconds.
     """
-    check_names(parameters)
     path = notebook_path(name)
-    import nbformat
-    defaults = next(cell.source for cell in nbformat.read(path, as_version=4).cells if "parameters" in cell.metadata.get("tags", []))
-    values: dict = {}
-    exec(defaults, values)  # four literals of our own notebook
-    values.update(parameters)
+    values = with_defaults(path, parameters)
     resolve(values["params"], values["site"], values["overrides"], values["run"])
     folder = outputs_folder() / path.stem / values["run"]
     folder.mkdir(parents=True, exist_ok=True)

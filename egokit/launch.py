@@ -142,6 +142,16 @@ def _comparable(config: dict) -> dict:
     return plain
 
 
+def check_same_start(metrics: dict, config: Config, run: Run) -> None:
+    """A finished result stands for the checkpoint it was made from; another one at the same path needs another run."""
+    if config.init and metrics.get("init_sha256"):
+        from egokit import checkpoints
+        now = checkpoints.fingerprint(checkpoints.find(config.init))
+        if now != metrics["init_sha256"]:
+            raise ConfigError(f"{run.path} was made from another version of {config.init} ({metrics['init_sha256']}, now {now}); "
+                              "choose another run name, or delete that folder to make it again")
+
+
 def snapshot(folder: Path) -> Path:
     """Copy this egokit into the run, so that later edits don't change a queued or resumed job."""
     source, target = Path(__file__).parent, folder / "code"
@@ -176,7 +186,9 @@ def submit(config: Config, run: Run, action: str = "train", section: str | None 
             if changed:
                 raise ConfigError(f"{handle.section} in {run.path} was made with other parameters ({'; '.join(changed[:6])}); "
                                   "choose another run name, or delete that folder to start again")
-        if handle.metrics() or handle.alive():
+        if found := handle.metrics():
+            check_same_start(found, config, run)
+        if found or handle.alive():
             return handle
         spec = {"config": to_dict(config), "run": str(run.path.resolve()), "action": action,
                 "section": handle.section, "version": __version__}

@@ -11,6 +11,7 @@ import os
 import pickle
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 from egokit.config import Config
@@ -111,6 +112,14 @@ def prepare_video(source: Path, root: Path, short_side: int, chunk_seconds: floa
     return line
 
 
+def sweep(root: Path) -> None:
+    """Remove what killed runs left half made, once it is old enough not to be another process's work."""
+    for folder in ("Ego4D_256", "Ego4D_Chunked"):
+        for part in (root / folder).glob(".*.part*"):
+            if time.time() - part.stat().st_mtime > 3600:
+                shutil.rmtree(part) if part.is_dir() else part.unlink()
+
+
 def ego4d(root: Path, short_side: int = 256, chunk_seconds: float = 600.0, workers: int | None = None,
           source: Path | None = None, progress: bool = True) -> dict:
     """Resize and cut every video of `source` (default root/Ego4D) into Ego4D_256 and Ego4D_Chunked.
@@ -124,6 +133,7 @@ def ego4d(root: Path, short_side: int = 256, chunk_seconds: float = 600.0, worke
     videos = sorted(path for path in source.glob("*.mp4") if not path.name.startswith("."))
     if not videos:
         raise FileNotFoundError(f"no videos in {source}: expected <video_uid>.mp4; for the toy site run egokit.toy.make first")
+    sweep(root)
     with concurrent.futures.ThreadPoolExecutor(workers or os.cpu_count()) as pool:  # the work is ffmpeg's and PyAV's
         jobs = [pool.submit(prepare_video, video, root, short_side, chunk_seconds) for video in videos]
         bar = tqdm(concurrent.futures.as_completed(jobs), total=len(jobs), desc="resize and cut", unit="video",
@@ -166,7 +176,8 @@ def ek100(root: Path) -> dict[str, tuple[int, int]]:
 def prepare(config: Config, progress: bool = True) -> dict:
     """Everything a site needs before training; makes the embedded data set first where the site is the toy.
 
-    Returns flat counts. Raises if a video failed, naming it: a hole in the data is never filled in silence.
+    A data set whose folder is absent is left out, and said. Returns flat counts. Raises if a video failed, naming it: a
+    hole in the data is never filled in silence.
     """
     site = config.site
     root = Path(site.root)
@@ -178,11 +189,23 @@ def prepare(config: Config, progress: bool = True) -> dict:
     elif not root.is_dir():
         raise FileNotFoundError(f"the data root {root} of site {site.name!r} does not exist: correct site.root in "
                                 f"params/sites/{site.name}.yaml")
-    manifest = ego4d(root, site.short_side, site.chunk_seconds, progress=progress)
-    if manifest["failed"]:
-        raise PrepError(f"{len(manifest['failed'])} videos failed (the others are done; run again to retry): "
-                        + "; ".join(manifest["failed"][:5]))
-    metadata, matrices = charades(root), ek100(root)
-    return {"ego4d_videos": manifest["videos"], "ego4d_frames": manifest["frames"], "ego4d_bytes": manifest["bytes"],
-            **{f"charades_{split}_actions": count for split, count in metadata.items()},
-            **{f"ek100_{split}_{kind}": shape[i] for split, shape in matrices.items() for i, kind in enumerate(("clips", "sentences"))}}
+    parts = {"Ego4D": root / "Ego4D", "CharadesEgo": root / "CharadesEgo" / "CharadesEgo",
+             "EK100": root / "EK100" / "epic-kitchens-100-annotations"}
+    absent = [name for name, folder in parts.items() if not folder.is_dir()]
+    if len(absent) == len(parts):
+        raise FileNotFoundError(f"nothing to prepare under {root}: expected one of {', '.join(map(str, parts.values()))}")
+    for name in absent:
+        print(f"{name}: not under {root}, left out")
+    counts: dict = {}
+    if "Ego4D" not in absent:
+        manifest = ego4d(root, site.short_side, site.chunk_seconds, progress=progress)
+        if manifest["failed"]:
+            raise PrepError(f"{len(manifest['failed'])} videos failed (the others are done; run again to retry): "
+                            + "; ".join(manifest["failed"][:5]))
+        counts |= {f"ego4d_{key}": manifest[key] for key in ("videos", "frames", "bytes")}
+    if "CharadesEgo" not in absent:
+        counts |= {f"charades_{split}_actions": count for split, count in charades(root).items()}
+    if "EK100" not in absent:
+        for split, (clips, sentences) in ek100(root).items():
+            counts |= {f"ek100_{split}_clips": clips, f"ek100_{split}_sentences": sentences}
+    return counts

@@ -97,6 +97,9 @@ class Trainer:
 
     def resume(self) -> None:
         path = checkpoints.latest(self.run.checkpoints)
+        if dist.rank() == 0:
+            for part in self.run.checkpoints.glob(".*.part.pt"):  # a kill in the middle of a write
+                part.unlink()
         if path is None:
             if dist.rank() == 0:
                 self.run.truncate_log(-1)

@@ -1,6 +1,11 @@
 """Every notebook under papermill with shrunken parameters: what matters is metrics.json, not the cells' outputs."""
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 
 import nbformat
 import pytest
@@ -73,7 +78,8 @@ def test_05_egomcq_06_features_and_00_quickstart(run_notebook):
     assert metrics["chance"]["inter"] == pytest.approx(20, abs=2)
     book, run = run_notebook("06_egomq_features", "launch.processes=2")
     manifest = json.loads((run.path / "features/manifest.json").read_text())
-    assert not errors(book) and run.metrics()["features"]["clips"] == len(manifest["clips"]) == len(list((run.path / "features").glob("*.pt")))
+    files = list((run.path / "features").glob("*.pt"))
+    assert not errors(book) and run.metrics()["features"]["clips"] == len(manifest["clips"]) == len(files)
     book, run = run_notebook("00_quickstart")
     assert not errors(book) and len(run.metrics()["quickstart"]["match"]) == 5 and (run.path / "figures/fusion.png").exists()
 
@@ -116,4 +122,24 @@ def test_a_failing_notebook_is_saved_and_named(project):
         headless.execute("05_egomcq", {"site": "tiny", "run": "failing", "overrides": "init=run:02_pretrain/never"})
     folder = project / "outputs/05_egomcq/failing"
     assert (folder / "notebook.failed.ipynb").exists() and not (folder / "notebook.ipynb").exists()
-    assert not headless.finished("05_egomcq", "failing")
+    assert not headless.finished("05_egomcq", {"site": "tiny", "run": "failing"})
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL])
+def test_interrupted_and_run_again(project, sign):
+    """Ctrl-C or kill -9 of the whole command while it trains; the same command again finishes the same run."""
+    run = Run(project / "outputs/02_pretrain" / f"interrupted-{sign.name}")
+    overrides = f"{SMALL} {MODEL} train.epochs=4 train.checkpoint_steps=1"
+    command = [sys.executable, "-m", "egokit.cli", "run", "02_pretrain", "--site", "tiny", "--run", run.path.name, "--overrides", overrides]
+    first = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not any(event["kind"] == "step" for event in run.read_log()):
+        assert time.monotonic() < deadline and first.poll() is None
+        time.sleep(0.05)
+    os.killpg(first.pid, sign)
+    first.wait(timeout=60)
+    assert not (run.path / "notebook.ipynb").exists()
+    again = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0, again.stderr[-2000:]
+    steps = [event["step"] for event in run.read_log() if event["kind"] == "step"]
+    assert steps == list(range(1, 13)) and run.metrics()["pretrain"]["steps"] == 12 and (run.path / "notebook.ipynb").exists()

@@ -19,10 +19,10 @@ def questions(task, run: Run, section: str, count: int = 6):
     rows, _ = run.read_rows(section)
     scores = task.scores(rows)
     right = scores["ensemble"].argmax(1) == task.answers
-    picked = [*np.flatnonzero(right)[:: max(1, right.sum() // max(1, count // 2))][:count // 2], *np.flatnonzero(~right)]
-    picked = picked[:count]
+    wrong_count = min(count // 2, int((~right).sum()))
+    picked = [*spread(np.flatnonzero(right), count - wrong_count), *spread(np.flatnonzero(~right), wrong_count)]
     clips, dataset = {key: i for i, key in enumerate(task.clips)}, task.dataset("test")
-    figure, axes = plt.subplots(len(picked), 5, figsize=(17, 2.1 * len(picked)), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(len(picked), 5, figsize=(17, 1.45 * len(picked) + 0.4), squeeze=False, layout="constrained")
     from egokit.tasks.egomcq import clip_key
     for q, line in zip(picked, axes, strict=True):
         chosen = int(scores["ensemble"][q].argmax())
@@ -35,7 +35,13 @@ def questions(task, run: Run, section: str, count: int = 6):
         kind = "verb only" if task.verb_only[q] else {1: "inter-video", 2: "intra-video"}[int(task.types[q])]
         line[0].set_title(f"{'RIGHT' if right[q] else 'WRONG'} ({kind}): {task.texts[q]}", loc="left",
                           color=RIGHT if right[q] else WRONG)
+    figure.suptitle("d: dual (cosine), f: fusion (matching probability), e: ensemble (their sum)", fontsize=11)
     return finish(figure, run, f"questions-{section}")
+
+
+def spread(items: np.ndarray, count: int) -> list[int]:
+    """`count` of the items, evenly over them."""
+    return [] if not len(items) or count < 1 else items[np.unique(np.linspace(0, len(items) - 1, count).astype(int))].tolist()
 
 
 def retrieved(task, run: Run, section: str, count: int = 6, top: int = 5, seed: int = 0):

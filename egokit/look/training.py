@@ -53,6 +53,8 @@ def narrations(config, run: Run | None = None, count: int = 8):
     from egokit.tasks.egoclip import read_table
     plt = pyplot()
     root = Path(config.site.root)
+    if not (root / "egoclip.csv").is_file():
+        return f"no {root / 'egoclip.csv'}: nothing to show here"
     table = read_table(root / "egoclip.csv")
     rows = table.iloc[np.linspace(0, len(table) - 1, min(count, len(table))).astype(int)]
     figure, axes = plt.subplots(-(-len(rows) // 2), 2, figsize=(13, 2.1 * -(-len(rows) // 2)), squeeze=False, layout="constrained")

@@ -1,0 +1,32 @@
+"""What .ci/run asserts after `make demo`: the held-out numbers, the files, and that a second run reuses them."""
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+summary = json.loads((ROOT / "outputs/demo/summary.json").read_text())
+AT_LEAST = {"egomcq.ensemble.inter": 85, "egomcq.ensemble.intra": 60, "egomcq.ensemble.verb_only": 50,
+            "ek100.zeroshot.mAP": 2 * summary["ek100.chance.mAP"], "charades.zeroshot.mAP": 2 * summary["charades.chance.mAP"],
+            "ek100.finetune.mAP": summary["ek100.zeroshot.mAP"] + 1e-9, "ek100.finetune.nDCG": summary["ek100.zeroshot.nDCG"] + 1e-9,
+            "charades.finetune.mAP": summary["charades.zeroshot.mAP"] + 1e-9, "mq.clips": 1}
+wrong = [f"{name} is {summary[name]:.1f}, below {least:.1f}" for name, least in AT_LEAST.items() if summary[name] < least]
+if summary["seconds"] > 900:
+    wrong.append(f"the demo took {summary['seconds']:.0f} s, more than 15 minutes")
+for pattern in ("0*/demo/notebook.ipynb", "0*/demo/metrics.json", "05_egomcq/demo/figures/questions-egomcq.png",
+                "0[34]*/demo/figures/retrieved-*.png", "06*/demo/features/manifest.json"):
+    if not list((ROOT / "outputs").glob(pattern)):
+        wrong.append(f"nothing at outputs/{pattern}")
+snippet = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+ran = subprocess.run([sys.executable, "-c", snippet], cwd=ROOT, capture_output=True, text=True)
+if ran.returncode or "tensor" not in ran.stdout:
+    wrong.append(f"the README's snippet: {ran.stderr[-500:]}")
+began = time.perf_counter()
+again = subprocess.run(["make", "demo"], cwd=ROOT, capture_output=True, text=True)
+took = time.perf_counter() - began
+if again.returncode or took > 60 or again.stdout.count("done before") != 7:
+    wrong.append(f"the second make demo: exit {again.returncode}, {took:.0f} s, {again.stdout[-500:]}")
+print("\n".join(wrong) or f"the demo holds: {len(AT_LEAST)} numbers in place, {summary['seconds']:.0f} s, again in {took:.0f} s")
+sys.exit(bool(wrong))
