@@ -20,7 +20,6 @@ class ModelConfig:
     dropout: float = 0.1         # text encoder only, as in RoBERTa
     projection: str = "mlp4096"  # mlp<dim> or linear<dim>
     time_init: str = "released"  # released: as the original (never learns); zero_output: learns
-    gate_init: float = 0.0       # start of the cross-modal gates; 0 as in the paper
     checkpointing: bool = False  # recompute blocks in the backward pass: less memory, more time
 
 
@@ -63,6 +62,7 @@ class TrainConfig:
     evaluate_epochs: int = 1
     nonfinite_limit: int = 20                      # so many skipped steps in a row stop the run
     temperature: float = 0.05                      # of EgoNCE and InfoNCE
+    negative_temperature: float = 0.05             # of the draw of hard negatives; the same as EgoNCE's in the paper
     margin: float = 0.2                            # of the adaptive max-margin loss
     itm_weight: float = 2.0
     mask_probability: float = 0.15                 # of masked language modelling

@@ -73,7 +73,7 @@ class TextEncoder(nn.Module):
             for index in range(config.depth))
 
     def reset_parameters(self) -> None:
-        """A start without RoBERTa weights.
+        """A start without RoBERTa weights; gates 0.
 
         Linear layers keep the size of what passes (1 / sqrt(width)): at RoBERTa's 0.02 the first token, whose own embedding
         all texts share, hardly hears the other words, and all texts have one embedding for the first epochs.
@@ -87,9 +87,6 @@ class TextEncoder(nn.Module):
         with torch.no_grad():
             self.word_embed.weight[PADDING].zero_()
             self.position_embed.weight[PADDING].zero_()
-            for layer in self.layers:
-                if layer.gate is not None:
-                    layer.gate.fill_(self.config.gate_init)
 
     def embed(self, input_ids_BL: Tensor) -> Tensor:
         """Ids (B, L) -> (B, L, D). Positions count from 2 and skip padding."""

@@ -137,7 +137,7 @@ class VideoEncoder(nn.Module):
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
 
     def reset_parameters(self) -> None:
-        """A start without ViT weights; time attention by `time_init`.
+        """A start without ViT weights; gates 0, time attention by `time_init`.
 
         Positions in space and time start at about half the size of a patch's embedding, and CLS without one: at ViT's
         0.02 (and the zero that a start from ViT needs in time) a small model takes epochs to tell where and when things are.
@@ -151,9 +151,6 @@ class VideoEncoder(nn.Module):
         nn.init.trunc_normal_(self.temporal_embed, std=0.3)
         with torch.no_grad():
             self.position_embed[:, 0].zero_()
-            for block in self.blocks:
-                if block.text is not None:
-                    block.text.gate.fill_(self.config.gate_init)
         self.reset_time()
 
     def reset_time(self) -> None:

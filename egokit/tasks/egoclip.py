@@ -155,7 +155,7 @@ class EgoClip(Task):
     def pairs(self, similarity_BB: Tensor, positives_BB: Tensor, step: int) -> list[Tensor]:
         """Global pairs for matching; drawn by rank 0 from (seed, step), so that all ranks agree to the bit."""
         generator = torch.Generator().manual_seed(hash((self.config.seed, step)) % 2**63)
-        drawn = losses.draw_pairs(similarity_BB, positives_BB, self.config.train.temperature, generator)
+        drawn = losses.draw_pairs(similarity_BB, positives_BB, self.config.train.negative_temperature, generator)
         return dist.broadcast(list(drawn), similarity_BB.device)
 
     def chosen_texts(self, tokens: dict, text_index_B: Tensor, counts: list[int]) -> tuple[Tensor, Tensor]:
