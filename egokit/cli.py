@@ -47,14 +47,25 @@ def run(arguments) -> None:
         print(headless.execute(notebook, given))
 
 
+# where the notebook of a task keeps its jobs, and their names there by action; the first action is the default
+PLACES = {"egoclip": ("02_pretrain", {"train": "pretrain"}), "ek100": ("03_ek100", {"train": "finetune", "evaluate": "zeroshot"}),
+          "charades": ("04_charades_ego", {"train": "finetune", "evaluate": "zeroshot"}),
+          "egomcq": ("05_egomcq", {"evaluate": "egomcq"}), "mq": ("06_egomq_features", {"extract": "features"})}
+
+
 def submit(arguments) -> None:
     import json
 
     from egokit import launch
-    from egokit.resolve import outputs_folder, resolve
-    from egokit.runs import Run
-    config = resolve(arguments.params, arguments.site, arguments.overrides, arguments.run)
-    handle = launch.submit(config, Run(outputs_folder() / config.task / arguments.run), arguments.action)
+    from egokit.notebook import open_run
+    from egokit.resolve import ConfigError, resolve
+    task = resolve(arguments.params, arguments.site, arguments.overrides, arguments.run).task
+    notebook, actions = PLACES[task]
+    action = arguments.action or next(iter(actions))
+    if action not in actions:
+        raise ConfigError(f"task {task!r} has no action {action!r}: expected {' or '.join(actions)}")
+    config, folder = open_run(notebook, arguments.params, arguments.site, arguments.overrides, arguments.run)
+    handle = launch.submit(config, folder, action, actions[action])
     print(handle)
     if arguments.wait:
         print(json.dumps(handle.wait(), indent=1))
@@ -87,9 +98,10 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("notebooks", nargs="+")
     for name in ("params", "site", "overrides", "run"):
         sub.add_argument(f"--{name}")
-    sub = add("submit", submit, "Start a job, or attach to it.", "egokit submit toy/pretrain --run mine --wait")
+    sub = add("submit", submit, "Start the job of a recipe, or attach to it; its notebook finds it, too.",
+              "egokit submit toy/pretrain --run mine --wait")
     _recipe(sub, "params")
-    sub.add_argument("--action", default="train", help="train, evaluate or extract")
+    sub.add_argument("--action", help="train, evaluate or extract (default: what the task's notebook does)")
     sub.add_argument("--wait", action="store_true", help="show progress until it has finished")
     return top
 
@@ -97,14 +109,15 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Entry point: a user's mistake is one line on stderr and exit code 2; anything else keeps its traceback."""
     arguments = parser().parse_args(argv)
-    from egokit.headless import NotebookFailed
-    from egokit.resolve import ConfigError
     try:
         arguments.function(arguments)
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on where this one stopped", file=sys.stderr)
         sys.exit(130)
-    except (ConfigError, FileNotFoundError, NotebookFailed) as error:
+    except (ValueError, FileNotFoundError, RuntimeError) as error:
+        # ConfigError, WeightsError, NotebookFailed, PrepError, … are ours; a library's bare RuntimeError is not
+        if type(error).__module__.split(".")[0] not in ("egokit", "builtins") or type(error) is RuntimeError:
+            raise
         print(f"egokit: {error}", file=sys.stderr)
         sys.exit(2)
 

@@ -7,7 +7,6 @@ Which frames make a clip is sampling.py's; files that a clip spans are clips.py'
 from __future__ import annotations
 
 import collections
-import functools
 import os
 from pathlib import Path
 
@@ -176,10 +175,3 @@ def forget(path: str | os.PathLike) -> None:
     """Close what is open of a file, after an error on it or before it is replaced."""
     for key in [key for key in _open if key[0] == str(path)]:
         _open.pop(key).close()
-
-
-@functools.lru_cache(maxsize=65536)
-def probe(path: str, reader: str = "pyav") -> tuple[int, float]:
-    """(number of frames, frames a second) of a file."""
-    opened = open_video(path, reader)
-    return opened.length, opened.fps

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 from egokit import runs
-from egokit.toy.words import all_sentences
+from egokit.toy.words import all_sentences, verb_pieces
 
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")  # ids 0 to 3, as in RoBERTa; <mask> is the last id
 MASK = "<mask>"
@@ -22,11 +22,17 @@ def write_tokenizer(folder: Path) -> int:
     from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
     tokenizer = tokenizers.Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
+    # stems and endings are learned apart, and first: "picks" and "picking" share a token, as in a large vocabulary
+    pieces = {stem + ending: (stem, ending) for stem, ending in verb_pieces()}
+    learning = pre_tokenizers.Sequence([pre_tokenizers.Split("|", "removed"), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    sentences = [" " + " ".join("|".join(pieces.get(word, (word,))) for word in sentence.split()) for sentence in all_sentences()]
+    sentences += [" " + "|".join(piece) for piece in pieces.values()] * len(sentences)
     trainer = trainers.BpeTrainer(vocab_size=MERGE_LIMIT, special_tokens=list(SPECIAL), show_progress=False,
                                   initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
-    tokenizer.train_from_iterator(all_sentences(), trainer)
+    tokenizer.pre_tokenizer = learning
+    tokenizer.train_from_iterator(sentences, trainer)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     learned = json.loads(tokenizer.to_str())["model"]
     vocabulary = {**learned["vocab"], MASK: len(learned["vocab"])}
     merges = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in learned["merges"]]

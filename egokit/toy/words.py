@@ -9,16 +9,16 @@ NOUNS = ("cup", "bowl", "ball", "box", "bottle", "plate", "knife", "pan", "book"
 VERBS = ("pick up", "put down", "open", "close", "push", "pull", "move left", "move right")
 COLOURS = ("red", "blue", "green", "yellow", "purple", "white")
 
-# base, third person, gerund, and what follows the verb and the object
+# base, third person, gerund, and what follows the verb and the object; "|" parts stem and ending, for the tokenizer
 _FORMS = (
-    ("pick", "picks", "picking", " up", ""),
-    ("put", "puts", "putting", " down", ""),
-    ("open", "opens", "opening", "", ""),
-    ("close", "closes", "closing", "", ""),
-    ("push", "pushes", "pushing", "", ""),
-    ("pull", "pulls", "pulling", "", ""),
-    ("move", "moves", "moving", "", " to the left"),
-    ("move", "moves", "moving", "", " to the right"),
+    ("pick", "pick|s", "pick|ing", " up", ""),
+    ("put", "put|s", "put|ting", " down", ""),
+    ("open", "open|s", "open|ing", "", ""),
+    ("clos|e", "clos|es", "clos|ing", "", ""),
+    ("push", "push|es", "push|ing", "", ""),
+    ("pull", "pull|s", "pull|ing", "", ""),
+    ("mov|e", "mov|es", "mov|ing", "", " to the left"),
+    ("mov|e", "mov|es", "mov|ing", "", " to the right"),
 )
 
 
@@ -28,7 +28,13 @@ def opposite(verb: int) -> int:
 
 def _phrase(verb: int, form: int, thing: str) -> str:
     words = _FORMS[verb]
-    return f"{words[form]}{words[3]} {thing}{words[4]}"
+    return f"{words[form].replace('|', '')}{words[3]} {thing}{words[4]}"
+
+
+def verb_pieces() -> list[tuple[str, str]]:
+    """Every form of every verb as (stem, ending), the ending perhaps empty."""
+    forms = {form for row in _FORMS for form in row[:3]}
+    return sorted((form.partition("|")[0], form.partition("|")[2]) for form in forms)
 
 
 def ego4d_narration(verb: int, noun: int, colour: int | None, hand: str | None, style: int = 0) -> str:

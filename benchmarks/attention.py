@@ -1,0 +1,48 @@
+"""Why attention runs in float32 under bfloat16 autocast on a CPU: a training step of the toy model, three ways, in turn.
+
+    OMP_NUM_THREADS=1 python benchmarks/attention.py          (the table it printed stands at the end of this file)
+"""
+import statistics
+import time
+
+import torch
+import torch.nn.functional as F
+
+from egokit import vision
+from egokit.config import ModelConfig
+from egokit.model import EgoVLP
+
+torch.set_num_threads(1)
+config = ModelConfig(image_size=64, patch_size=16, width=96, heads=4, depth=4, fused=2, vocabulary=400, positions=64,
+                     projection="linear64", dropout=0.0, time_init="zero_output")
+model = EgoVLP(config)
+model.reset_parameters()
+frames = torch.randn(32, 4, 3, 64, 64)
+ours = vision.attend
+
+
+def as_autocast_does(query, key, value, mask=None, dropout=0.0):
+    """Fused attention in whatever type autocast gives."""
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=None if mask is None else mask.to(query.dtype))
+
+
+def step(attend, half: bool) -> float:
+    vision.attend = attend
+    began = time.perf_counter()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+        loss = model.video_projection(model.video(frames)).float().square().mean()
+    loss.backward()
+    return time.perf_counter() - began
+
+
+ways = {"float32": (ours, False), "bfloat16, attention too": (as_autocast_does, True), "bfloat16, attention in float32": (ours, True)}
+for way in ways.values():
+    step(*way)
+times = {name: [] for name in ways}
+for _ in range(8):
+    for name, way in ways.items():
+        times[name].append(step(*way))
+print(f"{'video encoder, forward and backward, 32 clips':48} ms (median of 8)")
+for name, taken in times.items():
+    ratio = statistics.median(a / b for a, b in zip(times["float32"], taken, strict=True))
+    print(f"{name:48} {1000 * statistics.median(taken):6.0f}   {ratio:.2f} x float32's speed")

@@ -1,0 +1,46 @@
+"""Why the reader converts frames with one thread: clips a second of both ways, in turn, on prepared toy videos.
+
+    python benchmarks/reader.py          (after make demo; the table it printed stands at the end of this file)
+"""
+import statistics
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+
+from egokit import frames
+
+FILES = sorted((Path(__file__).parents[1] / "outputs/toy/Ego4D_Chunked").glob("*/0.mp4"))[:20]
+
+
+class ManyThreads:
+    """PyAV's default: libswscale picks its number of threads, and starts them for every frame."""
+
+    def __init__(self, reformatter):
+        self.reformatter = reformatter
+
+    def reformat(self, frame, format, threads):
+        return self.reformatter.reformat(frame, format=format)
+
+
+def clips_per_second(many: bool) -> float:
+    rng = np.random.default_rng(0)
+    began, count = time.perf_counter(), 0
+    for path in FILES:
+        reader = frames.PyAVReader(path)
+        if many:
+            reader.to_rgb = ManyThreads(av.video.reformatter.VideoReformatter())
+        for _ in range(10):
+            start = rng.integers(0, reader.length - 20)
+            reader.read(np.sort(rng.integers(start, start + 20, 4)))
+            count += 1
+        reader.close()
+    return count / (time.perf_counter() - began)
+
+
+runs = [(clips_per_second(True), clips_per_second(False)) for _ in range(5)]
+many, one = (statistics.median(column) for column in zip(*runs, strict=True))
+print("four frames of a 2 s clip, 96 x 72 px     clips/s (median of 5)")
+print(f"PyAV's default threads for conversion     {many:7.0f}")
+print(f"one thread (egokit.frames)                {one:7.0f}   {statistics.median(b / a for a, b in runs):.1f} x")

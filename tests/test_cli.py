@@ -1,0 +1,38 @@
+"""The shell: help with examples, one-line errors with exit code 2, and jobs that the notebooks find."""
+import pytest
+
+from egokit import cli
+
+
+@pytest.mark.parametrize("command", ["demo", "toy", "prep", "run", "submit"])
+def test_help_shows_an_example(command, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([command, "--help"])
+    assert f"example:\n  egokit {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (["submit", "toy/pretrian", "--site", "tiny"], "did you mean 'toy/pretrain'"),
+    (["submit", "toy/pretrain", "--site", "tinny"], "did you mean 'tiny'"),
+    (["submit", "toy/pretrain", "--site", "tiny", "--overrides", "optim.ln=1"], "did you mean 'lr'"),
+    (["submit", "toy/egomcq", "--site", "tiny", "--action", "train"], "no action 'train': expected evaluate"),
+    (["submit", "toy/egomcq", "--site", "tiny", "--run", "never-trained"], "02_pretrain"),
+    (["run", "05_egomqc"], "did you mean '05_egomcq'"),
+    (["run", "05_egomcq", "--site", "tiny", "--run", "a b"], "use letters, digits"),
+    (["prep", "--site", "tiny", "--root", "nowhere-at-all"], "does not exist"),
+    (["prep", "ego4d", "--source", "nowhere", "--root", "nowhere-at-all"], "no videos in nowhere"),
+])
+def test_mistakes_are_one_line_and_exit_2(project, arguments, said, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(arguments)
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and said in error and error.startswith("egokit: ") and "Traceback" not in error
+
+
+def test_toy_and_prep_from_the_shell(tmp_path, project, capsys):
+    cli.main(["toy", str(tmp_path / "toy"), "--size", "tiny", "--seed", "3"])
+    cli.main(["prep", "ego4d", "--root", str(tmp_path / "toy")])
+    assert '"videos": 9' in capsys.readouterr().out and (tmp_path / "toy/Ego4D_Chunked").is_dir()
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["toy", str(tmp_path / "toy"), "--size", "tiny", "--seed", "4"])
+    assert "toy.json says that this root holds" in capsys.readouterr().err
