@@ -98,7 +98,7 @@ class Handle:
         Interrupting the wait leaves the job running; the next submit attaches to it.
         """
         from tqdm import tqdm
-        bar = tqdm(desc=self.section, unit="step", mininterval=2, maxinterval=10, ncols=110, disable=not progress)
+        bar = tqdm(desc=self.section, unit="step", ncols=110, file=sys.stdout, disable=not progress)
         try:
             while True:
                 running = self.alive()
@@ -111,15 +111,20 @@ class Handle:
         finally:
             bar.close()
 
-    def _show(self, bar) -> None:
+    def _show(self, bar, every: float = 10.0) -> None:
+        """Bring the bar up to date, at most every ten seconds: each time is a line of its own in a saved notebook."""
         events = [event for event in self.run.read_log() if "steps" in event]
-        if events and (events[-1]["step"], events[-1]["steps"]) != (bar.n, bar.total):
-            last = events[-1]
-            bar.total, bar.n = last["steps"], last["step"]
-            steps = [event for event in events if event["kind"] == "step"]
-            if steps:
-                bar.set_postfix_str(f"loss {steps[-1]['loss']:.3f}, {steps[-1]['clips_per_s']:.0f} clips/s", refresh=False)
-            bar.refresh()
+        if not events or (events[-1]["step"], events[-1]["steps"]) == (bar.n, bar.total):
+            return
+        last = events[-1]
+        if last["step"] < last["steps"] and time.time() - bar.last_print_t < every:
+            return
+        bar.total, bar.n = last["steps"], last["step"]
+        steps = [event for event in events if event["kind"] == "step"]
+        if steps:
+            bar.set_postfix_str(f"loss {steps[-1]['loss']:.3f}, {steps[-1]['clips_per_s']:.0f} clips/s", refresh=False)
+        bar.refresh()
+        bar.last_print_t = time.time()
 
 
 def processes(folder: Path) -> list[int]:

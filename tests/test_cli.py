@@ -14,7 +14,7 @@ def test_help_shows_an_example(command, capsys):
 @pytest.mark.parametrize("arguments, said", [
     (["submit", "toy/pretrian", "--site", "tiny"], "did you mean 'toy/pretrain'"),
     (["submit", "toy/pretrain", "--site", "tinny"], "did you mean 'tiny'"),
-    (["submit", "toy/pretrain", "--site", "tiny", "--overrides", "optim.ln=1"], "did you mean 'lr'"),
+    (["submit", "toy/pretrain", "--site", "tiny", "--overrides", "optim.lrr=1"], "did you mean 'lr'"),
     (["submit", "toy/egomcq", "--site", "tiny", "--action", "train"], "no action 'train': expected evaluate"),
     (["submit", "toy/egomcq", "--site", "tiny", "--run", "never-trained"], "02_pretrain"),
     (["run", "05_egomqc"], "did you mean '05_egomcq'"),
@@ -31,7 +31,8 @@ def test_mistakes_are_one_line_and_exit_2(project, arguments, said, capsys):
 
 def test_toy_and_prep_from_the_shell(tmp_path, project, capsys):
     cli.main(["toy", str(tmp_path / "toy"), "--size", "tiny", "--seed", "3"])
-    cli.main(["prep", "ego4d", "--root", str(tmp_path / "toy")])
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["prep", "ego4d", "--root", str(tmp_path / "toy")])
     assert '"videos": 9' in capsys.readouterr().out and (tmp_path / "toy/Ego4D_Chunked").is_dir()
     with pytest.raises(SystemExit, match="2"):
         cli.main(["toy", str(tmp_path / "toy"), "--size", "tiny", "--seed", "4"])

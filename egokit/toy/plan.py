@@ -207,11 +207,13 @@ def _charades(seed: int, size: Size) -> list[Video]:
                 pass
             names.add(name)
             shuffle = generator(seed, "deck", split, i)
-            steps = []
-            # dealt from a shuffled deck of all classes, so that every class gets its share of videos
-            while len(steps) < 2 + i % 2:
-                deck = deck or shuffle.permutation(len(classes)).tolist()
-                verb, noun = classes[deck.pop()]
+            # dealt from a shuffled deck of all nouns, so that every class gets its share of videos; what is done in one
+            # video is mostly done to one thing, as in the real ones, and every third video has another thing besides
+            deck = deck or shuffle.permutation(len(NOUNS)).tolist()
+            thing = Thing(deck.pop(), int(random.integers(len(COLOURS))))
+            steps = [(classes[k][0], thing) for k in random.permutation(len(classes)) if classes[k][1] == thing.noun]
+            if i % 3 == 2:
+                verb, noun = classes[int(random.choice([k for k in range(len(classes)) if classes[k][1] != thing.noun]))]
                 steps.append((verb, Thing(noun, int(random.integers(len(COLOURS))))))
             resting = None
             if split == "test" and i in (1, 17):  # the real test set has videos without any label, too
