@@ -13,6 +13,7 @@ import re
 import sys
 import types
 import typing
+import zipfile
 from pathlib import Path
 
 import torch
@@ -64,9 +65,11 @@ def read(path: str | Path) -> dict:
         from safetensors.torch import load_file
         return {"state_dict": load_file(path)}
     try:
+        if not zipfile.is_zipfile(path):  # the format before torch 1.6, such as timm's first ViT files
+            return torch.load(path, map_location="cpu", weights_only=True)
         return torch.load(path, map_location="cpu", mmap=True, weights_only=False, pickle_module=_SAFE_PICKLE)
     except Exception as error:
-        raise WeightsError(f"{path} is not a checkpoint that can be read: {str(error).splitlines()[0][:200]} "
+        raise WeightsError(f"{path} is not a checkpoint that can be read: {(str(error) or type(error).__name__).splitlines()[0][:200]} "
                            f"({path.stat().st_size} bytes; is the download complete?)") from error
 
 

@@ -30,13 +30,13 @@ def prep(arguments) -> None:
     from egokit import prep as preparation
     from egokit.config import Config
     from egokit.resolve import resolve
-    if arguments.what == "ego4d" and arguments.root:
-        manifest = preparation.ego4d(arguments.root, source=arguments.source)
-        print(json.dumps({key: value for key, value in manifest.items() if key != "lines"}, indent=1))
-        sys.exit(1 if manifest["failed"] else 0)
     site = resolve(arguments.params, arguments.site).site
     if arguments.root:
         site = dataclasses.replace(site, root=arguments.root, toy=False)
+    if arguments.what == "ego4d":
+        manifest = preparation.ego4d(site.root, site.short_side, site.chunk_seconds, source=arguments.source)
+        print(json.dumps({key: value for key, value in manifest.items() if key != "lines"}, indent=1))
+        sys.exit(1 if manifest["failed"] else 0)
     print(json.dumps(preparation.prepare(Config(site=site)), indent=1))
 
 

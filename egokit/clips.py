@@ -31,6 +31,8 @@ def read_chunked(folder: str | Path, start: float, stop: float, pick, chunk_seco
     """
     folder = Path(folder)
     piece = int(start // chunk_seconds)
+    while piece and not (folder / f"{piece}.mp4").is_file() and (folder / f"{piece - 1}.mp4").is_file():
+        piece -= 1  # annotations may begin a moment after their video's end: its last frame
     opened = video.open_video(folder / f"{piece}.mp4", reader)
     offset = piece * chunk_seconds
     first = min(int((start - offset) * opened.fps), opened.length - 1)

@@ -18,6 +18,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 TIMEOUT = datetime.timedelta(minutes=10)  # of a collective: bounds the wait for a rank that has died
+PATIENCE = datetime.timedelta(hours=12)   # where ranks meet after work of uneven length; a closed connection still ends it
+_patient = None                           # a gloo group with that patience; it also keeps pickles off the GPU
 
 
 def is_on() -> bool:
@@ -43,6 +45,7 @@ def joined(rank: int, world: int, meeting: Path, local: bool):
         yield
         return
     if rank == 0:
+        meeting.unlink(missing_ok=True)  # of an earlier start under the same name
         host = "127.0.0.1" if local else socket.gethostname()
         store = dist.TCPStore(host, 0, world, is_master=True, timeout=TIMEOUT, wait_for_workers=False)
         meeting.parent.mkdir(parents=True, exist_ok=True)
@@ -59,10 +62,15 @@ def joined(rank: int, world: int, meeting: Path, local: bool):
         store = dist.TCPStore(host, int(port), world, is_master=False, timeout=TIMEOUT)
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=TIMEOUT)
+    global _patient
+    _patient = dist.new_group(backend="gloo", timeout=PATIENCE)
     try:
         yield
     finally:
+        _patient = None
         dist.destroy_process_group()
+        if rank == 0:
+            meeting.unlink(missing_ok=True)
 
 
 def sizes(count: int, device=None) -> list[int]:
@@ -162,10 +170,10 @@ def gather_objects(value) -> list:
     if not is_on():
         return [value]
     out = [None] * world_size()
-    dist.all_gather_object(out, value)
+    dist.all_gather_object(out, value, group=_patient)
     return out
 
 
 def barrier() -> None:
     if is_on():
-        dist.barrier()
+        dist.barrier(group=_patient)

@@ -4,7 +4,6 @@ It builds no optimizer and knows no benchmark. A count that is not the expected 
 """
 from __future__ import annotations
 
-import contextlib
 import time
 
 import numpy as np
@@ -12,16 +11,8 @@ import torch
 
 from egokit import dist
 from egokit.loading import evaluation_batches, loader, move
+from egokit.model import autocast
 from egokit.tasks.base import Task, embed_texts
-
-PRECISION = {"fp16": torch.float16, "bf16": torch.bfloat16}
-
-
-def autocast(device: torch.device, precision: str):
-    """Mixed precision of the named kind; nothing for fp32."""
-    if precision == "fp32":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=PRECISION[precision])
 
 
 def collect(parts: list[dict[str, np.ndarray]], expected: int) -> dict[str, np.ndarray]:

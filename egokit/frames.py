@@ -35,7 +35,7 @@ class PyAVReader:
         except (av.error.FFmpegError, IndexError, OSError) as error:
             reason = "no video stream" if isinstance(error, IndexError) else getattr(error, "strerror", None) or error
             raise VideoError(f"{path}: not a video that can be opened ({reason}); "
-                             "check the file with 'egokit doctor', or make it again with 'egokit prep'") from None
+                             "make it again from its source with 'egokit prep', or replace it") from None
         self.stream.codec_context.thread_count = 1
         self.to_rgb = av.video.reformatter.VideoReformatter()
         rate = self.stream.average_rate or self.stream.guessed_rate

@@ -2,12 +2,14 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import sys
 from pathlib import Path
 
+from egokit.launch import comparable
 from egokit.notebook import check_names
-from egokit.resolve import ConfigError, nearest, outputs_folder, project_root, resolve, to_yaml
+from egokit.resolve import ConfigError, differences, nearest, outputs_folder, project_root, resolve, to_dict, to_yaml
 from egokit.runs import Run
 
 
@@ -57,7 +59,9 @@ def finished(name: str, parameters: dict) -> bool:
             used -= {checkpoints.fingerprint(checkpoints.find(config.init))}
         except checkpoints.WeightsError:
             return False
-    return not used and (folder / "params.yaml").read_text() == to_yaml(config)
+    specs = [json.loads(path.read_text())["config"] for path in (folder / "jobs").glob("*/spec.json")]
+    same = all(not differences(comparable(spec), comparable(to_dict(config))) for spec in specs)
+    return not used and same and (folder / "params.yaml").read_text() == to_yaml(config)
 
 
 def execute(name: str, parameters: dict, timeout: int | None = None, progress: bool = True) -> Path:
@@ -71,6 +75,7 @@ def execute(name: str, parameters: dict, timeout: int | None = None, progress: b
     resolve(values["params"], values["site"], values["overrides"], values["run"])
     folder = outputs_folder() / path.stem / values["run"]
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "notebook.ipynb").unlink(missing_ok=True)  # it stands for a finished run with these very parameters
     part = folder / ".notebook.part.ipynb"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import sys
 from pathlib import Path
 
@@ -63,7 +64,8 @@ class Job:
         from egokit import dist
         from egokit.evaluate import evaluate
         from egokit.train import initial_model
-        metrics, rows, prompts_KE = evaluate(initial_model(config).to(device), task)
+        model = initial_model(config, frames=config.data.evaluation_frames)
+        metrics, rows, prompts_KE = evaluate(model.to(device), task)
         if dist.rank() == 0:
             run.write_rows(section, rows, prompts_KE)
         return metrics
@@ -81,8 +83,7 @@ def provenance(config, spec: dict, world: int) -> dict:
     from egokit import checkpoints
     source = str(checkpoints.find(config.init)) if config.init else ""
     return {"finished": True, "action": spec["action"], "init": source,
-            "init_sha256": checkpoints.fingerprint(source) if source else "", "processes": world,
-            "frames": config.data.evaluation_frames, "precision": config.evaluate.precision,
+            "init_sha256": spec["init_sha256"], "processes": world, "precision": config.evaluate.precision,
             "versions": {"egokit": spec["version"], "torch": torch.__version__, "python": platform.python_version()}}
 
 
@@ -99,8 +100,11 @@ def start(spec_path: str) -> None:
                                timeout_min=launch.timeout_minutes, name=f"egokit-{spec_file.parent.name}")
     if launch.cluster == "slurm":
         path = os.environ.get("PYTHONPATH", "")
-        executor.update_parameters(slurm_setup=[f"export PYTHONPATH={path}", "export PYTHONSAFEPATH=1"],
-                                   **{f"slurm_{key}": value for key, value in launch.slurm.items()})
+        # srun forgets cpus-per-task since Slurm 22.05; a rank that fails ends the others; time to save before the limit
+        options = {"signal_delay_s": 120, "srun_args": ["--kill-on-bad-exit=1"]} | launch.slurm
+        executor.update_parameters(slurm_setup=[f"export PYTHONPATH={shlex.quote(path)} PYTHONSAFEPATH=1",
+                                                "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK"],
+                                   **{f"slurm_{key}": value for key, value in options.items()})
     job = executor.submit(Job(str(spec_file)))
     write_text(spec_file.parent / "job.json", json.dumps({"cluster": launch.cluster, "job_id": job.job_id}))
 

@@ -20,7 +20,7 @@ from egokit.config import Config
 from egokit.resolve import ConfigError, differences, to_dict
 from egokit.runs import Run, write_text
 
-LOCAL_ONLY = {"launch", "evaluate", "data.workers", "data.reader"}  # may change without making another run
+LOCAL_ONLY = {"launch", "data.workers", "evaluate.batch_size"}  # may change without making another run
 
 
 class JobFailed(RuntimeError):
@@ -33,6 +33,7 @@ class Handle:
     def __init__(self, run: Run, section: str):
         self.run, self.section = run, section
         self.folder = run.path / "jobs" / section
+        self._shown = 0.0  # when the progress bar was brought up to date
 
     def __repr__(self) -> str:
         return f"<{self.section} of {self.run.path.parent.name}/{self.run.path.name}: {self.state()}>"
@@ -56,6 +57,8 @@ class Handle:
             return False
         if job["cluster"] == "slurm":
             listed = subprocess.run(["squeue", "-h", "-j", job["job_id"], "-o", "%T"], capture_output=True, text=True)
+            if listed.returncode and "Invalid job id" not in listed.stderr:
+                return True  # the controller is away for a moment: not knowing must not start a second copy
             return bool(listed.stdout.strip())
         return bool(processes(self.folder))
 
@@ -107,7 +110,7 @@ class Handle:
                     return found
                 if not running:
                     raise JobFailed(f"{self.section} of {self.run.path} ended without a result. The end of its log:\n{self.log_tail()}")
-                time.sleep(poll)
+                time.sleep(poll if self.job()["cluster"] == "local" else 20 * poll)
         finally:
             bar.close()
 
@@ -117,14 +120,14 @@ class Handle:
         if not events or (events[-1]["step"], events[-1]["steps"]) == (bar.n, bar.total):
             return
         last = events[-1]
-        if last["step"] < last["steps"] and time.time() - bar.last_print_t < every:
+        if last["step"] < last["steps"] and time.monotonic() - self._shown < every:
             return
+        self._shown = time.monotonic()
         bar.total, bar.n = last["steps"], last["step"]
         steps = [event for event in events if event["kind"] == "step"]
         if steps:
             bar.set_postfix_str(f"loss {steps[-1]['loss']:.3f}, {steps[-1]['clips_per_s']:.0f} clips/s", refresh=False)
         bar.refresh()
-        bar.last_print_t = time.time()
 
 
 def processes(folder: Path) -> list[int]:
@@ -136,31 +139,27 @@ def processes(folder: Path) -> list[int]:
     wanted, found = str(folder.resolve() / "submitit").encode(), []
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
-            if entry.name.isdigit() and wanted in (entry / "cmdline").read_bytes():  # empty for a zombie
+            command = (entry / "cmdline").read_bytes() if entry.name.isdigit() else b""  # empty for a zombie
+            if b"-m\0submitit." in command and wanted in command:  # not a pager that shows the job's log
                 found.append(int(entry.name))
     return found
 
 
-def _comparable(config: dict) -> dict:
-    plain = {key: value for key, value in config.items() if key not in LOCAL_ONLY}
-    plain["data"] = {key: value for key, value in plain["data"].items() if f"data.{key}" not in LOCAL_ONLY}
-    return plain
+def comparable(config: dict) -> dict:
+    """The part of a plain config that a run's numbers depend on."""
+    return {section: {key: value for key, value in values.items() if f"{section}.{key}" not in LOCAL_ONLY}
+            if isinstance(values, dict) else values for section, values in config.items() if section not in LOCAL_ONLY}
 
 
-def check_same_start(metrics: dict, config: Config, run: Run) -> None:
-    """A finished result stands for the checkpoint it was made from; another one at the same path needs another run."""
-    if config.init and metrics.get("init_sha256"):
-        from egokit import checkpoints
-        now = checkpoints.fingerprint(checkpoints.find(config.init))
-        if now != metrics["init_sha256"]:
-            raise ConfigError(f"{run.path} was made from another version of {config.init} ({metrics['init_sha256']}, now {now}); "
-                              "choose another run name, or delete that folder to make it again")
+def snapshot(folder: Path, keep: bool) -> Path:
+    """Copy this egokit into the job's folder, so that later edits don't change a queued job.
 
-
-def snapshot(folder: Path) -> Path:
-    """Copy this egokit into the run, so that later edits don't change a queued or resumed job."""
+    keep: a run that resumes goes on with the code it began with. Otherwise a new start takes the code of now.
+    """
     source, target = Path(__file__).parent, folder / "code"
-    if not (target / "egokit").is_dir():
+    if target.is_dir() and not keep:
+        shutil.rmtree(target)
+    if not target.is_dir():
         part = folder / f".code-{os.getpid()}"
         shutil.copytree(source, part / "egokit", ignore=shutil.ignore_patterns("__pycache__"))
         os.replace(part, target)
@@ -177,29 +176,31 @@ def submit(config: Config, run: Run, action: str = "train", section: str | None 
     from egokit.job import ACTIONS
     if action not in ACTIONS:
         raise ValueError(f"action {action!r}: expected one of {', '.join(ACTIONS)}")
+    start = ""
     if config.init:
         from egokit import checkpoints
-        checkpoints.find(config.init)  # missing: said here, not in a job's log
+        start = checkpoints.fingerprint(checkpoints.find(config.init))  # missing: said here, not in a job's log
     handle = Handle(run, section or action)
     handle.folder.mkdir(parents=True, exist_ok=True)
     with open(handle.folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two notebooks of one run start one job
         before = handle.spec()
-        started = handle.metrics() or handle.alive() or (action == "train" and any(run.checkpoints.glob("*.pt")))
-        if before and started:
-            changed = differences(_comparable(before["config"]), _comparable(to_dict(config)))
+        partial = [*run.checkpoints.glob("*.pt")] if action == "train" else [*run.path.glob("features/*.pt")] if action == "extract" else []
+        if before and (handle.metrics() or handle.alive() or partial):
+            changed = differences(comparable(before["config"]), comparable(to_dict(config)))
+            if before["init_sha256"] != start:
+                changed.append(f"the checkpoint {config.init} itself: {before['init_sha256']} -> {start}")
             if changed:
                 raise ConfigError(f"{handle.section} in {run.path} was made with other parameters ({'; '.join(changed[:6])}); "
                                   "choose another run name, or delete that folder to start again")
-        if found := handle.metrics():
-            check_same_start(found, config, run)
-        if found or handle.alive():
+        if handle.metrics() or handle.alive():
             return handle
         spec = {"config": to_dict(config), "run": str(run.path.resolve()), "action": action,
-                "section": handle.section, "version": __version__}
+                "section": handle.section, "version": __version__, "init_sha256": start}
         write_text(handle.folder / "spec.json", json.dumps(spec, indent=1))
         (handle.folder / "job.json").unlink(missing_ok=True)
-        environment = dict(os.environ, PYTHONPATH=str(snapshot(run.path)), PYTHONSAFEPATH="1", TOKENIZERS_PARALLELISM="false")
+        code = snapshot(handle.folder, keep=bool(partial))
+        environment = dict(os.environ, PYTHONPATH=str(code), PYTHONSAFEPATH="1", TOKENIZERS_PARALLELISM="false")
         environment.setdefault("OMP_NUM_THREADS", str(config.launch.cpus))
         with open(handle.folder / "start.log", "w") as start_log:
             started = subprocess.run([sys.executable, "-m", "egokit.job", str((handle.folder / "spec.json").resolve())],

@@ -5,6 +5,8 @@ batches don't depend on the number of ranks or loader processes, nor on where a 
 """
 from __future__ import annotations
 
+import signal
+
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -45,10 +47,15 @@ def evaluation_batches(length: int, batch_size: int, rank: int, world: int) -> l
     return [[(0, i) for i in mine[at:at + batch_size]] for at in range(0, len(mine), batch_size)]
 
 
+def _deaf(worker: int) -> None:
+    """A loader process inherits the job's signal handlers; only the job itself may ask to be requeued."""
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+
+
 def loader(dataset: Samples, batches: list, collate, workers: int) -> DataLoader:
     """Batches in order, read ahead by `workers` processes (0: in this one)."""
     return DataLoader(dataset, batch_sampler=batches, collate_fn=collate, num_workers=workers,
-                      pin_memory=torch.cuda.is_available(), prefetch_factor=4 if workers else None)
+                      pin_memory=torch.cuda.is_available(), worker_init_fn=_deaf, prefetch_factor=4 if workers else None)
 
 
 def move(batch, device):

@@ -161,7 +161,8 @@ def resolve(params: str, site: str = "toy", overrides="", run: str = "demo") -> 
     places = {key: _absolute(getattr(config.site, key), root) for key in ("root", "weights")}
     for key in ("tokenizer", "vit", "roberta"):  # a name from a hub, or a folder or file
         value = getattr(config.site, key)
-        places[key] = _absolute(value, root) if "/" in value and not value.startswith("hf:") else value
+        here = value.startswith(("/", "~", ".", "$")) or (root / value.split("/")[0]).is_dir()
+        places[key] = _absolute(value, root) if "/" in value and here else value
     site_config = dataclasses.replace(config.site, name=name, **places)
     return dataclasses.replace(config, init=find_init(config.init.replace("{run}", run), site_config), site=site_config)
 

@@ -16,9 +16,10 @@ from torch import nn
 
 from egokit import checkpoints, dist, optim, weights
 from egokit.config import Config
-from egokit.evaluate import autocast, evaluate
+from egokit.evaluate import evaluate
 from egokit.language import load_tokenizer
 from egokit.loading import loader, move, training_batches
+from egokit.model import autocast
 from egokit.runs import Run
 from egokit.tasks.base import Task
 
@@ -41,11 +42,14 @@ class Objective(nn.Module):
         return sum(terms.values()), {name: value.detach() for name, value in terms.items()}
 
 
-def initial_model(config: Config):
-    """The model that training (or an evaluation) starts from: the checkpoint `init`, or fresh weights."""
+def initial_model(config: Config, frames: int | None = None):
+    """The model that training (or an evaluation) starts from: the checkpoint `init`, or fresh weights.
+
+    frames: capacity of the temporal embedding, if not model.frames; a checkpoint's is resized to it.
+    """
     tokenizer = load_tokenizer(config.site.tokenizer)
     if config.init:
-        model = weights.load(config.init, frames=config.model.frames, tokenizer=config.site.tokenizer)
+        model = weights.load(config.init, frames=frames or config.model.frames, tokenizer=config.site.tokenizer)
         if model.config.image_size != config.model.image_size:
             raise ValueError(f"{config.init} takes frames of {model.config.image_size} px, but model.image_size is "
                              f"{config.model.image_size}: set it to {model.config.image_size}")
@@ -204,5 +208,8 @@ class Trainer:
 
 def train(config: Config, task: Task, run: Run, section: str, device: torch.device) -> dict[str, float]:
     """Train `task` in the run folder, from its newest checkpoint if there is one; returns the best metrics."""
+    if config.train.precision == "fp16" and device.type == "cpu":
+        raise TrainingError("train.precision is fp16, but this process sees no GPU: request one (launch.slurm: {gpus_per_task: 1}), "
+                            "or set train.precision=bf16")
     run.checkpoints.mkdir(exist_ok=True)
     return Trainer(config, task, run, section, device).fit()

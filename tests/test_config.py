@@ -9,7 +9,7 @@ def test_layers_in_order(project):
     config = resolve("toy/pretrain", "tiny", "train.epochs=3 optim.lr=5e-4", "mine")
     assert config.site.chunk_seconds == 30 and config.model.width > 0      # site, recipe
     assert config.train.epochs == 3 and config.optim.lr == 5e-4            # overrides
-    assert config.optim.betas == (0.9, 0.98) and config.train.temperature == 0.05  # defaults
+    assert config.optim.betas == (0.9, 0.98) and config.train.margin == 0.2  # defaults
 
 
 def test_yaml_exponents_without_a_point_are_numbers():

@@ -96,11 +96,12 @@ def test_a_missing_sample_is_an_error():
 
 def test_scene_aware_negatives_share_video_and_minute(resolve):
     dataset = tasks.make(resolve(overrides="data.limit=0")).dataset("train")
-    rng, table = np.random.default_rng(0), dataset.table
+    rng, columns = np.random.default_rng(0), dataset.columns
+    minutes = columns["narration_time"] // 60
     alone = 0
     for index in range(len(dataset)):
         other = dataset.negative(index, rng)
-        same = (table.video_uid == table.video_uid[index]) & (table.narration_time // 60 == table.narration_time[index] // 60)
+        same = (columns["video_uid"] == columns["video_uid"][index]) & (minutes == minutes[index])
         alone += other == index
         assert same[other] and (other != index or same.sum() == 1)
     assert alone < len(dataset)

@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -40,7 +41,7 @@ def test_two_ranks_train_and_a_second_submit_attaches(resolve, run):
     assert {"egonce", "mlm", "itm", "lr", "grad_norm", "data_s", "step_s", "clips_per_s", "eta_s"} <= steps[0].keys()
     assert steps[-1]["loss"] < steps[0]["loss"] and steps[0]["lr"] < config.optim.lr
     assert len([event for event in run.read_log() if event["kind"] == "validation"]) == 3
-    assert (run.path / "code/egokit/train.py").exists() and checkpoints.find(run.path).name == "best.pt"
+    assert (handle.folder / "code/egokit/train.py").exists() and checkpoints.find(run.path).name == "best.pt"
     assert egokit.submit(config, run, "train", "pretrain").wait(progress=False) == metrics
     with pytest.raises(ConfigError, match=r"other parameters \(optim.lr: .*choose another run name"):
         egokit.submit(resolve(overrides=f"{MODEL} launch.processes=2 train.epochs=2 optim.lr=0.5"), run, "train", "pretrain")
@@ -98,7 +99,7 @@ def test_cancel_ends_the_job_and_submit_goes_on(resolve, run):
     assert handle.state() == "failed"
     reached = max(event["step"] for event in run.read_log())
     again = egokit.submit(config, run, "train", "pretrain")
-    wait_for(lambda: max(event["step"] for event in run.read_log()) > reached)
+    wait_for(lambda: max((event["step"] for event in run.read_log()), default=0) > reached)
     again.cancel()
 
 
@@ -134,7 +135,7 @@ def test_toy_loss_is_what_it_was(resolve, run):
     config = resolve(overrides=f"{MODEL} model.checkpointing=false train.precision=fp32")
     train(config, tasks.make(config), run, "pretrain", torch.device("cpu"))
     losses = [round(event["loss"], 3) for event in run.read_log() if event["kind"] == "step"]
-    expected = json.loads((__import__("pathlib").Path(__file__).parent / "toy_loss.json").read_text())
+    expected = json.loads((Path(__file__).parent / "toy_loss.json").read_text())
     assert losses == pytest.approx(expected, rel=2e-3)
 
 

@@ -56,21 +56,21 @@ class Clips(Samples):
 
     def __init__(self, task: EgoClip):
         self.task = task
-        self.table = read_table(task.need("egoclip.csv"))
+        table = read_table(task.need("egoclip.csv"))
         self.chunked = task.need("Ego4D_Chunked")
-        absent = sorted(set(self.table.video_uid) - {folder.name for folder in self.chunked.iterdir()})
+        absent = sorted(set(table.video_uid) - {folder.name for folder in self.chunked.iterdir()})
         if absent:
             raise FileNotFoundError(f"{len(absent)} videos of egoclip.csv are not under {self.chunked}, such as {absent[0]}; "
                                     "prepare them with notebook 01_data_prep")
         # rows of one scene, contiguous in `order`: a negative is found without looking at the table
-        scene = (self.table.video_uid + "/" + (self.table.narration_time // WINDOW).astype(int).astype(str)).to_numpy()
+        scene = (table.video_uid + "/" + (table.narration_time // WINDOW).astype(int).astype(str)).to_numpy()
         self.order = np.argsort(scene, kind="stable")
         _, inverse, counts = np.unique(scene, return_inverse=True, return_counts=True)
         self.scene, self.count = inverse, counts
         self.first = np.concatenate([[0], np.cumsum(counts)[:-1]])
-        self.columns = {name: self.table[name].to_numpy() for name in
-                        ("video_uid", "clip_start", "clip_end", "clip_text", "tag_verb", "tag_noun")}
-        super().__init__(task.limited(len(self.table)), task.config.seed, train=True)
+        self.columns = {name: table[name].to_numpy() for name in
+                        ("video_uid", "narration_time", "clip_start", "clip_end", "clip_text", "tag_verb", "tag_noun")}
+        super().__init__(task.limited(len(table)), task.config.seed, train=True)
 
     def negative(self, index: int, rng: np.random.Generator) -> int:
         """Another clip of the same scene; the clip itself where it is alone."""

@@ -7,6 +7,7 @@ import torch
 
 from egokit import dist, sampling
 from egokit.frames import open_video
+from egokit.model import autocast
 from egokit.runs import Run, atomic_path, write_text
 from egokit.tasks.base import Task
 from egokit.transforms import normalise
@@ -40,7 +41,8 @@ class EgoMQ(Task):
         for at in range(0, count, config.batch_size):
             part = indices[at * window:min(at + config.batch_size, count) * window]
             frames = self.transform(video.read(part), None).unflatten(0, (-1, window)).to(model.device)
-            out.append(model.encode_video(normalise(frames)).cpu())
+            with autocast(model.device, config.precision):
+                out.append(model.encode_video(normalise(frames)).cpu())
         return torch.cat(out)
 
     def extract(self, model, run: Run) -> dict[str, float]:

@@ -57,9 +57,8 @@ def kitchen_narration(verb: int, noun: int, colour: int | None, article: bool, o
 
 
 def charades_sentence(verb: int, noun: int) -> str:
-    """Charades' class names: "Someone is picking up a cup"."""
-    article = "an" if NOUNS[noun][0] in "aeiou" else "a"
-    return f"Someone is {_phrase(verb, 2, f'{article} {NOUNS[noun]}')}"
+    """Charades' class names: "picking up the cup"."""
+    return _phrase(verb, 2, f"the {NOUNS[noun]}")
 
 
 def charades_classes() -> list[tuple[int, int]]:
