@@ -3,11 +3,12 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 
 from egokit import headless
 from egokit.launch import Handle
 from egokit.published import RESULTS
-from egokit.resolve import outputs_folder
+from egokit.resolve import outputs_folder, resolve
 from egokit.runs import Run, write_text
 
 ORDER = ("01_data_prep", "02_pretrain", "03_ek100", "04_charades_ego", "05_egomcq", "06_egomq_features", "00_quickstart")
@@ -20,7 +21,7 @@ def run(name: str = "demo", overrides: str = "") -> dict[str, float]:
     for number, notebook in enumerate(ORDER, 1):
         head = f"[{number}/{len(ORDER)}] {notebook}"
         parameters = {"run": name, "overrides": overrides}
-        if headless.finished(notebook, parameters):
+        if headless.finished(notebook, parameters) and (notebook != ORDER[0] or prepared(notebook, parameters)):
             print(f"{head}: done before", flush=True)
             continue
         print(f"{head}: running … (follow it in outputs/{notebook}/{name}/log.jsonl)", flush=True)
@@ -39,6 +40,13 @@ def run(name: str = "demo", overrides: str = "") -> dict[str, float]:
     print(report(name, summary))
     print(f"\nThis call took {time.perf_counter() - began:.0f} s. All numbers: outputs/{name}/summary.json")
     return summary
+
+
+def prepared(notebook: str, parameters: dict) -> bool:
+    """Whether the data that the notebook made are still there: they lie outside its run folder."""
+    values = headless.with_defaults(headless.notebook_path(notebook), parameters)
+    site = resolve(values["params"], values["site"], values["overrides"], values["run"]).site
+    return (Path(site.root) / "prepared.json").is_file()
 
 
 def stop_jobs(notebook: str, name: str) -> None:

@@ -141,8 +141,9 @@ class Tokenizer:
         return {"input_ids": out["input_ids"], "attention_mask": out["attention_mask"]}
 
     def words(self, input_ids) -> list[str]:
-        """Readable pieces of one text, for pictures."""
-        return [self.inner.decode([int(i)]).strip() for i in input_ids]
+        """Readable pieces of one text, for pictures; a piece that goes on with a word is empty."""
+        pieces = self.inner.convert_ids_to_tokens([int(i) for i in input_ids])
+        return [piece.removeprefix("Ġ") if piece.startswith("Ġ") else "" for piece in pieces]
 
 
 @functools.lru_cache(maxsize=4)

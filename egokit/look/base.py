@@ -48,6 +48,7 @@ def frame(axis, image: np.ndarray, title: str, colour: str | None = None, dashed
         side.set_visible(colour is not None)
         side.set_color(colour or "black")
         side.set_linewidth(4)
+        side.set_capstyle("butt")  # a spine's own caps fill the gaps of a dashed line
         side.set_linestyle((0, (2, 1)) if dashed else "solid")
 
 

@@ -37,7 +37,7 @@ class Size:
 
 
 SIZES = {
-    "demo": Size(33, 6, 96, 96, 24, 10, 6, 60, 66, 120, 96, 120, 32),
+    "demo": Size(33, 6, 96, 96, 24, 10, 6, 60, 66, 120, 192, 120, 32),
     # five test videos: an inter-video question takes its five choices from five of them
     "tiny": Size(4, 5, 45, 24, 24, 2, 1, 20, 20, 6, 4, 12, 4),
 }
