@@ -79,8 +79,9 @@ def report(name: str, summary: dict[str, float]) -> str:
             continue
         group = result.summary.split(".")[0]
         chance = summary.get(f"{group}.chance.{result.metric}", summary.get(f"{group}.chance"))
-        published = "–" if result.published is None else f"{result.published:.1f}"
-        lines.append(f"{result.name:34}{chance:8.1f}{summary[result.summary]:10.1f}{published:>11}")
+        # a number can be missing: not published, or no such question among those of a limited run
+        cells = ["–" if value is None else f"{value:.1f}" for value in (chance, summary[result.summary], result.published)]
+        lines.append(f"{result.name:34}{cells[0]:>8}{cells[1]:>10}{cells[2]:>11}")
     lines.append(f"{'EgoMQ clips with features':34}{'':>8}{summary['mq.clips']:>10.0f}")
     lines += ["", "The published numbers are of the real data sets and the full-size model; they are not to be reached by a toy.", "",
               "Look at:"]
