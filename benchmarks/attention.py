@@ -46,3 +46,10 @@ print(f"{'video encoder, forward and backward, 32 clips':48} ms (median of 8)")
 for name, taken in times.items():
     ratio = statistics.median(a / b for a, b in zip(times["float32"], taken, strict=True))
     print(f"{name:48} {1000 * statistics.median(taken):6.0f}   {ratio:.2f} x float32's speed")
+
+# Printed on a shared machine of 2 cores (AMD EPYC with AVX-512 BF16), torch 2.15.0:
+#
+# video encoder, forward and backward, 32 clips    ms (median of 8)
+# float32                                             196   1.00 x float32's speed
+# bfloat16, attention too                             271   0.73 x float32's speed
+# bfloat16, attention in float32                      144   1.34 x float32's speed

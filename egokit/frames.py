@@ -106,7 +106,7 @@ class PyAVReader:
             if number > index:
                 self.position = None
                 raise _Irregular if self.times is None else VideoError(f"{self.path}: {where} is missing in the stream")
-            # one thread: libswscale otherwise starts its threads anew for every frame, 1-2 ms each time
+            # one thread: libswscale otherwise starts its threads anew for every frame (benchmarks/reader.py)
             self.position, self.last = index, self.to_rgb.reformat(frame, format="rgb24", threads=1).to_ndarray()
             return self.last
         except (av.error.FFmpegError, OSError) as error:

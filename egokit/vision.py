@@ -32,7 +32,8 @@ def heads_first(x_BSD: Tensor, heads: int) -> Tensor:
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, dropout: float = 0.0) -> Tensor:
     """softmax(query · keyᵀ / √K + mask) · value, through PyTorch's fused attention; all (B, H, tokens, K).
 
-    On a CPU the fused kernels are several times slower in half precision than in float32, so they run in float32 there.
+    On a CPU the fused kernels are slower in half precision than in float32, so they run in float32 there
+    (benchmarks/attention.py).
     """
     if query.device.type == "cpu" and query.dtype != torch.float32:
         with torch.autocast("cpu", enabled=False):
