@@ -57,7 +57,7 @@ def narrations(config, run: Run | None = None, count: int = 8):
         return f"no {root / 'egoclip.csv'}: nothing to show here"
     table = read_table(root / "egoclip.csv")
     rows = table.iloc[np.linspace(0, len(table) - 1, min(count, len(table))).astype(int)]
-    figure, axes = plt.subplots(-(-len(rows) // 2), 2, figsize=(13, 2.1 * -(-len(rows) // 2)), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(-(-len(rows) // 2), 2, figsize=(13, 1.6 * -(-len(rows) // 2)), squeeze=False, layout="constrained")
     for axis in axes.flat[len(rows):]:
         axis.set_visible(False)
     for axis, row in zip(axes.flat, rows.itertuples(), strict=False):
