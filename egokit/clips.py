@@ -16,12 +16,7 @@ from egokit import sampling, transforms
 def read(path: str | Path, pick, reader: str = "pyav") -> np.ndarray:
     """Frames of one file, `pick(length, fps)` giving their numbers. uint8 (T, H, W, 3)."""
     opened = video.open_video(path, reader)
-    indices = sampling.inside(pick(opened.length, opened.fps), opened.length)
-    try:
-        return opened.read(indices)
-    except video.VideoError:
-        video.forget(path)
-        raise
+    return _guarded(opened, sampling.inside(pick(opened.length, opened.fps), opened.length))
 
 
 def read_chunked(folder: str | Path, start: float, stop: float, pick, chunk_seconds: float, reader: str = "pyav") -> np.ndarray:
@@ -39,7 +34,7 @@ def read_chunked(folder: str | Path, start: float, stop: float, pick, chunk_seco
     last = max(first + 1, int((stop - offset) * opened.fps))
     second = folder / f"{piece + 1}.mp4"
     if stop <= offset + chunk_seconds or not second.is_file():
-        indices = sampling.inside(pick(first, min(last, opened.length) if last > opened.length else last), opened.length)
+        indices = sampling.inside(pick(first, min(last, opened.length)), opened.length)
         return _guarded(opened, indices)
     following = video.open_video(second, reader)
     last = min(opened.length + int((stop - offset - chunk_seconds) * following.fps), opened.length + following.length)
@@ -54,6 +49,7 @@ def read_chunked(folder: str | Path, start: float, stop: float, pick, chunk_seco
 
 
 def _guarded(opened, indices: np.ndarray) -> np.ndarray:
+    """Read, and close the file after an error on it: a decoder that has failed is not asked again."""
     try:
         return opened.read(indices)
     except video.VideoError:

@@ -8,7 +8,7 @@ from pathlib import Path
 from egokit import headless
 from egokit.launch import Handle
 from egokit.published import RESULTS
-from egokit.resolve import outputs_folder, resolve
+from egokit.resolve import outputs_folder
 from egokit.runs import Run, write_text
 
 ORDER = ("01_data_prep", "02_pretrain", "03_ek100", "04_charades_ego", "05_egomcq", "06_egomq_features", "00_quickstart")
@@ -44,9 +44,8 @@ def run(name: str = "demo", overrides: str = "") -> dict[str, float]:
 
 def prepared(notebook: str, parameters: dict) -> bool:
     """Whether the data that the notebook made are still there: they lie outside its run folder."""
-    values = headless.with_defaults(headless.notebook_path(notebook), parameters)
-    site = resolve(values["params"], values["site"], values["overrides"], values["run"]).site
-    return (Path(site.root) / "prepared.json").is_file()
+    config, _ = headless.resolved(headless.notebook_path(notebook), parameters)
+    return (Path(config.site.root) / "prepared.json").is_file()
 
 
 def stop_jobs(notebook: str, name: str) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 import ast
 import json
 import os
-import sys
 from pathlib import Path
 
+from egokit.config import Config
 from egokit.launch import comparable
 from egokit.notebook import check_names
 from egokit.resolve import ConfigError, differences, nearest, outputs_folder, project_root, resolve, to_dict, to_yaml
@@ -34,24 +34,24 @@ def sources(path: Path) -> list[str]:
             if not {"injected-parameters", "papermill-error-cell-tag"} & set(cell.metadata.get("tags", []))]
 
 
-def with_defaults(path: Path, parameters: dict) -> dict:
-    """The notebook's own four parameters, with the given ones in their place; names are checked."""
+def resolved(path: Path, parameters: dict) -> tuple[Config, Path]:
+    """(config, run folder) of a notebook: its own four parameters with the given ones in their place, names checked."""
     check_names(parameters)
     import nbformat
     cells = nbformat.read(path, as_version=4).cells
     tagged = next(cell.source for cell in cells if "parameters" in cell.metadata.get("tags", []))
     values = {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(tagged).body}
-    return values | parameters
+    values |= parameters
+    config = resolve(values["params"], values["site"], values["overrides"], values["run"])
+    return config, outputs_folder() / path.stem / values["run"]
 
 
 def finished(name: str, parameters: dict) -> bool:
     """Whether this very notebook has been run to its end with these parameters and the checkpoint that is there now."""
     path = notebook_path(name)
-    values = with_defaults(path, parameters)
-    folder = outputs_folder() / path.stem / values["run"]
+    config, folder = resolved(path, parameters)
     if not (folder / "notebook.ipynb").is_file() or sources(path) != sources(folder / "notebook.ipynb"):
         return False
-    config = resolve(values["params"], values["site"], values["overrides"], values["run"])
     used = {section.get("init_sha256") for section in Run(folder).metrics().values()} - {None, ""}
     if used:
         from egokit import checkpoints
@@ -64,16 +64,14 @@ def finished(name: str, parameters: dict) -> bool:
     return not used and same and (folder / "params.yaml").read_text() == to_yaml(config)
 
 
-def execute(name: str, parameters: dict, timeout: int | None = None, progress: bool = True) -> Path:
+def execute(name: str, parameters: dict, timeout: int | None = None) -> Path:
     """Run a notebook with papermill; returns the executed notebook in its run folder.
 
     parameters: some of params, site, overrides, run; names and values are checked before anything starts. A failure
     saves notebook.failed.ipynb and raises NotebookFailed. `timeout` bounds a cell, in seconds.
     """
     path = notebook_path(name)
-    values = with_defaults(path, parameters)
-    resolve(values["params"], values["site"], values["overrides"], values["run"])
-    folder = outputs_folder() / path.stem / values["run"]
+    _, folder = resolved(path, parameters)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "notebook.ipynb").unlink(missing_ok=True)  # it stands for a finished run with these very parameters
     part = folder / ".notebook.part.ipynb"
@@ -90,8 +88,6 @@ def execute(name: str, parameters: dict, timeout: int | None = None, progress: b
         os.replace(part, folder / "notebook.failed.ipynb")
         raise NotebookFailed(f"{path.name}, cell {error.exec_count}: {error.ename}: {error.evalue}\n"
                              f"the executed notebook: {folder / 'notebook.failed.ipynb'}") from None
-    finally:
-        sys.stdout.flush()
     (folder / "notebook.failed.ipynb").unlink(missing_ok=True)
     os.replace(part, folder / "notebook.ipynb")
     return folder / "notebook.ipynb"

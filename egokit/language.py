@@ -123,7 +123,7 @@ class Tokenizer:
     def __init__(self, source: str):
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # read at import; forked loaders warn without it
         from transformers import AutoTokenizer
-        if "/" in source and not Path(source).is_dir():
+        if Path(source).is_absolute() and not Path(source).is_dir():
             raise FileNotFoundError(f"no tokenizer folder {source}; the toy's is made by notebook 01_data_prep "
                                     "(or 'egokit toy'), the real one is named 'roberta-base'")
         try:

@@ -11,12 +11,15 @@ from egokit.runs import Run, write_text
 PARAMETERS = ("params", "site", "overrides", "run")
 
 
+def injected_cells() -> list[str]:
+    """The cells that papermill put into the notebook that is running; none outside a notebook."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return [cell for cell in (shell.user_ns.get("In", []) if shell else []) if cell.startswith("# Parameters\n")]
+
+
 def check_injected() -> None:
     """papermill only warns of an unknown parameter and goes on: here it is an error."""
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    for cell in (shell.user_ns.get("In", []) if shell else []):
-        if not cell.startswith("# Parameters\n"):
-            continue
+    for cell in injected_cells():
         for statement in ast.parse(cell).body:
             for target in getattr(statement, "targets", []):
                 check_names([target.id])

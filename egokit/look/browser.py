@@ -5,11 +5,13 @@ import base64
 import functools
 import html
 import io
+import os
 
 import numpy as np
 
 from egokit.look.base import CYCLE, RIGHT, WRONG, strip, thin
 from egokit.look.retrieval import truth
+from egokit.notebook import injected_cells
 from egokit.runs import Run, write_text
 
 PAGE = """<!doctype html><meta charset="utf-8"><title>{title}</title>
@@ -79,8 +81,4 @@ def browser(task, run: Run, section: str, shown: int = 10):
 
 def _live() -> bool:
     """Whether someone sits before the notebook: papermill and nbconvert set no JPY_SESSION_NAME, and papermill injects its cell."""
-    import os
-    import sys
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    injected = any(cell.startswith("# Parameters\n") for cell in (shell.user_ns.get("In", []) if shell else []))
-    return bool(os.environ.get("JPY_SESSION_NAME")) and not injected
+    return bool(os.environ.get("JPY_SESSION_NAME")) and not injected_cells()
