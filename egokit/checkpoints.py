@@ -1,24 +1,15 @@
-"""Checkpoint files: found, opened without executing anything in them, and written atomically.
-
-A pickle may hold tensors and plain containers. A foreign package's object (released files hold one of
-`parse_config.ConfigParser`) becomes an inert placeholder; a pickle that names anything else is refused.
-Key names and models are weights.py's.
-"""
+"""Checkpoints: found, read, and written atomically. Formats of files are tensorfile.py's, key names and models weights.py's."""
 from __future__ import annotations
 
-import collections
 import hashlib
-import pickle
+import json
 import re
-import sys
-import types
-import typing
-import zipfile
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from egokit import tensorfile
 from egokit.runs import atomic_path
 
 FORMAT = "egokit-1"
@@ -27,47 +18,21 @@ FORMAT = "egokit-1"
 class WeightsError(ValueError):
     """A file that can't be loaded as asked; the message names it and says why."""
 
-
-def _inert(module: str, name: str):
-    """A class that stands for a foreign one: accepts any state, keeps none, does nothing."""
-    def ignore(self, *args, **kwargs):
-        return None
-    return type(name, (), {"__module__": f"egokit.dropped.{module}", "__init__": ignore, "__setstate__": ignore,
-                           "__new__": lambda cls, *args, **kwargs: object.__new__(cls)})
+    report: dict[str, list[str]] | None = None  # of keys that don't fit: all of them, by kind
 
 
-class SafeUnpickler(pickle.Unpickler):
-    """Admits tensors and plain containers; replaces classes of foreign packages by inert ones; refuses the rest."""
+def read(path: str | Path, everything: bool = True) -> dict:
+    """What a checkpoint file holds, on the CPU, executing none of it.
 
-    ADMITTED: typing.ClassVar = {("collections", "OrderedDict"): collections.OrderedDict,
-                ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
-                ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter}
-
-    def find_class(self, module: str, name: str):
-        if (module, name) in self.ADMITTED:
-            return self.ADMITTED[module, name]
-        if module == "torch" and (name.endswith("Storage") or isinstance(getattr(torch, name, None), torch.dtype)
-                                  or name == "Size"):
-            return getattr(torch, name)
-        top = module.split(".")[0]
-        if (module, name) in (("pathlib", "PosixPath"), ("pathlib", "Path")) or top not in sys.stdlib_module_names | {"torch", "numpy"}:
-            return _inert(module, name)
-        raise pickle.UnpicklingError(f"it names {module}.{name}, which a checkpoint has no use for")
-
-
-_SAFE_PICKLE = types.SimpleNamespace(__name__="egokit.checkpoints", Unpickler=SafeUnpickler, load=None)
-
-
-def read(path: str | Path) -> dict:
-    """What a checkpoint file holds, on the CPU and memory-mapped, executing none of it."""
+    With everything=False only the tensors of the state dict are read; others, such as an optimizer's, stay in the file.
+    """
     path = Path(path)
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-        return {"state_dict": load_file(path)}
     try:
-        if not zipfile.is_zipfile(path):  # the format before torch 1.6, such as timm's first ViT files
-            return torch.load(path, map_location="cpu", weights_only=True)
-        return torch.load(path, map_location="cpu", mmap=True, weights_only=False, pickle_module=_SAFE_PICKLE)
+        content = tensorfile.open_lazily(path)
+        nested = [key for key in ("state_dict", "model") if isinstance(content, dict) and isinstance(content.get(key), dict)]
+        if everything or not nested:
+            return tensorfile.materialise(content)
+        return content | {key: tensorfile.materialise(content[key]) for key in nested[:1]}
     except Exception as error:
         raise WeightsError(f"{path} is not a checkpoint that can be read: {(str(error) or type(error).__name__).splitlines()[0][:200]} "
                            f"({path.stat().st_size} bytes; is the download complete?)") from error
@@ -105,9 +70,18 @@ def state_dict(content, path) -> dict[str, Tensor]:
 
 
 def write(path: str | Path, content: dict) -> None:
-    """Save atomically: a kill or a full disk leaves what was there before."""
+    """Save atomically: a kill or a full disk leaves what was there before. A .safetensors file takes what JSON can say besides."""
     with atomic_path(path) as temporary:
-        torch.save(content, temporary)
+        if Path(path).suffix != ".safetensors":
+            torch.save(content, temporary)
+            return
+        from safetensors.torch import save_file
+        temporary.touch()
+        mode = temporary.stat().st_mode  # save_file leaves the file to its owner alone
+        plain = {key: value for key, value in content.items() if key != "state_dict"}
+        save_file({key: value.contiguous() for key, value in content["state_dict"].items()}, temporary,
+                  metadata={"format": "pt", "egokit": json.dumps(plain)})
+        temporary.chmod(mode)
 
 
 def fingerprint(path: str | Path) -> str:

@@ -71,6 +71,22 @@ def submit(arguments) -> None:
         print(json.dumps(handle.wait(), indent=1))
 
 
+def convert(arguments) -> None:
+    from pathlib import Path
+
+    from egokit import weights
+    out = Path(arguments.out)
+    kinds = (".pth", ".pt") if arguments.command == "export" else (".safetensors", ".pt", ".pth")
+    if out.suffix not in kinds:
+        raise weights.WeightsError(f"{out}: expected a name that ends in {', '.join(kinds)}")
+    if out.exists() and not arguments.force:
+        raise weights.WeightsError(f"{out} exists: give another name, or --force to replace it")
+    model = weights.load(arguments.source, frames=arguments.frames)
+    (weights.export if arguments.command == "export" else weights.save)(model, out)
+    print(f"{out}: {len(model.state_dict())} tensors, projection {model.config.projection}, {model.config.frames} frames, "
+          f"{out.stat().st_size / 1e9:.2f} GB")
+
+
 def parser() -> argparse.ArgumentParser:
     formatter = argparse.RawDescriptionHelpFormatter
     top = argparse.ArgumentParser(prog="egokit", description="EgoVLPv2 as a notebook-centric research kit.")
@@ -103,6 +119,16 @@ def parser() -> argparse.ArgumentParser:
     _recipe(sub, "params")
     sub.add_argument("--action", help="train, evaluate or extract (default: what the task's notebook does)")
     sub.add_argument("--wait", action="store_true", help="show progress until it has finished")
+    for name, help, example in (
+            ("convert", "Convert a checkpoint to .safetensors, or to an egokit checkpoint (.pt, .pth).",
+             "egokit convert EgoVLPv2.pth EgoVLPv2.safetensors"),
+            ("export", "Write a checkpoint with the released key names, for the original code to load.",
+             "egokit export outputs/02_pretrain/mine mine.pth")):
+        sub = add(name, convert, help, example)
+        sub.add_argument("source", help="a released file, an egokit checkpoint, a .safetensors file or a run folder")
+        sub.add_argument("out")
+        sub.add_argument("--frames", type=int, help="resize the temporal embedding (default: as it is)")
+        sub.add_argument("--force", action="store_true", help="replace an existing file")
     return top
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from egokit.config import ModelConfig
-from egokit.vision import NORM_EPS, attend, heads_first
+from egokit.layers import NORM_EPS, Linear, attend, heads_first
 
 PADDING = 1  # RoBERTa's padding id; positions start right after it
 
@@ -26,7 +26,7 @@ class TextAttention(nn.Module):
     def __init__(self, width: int, heads: int, dropout: float):
         super().__init__()
         self.heads, self.dropout = heads, dropout
-        self.query, self.key, self.value, self.dense = (nn.Linear(width, width) for _ in range(4))
+        self.query, self.key, self.value, self.dense = (Linear(width, width) for _ in range(4))
 
     def forward(self, x_BLD: Tensor, source_BSD: Tensor, mask_B11S: Tensor | None = None) -> Tensor:
         query = heads_first(self.query(x_BLD), self.heads)
@@ -36,7 +36,10 @@ class TextAttention(nn.Module):
 
 
 class TextLayer(nn.Module):
-    """One post-norm transformer layer; with `video`, cross-attention is added through a gate that starts at 0."""
+    """One post-norm transformer layer; with `video`, cross-attention is added through a gate that starts at 0.
+
+    The last layer of a pass may give the first token alone (B, 1, D), where nothing reads the others.
+    """
 
     def __init__(self, width: int, heads: int, mlp_ratio: float, dropout: float, fused: bool):
         super().__init__()
@@ -45,16 +48,17 @@ class TextLayer(nn.Module):
         self.video = TextAttention(width, heads, dropout) if fused else None
         self.gate = nn.Parameter(torch.zeros(1)) if fused else None
         self.attention_norm = nn.LayerNorm(width, eps=NORM_EPS)
-        self.fc1 = nn.Linear(width, int(width * mlp_ratio))
-        self.fc2 = nn.Linear(int(width * mlp_ratio), width)
+        self.fc1 = Linear(width, int(width * mlp_ratio))
+        self.fc2 = Linear(int(width * mlp_ratio), width)
         self.output_norm = nn.LayerNorm(width, eps=NORM_EPS)
 
-    def forward(self, x_BLD: Tensor, mask_B11L: Tensor, video_BSD: Tensor | None = None) -> Tensor:
-        read = self.attention(x_BLD, x_BLD, mask_B11L)
+    def forward(self, x_BLD: Tensor, mask_B11L: Tensor, video_BSD: Tensor | None = None, first_only: bool = False) -> Tensor:
+        own = x_BLD[:, :1] if first_only else x_BLD
+        read = self.attention(own, x_BLD, mask_B11L)
         if video_BSD is not None:
             read = read + self.gate * self.video(read, video_BSD)
-        x_BLD = self.attention_norm(read + x_BLD)
-        hidden = F.dropout(self.fc2(F.gelu(self.fc1(x_BLD))), self.dropout, self.training)
+        x_BLD = self.attention_norm(read + own)
+        hidden = F.dropout(self.fc2(self.fc1(x_BLD, gelu=True)), self.dropout, self.training)
         return self.output_norm(hidden + x_BLD)
 
 
@@ -109,7 +113,8 @@ class TextEncoder(nn.Module):
     def forward(self, tokens: dict[str, Tensor]) -> Tensor:
         """Tokens -> state of the first token (B, D), unfused."""
         mask_B11L = additive_mask(tokens["attention_mask"])
-        return self.run(self.embed(tokens["input_ids"]), mask_B11L, 0, self.config.depth)[:, 0]
+        x_BLD = self.run(self.embed(tokens["input_ids"]), mask_B11L, 0, self.config.depth - 1)
+        return self.step(self.layers[-1], x_BLD, mask_B11L, None, True)[:, 0]
 
 
 def additive_mask(attention_mask_BL: Tensor) -> Tensor:

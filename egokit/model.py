@@ -9,12 +9,13 @@ import contextlib
 import re
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from egokit.config import ModelConfig
-from egokit.language import TextEncoder, additive_mask, load_tokenizer
-from egokit.vision import VideoEncoder, fresh_std
+from egokit.inputs import TEXTS_AT_ONCE, checked_frames, checked_tokens, clips_at_once, in_parts
+from egokit.language import TextEncoder, additive_mask
+from egokit.layers import Linear, fresh_std
+from egokit.vision import VideoEncoder
 
 PRECISION = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -31,16 +32,16 @@ def projection(kind: str, width: int, text: bool) -> nn.Sequential:
     name, size = re.fullmatch(r"(mlp|linear)(\d+)", kind).groups() if re.fullmatch(r"(mlp|linear)\d+", kind) else ("", 0)
     E = int(size)
     if name == "mlp":
-        return nn.Sequential(nn.Linear(width, E, bias=False), nn.ReLU(), nn.Linear(E, E), nn.ReLU(), nn.Linear(E, E))
+        return nn.Sequential(Linear(width, E, bias=False), nn.ReLU(), Linear(E, E), nn.ReLU(), Linear(E, E))
     if name == "linear":
-        return nn.Sequential(nn.ReLU(), nn.Linear(width, E)) if text else nn.Sequential(nn.Linear(width, E))
+        return nn.Sequential(nn.ReLU(), Linear(width, E)) if text else nn.Sequential(Linear(width, E))
     raise ValueError(f"model.projection {kind!r}: expected mlp<size> or linear<size>, for example mlp4096 or linear256")
 
 
 class Pooler(nn.Module):
     def __init__(self, width: int):
         super().__init__()
-        self.dense = nn.Linear(width, width)
+        self.dense = Linear(width, width)
 
     def forward(self, x_BD: Tensor) -> Tensor:
         return torch.tanh(self.dense(x_BD))
@@ -51,13 +52,13 @@ class WordHead(nn.Module):
 
     def __init__(self, width: int, vocabulary: int):
         super().__init__()
-        self.dense = nn.Linear(width, width)
+        self.dense = Linear(width, width)
         self.norm = nn.LayerNorm(width, eps=1e-12)
-        self.decoder = nn.Linear(width, vocabulary, bias=False)
+        self.decoder = Linear(width, vocabulary, bias=False)
         self.bias = nn.Parameter(torch.zeros(vocabulary))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.decoder(self.norm(F.gelu(self.dense(x)))) + self.bias
+        return self.decoder(self.norm(self.dense(x, gelu=True))) + self.bias
 
 
 class EgoVLP(nn.Module):
@@ -73,9 +74,9 @@ class EgoVLP(nn.Module):
         self.video_projection = projection(config.projection, width, text=False)
         self.fusion_cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.fusion_norm = nn.LayerNorm(width, eps=1e-6)
-        self.text_transform, self.video_transform = nn.Linear(width, width), nn.Linear(width, width)
+        self.text_transform, self.video_transform = Linear(width, width), Linear(width, width)
         self.text_pooler, self.video_pooler = Pooler(width), Pooler(width)
-        self.itm_head = nn.Linear(2 * width, 2)
+        self.itm_head = Linear(2 * width, 2)
         self.word_head = WordHead(width, config.vocabulary)
 
     def reset_parameters(self) -> None:
@@ -83,7 +84,7 @@ class EgoVLP(nn.Module):
         for head in (self.text_projection, self.video_projection, self.text_transform, self.video_transform,
                      self.text_pooler, self.video_pooler, self.itm_head, self.word_head):
             for module in head.modules():
-                if isinstance(module, nn.Linear):
+                if isinstance(module, Linear):
                     nn.init.trunc_normal_(module.weight, std=fresh_std(module.in_features))
                     if module.bias is not None:
                         nn.init.zeros_(module.bias)
@@ -121,13 +122,29 @@ class EgoVLP(nn.Module):
         return self.text.run(self.text.embed(tokens["input_ids"]), additive_mask(tokens["attention_mask"]),
                              0, self.unfused)
 
-    def fuse(self, video_BSD: Tensor, text_BLD: Tensor, attention_mask_BL: Tensor, frames: int) -> tuple[Tensor, Tensor]:
-        """Both trunks through the fused layers: each reads the other's state from before the step."""
+    def embed_video(self, frames_BTCHW: Tensor) -> Tensor:
+        """Normalised frames on the model's device -> (B, E) float32."""
+        return self.video_projection(self.video(frames_BTCHW)).float()
+
+    def embed_text(self, tokens: dict[str, Tensor]) -> Tensor:
+        """Tokens on the model's device -> (B, E) float32."""
+        return self.text_projection(self.text(tokens)).float()
+
+    def fuse(self, video_BSD: Tensor, text_BLD: Tensor, attention_mask_BL: Tensor, frames: int,
+             read: str = "all") -> tuple[Tensor | None, Tensor]:
+        """Both trunks through the fused layers: each reads the other's state from before the step.
+
+        read: what of the last states is wanted, as the rest need not be computed. "all": (B, S, D) and (B, L, D).
+        "itm": CLS and the first token, each (B, 1, D). "mlm": the text alone, (None, (B, L, D)).
+        """
         mask_B11L = additive_mask(attention_mask_BL)
-        for block, layer in zip(self.video.blocks[self.unfused:], self.text.layers[self.unfused:], strict=True):
+        *early, last = zip(self.video.blocks[self.unfused:], self.text.layers[self.unfused:], strict=True)
+        for block, layer in early:
             video_BSD, text_BLD = (self.video.step(block, video_BSD, frames, text_BLD, mask_B11L),
                                    self.text.step(layer, text_BLD, mask_B11L, video_BSD))
-        return video_BSD, text_BLD
+        first = read == "itm"
+        return (None if read == "mlm" else self.video.step(last[0], video_BSD, frames, text_BLD, mask_B11L, first),
+                self.text.step(last[1], text_BLD, mask_B11L, video_BSD, first))
 
     def itm_from_states(self, video_BSD: Tensor, text_BLD: Tensor) -> Tensor:
         """Fused states -> matching logits (B, 2); class 1 is 'match'."""
@@ -139,62 +156,55 @@ class EgoVLP(nn.Module):
         """Fused text states (…, D) -> vocabulary logits (…, V)."""
         return self.word_head(self.text_transform(text_XD))
 
-    # Public methods
+    # Public methods: anything checked, on any device, in batches of any size
 
     def tokens(self, text, longest: int = 30) -> dict[str, Tensor]:
-        """Strings (or tokens, passed through) on the model's device."""
-        if isinstance(text, str):
-            text = [text]
-        if not isinstance(text, dict):
-            text = load_tokenizer(self.tokenizer_source)(list(text), longest)
-        missing = {"input_ids", "attention_mask"} - set(text)
-        if missing:
-            raise ValueError(f"tokens: missing {sorted(missing)}; give strings or input_ids and attention_mask, each (B, L)")
-        return {key: text[key].to(self.device) for key in ("input_ids", "attention_mask")}
+        """A string, strings, or tokens {"input_ids": (B, L), "attention_mask": (B, L)} -> tokens on the model's device."""
+        tokens = checked_tokens(text, self.config, self.tokenizer_source, longest)
+        return {key: value.to(self.device) for key, value in tokens.items()}
 
     def frames(self, frames_BTCHW: Tensor) -> Tensor:
-        """Checked frames on the model's device."""
-        size, most = self.config.image_size, self.config.frames
-        shape = tuple(frames_BTCHW.shape)
-        if len(shape) != 5 or shape[2:] != (3, size, size):
-            raise ValueError(f"frames: expected (B, T, 3, {size}, {size}), got {shape}"
-                             + ("; add the batch axis: frames[None]" if len(shape) == 4 else ""))
-        if shape[1] > most:
-            raise ValueError(f"frames: {shape[1]} a clip, but the temporal embedding holds {most}; "
-                             f"load with egokit.load(path, frames={shape[1]})")
-        if not frames_BTCHW.is_floating_point() or frames_BTCHW.abs().amax() > 20:
-            raise ValueError("frames: expected normalised floats (ImageNet mean and standard deviation), got "
-                             f"{frames_BTCHW.dtype} up to {frames_BTCHW.max().item():.0f}; use egokit.read_clip "
-                             "or egokit.transforms.normalise")
-        return frames_BTCHW.to(self.device)
+        """Checked frames on the model's device, in its precision."""
+        return checked_frames(frames_BTCHW, self.config).to(self.itm_head.weight)
 
     def encode_text(self, text) -> Tensor:
         """Strings or tokens (B, L) -> (B, E) float32, not normalised."""
-        return self.text_projection(self.text(self.tokens(text))).float()
+        tokens = self.tokens(text)
+        return in_parts(lambda rows: self.embed_text({key: value[rows] for key, value in tokens.items()}),
+                        len(tokens["input_ids"]), TEXTS_AT_ONCE)
 
     def encode_video(self, frames_BTCHW: Tensor) -> Tensor:
         """Normalised frames (B, T, 3, size, size) -> (B, E) float32, not normalised."""
-        return self.video_projection(self.video(self.frames(frames_BTCHW))).float()
-
-    def fused_states(self, frames_BTCHW: Tensor, text) -> tuple[Tensor, Tensor]:
-        """Frames and texts, pair by pair -> fused video states (B, S, D) and text states (B, L, D)."""
-        tokens, frames_BTCHW = self.tokens(text), self.frames(frames_BTCHW)
-        if len(frames_BTCHW) != len(tokens["input_ids"]):
-            raise ValueError(f"{len(frames_BTCHW)} clips but {len(tokens['input_ids'])} texts: give one text for each clip")
-        return self.fuse(self.fusion_trunk(frames_BTCHW), self.text_trunk(tokens),
-                         tokens["attention_mask"], frames_BTCHW.shape[1])
+        return in_parts(lambda rows: self.embed_video(self.frames(frames_BTCHW[rows])), *clips_at_once(frames_BTCHW, self.config))
 
     def itm_logits(self, frames_BTCHW: Tensor, text) -> Tensor:
-        """Matching logits (B, 2) of each pair; class 1 is 'match'."""
-        return self.itm_from_states(*self.fused_states(frames_BTCHW, text)).float()
+        """Matching logits (B, 2) of each pair; class 1 is 'match'. One clip or one text goes with all of the others."""
+        return self.pairs(frames_BTCHW, text, "itm", lambda video, words: self.itm_from_states(video, words).float())
 
     def mlm_logits(self, frames_BTCHW: Tensor, text) -> Tensor:
-        """Vocabulary logits (B, L, V) at every text position, given the video."""
-        return self.words_from_states(self.fused_states(frames_BTCHW, text)[1]).float()
+        """Vocabulary logits (B, L, V) at every text position, given the video. One clip or text goes with all of the others."""
+        return self.pairs(frames_BTCHW, text, "mlm", lambda video, words: self.words_from_states(words).float())
 
     def match(self, frames_BTCHW: Tensor, text) -> Tensor:
-        """Probability (B,) that each pair matches, by the fusion encoder."""
+        """Probability (B,) that each pair matches, by the fusion encoder. One clip or one text goes with all of the others."""
         return self.itm_logits(frames_BTCHW, text).softmax(dim=-1)[:, 1]
+
+    def pairs(self, frames_BTCHW: Tensor, text, read: str, head) -> Tensor:
+        """`head` of the fused states of clips and texts, pair by pair; what depends on the clip alone is computed once a clip."""
+        tokens, (clips, size) = self.tokens(text), clips_at_once(frames_BTCHW, self.config)
+        texts, T = len(tokens["input_ids"]), frames_BTCHW.shape[1]
+        if clips != texts and 1 not in (clips, texts):
+            raise ValueError(f"{clips} clips but {texts} texts: give one text for each clip, or one clip or text for all")
+        trunk = self.fusion_trunk(self.frames(frames_BTCHW)) if clips == 1 else None
+        words = self.text_trunk(tokens) if texts == 1 else None
+
+        def part(rows: slice) -> Tensor:
+            n = rows.stop - rows.start
+            some = {key: value.expand(n, -1) if texts == 1 else value[rows] for key, value in tokens.items()}
+            video = self.fusion_trunk(self.frames(frames_BTCHW[rows])) if trunk is None else trunk.expand(n, -1, -1)
+            return head(*self.fuse(video, self.text_trunk(some) if words is None else words.expand(n, -1, -1),
+                                   some["attention_mask"], T, read))
+        return in_parts(part, max(clips, texts) if clips and texts else 0, size)
 
 
 def similarity(one_BE: Tensor, other_BE: Tensor) -> Tensor:

@@ -7,39 +7,11 @@ D width, H heads, K = D/H. Source: "Egocentric Video-Language Pre-training with 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from egokit.config import ModelConfig
-
-NORM_EPS = 1e-5
-
-
-def fresh_std(width: int) -> float:
-    """Start of a linear layer: ViT's 0.02 at width 768, and the same gain in narrower models.
-
-    A constant 0.02 leaves a narrow model nearly blind: every clip has the same embedding, every gate lets nothing through.
-    """
-    return 0.02 * (768 / width) ** 0.5
-
-
-def heads_first(x_BSD: Tensor, heads: int) -> Tensor:
-    """(B, S, D) -> (B, H, S, K)"""
-    return x_BSD.unflatten(-1, (heads, -1)).transpose(1, 2)
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, dropout: float = 0.0) -> Tensor:
-    """softmax(query · keyᵀ / √K + mask) · value, through PyTorch's fused attention; all (B, H, tokens, K).
-
-    On a CPU the fused kernels are slower in half precision than in float32, so they run in float32 there
-    (benchmarks/attention.py).
-    """
-    if query.device.type == "cpu" and query.dtype != torch.float32:
-        with torch.autocast("cpu", enabled=False):
-            return attend(query.float(), key.float(), value.float(), mask, dropout).to(query.dtype)
-    return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout,
-                                          attn_mask=None if mask is None else mask.to(query.dtype))
+from egokit.layers import NORM_EPS, Linear, attend, fresh_std, heads_first
 
 
 class TextGate(nn.Module):
@@ -49,9 +21,9 @@ class TextGate(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
-        self.query = nn.Linear(width, width)
-        self.key_value = nn.Linear(width, 2 * width)
-        self.proj = nn.Linear(width, width)
+        self.query = Linear(width, width)
+        self.key_value = Linear(width, 2 * width)
+        self.proj = Linear(width, width)
         self.gate = nn.Parameter(torch.zeros(1))
 
     def forward(self, x_BSD: Tensor, text_BLD: Tensor, mask_B11L: Tensor) -> Tensor:
@@ -65,18 +37,22 @@ class DividedAttention(nn.Module):
     """Attention within one group of patches, over time or over space, with CLS as one more key.
 
     over="space": the patches of one frame. over="time": the patches at one position over all frames.
-    CLS itself queries every token of the clip, in both.
+    CLS itself queries every token of the clip, in both; with `cls_only`, nothing else is computed.
     """
 
     def __init__(self, width: int, heads: int, over: str):
         super().__init__()
         self.heads, self.over = heads, over
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.proj = Linear(width, width)
 
-    def forward(self, x_BSD: Tensor, frames: int) -> Tensor:
+    def forward(self, x_BSD: Tensor, frames: int, cls_only: bool = False) -> Tensor:
         B, S, D = x_BSD.shape
         H = self.heads
+        if cls_only:
+            query = heads_first(self.qkv(x_BSD[:, :1], rows=slice(D)), H)
+            key, value = (heads_first(z, H) for z in self.qkv(x_BSD, rows=slice(D, None)).chunk(2, dim=-1))
+            return self.proj(attend(query, key, value).transpose(1, 2).flatten(2))                # (B, 1, D)
         query, key, value = self.qkv(x_BSD).unflatten(-1, (3, H, D // H)).permute(2, 0, 3, 1, 4)  # each (B, H, S, K)
         cls = attend(query[:, :, :1], key, value)                     # (B, H, 1, K)
 
@@ -98,7 +74,10 @@ class DividedAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """One space-time block. The residual of the space attention starts from x, not from the time step's output."""
+    """One space-time block. The residual of the space attention starts from x, not from the time step's output.
+
+    The last block of a pass may give CLS alone (B, 1, D), where nothing reads the patches: 10/16 of its arithmetic less.
+    """
 
     def __init__(self, width: int, heads: int, mlp_ratio: float, fused: bool):
         super().__init__()
@@ -108,17 +87,17 @@ class Block(nn.Module):
         self.space = DividedAttention(width, heads, "space")
         self.text = TextGate(width, heads) if fused else None
         self.norm_mlp = nn.LayerNorm(width, eps=NORM_EPS)
-        self.fc1 = nn.Linear(width, int(width * mlp_ratio))
-        self.fc2 = nn.Linear(int(width * mlp_ratio), width)
+        self.fc1 = Linear(width, int(width * mlp_ratio))
+        self.fc2 = Linear(int(width * mlp_ratio), width)
 
     def forward(self, x_BSD: Tensor, frames: int, text_BLD: Tensor | None = None,
-                mask_B11L: Tensor | None = None) -> Tensor:
+                mask_B11L: Tensor | None = None, cls_only: bool = False) -> Tensor:
         timed = x_BSD + self.time(self.norm_time(x_BSD), frames)
-        space = self.space(self.norm_space(timed), frames)
+        space = self.space(self.norm_space(timed), frames, cls_only)
         if text_BLD is not None:
             space = self.text(space, text_BLD, mask_B11L)
-        x_BSD = x_BSD + space
-        return x_BSD + self.fc2(F.gelu(self.fc1(self.norm_mlp(x_BSD))))
+        x_BSD = x_BSD[:, :space.shape[1]] + space
+        return x_BSD + self.fc2(self.fc1(self.norm_mlp(x_BSD), gelu=True))
 
 
 class VideoEncoder(nn.Module):
@@ -192,5 +171,6 @@ class VideoEncoder(nn.Module):
 
     def forward(self, frames_BTCHW: Tensor) -> Tensor:
         """Normalised frames -> state of CLS (B, D), unfused."""
-        x_BSD = self.run(self.embed(frames_BTCHW), frames_BTCHW.shape[1], 0, self.config.depth)
-        return self.norm(x_BSD)[:, 0]
+        frames = frames_BTCHW.shape[1]
+        x_BSD = self.run(self.embed(frames_BTCHW), frames, 0, self.config.depth - 1)
+        return self.norm(self.step(self.blocks[-1], x_BSD, frames, None, None, True))[:, 0]

@@ -1,6 +1,6 @@
-"""Checkpoints: released keys <-> ours in one table, strict loading, temporal resizing, starts from ViT and RoBERTa.
+"""Models from checkpoints: strict loading, temporal resizing, saving, export; starts from ViT and RoBERTa.
 
-How a file is opened without executing anything in it is checkpoints.py's.
+Names of keys are names.py's; how a file is opened without executing anything in it is tensorfile.py's.
 """
 from __future__ import annotations
 
@@ -11,109 +11,32 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from egokit import checkpoints
 from egokit.checkpoints import WeightsError
 from egokit.config import ModelConfig
 from egokit.model import EgoVLP
+from egokit.names import our_keys, rename
 from egokit.resolve import build
 
-# released name <-> ours, prefix by prefix; {i} is the number of a block or layer
-TABLE = [
-    ("video_model.patch_embed.proj.", "video.patch_embed."),
-    ("video_model.cls_token", "video.cls_token"),
-    ("video_model.pos_embed", "video.position_embed"),
-    ("video_model.temporal_embed", "video.temporal_embed"),
-    ("video_model.norm.", "video.norm."),
-    ("video_model.blocks.{i}.norm1.", "video.blocks.{i}.norm_space."),
-    ("video_model.blocks.{i}.norm2.", "video.blocks.{i}.norm_mlp."),
-    ("video_model.blocks.{i}.norm3.", "video.blocks.{i}.norm_time."),
-    ("video_model.blocks.{i}.timeattn.", "video.blocks.{i}.time."),
-    ("video_model.blocks.{i}.attn.qkv.", "video.blocks.{i}.space.qkv."),
-    ("video_model.blocks.{i}.attn.proj.", "video.blocks.{i}.space.proj."),
-    ("video_model.blocks.{i}.attn.qkv_i2t.", "video.blocks.{i}.text.query."),
-    ("video_model.blocks.{i}.attn.qkv_text_i2t.", "video.blocks.{i}.text.key_value."),
-    ("video_model.blocks.{i}.attn.proj_i2t.", "video.blocks.{i}.text.proj."),
-    ("video_model.blocks.{i}.attn.norm_i2t_i.", "video.blocks.{i}.text.norm."),
-    ("video_model.blocks.{i}.attn.alpha_i2t", "video.blocks.{i}.text.gate"),
-    ("video_model.blocks.{i}.mlp.", "video.blocks.{i}."),
-    ("text_model.embeddings.word_embeddings.", "text.word_embed."),
-    ("text_model.embeddings.position_embeddings.", "text.position_embed."),
-    ("text_model.embeddings.token_type_embeddings.", "text.type_embed."),
-    ("text_model.embeddings.LayerNorm.", "text.embed_norm."),
-    ("text_model.encoder.layer.{i}.attention.output.dense.", "text.layers.{i}.attention.dense."),
-    # specific before general: .dense is matched before the other projections
-    ("text_model.encoder.layer.{i}.attention.output.LayerNorm.", "text.layers.{i}.attention_norm."),
-    ("text_model.encoder.layer.{i}.crossattention_t2i.output.dense.", "text.layers.{i}.video.dense."),
-    ("text_model.encoder.layer.{i}.attention.self.", "text.layers.{i}.attention."),
-    ("text_model.encoder.layer.{i}.crossattention_t2i.self.", "text.layers.{i}.video."),
-    ("text_model.encoder.layer.{i}.alpha_t2i", "text.layers.{i}.gate"),
-    ("text_model.encoder.layer.{i}.intermediate.dense.", "text.layers.{i}.fc1."),
-    ("text_model.encoder.layer.{i}.output.dense.", "text.layers.{i}.fc2."),
-    ("text_model.encoder.layer.{i}.output.LayerNorm.", "text.layers.{i}.output_norm."),
-    ("txt_proj.", "text_projection."),
-    ("vid_proj.", "video_projection."),
-    ("cls_token", "fusion_cls_token"),
-    ("norm.", "fusion_norm."),
-    ("cross_modal_text_transform.", "text_transform."),
-    ("cross_modal_video_transform.", "video_transform."),
-    ("cross_modal_text_pooler.", "text_pooler."),
-    ("cross_modal_video_pooler.", "video_pooler."),
-    ("itm_score.fc.", "itm_head."),
-    ("mlm_score.transform.dense.", "word_head.dense."),
-    ("mlm_score.transform.LayerNorm.", "word_head.norm."),
-    ("mlm_score.decoder.", "word_head.decoder."),
-    ("mlm_score.bias", "word_head.bias"),
-]
-HARMLESS = re.compile(r"(.*\.)?position_ids")  # a buffer that comes and goes between versions of transformers
-LEAF = r"(weight|bias|(query|key|value|fc1|fc2|dense|qkv|proj|\d+)\.(weight|bias))"
-
-
-def _rules(source: int) -> list[tuple[re.Pattern, str]]:
-    rules = []
-    for row in TABLE:
-        pattern = re.escape(row[source]).replace(r"\{i\}", r"(?P<i>\d+)")
-        whole = not row[source].endswith(".")
-        rules.append((re.compile(pattern + ("" if whole else f"(?P<leaf>{LEAF})") + "$"), row[1 - source]))
-    return rules
-
-
-def rename(key: str, to: str) -> str | None:
-    """The other side's name of a key (to='ours' or 'released'), or None for a key the table does not know."""
-    for pattern, target in _RULES[to]:
-        found = pattern.match(key)
-        if found:
-            groups = found.groupdict()
-            return target.replace("{i}", groups.get("i") or "") + (groups.get("leaf") or "")
-    return None
-
-
-_RULES = {"ours": _rules(0), "released": _rules(1)}
-
-
-def our_keys(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """A state dict with any of the known namings -> ours, and the keys that nothing knows."""
-    ours, unknown = {}, []
-    for key, value in state.items():
-        bare = key.removeprefix("module.")
-        if HARMLESS.fullmatch(bare):
-            continue
-        name = rename(bare, "ours") or (bare if rename(bare, "released") else None)
-        if name is None:
-            unknown.append(key)
-        else:
-            ours[name] = value
-    return ours, unknown
+# without these the shape of a network can't be told from a file
+SHAPED = ("video.norm.weight", "video.patch_embed.weight", "video.position_embed", "video.temporal_embed", "video.blocks.0.fc1.weight",
+          "text.word_embed.weight", "text.position_embed.weight")
 
 
 def infer_config(state: dict[str, Tensor]) -> ModelConfig:
     """Shape of the network from our keys. Heads are of 64 channels in the base model (12), as released."""
     depth = 1 + max(int(key.split(".")[2]) for key in state if key.startswith("video.blocks."))
     width = state["video.norm.weight"].shape[0]
+    if width % 64:
+        raise WeightsError(f"a model of width {width} and no record of its number of heads: expected an egokit checkpoint, "
+                           "or the base model's 768")
     patch = state["video.patch_embed.weight"].shape[-1]
     patches = state["video.position_embed"].shape[1] - 1
-    mlp = "text_projection.4.weight" in state
-    size = state["text_projection.4.weight" if mlp else "text_projection.1.weight"].shape[0]
+    mlp = any(key.startswith(("text_projection.4.", "video_projection.4.")) for key in state)
+    last = ("text_projection.4.weight", "video_projection.4.weight") if mlp else ("text_projection.1.weight", "video_projection.0.weight")
+    size = next((len(state[key]) for key in last if key in state), 4096 if mlp else 256)
     return ModelConfig(image_size=round(patches ** 0.5) * patch, patch_size=patch, width=width, heads=width // 64,
                        depth=depth, fused=sum(key.endswith(".text.gate") for key in state),
                        frames=state["video.temporal_embed"].shape[1],
@@ -132,55 +55,92 @@ def resize_temporal(embed_1TD: Tensor, frames: int) -> Tensor:
     return grown[0].to(embed_1TD.dtype)
 
 
-def check(model: EgoVLP, state: dict[str, Tensor], unknown: list[str], path) -> dict[str, list[str]]:
-    """Compare keys and shapes; an error lists every missing, unexpected and misshapen key."""
+def compare(model: EgoVLP, state: dict[str, Tensor], unknown: list[str]) -> dict[str, list[str]]:
+    """Keys by kind: loaded, missing, unexpected and misshapen."""
     wanted = model.state_dict()
     misshapen = [f"{key}: {tuple(state[key].shape)} instead of {tuple(wanted[key].shape)}"
                  for key in wanted if key in state and state[key].shape != wanted[key].shape]
-    report = {"loaded": sorted(wanted.keys() & state.keys()), "missing": sorted(wanted.keys() - state.keys()),
-              "unexpected": sorted([*unknown, *(state.keys() - wanted.keys())]), "misshapen": misshapen}
+    fits = sorted(key for key in wanted if key in state and state[key].shape == wanted[key].shape)
+    return {"loaded": fits, "missing": sorted(wanted.keys() - state.keys()),
+            "unexpected": sorted([*unknown, *(state.keys() - wanted.keys())]), "misshapen": misshapen}
+
+
+def check(model: EgoVLP, state: dict[str, Tensor], unknown: list[str], path) -> dict[str, list[str]]:
+    """`compare`; an error, whose `report` is what compare gave, if anything is missing, unexpected or misshapen."""
+    report = compare(model, state, unknown)
     wrong = [f"  {kind} ({len(report[kind])}): " + ", ".join(report[kind][:12]) + (" …" if len(report[kind]) > 12 else "")
              for kind in ("missing", "unexpected", "misshapen") if report[kind]]
     if wrong:
-        raise WeightsError(f"{path} does not fit this model:\n" + "\n".join(wrong))
+        error = WeightsError(f"{path} does not fit this model (all keys: egokit.load(path, report=True)):\n" + "\n".join(wrong))
+        error.report = report
+        raise error
     return report
+
+
+class _NoStart(TorchFunctionMode):
+    """Modules without their random start: drawing one on the meta device imports 150 MB of symbolic algebra."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
 
 
 def load(path: str | Path, frames: int | None = None, tokenizer: str | None = None, report: bool = False):
     """A model in eval mode from a released file, an egokit checkpoint, a .safetensors file or a run folder.
 
     The family of projections, the sizes and the number of frames are found in the file. `frames` resizes the temporal
-    embedding; `tokenizer` names the tokenizer (default: the checkpoint's own, else roberta-base). With `report=True`
-    returns (model, {"loaded", "missing", "unexpected", "misshapen"}). Raises WeightsError naming file and keys.
+    embedding; `tokenizer` names the tokenizer (default: the checkpoint's own, else roberta-base). Weights are float32.
+    Raises WeightsError naming file and keys: a model is loaded whole or not at all. With `report=True` returns
+    (model, {"loaded", "missing", "unexpected", "misshapen"}), where a file that does not fit gives None for the model.
     """
     path = checkpoints.find(path)
-    content = checkpoints.read(path)
+    content = checkpoints.read(path, everything=False)
     state, unknown = our_keys(checkpoints.state_dict(content, path))
-    if content.get("format") == checkpoints.FORMAT:
-        config, tokenizer = build(ModelConfig, content["model_config"]), tokenizer or content["tokenizer"]
-    elif "video.norm.weight" in state and "text.word_embed.weight" in state:
+    released = content.get("config")  # an inert object in the original's files
+    own = content if content.get("format") == checkpoints.FORMAT else released.get("egokit") if isinstance(released, dict) else None
+    if own:
+        config, tokenizer = build(ModelConfig, own["model_config"]), tokenizer or own["tokenizer"]
+    elif all(key in state for key in SHAPED):
         config = infer_config(state)
     else:
-        raise WeightsError(f"{path} is not an EgoVLPv2 checkpoint: its keys begin with "
-                           + ", ".join(sorted(state | dict.fromkeys(unknown))[:5]))
+        raise WeightsError(f"{path} is not an EgoVLPv2 checkpoint: "
+                           + (f"{', '.join(key for key in SHAPED if key not in state)} missing; " if state else "")
+                           + f"its keys begin with {', '.join(sorted(state | dict.fromkeys(unknown))[:5])}")
     if frames is not None and frames != config.frames:
-        state["video.temporal_embed"] = resize_temporal(state["video.temporal_embed"], frames)
+        if frames < 1:
+            raise WeightsError(f"frames={frames}: a clip has at least one")
+        state["video.temporal_embed"] = resize_temporal(state["video.temporal_embed"].float(), frames)
         config = dataclasses.replace(config, frames=frames)
-    with torch.device("meta"):
+    with torch.device("meta"), _NoStart():
         model = EgoVLP(dataclasses.replace(config, checkpointing=False), tokenizer or "roberta-base")
-    found = check(model, state, unknown, path)
-    model.load_state_dict(state, assign=True)
-    for parameter in model.parameters():  # a copy of its own: the file may change under a memory map
-        parameter.data = parameter.data.float().clone()
-        parameter.requires_grad_(True)
+    try:
+        found = check(model, state, unknown, path)
+    except WeightsError as error:
+        if report:
+            return None, error.report
+        raise
+    model.load_state_dict({key: value.float() for key, value in state.items()}, assign=True)
     model.eval()
     return (model, found) if report else model
 
 
 def save(model: EgoVLP, path: str | Path, **extra) -> None:
     """Write an egokit checkpoint: weights, shape and tokenizer, and whatever plain `extra` there is."""
-    checkpoints.write(path, {"format": checkpoints.FORMAT, "model_config": dataclasses.asdict(model.config),
-                             "tokenizer": model.tokenizer_source, "state_dict": model.state_dict(), **extra})
+    checkpoints.write(path, {"format": checkpoints.FORMAT, **_shape(model), "state_dict": model.state_dict(), **extra})
+
+
+def _shape(model: EgoVLP) -> dict:
+    """What a checkpoint says of a model beside its weights."""
+    return {"model_config": dataclasses.asdict(model.config), "tokenizer": model.tokenizer_source}
+
+
+def export(model: EgoVLP, path: str | Path) -> None:
+    """Write the released layout, for the original code to load: its key names under 'module.', and the buffer it expects."""
+    state = {f"module.{rename(key, 'released')}": value for key, value in model.state_dict().items()}
+    state["module.text_model.embeddings.position_ids"] = torch.arange(model.config.positions)[None]
+    checkpoints.write(path, {"arch": "DistributedDataParallel", "epoch": 0, "state_dict": state, "monitor_best": 0.0,
+                             "config": {"egokit": _shape(model)}})
 
 
 def fresh(config: ModelConfig, tokenizer: str, seed: int, vit: str = "", roberta: str = "") -> EgoVLP:

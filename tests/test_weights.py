@@ -101,8 +101,8 @@ def test_public_methods_check_their_input(model):
         model.encode_video(torch.full((1, 4, 3, 64, 64), 255.0))
     with pytest.raises(ValueError, match="expected normalised floats"):
         model.encode_video(torch.zeros(1, 4, 3, 64, 64, dtype=torch.uint8))
-    with pytest.raises(ValueError, match="2 clips but 1 texts"):
-        model.match(frames, ["#C C opens the box"])
+    with pytest.raises(ValueError, match="2 clips but 3 texts"):
+        model.match(frames, ["#C C opens the box"] * 3)
     with pytest.raises(ValueError, match="missing \\['attention_mask'\\]"):
         model.encode_text({"input_ids": torch.zeros(1, 3).long()})
     assert model.encode_text("#C C opens the box").shape == (1, 16) and model.match(frames, ["a", "b"]).shape == (2,)

@@ -18,8 +18,8 @@ def fusion(model, frames_TCHW, text: str, run: Run | None = None):
     import torch
 
     from egokit.language import load_tokenizer
+    from egokit.layers import heads_first
     from egokit.transforms import normalise
-    from egokit.vision import heads_first
     plt = pyplot()
     layer, found = model.text.layers[-1].video, []
 

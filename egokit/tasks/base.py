@@ -95,7 +95,7 @@ class Task:
 
 def embed_texts(model, texts: list[str], longest: int, batch_size: int = 256) -> np.ndarray:
     """Texts -> (K, E) float32 embeddings, batch by batch."""
-    parts = [model.encode_text(model.tokens(texts[at:at + batch_size], longest)).cpu() for at in range(0, len(texts), batch_size)]
+    parts = [model.embed_text(model.tokens(texts[at:at + batch_size], longest)).cpu() for at in range(0, len(texts), batch_size)]
     return torch.cat(parts).numpy()
 
 

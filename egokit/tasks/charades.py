@@ -65,13 +65,13 @@ class CharadesEgo(Task):
         return list(self.classes.values())
 
     def loss(self, model, batch: dict, step: int) -> dict[str, Tensor]:
-        video_BE = dist.gather(model.encode_video(normalise(batch["video"])))
-        text_BE = dist.gather(model.encode_text(batch["tokens"]))
+        video_BE = dist.gather(model.embed_video(normalise(batch["video"])))
+        text_BE = dist.gather(model.embed_text(batch["tokens"]))
         return {"infonce": losses.infonce(similarity(text_BE, video_BE), self.config.train.temperature)}
 
     def score(self, model, batch: dict) -> dict[str, np.ndarray]:
         return {"index": batch["index"].numpy(force=True),
-                "video": model.encode_video(normalise(batch["video"])).numpy(force=True)}
+                "video": model.embed_video(normalise(batch["video"])).numpy(force=True)}
 
     def scores(self, rows: dict[str, np.ndarray], prompts_KE: np.ndarray) -> np.ndarray:
         """(videos, classes) cosine"""

@@ -126,7 +126,7 @@ class EgoClip(Task):
         counts = dist.sizes(len(frames), frames.device)
         gather = functools.partial(dist.gather, counts=counts)
 
-        video_BE, text_BE = gather(model.encode_video(frames)), gather(model.encode_text(tokens))
+        video_BE, text_BE = gather(model.embed_video(frames)), gather(model.embed_text(tokens))
         similarity_BB = similarity(text_BE, video_BE)
         positives = losses.positives(gather(batch["verbs"]), gather(batch["nouns"]))
         terms = {"egonce": losses.egonce(similarity_BB, positives, train.temperature)}
@@ -134,10 +134,10 @@ class EgoClip(Task):
         trunk = model.fusion_trunk(frames)  # once, for masked words and for matching
         T, world = frames.shape[1], dist.world_size()
 
-        def fused(trunk_BSD: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-            return model.fuse(trunk_BSD, model.text_trunk({"input_ids": ids, "attention_mask": mask}), mask, T)
+        def fused(trunk_BSD: Tensor, ids: Tensor, mask: Tensor, read: str) -> tuple[Tensor | None, Tensor]:
+            return model.fuse(trunk_BSD, model.text_trunk({"input_ids": ids, "attention_mask": mask}), mask, T, read)
 
-        _, words = fused(trunk, batch["masked_ids"], tokens["attention_mask"])
+        _, words = fused(trunk, batch["masked_ids"], tokens["attention_mask"], "mlm")
         labels = batch["labels"]
         chosen = labels != -100
         total = sum(dist.sizes(int(chosen.sum()), frames.device))
@@ -146,7 +146,7 @@ class EgoClip(Task):
 
         text_index, video_index, label = self.pairs(similarity_BB, positives, step)
         ids, mask = self.chosen_texts(tokens, text_index, counts)
-        pairs = fused(dist.gather_rows(trunk, video_index, counts), ids, mask)
+        pairs = fused(dist.gather_rows(trunk, video_index, counts), ids, mask, "itm")
         own = label.split(counts)[dist.rank()].to(frames.device)
         matching = F.cross_entropy(model.itm_from_states(*pairs).float(), own, reduction="sum")
         terms["itm"] = train.itm_weight * matching * world / sum(counts)

@@ -68,15 +68,15 @@ class EgoMCQ(Task):
     def score(self, model, batch: dict) -> dict[str, np.ndarray]:
         """Rows of question-and-choice pairs: 'index' = question * 5 + choice, 'dual' cosine, 'fusion' probability."""
         frames = normalise(batch["video"])
-        video_BE, trunk = model.encode_video(frames), model.fusion_trunk(frames)
+        video_BE, trunk = model.embed_video(frames), model.fusion_trunk(frames)
         pairs = [(b, pair) for b, clip in enumerate(batch["index"].tolist()) for pair in self.pairs_of[clip]]
         rows: dict[str, list] = {"index": [], "dual": [], "fusion": []}
         for at in range(0, len(pairs), PAIRS):
             some = pairs[at:at + PAIRS]
             own = torch.tensor([b for b, _ in some], device=frames.device)
             tokens = model.tokens([self.texts[pair // CHOICES] for _, pair in some], self.config.data.evaluation_tokens)
-            text_PE = model.encode_text(tokens)
-            states = model.fuse(trunk[own], model.text_trunk(tokens), tokens["attention_mask"], frames.shape[1])
+            text_PE = model.embed_text(tokens)
+            states = model.fuse(trunk[own], model.text_trunk(tokens), tokens["attention_mask"], frames.shape[1], "itm")
             rows["fusion"].append(model.itm_from_states(*states).float().softmax(-1)[:, 1].cpu().numpy())
             rows["dual"].append(similarity(text_PE, video_BE)[torch.arange(len(some)), own].cpu().numpy())
             rows["index"].append(np.array([pair for _, pair in some]))

@@ -62,14 +62,14 @@ class EK100(Task):
         return self.test.sentences.narration.tolist()
 
     def loss(self, model, batch: dict, step: int) -> dict[str, Tensor]:
-        video_BE = dist.gather(model.encode_video(normalise(batch["video"])))
-        text_BE = dist.gather(model.encode_text(batch["tokens"]))
+        video_BE = dist.gather(model.embed_video(normalise(batch["video"])))
+        text_BE = dist.gather(model.embed_text(batch["tokens"]))
         relevancy_B = dist.gather(batch["relevancy"].to(video_BE.device))
         return {"max_margin": losses.max_margin(similarity(text_BE, video_BE), relevancy_B, self.config.train.margin)}
 
     def score(self, model, batch: dict) -> dict[str, np.ndarray]:
         return {"index": batch["index"].numpy(force=True),
-                "video": model.encode_video(normalise(batch["video"])).numpy(force=True)}
+                "video": model.embed_video(normalise(batch["video"])).numpy(force=True)}
 
     def scores(self, rows: dict[str, np.ndarray], prompts_KE: np.ndarray) -> np.ndarray:
         """(clips, sentences) in [0, 1]"""

@@ -42,7 +42,7 @@ class EgoMQ(Task):
             part = indices[at * window:min(at + config.batch_size, count) * window]
             frames = self.transform(video.read(part), None).unflatten(0, (-1, window)).to(model.device)
             with autocast(model.device, config.precision):
-                out.append(model.encode_video(normalise(frames)).cpu())
+                out.append(model.embed_video(normalise(frames)).cpu())
         return torch.cat(out)
 
     def extract(self, model, run: Run) -> dict[str, float]:

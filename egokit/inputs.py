@@ -1,0 +1,79 @@
+"""What people hand to the model's public methods: checked, with an error that says what to do; and worked on in parts.
+
+Shapes: B clips or texts, T frames, L tokens.
+"""
+from __future__ import annotations
+
+import collections.abc
+import warnings
+
+import torch
+from torch import Tensor
+
+from egokit.config import ModelConfig
+from egokit.language import load_tokenizer
+
+FRAMES_AT_ONCE, TEXTS_AT_ONCE = 128, 256  # of one pass through the public methods: bounds their memory
+LARGEST = 20.0  # normalised frames stay within 2.7 of zero; pixels of 0-255 don't
+
+
+def checked_tokens(text, config: ModelConfig, tokenizer: str, longest: int) -> dict[str, Tensor]:
+    """A string, strings, or tokens {"input_ids": (B, L), "attention_mask": (B, L)} -> tokens."""
+    if isinstance(text, str):
+        text = [text]
+    if not isinstance(text, collections.abc.Mapping):
+        if not len(text) or not all(isinstance(one, str) for one in text):
+            raise ValueError(f"text: expected one string or several, or a dict of tokens; got {text!r:.80}")
+        text = load_tokenizer(tokenizer)(list(text), longest)
+    missing = {"input_ids", "attention_mask"} - set(text)
+    if missing:
+        raise ValueError(f"tokens: missing {sorted(missing)}; give strings or input_ids and attention_mask, each (B, L)")
+    ids, mask = (torch.as_tensor(text[key]) for key in ("input_ids", "attention_mask"))
+    if ids.ndim != 2 or ids.shape != mask.shape or ids.is_floating_point():
+        raise ValueError(f"tokens: expected integers (B, L) twice, got input_ids {tuple(ids.shape)} {ids.dtype} and "
+                         f"attention_mask {tuple(mask.shape)}" + ("; add the batch axis" if ids.ndim == 1 else ""))
+    if ids.shape[1] > config.positions - 2:
+        raise ValueError(f"tokens: {ids.shape[1]} a text, but the model has {config.positions - 2} positions; cut them")
+    if ids.numel() and not 0 <= ids.min() <= ids.max() < config.vocabulary:
+        raise ValueError(f"tokens: ids from {ids.min()} to {ids.max()}, but the model knows {config.vocabulary} words: "
+                         f"was another tokenizer used than its own, {tokenizer}?")
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def checked_frames(frames_BTCHW, config: ModelConfig) -> Tensor:
+    """Normalised frames (B, T, 3, size, size), a tensor or an array -> the same, a tensor."""
+    size, most = config.image_size, config.frames
+    x = torch.as_tensor(frames_BTCHW)
+    shape = tuple(x.shape)
+    if len(shape) != 5 or shape[2:] != (3, size, size):
+        hint = ("add the batch axis: frames[None]" if len(shape) == 4 else "channels come before height: frames.movedim(-1, 2)"
+                if shape[-1:] == (3,) else "frames come before channels: frames.transpose(1, 2)" if shape[1:2] == (3,) else "")
+        raise ValueError(f"frames: expected (B, T, 3, {size}, {size}), got {shape}" + (f"; {hint}" if hint else ""))
+    if not 1 <= shape[1] <= most:
+        raise ValueError(f"frames: {shape[1]} a clip, but the temporal embedding holds {most}"
+                         + (f"; load with egokit.load(path, frames={shape[1]})" if shape[1] else ""))
+    low, high = (x.aminmax() if x.numel() else (0.0, 0.0))
+    if not x.is_floating_point() or not (low >= -LARGEST and high <= LARGEST):
+        raise ValueError("frames: expected normalised floats (ImageNet mean and standard deviation), got "
+                         f"{x.dtype} from {float(low):.4g} to {float(high):.4g}; use egokit.read_clip "
+                         "or, for pixels of 0-255, egokit.transforms.normalise")
+    if low >= 0 and 0 < high <= 1:
+        warnings.warn(f"frames lie between {float(low):.2f} and {float(high):.2f}, which looks like pixels of 0-1 before "
+                      "normalisation: egokit.transforms.normalise takes pixels of 0-255", stacklevel=3)
+    return x
+
+
+def clips_at_once(frames_BTCHW, config: ModelConfig) -> tuple[int, int]:
+    """Number of clips, and how many of them fit in one part."""
+    shape = frames_BTCHW.shape
+    if len(shape) != 5:
+        checked_frames(frames_BTCHW, config)  # raises, saying what is expected
+    return shape[0], max(1, FRAMES_AT_ONCE // max(1, shape[1]))
+
+
+def in_parts(function, count: int, size: int) -> Tensor:
+    """Rows of `function(slice)`, at most `size` at once; all at once where gradients are kept, which parts would not spare."""
+    if torch.is_grad_enabled():
+        size = max(count, 1)
+    parts = [function(slice(at, min(at + size, count))) for at in range(0, max(count, 1), size)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

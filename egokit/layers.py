@@ -1,0 +1,61 @@
+"""What both encoders are built of: linear layers and attention, and how they start. No shape of the network lives here.
+
+Shapes: B items, S tokens, D width, H heads, K = D/H.
+"""
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NORM_EPS = 1e-5
+FEW = 17  # keys: those of time attention at up to 16 frames
+
+
+def fresh_std(width: int) -> float:
+    """Start of a linear layer: ViT's 0.02 at width 768, and the same gain in narrower models.
+
+    A constant 0.02 leaves a narrow model nearly blind: every clip has the same embedding, every gate lets nothing through.
+    """
+    return 0.02 * (768 / width) ** 0.5
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
+    """x · weightᵀ + bias, then GELU (exact) if asked.
+
+    Inference in float32 on a CPU goes through oneDNN, which PyTorch itself uses there in half precision only: up to
+    1.5 x as fast as its default, and GELU costs nothing more (benchmarks/model.py). It has no backward pass.
+    """
+    if (x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and not torch.is_grad_enabled()
+            and torch.backends.mkldnn.is_available() and not torch.is_autocast_enabled("cpu")):
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], "none")
+    out = F.linear(x, weight, bias)
+    return F.gelu(out) if gelu else out
+
+
+class Linear(nn.Linear):
+    """nn.Linear by `linear`; `rows` takes some of the outputs only, `gelu` is applied to them."""
+
+    def forward(self, x: Tensor, rows: slice = slice(None), gelu: bool = False) -> Tensor:
+        return linear(x, self.weight[rows], None if self.bias is None else self.bias[rows], gelu)
+
+
+def heads_first(x_BSD: Tensor, heads: int) -> Tensor:
+    """(B, S, D) -> (B, H, S, K)"""
+    return x_BSD.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, dropout: float = 0.0) -> Tensor:
+    """softmax(query · keyᵀ / √K + mask) · value; all (B, H, tokens, K). PyTorch's fused attention, but for two cases on a CPU
+
+    (benchmarks/model.py, benchmarks/attention.py): its kernels are slower in half precision than in float32, which they are
+    given instead; and for few keys two batched products take a quarter to a half of its time.
+    """
+    if query.device.type == "cpu":
+        if query.dtype != torch.float32:
+            with torch.autocast("cpu", enabled=False):
+                return attend(query.float(), key.float(), value.float(), mask, dropout).to(query.dtype)
+        if key.shape[2] <= FEW and mask is None and not dropout:
+            return ((query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)).softmax(-1) @ value
+    return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout,
+                                          attn_mask=None if mask is None else mask.to(query.dtype))

@@ -1,0 +1,91 @@
+"""The released checkpoints' key names <-> ours, in one table. No file is opened here."""
+from __future__ import annotations
+
+import re
+
+# released name <-> ours, prefix by prefix; {i} is the number of a block or layer
+TABLE = [
+    ("video_model.patch_embed.proj.", "video.patch_embed."),
+    ("video_model.cls_token", "video.cls_token"),
+    ("video_model.pos_embed", "video.position_embed"),
+    ("video_model.temporal_embed", "video.temporal_embed"),
+    ("video_model.norm.", "video.norm."),
+    ("video_model.blocks.{i}.norm1.", "video.blocks.{i}.norm_space."),
+    ("video_model.blocks.{i}.norm2.", "video.blocks.{i}.norm_mlp."),
+    ("video_model.blocks.{i}.norm3.", "video.blocks.{i}.norm_time."),
+    ("video_model.blocks.{i}.timeattn.", "video.blocks.{i}.time."),
+    ("video_model.blocks.{i}.attn.qkv.", "video.blocks.{i}.space.qkv."),
+    ("video_model.blocks.{i}.attn.proj.", "video.blocks.{i}.space.proj."),
+    ("video_model.blocks.{i}.attn.qkv_i2t.", "video.blocks.{i}.text.query."),
+    ("video_model.blocks.{i}.attn.qkv_text_i2t.", "video.blocks.{i}.text.key_value."),
+    ("video_model.blocks.{i}.attn.proj_i2t.", "video.blocks.{i}.text.proj."),
+    ("video_model.blocks.{i}.attn.norm_i2t_i.", "video.blocks.{i}.text.norm."),
+    ("video_model.blocks.{i}.attn.alpha_i2t", "video.blocks.{i}.text.gate"),
+    ("video_model.blocks.{i}.mlp.", "video.blocks.{i}."),
+    ("text_model.embeddings.word_embeddings.", "text.word_embed."),
+    ("text_model.embeddings.position_embeddings.", "text.position_embed."),
+    ("text_model.embeddings.token_type_embeddings.", "text.type_embed."),
+    ("text_model.embeddings.LayerNorm.", "text.embed_norm."),
+    ("text_model.encoder.layer.{i}.attention.output.dense.", "text.layers.{i}.attention.dense."),
+    # specific before general: .dense is matched before the other projections
+    ("text_model.encoder.layer.{i}.attention.output.LayerNorm.", "text.layers.{i}.attention_norm."),
+    ("text_model.encoder.layer.{i}.crossattention_t2i.output.dense.", "text.layers.{i}.video.dense."),
+    ("text_model.encoder.layer.{i}.attention.self.", "text.layers.{i}.attention."),
+    ("text_model.encoder.layer.{i}.crossattention_t2i.self.", "text.layers.{i}.video."),
+    ("text_model.encoder.layer.{i}.alpha_t2i", "text.layers.{i}.gate"),
+    ("text_model.encoder.layer.{i}.intermediate.dense.", "text.layers.{i}.fc1."),
+    ("text_model.encoder.layer.{i}.output.dense.", "text.layers.{i}.fc2."),
+    ("text_model.encoder.layer.{i}.output.LayerNorm.", "text.layers.{i}.output_norm."),
+    ("txt_proj.", "text_projection."),
+    ("vid_proj.", "video_projection."),
+    ("cls_token", "fusion_cls_token"),
+    ("norm.", "fusion_norm."),
+    ("cross_modal_text_transform.", "text_transform."),
+    ("cross_modal_video_transform.", "video_transform."),
+    ("cross_modal_text_pooler.", "text_pooler."),
+    ("cross_modal_video_pooler.", "video_pooler."),
+    ("itm_score.fc.", "itm_head."),
+    ("mlm_score.transform.dense.", "word_head.dense."),
+    ("mlm_score.transform.LayerNorm.", "word_head.norm."),
+    ("mlm_score.decoder.", "word_head.decoder."),
+    ("mlm_score.bias", "word_head.bias"),
+]
+HARMLESS = re.compile(r"(.*\.)?position_ids")  # a buffer that comes and goes between versions of transformers
+LEAF = r"(weight|bias|(query|key|value|fc1|fc2|dense|qkv|proj|\d+)\.(weight|bias))"
+
+
+def _rules(source: int) -> list[tuple[re.Pattern, str]]:
+    rules = []
+    for row in TABLE:
+        pattern = re.escape(row[source]).replace(r"\{i\}", r"(?P<i>\d+)")
+        whole = not row[source].endswith(".")
+        rules.append((re.compile(pattern + ("" if whole else f"(?P<leaf>{LEAF})") + "$"), row[1 - source]))
+    return rules
+
+
+def rename(key: str, to: str) -> str | None:
+    """The other side's name of a key (to='ours' or 'released'), or None for a key the table does not know."""
+    for pattern, target in _RULES[to]:
+        found = pattern.match(key)
+        if found:
+            groups = found.groupdict()
+            return target.replace("{i}", groups.get("i") or "") + (groups.get("leaf") or "")
+    return None
+
+
+_RULES = {"ours": _rules(0), "released": _rules(1)}
+
+
+def our_keys(state: dict) -> tuple[dict, list[str]]:
+    """A state dict with any of the known namings -> ours, and the keys that nothing knows."""
+    ours, unknown = {}, []
+    for key, value in state.items():
+        bare = key.removeprefix("module.")
+        if HARMLESS.fullmatch(bare):
+            continue
+        name = rename(bare, "ours") or (bare if rename(bare, "released") else None)
+        if name is None:
+            unknown.append(key)
+        else:
+            ours[name] = value
+    return ours, unknown
