@@ -13,7 +13,8 @@ from torch import Tensor
 from egokit.config import ModelConfig
 from egokit.language import load_tokenizer
 
-FRAMES_AT_ONCE, TEXTS_AT_ONCE = 128, 256  # of one pass through the public methods: bounds their memory
+# of one pass through the public methods: bounds their memory, and on a CPU keeps what a layer gives within its caches
+FRAMES_ON_CPU, FRAMES_ON_GPU, TEXTS_AT_ONCE = 8, 128, 256
 LARGEST = 20.0  # normalised frames stay within 2.7 of zero; pixels of 0-255 don't
 
 
@@ -63,12 +64,12 @@ def checked_frames(frames_BTCHW, config: ModelConfig) -> Tensor:
     return x
 
 
-def clips_at_once(frames_BTCHW, config: ModelConfig) -> tuple[int, int]:
-    """Number of clips, and how many of them fit in one part."""
+def clips_at_once(frames_BTCHW, config: ModelConfig, device: torch.device) -> tuple[int, int]:
+    """Number of clips, and how many of them go through the model at once."""
     shape = frames_BTCHW.shape
     if len(shape) != 5:
         checked_frames(frames_BTCHW, config)  # raises, saying what is expected
-    return shape[0], max(1, FRAMES_AT_ONCE // max(1, shape[1]))
+    return shape[0], max(1, (FRAMES_ON_CPU if device.type == "cpu" else FRAMES_ON_GPU) // max(1, shape[1]))
 
 
 def in_parts(function, count: int, size: int) -> Tensor:

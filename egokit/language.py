@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from egokit.config import ModelConfig
-from egokit.layers import NORM_EPS, Linear, attend, heads_first
+from egokit.layers import NORM_EPS, Linear, attend, cpu_inference, heads_first, read_long
 
 PADDING = 1  # RoBERTa's padding id; positions start right after it
 
@@ -30,8 +30,11 @@ class TextAttention(nn.Module):
 
     def forward(self, x_BLD: Tensor, source_BSD: Tensor, mask_B11S: Tensor | None = None) -> Tensor:
         query = heads_first(self.query(x_BLD), self.heads)
-        key, value = (heads_first(linear(source_BSD), self.heads) for linear in (self.key, self.value))
-        read = attend(query, key, value, mask_B11S, self.dropout if self.training else 0.0)
+        if cpu_inference(x_BLD) and not self.training and mask_B11S is None and x_BLD.shape[1] < query.shape[-1]:
+            read = read_long(query, source_BSD, self.key, self.value)
+        else:
+            key, value = (heads_first(linear(source_BSD), self.heads) for linear in (self.key, self.value))
+            read = attend(query, key, value, mask_B11S, self.dropout if self.training else 0.0)
         return F.dropout(self.dense(read.transpose(1, 2).flatten(2)), self.dropout, self.training)
 
 

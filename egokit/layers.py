@@ -20,14 +20,18 @@ def fresh_std(width: int) -> float:
     return 0.02 * (768 / width) ** 0.5
 
 
+def cpu_inference(x: Tensor) -> bool:
+    """Float32 on a CPU, and no gradient wanted: where arithmetic is what costs, and forms without a backward pass will do."""
+    return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
     """x · weightᵀ + bias, then GELU (exact) if asked.
 
     Inference in float32 on a CPU goes through oneDNN, which PyTorch itself uses there in half precision only: up to
     1.5 x as fast as its default, and GELU costs nothing more (benchmarks/model.py). It has no backward pass.
     """
-    if (x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and not torch.is_grad_enabled()
-            and torch.backends.mkldnn.is_available() and not torch.is_autocast_enabled("cpu")):
+    if cpu_inference(x) and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available():
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], "none")
     out = F.linear(x, weight, bias)
     return F.gelu(out) if gelu else out
@@ -59,3 +63,24 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
             return ((query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)).softmax(-1) @ value
     return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout,
                                           attn_mask=None if mask is None else mask.to(query.dtype))
+
+
+# Cross-attention between a video's hundreds of tokens and a text's few. A projection of the long side costs S·D·D; put on the
+# short side instead, by q · (W s + b) = (Wᵀ q) · s + q · b, it costs S·D·H·L, which is less for texts below K tokens.
+
+def read_long(query_BHLK: Tensor, source_BSD: Tensor, key: Linear, value: Linear) -> Tensor:
+    """attend(query, key(source), value(source)) of few queries, (B, H, L, K); q · b is one number a query, gone in softmax."""
+    H, K = query_BHLK.shape[1], query_BHLK.shape[3]
+    asked = (query_BHLK @ key.weight.unflatten(0, (H, K))).flatten(1, 2)                          # (B, H*L, D)
+    read = F.scaled_dot_product_attention(asked[:, None], source_BSD[:, None], source_BSD[:, None], scale=K ** -0.5)
+    return read[:, 0].unflatten(1, (H, -1)) @ value.weight.unflatten(0, (H, K)).mT + value.bias.unflatten(0, (H, 1, K))
+
+
+def read_short(x_BSD: Tensor, query: Linear, key_BHLK: Tensor, value_BHLK: Tensor, mask_B11L: Tensor, proj: Linear) -> Tensor:
+    """proj(attend(query(x), key, value, mask)) of many x and few keys, (B, S, D)."""
+    H, L, K = key_BHLK.shape[1:]
+    asked = (key_BHLK @ query.weight.unflatten(0, (H, K))).flatten(1, 2)                          # (B, H*L, D)
+    offset = (key_BHLK @ query.bias.unflatten(0, (H, K, 1))).mT * K ** -0.5 + mask_B11L           # (B, H, 1, L)
+    weights = ((x_BSD @ asked.mT).unflatten(-1, (H, L)) * K ** -0.5 + offset.transpose(1, 2)).softmax(-1)
+    said = (value_BHLK @ proj.weight.mT.unflatten(0, (H, K))).flatten(1, 2)                       # (B, H*L, D)
+    return weights.flatten(2) @ said + proj.bias

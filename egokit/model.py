@@ -175,7 +175,7 @@ class EgoVLP(nn.Module):
 
     def encode_video(self, frames_BTCHW: Tensor) -> Tensor:
         """Normalised frames (B, T, 3, size, size) -> (B, E) float32, not normalised."""
-        return in_parts(lambda rows: self.embed_video(self.frames(frames_BTCHW[rows])), *clips_at_once(frames_BTCHW, self.config))
+        return in_parts(lambda rows: self.embed_video(self.frames(frames_BTCHW[rows])), *clips_at_once(frames_BTCHW, self.config, self.device))
 
     def itm_logits(self, frames_BTCHW: Tensor, text) -> Tensor:
         """Matching logits (B, 2) of each pair; class 1 is 'match'. One clip or one text goes with all of the others."""
@@ -191,7 +191,7 @@ class EgoVLP(nn.Module):
 
     def pairs(self, frames_BTCHW: Tensor, text, read: str, head) -> Tensor:
         """`head` of the fused states of clips and texts, pair by pair; what depends on the clip alone is computed once a clip."""
-        tokens, (clips, size) = self.tokens(text), clips_at_once(frames_BTCHW, self.config)
+        tokens, (clips, size) = self.tokens(text), clips_at_once(frames_BTCHW, self.config, self.device)
         texts, T = len(tokens["input_ids"]), frames_BTCHW.shape[1]
         if clips != texts and 1 not in (clips, texts):
             raise ValueError(f"{clips} clips but {texts} texts: give one text for each clip, or one clip or text for all")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from egokit.config import ModelConfig
-from egokit.layers import NORM_EPS, Linear, attend, fresh_std, heads_first
+from egokit.layers import NORM_EPS, Linear, attend, cpu_inference, fresh_std, heads_first, read_short
 
 
 class TextGate(nn.Module):
@@ -27,9 +27,10 @@ class TextGate(nn.Module):
         self.gate = nn.Parameter(torch.zeros(1))
 
     def forward(self, x_BSD: Tensor, text_BLD: Tensor, mask_B11L: Tensor) -> Tensor:
-        query = heads_first(self.query(self.norm(x_BSD)), self.heads)
         key, value = (heads_first(y, self.heads) for y in self.key_value(text_BLD).chunk(2, dim=-1))
-        read = attend(query, key, value, mask_B11L)
+        if cpu_inference(x_BSD) and text_BLD.shape[1] < min(key.shape[-1], x_BSD.shape[1]):
+            return x_BSD + self.gate * read_short(self.norm(x_BSD), self.query, key, value, mask_B11L, self.proj)
+        read = attend(heads_first(self.query(self.norm(x_BSD)), self.heads), key, value, mask_B11L)
         return x_BSD + self.gate * self.proj(read.transpose(1, 2).flatten(2))
 
 

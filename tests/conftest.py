@@ -46,3 +46,18 @@ def resolve(project):
 
 SMALL = "data.limit=24 train.epochs=1 train.batch_size=8 launch.processes=1 train.log_steps=1"
 MODEL = "model.width=32 model.heads=2 model.depth=2 model.fused=1 model.projection=linear16"
+
+
+@pytest.fixture(scope="session")
+def released(tmp_path_factory):
+    """(kind, seed) -> a file in the released format, written once for the session."""
+    from golden_inputs import release
+    folder = tmp_path_factory.mktemp("released")
+    return lambda kind, seed="A": release(folder, kind, seed)
+
+
+@pytest.fixture(autouse=True)
+def threads(request):
+    """All cores for tests of the full-size model, one otherwise: processes of tests share the machine."""
+    import torch
+    torch.set_num_threads(os.cpu_count() if "released" in request.fixturenames else 1)

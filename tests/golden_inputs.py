@@ -7,8 +7,9 @@ import torch
 
 GOLDEN = Path(__file__).parent / "golden"
 _spec = importlib.util.spec_from_file_location("fake_release", GOLDEN / "fake_release.py")
-fake_release = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(fake_release)
+_release = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_release)
+draw, weight = _release.draw, _release.weight
 
 KEYS = {"large": GOLDEN / "keys_mlp4096_4f.tsv", "small": GOLDEN / "keys_linear256_16f.tsv"}
 
@@ -18,14 +19,20 @@ def golden(name):
 
 
 def release(folder, kind, seed="A"):
+    """A file in the released format, written once a folder."""
     path = Path(folder) / f"{kind}_{seed}.pth"
     if not path.exists():
-        fake_release.save(str(KEYS[kind]), seed, str(path))
+        _release.save(str(KEYS[kind]), seed, str(path))
     return path
 
 
+def release_state(kind, seed="A"):
+    """Its tensors, without 'module.'."""
+    return _release.state_dict(str(KEYS[kind]), seed)
+
+
 def inputs(figures):
-    frames = torch.from_numpy(fake_release.draw(figures["seed"], "input.video", (3, figures["frames"], 3, 224, 224)))
+    frames = torch.from_numpy(draw(figures["seed"], "input.video", (3, figures["frames"], 3, 224, 224)))
     mask = torch.tensor(figures["attention_mask"])
     text, masked = ({"input_ids": torch.tensor(figures[key]), "attention_mask": mask} for key in ("input_ids", "mlm_ids"))
     return frames, text, masked

@@ -33,8 +33,10 @@ def test_gradient_of_ranks_equals_one_process(project, tmp_path):
     """EgoNCE, MLM and ITM with mined negatives on one uneven global batch: 1, 2 and 4 gloo ranks, dropout off."""
     results = {world: ranks("rank_gradient.py", world, tmp_path / str(world), project)[0] for world in (1, 2, 4)}
     one = {name: torch.tensor(value, dtype=torch.float64) for name, value in results[1]["gradients"].items()}
+    # a key's bias has no gradient in exact arithmetic, only rounding: compared with the largest
+    floor = 1e-7 * max(value.norm().item() for value in one.values())
     for world in (2, 4):
         assert results[world]["terms"] == pytest.approx(results[1]["terms"], rel=1e-5)
         for name, expected in one.items():
             got = torch.tensor(results[world]["gradients"][name], dtype=torch.float64)
-            assert (got - expected).norm() <= 1e-5 * max(expected.norm().item(), 1e-3), (world, name)
+            assert (got - expected).norm() <= 1e-5 * expected.norm() + floor, (world, name)

@@ -1,28 +1,11 @@
 """The model and its losses against the original's figures, with seeded weights in the released format."""
-import os
-
 import pytest
 import torch
 import torch.nn.functional as F
-from golden_inputs import golden, inputs, release
+from golden_inputs import golden, inputs
 
 import egokit
 from egokit import losses, weights
-
-
-@pytest.fixture(scope="module")
-def released(tmp_path_factory):
-    """kind -> a file in the released format, written once for the module."""
-    folder = tmp_path_factory.mktemp("released")
-    return lambda kind: release(folder, kind)
-
-
-@pytest.fixture(autouse=True)
-def all_cores():
-    before = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count())
-    yield
-    torch.set_num_threads(before)
 
 
 def close(ours, theirs, relative=1e-5, scale=None):
