@@ -175,7 +175,8 @@ class EgoVLP(nn.Module):
 
     def encode_video(self, frames_BTCHW: Tensor) -> Tensor:
         """Normalised frames (B, T, 3, size, size) -> (B, E) float32, not normalised."""
-        return in_parts(lambda rows: self.embed_video(self.frames(frames_BTCHW[rows])), *clips_at_once(frames_BTCHW, self.config, self.device))
+        parts = clips_at_once(frames_BTCHW, self.config, self.device)
+        return in_parts(lambda rows: self.embed_video(self.frames(frames_BTCHW[rows])), *parts)
 
     def itm_logits(self, frames_BTCHW: Tensor, text) -> Tensor:
         """Matching logits (B, 2) of each pair; class 1 is 'match'. One clip or one text goes with all of the others."""

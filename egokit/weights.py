@@ -168,12 +168,8 @@ def start(model: EgoVLP, source: str, prefix: str, ours: str) -> None:
     if Path(source).is_file():
         content = checkpoints.read(source)
         state = checkpoints.state_dict(content.get("model", content), source)
-    elif prefix == "video_model.":
-        import timm  # only for a ViT by name
-        state = timm.create_model(source, pretrained=True).state_dict()
     else:
-        from transformers import AutoModel  # only for a RoBERTa by name or folder
-        state = AutoModel.from_pretrained(source).state_dict()
+        state = _download(source, vit=prefix == "video_model.")
     given = {rename(prefix + key.removeprefix("roberta."), "ours"): value for key, value in state.items()}
     given.pop(None, None)  # the classifier, the pooler, the language head: heads of other tasks
     wanted = model.state_dict()
@@ -183,3 +179,17 @@ def start(model: EgoVLP, source: str, prefix: str, ours: str) -> None:
         raise WeightsError(f"{source}: {len(wrong)} keys are missing or of another shape, such as {', '.join(wrong[:6])}; "
                            "expected a ViT or RoBERTa of the model's size")
     model.load_state_dict(given, strict=False)
+
+
+def _download(source: str, vit: bool) -> dict[str, Tensor]:
+    """Weights by timm's name, or transformers' name or folder; both keep what they have downloaded once."""
+    setting, file = ("site.vit", "jx_vit_base_p16_224-80ecf9dd.pth") if vit else ("site.roberta", "a folder with config.json and weights")
+    try:
+        if vit:
+            import timm  # only for a ViT by name
+            return timm.create_model(source, pretrained=True).state_dict()
+        from transformers import AutoModel  # only for a RoBERTa by name or folder
+        return AutoModel.from_pretrained(source).state_dict()
+    except Exception as error:  # each library raises its own kinds for an unknown name, no network and a bad file
+        raise WeightsError(f"{setting}: {source!r} is no file, and could not be had by name ({type(error).__name__}: "
+                           f"{str(error).splitlines()[0][:150]}); give a local path ({file}), or go online once") from error

@@ -1,12 +1,15 @@
 """Checkpoints: strict, safe, both ways; errors that name the file and the keys."""
 import pickle
+import re
+import subprocess
+import sys
 
 import pytest
 import torch
 from conftest import MODEL
 
 import egokit
-from egokit import checkpoints, train, weights
+from egokit import checkpoints, cli, tensorfile, train, weights
 from egokit.checkpoints import WeightsError
 
 
@@ -120,3 +123,155 @@ def test_released_start_of_time_attention_gets_no_gradient(resolve):
         width = model.config.width
         for block in model.video.blocks[:1]:
             assert (block.time.qkv.weight.grad[:2 * width].abs().max() > 0) == learns
+
+
+def test_report_gives_every_key_of_a_file_that_does_not_fit(model, tmp_path):
+    state = {key: value for key, value in model.state_dict().items() if "layers" not in key}
+    content = {"format": checkpoints.FORMAT, "model_config": vars(model.config), "tokenizer": "", "state_dict": state}
+    checkpoints.write(tmp_path / "half.pt", content)
+    nothing, report = egokit.load(tmp_path / "half.pt", report=True)
+    assert nothing is None and report["missing"] == sorted(key for key in model.state_dict() if "layers" in key)
+    assert report["loaded"] == sorted(state) and report["unexpected"] == report["misshapen"] == []
+    with pytest.raises(WeightsError, match=r"half\.pt does not fit.*report=True") as caught:
+        egokit.load(tmp_path / "half.pt")
+    assert caught.value.report == report
+
+
+@pytest.mark.parametrize("kind", ["large", "small"])
+def test_export_writes_the_released_layout(released, tmp_path, kind):
+    """Every key, shape and dtype of the released file, under 'module.', and bit-identical weights."""
+    from golden_inputs import KEYS, release_state
+    model, report = egokit.load(released(kind), report=True)
+    assert (model.config.projection, model.config.frames) == {"large": ("mlp4096", 4), "small": ("linear256", 16)}[kind]
+    assert {name: len(keys) for name, keys in report.items()} \
+        == {"loaded": {"large": 557, "small": 551}[kind], "missing": 0, "unexpected": 0, "misshapen": 0}
+    weights.export(model, tmp_path / "out.pth")
+    state = torch.load(tmp_path / "out.pth", weights_only=True)["state_dict"]
+    lines = [line.split("\t") for line in KEYS[kind].read_text().splitlines()]
+    assert {key.removeprefix("module."): (str(tuple(value.shape)), str(value.dtype)) for key, value in state.items()} \
+        == {key: (shape, f"torch.{dtype.removeprefix('torch.')}") for key, shape, dtype in lines}
+    assert all(key.startswith("module.") and torch.equal(state[key], value)
+               for key, value in ((f"module.{key}", value) for key, value in release_state(kind).items()))
+
+
+@pytest.mark.parametrize("name", ["ours.safetensors", "ours.pt", "released.pth", "bare.pth", "legacy.pth", "released.safetensors"])
+def test_every_kind_of_file_gives_the_same_model(model, tmp_path, name):
+    from safetensors.torch import save_file
+    path = tmp_path / name
+    names = {key: weights.rename(key, "released") for key in model.state_dict()}
+    released = {names[key]: value.detach().clone() for key, value in model.state_dict().items()}
+    shape = {"config": {"egokit": {"model_config": vars(model.config), "tokenizer": ""}}}
+    if name.startswith("ours"):
+        weights.save(model, path)
+    elif name == "released.pth":
+        weights.export(model, path)
+    elif name == "released.safetensors":  # without a record of its shape: only the base model's heads can be told
+        save_file(released, path)
+        with pytest.raises(WeightsError, match="width 32 and no record of its number of heads"):
+            egokit.load(path)
+        return
+    else:
+        torch.save({"state_dict": released, **shape}, path, _use_new_zipfile_serialization=name == "bare.pth")
+    loaded = egokit.load(path)
+    assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in model.state_dict().items())
+    assert loaded.config.heads == model.config.heads and path.stat().st_mode & 0o044
+
+
+class Settings(dict):
+    """A foreign class, as easydict's or yacs's: a dict with items, state and attributes."""
+
+
+def test_foreign_objects_are_dropped_unread(model, tmp_path, monkeypatch):
+    import argparse
+    import datetime
+    import pathlib
+    import types
+
+    import numpy as np
+    foreign = types.ModuleType("parse_config")
+    foreign.Settings = Settings
+    monkeypatch.setattr(Settings, "__module__", "parse_config")
+    monkeypatch.setitem(sys.modules, "parse_config", foreign)
+    settings = Settings(lr=1.0)
+    settings.path = pathlib.Path("x")
+    extra = {"config": settings, "args": argparse.Namespace(lr=1), "best": np.float64(3), "when": datetime.datetime(2023, 1, 1),
+             "array": np.arange(3), "seen": {1, 2}}
+    state = {f"module.{weights.rename(key, 'released')}": value for key, value in model.state_dict().items()}
+    for new in (True, False):
+        torch.save({"state_dict": state, **extra}, tmp_path / "a.pth", _use_new_zipfile_serialization=new)
+        monkeypatch.delitem(sys.modules, "parse_config")
+        content = checkpoints.read(tmp_path / "a.pth")
+        assert type(content["config"]).__module__ == "egokit.dropped.parse_config" and not vars(content["config"])
+        assert "parse_config" not in sys.modules and content["state_dict"].keys() == state.keys()
+        monkeypatch.setitem(sys.modules, "parse_config", foreign)
+
+
+@pytest.mark.parametrize("what", ["os.system", "builtins.eval", "torch.hub.load", "numpy.testing.run_module_suite", "subprocess.Popen",
+                                  "importlib.import_module", "shutil.rmtree", "torch._utils._rebuild_device_tensor_from_numpy"])
+def test_pickles_that_name_anything_else_are_refused(tmp_path, what):
+    module, _, name = what.rpartition(".")
+    code = f"c{module}\n{name}\n(S'made'\ntR.".encode()
+    (tmp_path / "legacy.pth").write_bytes(code)
+    import zipfile
+    with zipfile.ZipFile(tmp_path / "new.pth", "w") as archive:
+        archive.writestr("archive/data.pkl", code)
+    for file in ("legacy.pth", "new.pth"):
+        with pytest.raises(WeightsError, match=rf"{file}.*(names {what}|which a checkpoint has no use)"):
+            egokit.load(tmp_path / file)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_damaged_files_are_named(model, tmp_path, suffix):
+    weights.save(model, tmp_path / f"whole{suffix}")
+    data = (tmp_path / f"whole{suffix}").read_bytes()
+    for share in (0.001, 0.3, 0.99):
+        (tmp_path / f"cut{suffix}").write_bytes(data[:int(len(data) * share)])
+        with pytest.raises(WeightsError, match=rf"cut{suffix}.*is not a checkpoint that can be read.*download"):
+            egokit.load(tmp_path / f"cut{suffix}")
+    if suffix == ".pth":  # PyTorch's format has checksums
+        (tmp_path / "flipped.pth").write_bytes(data[:len(data) // 2] + bytes([data[len(data) // 2] ^ 4]) + data[len(data) // 2 + 1:])
+        with pytest.raises(WeightsError, match=r"flipped\.pth.*CRC"):
+            egokit.load(tmp_path / "flipped.pth")
+
+
+def test_an_optimizer_stays_in_its_file(model, tmp_path):
+    weights.save(model, tmp_path / "step.pt", optimizer={"moments": torch.zeros(1000)})
+    content = checkpoints.read(tmp_path / "step.pt", everything=False)
+    assert isinstance(content["optimizer"]["moments"], tensorfile.Stored) and torch.is_tensor(content["state_dict"]["itm_head.bias"])
+    assert torch.equal(checkpoints.read(tmp_path / "step.pt")["optimizer"]["moments"], torch.zeros(1000))
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_loading_peaks_at_the_size_of_the_file(released, tmp_path, suffix):
+    path = released("small")
+    if suffix == ".safetensors":
+        path = tmp_path / "small.safetensors"
+        weights.save(egokit.load(released("small")), path)
+    code = ("import re, sys, torch, egokit, egokit.weights\n"  # VmHWM, as ru_maxrss begins with the parent's
+            "peak = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]) * 1024\n"
+            "before = peak(); model = egokit.load(sys.argv[1]); print(peak() - before)")
+    grown = int(subprocess.run([sys.executable, "-c", code, str(path)], check=True, capture_output=True, text=True).stdout)
+    assert 0.9 <= grown / path.stat().st_size <= 1.3
+
+
+def test_a_file_that_changes_later_changes_nothing(model, tmp_path):
+    weights.save(model, tmp_path / "a.pt")
+    loaded = egokit.load(tmp_path / "a.pt")
+    with open(tmp_path / "a.pt", "r+b") as file:
+        file.truncate(10)
+    assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in model.state_dict().items())
+
+
+def test_convert_and_export_from_the_shell(model, tmp_path, capsys):
+    weights.save(model, tmp_path / "a.pt")
+    source = str(tmp_path / "a.pt")
+    cli.main(["convert", source, str(tmp_path / "b.safetensors")])
+    cli.main(["export", str(tmp_path / "b.safetensors"), str(tmp_path / "c.pth"), "--frames", "9"])
+    assert "projection linear16, 4 frames" in capsys.readouterr().out and egokit.load(tmp_path / "c.pth").config.frames == 9
+    for arguments, said in ((["convert", source, str(tmp_path / "b.safetensors")], "exists.*--force"),
+                            (["export", source, str(tmp_path / "c.onnx")], "expected a name that ends in"),
+                            (["convert", str(tmp_path / "none"), str(tmp_path / "d.pt")], "does not exist")):
+        with pytest.raises(SystemExit) as left:
+            cli.main(arguments)
+        assert left.value.code == 2 and re.search(said, capsys.readouterr().err)
+    assert not (tmp_path / "d.pt").exists()

@@ -1,0 +1,93 @@
+"""Starts from ViT and RoBERTa: at one frame and without the other modality, the encoders are timm's and transformers' own."""
+import functools
+
+import pytest
+import timm
+import torch
+import transformers
+from torch import nn
+
+from egokit import weights
+from egokit.checkpoints import WeightsError
+from egokit.config import ModelConfig
+
+
+def lively(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Seeded weights of about the size that trained ones have: nothing is zero, norms are not the identity."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            parameter.normal_(std=0.05 if parameter.ndim < 2 or "embed" in name else parameter[0].numel() ** -0.5)
+            if "norm" in name.lower() and name.endswith("weight"):
+                parameter.add_(1)
+    return module.eval()
+
+
+@pytest.fixture(scope="module")
+def vit():
+    return lively(timm.create_model("vit_base_patch16_224", pretrained=False))
+
+
+@pytest.fixture(scope="module")
+def roberta():
+    config = transformers.RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5)
+    return lively(transformers.RobertaModel(config), seed=1)
+
+
+@pytest.fixture(scope="module")
+def files(vit, roberta, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("starts")
+    torch.save(vit.state_dict(), folder / "jx_vit_base_p16_224-80ecf9dd.pth", _use_new_zipfile_serialization=False)
+    roberta.save_pretrained(folder / "roberta-base")
+    return folder
+
+
+@pytest.mark.parametrize("time_init", ["released", "zero_output"])
+def test_one_frame_is_the_vit(vit, files, time_init):
+    config = ModelConfig(time_init=time_init, projection="linear256")
+    model = weights.fresh(config, "", seed=0, vit=str(files / "jx_vit_base_p16_224-80ecf9dd.pth")).eval()
+    frames = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        ours = model.video(frames[:, None])
+        assert torch.allclose(ours, vit.forward_features(frames)[:, 0], rtol=0, atol=5e-3)  # timm's norms have eps 1e-6, ours 1e-5
+        for module in vit.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.eps = 1e-5
+        theirs = vit.forward_features(frames)[:, 0]
+    assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+    for module in vit.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = 1e-6
+
+
+def test_text_alone_is_roberta(roberta, files):
+    model = weights.fresh(ModelConfig(projection="linear256"), "", seed=0, roberta=str(files / "roberta-base")).eval()
+    ids = torch.randint(3, 50000, (3, 12))
+    mask = torch.ones_like(ids)
+    ids[0, 7:], mask[0, 7:] = 1, 0
+    ids[1, 3:], mask[1, 3:] = 1, 0
+    with torch.no_grad():
+        ours, theirs = model.text({"input_ids": ids, "attention_mask": mask}), roberta(ids, mask).last_hidden_state
+    assert (ours - theirs[:, 0]).abs().max() <= 1e-5 * theirs[:, 0].abs().max()
+
+
+def test_a_vit_by_name(vit, monkeypatch):
+    """The name goes to timm, which would download it; nothing but heads of other tasks is left over."""
+    asked = []
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained: asked.append((name, pretrained)) or vit)
+    model = weights.fresh(ModelConfig(projection="linear256"), "", seed=0, vit="vit_base_patch16_224")
+    assert asked == [("vit_base_patch16_224", True)]
+    assert torch.equal(model.video.blocks[3].space.qkv.weight, vit.blocks[3].attn.qkv.weight)
+    assert not model.video.temporal_embed.any()
+
+
+def test_starts_that_fail_say_what_to_give(tmp_path, monkeypatch):
+    tiny = functools.partial(weights.fresh, ModelConfig(width=64, heads=1, depth=2, fused=1, vocabulary=20, projection="linear8"), "", 0)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(WeightsError, match=r"site\.vit: 'vit_of_nobody' is no file.*local path \(jx_vit"):
+        tiny(vit="vit_of_nobody")
+    with pytest.raises(WeightsError, match=r"site\.roberta: '.*nowhere' is no file.*local path \(a folder with config\.json"):
+        tiny(roberta=str(tmp_path / "nowhere"))
+    torch.save(timm.create_model("vit_tiny_patch16_224", pretrained=False).state_dict(), tmp_path / "tiny.pth")
+    with pytest.raises(WeightsError, match=r"tiny\.pth: \d+ keys are missing or of another shape, such as video\."):
+        tiny(vit=str(tmp_path / "tiny.pth"))
