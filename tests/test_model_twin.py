@@ -119,3 +119,22 @@ def test_a_part_not_read_changes_nothing():
         assert [x.shape[1] for x in some] == [1, 1] and words[0] is None
         assert torch.allclose(whole[0][:, :1], some[0], atol=1e-5) and torch.allclose(whole[1][:, :1], some[1], atol=1e-5)
         assert torch.allclose(whole[1], words[1], atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", ["F", "G"])
+def test_gradients_of_every_parameter(seed):
+    """Sharing, the parts that are not read and the fused attention give the plain equations' gradients."""
+    model = seeded(SMALL, seed)
+    leaves = {rename(name, "released"): parameter.detach().clone().requires_grad_() for name, parameter in model.named_parameters()}
+    plain = Plain(leaves)
+    video, tokens = inputs(SMALL, 4, 3, seed)
+    for one in (model, plain):
+        similarity = egokit.similarity(one.encode_text(tokens), one.encode_video(video))
+        terms = similarity.div(0.05).softmax(-1).diagonal().log().mean(), one.itm_logits(video.flip(0), tokens).logsumexp(-1).mean()
+        words = one.mlm_logits(video, tokens)[tokens["attention_mask"].bool()]  # RoBERTa's padding has no gradient
+        (words.square().mean() + 2 * terms[1] - terms[0]).backward()
+    expected = {key: leaf.grad.norm().item() for key, leaf in leaves.items()}
+    floor = 1e-6 * max(expected.values())  # a key's bias has no gradient in exact arithmetic, only rounding
+    wrong = {name: (parameter.grad.norm().item(), expected[rename(name, "released")]) for name, parameter in model.named_parameters()
+             if (parameter.grad - leaves[rename(name, "released")].grad).norm() > 1e-4 * expected[rename(name, "released")] + floor}
+    assert not wrong
