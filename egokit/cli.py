@@ -71,6 +71,15 @@ def submit(arguments) -> None:
         print(json.dumps(handle.wait(), indent=1))
 
 
+def doctor(arguments) -> None:
+    from egokit import doctor as examination
+    from egokit.resolve import resolve
+    config = resolve(arguments.params, arguments.site, arguments.overrides)
+    findings = examination.examine(config, 0 if arguments.all else examination.SAMPLE)
+    print(f"site {config.site.name}: {config.site.root}\n\n{examination.lines(findings)}")
+    sys.exit(0 if examination.sound(findings) else 1)
+
+
 def convert(arguments) -> None:
     from pathlib import Path
 
@@ -119,6 +128,11 @@ def parser() -> argparse.ArgumentParser:
     _recipe(sub, "params")
     sub.add_argument("--action", help="train, evaluate or extract (default: what the task's notebook does)")
     sub.add_argument("--wait", action="store_true", help="show progress until it has finished")
+    sub = add("doctor", doctor, "Say what a site has and lacks, and where to get it. Changes nothing.", "egokit doctor --site local")
+    sub.add_argument("--params", default="toy/pretrain", help="a recipe, for its reader (default: toy/pretrain)")
+    sub.add_argument("--site", default="toy")
+    sub.add_argument("--overrides", default="")
+    sub.add_argument("--all", action="store_true", help="open every video instead of a sample of 40 of each table")
     for name, help, example in (
             ("convert", "Convert a checkpoint to .safetensors, or to an egokit checkpoint (.pt, .pth).",
              "egokit convert EgoVLPv2.pth EgoVLPv2.safetensors"),

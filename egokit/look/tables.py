@@ -25,6 +25,17 @@ def counts(values: dict):
     return _pairs("made", values)
 
 
+def findings(found: list):
+    """What egokit.doctor found: everything that is not in order, with what to do, and how much is, part by part."""
+    import pandas as pd
+    rows = [(one.part, one.state, one.what, one.said, one.fix) for one in found if one.state != "ok"]
+    for part in dict.fromkeys(one.part for one in found):
+        fine = sum(one.part == part and one.state == "ok" for one in found)
+        rows += [(part, "ok", f"{fine} checks", "in order", "")] if fine else []
+    frame = pd.DataFrame(rows, columns=["part", "state", "what", "found", "what to do"])
+    return frame.style.hide(axis="index").set_properties(**{"text-align": "left"})
+
+
 def metrics(values: dict):
     """A job's metrics: scores in %, and what they cost."""
     numbers = {key: value for key, value in values.items() if isinstance(value, (int, float)) and not isinstance(value, bool)}

@@ -1,0 +1,158 @@
+"""The checks of each part of a site: the machine, the models, and the five data sets. Each method yields findings."""
+from __future__ import annotations
+
+import collections
+import json
+import shutil
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from egokit import frames as video
+from egokit.doctor.finding import Checks, Finding
+from egokit.tables import charades_classes, charades_videos, ek100_annotations, load_relevancy, read_metadata, seconds
+
+RELEASED = ("EgoVLPv2.pth", "EgoVLPv2_smallproj.pth", "EgoVLPv2_smallproj_epoch1.pth", "EK-100_finetune.pth",
+            "Charades-Ego_finetune.pth")
+
+
+class Examination(Checks):
+    def machine(self) -> Iterator[Finding]:
+        part = "machine"
+        import torch
+        devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        yield Finding(part, "GPUs", "ok" if devices else "note", ", ".join(devices) or "none: evaluation works, training is slow")
+        from egokit.prep import ffmpeg
+        yield Finding(part, "ffmpeg", "ok", ffmpeg())
+        if self.root.is_dir():
+            free = shutil.disk_usage(self.root).free / 1e9
+            yield Finding(part, "disk", "ok" if free > 50 or self.site.toy else "note", f"{free:,.0f} GB free under {self.root}")
+
+    def models(self) -> Iterator[Finding]:
+        part = "models"
+        from egokit.language import load_tokenizer
+        try:
+            yield Finding(part, f"tokenizer {self.site.tokenizer}", "ok", f"{load_tokenizer(self.site.tokenizer).vocabulary:,} words")
+        except FileNotFoundError as error:
+            yield Finding(part, f"tokenizer {self.site.tokenizer}", "missing", str(error).splitlines()[0], self.fix("tokenizer"))
+        for name, source in (("site.vit", self.site.vit), ("site.roberta", self.site.roberta)):
+            if source:
+                local = Path(source).expanduser().exists()
+                said = "found" if local else "no file: taken as a name, downloaded at the first use"
+                yield Finding(part, f"{name}: {source}", "ok" if local else "note", said)
+        if self.site.weights:
+            folder = Path(self.site.weights).expanduser()
+            absent = [name for name in RELEASED if not (folder / name).is_file()]
+            said = f"{len(RELEASED) - len(absent)} of {len(RELEASED)} in {folder}" + (f"; not {', '.join(absent)}" if absent else "")
+            yield Finding(part, "released checkpoints", "note" if absent else "ok", said, self.fix("weights") if absent else "")
+
+    def egoclip(self) -> Iterator[Finding]:
+        part = "EgoClip"
+        chunks = self.root / "Ego4D_Chunked"
+        yield from self.prepared(part)
+        table_file = self.root / "egoclip.csv"
+        yield self.file(part, table_file, "EgoClip")
+        if table_file.is_file():
+            from egokit.tasks.egoclip import read_table
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                table = read_table(table_file)
+            yield Finding(part, "rows", "ok", f"{len(table):,} narrations of {table.video_uid.nunique():,} videos")
+            for warning in said:
+                yield Finding(part, "rows", "note", str(warning.message))
+            ends = dict(table.groupby("video_uid").clip_end.max())
+            yield from self.against(part, "rows", collections.Counter(table.video_uid), chunks, "chunks", ends, self.chunked_length)
+
+    def egomcq(self) -> Iterator[Finding]:
+        part, path = "EgoMCQ", self.root / "egomcq.json"
+        yield self.file(part, path, "EgoMCQ")
+        if path.is_file():
+            questions = json.loads(path.read_text()).values()
+            clips = [clip for question in questions for clip in question["choices"].values()]
+            kinds = collections.Counter(int(question["types"]) for question in questions)
+            yield Finding(part, "questions", "ok", f"{len(questions):,} ({kinds[1]:,} inter-video, {kinds[2]:,} intra-video)")
+            ends: dict[str, float] = {}
+            for clip in clips:
+                ends[clip["video_uid"]] = max(ends.get(clip["video_uid"], 0.0), float(clip["clip_end"]))
+            yield from self.against(part, "choices", collections.Counter(clip["video_uid"] for clip in clips),
+                                    self.root / "Ego4D_Chunked", "chunks", ends, self.chunked_length)
+
+    def ek100(self) -> Iterator[Finding]:
+        part = "EK-100"
+        folder = self.root / "EK100" / "epic-kitchens-100-annotations" / "retrieval_annotations"
+        videos = self.root / "EK100" / "video_ht256px"
+        rates: collections.Counter = collections.Counter()
+        yield self.file(part, videos, "EK videos", f"{len(list(videos.glob('P*/*.MP4'))):,} videos")
+        for split in ("train", "test"):
+            files = [folder / f"EPIC_100_retrieval_{split}{kind}.csv" for kind in ("", "_sentence")]
+            yield from (self.file(part, path, "EK annotations") for path in files)
+            if not all(path.is_file() for path in files):
+                continue
+            clips, sentences = ek100_annotations(self.root, split)
+            yield Finding(part, split, "ok", f"{len(clips):,} clips, {len(sentences):,} sentences")
+            matrix = folder / "relevancy" / f"caption_relevancy_EPIC_100_retrieval_{split}.pkl"
+            yield self.file(part, matrix, "derived")
+            if matrix.is_file():
+                shape = relevancy_shape(matrix, (len(clips), len(sentences)))
+                right = shape == (len(clips), len(sentences))
+                yield Finding(part, f"relevancy of {split}", "ok" if right else "wrong", f"{shape[0]:,} x {shape[1]:,}"
+                              + ("" if right else f", but the tables have {len(clips):,} clips and {len(sentences):,} sentences"),
+                              "" if right else f"delete {matrix.name}, then {self.fix('derived')}")
+            names = clips.participant_id + "/" + clips.video_id + ".MP4"
+            ends = {name: max(map(seconds, times)) for name, times in clips.stop_timestamp.groupby(names)}
+
+            def length(name: str) -> float:
+                opened = video.open_video(videos / name, self.config.data.reader)
+                rates[round(opened.fps, 2)] += 1
+                return opened.length / opened.fps
+            yield from self.against(part, f"clips of {split}", collections.Counter(names), videos, "EK videos", ends, length)
+        if rates:
+            said = ", ".join(f"{count} videos at {rate:g} a second" for rate, count in rates.most_common())
+            yield Finding(part, "frame rates", "ok", f"{said} (clips are found by their times at the file's own rate)")
+
+    def charades(self) -> Iterator[Finding]:
+        part = "Charades-Ego"
+        folder, videos = self.root / "CharadesEgo" / "CharadesEgo", self.root / "CharadesEgo" / "CharadesEgo_v1_480"
+        names = folder / "Charades_v1_classes.txt"
+        yield self.file(part, videos, "Charades videos", f"{len(list(videos.glob('*.mp4'))):,} videos")
+        yield self.file(part, names, "Charades annotations")
+        for split in ("train", "test"):
+            listed = folder / f"CharadesEgo_v1_{split}_only1st.csv"
+            yield self.file(part, listed, "Charades annotations")
+            if listed.is_file() and names.is_file():
+                ids, targets = charades_videos(listed, charades_classes(names))
+                yield Finding(part, split, "ok", f"{len(ids):,} videos, {int((~targets.any(1)).sum()):,} of them without an action, "
+                                                 f"{int(targets.any(0).sum())} of {targets.shape[1]} classes")
+                listed_videos = collections.Counter(f"{uid}.mp4" for uid in ids)
+                yield from self.against(part, f"videos of {split}", listed_videos, videos, "Charades videos")
+        for split in ("train", "val", "test"):
+            yield self.file(part, folder / f"metadata_{split}.csv", "derived")
+        if (folder / "metadata_train.csv").is_file():
+            rows = read_metadata(folder / "metadata_train.csv")
+            ends = {f"{uid}.mp4": stop for uid, stop in rows.groupby("id").t_end.max().items()}
+            yield from self.against(part, "training segments", collections.Counter(rows.id + ".mp4"), videos, "Charades videos",
+                                    ends, lambda name: self.plain_length(videos / name))
+
+    def egomq(self) -> Iterator[Finding]:
+        part, folder = "EgoMQ", self.root / "Ego4D_256"
+        counts: collections.Counter = collections.Counter()
+        ends: dict[str, float] = {}
+        for split in ("train", "val", "test_unannotated"):
+            path = self.root / f"moments_{split}.json"
+            yield self.file(part, path, "moments")
+            if path.is_file():
+                for one in json.loads(path.read_text())["videos"]:
+                    name = f"{one['video_uid']}.mp4"
+                    counts[name] += len(one["clips"])
+                    ends[name] = max([ends.get(name, 0.0), *(float(clip["video_end_sec"]) for clip in one["clips"])])
+        if counts:
+            yield Finding(part, "clips", "ok", f"{sum(counts.values()):,} of {len(counts):,} videos")
+            yield from self.against(part, "clips", counts, folder, "chunks", ends, lambda name: self.plain_length(folder / name))
+
+
+def relevancy_shape(path: Path, expected: tuple[int, int]) -> tuple[int, int]:
+    """Shape of a relevancy file; where its size is that of the expected array it need not be read (4 GB for EK-100's train)."""
+    size, values = path.stat().st_size, expected[0] * expected[1]
+    if any(0 < size - values * width < 1000 for width in (4, 8)):
+        return expected
+    return load_relevancy(path).shape
