@@ -8,20 +8,19 @@ from __future__ import annotations
 import concurrent.futures
 import json
 import os
-import pickle
 import shutil
 import subprocess
 import time
 from pathlib import Path
 
+from egokit import relevancy as relevancy_files
 from egokit.config import Config
+from egokit.relevancy import load_relevancy, relevancy  # public here: what users prepare, they also load
 from egokit.runs import atomic_path, write_text
-from egokit.tables import (  # public here too: what users prepare, they also load
+from egokit.tables import (
     charades_classes,
     charades_metadata,
     ek100_annotations,
-    load_relevancy,
-    relevancy,
     write_metadata,
 )
 
@@ -159,17 +158,16 @@ def charades(root: Path) -> dict[str, int]:
 
 
 def ek100(root: Path) -> dict[str, tuple[int, int]]:
-    """The relevancy matrices, as pickles of one float32 array (clips, sentences), where they are missing."""
+    """The relevancy files, where there is none; those already there stay, and must be of the tables' size."""
     folder = Path(root) / "EK100" / "epic-kitchens-100-annotations" / "retrieval_annotations"
     shapes = {}
     for split in ("train", "test"):
-        target = folder / "relevancy" / f"caption_relevancy_EPIC_100_retrieval_{split}.pkl"
         clips, sentences = ek100_annotations(Path(root), split)
+        target, shape = relevancy_files.file(folder / "relevancy", split), (len(clips), len(sentences))
         if not target.is_file():
-            matrix = relevancy(folder / f"EPIC_100_retrieval_{split}.csv", folder / f"EPIC_100_retrieval_{split}_sentence.csv")
-            with atomic_path(target) as temporary, open(temporary, "wb") as file:
-                pickle.dump(matrix, file, protocol=4)
-        shapes[split] = (len(clips), len(sentences))
+            relevancy_files.write(target, folder / f"EPIC_100_retrieval_{split}.csv", folder / f"EPIC_100_retrieval_{split}_sentence.csv")
+        relevancy_files.check(target, shape)
+        shapes[split] = shape
     return shapes
 
 

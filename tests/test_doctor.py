@@ -55,6 +55,7 @@ def test_absent_videos_and_files_are_counted_and_named(site):
 def test_tables_that_contradict_the_videos(site):
     config, root = site
     folder = root / "EK100/epic-kitchens-100-annotations/retrieval_annotations/relevancy"
+    (folder / "caption_relevancy_EPIC_100_retrieval_test.safetensors").unlink()
     (folder / "caption_relevancy_EPIC_100_retrieval_test.pkl").write_bytes(pickle.dumps(np.ones((3, 4), np.float32)))
     lines = json.loads((root / "prepared.json").read_text())
     lines["lines"][0] |= {"status": "failed", "reason": "a.mp4: no video stream"}
@@ -63,7 +64,7 @@ def test_tables_that_contradict_the_videos(site):
     moments["videos"][0]["clips"][0]["video_end_sec"] = 9999.0
     (root / "moments_train.json").write_text(json.dumps(moments))
     found = troubles(config)
-    assert "3 x 4, but the tables have" in found["EK-100 relevancy of test"]
+    assert "is 3 x 4, but the tables have" in found["EK-100 relevancy of test"]
     assert "1 failed: a.mp4: no video stream -> egokit prep ego4d --site tiny (tries them again)" in found["EgoClip prepared.json"]
     notes = [one.said for one in doctor.examine(config) if one.state == "note"]
     assert any("rows beyond their end" in said and "9999.0 s" in said for said in notes)

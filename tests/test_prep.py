@@ -1,11 +1,12 @@
 """Preparation on the tiny embedded data set: resized, cut, verified, resumed."""
 import json
+import os
 
 import av
 import numpy as np
 import pytest
 
-from egokit import prep, tables
+from egokit import prep, relevancy, tables
 
 
 def test_everything_is_resized_and_verified(project):
@@ -55,8 +56,56 @@ def test_relevancy_equals_its_formula(project):
             other = set(ast.literal_eval(rows.all_noun_classes.iloc[j]))
             expected = ((clips.verb_class[i] == rows.verb_class.iloc[j]) + len(mine & other) / len(mine | other)) / 2
             assert matrix[i, j] == pytest.approx(expected)
-    saved = prep.load_relevancy(folder / "relevancy/caption_relevancy_EPIC_100_retrieval_train.pkl")
-    assert saved.dtype == np.float32 and np.array_equal(saved, matrix)
+    path = relevancy.file(folder / "relevancy", "train")
+    saved, kept = prep.load_relevancy(path), relevancy.read(path)
+    assert path.suffix == ".safetensors" and saved.dtype == np.float32 and np.array_equal(saved, matrix)
+    assert kept.shape == matrix.shape and np.array_equal(kept.row(3), matrix[3]) and isinstance(kept.codes, np.memmap)
+
+
+def test_relevancy_files_of_every_kind(tmp_path):
+    import pickle
+    matrix = np.random.default_rng(0).random((5, 4)).astype(np.float32)
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(matrix.astype(np.float64)))
+    np.save(tmp_path / "b.npy", matrix)
+    for name in ("a.pkl", "b.npy"):
+        assert np.allclose(prep.load_relevancy(tmp_path / name), matrix)
+        relevancy.check(tmp_path / name, (5, 4))
+        with pytest.raises(ValueError, match=rf"{name} is 5 x 4, but the tables have 50 clips and 40 sentences; delete it"):
+            relevancy.check(tmp_path / name, (50, 40))
+    (tmp_path / "c.safetensors").write_bytes(b"nothing of the kind")
+    with pytest.raises(ValueError, match=r"c\.safetensors: not a relevancy file"):
+        prep.load_relevancy(tmp_path / "c.safetensors")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("clips, sentences, seconds, gigabytes", [(9668, 3842, 10, 1), (67217, 16000, 120, 4)])
+def test_relevancy_at_full_size(tmp_path, clips, sentences, seconds, gigabytes):
+    """EK-100's test and train tables, generated: measured 1 s and 13 s on one core, 0.4 and 2.4 GB."""
+    import csv
+    import subprocess
+    import sys
+    rng = np.random.default_rng(0)
+    verbs = rng.zipf(1.6, clips) % 97
+    nouns = [sorted(set((rng.zipf(1.5, rng.integers(1, 7)) % 300).tolist())) for _ in range(clips)]
+    with open(tmp_path / "clips.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("narration_id", "verb_class", "all_noun_classes"),
+                                    *((f"n{i}", verbs[i], nouns[i]) for i in range(clips))])
+    own = rng.choice(clips, sentences, replace=False)
+    with open(tmp_path / "sentences.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("narration_id", "narration"), *((f"n{i}", "words") for i in own)])
+    code = ("import re, sys, time, pandas\nfrom egokit import relevancy\nbegan = time.perf_counter()\n"
+            "relevancy.write(*sys.argv[1:])\n"
+            "print(time.perf_counter() - began, re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])")
+    paths = [str(tmp_path / name) for name in ("out.safetensors", "clips.csv", "sentences.csv")]
+    said = subprocess.run([sys.executable, "-c", code, *paths], check=True, capture_output=True, text=True).stdout
+    took, peak = map(float, said.split())
+    print(f"{clips} x {sentences}: {took:.1f} s, {peak / 2**20:.2f} GiB, file {os.path.getsize(paths[0]) / 2**30:.2f} GiB")
+    assert took < seconds and peak < gigabytes * 2**20
+    kept = relevancy.read(tmp_path / "out.safetensors")
+    for i, j in rng.integers(0, (clips, sentences), (200, 2)):
+        mine, other = set(nouns[i]), set(nouns[own[j]])
+        expected = (np.float32(verbs[i] == verbs[own[j]]) + np.float32(len(mine & other)) / np.float32(len(mine | other))) / 2
+        assert kept.row(i)[j] == np.float32(expected)
 
 
 def test_a_relevancy_pickle_executes_nothing(tmp_path):

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from egokit import frames as video
+from egokit import relevancy
 from egokit.doctor.finding import Checks, Finding
-from egokit.tables import charades_classes, charades_videos, ek100_annotations, load_relevancy, read_metadata, seconds
+from egokit.tables import charades_classes, charades_videos, ek100_annotations, read_metadata, seconds
 
 RELEASED = ("EgoVLPv2.pth", "EgoVLPv2_smallproj.pth", "EgoVLPv2_smallproj_epoch1.pth", "EK-100_finetune.pth",
             "Charades-Ego_finetune.pth")
@@ -90,14 +91,14 @@ class Examination(Checks):
                 continue
             clips, sentences = ek100_annotations(self.root, split)
             yield Finding(part, split, "ok", f"{len(clips):,} clips, {len(sentences):,} sentences")
-            matrix = folder / "relevancy" / f"caption_relevancy_EPIC_100_retrieval_{split}.pkl"
+            matrix = relevancy.file(folder / "relevancy", split)
             yield self.file(part, matrix, "derived")
             if matrix.is_file():
-                shape = relevancy_shape(matrix, (len(clips), len(sentences)))
-                right = shape == (len(clips), len(sentences))
-                yield Finding(part, f"relevancy of {split}", "ok" if right else "wrong", f"{shape[0]:,} x {shape[1]:,}"
-                              + ("" if right else f", but the tables have {len(clips):,} clips and {len(sentences):,} sentences"),
-                              "" if right else f"delete {matrix.name}, then {self.fix('derived')}")
+                try:
+                    relevancy.check(matrix, (len(clips), len(sentences)))
+                    yield Finding(part, f"relevancy of {split}", "ok", f"{len(clips):,} x {len(sentences):,}")
+                except ValueError as error:
+                    yield Finding(part, f"relevancy of {split}", "wrong", str(error), f"delete {matrix.name}, then {self.fix('derived')}")
             names = clips.participant_id + "/" + clips.video_id + ".MP4"
             ends = {name: max(map(seconds, times)) for name, times in clips.stop_timestamp.groupby(names)}
 
@@ -148,11 +149,3 @@ class Examination(Checks):
         if counts:
             yield Finding(part, "clips", "ok", f"{sum(counts.values()):,} of {len(counts):,} videos")
             yield from self.against(part, "clips", counts, folder, "chunks", ends, lambda name: self.plain_length(folder / name))
-
-
-def relevancy_shape(path: Path, expected: tuple[int, int]) -> tuple[int, int]:
-    """Shape of a relevancy file; where its size is that of the expected array it need not be read (4 GB for EK-100's train)."""
-    size, values = path.stat().st_size, expected[0] * expected[1]
-    if any(0 < size - values * width < 1000 for width in (4, 8)):
-        return expected
-    return load_relevancy(path).shape

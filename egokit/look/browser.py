@@ -10,7 +10,6 @@ import os
 import numpy as np
 
 from egokit.look.base import CYCLE, RIGHT, WRONG, strip, thin
-from egokit.look.retrieval import truth
 from egokit.notebook import injected_cells
 from egokit.runs import Run, write_text
 
@@ -30,7 +29,7 @@ class Queries:
 
     def __init__(self, task, run: Run, section: str, top: int = 5):
         rows, prompts_KE = run.read_rows(section)
-        self.scores_VK, self.relevancy_VK = task.scores(rows, prompts_KE), truth(task)
+        self.scores_VK, self.relevancy_VK = task.scores(rows, prompts_KE), task.truth()
         self.texts, self.top, dataset = task.prompts(), top, task.dataset("test")
         self.picture = functools.lru_cache(maxsize=None)(lambda v: _jpeg(dataset[0, v]["video"]))
         order = np.argsort(-self.scores_VK, axis=0, kind="stable")

@@ -48,7 +48,7 @@ def retrieved(task, run: Run, section: str, count: int = 6, top: int = 5, seed: 
     """Texts with their best clips as frame strips; right (relevancy 1), partly right and wrong marked."""
     plt = pyplot()
     rows, prompts_KE = run.read_rows(section)
-    scores_VK, relevancy_VK = task.scores(rows, prompts_KE), truth(task)
+    scores_VK, relevancy_VK = task.scores(rows, prompts_KE), task.truth()
     dataset, texts = task.dataset("test"), task.prompts()
     possible = np.flatnonzero(relevancy_VK.max(0) == 1)
     picked = np.sort(np.random.default_rng(seed).choice(possible, min(count, len(possible)), replace=False))
@@ -61,11 +61,6 @@ def retrieved(task, run: Run, section: str, count: int = 6, top: int = 5, seed: 
             frame(axis, strip(thin(dataset[0, int(v)]["video"])), f"{rank + 1}. {mark}   {scores_VK[v, k]:.2f}", colour, grade < 1)
         line[0].set_title("\n".join(textwrap.wrap(f"“{texts[k]}”", 60)), loc="left")
     return finish(figure, run, f"retrieved-{section}")
-
-
-def truth(task) -> np.ndarray:
-    """(clips, texts) relevancy in 0..1 of a retrieval task."""
-    return task.test.relevancy if hasattr(task, "test") else task.targets_VK
 
 
 @dataclasses.dataclass

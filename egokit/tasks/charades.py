@@ -61,6 +61,10 @@ class CharadesEgo(Task):
     def dataset(self, split: str) -> Samples:
         return Segments(self) if split == "train" else Videos(self)
 
+    def truth(self) -> np.ndarray:
+        """(videos, classes) 0 or 1."""
+        return self.targets_VK
+
     def prompts(self) -> list[str]:
         return list(self.classes.values())
 

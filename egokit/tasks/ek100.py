@@ -4,10 +4,10 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from egokit import clips, dist, losses, metrics, sampling
+from egokit import clips, dist, losses, metrics, relevancy, sampling
 from egokit.loading import Samples
 from egokit.model import similarity
-from egokit.tables import ek100_annotations, load_relevancy, seconds
+from egokit.tables import ek100_annotations, seconds
 from egokit.tasks.base import Task, cosine
 from egokit.transforms import normalise
 
@@ -18,10 +18,9 @@ class Actions(Samples):
     def __init__(self, task: EK100, split: str):
         self.task, self.split = task, split
         self.clips, self.sentences = ek100_annotations(task.root, split)
-        self.relevancy = load_relevancy(task.need(*RELEVANCY, f"caption_relevancy_EPIC_100_retrieval_{split}.pkl"))
-        if self.relevancy.shape != (len(self.clips), len(self.sentences)):
-            raise ValueError(f"the relevancy of {split} is {self.relevancy.shape}, but the tables have {len(self.clips)} clips "
-                             f"and {len(self.sentences)} sentences; make it again with notebook 01_data_prep")
+        path = relevancy.file(task.need(*ANNOTATIONS) / "relevancy", split)
+        relevancy.check(path, (len(self.clips), len(self.sentences)))
+        self.relevancy = relevancy.read(path)
         self.videos = task.need("EK100", "video_ht256px")
         super().__init__(task.limited(len(self.clips)) if split == "train" else len(self.clips),
                          task.config.seed, train=split == "train")
@@ -39,13 +38,14 @@ class Actions(Samples):
         pixels = clips.read(self.videos / row.participant_id / f"{row.video_id}.MP4", pick, data.reader)
         item = {"video": self.task.transform(pixels, rng), "index": index}
         if rng is not None:
-            candidates = np.flatnonzero(self.relevancy[index] > data.relevancy_threshold)
+            relevancy_S = self.relevancy.row(index)
+            candidates = np.flatnonzero(relevancy_S > data.relevancy_threshold)
             sentence = int(rng.choice(candidates))
-            item |= {"text": self.sentences.narration.iloc[sentence], "relevancy": float(self.relevancy[index, sentence])}
+            item |= {"text": self.sentences.narration.iloc[sentence], "relevancy": float(relevancy_S[sentence])}
         return item
 
 
-RELEVANCY = ("EK100", "epic-kitchens-100-annotations", "retrieval_annotations", "relevancy")
+ANNOTATIONS = ("EK100", "epic-kitchens-100-annotations", "retrieval_annotations")
 
 
 class EK100(Task):
@@ -57,6 +57,10 @@ class EK100(Task):
 
     def dataset(self, split: str) -> Actions:
         return self.test if split == "test" else Actions(self, split)
+
+    def truth(self) -> np.ndarray:
+        """(clips, sentences) relevancy of the test split."""
+        return self.test.relevancy.array()
 
     def prompts(self) -> list[str]:
         return self.test.sentences.narration.tolist()
@@ -76,8 +80,8 @@ class EK100(Task):
         return (cosine(rows["video"], prompts_KE) + 1) / 2
 
     def metrics(self, rows: dict[str, np.ndarray], prompts_KE: np.ndarray) -> dict[str, float]:
-        return metrics.retrieval(self.scores(rows, prompts_KE), self.test.relevancy)
+        return metrics.retrieval(self.scores(rows, prompts_KE), self.truth())
 
     def chance(self) -> dict[str, float]:
-        relevancy = self.test.relevancy
-        return metrics.chance(metrics.retrieval, relevancy.shape, relevancy, draws=20 if relevancy.size < 1e6 else 2)
+        truth = self.truth()
+        return metrics.chance(metrics.retrieval, truth.shape, truth, draws=20 if truth.size < 1e6 else 2)

@@ -1,0 +1,148 @@
+"""EK-100's relevancy of clips and sentences: computed, kept in a compact file, and read, the widely used pickles too.
+
+(same verb class + |nouns ∩| / |nouns ∪|) / 2 takes few distinct values: a file holds one byte a pair and the table of
+values, 1.1 GB for the train split in place of 4.3, mapped into memory and so shared by all processes of a machine.
+Source: EPIC-KITCHENS-100 (arXiv 2006.13256), section 4.5.
+"""
+from __future__ import annotations
+
+import ast
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+
+from egokit.runs import atomic_path
+from egokit.tables import read_csv
+
+ROWS = 2048  # clips worked on at once
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Admits one NumPy array and what it is made of; a pickle that names anything else is refused."""
+
+    def find_class(self, module: str, name: str):
+        if (module.split(".")[0], name) in {("numpy", "ndarray"), ("numpy", "dtype"), ("numpy", "_reconstruct"), ("numpy", "scalar")}:
+            return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+        if (module, name) == ("_codecs", "encode"):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it names {module}.{name}; a relevancy file holds one array and nothing else")
+
+
+class Relevancy:
+    """(clips, sentences) in 0..1. A row or the whole is float32; what lies behind is an array or bytes of a mapped file."""
+
+    def __init__(self, codes: np.ndarray, values: np.ndarray | None = None):
+        self.codes, self.values, self.shape = codes, values, codes.shape
+
+    def row(self, clip: int) -> np.ndarray:
+        """(sentences,)"""
+        return np.asarray(self.codes[clip], np.float32) if self.values is None else self.values[self.codes[clip]]
+
+    def array(self) -> np.ndarray:
+        """(clips, sentences), all of it in memory."""
+        return np.asarray(self.codes, np.float32) if self.values is None else self.values[self.codes]
+
+
+def file(folder: str | Path, split: str) -> Path:
+    """A split's relevancy under retrieval_annotations/relevancy: ours, or else the widely used pickle, or where ours will be."""
+    names = [Path(folder) / f"caption_relevancy_EPIC_100_retrieval_{split}{suffix}" for suffix in (".safetensors", ".pkl")]
+    return next((path for path in names if path.is_file()), names[0])
+
+
+def read(path: str | Path) -> Relevancy:
+    """Relevancy of a .safetensors of ours (mapped, not read), a .pkl of one array or a .npy; executes nothing in the file."""
+    path = Path(path)
+    try:
+        if path.suffix == ".safetensors":
+            return _mapped(path)
+        if path.suffix == ".npy":
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        else:
+            with open(path, "rb") as opened:
+                array = _ArraysOnly(opened).load()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"relevancy {path} is missing; notebook 01_data_prep makes it from the annotations") from None
+    except Exception as error:
+        raise ValueError(f"{path}: not a relevancy file ({error})") from None
+    if not isinstance(array, np.ndarray) or array.ndim != 2:
+        raise ValueError(f"{path}: expected one array (clips, sentences), found {type(array).__name__}")
+    return Relevancy(array)
+
+
+def check(path: str | Path, shape: tuple[int, int]) -> None:
+    """Raises ValueError if a relevancy file is not of `shape`. A pickle of its size is taken to be, not read: it may have 8 GB."""
+    path, values = Path(path), shape[0] * shape[1]
+    if path.suffix == ".pkl" and any(0 < path.stat().st_size - values * width < 1000 for width in (4, 8)):
+        return
+    found = read(path).shape
+    if found != shape:
+        raise ValueError(f"{path} is {found[0]:,} x {found[1]:,}, but the tables have {shape[0]:,} clips and {shape[1]:,} "
+                         "sentences; delete it, and 'egokit prep' makes it from the tables")
+
+
+def load_relevancy(path: str | Path) -> np.ndarray:
+    """(clips, sentences) float32, all of it in memory, from any relevancy file."""
+    return read(path).array()
+
+
+def _mapped(path: Path) -> Relevancy:
+    from safetensors import safe_open
+    with safe_open(path, "np") as opened:  # checks the header against the file's size
+        values = opened.get_tensor("values")
+    with open(path, "rb") as raw:  # its own slices are read, not mapped
+        length = int.from_bytes(raw.read(8), "little")
+        entry = json.loads(raw.read(length))["codes"]
+    kind = {"U8": np.uint8, "U16": np.uint16}[entry["dtype"]]
+    return Relevancy(np.memmap(path, kind, "r", 8 + length + entry["data_offsets"][0], tuple(entry["shape"])), values)
+
+
+def relevancy(clips_csv: str | Path, sentences_csv: str | Path) -> np.ndarray:
+    """(clips, sentences) float32. A sentence has the classes of the clip that bears its narration_id."""
+    codes, values = coded(clips_csv, sentences_csv)
+    return values[codes]
+
+
+def coded(clips_csv: str | Path, sentences_csv: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """(clips, sentences) codes, one or two bytes each, and the float32 values that they stand for."""
+    clips = read_csv(Path(clips_csv), {"narration_id", "verb_class", "all_noun_classes"})
+    sentences = read_csv(Path(sentences_csv), {"narration_id"})
+    row = {narration: i for i, narration in enumerate(clips.narration_id)}
+    absent = [narration for narration in sentences.narration_id if narration not in row]
+    if absent:
+        raise ValueError(f"{sentences_csv}: {len(absent)} narration_ids, such as {absent[0]}, are not in {clips_csv}")
+    own = np.array([row[narration] for narration in sentences.narration_id])
+    verbs = clips.verb_class.to_numpy()
+    nouns = [set(ast.literal_eval(str(literal))) for literal in clips.all_noun_classes]
+    known = {noun: i for i, noun in enumerate(sorted(set().union(*nouns)))}
+    hot = np.zeros((len(clips), len(known)), np.float32)
+    for i, some in enumerate(nouns):
+        hot[i, [known[noun] for noun in some]] = 1
+    count = hot.sum(1)
+    most = int(count.max())
+    # a pair's value depends on three small numbers; equal values share a code
+    common, united, same = np.meshgrid(np.arange(most + 1), np.arange(2 * most + 1), (0, 1), indexing="ij")
+    share = common.astype(np.float32) / np.maximum(united, 1).astype(np.float32)
+    table = ((share + same.astype(np.float32)) / 2)
+    values, code = np.unique(table[common <= united], return_inverse=True)
+    kind = np.uint8 if len(values) <= 256 else np.uint16
+    codes_of = np.zeros(table.size, kind)
+    codes_of[(common <= united).ravel()] = code
+    codes = np.empty((len(clips), len(sentences)), kind)
+    for at in range(0, len(clips), ROWS):
+        some = slice(at, at + ROWS)
+        shared = hot[some] @ hot[own].T
+        key = (shared * (2 * most + 1) + (count[some, None] + count[own][None] - shared)) * 2
+        key += verbs[some, None] == verbs[own][None]
+        np.take(codes_of, key.astype(np.int32), out=codes[some])
+    return codes, values
+
+
+def write(path: str | Path, clips_csv: str | Path, sentences_csv: str | Path) -> tuple[int, int]:
+    """Compute and keep; returns (clips, sentences)."""
+    from safetensors.numpy import save_file
+    codes, values = coded(clips_csv, sentences_csv)
+    with atomic_path(path) as temporary:
+        save_file({"codes": codes, "values": values}, temporary)
+    return codes.shape
