@@ -27,12 +27,14 @@ def fusion(model, frames_TCHW, text: str, run: Run | None = None):
         query, key = heads_first(module.query(inputs[0]), module.heads), heads_first(module.key(inputs[1]), module.heads)
         found.append((query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5).softmax(-1).mean(1)[0])
 
-    hook = layer.register_forward_hook(keep)
-    try:
-        with torch.no_grad():
-            probability = model.match(normalise(frames_TCHW)[None], [text]).item()
-    finally:
-        hook.remove()
+    frames_1TCHW = normalise(frames_TCHW)[None]
+    with torch.no_grad():
+        probability = model.match(frames_1TCHW, [text]).item()
+        hook = layer.register_forward_hook(keep)
+        try:
+            model.mlm_logits(frames_1TCHW, [text])  # matching reads the last layer's first token alone; this reads every word
+        finally:
+            hook.remove()
     tokens = model.tokens([text])
     words = load_tokenizer(model.tokenizer_source).words(tokens["input_ids"][0].cpu())
     T, side = len(frames_TCHW), model.config.image_size // model.config.patch_size
