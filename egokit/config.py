@@ -35,6 +35,7 @@ class DataConfig:
     evaluation_tokens: int = 30
     reader: str = "pyav"                           # pyav or decord
     workers: int = 4                               # loader processes for each rank
+    max_bad_fraction: float = 0.0                  # of an epoch's samples that may be unreadable; logged, others read instead
     limit: int = 0                                 # use only so many samples; 0 is all
     relevancy_threshold: float = 0.1               # EK-100: a clip's texts in training
 

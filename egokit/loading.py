@@ -11,9 +11,18 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from egokit.frames import VideoError
+
+TRIES = 8  # other samples, before one that can't be read is an error after all
+
 
 class Samples(Dataset):
-    """Base of the tasks' datasets: `read(index, rng)` with rng None at evaluation."""
+    """Base of the tasks' datasets: `read(index, rng)` with rng None at evaluation.
+
+    Where `tolerant` is set (training with data.max_bad_fraction above 0), a sample that can't be read is reported in the
+    item's "bad", and another one, drawn from (seed, epoch, index), is read in its place.
+    """
+    tolerant = False
 
     def __init__(self, length: int, seed: int, train: bool):
         self.length, self.seed, self.train = length, seed, train
@@ -26,7 +35,19 @@ class Samples(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> dict:
         epoch, index = key
-        return self.read(index, np.random.default_rng((self.seed, epoch, index)) if self.train else None)
+        if not self.train:
+            return self.read(index, None)
+        others = np.random.default_rng((self.seed, epoch, index, TRIES)).integers(self.length, size=TRIES).tolist()
+        bad: list[str] = []
+        while True:
+            one = others[len(bad) - 1] if bad else index
+            try:
+                item = self.read(one, np.random.default_rng((self.seed, epoch, one)))
+                return item | {"bad": bad} if bad else item
+            except (VideoError, FileNotFoundError) as error:
+                if not self.tolerant or len(bad) == TRIES:
+                    raise
+                bad.append(str(error))
 
 
 def training_batches(length: int, batch_size: int, epoch: int, seed: int, rank: int, world: int, first: int = 0) -> list:
@@ -52,9 +73,21 @@ def _deaf(worker: int) -> None:
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
 
+class _Collate:
+    """A task's collate; what could not be read goes beside the batch, as its "bad"."""
+
+    def __init__(self, collate):
+        self.collate = collate
+
+    def __call__(self, items: list[dict]) -> dict:
+        bad = [said for item in items for said in item.pop("bad", ())]
+        batch = self.collate(items)
+        return batch | {"bad": bad} if bad else batch
+
+
 def loader(dataset: Samples, batches: list, collate, workers: int) -> DataLoader:
     """Batches in order, read ahead by `workers` processes (0: in this one)."""
-    return DataLoader(dataset, batch_sampler=batches, collate_fn=collate, num_workers=workers,
+    return DataLoader(dataset, batch_sampler=batches, collate_fn=_Collate(collate), num_workers=workers,
                       pin_memory=torch.cuda.is_available(), worker_init_fn=_deaf, prefetch_factor=4 if workers else None)
 
 

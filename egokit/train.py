@@ -65,6 +65,7 @@ class Trainer:
         self.config, self.task, self.run, self.section, self.device = config, task, run, section, device
         self.validation = task.validation()
         self.dataset = task.dataset("train")
+        self.dataset.tolerant = config.data.max_bad_fraction > 0
         self.model = initial_model(config).to(device)
         if not task.uses_fusion:  # DDP waits for every gradient: what the loss doesn't use is not trained
             unused = set(self.model.parameters_by_role()["fusion"])
@@ -77,6 +78,7 @@ class Trainer:
         self.optimizer = optim.optimizer(self.model, config.optim)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
         self.step, self.best, self.skipped = 0, None, 0
+        self.bad, self.bad_in_epoch, self.unreported = 0, 0, []  # samples that could not be read
         self.steps_per_epoch = len(self.batches(0))
         self.steps = self.steps_per_epoch * config.train.epochs
         if not self.steps_per_epoch:
@@ -89,10 +91,12 @@ class Trainer:
     # checkpoints
     def content(self) -> dict:
         return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(), "step": self.step,
-                "best": self.best, "skipped": self.skipped, "world_size": dist.world_size(),
+                "best": self.best, "skipped": self.skipped, "bad": self.bad, "bad_in_epoch": self.bad_in_epoch,
+                "world_size": dist.world_size(),
                 "recipe": {"task": self.config.task, "steps": self.steps, "batch_size": self.config.train.batch_size}}
 
     def save(self) -> None:
+        self.report_bad()
         if dist.rank() == 0:
             weights.save(self.model, self.run.checkpoints / f"step-{self.step:07d}.pt", **self.content())
             for old in sorted(self.run.checkpoints.glob("step-*.pt"))[:-KEEP]:
@@ -118,6 +122,7 @@ class Trainer:
         self.optimizer.load_state_dict(saved["optimizer"])
         self.scaler.load_state_dict(saved["scaler"])
         self.step, self.best, self.skipped = saved["step"], saved["best"], saved["skipped"]
+        self.bad, self.bad_in_epoch = saved.get("bad", 0), saved.get("bad_in_epoch", 0)
         if dist.rank() == 0:
             self.run.truncate_log(self.step)
 
@@ -136,15 +141,34 @@ class Trainer:
                 self.validate()
             self.save()
         return self.best["metrics"] | {"step": self.best["step"], "steps": self.steps, "skipped_steps": self.skipped,
-                                       "seconds": time.perf_counter() - began}
+                                       "bad_samples": self.bad, "seconds": time.perf_counter() - began}
+
+    def report_bad(self) -> None:
+        """Log what could not be read since the last report, on any rank; stop at more than an epoch's bounded share."""
+        if not self.dataset.tolerant:
+            return
+        said = [one for part in dist.gather_objects(self.unreported) for one in part]
+        self.unreported = []
+        self.bad += len(said)
+        self.bad_in_epoch += len(said)
+        for one in said if dist.rank() == 0 else []:
+            self.run.log({"kind": "bad", "step": self.step, "said": one})
+        share, most = self.bad_in_epoch / len(self.dataset), self.config.data.max_bad_fraction
+        if share > most:
+            raise TrainingError(f"step {self.step}: {self.bad_in_epoch} of this epoch's {len(self.dataset)} samples could not be "
+                                f"read, more than data.max_bad_fraction={most}; log.jsonl lists them (kind \"bad\"), "
+                                f"the last one: {said[-1]}")
 
     def epoch(self, epoch: int, first: int) -> None:
+        if first == 0:
+            self.bad_in_epoch = 0
         batches = self.batches(epoch, first)
         waiting = time.perf_counter()
         window = collections.defaultdict(float)
         in_a_row = 0
         for batch in loader(self.dataset, batches, self.task.collate, self.config.data.workers):
             got = time.perf_counter()
+            self.unreported += batch.pop("bad", [])
             torch.manual_seed(hash((self.config.seed, self.step, dist.rank())) % 2**63)
             self.model.train()
             with autocast(self.device, self.config.train.precision):
@@ -182,12 +206,13 @@ class Trainer:
         return norm
 
     def log(self, epoch: int, terms: dict, rate: float, norm: float, window: dict) -> None:
+        self.report_bad()
         values = dist.mean(torch.stack([*terms.values()]).float())
         if dist.rank() == 0:
             step_s = window["step_s"] / window["n"]
             self.run.log({"kind": "step", "step": self.step, "steps": self.steps, "epoch": epoch + 1,
                           "loss": values.sum().item(), **dict(zip(terms, values.tolist(), strict=True)), "lr": rate,
-                          "grad_norm": norm, "scale": self.scaler.get_scale(), "skipped": self.skipped,
+                          "grad_norm": norm, "scale": self.scaler.get_scale(), "skipped": self.skipped, "bad": self.bad,
                           "data_s": window["data_s"] / window["n"], "step_s": step_s,
                           "clips_per_s": window["clips"] / window["step_s"], "eta_s": (self.steps - self.step) * step_s})
 

@@ -48,6 +48,15 @@ SMALL = "data.limit=24 train.epochs=1 train.batch_size=8 launch.processes=1 trai
 MODEL = "model.width=32 model.heads=2 model.depth=2 model.fused=1 model.projection=linear16"
 
 
+@pytest.fixture
+def copied(project, tmp_path):
+    """(config -> the same on a copy of the tiny data set that may be damaged, the copy's root)."""
+    import dataclasses
+    root = tmp_path / "root"
+    shutil.copytree(project / "outputs/toy", root)
+    return lambda config: dataclasses.replace(config, site=dataclasses.replace(config.site, root=str(root))), root
+
+
 @pytest.fixture(scope="session")
 def released(tmp_path_factory):
     """(kind, seed) -> a file in the released format, written once for the session."""

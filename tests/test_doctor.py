@@ -13,12 +13,10 @@ from egokit.config import Config
 
 
 @pytest.fixture
-def site(resolve, project, tmp_path):
+def site(resolve, copied):
     """A config whose root is a copy of the tiny data set."""
-    root = tmp_path / "root"
-    shutil.copytree(project / "outputs/toy", root)
-    config = resolve()
-    return dataclasses.replace(config, site=dataclasses.replace(config.site, root=str(root))), root
+    on_copy, root = copied
+    return on_copy(resolve()), root
 
 
 def troubles(config) -> dict[str, str]:

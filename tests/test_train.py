@@ -1,4 +1,5 @@
 """Training in real processes: learning, resuming after kill -9 to the bit, attaching, and failing loudly."""
+import collections
 import json
 import os
 import random
@@ -126,6 +127,38 @@ def test_nan_is_skipped_counted_and_stops_the_run(resolve, run):
     config = resolve(overrides=f"{MODEL} optim.lr=1e30 train.nonfinite_limit=2 train.epochs=4 train.precision=fp32")
     with pytest.raises(TrainingError, match=r"2 steps in a row had NaN or Inf.*egonce.*samples"):
         train(config, tasks.make(config), run, "pretrain", torch.device("cpu"))
+
+
+def test_unreadable_clips_are_errors_or_a_bounded_counted_share(resolve, run, copied):
+    """Never black frames: by default the first one stops the run, naming the file; tolerated ones are logged and counted."""
+    from egokit import frames, tasks
+    from egokit.tasks.egoclip import Clips
+    from egokit.train import TrainingError, train
+    on_copy, root = copied
+
+    def attempt(name, overrides):
+        config = on_copy(resolve(overrides=f"{MODEL} data.limit=0 train.batch_size=20 train.precision=fp32 {overrides}"))
+        folder = Run(run.path / name)
+        return folder, lambda: train(config, tasks.make(config), folder, "pretrain", torch.device("cpu"))
+
+    config = on_copy(resolve(overrides=MODEL))
+    uid = collections.Counter(Clips(tasks.make(config)).columns["video_uid"]).most_common()[-1][0]
+    piece = root / "Ego4D_Chunked" / uid / "0.mp4"
+    piece.write_bytes(piece.read_bytes()[:3000])
+    _, strict = attempt("strict", "data.workers=0")
+    with pytest.raises(frames.VideoError, match=f"{uid}/0.mp4"):
+        strict()
+    logs = []
+    for workers in (0, 2):
+        folder, tolerant = attempt(f"tolerant{workers}", f"data.max_bad_fraction=0.9 data.workers={workers}")
+        metrics = tolerant()
+        bad = [event for event in folder.read_log() if event["kind"] == "bad"]
+        assert metrics["bad_samples"] == len(bad) > 0 and all(f"{uid}/0.mp4" in event["said"] for event in bad)
+        logs.append(essential(folder))
+    assert logs[0] == logs[1]
+    folder, bounded = attempt("bounded", "data.max_bad_fraction=0.01 data.workers=0")
+    with pytest.raises(TrainingError, match=rf"of this epoch's \d+ samples could not be read, more than data.max_bad_fraction=0.01.*{uid}"):
+        bounded()
 
 
 def test_toy_loss_is_what_it_was(resolve, run):
