@@ -36,6 +36,7 @@ class DataConfig:
     reader: str = "pyav"                           # pyav or decord
     workers: int = 4                               # loader processes for each rank
     max_bad_fraction: float = 0.0                  # of an epoch's samples that may be unreadable; logged, others read instead
+    read_timeout: float = 120.0                    # seconds that opening and reading one file may take in a loader process
     limit: int = 0                                 # use only so many samples; 0 is all
     relevancy_threshold: float = 0.1               # EK-100: a clip's texts in training
 

@@ -40,7 +40,7 @@ def evaluate(model, task: Task, split: str = "test") -> tuple[dict, dict, np.nda
             dataset = task.dataset(split)
             batches = evaluation_batches(len(dataset), config.evaluate.batch_size, dist.rank(), dist.world_size())
             scored = [task.score(model, move(batch, model.device))
-                      for batch in loader(dataset, batches, task.collate, config.data.workers)]
+                      for batch in loader(dataset, batches, task.collate, config.data.workers, config.data.read_timeout)]
     finally:
         model.train(was_training)
     mine = {key: np.concatenate([part[key] for part in scored]) for key in scored[0]} if scored else {}

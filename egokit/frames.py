@@ -149,6 +149,8 @@ READERS = {"pyav": PyAVReader, "decord": DecordReader}
 _open: collections.OrderedDict = collections.OrderedDict()  # this process's open files, oldest first
 OPEN_FILES = 24
 _owner = os.getpid()
+avoided: set[str] = set()  # files that did not answer: not tried again
+notice = None              # called with each path before it is opened or read: how a loader process says what it is at
 
 
 def open_video(path: str | os.PathLike, reader: str = "pyav"):
@@ -159,6 +161,10 @@ def open_video(path: str | os.PathLike, reader: str = "pyav"):
         _owner = os.getpid()
     path = Path(path)
     key = (str(path), reader)
+    if key[0] in avoided:
+        raise VideoError(f"{path}: left out, as it did not answer before; make it again from its source with 'egokit prep'")
+    if notice:
+        notice(key[0])
     if key in _open:
         _open.move_to_end(key)
         return _open[key]

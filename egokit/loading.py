@@ -5,12 +5,16 @@ batches don't depend on the number of ranks or loader processes, nor on where a 
 """
 from __future__ import annotations
 
+import math
+import multiprocessing
 import signal
+import time
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from egokit import frames
 from egokit.frames import VideoError
 
 TRIES = 8  # other samples, before one that can't be read is an error after all
@@ -68,11 +72,6 @@ def evaluation_batches(length: int, batch_size: int, rank: int, world: int) -> l
     return [[(0, i) for i in mine[at:at + batch_size]] for at in range(0, len(mine), batch_size)]
 
 
-def _deaf(worker: int) -> None:
-    """A loader process inherits the job's signal handlers; only the job itself may ask to be requeued."""
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-
-
 class _Collate:
     """A task's collate; what could not be read goes beside the batch, as its "bad"."""
 
@@ -85,10 +84,89 @@ class _Collate:
         return batch | {"bad": bad} if bad else batch
 
 
-def loader(dataset: Samples, batches: list, collate, workers: int) -> DataLoader:
-    """Batches in order, read ahead by `workers` processes (0: in this one)."""
-    return DataLoader(dataset, batch_sampler=batches, collate_fn=_Collate(collate), num_workers=workers,
-                      pin_memory=torch.cuda.is_available(), worker_init_fn=_deaf, prefetch_factor=4 if workers else None)
+class _Watch:
+    """What every loader process is reading, and since when, in memory shared with the process that waits for it.
+
+    A decoder can hang in native code with the interpreter's lock held: only from outside can that be seen and ended.
+    """
+
+    NAME = 1024  # bytes of a path
+
+    def __init__(self, workers: int, limit: float):
+        self.limit = limit
+        self.since = multiprocessing.RawArray("d", workers)
+        self.paths = multiprocessing.RawArray("c", workers * self.NAME)
+        self.avoided = set(frames.avoided)
+
+    def start(self, worker: int) -> None:
+        """Runs first in a loader process."""
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # inherited from the job, which alone may ask to be requeued
+        frames.avoided |= self.avoided
+
+        def notice(path: str) -> None:
+            name = path.encode()[-self.NAME + 1:]
+            self.paths[worker * self.NAME:worker * self.NAME + len(name) + 1] = name + b"\0"
+            self.since[worker] = time.monotonic()
+        frames.notice = notice
+
+    def done(self) -> None:
+        """Nothing is being read by this loader process."""
+        self.since[torch.utils.data.get_worker_info().id] = 0.0
+
+    def stuck(self) -> str | None:
+        """The path that has been read for longest, if that is longer than the limit."""
+        since, worker = min(((since, worker) for worker, since in enumerate(self.since) if since), default=(math.inf, 0))
+        if time.monotonic() - since <= self.limit:
+            return None
+        return bytes(self.paths[worker * self.NAME:(worker + 1) * self.NAME]).split(b"\0", 1)[0].decode()
+
+
+class _Watched(Dataset):
+    """A dataset that says when it has finished with a sample."""
+
+    def __init__(self, dataset: Samples, watch: _Watch):
+        self.dataset, self.watch = dataset, watch
+
+    def __getitem__(self, key):
+        try:
+            return self.dataset[key]
+        finally:
+            self.watch.done()
+
+
+def loader(dataset: Samples, batches: list, collate, workers: int, timeout: float = 120.0):
+    """Batches in order, read ahead by `workers` processes (0: in this one).
+
+    A file that takes longer than `timeout` seconds in a loader process is an error that names it, or, where the dataset
+    is tolerant, a bad sample: the processes are replaced and go on with the batch that was due.
+    """
+    if not workers:
+        yield from DataLoader(dataset, batch_sampler=batches, collate_fn=_Collate(collate), pin_memory=torch.cuda.is_available())
+        return
+    finished = 0
+    while finished < len(batches):
+        watch = _Watch(workers, timeout)
+        iterator = iter(DataLoader(_Watched(dataset, watch), batch_sampler=batches[finished:], collate_fn=_Collate(collate),
+                                   num_workers=workers, pin_memory=torch.cuda.is_available(), worker_init_fn=watch.start,
+                                   prefetch_factor=4, timeout=min(timeout, 5.0)))
+        path = None
+        while path is None:
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if "timed out" not in str(error):
+                    raise
+                path = watch.stuck()  # if nothing is, the batch is only slow
+                continue
+            finished += 1
+            yield batch
+        if not dataset.tolerant:
+            raise VideoError(f"{path}: no answer from its reader within {timeout:g} s (data.read_timeout); make it again from "
+                             "its source with 'egokit prep', or allow bad files with data.max_bad_fraction")
+        frames.avoided.add(path)
+        del iterator  # ends its processes
 
 
 def move(batch, device):

@@ -166,7 +166,7 @@ class Trainer:
         waiting = time.perf_counter()
         window = collections.defaultdict(float)
         in_a_row = 0
-        for batch in loader(self.dataset, batches, self.task.collate, self.config.data.workers):
+        for batch in loader(self.dataset, batches, self.task.collate, self.config.data.workers, self.config.data.read_timeout):
             got = time.perf_counter()
             self.unreported += batch.pop("bad", [])
             torch.manual_seed(hash((self.config.seed, self.step, dist.rank())) % 2**63)

@@ -1,0 +1,67 @@
+"""Loader processes: a reader that never returns ends in an error that names the file, or in one bad file, not in a hang."""
+import collections
+import ctypes
+import time
+
+import pytest
+import torch
+from conftest import MODEL
+
+from egokit import frames, loading, tasks
+from egokit.runs import Run
+from egokit.tasks.egoclip import Clips
+from egokit.train import train
+
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def hanging(resolve, monkeypatch):
+    """(config, uid): reading this video's pieces hangs in native code with the interpreter's lock held, as decord can."""
+    config = resolve(overrides=f"{MODEL} data.limit=0 train.batch_size=20 train.precision=fp32 data.workers=2 data.read_timeout=8")
+    uid = collections.Counter(Clips(tasks.make(config)).columns["video_uid"]).most_common()[-1][0]
+
+    class Hanging(frames.PyAVReader):
+        def read(self, indices):
+            if self.path.parent.name == uid:
+                ctypes.PyDLL(None).sleep(1000)
+            return super().read(indices)
+    monkeypatch.setitem(frames.READERS, "pyav", Hanging)
+    monkeypatch.setattr(frames, "avoided", set())
+    frames._open.clear()
+    yield config, uid
+    frames._open.clear()
+
+
+def test_a_reader_that_never_returns_is_an_error_that_names_the_file(hanging):
+    config, uid = hanging
+    task = tasks.make(config)
+    dataset = task.dataset("train")
+    batches = loading.training_batches(len(dataset), 20, 0, 0, 0, 1)
+    began = time.monotonic()
+    with pytest.raises(frames.VideoError, match=rf"{uid}/0\.mp4: no answer from its reader within 8 s.*max_bad_fraction"):
+        list(loading.loader(dataset, batches, task.collate, 2, timeout=8.0))
+    assert time.monotonic() - began < 60
+
+
+def test_a_tolerant_run_goes_on_without_that_file(hanging, tmp_path):
+    import dataclasses
+    config, uid = hanging
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, max_bad_fraction=0.9))
+    metrics = train(config, tasks.make(config), Run(tmp_path), "pretrain", torch.device("cpu"))
+    bad = [event["said"] for event in Run(tmp_path).read_log() if event["kind"] == "bad"]
+    assert metrics["bad_samples"] == len(bad) > 0 and all(f"{uid}/0.mp4: left out, as it did not answer" in said for said in bad)
+    steps = [event["step"] for event in Run(tmp_path).read_log() if event["kind"] == "step"]
+    assert steps == list(range(1, metrics["steps"] + 1))
+
+
+def test_a_slow_batch_is_not_a_hang(resolve, monkeypatch):
+    """Longer than the timeout for a batch, but not for any one file."""
+    config = resolve(overrides=f"{MODEL} train.batch_size=8")
+    task = tasks.make(config)
+    dataset = task.dataset("train")
+    original = frames.PyAVReader.read
+    monkeypatch.setattr(frames.PyAVReader, "read", lambda self, indices: (time.sleep(0.3), original(self, indices))[1])
+    batches = loading.training_batches(len(dataset), 8, 0, 0, 0, 1)
+    assert len(list(loading.loader(dataset, batches, task.collate, 1, timeout=1.5))) == len(batches)
