@@ -1,7 +1,6 @@
 """EgoClip: pre-training with EgoNCE, masked words and image-text matching. Source: EgoVLPv2, sections 3-4."""
 from __future__ import annotations
 
-import ast
 import csv
 import functools
 import warnings
@@ -12,19 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from egokit import clips, dist, losses, sampling
+from egokit.egoclip_table import COLUMNS, NOUNS, VERBS, EgoClipTable
 from egokit.loading import Samples
 from egokit.model import similarity
 from egokit.tasks.base import Task
 from egokit.transforms import normalise
 
-VERBS, NOUNS = 118, 582  # classes of the tags
-WINDOW = 60.0            # seconds: a scene-aware negative comes from the same window of the same video
-COLUMNS = ["clip_idx", "video_uid", "video_dur", "narration_source", "narration_ind", "narration_time",
-           "clip_start", "clip_end", "clip_text", "tag_verb", "tag_noun"]
-
 
 def read_table(path):
-    """egoclip.csv as a DataFrame of its well-formed rows; the others are counted and reported in a warning."""
+    """egoclip.csv as a DataFrame of its well-formed rows, for looking at: at full size, minutes of reading and much memory."""
     import pandas as pd
     table = pd.read_csv(path, sep="\t", quoting=csv.QUOTE_NONE, on_bad_lines="skip", dtype=str)
     if list(table.columns) != COLUMNS:
@@ -45,9 +40,9 @@ def read_table(path):
     return table
 
 
-def multi_hot(literal: str, classes: int) -> np.ndarray:
+def multi_hot(ids: np.ndarray, classes: int) -> np.ndarray:
     vector = np.zeros(classes, np.float32)
-    vector[[i for i in ast.literal_eval(literal) if i < classes]] = 1
+    vector[ids] = 1
     return vector
 
 
@@ -56,39 +51,30 @@ class Clips(Samples):
 
     def __init__(self, task: EgoClip):
         self.task = task
-        table = read_table(task.need("egoclip.csv"))
+        self.table = EgoClipTable(task.need("egoclip.csv"))
         self.chunked = task.need("Ego4D_Chunked")
-        absent = sorted(set(table.video_uid) - {folder.name for folder in self.chunked.iterdir()})
+        absent = sorted(set(self.table.videos) - {folder.name for folder in self.chunked.iterdir()})
         if absent:
             raise FileNotFoundError(f"{len(absent)} videos of egoclip.csv are not under {self.chunked}, such as {absent[0]}; "
                                     "prepare them with notebook 01_data_prep")
-        # rows of one scene, contiguous in `order`: a negative is found without looking at the table
-        scene = (table.video_uid + "/" + (table.narration_time // WINDOW).astype(int).astype(str)).to_numpy()
-        self.order = np.argsort(scene, kind="stable")
-        _, inverse, counts = np.unique(scene, return_inverse=True, return_counts=True)
-        self.scene, self.count = inverse, counts
-        self.first = np.concatenate([[0], np.cumsum(counts)[:-1]])
-        self.columns = {name: table[name].to_numpy() for name in
-                        ("video_uid", "narration_time", "clip_start", "clip_end", "clip_text", "tag_verb", "tag_noun")}
-        super().__init__(task.limited(len(table)), task.config.seed, train=True)
+        super().__init__(task.limited(len(self.table)), task.config.seed, train=True)
+
+    @property
+    def columns(self) -> dict[str, np.ndarray]:
+        return self.table.columns
 
     def negative(self, index: int, rng: np.random.Generator) -> int:
         """Another clip of the same scene; the clip itself where it is alone."""
-        scene = self.scene[index]
-        first, count = self.first[scene], self.count[scene]
-        if count == 1:
-            return index
-        pick = self.order[first + rng.integers(count - 1)]
-        return int(pick if pick != index else self.order[first + count - 1])
+        return self.table.negative(index, rng)
 
     def one(self, index: int, rng: np.random.Generator) -> dict:
-        row = {name: column[index] for name, column in self.columns.items()}
+        row = self.table.row(index)
         config = self.task.config
         pixels = clips.read_chunked(self.chunked / row["video_uid"], row["clip_start"], row["clip_end"],
                                     lambda first, last: sampling.egoclip(first, last, config.data.frames, rng),
                                     config.site.chunk_seconds, config.data.reader)
         return {"video": self.task.transform(pixels, rng), "text": row["clip_text"],
-                "verbs": multi_hot(row["tag_verb"], VERBS), "nouns": multi_hot(row["tag_noun"], NOUNS),
+                "verbs": multi_hot(row["verbs"], VERBS), "nouns": multi_hot(row["nouns"], NOUNS),
                 "uniforms": rng.random((config.data.tokens, 3), dtype=np.float32)}
 
     def read(self, index: int, rng: np.random.Generator | None) -> dict:
