@@ -1,13 +1,29 @@
 """EgoClip at its full size: how long the table takes to load, in how much memory, and what a negative costs.
 
-    python benchmarks/egoclip_table.py          (about two minutes; what it printed stands at the end of this file)
+    python benchmarks/egoclip_table.py          (some minutes and 2 GB of disk; what it printed stands at the end of this file)
+
+Each way is measured in a process of its own, up to the scenes and one look at every row's times, video and tags. Memory is
+the most that was resident at once, the pages shared with other processes among it.
 """
 from __future__ import annotations
 
+import csv
 import itertools
+import json
+import multiprocessing
+import os
+import pickle
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
 
 import numpy as np
 
+ROOT = Path(__file__).parents[1]
 ROWS, VIDEOS = 3_847_723, 8_000  # EgoClip's clips; about as many videos as it has
 VERBS, NOUNS = 118, 582
 
@@ -20,8 +36,8 @@ def generate(path, rows: int = ROWS, videos: int = VIDEOS, malformed: int = 100,
     rng = np.random.default_rng(seed)
     words = np.array([f"{head}{tail}" for head in ("pick", "hold", "cut", "place", "wash", "knife", "onion", "café", "cloth", "door")
                       for tail in ("", "s", "ing", "ed", "er")])
-    texts = ["#C C " + " ".join(some) for some in words[rng.integers(len(words), size=(400_000, 7))].tolist()]
-    nouns = [str(sorted(some[:1 + i % 3])) for i, some in enumerate(rng.integers(NOUNS, size=(50_000, 3)).tolist())]
+    texts = ["#C C " + " ".join(some) for some in words[rng.integers(len(words), size=(min(rows, 400_000), 7))].tolist()]
+    nouns = [str(sorted(some[:1 + i % 3])) for i, some in enumerate(rng.integers(NOUNS, size=(min(rows, 50_000), 3)).tolist())]
     verbs = [f"[{i}]" for i in range(VERBS)]
     names = [f"{a:08x}-{b:04x}-4a7e-9c1d-{c:012x}" for a, b, c in zip(*(rng.integers(2**k, size=videos).tolist() for k in (32, 16, 48)),
                                                                       strict=True)]
@@ -32,13 +48,117 @@ def generate(path, rows: int = ROWS, videos: int = VIDEOS, malformed: int = 100,
                    "tag_verb\ttag_noun\n")
         for video, (first, last) in enumerate(itertools.pairwise(bounds.tolist())):
             count = last - first
-            time = np.sort(rng.random(count)) * count * 60 / 25
+            times = np.sort(rng.random(count)) * count * 60 / 25
             before, after = rng.random((2, count))
             start = f"\t{names[video]}\t{count * 2.4 + 3:.4f}\tnarration_pass_"
             lines = [f"{i}{start}{1 + i % 2}\t{i // 2}\t{t:.7f}\t{a}\t{b}\t{texts[text]}\t{verbs[verb]}\t{nouns[noun]}\n"
                      for i, t, a, b, text, verb, noun in zip(
-                         range(first, last), time.tolist(), (time - before).tolist(), (time + after).tolist(),
+                         range(first, last), times.tolist(), (times - before).tolist(), (times + after).tolist(),
                          *(rng.integers(len(pool), size=count).tolist() for pool in (texts, verbs, nouns)), strict=True)]
             for i in bad.intersection(range(first, last)):
                 lines.append("\t".join(lines[i - first].split("\t")[:3 + i % 8]) + "\n")
             file.write("".join(lines))
+
+
+class Naive:
+    """The plain way: the whole table in pandas, scenes as strings. Slow, large, and what EgoClipTable has to equal."""
+
+    def __init__(self, path):
+        import pandas as pd
+        table = pd.read_csv(path, sep="\t", quoting=csv.QUOTE_NONE, on_bad_lines="skip", dtype=str)
+        with open(path, "rb") as file:
+            lines = sum(1 for line in file if line.strip()) - 1
+        for column in ("narration_time", "clip_start", "clip_end"):
+            table[column] = pd.to_numeric(table[column], errors="coerce")
+        tags = r"\[[\d,\s]*\]"
+        good = (table[["narration_time", "clip_start", "clip_end", "clip_text", "video_uid"]].notna().all(axis=1)
+                & (table.clip_end > table.clip_start) & table.tag_verb.str.fullmatch(tags).fillna(False).astype(bool)
+                & table.tag_noun.str.fullmatch(tags).fillna(False).astype(bool))
+        self.table = table[good].reset_index(drop=True)
+        self.malformed = lines - len(self.table)
+        scene = (self.table.video_uid + "/" + (self.table.narration_time // 60.0).astype(int).astype(str)).to_numpy()
+        self.order = np.argsort(scene, kind="stable")
+        _, self.scene, self.count = np.unique(scene, return_inverse=True, return_counts=True)
+        self.first = np.concatenate([[0], np.cumsum(self.count)[:-1]])
+
+    def negative(self, index: int, rng: np.random.Generator) -> int:
+        first, count = self.first[self.scene[index]], self.count[self.scene[index]]
+        if count == 1:
+            return index
+        pick = self.order[first + rng.integers(count - 1)]
+        return int(pick if pick != index else self.order[first + count - 1])
+
+
+# measuring, in a process of its own
+
+def mebibytes(path: str, *names: str) -> float:
+    """The sum of the named lines of a file of /proc."""
+    text = Path(path).read_text()
+    return sum(int(re.search(rf"^{name}:\s+(\d+) kB", text, re.MULTILINE)[1]) for name in names) / 1024
+
+
+def measure(way: str, path: str) -> dict:
+    began, worked = time.perf_counter(), time.process_time()
+    if way == "naive":
+        table = Naive(path)
+        rows = len(table.table)
+    else:
+        from egokit.egoclip_table import EgoClipTable
+        table = EgoClipTable(path)
+        rows = len(table)
+        sum(float(column.sum(dtype=float)) for column in table.columns.values())
+    found = {"rows": rows, "seconds": time.perf_counter() - began, "worked": time.process_time() - worked,
+             "memory": mebibytes("/proc/self/status", "VmHWM")}
+    if way == "workers":
+        barrier = (context := multiprocessing.get_context("fork")).Barrier(4)
+        queue = context.SimpleQueue()
+        workers = [context.Process(target=work, args=(table, seed, barrier, queue)) for seed in range(4)]
+        for worker in workers:
+            worker.start()
+        found |= {"private": [queue.get() for _ in workers], "pickled": len(pickle.dumps(table))}
+        rng = np.random.default_rng(0)
+        indices = rng.integers(rows, size=20_000).tolist()
+        began = time.perf_counter()
+        for index in indices:
+            table.negative(index, rng)
+        found["negative"] = (time.perf_counter() - began) / len(indices) * 1e6
+        for worker in workers:
+            worker.join()
+    return found
+
+
+def work(table, seed: int, barrier, queue) -> None:
+    """A loader process: random rows and their negatives. Its private memory is taken while all others are there."""
+    rng = np.random.default_rng(seed)
+    for index in rng.integers(len(table), size=50_000).tolist():
+        table.row(index), table.row(table.negative(index, rng))
+    barrier.wait()
+    queue.put(mebibytes("/proc/self/smaps_rollup", "Private_Clean", "Private_Dirty"))
+    barrier.wait()
+
+
+def measured(way: str, path) -> dict:
+    """way: naive; load; workers, which loads, then forks four."""
+    done = subprocess.run([sys.executable, __file__, way, str(path)], capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    if len(sys.argv) == 3:
+        print(json.dumps(measure(*sys.argv[1:])))
+        sys.exit()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "egoclip.csv"
+        generate(path)
+        first, cached, workers = measured("load", path), measured("load", path), measured("workers", path)
+        size, cache = (file.stat().st_size / 1e6 for file in (path, path.with_name(f".{path.name}.cache")))
+        naive = measured("naive", path)
+    print(f"{workers['rows']:,} rows, CSV {size:.0f} MB, cache {cache:.0f} MB; one thread")
+    print(f"{'':32} {'seconds':>8} {'MiB':>7}")
+    for name, found in (("first load, writes the cache", first), ("cached load", cached), ("the plain way (pandas)", naive)):
+        print(f"{name:32} {found['seconds']:8.2f} {found['memory']:7.0f}")
+    print(f"private memory of each of four forked readers: at most {max(workers['private']):.0f} MiB; pickled: {workers['pickled']} bytes")
+    print(f"one negative: {workers['negative']:.1f} µs")
