@@ -70,3 +70,9 @@ def threads(request):
     """All cores for tests of the full-size model, one otherwise: processes of tests share the machine."""
     import torch
     torch.set_num_threads(os.cpu_count() if "released" in request.fixturenames else 1)
+
+
+def rarest(table) -> str:
+    """The video with the fewest rows of an EgoClipTable."""
+    import numpy as np
+    return table.videos[np.bincount(table.columns["video_uid"]).argmin()]

@@ -96,7 +96,7 @@ def test_a_missing_sample_is_an_error():
 
 def test_scene_aware_negatives_share_video_and_minute(resolve):
     dataset = tasks.make(resolve(overrides="data.limit=0")).dataset("train")
-    rng, columns = np.random.default_rng(0), dataset.columns
+    rng, columns = np.random.default_rng(0), dataset.table.columns
     minutes = columns["narration_time"] // 60
     alone = 0
     for index in range(len(dataset)):
@@ -108,17 +108,17 @@ def test_scene_aware_negatives_share_video_and_minute(resolve):
 
 
 def test_malformed_rows_are_counted_not_read(resolve, project):
-    from egokit.tasks.egoclip import read_table
+    from egokit.egoclip_table import EgoClipTable
     path = project / "outputs/toy/egoclip.csv"
     with pytest.warns(UserWarning, match=r"5 malformed rows of \d+ left out"):
-        table = read_table(path)
+        table = EgoClipTable(path)
     import json
     assert len(table) == json.loads((project / "outputs/toy/toy.json").read_text())["counts"]["egoclip_clips"]
 
 
 def test_train_and_test_videos_are_disjoint(resolve, project):
-    from egokit.tasks.egoclip import read_table
-    train_videos = set(read_table(project / "outputs/toy/egoclip.csv").video_uid)
+    from egokit.egoclip_table import EgoClipTable
+    train_videos = set(EgoClipTable(project / "outputs/toy/egoclip.csv").videos)
     assert not train_videos & {uid for uid, _, _ in tasks.make(resolve("toy/egomcq")).clips}
 
 

@@ -1,17 +1,15 @@
 """Loader processes: a reader that never returns ends in an error that names the file, or in one bad file, not in a hang."""
-import collections
 import ctypes
 import time
 
 import pytest
 import torch
-from conftest import MODEL
+from conftest import MODEL, rarest
 
 from egokit import frames, loading, tasks
 from egokit.runs import Run
 from egokit.tasks.egoclip import Clips
 from egokit.train import train
-
 
 pytestmark = pytest.mark.slow
 
@@ -20,7 +18,7 @@ pytestmark = pytest.mark.slow
 def hanging(resolve, monkeypatch):
     """(config, uid): reading this video's pieces hangs in native code with the interpreter's lock held, as decord can."""
     config = resolve(overrides=f"{MODEL} data.limit=0 train.batch_size=20 train.precision=fp32 data.workers=2 data.read_timeout=8")
-    uid = collections.Counter(Clips(tasks.make(config)).columns["video_uid"]).most_common()[-1][0]
+    uid = rarest(Clips(tasks.make(config)).table)
 
     class Hanging(frames.PyAVReader):
         def read(self, indices):

@@ -1,5 +1,4 @@
 """Training in real processes: learning, resuming after kill -9 to the bit, attaching, and failing loudly."""
-import collections
 import json
 import os
 import random
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import MODEL
+from conftest import MODEL, rarest
 
 import egokit
 from egokit import checkpoints, launch
@@ -142,7 +141,7 @@ def test_unreadable_clips_are_errors_or_a_bounded_counted_share(resolve, run, co
         return folder, lambda: train(config, tasks.make(config), folder, "pretrain", torch.device("cpu"))
 
     config = on_copy(resolve(overrides=MODEL))
-    uid = collections.Counter(Clips(tasks.make(config)).columns["video_uid"]).most_common()[-1][0]
+    uid = rarest(Clips(tasks.make(config)).table)
     piece = root / "Ego4D_Chunked" / uid / "0.mp4"
     piece.write_bytes(piece.read_bytes()[:3000])
     _, strict = attempt("strict", "data.workers=0")

@@ -4,13 +4,15 @@ from __future__ import annotations
 import collections
 import json
 import shutil
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
+
+import numpy as np
 
 from egokit import frames as video
 from egokit import relevancy
 from egokit.doctor.finding import Checks, Finding
+from egokit.egoclip_table import EgoClipTable
 from egokit.tables import charades_classes, charades_videos, ek100_annotations, read_metadata, seconds
 
 RELEASED = ("EgoVLPv2.pth", "EgoVLPv2_smallproj.pth", "EgoVLPv2_smallproj_epoch1.pth", "EK-100_finetune.pth",
@@ -54,15 +56,15 @@ class Examination(Checks):
         table_file = self.root / "egoclip.csv"
         yield self.file(part, table_file, "EgoClip")
         if table_file.is_file():
-            from egokit.tasks.egoclip import read_table
-            with warnings.catch_warnings(record=True) as said:
-                warnings.simplefilter("always")
-                table = read_table(table_file)
-            yield Finding(part, "rows", "ok", f"{len(table):,} narrations of {table.video_uid.nunique():,} videos")
-            for warning in said:
-                yield Finding(part, "rows", "note", str(warning.message))
-            ends = dict(table.groupby("video_uid").clip_end.max())
-            yield from self.against(part, "rows", collections.Counter(table.video_uid), chunks, "chunks", ends, self.chunked_length)
+            table = EgoClipTable(table_file, warn=False)
+            yield Finding(part, "rows", "ok", f"{len(table):,} narrations of {len(table.videos):,} videos")
+            if table.malformed:
+                yield Finding(part, "rows", "note", f"{table.malformed:,} malformed rows are left out")
+            video_of_row, stop = table.columns["video_uid"], np.zeros(len(table.videos))
+            np.maximum.at(stop, video_of_row, table.columns["clip_end"])
+            counts = dict(zip(table.videos, np.bincount(video_of_row, minlength=len(table.videos)).tolist(), strict=True))
+            ends = dict(zip(table.videos, stop.tolist(), strict=True))
+            yield from self.against(part, "rows", counts, chunks, "chunks", ends, self.chunked_length)
 
     def egomcq(self) -> Iterator[Finding]:
         part, path = "EgoMCQ", self.root / "egomcq.json"

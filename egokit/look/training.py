@@ -50,19 +50,19 @@ def curves(run: Run):
 def narrations(config, run: Run | None = None, count: int = 8):
     """Narrations of the EgoClip table with four frames each, read from the prepared pieces."""
     from egokit import clips, sampling
-    from egokit.tasks.egoclip import read_table
+    from egokit.egoclip_table import EgoClipTable
     plt = pyplot()
     root = Path(config.site.root)
     if not (root / "egoclip.csv").is_file():
         return f"no {root / 'egoclip.csv'}: nothing to show here"
-    table = read_table(root / "egoclip.csv")
-    rows = table.iloc[np.linspace(0, len(table) - 1, min(count, len(table))).astype(int)]
+    table = EgoClipTable(root / "egoclip.csv")
+    rows = [table.row(int(i)) for i in np.linspace(0, len(table) - 1, min(count, len(table)))]
     figure, axes = plt.subplots(-(-len(rows) // 2), 2, figsize=(13, 1.6 * -(-len(rows) // 2)), squeeze=False, layout="constrained")
     for axis in axes.flat[len(rows):]:
         axis.set_visible(False)
-    for axis, row in zip(axes.flat, rows.itertuples(), strict=False):
-        pixels = clips.read_chunked(root / "Ego4D_Chunked" / row.video_uid, row.clip_start, row.clip_end,
+    for axis, row in zip(axes.flat, rows, strict=False):
+        pixels = clips.read_chunked(root / "Ego4D_Chunked" / row["video_uid"], row["clip_start"], row["clip_end"],
                                     lambda first, last: sampling.egoclip(first, last, 4), config.site.chunk_seconds,
                                     config.data.reader)
-        frame(axis, strip(pixels.transpose(0, 3, 1, 2)), f"{row.clip_text}   ({row.clip_start:.1f}-{row.clip_end:.1f} s)")
+        frame(axis, strip(pixels.transpose(0, 3, 1, 2)), f"{row['clip_text']}   ({row['clip_start']:.1f}-{row['clip_end']:.1f} s)")
     return finish(figure, run, "narrations")

@@ -1,9 +1,7 @@
 """EgoClip: pre-training with EgoNCE, masked words and image-text matching. Source: EgoVLPv2, sections 3-4."""
 from __future__ import annotations
 
-import csv
 import functools
-import warnings
 
 import numpy as np
 import torch
@@ -11,33 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from egokit import clips, dist, losses, sampling
-from egokit.egoclip_table import COLUMNS, NOUNS, VERBS, EgoClipTable
+from egokit.egoclip_table import NOUNS, VERBS, EgoClipTable
 from egokit.loading import Samples
 from egokit.model import similarity
 from egokit.tasks.base import Task
 from egokit.transforms import normalise
-
-
-def read_table(path):
-    """egoclip.csv as a DataFrame of its well-formed rows, for looking at: half a minute and 3 GiB at full size."""
-    import pandas as pd
-    table = pd.read_csv(path, sep="\t", quoting=csv.QUOTE_NONE, on_bad_lines="skip", dtype=str)
-    if list(table.columns) != COLUMNS:
-        raise ValueError(f"{path}: expected the tab-separated columns {', '.join(COLUMNS)}; found {', '.join(table.columns)[:200]}")
-    with open(path, "rb") as file:
-        lines = sum(1 for line in file if line.strip()) - 1
-    for column in ("narration_time", "clip_start", "clip_end"):
-        table[column] = pd.to_numeric(table[column], errors="coerce")
-    tags = r"\[[\d,\s]*\]"
-    good = (table[["narration_time", "clip_start", "clip_end", "clip_text", "video_uid"]].notna().all(axis=1)
-            & (table.clip_end > table.clip_start) & table.tag_verb.str.fullmatch(tags).fillna(False).astype(bool)
-            & table.tag_noun.str.fullmatch(tags).fillna(False).astype(bool))
-    table = table[good].reset_index(drop=True)
-    if table.empty:
-        raise ValueError(f"{path}: none of its {lines} rows is well formed; is this an EgoClip table?")
-    if lines > len(table):
-        warnings.warn(f"{path}: {lines - len(table)} malformed rows of {lines} left out", stacklevel=2)
-    return table
 
 
 def multi_hot(ids: np.ndarray, classes: int) -> np.ndarray:
@@ -58,10 +34,6 @@ class Clips(Samples):
             raise FileNotFoundError(f"{len(absent)} videos of egoclip.csv are not under {self.chunked}, such as {absent[0]}; "
                                     "prepare them with notebook 01_data_prep")
         super().__init__(task.limited(len(self.table)), task.config.seed, train=True)
-
-    @property
-    def columns(self) -> dict[str, np.ndarray]:
-        return self.table.columns
 
     def negative(self, index: int, rng: np.random.Generator) -> int:
         """Another clip of the same scene; the clip itself where it is alone."""
