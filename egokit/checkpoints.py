@@ -63,8 +63,9 @@ def latest(folder: Path) -> Path | None:
 
 def state_dict(content, path) -> dict[str, Tensor]:
     """The tensors of a checkpoint's content, whichever way they are wrapped."""
-    state = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+    state = content.get("state_dict", content.get("model", content)) if isinstance(content, dict) else None
+    if (not isinstance(state, dict) or not state
+            or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items())):
         raise WeightsError(f"{path} holds no state_dict of tensors: expected a released or an egokit checkpoint")
     return state
 

@@ -23,22 +23,24 @@ def checked_tokens(text, config: ModelConfig, tokenizer: str, longest: int) -> d
     if isinstance(text, str):
         text = [text]
     if not isinstance(text, collections.abc.Mapping):
-        if not len(text) or not all(isinstance(one, str) for one in text):
+        if not isinstance(text, collections.abc.Sequence) or not len(text) or not all(isinstance(one, str) for one in text):
             raise ValueError(f"text: expected one string or several, or a dict of tokens; got {text!r:.80}")
         text = load_tokenizer(tokenizer)(list(text), longest)
     missing = {"input_ids", "attention_mask"} - set(text)
     if missing:
         raise ValueError(f"tokens: missing {sorted(missing)}; give strings or input_ids and attention_mask, each (B, L)")
     ids, mask = (torch.as_tensor(text[key]) for key in ("input_ids", "attention_mask"))
-    if ids.ndim != 2 or ids.shape != mask.shape or ids.is_floating_point():
+    if ids.ndim != 2 or ids.shape != mask.shape or ids.is_floating_point() or ids.dtype == torch.bool or not ids.shape[1]:
         raise ValueError(f"tokens: expected integers (B, L) twice, got input_ids {tuple(ids.shape)} {ids.dtype} and "
                          f"attention_mask {tuple(mask.shape)}" + ("; add the batch axis" if ids.ndim == 1 else ""))
+    if ((mask != 0) & (mask != 1)).any():
+        raise ValueError(f"tokens: attention_mask has values from {mask.min()} to {mask.max()}; expected 1 for words and 0 for padding")
     if ids.shape[1] > config.positions - 2:
         raise ValueError(f"tokens: {ids.shape[1]} a text, but the model has {config.positions - 2} positions; cut them")
     if ids.numel() and not 0 <= ids.min() <= ids.max() < config.vocabulary:
         raise ValueError(f"tokens: ids from {ids.min()} to {ids.max()}, but the model knows {config.vocabulary} words: "
                          f"was another tokenizer used than its own, {tokenizer}?")
-    return {"input_ids": ids, "attention_mask": mask}
+    return {"input_ids": ids.long(), "attention_mask": mask.long()}
 
 
 def checked_frames(frames_BTCHW, config: ModelConfig) -> Tensor:
@@ -66,8 +68,11 @@ def checked_frames(frames_BTCHW, config: ModelConfig) -> Tensor:
 
 def clips_at_once(frames_BTCHW, config: ModelConfig, device: torch.device) -> tuple[int, int]:
     """Number of clips, and how many of them go through the model at once."""
-    shape = frames_BTCHW.shape
+    shape = getattr(frames_BTCHW, "shape", ())
     if len(shape) != 5:
+        if not hasattr(frames_BTCHW, "shape"):
+            raise ValueError(f"frames: expected a tensor (B, T, 3, height, width), got {type(frames_BTCHW).__name__}; "
+                             "torch.stack puts clips of read_clip together")
         checked_frames(frames_BTCHW, config)  # raises, saying what is expected
     return shape[0], max(1, (FRAMES_ON_CPU if device.type == "cpu" else FRAMES_ON_GPU) // max(1, shape[1]))
 

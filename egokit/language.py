@@ -30,7 +30,7 @@ class TextAttention(nn.Module):
 
     def forward(self, x_BLD: Tensor, source_BSD: Tensor, mask_B11S: Tensor | None = None) -> Tensor:
         query = heads_first(self.query(x_BLD), self.heads)
-        if cpu_inference(x_BLD) and not self.training and mask_B11S is None and x_BLD.shape[1] < query.shape[-1]:
+        if cpu_inference(x_BLD, self.key, self.value) and not self.training and mask_B11S is None and x_BLD.shape[1] < query.shape[-1]:
             read = read_long(query, source_BSD, self.key, self.value)
         else:
             key, value = (heads_first(linear(source_BSD), self.heads) for linear in (self.key, self.value))

@@ -20,9 +20,13 @@ def fresh_std(width: int) -> float:
     return 0.02 * (768 / width) ** 0.5
 
 
-def cpu_inference(x: Tensor) -> bool:
-    """Float32 on a CPU, and no gradient wanted: where arithmetic is what costs, and forms without a backward pass will do."""
-    return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+def cpu_inference(x: Tensor, *layers: nn.Module) -> bool:
+    """Float32 on a CPU, and no gradient wanted: where arithmetic is what costs, and forms without a backward pass will do.
+
+    `layers` are those whose weights would be used directly: they must be plain (no hooks, no adapter in their place).
+    """
+    return (x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+            and all(type(layer) is Linear and not layer._forward_hooks and not layer._forward_pre_hooks for layer in layers))
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
@@ -31,7 +35,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = F
     Inference in float32 on a CPU goes through oneDNN, which PyTorch itself uses there in half precision only: up to
     1.5 x as fast as its default, and GELU costs nothing more (benchmarks/model.py). It has no backward pass.
     """
-    if cpu_inference(x) and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+    if cpu_inference(x) and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled:
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], "none")
     out = F.linear(x, weight, bias)
     return F.gelu(out) if gelu else out
@@ -56,7 +60,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
     given instead; and for few keys two batched products take a quarter to a half of its time.
     """
     if query.device.type == "cpu":
-        if query.dtype != torch.float32:
+        if query.dtype in (torch.float16, torch.bfloat16):
             with torch.autocast("cpu", enabled=False):
                 return attend(query.float(), key.float(), value.float(), mask, dropout).to(query.dtype)
         if key.shape[2] <= FEW and mask is None and not dropout:

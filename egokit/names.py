@@ -86,6 +86,8 @@ def our_keys(state: dict) -> tuple[dict, list[str]]:
         name = rename(bare, "ours") or (bare if rename(bare, "released") else None)
         if name is None:
             unknown.append(key)
+        elif name in ours:
+            unknown.append(f"{key} (a second one for {name})")
         else:
             ours[name] = value
     return ours, unknown

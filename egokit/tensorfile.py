@@ -8,14 +8,12 @@ is never more than what was asked for, and a file that changes later changes not
 from __future__ import annotations
 
 import collections
-import dataclasses
+import functools
 import json
 import math
 import pickle
 import re
 import sys
-import types
-import typing
 import zipfile
 from pathlib import Path
 
@@ -32,45 +30,48 @@ def _inert(module: str, name: str):
                            "__new__": lambda cls, *args, **kwargs: object.__new__(cls)})
 
 
-class SafeUnpickler(pickle.Unpickler):
-    """Admits tensors and plain containers; replaces classes of foreign packages by inert ones; refuses the rest."""
-
-    ADMITTED: typing.ClassVar = {("collections", "OrderedDict"): collections.OrderedDict,
-                ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
-                ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
-                ("builtins", "set"): set, ("builtins", "frozenset"): frozenset, ("__builtin__", "set"): set}
-    # plain data that training scripts leave in a checkpoint beside the tensors: dropped as well
-    DROPPED = re.compile(r"pathlib\..*|argparse\.Namespace|datetime\..*|collections\.(defaultdict|Counter)|_codecs\.encode|"
-                         r"numpy(\._?core)?(\.multiarray)?\.(scalar|dtype|ndarray|_reconstruct)|numpy\.random\._pickle\..*|numpy\.dtypes\..*")
-
-    def find_class(self, module: str, name: str):
-        if (module, name) in self.ADMITTED:
-            return self.ADMITTED[module, name]
-        if module == "torch" and (name.endswith("Storage") or isinstance(getattr(torch, name, None), torch.dtype)
-                                  or name == "Size"):
-            return getattr(torch, name)
-        foreign = module.split(".")[0] not in sys.stdlib_module_names | {"torch", "numpy", "__builtin__"}
-        if foreign or self.DROPPED.fullmatch(f"{module}.{name}"):
-            return _inert(module, name)
-        raise pickle.UnpicklingError(f"it names {module}.{name}, which a checkpoint has no use for")
-
-
-_SAFE_PICKLE = types.SimpleNamespace(__name__="egokit.checkpoints", Unpickler=SafeUnpickler,
-                                     load=lambda file, **options: SafeUnpickler(file, **options).load())
-
-
-@dataclasses.dataclass(frozen=True)
 class Stored:
     """A tensor that still lies in its file: `bytes_of(record)` gives the storage that it is a view of."""
-    bytes_of: typing.Callable[[str], Tensor]
-    record: str
-    dtype: torch.dtype
-    offset: int
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
+    __slots__ = ("bytes_of", "dtype", "offset", "record", "size", "stride")
+
+    def __init__(self, bytes_of, record: str, dtype: torch.dtype, offset: int, size: tuple[int, ...], stride: tuple[int, ...]):
+        self.bytes_of, self.record, self.dtype, self.offset, self.size, self.stride = bytes_of, record, dtype, offset, size, stride
+
+    def __setstate__(self, state):
+        raise pickle.UnpicklingError("it changes a tensor's description")
 
     def tensor(self) -> Tensor:
         return self.bytes_of(self.record).view(self.dtype).as_strided(self.size, self.stride, self.offset)
+
+
+OLDER = 0x1950a86a20f9469cfc6c  # what the first pickle of a file before PyTorch 1.6 says
+
+
+class _Build:
+    """What a pickle calls where PyTorch would rebuild a tensor; unlike a function, nothing in a pickle can change it."""
+    __slots__ = ("function",)
+
+    def __init__(self, function):
+        self.function = function
+
+    def __call__(self, *args):
+        return self.function(*args)
+
+    def __setstate__(self, state):
+        raise pickle.UnpicklingError("it changes what builds a tensor")
+
+
+class _Dict(dict):
+    """A state dict is an OrderedDict with notes in an attribute: they are dropped."""
+    __slots__ = ()
+
+    def __setstate__(self, state):
+        pass
+
+
+class _Storage(collections.namedtuple("_Storage", "record dtype")):
+    """A storage that a pickle refers to by its record."""
+    __slots__ = ()
 
 
 STORAGES = {"FloatStorage": torch.float32, "HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16,
@@ -78,25 +79,58 @@ STORAGES = {"FloatStorage": torch.float32, "HalfStorage": torch.float16, "BFloat
             "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool, "UntypedStorage": torch.uint8}
 
 
-class _LazyUnpickler(SafeUnpickler):
-    """SafeUnpickler of the zip format: tensors become Stored."""
+class SafeUnpickler(pickle.Unpickler):
+    """Tensors become Stored; containers are admitted; classes of foreign packages become inert ones; the rest is refused.
+
+    Nothing that a name can give belongs to Python, PyTorch or this package: what a pickle calls or changes is made for it.
+    """
+
+    # plain data that training scripts leave in a checkpoint beside the tensors: dropped as well
+    DROPPED = re.compile(r"pathlib\..*|argparse\.Namespace|datetime\..*|collections\.(defaultdict|Counter)|_codecs\.encode|"
+                         r"torch\.device|(builtins|__builtin__)\.(range|slice|complex|bytearray)|"
+                         r"numpy(\._?core)?(\.multiarray)?\.(scalar|dtype|ndarray|_reconstruct)|numpy\.random\._pickle\..*|numpy\.dtypes\..*")
 
     def __init__(self, file, bytes_of, **options):
         super().__init__(file, **options)
-        self.bytes_of = bytes_of
+        self.found: dict[str, int] = {}  # records that were referred to, and how many bytes a number of theirs has
 
-    def persistent_load(self, saved):
-        _, dtype, record, _, _ = saved
-        return record, dtype
+        def tensor(storage, offset, size, stride, *_):
+            if not isinstance(storage, _Storage):
+                raise pickle.UnpicklingError("a tensor without a storage")
+            return Stored(bytes_of, storage.record, storage.dtype, int(offset), tuple(size), tuple(stride))
+        whole = _Build(lambda stored, *_: stored)
+        self.admitted = {
+            ("collections", "OrderedDict"): _Build(lambda *items: _Dict(*items)),
+            ("builtins", "set"): _Build(lambda *items: set(*items)), ("builtins", "frozenset"): _Build(lambda *items: frozenset(*items)),
+            ("torch", "Size"): _Build(lambda *items: tuple(*items)),
+            ("torch._utils", "_rebuild_tensor_v2"): _Build(tensor), ("torch._utils", "_rebuild_tensor"): _Build(tensor),
+            ("torch._utils", "_rebuild_parameter"): whole, ("torch._utils", "_rebuild_parameter_with_state"): whole,
+            ("torch._tensor", "_rebuild_from_type_v2"): _Build(lambda build, kind, given, state: build(*given))}
 
     def find_class(self, module: str, name: str):
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return lambda storage, offset, size, stride, *_: Stored(self.bytes_of, *storage, offset, tuple(size), tuple(stride))
-        if (module, name) == ("torch._utils", "_rebuild_parameter"):
-            return lambda stored, *_: stored
-        if module in ("torch", "torch.storage") and name in STORAGES:
+        module = "builtins" if module == "__builtin__" else module
+        if (module, name) in self.admitted:
+            return self.admitted[module, name]
+        if module in ("torch", "torch.storage") and name.endswith("Storage"):
+            if name not in STORAGES:
+                raise pickle.UnpicklingError(f"it holds a {name}: complex and quantised numbers are not supported")
             return STORAGES[name]
-        return super().find_class(module, name)
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
+        foreign = module.split(".")[0] not in sys.stdlib_module_names | {"torch", "numpy", "egokit"}
+        if foreign or self.DROPPED.fullmatch(f"{module}.{name}"):
+            return _inert(module, name)
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which a checkpoint has no use for")
+
+    def persistent_load(self, saved):
+        """("storage", type, record, device, count): zip and older files alike."""
+        if not isinstance(saved, tuple) or len(saved) < 5 or saved[0] != "storage" or not isinstance(saved[1], torch.dtype):
+            raise pickle.UnpicklingError("it refers to something that is no storage")
+        if len(saved) > 5 and saved[5] is not None:
+            raise pickle.UnpicklingError("it has views of storages, which PyTorch no longer writes")
+        record = str(saved[2])
+        self.found[record] = saved[1].itemsize
+        return _Storage(record, saved[1])
 
 
 def _open_zip(path: Path) -> dict:
@@ -113,13 +147,43 @@ def _open_zip(path: Path) -> dict:
     def bytes_of(record: str) -> Tensor:
         if record not in storages:  # tied weights share a storage, and go on sharing it
             info = archive.getinfo(f"{folder}data/{record}")
-            storages[record] = torch.empty(info.file_size, dtype=torch.uint8)
+            storages[record] = torch.empty(info.file_size, dtype=torch.uint8, device="cpu")
             with archive.open(info) as file:
                 _fill(storages[record], file)
         return storages[record]
 
     with archive.open(pickled) as file:
-        return _LazyUnpickler(file, bytes_of).load()
+        return SafeUnpickler(file, bytes_of).load()
+
+
+def _open_older(path: Path) -> dict:
+    """PyTorch's format before 1.6: three pickles of constants, the content, the storages' keys, then each one's count and bytes."""
+    places: dict[str, tuple[int, int]] = {}
+
+    def bytes_of(record: str) -> Tensor:
+        first, size = places[record]
+        out = torch.empty(size, dtype=torch.uint8, device="cpu")
+        with open(path, "rb") as file:
+            file.seek(first)
+            _fill(out, file)
+        return out
+
+    kept = functools.cache(bytes_of)  # tied weights share a storage
+    with open(path, "rb") as file:
+        def one():
+            unpickler = SafeUnpickler(file, kept)
+            return unpickler.load(), unpickler.found
+        if one()[0] != OLDER:
+            raise ValueError("it is no file of tensors")
+        one(), one()  # the protocol's version, and the machine's
+        content, widths = one()
+        for record in one()[0]:
+            count = int.from_bytes(file.read(8), "little", signed=True)
+            places[str(record)] = (file.tell(), count * widths[str(record)])
+            file.seek(max(count, 0) * widths[str(record)], 1)
+        if file.tell() > path.stat().st_size:
+            raise ValueError("it ends too early")
+    return content
 
 
 SAFETENSORS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
@@ -135,7 +199,7 @@ def _open_safetensors(path: Path) -> dict:
 
     def bytes_of(record: str) -> Tensor:
         begin, end = header[record]["data_offsets"]
-        out = torch.empty(end - begin, dtype=torch.uint8)
+        out = torch.empty(end - begin, dtype=torch.uint8, device="cpu")
         with open(path, "rb") as file:
             file.seek(8 + length + begin)
             _fill(out, file)
@@ -161,26 +225,37 @@ def _fill(out: Tensor, file) -> None:
 
 
 def open_lazily(path: Path):
-    """What a file holds, its tensors `Stored` (except in the format before torch 1.6). Raises many things on a bad file."""
+    """What a file holds, its tensors `Stored`. Raises many things on a bad file."""
     with open(path, "rb") as file:
-        begins = file.read(16)
+        begins = file.read(512)
+    text = begins.decode(errors="replace").lstrip("\ufeff \t\r\n")
     if zipfile.is_zipfile(path):
         return _open_zip(path)
     if begins[8:9] == b"{":
         return _open_safetensors(path)
     if begins.startswith(b"PK"):
         raise ValueError("it begins like a checkpoint, but its end is missing")
-    if begins.lstrip()[:1] == b"<":
-        raise ValueError(f"it is a web page, beginning with {begins.decode(errors='replace')!r}")
-    return torch.load(path, map_location="cpu", weights_only=False, pickle_module=_SAFE_PICKLE)  # such as timm's first ViT files
+    if text.startswith("<"):
+        raise ValueError(f"it is a web page, beginning with {text[:16]!r}")
+    if text.startswith(("{", "version https://git-lfs")):
+        raise ValueError(f"it is text, beginning with {text[:32]!r}: the file itself was not fetched")
+    if not begins.startswith(b"\x80"):
+        raise ValueError(f"it is no file of tensors: it begins with {begins[:16]!r}")
+    return _open_older(path)
 
 
-def materialise(value):
-    """Containers with every Stored in them read."""
+def materialise(value, seen: dict | None = None):
+    """Containers with every Stored in them read; what is shared stays shared."""
+    seen = {} if seen is None else seen
+    if id(value) in seen:
+        return seen[id(value)][0]
     if isinstance(value, Stored):
-        return value.tensor()
-    if isinstance(value, dict):
-        return {key: materialise(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(materialise(one) for one in value)
-    return value
+        out = value.tensor()
+    elif isinstance(value, dict):
+        out = {key: materialise(one, seen) for key, one in value.items()}
+    elif type(value) in (list, tuple):
+        out = type(value)(materialise(one, seen) for one in value)
+    else:
+        return value
+    seen[id(value)] = out, value  # held, so that its id stays its own
+    return out

@@ -28,7 +28,7 @@ class TextGate(nn.Module):
 
     def forward(self, x_BSD: Tensor, text_BLD: Tensor, mask_B11L: Tensor) -> Tensor:
         key, value = (heads_first(y, self.heads) for y in self.key_value(text_BLD).chunk(2, dim=-1))
-        if cpu_inference(x_BSD) and text_BLD.shape[1] < min(key.shape[-1], x_BSD.shape[1]):
+        if cpu_inference(x_BSD, self.query, self.proj) and text_BLD.shape[1] < min(key.shape[-1], x_BSD.shape[1]):
             return x_BSD + self.gate * read_short(self.norm(x_BSD), self.query, key, value, mask_B11L, self.proj)
         read = attend(heads_first(self.query(self.norm(x_BSD)), self.heads), key, value, mask_B11L)
         return x_BSD + self.gate * self.proj(read.transpose(1, 2).flatten(2))
@@ -56,20 +56,21 @@ class DividedAttention(nn.Module):
             return self.proj(attend(query, key, value).transpose(1, 2).flatten(2))                # (B, 1, D)
         query, key, value = self.qkv(x_BSD).unflatten(-1, (3, H, D // H)).permute(2, 0, 3, 1, 4)  # each (B, H, S, K)
         cls = attend(query[:, :, :1], key, value)                     # (B, H, 1, K)
+        G = frames if self.over == "space" else (S - 1) // frames
 
         def groups(z: Tensor) -> Tensor:
             """Patches (B, H, T*N, K) -> (B*G, H, size, K), a group being a frame or a position."""
-            z = z[:, :, 1:].unflatten(2, (frames, -1))
+            z = z[:, :, 1:].unflatten(2, (frames, (S - 1) // frames))
             z = z.permute(0, 2, 1, 3, 4) if self.over == "space" else z.permute(0, 3, 1, 2, 4)
             return z.flatten(0, 1)
 
         def with_cls(z: Tensor) -> Tensor:
             patches = groups(z)
-            first = z[:, :, :1].repeat_interleave(patches.shape[0] // B, dim=0)
+            first = z[:, :, :1].repeat_interleave(G, dim=0)
             return torch.cat([first, patches], dim=2)
 
         read = attend(groups(query), with_cls(key), with_cls(value))
-        read = read.unflatten(0, (B, -1))                                                          # (B, G, H, size, K)
+        read = read.unflatten(0, (B, G))                                                           # (B, G, H, size, K)
         read = read.permute(0, 1, 3, 2, 4) if self.over == "space" else read.permute(0, 3, 1, 2, 4)
         return self.proj(torch.cat([cls.transpose(1, 2).flatten(2), read.reshape(B, S - 1, D)], dim=1))
 

@@ -20,30 +20,30 @@ from egokit.model import EgoVLP
 from egokit.names import our_keys, rename
 from egokit.resolve import build
 
-# without these the shape of a network can't be told from a file
-SHAPED = ("video.norm.weight", "video.patch_embed.weight", "video.position_embed", "video.temporal_embed", "video.blocks.0.fc1.weight",
-          "text.word_embed.weight", "text.position_embed.weight")
-
 
 def infer_config(state: dict[str, Tensor]) -> ModelConfig:
-    """Shape of the network from our keys. Heads are of 64 channels in the base model (12), as released."""
-    depth = 1 + max(int(key.split(".")[2]) for key in state if key.startswith("video.blocks."))
-    width = state["video.norm.weight"].shape[0]
-    if width % 64:
+    """Shape of the network from our keys, where a file has no record of it: the base model's 12 blocks of which 6 are fused,
+    with what differs between the released ones. What a key can't tell, for it is missing or misshapen, is as released; `check`
+    then lists it.
+    """
+    base = ModelConfig()
+
+    def size(key: str, axis: int, dimensions: int, otherwise: int) -> int:
+        return state[key].shape[axis] if key in state and state[key].ndim == dimensions else otherwise
+    width = size("video.norm.weight", 0, 1, base.width)
+    if width % 64 or not width:
         raise WeightsError(f"a model of width {width} and no record of its number of heads: expected an egokit checkpoint, "
                            "or the base model's 768")
-    patch = state["video.patch_embed.weight"].shape[-1]
-    patches = state["video.position_embed"].shape[1] - 1
+    patch = size("video.patch_embed.weight", 3, 4, base.patch_size)
+    patches = size("video.position_embed", 1, 3, 197) - 1
     mlp = any(key.startswith(("text_projection.4.", "video_projection.4.")) for key in state)
-    last = ("text_projection.4.weight", "video_projection.4.weight") if mlp else ("text_projection.1.weight", "video_projection.0.weight")
-    size = next((len(state[key]) for key in last if key in state), 4096 if mlp else 256)
-    return ModelConfig(image_size=round(patches ** 0.5) * patch, patch_size=patch, width=width, heads=width // 64,
-                       depth=depth, fused=sum(key.endswith(".text.gate") for key in state),
-                       frames=state["video.temporal_embed"].shape[1],
-                       mlp_ratio=state["video.blocks.0.fc1.weight"].shape[0] / width,
-                       vocabulary=state["text.word_embed.weight"].shape[0],
-                       positions=state["text.position_embed.weight"].shape[0],
-                       projection=f"{'mlp' if mlp else 'linear'}{size}")
+    out = "text_projection.4.weight" if mlp else "text_projection.1.weight"
+    return ModelConfig(image_size=max(1, round(patches ** 0.5)) * patch, patch_size=patch, width=width, heads=width // 64,
+                       depth=base.depth, fused=base.fused, frames=size("video.temporal_embed", 1, 3, base.frames),
+                       mlp_ratio=size("video.blocks.0.fc1.weight", 0, 2, 4 * width) / width,
+                       vocabulary=size("text.word_embed.weight", 0, 2, base.vocabulary),
+                       positions=size("text.position_embed.weight", 0, 2, base.positions),
+                       projection=f"{'mlp' if mlp else 'linear'}{size(out, 0, 2, 4096 if mlp else 256)}")
 
 
 def resize_temporal(embed_1TD: Tensor, frames: int) -> Tensor:
@@ -94,35 +94,56 @@ def load(path: str | Path, frames: int | None = None, tokenizer: str | None = No
     Raises WeightsError naming file and keys: a model is loaded whole or not at all. With `report=True` returns
     (model, {"loaded", "missing", "unexpected", "misshapen"}), where a file that does not fit gives None for the model.
     """
+    if frames is not None and (not isinstance(frames, int) or frames < 1):
+        raise WeightsError(f"frames={frames!r}: expected a whole number of at least 1")
     path = checkpoints.find(path)
     content = checkpoints.read(path, everything=False)
     state, unknown = our_keys(checkpoints.state_dict(content, path))
-    released = content.get("config")  # an inert object in the original's files
-    own = content if content.get("format") == checkpoints.FORMAT else released.get("egokit") if isinstance(released, dict) else None
-    if own:
-        config, tokenizer = build(ModelConfig, own["model_config"]), tokenizer or own["tokenizer"]
-    elif all(key in state for key in SHAPED):
-        config = infer_config(state)
-    else:
-        raise WeightsError(f"{path} is not an EgoVLPv2 checkpoint: "
-                           + (f"{', '.join(key for key in SHAPED if key not in state)} missing; " if state else "")
-                           + f"its keys begin with {', '.join(sorted(state | dict.fromkeys(unknown))[:5])}")
+    own = _record(content, path)
+    del content  # and with it what the file holds besides
+    if not own and not state:
+        raise WeightsError(f"{path} is not an EgoVLPv2 checkpoint: its keys begin with {', '.join(sorted(unknown)[:5])}")
+    config = build(ModelConfig, own["model_config"]) if own else infer_config(state)
+    temporal = state.get("video.temporal_embed")
     if frames is not None and frames != config.frames:
-        if frames < 1:
-            raise WeightsError(f"frames={frames}: a clip has at least one")
-        state["video.temporal_embed"] = resize_temporal(state["video.temporal_embed"].float(), frames)
+        if temporal is not None and temporal.ndim == 3:
+            state["video.temporal_embed"] = resize_temporal(temporal.float(), frames)
         config = dataclasses.replace(config, frames=frames)
     with torch.device("meta"), _NoStart():
-        model = EgoVLP(dataclasses.replace(config, checkpointing=False), tokenizer or "roberta-base")
+        model = EgoVLP(dataclasses.replace(config, checkpointing=False), tokenizer or (own["tokenizer"] if own else "roberta-base"))
     try:
         found = check(model, state, unknown, path)
     except WeightsError as error:
         if report:
             return None, error.report
         raise
-    model.load_state_dict({key: value.float() for key, value in state.items()}, assign=True)
+    model.load_state_dict(_own_memory(state), assign=True)
     model.eval()
     return (model, found) if report else model
+
+
+def _record(content: dict, path) -> dict | None:
+    """What an egokit checkpoint, or a file exported by egokit, says of its model; None in other files."""
+    released = content.get("config")  # an inert object in the original's files
+    own = content if content.get("format") == checkpoints.FORMAT else released.get("egokit") if isinstance(released, dict) else None
+    if own is None:
+        return None
+    if not (isinstance(own, dict) and isinstance(own.get("model_config"), dict) and isinstance(own.get("tokenizer"), str)):
+        raise WeightsError(f"{path}: its record of the model is damaged: expected model_config and tokenizer")
+    return own
+
+
+def _own_memory(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Float32, each tensor dense and in memory of its own, though a file may share it; `state` is emptied on the way."""
+    out, seen = {}, set()
+    for key in list(state):
+        value = state.pop(key).float().contiguous()
+        storage = value.untyped_storage()
+        if storage.data_ptr() in seen or storage.nbytes() != value.nbytes:
+            value = value.clone()
+        seen.add(value.untyped_storage().data_ptr())
+        out[key] = value
+    return out
 
 
 def save(model: EgoVLP, path: str | Path, **extra) -> None:
@@ -138,7 +159,7 @@ def _shape(model: EgoVLP) -> dict:
 def export(model: EgoVLP, path: str | Path) -> None:
     """Write the released layout, for the original code to load: its key names under 'module.', and the buffer it expects."""
     state = {f"module.{rename(key, 'released')}": value for key, value in model.state_dict().items()}
-    state["module.text_model.embeddings.position_ids"] = torch.arange(model.config.positions)[None]
+    state["module.text_model.embeddings.position_ids"] = torch.arange(model.config.positions, device="cpu")[None]
     checkpoints.write(path, {"arch": "DistributedDataParallel", "epoch": 0, "state_dict": state, "monitor_best": 0.0,
                              "config": {"egokit": _shape(model)}})
 
@@ -163,16 +184,26 @@ NEW_PARTS = re.compile(r"video\.(temporal_embed|blocks\.\d+\.(time|norm_time|tex
                        r"(?!video\.|text\.)")
 
 
+# of other tasks: not wanted here
+OTHER_HEADS = re.compile(r"(head|head_dist|pre_logits|fc_norm|lm_head|classifier|pooler|roberta\.pooler)\.|(.*\.)?position_ids$")
+
+
 def start(model: EgoVLP, source: str, prefix: str, ours: str) -> None:
     """Copy a ViT-B/16 (timm name or file) or a RoBERTa (name, folder or file) into the backbone; strict on what it has."""
     if Path(source).is_file():
-        content = checkpoints.read(source)
-        state = checkpoints.state_dict(content.get("model", content), source)
+        state = checkpoints.state_dict(checkpoints.read(source, everything=False), source)
     else:
         state = _download(source, vit=prefix == "video_model.")
-    given = {rename(prefix + key.removeprefix("roberta."), "ours"): value for key, value in state.items()}
-    given.pop(None, None)  # the classifier, the pooler, the language head: heads of other tasks
-    wanted = model.state_dict()
+    wanted, given, surplus = model.state_dict(), {}, []
+    for key, value in state.items():
+        name = rename(prefix + key.removeprefix("roberta."), "ours")
+        if name in wanted:
+            given[name] = value
+        elif not OTHER_HEADS.match(key):
+            surplus.append(key)
+    if surplus:
+        raise WeightsError(f"{source}: {len(surplus)} keys that this model has no place for, such as {', '.join(surplus[:6])}; "
+                           "expected a plain ViT or RoBERTa of the model's size")
     wrong = [key for key in wanted if key.startswith(ours) and not NEW_PARTS.match(key)
              and (key not in given or given[key].shape != wanted[key].shape)]
     if wrong:

@@ -38,7 +38,7 @@ def test_a_reader_that_never_returns_is_an_error_that_names_the_file(hanging):
     dataset = task.dataset("train")
     batches = loading.training_batches(len(dataset), 20, 0, 0, 0, 1)
     began = time.monotonic()
-    with pytest.raises(frames.VideoError, match=rf"{uid}/0\.mp4: no answer from its reader within 8 s.*max_bad_fraction"):
+    with pytest.raises(frames.VideoError, match=rf"{uid}/\d\.mp4: no answer from its reader within 8 s.*max_bad_fraction"):
         list(loading.loader(dataset, batches, task.collate, 2, timeout=8.0))
     assert time.monotonic() - began < 60
 
@@ -49,7 +49,7 @@ def test_a_tolerant_run_goes_on_without_that_file(hanging, tmp_path):
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, max_bad_fraction=0.9))
     metrics = train(config, tasks.make(config), Run(tmp_path), "pretrain", torch.device("cpu"))
     bad = [event["said"] for event in Run(tmp_path).read_log() if event["kind"] == "bad"]
-    assert metrics["bad_samples"] == len(bad) > 0 and all(f"{uid}/0.mp4: left out, as it did not answer" in said for said in bad)
+    assert metrics["bad_samples"] == len(bad) > 0 and all(uid in said and "left out, as it did not answer" in said for said in bad)
     steps = [event["step"] for event in Run(tmp_path).read_log() if event["kind"] == "step"]
     assert steps == list(range(1, metrics["steps"] + 1))
 

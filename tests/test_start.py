@@ -89,5 +89,13 @@ def test_starts_that_fail_say_what_to_give(tmp_path, monkeypatch):
     with pytest.raises(WeightsError, match=r"site\.roberta: '.*nowhere' is no file.*local path \(a folder with config\.json"):
         tiny(roberta=str(tmp_path / "nowhere"))
     torch.save(timm.create_model("vit_tiny_patch16_224", pretrained=False).state_dict(), tmp_path / "tiny.pth")
-    with pytest.raises(WeightsError, match=r"tiny\.pth: \d+ keys are missing or of another shape, such as video\."):
+    with pytest.raises(WeightsError, match=r"tiny\.pth: 120 keys that this model has no place for, such as blocks\.2\.norm1"):
         tiny(vit=str(tmp_path / "tiny.pth"))
+    state = torch.load(tmp_path / "tiny.pth")
+    kept = {key: value for key, value in state.items() if not key.startswith("blocks.") or key.startswith("blocks.0.")}
+    torch.save(kept, tmp_path / "cut.pth")
+    with pytest.raises(WeightsError, match=r"cut\.pth: \d+ keys are missing or of another shape, such as video\."):
+        tiny(vit=str(tmp_path / "cut.pth"))
+    torch.save([torch.zeros(2)], tmp_path / "list.pth")
+    with pytest.raises(WeightsError, match=r"list\.pth holds no state_dict"):
+        tiny(vit=str(tmp_path / "list.pth"))

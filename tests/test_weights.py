@@ -108,6 +108,19 @@ def test_public_methods_check_their_input(model):
         model.match(frames, ["#C C opens the box"] * 3)
     with pytest.raises(ValueError, match="missing \\['attention_mask'\\]"):
         model.encode_text({"input_ids": torch.zeros(1, 3).long()})
+    for given, said in (([frames[0]], "torch.stack"), (frames.movedim(2, -1), "movedim"), (frames.transpose(1, 2), "transpose"),
+                        (frames * float("nan"), "nan")):
+        with pytest.raises(ValueError, match=said):
+            model.encode_video(given)
+    ids = torch.full((1, 3), 5)
+    for given, said in ((None, "one string or several"), ([], "one string or several"),
+                        ({"input_ids": ids, "attention_mask": ids * -1e4}, "expected 1 for"),
+                        ({"input_ids": ids + 10**6, "attention_mask": ids * 0 + 1}, "another tokenizer"),
+                        ({"input_ids": ids[0], "attention_mask": ids[0]}, "batch axis")):
+        with pytest.raises(ValueError, match=said):
+            model.encode_text(given)
+    with pytest.warns(UserWarning, match="pixels of 0-1 before normalisation"):
+        model.encode_video(torch.rand(1, 4, 3, 64, 64))
     assert model.encode_text("#C C opens the box").shape == (1, 16) and model.match(frames, ["a", "b"]).shape == (2,)
 
 
@@ -210,7 +223,7 @@ def test_foreign_objects_are_dropped_unread(model, tmp_path, monkeypatch):
                                   "importlib.import_module", "shutil.rmtree", "torch._utils._rebuild_device_tensor_from_numpy"])
 def test_pickles_that_name_anything_else_are_refused(tmp_path, what):
     module, _, name = what.rpartition(".")
-    code = f"c{module}\n{name}\n(S'made'\ntR.".encode()
+    code = b"\x80\x02" + f"c{module}\n{name}\n(S'made'\ntR.".encode()
     (tmp_path / "legacy.pth").write_bytes(code)
     import zipfile
     with zipfile.ZipFile(tmp_path / "new.pth", "w") as archive:
@@ -218,6 +231,115 @@ def test_pickles_that_name_anything_else_are_refused(tmp_path, what):
     for file in ("legacy.pth", "new.pth"):
         with pytest.raises(WeightsError, match=rf"{file}.*(names {what}|which a checkpoint has no use)"):
             egokit.load(tmp_path / file)
+
+
+MAGIC = b"".join(pickle.dumps(one, 2) for one in (0x1950a86a20f9469cfc6c, 1001, {"little_endian": True}))
+
+
+@pytest.mark.parametrize("code", [
+    # older PyTorch compares a module's source with a file of its name, which it may also write
+    b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(}X\x0c\x00\x00\x00dump_patches\x88s}X\x08\x00\x00\x00__name__X\x03\x00\x00\x00pwns\x86b.",
+    b"\x80\x02(X\x06\x00\x00\x00modulectorch._utils\n_rebuild_tensor_v2\nX\x01\x00\x00\x00aX\x01\x00\x00\x00btQ.",
+    # state given to what builds tensors would change it for the whole process
+    b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n}X\x0c\x00\x00\x00__qualname__X\x01\x00\x00\x00zsb.",
+    b"\x80\x02cegokit.tensorfile\nStored\n."])
+def test_pickles_that_change_what_they_are_given_are_refused(tmp_path, monkeypatch, code):
+    import zipfile
+    monkeypatch.chdir(tmp_path)
+    before = {name: dict(vars(getattr(torch._utils, name))) for name in ("_rebuild_tensor_v2", "_rebuild_parameter")}
+    (tmp_path / "older.pth").write_bytes(MAGIC + code + pickle.dumps([], 2))
+    with zipfile.ZipFile(tmp_path / "zip.pth", "w") as archive:
+        archive.writestr("archive/data.pkl", code)
+    for name in ("older.pth", "zip.pth"):
+        with pytest.raises(WeightsError, match=name):
+            egokit.load(name)
+    assert before == {name: dict(vars(getattr(torch._utils, name))) for name in before}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["older.pth", "zip.pth"]
+    torch.save({"a": torch.zeros(1)}, "still.pth")
+
+
+def test_a_tar_is_not_opened(tmp_path):
+    import tarfile
+    with tarfile.open(tmp_path / "a.pth", "w") as archive:
+        member = tarfile.TarInfo("storages")
+        member.type, member.linkname = tarfile.SYMTYPE, "/etc/hostname"
+        archive.addfile(member)
+    with pytest.raises(WeightsError, match=r"a\.pth.*no file of tensors"):
+        egokit.load(tmp_path / "a.pth")
+
+
+def released_state(model):
+    return {f"module.{weights.rename(key, 'released')}": value.detach().clone() for key, value in model.state_dict().items()}
+
+
+def recorded(model, state):
+    return {"state_dict": state, "config": {"egokit": {"model_config": vars(model.config), "tokenizer": ""}}}
+
+
+def test_strictness_has_no_holes(released, model, tmp_path):
+    """A file without its last layer, two names for one weight, keys that the shape is told by, and keys that are no text."""
+    from golden_inputs import release_state
+    state = release_state("small")
+    torch.save({key: value for key, value in state.items() if ".11." not in key and "pos_embed" not in key}, tmp_path / "short.pth")
+    nothing, report = egokit.load(tmp_path / "short.pth", report=True)
+    assert nothing is None and "video.position_embed" in report["missing"] and "text.layers.11.fc1.bias" in report["missing"]
+    torch.save({"layer1.weight": torch.zeros(2), "layer2.weight": torch.zeros(2)}, tmp_path / "other.pth")
+    with pytest.raises(WeightsError, match=r"other\.pth is not an EgoVLPv2 checkpoint: its keys begin with layer1"):
+        egokit.load(tmp_path / "other.pth")
+    own = released_state(model)
+    torch.save(recorded(model, {**own, **{key.removeprefix("module."): value + 1 for key, value in own.items()}}), tmp_path / "twice.pth")
+    assert len(egokit.load(tmp_path / "twice.pth", report=True)[1]["unexpected"]) == len(own)
+    for content in ({0: torch.zeros(1)}, {"format": checkpoints.FORMAT, "state_dict": own},
+                    {**recorded(model, own), "config": {"egokit": "x"}}):
+        torch.save(content, tmp_path / "odd.pth")
+        with pytest.raises(WeightsError, match=r"odd\.pth"):
+            egokit.load(tmp_path / "odd.pth")
+    with pytest.raises(WeightsError, match=r"frames=2\.5: expected a whole number"):
+        egokit.load(tmp_path / "odd.pth", frames=2.5)
+
+
+def test_every_weight_has_memory_of_its_own(model, tmp_path):
+    """Files may tie weights, expand them, or cut them from one storage; what is loaded can be trained and converted."""
+    own = released_state(model)
+    word, decoder = "module.text_model.embeddings.word_embeddings.weight", "module.mlm_score.decoder.weight"
+    bias = "module.txt_proj.1.bias"
+    own[decoder] = own[word]
+    own[bias] = torch.zeros(1).expand(len(own[bias]))
+    torch.save(recorded(model, own), tmp_path / "tied.pth")
+    loaded = egokit.load(tmp_path / "tied.pth")
+    optimizer = torch.optim.SGD(loaded.parameters(), lr=1.0)
+    loaded.text.word_embed.weight.grad = torch.ones_like(loaded.text.word_embed.weight)
+    loaded.text_projection[1].bias.grad = torch.ones_like(loaded.text_projection[1].bias)
+    optimizer.step()
+    assert torch.equal(loaded.word_head.decoder.weight, own[word])
+    cli.main(["convert", str(tmp_path / "tied.pth"), str(tmp_path / "untied.safetensors")])
+    with torch.device("meta"):  # or cuda, as notebooks like to set it
+        assert egokit.load(tmp_path / "untied.safetensors").device.type == "cpu"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_become_float32(model, tmp_path, dtype):
+    torch.save(recorded(model, {key: value.to(dtype) for key, value in released_state(model).items()}), tmp_path / "a.pth")
+    loaded = egokit.load(tmp_path / "a.pth")
+    assert all(torch.equal(value, model.state_dict()[key].to(dtype).float()) for key, value in loaded.state_dict().items())
+
+
+def test_empty_batches(model):
+    frames, none = torch.zeros(3, 4, 3, 64, 64), {"input_ids": torch.zeros(0, 3).long(), "attention_mask": torch.zeros(0, 3).long()}
+    for gradients in (True, False):
+        with torch.set_grad_enabled(gradients):
+            assert model.encode_video(frames[:0]).shape == (0, 16) and model.encode_text(none).shape == (0, 16)
+            assert model.itm_logits(frames[:0], none).shape == (0, 2) and model.match(frames[:1], none).shape == (0,)
+
+
+def test_adapters_and_hooks_are_not_passed_by(model):
+    """The fast ways through cross-attention use weights directly: not where something stands in a layer's place."""
+    seen = []
+    model.text.layers[-1].video.key.register_forward_hook(lambda *_: seen.append("key"))
+    model.video.blocks[-1].text.query.register_forward_hook(lambda *_: seen.append("query"))
+    with torch.no_grad():
+        model.eval().match(torch.zeros(1, 4, 3, 64, 64), ["#C C opens the box"])
+    assert sorted(seen) == ["key", "query"]
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
