@@ -242,7 +242,7 @@ MAGIC = b"".join(pickle.dumps(one, 2) for one in (0x1950a86a20f9469cfc6c, 1001, 
     b"\x80\x02(X\x06\x00\x00\x00modulectorch._utils\n_rebuild_tensor_v2\nX\x01\x00\x00\x00aX\x01\x00\x00\x00btQ.",
     # state given to what builds tensors would change it for the whole process
     b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n}X\x0c\x00\x00\x00__qualname__X\x01\x00\x00\x00zsb.",
-    b"\x80\x02cegokit.tensorfile\nStored\n."])
+    b"\x80\x02cegokit.safepickle\nStored\n."])
 def test_pickles_that_change_what_they_are_given_are_refused(tmp_path, monkeypatch, code):
     import zipfile
     monkeypatch.chdir(tmp_path)
