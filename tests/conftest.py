@@ -59,10 +59,10 @@ def copied(project, tmp_path):
 
 @pytest.fixture(scope="session")
 def released(tmp_path_factory):
-    """(kind, seed) -> a file in the released format, written once for the session."""
+    """kind -> a file in the released format, written once for the session."""
     from golden_inputs import release
     folder = tmp_path_factory.mktemp("released")
-    return lambda kind, seed="A": release(folder, kind, seed)
+    return lambda kind: release(folder, kind)
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ import sys
 import pytest
 import torch
 from conftest import ROOT
-from golden_inputs import draw, release_state, weight
+from golden_inputs import draw, release, release_state, weight
 
 import egokit
 from egokit import weights
@@ -57,8 +57,8 @@ def test_equations_at_any_number_of_frames(tmp_path, seed, have, frames, gradien
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind, seed, frames", [("large", "B", 16), ("small", "C", 4)])
-def test_released_size_at_other_numbers_of_frames(released, kind, seed, frames):
-    model = egokit.load(released(kind, seed), frames=frames)
+def test_released_size_at_other_numbers_of_frames(tmp_path, released, kind, seed, frames):
+    model = egokit.load(release(tmp_path, kind, seed), frames=frames)
     plain = Plain(release_state(kind, seed), frames)
     with torch.no_grad():
         same(model, plain, *inputs(model.config, frames, 1, seed))
