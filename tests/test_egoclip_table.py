@@ -3,8 +3,11 @@ import ast
 import multiprocessing
 import os
 import pickle
+import shutil
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -188,16 +191,28 @@ def test_where_the_folder_cannot_be_written(small, tmp_path, monkeypatch):
     assert not [path.name for path in tmp_path.rglob("*.part")]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write to any folder")
-def test_a_read_only_folder(small, tmp_path, monkeypatch):
-    (tmp_path / "caches").mkdir()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
-    tmp_path.chmod(0o555)
+def test_a_read_only_folder(monkeypatch):
+    """Root may write to any folder, so where the tests run as root this one becomes nobody for a moment."""
+    folder = Path(tempfile.mkdtemp())  # pytest's own are closed to others
     try:
-        opened(small, len(BAD))
-        assert len(list((tmp_path / "caches" / "egokit").iterdir())) == 1
+        path = write(folder / "egoclip.csv", [*GOOD, *BAD])
+        (folder / "caches").mkdir()
+        (folder / "caches").chmod(0o777)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "caches"))
+        folder.chmod(0o555)
+        was = os.geteuid()
+        if was == 0:
+            os.seteuid(65534)
+        try:
+            with pytest.raises(PermissionError):
+                (folder / "anything").touch()
+            opened(path, len(BAD))
+        finally:
+            os.seteuid(was)
+        assert len(list((folder / "caches" / "egokit").iterdir())) == 1 and not path.with_name(".egoclip.csv.cache").exists()
     finally:
-        tmp_path.chmod(0o755)
+        folder.chmod(0o755)
+        shutil.rmtree(folder)
 
 
 def _rank(path, barrier, queue) -> None:
