@@ -76,8 +76,9 @@ class SafeUnpickler(pickle.Unpickler):
     """
 
     # plain data that training scripts leave in a checkpoint beside the tensors: dropped as well
-    DROPPED = re.compile(r"pathlib\..*|argparse\.Namespace|datetime\..*|collections\.(defaultdict|Counter)|_codecs\.encode|"
-                         r"torch\.device|(builtins|__builtin__)\.(range|slice|complex|bytearray)|"
+    DROPPED = re.compile(r"(pathlib|argparse|datetime|logging|enum)\.[\w.]*|collections\.(defaultdict|Counter|deque)|_codecs\.encode|"
+                         r"torch\.device|builtins\.(range|slice|complex|bytearray|bytes|int|float|bool|str|list|tuple|dict|object)|"
+                         r"copyreg\._reconstructor|"
                          r"numpy(\._?core)?(\.multiarray)?\.(scalar|dtype|ndarray|_reconstruct)|numpy\.random\._pickle\..*|numpy\.dtypes\..*")
 
     def __init__(self, file, bytes_of, **options):

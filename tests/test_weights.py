@@ -197,6 +197,7 @@ class Settings(dict):
 def test_foreign_objects_are_dropped_unread(model, tmp_path, monkeypatch):
     import argparse
     import datetime
+    import logging
     import pathlib
     import types
 
@@ -208,7 +209,7 @@ def test_foreign_objects_are_dropped_unread(model, tmp_path, monkeypatch):
     settings = Settings(lr=1.0)
     settings.path = pathlib.Path("x")
     extra = {"config": settings, "args": argparse.Namespace(lr=1), "best": np.float64(3), "when": datetime.datetime(2023, 1, 1),
-             "array": np.arange(3), "seen": {1, 2}}
+             "array": np.arange(3), "seen": {1, 2}, "log": logging.getLogger("run")}
     state = {f"module.{weights.rename(key, 'released')}": value for key, value in model.state_dict().items()}
     for new in (True, False):
         torch.save({"state_dict": state, **extra}, tmp_path / "a.pth", _use_new_zipfile_serialization=new)
