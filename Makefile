@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test lint lab clean
+.PHONY: install demo test test-slow lint lab clean
 
 install: $(VENV)/installed
 
@@ -18,7 +18,11 @@ demo: install
 	$(BIN)/egokit demo
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow"
+
+# what .ci/run adds: training in several processes, kill -9, notebooks, full-size tables and checkpoints
+test-slow: install
+	$(BIN)/python -m pytest -m slow
 
 lint: install
 	$(BIN)/ruff check .
