@@ -20,7 +20,8 @@ def examine(config: Config, sample: int = SAMPLE, parts=PARTS) -> list[Finding]:
     """Every finding of a site. sample: videos opened of each table; 0 opens all. A part of which nothing is there is one line."""
     examination = Examination(config, sample)
     if config.site.toy and not examination.root.is_dir():
-        return [Finding("site", "site.root", "note", "the embedded data set is not made yet", f"egokit prep --site {config.site.name}")]
+        return [Finding("site", "site.root", "note", "the embedded data set is not made yet",
+                        f"notebook 01_data_prep makes it, or egokit prep --site {config.site.name}")]
     if not config.site.root or not examination.root.is_dir():
         return [Finding("site", "site.root", "missing", f"{config.site.root or 'not set'}: no such folder",
                         f"set site.root in params/sites/{config.site.name}.yaml")]
