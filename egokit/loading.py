@@ -5,7 +5,6 @@ batches don't depend on the number of ranks or loader processes, nor on where a 
 """
 from __future__ import annotations
 
-import collections.abc
 import math
 import multiprocessing
 import signal
@@ -55,37 +54,16 @@ class Samples(Dataset):
                 bad.append(str(error))
 
 
-class Batches(collections.abc.Sequence):
-    """This rank's batches of an epoch: lists of (epoch, index), made when asked for, as an epoch may have millions of samples.
+def training_batches(length: int, batch_size: int, epoch: int, seed: int, rank: int, world: int, first: int = 0) -> list:
+    """This rank's batches of an epoch from batch `first` on: lists of (epoch, index).
 
     The global batches are the same for any number of ranks; a rank has a contiguous part of each, the last one smaller.
     """
-
-    def __init__(self, order: np.ndarray, batch_size: int, epoch: int, rank: int, world: int, first: int = 0):
-        self.order, self.batch_size, self.epoch, self.rank, self.world, self.first = order, batch_size, epoch, rank, world, first
-        whole, rest = divmod(len(order), batch_size)
-        # a rank without samples can't take part
-        self.count = whole + (rest > 0 and (not whole or rest >= max(2, world))) - first
-
-    def __len__(self) -> int:
-        return max(0, self.count)
-
-    def __getitem__(self, key):
-        if isinstance(key, slice):
-            start, stop, step = key.indices(len(self))
-            if (stop, step) != (len(self), 1):
-                raise ValueError("only the rest of an epoch, batches[n:], can be taken")
-            return Batches(self.order, self.batch_size, self.epoch, self.rank, self.world, self.first + start)
-        if not 0 <= key < len(self):
-            raise IndexError(key)
-        at = (self.first + key) * self.batch_size
-        part = np.array_split(self.order[at:at + self.batch_size], self.world)[self.rank]
-        return [(self.epoch, index) for index in part.tolist()]
-
-
-def training_batches(length: int, batch_size: int, epoch: int, seed: int, rank: int, world: int, first: int = 0) -> Batches:
-    """This rank's batches of an epoch from batch `first` on, in the order that (seed, epoch) gives."""
-    return Batches(np.random.default_rng((seed, epoch)).permutation(length), batch_size, epoch, rank, world, first)
+    order = np.random.default_rng((seed, epoch)).permutation(length)
+    batches = [order[at:at + batch_size] for at in range(0, length, batch_size)]
+    if len(batches) > 1 and len(batches[-1]) < max(2, world):
+        batches.pop()  # a rank without samples can't take part
+    return [[(epoch, int(i)) for i in np.array_split(batch, world)[rank]] for batch in batches[first:]]
 
 
 def evaluation_batches(length: int, batch_size: int, rank: int, world: int) -> list:
@@ -156,7 +134,7 @@ class _Watched(Dataset):
             self.watch.done()
 
 
-def loader(dataset: Samples, batches, collate, workers: int, timeout: float = 120.0):
+def loader(dataset: Samples, batches: list, collate, workers: int, timeout: float = 120.0):
     """Batches in order, read ahead by `workers` processes (0: in this one).
 
     A file that takes longer than `timeout` seconds in a loader process is an error that names it, or, where the dataset

@@ -18,7 +18,7 @@ from egokit import checkpoints, dist, optim, weights
 from egokit.config import Config
 from egokit.evaluate import evaluate
 from egokit.language import load_tokenizer
-from egokit.loading import Batches, loader, move, training_batches
+from egokit.loading import loader, move, training_batches
 from egokit.model import autocast
 from egokit.runs import Run
 from egokit.tasks.base import Task
@@ -84,7 +84,7 @@ class Trainer:
         if not self.steps_per_epoch:
             raise TrainingError(f"{len(self.dataset)} training samples: too few for {dist.world_size()} processes")
 
-    def batches(self, epoch: int, first: int = 0) -> Batches:
+    def batches(self, epoch: int, first: int = 0) -> list:
         return training_batches(len(self.dataset), self.config.train.batch_size, epoch, self.config.seed,
                                 dist.rank(), dist.world_size(), first)
 

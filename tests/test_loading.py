@@ -2,7 +2,6 @@
 import ctypes
 import time
 
-import numpy as np
 import pytest
 import torch
 from conftest import MODEL, rarest
@@ -11,6 +10,8 @@ from egokit import frames, loading, tasks
 from egokit.runs import Run
 from egokit.tasks.egoclip import Clips
 from egokit.train import train
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -31,21 +32,6 @@ def hanging(resolve, monkeypatch):
     frames._open.clear()
 
 
-@pytest.mark.parametrize("length, size, world", [(24, 8, 1), (25, 8, 2), (26, 8, 3), (5, 8, 2), (1, 8, 1), (34, 8, 4), (0, 8, 1)])
-def test_batches_are_made_when_asked_for(length, size, world):
-    order = np.random.default_rng((7, 3)).permutation(length)
-    plain = [order[at:at + size] for at in range(0, length, size)]
-    if len(plain) > 1 and len(plain[-1]) < max(2, world):
-        plain.pop()
-    for rank in range(world):
-        expected = [[(3, int(i)) for i in np.array_split(batch, world)[rank]] for batch in plain]
-        batches = loading.training_batches(length, size, 3, 7, rank, world)
-        assert list(batches) == expected and len(batches) == len(expected)
-        for first in range(len(expected) + 1):
-            assert list(loading.training_batches(length, size, 3, 7, rank, world, first)) == list(batches[first:]) == expected[first:]
-
-
-@pytest.mark.slow
 def test_a_reader_that_never_returns_is_an_error_that_names_the_file(hanging):
     config, uid = hanging
     task = tasks.make(config)
@@ -57,7 +43,6 @@ def test_a_reader_that_never_returns_is_an_error_that_names_the_file(hanging):
     assert time.monotonic() - began < 60
 
 
-@pytest.mark.slow
 def test_a_tolerant_run_goes_on_without_that_file(hanging, tmp_path):
     import dataclasses
     config, uid = hanging
@@ -69,7 +54,6 @@ def test_a_tolerant_run_goes_on_without_that_file(hanging, tmp_path):
     assert steps == list(range(1, metrics["steps"] + 1))
 
 
-@pytest.mark.slow
 def test_a_slow_batch_is_not_a_hang(resolve, monkeypatch):
     """Longer than the timeout for a batch, but not for any one file."""
     config = resolve(overrides=f"{MODEL} train.batch_size=8")
