@@ -41,16 +41,17 @@ class Samples(Dataset):
         epoch, index = key
         if not self.train:
             return self.read(index, None)
-        others = np.random.default_rng((self.seed, epoch, index, TRIES)).integers(self.length, size=TRIES).tolist()
         bad: list[str] = []
+        one = index
         while True:
-            one = others[len(bad) - 1] if bad else index
             try:
                 item = self.read(one, np.random.default_rng((self.seed, epoch, one)))
                 return item | {"bad": bad} if bad else item
             except (VideoError, FileNotFoundError) as error:
                 if not self.tolerant or len(bad) == TRIES:
                     raise
+                others = np.random.default_rng((self.seed, epoch, index, TRIES)).integers(self.length, size=TRIES)
+                one = int(others[len(bad)])
                 bad.append(str(error))
 
 
@@ -156,7 +157,7 @@ def loader(dataset: Samples, batches: list, collate, workers: int, timeout: floa
             except StopIteration:
                 return
             except RuntimeError as error:
-                if "timed out" not in str(error):
+                if not str(error).startswith("DataLoader timed out"):  # a file's error may say the like
                     raise
                 path = watch.stuck()  # if nothing is, the batch is only slow
                 continue

@@ -18,6 +18,7 @@ from egokit.config import Config
 from egokit.relevancy import load_relevancy, relevancy  # public here: what users prepare, they also load
 from egokit.runs import atomic_path, write_text
 from egokit.tables import (
+    EK100_ANNOTATIONS,
     charades_classes,
     charades_metadata,
     ek100_annotations,
@@ -159,7 +160,7 @@ def charades(root: Path) -> dict[str, int]:
 
 def ek100(root: Path) -> dict[str, tuple[int, int]]:
     """The relevancy files, where there is none; those already there stay, and must be of the tables' size."""
-    folder = Path(root) / "EK100" / "epic-kitchens-100-annotations" / "retrieval_annotations"
+    folder = Path(root) / EK100_ANNOTATIONS
     shapes = {}
     for split in ("train", "test"):
         clips, sentences = ek100_annotations(Path(root), split)

@@ -34,7 +34,11 @@ class Relevancy:
     """(clips, sentences) in 0..1. A row or the whole is float32; what lies behind is an array or bytes of a mapped file."""
 
     def __init__(self, codes: np.ndarray, values: np.ndarray | None = None):
-        self.codes, self.values, self.shape = codes, values, codes.shape
+        self.codes, self.values = codes, values
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.codes.shape
 
     def row(self, clip: int) -> np.ndarray:
         """(sentences,)"""
@@ -51,35 +55,40 @@ def file(folder: str | Path, split: str) -> Path:
     return next((path for path in names if path.is_file()), names[0])
 
 
-def read(path: str | Path) -> Relevancy:
-    """Relevancy of a .safetensors of ours (mapped, not read), a .pkl of one array or a .npy; executes nothing in the file."""
+def read(path: str | Path, shape: tuple[int, int] | None = None) -> Relevancy:
+    """Relevancy of a .safetensors of ours (mapped, not read), a .pkl of one array or a .npy; executes nothing in the file.
+
+    Raises ValueError if it is not of `shape`, where one is given.
+    """
     path = Path(path)
     try:
-        if path.suffix == ".safetensors":
-            return _mapped(path)
-        if path.suffix == ".npy":
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-        else:
-            with open(path, "rb") as opened:
-                array = _ArraysOnly(opened).load()
+        found = _found(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"relevancy {path} is missing; notebook 01_data_prep makes it from the annotations") from None
     except Exception as error:
         raise ValueError(f"{path}: not a relevancy file ({error})") from None
-    if not isinstance(array, np.ndarray) or array.ndim != 2:
-        raise ValueError(f"{path}: expected one array (clips, sentences), found {type(array).__name__}")
-    return Relevancy(array)
+    if not isinstance(found.codes, np.ndarray) or found.codes.ndim != 2:
+        raise ValueError(f"{path}: expected one array (clips, sentences), found {type(found.codes).__name__}")
+    if shape is not None and found.shape != shape:
+        raise ValueError(f"{path} is {found.shape[0]:,} x {found.shape[1]:,}, but the tables have {shape[0]:,} clips and {shape[1]:,} "
+                         "sentences; delete it, and 'egokit prep' makes it from the tables")
+    return found
+
+
+def _found(path: Path) -> Relevancy:
+    if path.suffix == ".safetensors":
+        return _mapped(path)
+    if path.suffix == ".npy":
+        return Relevancy(np.load(path, mmap_mode="r", allow_pickle=False))
+    with open(path, "rb") as opened:
+        return Relevancy(_ArraysOnly(opened).load())
 
 
 def check(path: str | Path, shape: tuple[int, int]) -> None:
-    """Raises ValueError if a relevancy file is not of `shape`. A pickle of its size is taken to be, not read: it may have 8 GB."""
+    """`read`, for its errors alone. A pickle of the right size is not read, as it may have 8 GB: who uses it, reads it."""
     path, values = Path(path), shape[0] * shape[1]
-    if path.suffix == ".pkl" and any(0 < path.stat().st_size - values * width < 1000 for width in (4, 8)):
-        return
-    found = read(path).shape
-    if found != shape:
-        raise ValueError(f"{path} is {found[0]:,} x {found[1]:,}, but the tables have {shape[0]:,} clips and {shape[1]:,} "
-                         "sentences; delete it, and 'egokit prep' makes it from the tables")
+    if path.suffix != ".pkl" or not any(0 < path.stat().st_size - values * width < 1000 for width in (4, 8)):
+        read(path, shape)
 
 
 def load_relevancy(path: str | Path) -> np.ndarray:

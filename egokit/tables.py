@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+EK100_ANNOTATIONS = Path("EK100/epic-kitchens-100-annotations/retrieval_annotations")  # under the data root
+
 
 def seconds(timestamp: str) -> float:
     """'00:01:02.50' -> 62.5"""
@@ -26,7 +28,7 @@ def read_csv(path: Path, needed: set[str], **options):
 
 def ek100_annotations(root: Path, split: str):
     """(clips, sentences) tables of a split."""
-    folder = Path(root) / "EK100" / "epic-kitchens-100-annotations" / "retrieval_annotations"
+    folder = Path(root) / EK100_ANNOTATIONS
     clips = read_csv(folder / f"EPIC_100_retrieval_{split}.csv",
                    {"narration_id", "participant_id", "video_id", "start_timestamp", "stop_timestamp", "narration",
                     "verb_class", "noun_class", "all_noun_classes"})

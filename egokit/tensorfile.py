@@ -28,15 +28,12 @@ def _open_zip(path: Path) -> dict:
     folder = pickled.removesuffix("data.pkl")
     if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
         raise ValueError("it was written on a big-endian machine")
-    storages: dict[str, Tensor] = {}
 
+    @functools.cache  # tied weights share a storage, and go on sharing it
     def bytes_of(record: str) -> Tensor:
-        if record not in storages:  # tied weights share a storage, and go on sharing it
-            info = archive.getinfo(f"{folder}data/{record}")
-            storages[record] = torch.empty(info.file_size, dtype=torch.uint8, device="cpu")
-            with archive.open(info) as file:
-                _fill(storages[record], file)
-        return storages[record]
+        info = archive.getinfo(f"{folder}data/{record}")
+        with archive.open(info) as file:
+            return _filled(info.file_size, file)
 
     with archive.open(pickled) as file:
         return SafeUnpickler(file, bytes_of).load()
@@ -46,15 +43,7 @@ def _open_older(path: Path) -> dict:
     """PyTorch's format before 1.6: three pickles of constants, the content, the storages' keys, then each one's count and bytes."""
     places: dict[str, tuple[int, int]] = {}
 
-    def bytes_of(record: str) -> Tensor:
-        first, size = places[record]
-        out = torch.empty(size, dtype=torch.uint8, device="cpu")
-        with open(path, "rb") as file:
-            file.seek(first)
-            _fill(out, file)
-        return out
-
-    kept = functools.cache(bytes_of)  # tied weights share a storage
+    kept = functools.cache(lambda record: _bytes(path, *places[record]))  # tied weights share a storage
     with open(path, "rb") as file:
         def one():
             unpickler = SafeUnpickler(file, kept)
@@ -85,11 +74,7 @@ def _open_safetensors(path: Path) -> dict:
 
     def bytes_of(record: str) -> Tensor:
         begin, end = header[record]["data_offsets"]
-        out = torch.empty(end - begin, dtype=torch.uint8, device="cpu")
-        with open(path, "rb") as file:
-            file.seek(8 + length + begin)
-            _fill(out, file)
-        return out
+        return _bytes(path, 8 + length + begin, end - begin)
 
     state = {}
     for key, entry in header.items():
@@ -99,15 +84,23 @@ def _open_safetensors(path: Path) -> dict:
     return {"state_dict": state} | json.loads(plain.get("egokit", "{}"))
 
 
-def _fill(out: Tensor, file) -> None:
-    """Bytes of a file into a tensor, a megabyte at a time. Raises if the file ends before."""
+def _bytes(path: Path, first: int, size: int) -> Tensor:
+    with open(path, "rb") as file:
+        file.seek(first)
+        return _filled(size, file)
+
+
+def _filled(size: int, file) -> Tensor:
+    """The next `size` bytes of a file, read a megabyte at a time. Raises if it ends before."""
+    out = torch.empty(size, dtype=torch.uint8, device="cpu")
     view, at = memoryview(out.numpy()), 0
-    while at < len(view):
+    while at < size:
         got = file.readinto1(view[at:at + (1 << 20)])
         if not got:
-            raise ValueError(f"it ends {len(view) - at} bytes too early")
+            raise ValueError(f"it ends {size - at} bytes too early")
         at += got
     file.read(1)  # the end: where a zip file's checksum is compared
+    return out
 
 
 def open_lazily(path: Path):

@@ -157,7 +157,7 @@ class Trainer:
         if share > most:
             raise TrainingError(f"step {self.step}: {self.bad_in_epoch} of this epoch's {len(self.dataset)} samples could not be "
                                 f"read, more than data.max_bad_fraction={most}; log.jsonl lists them (kind \"bad\"), "
-                                f"the last one: {said[-1]}")
+                                f"the last one: {said[-1] if said else 'before this start'}")
 
     def epoch(self, epoch: int, first: int) -> None:
         if first == 0:

@@ -45,7 +45,7 @@ class Checks:
         self.root = Path(config.site.root).expanduser()
 
     def fix(self, name: str) -> str:
-        return FIXES[name].format(site=self.site.name) if "{site}" in FIXES[name] else FIXES[name]
+        return FIXES[name].format(site=self.site.name)
 
     def file(self, part: str, path: Path, fix: str, said: str = "found") -> Finding:
         name = str(path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)

@@ -13,7 +13,7 @@ from egokit import frames as video
 from egokit import relevancy
 from egokit.doctor.finding import Checks, Finding
 from egokit.egoclip_table import EgoClipTable
-from egokit.tables import charades_classes, charades_videos, ek100_annotations, read_metadata, seconds
+from egokit.tables import EK100_ANNOTATIONS, charades_classes, charades_videos, ek100_annotations, read_metadata, seconds
 
 RELEASED = ("EgoVLPv2.pth", "EgoVLPv2_smallproj.pth", "EgoVLPv2_smallproj_epoch1.pth", "EK-100_finetune.pth",
             "Charades-Ego_finetune.pth")
@@ -82,7 +82,7 @@ class Examination(Checks):
 
     def ek100(self) -> Iterator[Finding]:
         part = "EK-100"
-        folder = self.root / "EK100" / "epic-kitchens-100-annotations" / "retrieval_annotations"
+        folder = self.root / EK100_ANNOTATIONS
         videos = self.root / "EK100" / "video_ht256px"
         rates: collections.Counter = collections.Counter()
         yield self.file(part, videos, "EK videos", f"{len(list(videos.glob('P*/*.MP4'))):,} videos")

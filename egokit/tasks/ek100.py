@@ -7,7 +7,7 @@ from torch import Tensor
 from egokit import clips, dist, losses, metrics, relevancy, sampling
 from egokit.loading import Samples
 from egokit.model import similarity
-from egokit.tables import ek100_annotations, seconds
+from egokit.tables import EK100_ANNOTATIONS, ek100_annotations, seconds
 from egokit.tasks.base import Task, cosine
 from egokit.transforms import normalise
 
@@ -18,9 +18,8 @@ class Actions(Samples):
     def __init__(self, task: EK100, split: str):
         self.task, self.split = task, split
         self.clips, self.sentences = ek100_annotations(task.root, split)
-        path = relevancy.file(task.need(*ANNOTATIONS) / "relevancy", split)
-        relevancy.check(path, (len(self.clips), len(self.sentences)))
-        self.relevancy = relevancy.read(path)
+        self.relevancy = relevancy.read(relevancy.file(task.need(str(EK100_ANNOTATIONS)) / "relevancy", split),
+                                        (len(self.clips), len(self.sentences)))
         self.videos = task.need("EK100", "video_ht256px")
         super().__init__(task.limited(len(self.clips)) if split == "train" else len(self.clips),
                          task.config.seed, train=split == "train")
@@ -43,9 +42,6 @@ class Actions(Samples):
             sentence = int(rng.choice(candidates))
             item |= {"text": self.sentences.narration.iloc[sentence], "relevancy": float(relevancy_S[sentence])}
         return item
-
-
-ANNOTATIONS = ("EK100", "epic-kitchens-100-annotations", "retrieval_annotations")
 
 
 class EK100(Task):
