@@ -5,9 +5,12 @@ batches don't depend on the number of ranks or loader processes, nor on where a 
 """
 from __future__ import annotations
 
-import math
+import contextlib
+import functools
 import multiprocessing
+import os
 import signal
+import threading
 import time
 
 import numpy as np
@@ -88,7 +91,8 @@ class _Collate:
 class _Watch:
     """What every loader process is reading, and since when, in memory shared with the process that waits for it.
 
-    A decoder can hang in native code with the interpreter's lock held: only from outside can that be seen and ended.
+    A decoder can hang in native code with the interpreter's lock held. Then its process answers nobody, and whoever waits
+    for a batch of it may wait inside PyTorch, beyond any time-out: so a thread of the waiting process looks, and kills.
     """
 
     NAME = 1024  # bytes of a path
@@ -96,30 +100,50 @@ class _Watch:
     def __init__(self, workers: int, limit: float):
         self.limit = limit
         self.since = multiprocessing.RawArray("d", workers)
+        self.processes = multiprocessing.RawArray("i", workers)
         self.paths = multiprocessing.RawArray("c", workers * self.NAME)
         self.avoided = set(frames.avoided)
+        self.killed: str | None = None  # the file whose reader was
+        self.ended, self.turn, self.awaited = threading.Event(), threading.Lock(), False
 
     def start(self, worker: int) -> None:
         """Runs first in a loader process."""
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # inherited from the job, which alone may ask to be requeued
         frames.avoided |= self.avoided
+        self.processes[worker] = os.getpid()
+        frames.notice = functools.partial(self.notice, worker)
 
-        def notice(path: str) -> None:
-            name = path.encode()[-self.NAME + 1:]
-            self.paths[worker * self.NAME:worker * self.NAME + len(name) + 1] = name + b"\0"
-            self.since[worker] = time.monotonic()
-        frames.notice = notice
+    def notice(self, worker: int, path: str) -> None:
+        name = path.encode()[-self.NAME + 1:]
+        self.paths[worker * self.NAME:worker * self.NAME + len(name) + 1] = name + b"\0"
+        self.since[worker] = time.monotonic()
 
     def done(self) -> None:
         """Nothing is being read by this loader process."""
         self.since[torch.utils.data.get_worker_info().id] = 0.0
 
-    def stuck(self) -> str | None:
-        """The path that has been read for longest, if that is longer than the limit."""
-        since, worker = min(((since, worker) for worker, since in enumerate(self.since) if since), default=(math.inf, 0))
-        if time.monotonic() - since <= self.limit:
-            return None
-        return bytes(self.paths[worker * self.NAME:(worker + 1) * self.NAME]).split(b"\0", 1)[0].decode()
+    def look(self) -> None:
+        """A thread's work: kill the first loader process that reads one file for longer than the limit."""
+        while not self.ended.wait(min(1.0, self.limit / 4)):
+            with self.turn:
+                for worker, since in enumerate(self.since):
+                    if self.awaited and since and time.monotonic() - since > self.limit:
+                        path = self.paths[worker * self.NAME:(worker + 1) * self.NAME]
+                        self.killed = bytes(path).split(b"\0", 1)[0].decode()
+                        os.kill(self.processes[worker], signal.SIGKILL)
+                        with contextlib.suppress(ChildProcessError):  # PyTorch has seen it
+                            os.waitid(os.P_PID, self.processes[worker], os.WEXITED | os.WNOWAIT)
+                        return
+
+    @contextlib.contextmanager
+    def waiting(self):
+        """Around the wait for a batch. PyTorch raises in the main thread when a loader process dies: here, and not in a step."""
+        self.awaited = True
+        try:
+            yield
+        finally:
+            with self.turn:
+                self.awaited = False
 
 
 class _Watched(Dataset):
@@ -149,24 +173,26 @@ def loader(dataset: Samples, batches: list, collate, workers: int, timeout: floa
         watch = _Watch(workers, timeout)
         iterator = iter(DataLoader(_Watched(dataset, watch), batch_sampler=batches[finished:], collate_fn=_Collate(collate),
                                    num_workers=workers, pin_memory=torch.cuda.is_available(), worker_init_fn=watch.start,
-                                   prefetch_factor=4, timeout=min(timeout, 5.0)))
-        path = None
-        while path is None:
-            try:
-                batch = next(iterator)
-            except StopIteration:
-                return
-            except RuntimeError as error:
-                if not str(error).startswith("DataLoader timed out"):  # a file's error may say the like
-                    raise
-                path = watch.stuck()  # if nothing is, the batch is only slow
-                continue
-            finished += 1
-            yield batch
+                                   prefetch_factor=4))
+        threading.Thread(target=watch.look, name="egokit reader watch", daemon=True).start()
+        try:
+            while watch.killed is None:
+                with watch.waiting():
+                    batch = next(iterator, None)
+                if watch.killed is None:
+                    if batch is None:
+                        return
+                    finished += 1
+                    yield batch
+        except (RuntimeError, OSError, EOFError):  # what PyTorch makes of a process that was killed
+            if watch.killed is None:
+                raise
+        finally:
+            watch.ended.set()
         if not dataset.tolerant:
-            raise VideoError(f"{path}: no answer from its reader within {timeout:g} s (data.read_timeout); make it again from "
+            raise VideoError(f"{watch.killed}: no answer from its reader within {timeout:g} s (data.read_timeout); make it again from "
                              "its source with 'egokit prep', or allow bad files with data.max_bad_fraction")
-        frames.avoided.add(path)
+        frames.avoided.add(watch.killed)
         del iterator  # ends its processes
 
 

@@ -63,3 +63,34 @@ def test_a_slow_batch_is_not_a_hang(resolve, monkeypatch):
     monkeypatch.setattr(frames.PyAVReader, "read", lambda self, indices: (time.sleep(0.3), original(self, indices))[1])
     batches = loading.training_batches(len(dataset), 8, 0, 0, 0, 1)
     assert len(list(loading.loader(dataset, batches, task.collate, 1, timeout=1.5))) == len(batches)
+
+
+class Stuck(loading.Samples):
+    """Sample 5 holds the interpreter's lock for ever, while batches that were read before it still wait to be fetched."""
+    tolerant = True
+
+    def read(self, index, rng):
+        frames.notice(f"{index}.mp4")
+        if index == 5:
+            if "5.mp4" in frames.avoided:
+                raise frames.VideoError("5.mp4: left out")
+            ctypes.PyDLL(None).sleep(1000)
+        return {"pixels": torch.full((3, 100, 100), index)}
+
+
+@pytest.mark.parametrize("tolerant", [False, True])
+def test_batches_already_read_are_given_though_their_process_is_stuck(tolerant, monkeypatch):
+    """A batch in shared memory is fetched from a thread of the process that made it: with its lock held, nobody answers."""
+    monkeypatch.setattr(frames, "avoided", set())
+    dataset = Stuck(8, seed=0, train=True)
+    dataset.tolerant = tolerant
+    batches = loading.loader(dataset, [[(0, i)] for i in range(8)], torch.utils.data.default_collate, 1, timeout=4.0)
+    got = [next(batches)]
+    time.sleep(2)
+    if not tolerant:
+        with pytest.raises(frames.VideoError, match=r"^5\.mp4: no answer from its reader within 4 s"):
+            list(batches)
+        return
+    got += batches
+    assert [int(batch["pixels"].flatten()[0]) for batch in got if "bad" not in batch] == [0, 1, 2, 3, 4, 6, 7]
+    assert [batch["bad"] for batch in got if "bad" in batch] == [["5.mp4: left out"]]
