@@ -5,13 +5,16 @@ batches don't depend on the number of ranks or loader processes, nor on where a 
 """
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
+import itertools
 import multiprocessing
 import os
 import signal
 import threading
 import time
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -58,16 +61,21 @@ class Samples(Dataset):
                 bad.append(str(error))
 
 
-def training_batches(length: int, batch_size: int, epoch: int, seed: int, rank: int, world: int, first: int = 0) -> list:
+def steps_in_epoch(length: int, batch_size: int, world: int) -> int:
+    """Global batches of an epoch. A last one that would leave a rank without samples is left out."""
+    whole, rest = divmod(length, batch_size)
+    return whole + (rest >= (max(2, world) if whole else world))
+
+
+def training_batches(length: int, batch_size: int, epoch: int, seed: int, rank: int, world: int, first: int = 0) -> Iterator[list]:
     """This rank's batches of an epoch from batch `first` on: lists of (epoch, index).
 
     The global batches are the same for any number of ranks; a rank has a contiguous part of each, the last one smaller.
     """
     order = np.random.default_rng((seed, epoch)).permutation(length)
-    batches = [order[at:at + batch_size] for at in range(0, length, batch_size)]
-    if len(batches) > 1 and len(batches[-1]) < max(2, world):
-        batches.pop()  # a rank without samples can't take part
-    return [[(epoch, int(i)) for i in np.array_split(batch, world)[rank]] for batch in batches[first:]]
+    for at in range(first, steps_in_epoch(length, batch_size, world)):
+        batch = order[at * batch_size:(at + 1) * batch_size]
+        yield [(epoch, index) for index in np.array_split(batch, world)[rank].tolist()]
 
 
 def evaluation_batches(length: int, batch_size: int, rank: int, world: int) -> list:
@@ -159,21 +167,27 @@ class _Watched(Dataset):
             self.watch.done()
 
 
-def loader(dataset: Samples, batches: list, collate, workers: int, timeout: float = 120.0):
-    """Batches in order, read ahead by `workers` processes (0: in this one).
+def loader(dataset: Samples, batches: Iterable[list], collate, workers: int, timeout: float = 120.0):
+    """Batches in order, read ahead by `workers` processes (0: in this one), which live as long as there are batches.
 
     A file that takes longer than `timeout` seconds in a loader process is an error that names it, or, where the dataset
     is tolerant, a bad sample: the processes are replaced and go on with the batch that was due.
     """
+    options = {"collate_fn": _Collate(collate), "pin_memory": torch.cuda.is_available()}
     if not workers:
-        yield from DataLoader(dataset, batch_sampler=batches, collate_fn=_Collate(collate), pin_memory=torch.cuda.is_available())
+        yield from DataLoader(dataset, batch_sampler=batches, **options)
         return
-    finished = 0
-    while finished < len(batches):
-        watch = _Watch(workers, timeout)
-        iterator = iter(DataLoader(_Watched(dataset, watch), batch_sampler=batches[finished:], collate_fn=_Collate(collate),
-                                   num_workers=workers, pin_memory=torch.cuda.is_available(), worker_init_fn=watch.start,
-                                   prefetch_factor=4))
+    batches, ahead = iter(batches), collections.deque()  # ahead: handed to the processes, and not yet given
+
+    def handed(again: list):
+        for batch in itertools.chain(again, batches):
+            ahead.append(batch)
+            yield batch
+    while True:
+        watch, again = _Watch(workers, timeout), list(ahead)
+        ahead.clear()
+        iterator = iter(DataLoader(_Watched(dataset, watch), batch_sampler=handed(again), num_workers=workers,
+                                   worker_init_fn=watch.start, prefetch_factor=4, **options))
         threading.Thread(target=watch.look, name="egokit reader watch", daemon=True).start()
         try:
             while watch.killed is None:
@@ -182,7 +196,7 @@ def loader(dataset: Samples, batches: list, collate, workers: int, timeout: floa
                 if watch.killed is None:
                     if batch is None:
                         return
-                    finished += 1
+                    ahead.popleft()
                     yield batch
         except (RuntimeError, OSError, EOFError):  # what PyTorch makes of a process that was killed
             if watch.killed is None:

@@ -27,9 +27,12 @@ from egokit.tables import (
 
 __all__ = ["PrepError", "charades", "ego4d", "ek100", "load_relevancy", "prepare", "relevancy"]
 
-# A keyframe every 12 frames and no B-frames: a clip's frames are found with one short decode. faststart: opened in one read.
-ENCODING = ["-c:v", "libx264", "-preset", "veryfast", "-crf", "23", "-pix_fmt", "yuv420p", "-g", "12", "-keyint_min", "12",
-            "-sc_threshold", "0", "-bf", "0", "-tune", "fastdecode", "-an", "-movflags", "+faststart"]
+# For random access: a keyframe every 25 frames, and between the frames that others refer to (every eighth) seven that nothing
+# refers to, so that any frame is at most five decodes away. No deblocking, no arithmetic coding: they cost decoding time.
+# benchmarks/decode.py has the measurements. faststart: opened in one read.
+ENCODING = ["-c:v", "libx264", "-preset", "faster", "-crf", "23", "-pix_fmt", "yuv420p", "-g", "25", "-keyint_min", "25",
+            "-sc_threshold", "0", "-bf", "7", "-b_strategy", "0", "-x264-params", "b-pyramid=none:open-gop=0", "-tune", "fastdecode",
+            "-an", "-movflags", "+faststart"]
 
 
 class PrepError(RuntimeError):

@@ -1,8 +1,10 @@
 """EgoMQ: dense video features of the clips of moments_*.json, for moment-query localisers. Source: EgoVLP's recipe."""
 from __future__ import annotations
 
+import itertools
 import json
 
+import numpy as np
 import torch
 
 from egokit import dist, sampling
@@ -37,10 +39,10 @@ class EgoMQ(Task):
         count = len(indices) // window
         if count == 0:
             raise ValueError(f"clip {clip['clip_uid']} of {clip['stop'] - clip['start']:.2f} s is too short for one feature")
-        out = []
+        stream, out = video.stream_frames(indices[:count * window]), []
         for at in range(0, count, config.batch_size):
-            part = indices[at * window:min(at + config.batch_size, count) * window]
-            frames = self.transform(video.read(part), None).unflatten(0, (-1, window)).to(model.device)
+            part = list(itertools.islice(stream, min(config.batch_size, count - at) * window))
+            frames = self.transform(np.stack(part), None).unflatten(0, (-1, window)).to(model.device)
             with autocast(model.device, config.precision):
                 out.append(model.embed_video(normalise(frames)).cpu())
         return torch.cat(out)
