@@ -156,7 +156,7 @@ def test_the_file_at_which_a_loader_process_ended_is_named(number):
 
 
 def test_a_process_that_the_kernel_killed_is_not_the_files_fault():
-    with pytest.raises(RuntimeError, match="Killed") as caught:
+    with pytest.raises(RuntimeError, match="exited unexpectedly|Killed") as caught:
         loaded(Ending(signal.SIGKILL), 1)
     assert "a.mp4" not in str(caught.value)
 
@@ -176,7 +176,7 @@ def test_overreporting_files_through_a_loader(files, fresh, reader):
 
 # the whole way: preparation, the doctor, training, evaluation
 
-BAD = ("cut-first-50%", "zeros-mdat-0.6-4000", "cut-first-0", "html", "audio", "h264", "more-all-300", "other-codec", "flipped-anywhere-10000-1",
+BAD = ("cut-first-0.5", "zeros-mdat-0.6-4000", "cut-first-0", "html", "audio", "h264", "more-all-300", "other-codec", "flipped-anywhere-10000-1",
        "no-keyframes")  # of each kind, one that no reader can take for whole
 
 
@@ -187,23 +187,25 @@ def leftovers(root: Path) -> list[str]:
 def test_preparation_lists_what_is_damaged_and_does_the_rest(files, piece, tmp_path):
     source, root = tmp_path / "full", tmp_path / "root"
     source.mkdir()
-    shutil.copy(piece, source / "good.mp4")
-    for name in (*BAD, "zeros-all", "png", "durations-zero"):
+    bad = {*BAD, "zeros-all", "png", "durations-zero", "flipped-mdat-50-0"} - {"h264"}  # ffmpeg makes a whole video of that one
+    for name in bad:
         shutil.copy(files[name], source / f"{name}.mp4")
+    shutil.copy(piece, source / "good.mp4")
+    shutil.copy(piece, source / "100%d good.mp4")
     (source / "dangling.mp4").symlink_to(source / "gone.mp4")
     (source / "folder.mp4").mkdir()
     manifest = prep.ego4d(root, 72, 30, source=source, workers=1, progress=False)
-    assert [line["uid"] for line in manifest["lines"] if line["status"] == "ok"] == ["good"]
     failed = {line["uid"]: line["reason"] for line in manifest["lines"] if line["status"] != "ok"}
-    assert {uid for uid, reason in failed.items() if f"{source / uid}.mp4" not in reason} == set()
+    assert failed.keys() == bad | {"dangling", "folder"}
+    assert {uid: reason for uid, reason in failed.items() if f"{source / uid}.mp4" not in reason} == {}
     assert leftovers(root) == []
-    assert [path.name for path in (root / "Ego4D_Chunked").iterdir()] == ["good"], "pieces of a video that failed would be trained on"
-    assert [path.name for path in (root / "Ego4D_256").iterdir()] == ["good.mp4"]
+    # what a failed video left there would be trained on
+    assert {path.stem for folder in ("Ego4D_256", "Ego4D_Chunked") for path in (root / folder).iterdir()} == {"good", "100%d good"}
 
 
 @pytest.mark.slow
 def test_preparation_of_every_damaged_file(files, tmp_path):
-    """None raises, none leaves a part, and what is called done has as many frames as could be decoded."""
+    """None raises, none leaves a part, and a video that has lost a part of its frames is not called done."""
     source = tmp_path / "full"
     source.mkdir()
     for name, path in files.items():
@@ -212,9 +214,10 @@ def test_preparation_of_every_damaged_file(files, tmp_path):
     manifest = prep.ego4d(tmp_path / "root", 72, 30, source=source, workers=2, progress=False)
     assert manifest["videos"] + len(manifest["failed"]) == len(list(source.iterdir()))
     assert [reason for reason in manifest["failed"] if str(source) not in reason] == [] and leftovers(tmp_path / "root") == []
-    for line in manifest["lines"]:
-        if line["status"] == "ok":
-            assert frames.open_video(tmp_path / "root/Ego4D_256" / f"{line['uid']}.mp4").length == line["frames"]
+    done = [line for line in manifest["lines"] if line["status"] == "ok"]
+    assert {line["uid"]: line["frames"] for line in done if line["frames"] < 0.95 * 300} == {}
+    for line in done:
+        assert frames.open_video(tmp_path / "root/Ego4D_256" / f"{line['uid']}.mp4").length == line["frames"]
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -226,7 +229,7 @@ def test_the_doctor_finds_damaged_videos(files, resolve, copied, name):
         shutil.copy(files[name], place)
     findings = doctor.examine(on_copy(resolve()), 0, ("egoclip", "egomcq", "ek100", "charades", "egomq"))
     assert [one for one in findings if one.what == "check"] == []
-    if name not in ("more-all-300", "zeros-mdat-0.6-4000", "cut-first-50%", "no-keyframes"):  # those open: only reading them tells
+    if name not in ("more-all-300", "zeros-mdat-0.6-4000", "cut-first-0.5", "no-keyframes"):  # those open: only reading them tells
         said = " ".join(one.said for one in findings if one.state == "wrong")
         assert all(str(place) in said for place in places if place.name != "0.mp4"), said
 
@@ -265,7 +268,7 @@ def test_training_with_a_share_of_damaged_pieces_counts_them(files, attempt, res
         metrics = go()
         bad = [event["said"] for event in run.read_log() if event["kind"] == "bad"]
         assert metrics["bad_samples"] == len(bad) and all(f"{uid}/0.mp4" in said for said in bad), name
-        if name not in ("more-all-300", "zeros-mdat-0.6-4000", "cut-first-50%"):  # in those some frames are whole
+        if name not in ("more-all-300", "zeros-mdat-0.6-4000", "cut-first-0.5"):  # in those some frames are whole
             assert bad, name
         steps = [event["step"] for event in run.read_log() if event["kind"] == "step"]
         assert steps == list(range(1, metrics["steps"] + 1))
@@ -275,7 +278,7 @@ EVALUATED = {"egomcq": ("Ego4D_Chunked", "*/0.mp4"), "ek100_finetune": ("EK100/v
              "charades_finetune": ("CharadesEgo/CharadesEgo_v1_480", "*.mp4")}
 
 
-@pytest.mark.parametrize("name", ["cut-first-30%", "html", "half-of-mdat"])
+@pytest.mark.parametrize("name", ["cut-first-0.3", "html", "half-of-mdat"])
 @pytest.mark.parametrize("recipe", EVALUATED)
 def test_evaluation_on_damaged_videos_is_an_error_and_no_score(files, resolve, copied, monkeypatch, recipe, name):
     on_copy, root = copied
@@ -288,7 +291,7 @@ def test_evaluation_on_damaged_videos_is_an_error_and_no_score(files, resolve, c
         evaluate.evaluate(model, tasks.make(config))
 
 
-@pytest.mark.parametrize("name", ["cut-first-30%", "html", "half-of-mdat"])
+@pytest.mark.parametrize("name", ["cut-first-0.3", "html", "half-of-mdat"])
 def test_extraction_on_damaged_videos_is_an_error_and_leaves_no_features(files, resolve, copied, tmp_path, name):
     on_copy, root = copied
     for path in (root / "Ego4D_256").glob("*.mp4"):
