@@ -154,8 +154,8 @@ def contents(first: bytes, folder: Path):
     yield "more-stsc-300", overreporting(last, 300, ("stsc",))
     yield "more-all-5", overreporting(last, 5, ("stts", "stsz", "stsc"))
     yield "more-all-300", overreporting(last, 300, ("stts", "stsz", "stsc"))
-    yield "half-of-mdat", last[:data[0]] + struct.pack(">I", (data[1] - data[0]) // 2) + last[data[0] + 4:data[0] + (data[1] - data[0]) // 2] \
-        + last[header[0]:]  # the tables point beyond it
+    half = (data[1] - data[0]) // 2  # the tables point beyond it
+    yield "half-of-mdat", last[:data[0]] + struct.pack(">I", half) + last[data[0] + 4:data[0] + half] + last[header[0]:]
     yield "no-first-keyframe", remuxed(whole, folder / "no-first.mp4", lambda number, key: number > 0)
     yield "no-keyframes", remuxed(whole, folder / "none.mp4", lambda number, key: not key)
     yield "no-parameters", changed(last, (*TABLES, "stsd"), lambda body: body.replace(b"avcC", b"free"))

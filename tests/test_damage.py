@@ -156,7 +156,7 @@ def test_the_file_at_which_a_loader_process_ended_is_named(number):
 
 
 def test_a_process_that_the_kernel_killed_is_not_the_files_fault():
-    with pytest.raises(RuntimeError, match="exited unexpectedly|Killed") as caught:
+    with pytest.raises(RuntimeError, match=r"exited unexpectedly|Killed") as caught:
         loaded(Ending(signal.SIGKILL), 1)
     assert "a.mp4" not in str(caught.value)
 
@@ -176,8 +176,9 @@ def test_overreporting_files_through_a_loader(files, fresh, reader):
 
 # the whole way: preparation, the doctor, training, evaluation
 
-BAD = ("cut-first-0.5", "zeros-mdat-0.6-4000", "cut-first-0", "html", "audio", "h264", "more-all-300", "other-codec", "flipped-anywhere-10000-1",
-       "no-keyframes")  # of each kind, one that no reader can take for whole
+# of each kind, one that no reader can take for whole
+BAD = ("cut-first-0.5", "zeros-mdat-0.6-4000", "cut-first-0", "html", "audio", "h264", "more-all-300", "other-codec",
+       "flipped-anywhere-10000-1", "no-keyframes")
 
 
 def leftovers(root: Path) -> list[str]:
