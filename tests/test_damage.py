@@ -279,7 +279,10 @@ EVALUATED = {"egomcq": ("Ego4D_Chunked", "*/0.mp4"), "ek100_finetune": ("EK100/v
              "charades_finetune": ("CharadesEgo/CharadesEgo_v1_480", "*.mp4")}
 
 
-@pytest.mark.parametrize("name", ["cut-first-0.3", "html", "half-of-mdat"])
+LOST = ("cut-first-0.3", "html", "half-of-mdat", "flipped-mdat-50-0")
+
+
+@pytest.mark.parametrize("name", LOST)
 @pytest.mark.parametrize("recipe", EVALUATED)
 def test_evaluation_on_damaged_videos_is_an_error_and_no_score(files, resolve, copied, monkeypatch, recipe, name):
     on_copy, root = copied
@@ -292,7 +295,7 @@ def test_evaluation_on_damaged_videos_is_an_error_and_no_score(files, resolve, c
         evaluate.evaluate(model, tasks.make(config))
 
 
-@pytest.mark.parametrize("name", ["cut-first-0.3", "html", "half-of-mdat"])
+@pytest.mark.parametrize("name", LOST)
 def test_extraction_on_damaged_videos_is_an_error_and_leaves_no_features(files, resolve, copied, tmp_path, name):
     on_copy, root = copied
     for path in (root / "Ego4D_256").glob("*.mp4"):
@@ -302,3 +305,22 @@ def test_extraction_on_damaged_videos_is_an_error_and_leaves_no_features(files, 
     with pytest.raises(frames.VideoError, match=rf"{root}/Ego4D_256/[\w-]+\.mp4: "):
         tasks.make(config).extract(train.initial_model(config).eval(), run)
     assert not (run.path / "features").exists() and run.metrics() == {}
+
+
+@pytest.mark.parametrize("recipe, split, pattern", [("ek100_finetune", "test", "EK100/video_ht256px/*/*.MP4"),
+                                                    ("charades_finetune", "train", "CharadesEgo/CharadesEgo_v1_480/*.mp4"),
+                                                    ("egomq_features", "", "Ego4D_256/*.mp4"), ("egomcq", "test", "Ego4D_Chunked/*/0.mp4")])
+def test_a_whole_video_that_is_far_too_short_is_an_error(piece, resolve, copied, tmp_path, monkeypatch, recipe, split, pattern):
+    """Of another video, or of one whose header has lost frames: its last frame is not what was annotated."""
+    monkeypatch.setattr(sampling, "LATE", 1.0)  # the toy's videos are short
+    on_copy, root = copied
+    damage.remuxed(piece, tmp_path / "short.mp4", lambda number, key: number < 3)
+    for path in root.glob(pattern):
+        shutil.copy(tmp_path / "short.mp4", path)
+    task = tasks.make(dataclasses.replace(on_copy(resolve(f"toy/{recipe}", MODEL)), init=""))
+    with pytest.raises(frames.VideoError, match=rf"{root}/.*begins at [\d.]+ s, but the video ends at 0.30 s"):
+        if split:
+            dataset = task.dataset(split)
+            [dataset[0, i] for i in range(len(dataset))]
+        else:
+            task.extract(train.initial_model(task.config).eval(), Run(tmp_path / "run"))

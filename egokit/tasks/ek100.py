@@ -28,13 +28,14 @@ class Actions(Samples):
         row, data = self.clips.iloc[index], self.task.config.data
         frames = data.evaluation_frames if rng is None else data.frames
         start, stop = row.start_timestamp, row.stop_timestamp
+        path = self.videos / row.participant_id / f"{row.video_id}.MP4"
 
         def pick(length: int, fps: float) -> np.ndarray:
             first = round(start * fps)
             last = first + max(int((stop - start) * fps), frames)
-            return sampling.ek100(min(first, length - 1), min(last, length), frames, rng)
+            return sampling.ek100(sampling.begin(path, first, length, fps), min(last, length), frames, rng)
 
-        pixels = clips.read(self.videos / row.participant_id / f"{row.video_id}.MP4", pick, data.reader)
+        pixels = clips.read(path, pick, data.reader)
         item = {"video": self.task.transform(pixels, rng), "index": index}
         if rng is not None:
             relevancy_S = self.relevancy.row(index)

@@ -32,6 +32,7 @@ class EgoMQ(Task):
         config = self.config.evaluate
         video = open_video(self.need("Ego4D_256") / f"{clip['video_uid']}.mp4", self.config.data.reader)
         window = config.feature_frames
+        sampling.begin(video.path, int(clip["stop"] * video.fps), video.length, video.fps)  # features of a frame held still are none
         indices = sampling.inside(sampling.mq(int(clip["start"] * video.fps), int(clip["stop"] * video.fps),
                                               config.features_per_second, video.fps, window), video.length)
         count = len(indices) // window
