@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import damage
+import decord  # noqa: F401  (before any process is forked: Python 3.11 now and then fails to import in a new one)
 import pytest
 import torch
 from conftest import MODEL, rarest
@@ -53,6 +54,12 @@ def test_nothing_hangs_and_nothing_dies(read, files):
     found = read("pyav")
     assert found.keys() == files.keys()
     assert {name: one for name, one in found.items() if "died" in one or one["seconds"] > 5} == {}
+
+
+@pytest.mark.slow
+def test_decord_hangs_or_dies_at_two_files_only(read):
+    """Which is why it is not the default reader, and is best used with loader processes: see NATIVE."""
+    assert {name for name, one in read("decord").items() if "died" in one} <= NATIVE.keys()
 
 
 @pytest.mark.parametrize("reader", ["pyav", pytest.param("decord", marks=pytest.mark.slow)])
