@@ -111,7 +111,7 @@ class _Watch:
         self.processes = multiprocessing.RawArray("i", workers)
         self.paths = multiprocessing.RawArray("c", workers * self.NAME)
         self.avoided = set(frames.avoided)
-        self.killed: str | None = None  # the file whose reader was
+        self.lost, self.why = None, ""  # the file at which a loader process was lost, and how
         self.ended, self.turn, self.awaited = threading.Event(), threading.Lock(), False
 
     def start(self, worker: int) -> None:
@@ -126,6 +126,9 @@ class _Watch:
         self.paths[worker * self.NAME:worker * self.NAME + len(name) + 1] = name + b"\0"
         self.since[worker] = time.monotonic()
 
+    def path(self, worker: int) -> str:
+        return bytes(self.paths[worker * self.NAME:(worker + 1) * self.NAME]).split(b"\0", 1)[0].decode()
+
     def done(self) -> None:
         """Nothing is being read by this loader process."""
         self.since[torch.utils.data.get_worker_info().id] = 0.0
@@ -136,12 +139,21 @@ class _Watch:
             with self.turn:
                 for worker, since in enumerate(self.since):
                     if self.awaited and since and time.monotonic() - since > self.limit:
-                        path = self.paths[worker * self.NAME:(worker + 1) * self.NAME]
-                        self.killed = bytes(path).split(b"\0", 1)[0].decode()
+                        self.lost = self.path(worker)
+                        self.why = f"no answer from its reader within {self.limit:g} s (data.read_timeout)"
                         os.kill(self.processes[worker], signal.SIGKILL)
                         with contextlib.suppress(ChildProcessError):  # PyTorch has seen it
                             os.waitid(os.P_PID, self.processes[worker], os.WEXITED | os.WNOWAIT)
                         return
+
+    def look_for_dead(self, processes: list) -> None:
+        """After an error of PyTorch: did a decoder end its own process? One that the kernel killed had no memory left."""
+        with self.turn:
+            for worker, process in enumerate(processes):
+                code = process.exitcode
+                if self.lost is None and self.since[worker] and code not in (None, 0, -signal.SIGKILL):
+                    self.lost = self.path(worker)
+                    self.why = f"its reader ended the loader process ({signal.strsignal(-code) if code < 0 else f'exit code {code}'})"
 
     @contextlib.contextmanager
     def waiting(self):
@@ -170,8 +182,8 @@ class _Watched(Dataset):
 def loader(dataset: Samples, batches: Iterable[list], collate, workers: int, timeout: float = 120.0):
     """Batches in order, read ahead by `workers` processes (0: in this one), which live as long as there are batches.
 
-    A file that takes longer than `timeout` seconds in a loader process is an error that names it, or, where the dataset
-    is tolerant, a bad sample: the processes are replaced and go on with the batch that was due.
+    A file that takes longer than `timeout` seconds in a loader process, or ends it, is an error that names the file, or,
+    where the dataset is tolerant, a bad sample: the processes are replaced and go on with the batch that was due.
     """
     options = {"collate_fn": _Collate(collate), "pin_memory": torch.cuda.is_available()}
     if not workers:
@@ -190,23 +202,24 @@ def loader(dataset: Samples, batches: Iterable[list], collate, workers: int, tim
                                    worker_init_fn=watch.start, prefetch_factor=4, **options))
         threading.Thread(target=watch.look, name="egokit reader watch", daemon=True).start()
         try:
-            while watch.killed is None:
+            while watch.lost is None:
                 with watch.waiting():
                     batch = next(iterator, None)
-                if watch.killed is None:
+                if watch.lost is None:
                     if batch is None:
                         return
                     ahead.popleft()
                     yield batch
-        except (RuntimeError, OSError, EOFError):  # what PyTorch makes of a process that was killed
-            if watch.killed is None:
+        except (RuntimeError, OSError, EOFError):  # what PyTorch makes of a process that is gone
+            watch.look_for_dead(iterator._workers)
+            if watch.lost is None:
                 raise
         finally:
             watch.ended.set()
         if not dataset.tolerant:
-            raise VideoError(f"{watch.killed}: no answer from its reader within {timeout:g} s (data.read_timeout); make it again from "
-                             "its source with 'egokit prep', or allow bad files with data.max_bad_fraction")
-        frames.avoided.add(watch.killed)
+            raise VideoError(f"{watch.lost}: {watch.why}; make it again from its source with 'egokit prep', or allow bad files with "
+                             "data.max_bad_fraction")
+        frames.avoided.add(watch.lost)
         del iterator  # ends its processes
 
 

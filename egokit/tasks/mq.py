@@ -7,14 +7,13 @@ import json
 import numpy as np
 import torch
 
-from egokit import dist, sampling
+from egokit import dist, documents, sampling
+from egokit.documents import SPLITS
 from egokit.frames import open_video
 from egokit.model import autocast
 from egokit.runs import Run, atomic_path, write_text
 from egokit.tasks.base import Task
 from egokit.transforms import normalise
-
-SPLITS = ("train", "val", "test_unannotated")
 
 
 class EgoMQ(Task):
@@ -22,10 +21,11 @@ class EgoMQ(Task):
         """Distinct clips of all splits: clip_uid, video_uid, start and stop in seconds, split."""
         found = {}
         for split in SPLITS:
-            for video in json.loads(self.need(f"moments_{split}.json").read_text())["videos"]:
-                for clip in video["clips"]:
-                    found.setdefault(clip["clip_uid"], {"clip_uid": clip["clip_uid"], "video_uid": video["video_uid"], "split": split,
-                                                        "start": clip["video_start_sec"], "stop": clip["video_end_sec"]})
+            path = self.need(f"moments_{split}.json")
+            for clip in documents.moments(path):
+                known = found.setdefault(clip["clip_uid"], clip | {"split": split})
+                if clip.items() - known.items():
+                    raise ValueError(f"{path}: clip {clip['clip_uid']} has other times or another video than where it stands before")
         return [found[uid] for uid in sorted(found)][:self.limited(len(found))]
 
     @torch.no_grad()
@@ -34,6 +34,7 @@ class EgoMQ(Task):
         config = self.config.evaluate
         video = open_video(self.need("Ego4D_256") / f"{clip['video_uid']}.mp4", self.config.data.reader)
         window = config.feature_frames
+        sampling.begin(video.path, int(clip["stop"] * video.fps), video.length, video.fps)  # features of a frame held still are none
         indices = sampling.inside(sampling.mq(int(clip["start"] * video.fps), int(clip["stop"] * video.fps),
                                               config.features_per_second, video.fps, window), video.length)
         count = len(indices) // window
