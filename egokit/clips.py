@@ -24,13 +24,13 @@ def read_chunked(folder: str | Path, start: float, stop: float, pick, chunk_seco
 
     `pick(first, last)` chooses among the clip's frames, numbered on from the first piece into the second.
     """
-    folder = Path(folder)
+    folder, start = Path(folder), max(start, 0.0)
     piece = int(start // chunk_seconds)
     while piece and not (folder / f"{piece}.mp4").is_file() and (folder / f"{piece - 1}.mp4").is_file():
         piece -= 1  # annotations may begin a moment after their video's end: its last frame
     opened = video.open_video(folder / f"{piece}.mp4", reader)
     offset = piece * chunk_seconds
-    first = min(int((start - offset) * opened.fps), opened.length - 1)
+    first = sampling.begin(opened.path, int((start - offset) * opened.fps), opened.length, opened.fps)
     last = max(first + 1, int((stop - offset) * opened.fps))
     second = folder / f"{piece + 1}.mp4"
     if stop <= offset + chunk_seconds or not second.is_file():

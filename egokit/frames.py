@@ -20,6 +20,7 @@ class VideoError(RuntimeError):
 
 
 SKIPPING = {"h264", "hevc"}  # decoders that can leave out a frame when they meet it
+DELAY = 16  # a frame may refer to one that is shown so many frames later, and be damaged where that is
 
 
 class PyAVReader:
@@ -31,35 +32,54 @@ class PyAVReader:
 
     def __init__(self, path: Path):
         import av
-        self.path = path
+        self.path, self.times = path, None
         try:
-            self.container = av.open(str(path))
+            self.container = av.open(str(path), metadata_errors="replace")
             self.stream = self.container.streams.video[0]
-        except (av.error.FFmpegError, IndexError, OSError) as error:
+            if self.stream.codec_context is None:
+                raise VideoError(f"{path}: no decoder knows its codec")
+            if not self._timed():
+                raise VideoError(f"{path}: {self.container.format.long_name} doesn't say when a frame is shown")
+            self.stream.codec_context.thread_count = 1
+            constant = self._constant()
+            rate = self.stream.base_rate if constant else self.stream.average_rate or self.stream.guessed_rate
+            if not rate:
+                raise VideoError(f"{path}: the file states no frame rate")
+            self.fps = float(rate)
+            self.step = float(1 / (rate * self.stream.time_base))  # time stamps a frame
+            self.origin = self.stream.start_time or 0
+            self.length = self.stream.frames
+            if not constant:
+                self._list_packets()
+        except (VideoError, av.error.FFmpegError, IndexError, OSError) as error:
             reason = "no video stream" if isinstance(error, IndexError) else getattr(error, "strerror", None) or error
-            raise VideoError(f"{path}: not a video that can be opened ({reason}); "
+            said = str(reason).removeprefix(f"{path}: ")
+            raise VideoError(f"{path}: not a video that can be opened ({said}); "
                              "make it again from its source with 'egokit prep', or replace it") from None
-        if self.container.format.name == "avi":
-            raise VideoError(f"{path}: AVI files don't say when a frame is shown; make an MP4 of it with 'egokit prep ego4d'")
-        self.stream.codec_context.thread_count = 1
         self.to_rgb = av.video.reformatter.VideoReformatter()
-        rate = self.stream.base_rate if self._constant() else self.stream.average_rate or self.stream.guessed_rate
-        if not rate:
-            raise VideoError(f"{path}: the file states no frame rate; prepare it with 'egokit prep'")
-        self.fps = float(rate)
-        self.step = float(1 / (rate * self.stream.time_base))  # time stamps a frame
-        self.origin = self.stream.start_time or 0
-        self.times: np.ndarray | None = None
-        self.length = self.stream.frames
-        if not self._constant():
-            self._list_packets()
+
+    def _timed(self) -> bool:
+        """Whether the container has presentation times: pictures, raw streams and AVI have none."""
+        from av.format import Flags
+        form = self.container.format
+        return not (form.name == "avi" or form.name.endswith("_pipe") or form.flags & Flags.no_timestamps.value)
 
     def _constant(self) -> bool:
-        """Whether the header says that all frames have one duration: their number times it is then the whole duration."""
+        """Whether all frames have one duration, by the header and by an index where there is one, of which nine entries are looked at."""
         stream = self.stream
         if not (stream.frames and stream.base_rate and stream.duration):
             return False
-        return abs(stream.duration * stream.time_base * stream.base_rate - stream.frames) < 0.75
+        if abs(stream.duration * stream.time_base * stream.base_rate - stream.frames) >= 0.75:
+            return False
+        entries = stream.index_entries
+        if len(entries) != stream.frames:
+            return False
+        end, size = entries[len(entries) - 1].pos + entries[len(entries) - 1].size, self.path.stat().st_size
+        if end > size:
+            raise VideoError(f"{self.path}: cut off: its frames would fill {end:,} bytes, the file has {size:,}")
+        step, first = 1 / (stream.base_rate * stream.time_base), entries[0].timestamp
+        places = [i * (len(entries) - 1) // 8 for i in range(9)]
+        return all(abs(entries[i].timestamp - first - i * step) < 0.2 * step for i in places)
 
     def _list_packets(self) -> None:
         """Presentation times of all frames, sorted: the truth about a file whose times are not number / rate."""
@@ -67,8 +87,8 @@ class PyAVReader:
         self.times = np.sort([packet.pts for packet in self.container.demux(self.stream)
                               if packet.pts is not None and not packet.is_discard])
         self.length = len(self.times)
-        if not self.length:
-            raise VideoError(f"{self.path}: its frames carry no times; prepare it with 'egokit prep'")
+        if not self.length or (np.diff(self.times) == 0).any():
+            raise VideoError(f"{self.path}: frames without a time of their own")
 
     def _number(self, pts: int) -> float:
         """The number of the frame of a time; between two numbers for a frame that isn't shown (before an edit list's start)."""
@@ -114,16 +134,21 @@ class PyAVReader:
         Nothing else may be read from this reader until it has ended.
         """
         counts = collections.Counter(int(i) for i in indices)
-        wanted = collections.deque(self._checked(sorted(counts)))
+        wanted, held = collections.deque(self._checked(sorted(counts))), collections.deque()
         while wanted:
             try:
                 for index, frame in self._walk(list(wanted), leap=False):
                     pixels = np.empty((frame.height, frame.width, 3), np.uint8)
                     self._pixels(frame, pixels)
-                    yield from itertools.repeat(pixels, counts[index])
+                    held.append((index, pixels))
                     wanted.popleft()
+                    if len(held) > DELAY:
+                        index, pixels = held.popleft()
+                        yield from itertools.repeat(pixels, counts[index])
             except _Irregular:
                 self._list_packets()
+        for index, pixels in held:
+            yield from itertools.repeat(pixels, counts[index])
 
     def _checked(self, wanted: list[int]) -> list[int]:
         for index in wanted[:1] + wanted[-1:]:
@@ -184,8 +209,8 @@ class PyAVReader:
     def _found(self, decoded, unseen: collections.deque):
         for frame in decoded:
             if frame.is_corrupt:  # what refers to it would be, too, and not say so
-                raise VideoError(f"{self.path}: {self._where(unseen)} can't be decoded (damaged data at "
-                                 f"{frame.time or 0:.2f} s); make it again from its source with 'egokit prep', or replace it")
+                raise VideoError(f"{self.path}: damaged at {frame.time or 0:.2f} s; make it again from its source with 'egokit prep', "
+                                 "or replace it")
             number = self._number(frame.pts) if frame.pts is not None else -1
             if unseen and number == unseen[0]:
                 unseen.popleft()
