@@ -7,7 +7,8 @@ import pytest
 from golden_inputs import GOLDEN  # noqa: F401  (keeps the folder on the path explicit)
 
 import egokit
-from egokit import clips, frames, prep, sampling
+from egokit import clips, frames, sampling
+from egokit.prep.video import ffmpeg
 from egokit.toy import read_frame_number
 
 
@@ -59,7 +60,7 @@ def test_a_clip_at_the_videos_end_stays_inside(full, pieces):
 def test_variable_frame_rate_and_b_frames(full, tmp_path):
     """Frames dropped at random, B-frames and open GOPs: numbers come from a table of the packets' times."""
     path = tmp_path / "vfr.mp4"
-    subprocess.run([prep.ffmpeg(), "-loglevel", "error", "-i", str(full), "-vf", "select='not(eq(mod(n,7),3))'", "-fps_mode", "vfr",
+    subprocess.run([ffmpeg(), "-loglevel", "error", "-i", str(full), "-vf", "select='not(eq(mod(n,7),3))'", "-fps_mode", "vfr",
                     "-c:v", "libx264", "-bf", "3", "-g", "40", str(path)], check=True)
     kept = [n for n in range(frames.open_video(full).length) if n % 7 != 3]
     video = frames.open_video(path)
