@@ -1,6 +1,7 @@
 """One finding, what provides each expected thing, and the checks that every data set shares."""
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator
@@ -55,7 +56,9 @@ class Checks:
     def prepared(self, part: str) -> Iterator[Finding]:
         """Full videos, and what prep's manifest says of them."""
         full, manifest = self.root / "Ego4D", self.root / "prepared.json"
-        count = len(list_videos(full)) if full.is_dir() and any(full.iterdir()) else 0
+        count = 0
+        with contextlib.suppress(FileNotFoundError):
+            count = len(list_videos(full))
         chunked = self.root / "Ego4D_Chunked"
         if count or not chunked.is_dir():
             yield self.file(part, full, "Ego4D", f"{count:,} full videos")
@@ -68,7 +71,7 @@ class Checks:
                           + (f", {len(failed):,} failed: {failed[0].get('reason', '')}" if failed else ""),
                           f"{self.fix('chunks')} (tries them again)" if failed else "")
             if (pending := count - done - len(failed)) > 0:
-                yield Finding(part, manifest.name, "wrong", f"{pending:,} full videos are not prepared yet", self.fix("chunks"))
+                yield Finding(part, full.name, "wrong", f"{pending:,} full videos are not prepared yet", self.fix("chunks"))
 
     def plain_length(self, path: Path) -> float:
         opened = video.open_video(path, self.config.data.reader)

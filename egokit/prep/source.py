@@ -34,7 +34,10 @@ def list_videos(folder: Path) -> list[Video]:
 
 
 def share(videos: list[Video], shard: int, shards: int) -> list[Video]:
-    """Shard `shard` of 1 … `shards`: shares of about the same number of bytes, the same on every machine. Largest first."""
+    """Shard `shard` of 1 … `shards`, largest videos first: shares of about as many bytes, the same on every machine.
+
+    They depend on all videos: while files still arrive, shares overlap or leave some out, which then stay "pending".
+    """
     if not 1 <= shard <= shards:
         raise ValueError(f"shard {shard}/{shards}: expected 1/{shards} to {shards}/{shards}")
     loads, mine = [(0, number) for number in range(1, shards + 1)], []
