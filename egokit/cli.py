@@ -34,6 +34,8 @@ def prep(arguments) -> None:
     config = resolve(arguments.params, arguments.site, arguments.overrides)
     if arguments.root:
         config = dataclasses.replace(config, site=dataclasses.replace(config.site, root=os.path.abspath(arguments.root), toy=False))
+    if arguments.wait and not arguments.array:
+        raise ConfigError("--wait waits for an array of jobs: give --array N, too")
     if arguments.what != "ego4d":
         if arguments.shard or arguments.array or arguments.source:
             raise ConfigError("--source, --shard and --array are of Ego4D alone: egokit prep ego4d …")

@@ -20,6 +20,7 @@ def test_help_shows_an_example(command, capsys):
     (["run", "05_egomqc"], "did you mean '05_egomcq'"),
     (["run", "05_egomcq", "--site", "tiny", "--run", "a b"], "use letters, digits"),
     (["prep", "--site", "tiny", "--root", "nowhere-at-all"], "does not exist"),
+    (["prep", "ego4d", "--site", "tiny", "--wait"], "give --array N, too"),
     (["prep", "--site", "tiny", "--shard", "1/2"], "--source, --shard and --array are of Ego4D alone"),
     (["prep", "ego4d", "--source", "nowhere", "--root", "nowhere-at-all"], "no videos in nowhere"),
 ])

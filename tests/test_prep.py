@@ -263,6 +263,16 @@ def test_an_array_of_local_jobs_and_its_retry(full, tmp_path, project, capfd):
     assert capfd.readouterr().out == "nothing to submit: every video is verified\n"
 
 
+def test_an_array_that_runs_is_found_again(full, project, tmp_path):
+    from egokit.resolve import resolve
+    shutil.move(full, tmp_path / "root/Ego4D")
+    config = resolve("toy/pretrain", "tiny", f"site.root={tmp_path / 'root'}")
+    first, again = prep.submit_array(config, 2), prep.submit_array(config, 4)
+    assert again.folder == first.folder and "2 shards on local" in str(again)
+    assert again.wait(progress=False)["videos"] == 4 and prep.submit_array(config, 2) is None
+    check_complete(tmp_path / "root", tmp_path / "root/Ego4D")
+
+
 def test_what_is_wrong_with_the_machine_stops_everything_and_fails_no_video(full, tmp_path, monkeypatch):
     root = tmp_path / "root"
     root.mkdir()

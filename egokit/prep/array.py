@@ -52,7 +52,7 @@ class Array:
         follow = f"squeue -j {job['job_id']}" if job["cluster"] == "slurm" else "egokit doctor"
         return (f"{len(job['job_ids'])} shards on {job['cluster']}: {' '.join(job['job_ids'])}\n"
                 f"follow:  {follow}; logs in {self.folder / 'submitit'}; results in {self.plan.root / 'prepared.json'}\n"
-                "retry:   the same command, once they have ended, submits the shards in which something failed or is pending")
+                "retry:   the same command; while they run it finds them, then it submits the shards in which something is left")
 
     def wait(self, progress: bool = True, poll: float = 1.0) -> dict:
         """Wait until every job has ended; returns the manifest of all videos. Interrupting the wait leaves the jobs running."""
@@ -64,9 +64,10 @@ class Array:
         while running:
             running, began = launch.alive(self.folder), time.monotonic()
             lines = dict(zip(self.videos, receipts(self.videos, self.plan, files=False), strict=True))
-            known = [video for video, line in lines.items() if line["status"] != "pending"]
-            bar.set_description_str(f"{len(known)}/{len(lines)} videos, {sum(l['status'] == 'failed' for l in lines.values())} failed")
-            bar.update(sum(video.bytes for video in known) - bar.n)
+            good = [video for video, line in lines.items() if line["status"] == "ok"]
+            failed = sum(line["status"] == "failed" for line in lines.values())  # this time or before, not tried again yet
+            bar.set_description_str(f"{len(good)}/{len(lines)} videos, {failed} failed", refresh=False)
+            bar.update(sum(video.bytes for video in good) - bar.n)
             if running:  # looking at ten thousand receipts takes a while on a network file system
                 time.sleep(max(poll if cluster == "local" else 20 * poll, 10 * (time.monotonic() - began)))
         bar.close()
@@ -76,18 +77,23 @@ class Array:
 def submit_array(config: Config, shards: int, source: str | Path | None = None) -> Array | None:
     """Submit the shards of `source` (default root/Ego4D) that are not done, to config.launch.cluster; None if all are.
 
-    Each job has config.launch.cpus and runs on one node. Raises as `ego4d` does, and RuntimeError if nothing can be submitted.
+    While the array submitted last is queued or runs, nothing is submitted, and that one is returned. Each job has
+    config.launch.cpus and runs on one node. Raises as `ego4d` does, and RuntimeError if nothing can be submitted.
     """
     plan = Plan(**site_options(config.site))
     folder_of_videos = Path(source).resolve() if source else plan.root / "Ego4D"
     videos = list_videos(folder_of_videos)
+    arrays = plan.root / ".prepared" / "arrays"
+    for latest in sorted(arrays.glob("*"))[-1:]:
+        if launch.alive(latest):
+            return Array(latest, videos, plan)
     left = {line["uid"] for line in receipts(videos, plan, files=True) if line["status"] != "ok"}
     todo = [number for number in range(1, shards + 1) if left & {video.uid for video in share(videos, number, shards)}]
     if not todo:
         merge(videos, plan)
         return None
     # a folder of its own each time: job ids start again with a new Slurm, and submitit would find an old job's result
-    folder = plan.root / ".prepared" / "arrays" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    folder = arrays / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     folder.mkdir(parents=True)
     spec = {"config": to_dict(config), "source": str(folder_of_videos), "shards": shards, "todo": todo}
     write_text(folder / "spec.json", json.dumps(spec, indent=1))
