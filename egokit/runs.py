@@ -25,6 +25,14 @@ def beside(path: Path) -> Path:
     return path.with_name(f".{path.stem}.{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}.part{path.suffix}")
 
 
+def abandoned(part: Path) -> bool:
+    """Whether what `beside` named is nobody's: its process, of this machine, is gone; another machine's is a day old."""
+    made_by, process, _ = part.name.rpartition(".part")[0].rsplit("-", 2)
+    if made_by.endswith(f".{socket.gethostname()}"):
+        return not Path("/proc", process).exists()
+    return time.time() - part.stat().st_mtime > 86400
+
+
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it into place if the block succeeds.

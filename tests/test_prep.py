@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -220,7 +221,9 @@ def test_without_locks_the_same_video_twice_at_once_stays_whole(full, tmp_path, 
         raise OSError(errno.ENOLCK, "No locks available")
     monkeypatch.setattr(video.fcntl, "flock", no_locks)
     plan, one = video.Plan(tmp_path / "root", 72, 30), source.list_videos(full)[0]
-    monkeypatch.setattr(video, "sweep", lambda uid, plan: None)  # both are of this machine, where locks would have kept them apart
+    remains = plan.resized("x").with_name(f".{one.uid}.{socket.gethostname()}-{2**22 + 1}-0badcafe.part.mp4")  # no process has that number
+    remains.parent.mkdir(parents=True)
+    remains.write_bytes(b"half of it")
     threads = [threading.Thread(target=video.prepare_video, args=(one, plan, threading.Event())) for _ in range(4)]
     for thread in threads:
         thread.start()

@@ -13,16 +13,14 @@ import glob
 import json
 import os
 import shutil
-import socket
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
 from egokit.prep.measure import PrepError, scan, verify
-from egokit.runs import atomic_folder, atomic_path, write_text
+from egokit.runs import abandoned, atomic_folder, atomic_path, write_text
 
 # A keyframe every 12 frames and no B-frames: a clip's frames are found with one short decode. faststart: opened in one read.
 RANDOM_ACCESS = ["-c:v", "libx264", "-preset", "veryfast", "-crf", "23", "-pix_fmt", "yuv420p", "-g", "12", "-keyint_min", "12",
@@ -136,7 +134,8 @@ def prepare_video(video: Video, plan: Plan, stop: threading.Event) -> dict:
             except PrepError as error:
                 if isinstance(error, SetupError) or stop.is_set():
                     raise
-                line |= {"status": "failed", "reason": str(error)}
+                told = str(video.path) in str(error)  # otherwise it names only the temporary file that was made of it
+                line |= {"status": "failed", "reason": str(error) if told else f"{video.path}: {error}"}
             write_text(path, json.dumps(line))
             return line
     except OSError as error:  # not of the source, whose errors are PrepErrors by now
@@ -186,25 +185,22 @@ def claimed(path: Path, stop: threading.Event) -> Iterator[None]:
     under names of their own, and the later one's takes the place of the earlier one's.
     """
     with open(path, "w") as lock:
-        while not stop.is_set():
+        while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                stop.wait(0.5)
+                if stop.wait(0.5):
+                    raise PrepError(f"{path}: interrupted while another process held it") from None
             except OSError:
                 break
         yield
 
 
 def sweep(uid: str, plan: Plan) -> None:
-    """Remove what killed processes left half made of a video; its lock is held.
-
-    The lock may count on this machine only (some network file systems), so another machine's must also be a day old.
-    """
-    for path in (plan.resized(uid), plan.pieces(uid)):
-        for part in path.parent.glob(f".{glob.escape(uid)}.*.part*"):
-            here = part.name.startswith(f".{uid}.{socket.gethostname()}-")
+    """Remove what killed processes left half made of a video."""
+    for path in (plan.resized(uid), plan.pieces(uid), plan.receipt(uid)):
+        for part in path.parent.glob(f".{glob.escape(uid)}.*-*-*.part*"):
             with contextlib.suppress(FileNotFoundError):
-                if here or time.time() - part.stat().st_mtime > 86400:
+                if abandoned(part):
                     shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink()
