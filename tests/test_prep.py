@@ -135,7 +135,8 @@ def test_a_variable_rate_becomes_constant_and_as_long(full, tmp_path):
     encode(folder / "gaps.mp4", "-i", full / "a.mp4", "-vf", "select='not(eq(mod(n,7),3))*not(between(n,100,109))'", "-fps_mode", "vfr")
     encode(folder / "rounded.mkv", "-f", "lavfi", "-i", "testsrc2=s=128x96:r=30000/1001:d=5")
     gaps, rounded = prep.ego4d(tmp_path / "root", 72, 10, source=folder, progress=False)["lines"]
-    assert not gaps["source"]["constant_rate"] and gaps["source"]["frames"] < gaps["resized"]["frames"] == 240 and gaps["status"] == "ok"
+    assert gaps["status"] == "ok" and not gaps["source"]["constant_rate"]
+    assert gaps["source"]["frames"] < 240 <= gaps["resized"]["frames"] <= 241
     assert gaps["resized"]["constant_rate"] and gaps["resized"]["fps"] == 10
     assert abs(gaps["resized"]["seconds"] - gaps["source"]["seconds"]) < 0.101
     assert rounded["source"]["constant_rate"] and rounded["source"]["frames"] == rounded["resized"]["frames"]

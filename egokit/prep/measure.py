@@ -26,7 +26,7 @@ def scan(path: Path, stop: threading.Event | None = None) -> tuple[dict, Fractio
                 times.append(last.pts)
                 if stop and stop.is_set():
                     raise PrepError(f"{path}: interrupted")
-            tick, rates = stream.time_base, (stream.base_rate, stream.average_rate)
+            tick, rates, listed = stream.time_base, (stream.base_rate, stream.average_rate), stream.frames
             promised = stream.duration * tick if stream.duration else 0
             if not promised and len(container.streams) == 1:  # Matroska states it for the file, whose sound may be longer
                 promised = (container.duration or 0) / av.time_base
@@ -38,7 +38,8 @@ def scan(path: Path, stop: threading.Event | None = None) -> tuple[dict, Fractio
     rate, constant = frame_rate(times, tick, rates)
     shown = 1 / rate if constant or not last.duration else last.duration * tick
     seconds = float((max(times) - min(times)) * tick + shown)
-    if seconds + max(1, 0.01 * promised) < promised:
+    # both: a header may list frames that an edit list leaves out, and may count how long a file's last frame is to be shown
+    if seconds + max(1, 0.01 * promised) < promised and (not listed or len(times) < listed):
         raise PrepError(f"{path}: its header promises {float(promised):.1f} s, but only {seconds:.1f} s can be decoded; fetch it again")
     return {"file": path.name, "frames": len(times), "fps": float(rate), "seconds": round(seconds, 4), "constant_rate": constant,
             "width": last.width, "height": last.height, "bytes": path.stat().st_size}, rate

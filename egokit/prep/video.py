@@ -95,14 +95,18 @@ def _run(arguments: list[str], source: Path, target: Path) -> None:
         raise PrepError(f"{source}: ffmpeg failed: {(lines or [f'exit status {done.returncode}'])[-1]}")
 
 
-def resize(source: Path, target: Path, plan: Plan, rate: Fraction, constant: bool) -> None:
-    """Short side `plan.short_side`, aspect kept, even sizes; a keyframe at every multiple of `plan.chunk_seconds`."""
+def resize(source: Path, target: Path, plan: Plan, facts: dict, rate: Fraction) -> None:
+    """Short side `plan.short_side`, aspect kept, even sizes; a keyframe at every multiple of `plan.chunk_seconds`.
+
+    facts, rate: `scan` of the source.
+    """
     side = plan.short_side
     filters = f"scale='if(gt(iw,ih),-2,{side})':'if(gt(iw,ih),{side},-2)'"
-    pace = ["-r", str(rate)]  # frame n at n / rate: ffmpeg neither drops nor repeats any, however its time was rounded
-    if not constant:
-        filters, pace = f"setpts=PTS-STARTPTS,fps={rate},{filters}", []
-    _run([*pace, "-i", str(source), "-map", "0:v:0", "-vf", filters, *ENCODINGS[plan.encoding],
+    pace, end = ["-r", str(rate)], []  # frame n at n / rate: ffmpeg neither drops nor repeats any, however its time was rounded
+    if not facts["constant_rate"]:  # ffmpeg's versions differ in how long they show the last frame: repeated here, and cut off
+        filters = f"setpts=PTS-STARTPTS,fps={rate},tpad=stop=-1:stop_mode=clone,{filters}"
+        pace, end = [], ["-t", str(facts["seconds"])]
+    _run([*pace, "-i", str(source), "-map", "0:v:0", "-vf", filters, *end, *ENCODINGS[plan.encoding],
           "-force_key_frames", f"expr:gte(t,n_forced*{plan.chunk_seconds})", str(target)], source, target)
 
 
@@ -147,7 +151,7 @@ def make(video: Video, plan: Plan, line: dict, stop: threading.Event) -> None:
     """Put source, resized and pieces into `line`; nothing appears under its final name before all of it is verified."""
     line["source"], rate = scan(video.path, stop)
     with atomic_path(plan.resized(video.uid)) as whole, atomic_folder(plan.pieces(video.uid)) as folder:
-        resize(video.path, whole, plan, rate, line["source"]["constant_rate"])
+        resize(video.path, whole, plan, line["source"], rate)
         files = cut(whole, folder, plan)
         line["resized"] = scan(whole, stop)[0] | {"file": plan.resized(video.uid).name}
         line["pieces"] = [scan(file, stop)[0] for file in files]
