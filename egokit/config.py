@@ -89,7 +89,7 @@ class Site:
     weights: str = ""                              # folder of released checkpoints
     short_side: int = 256                          # of the prepared videos, pixels
     chunk_seconds: float = 600.0                   # length of a prepared piece
-    encoding: str = "random_access"                # of the prepared videos; original: as the paper's code, half the bytes, slower clips
+    encoding: str = "random_access"                # of the prepared videos: fast clips; original: as the paper's code
     toy: bool = False                              # the embedded data set: egokit.toy makes root
 
 

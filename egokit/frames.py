@@ -7,7 +7,9 @@ Which frames make a clip is sampling.py's; files that a clip spans are clips.py'
 from __future__ import annotations
 
 import collections
+import itertools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +19,15 @@ class VideoError(RuntimeError):
     """A video can't be read as asked; the message names the file, the frame or time, and the reason."""
 
 
+SKIPPING = {"h264", "hevc"}  # decoders that can leave out a frame when they meet it
+
+
 class PyAVReader:
-    """Seeks once to the keyframe before a wanted frame and decodes straight on; seeks again over long gaps.
+    """Decodes only what a wanted frame needs: from the keyframe before it, the frames that others refer to, and itself.
 
-    A frame's number is its presentation time times the rate; the first frame read in each stretch is checked against
-    that, and a file whose times don't fall on a regular grid is numbered from a table of all its packets' times.
+    A frame's number is its place in order of presentation. In a file of constant rate that is its presentation time times
+    the rate; any other file is numbered from a table of its packets' times, which costs a pass over the file.
     """
-
-    GAP = 48  # frames: beyond this, another seek beats decoding what lies between
 
     def __init__(self, path: Path):
         import av
@@ -36,89 +39,174 @@ class PyAVReader:
             reason = "no video stream" if isinstance(error, IndexError) else getattr(error, "strerror", None) or error
             raise VideoError(f"{path}: not a video that can be opened ({reason}); "
                              "make it again from its source with 'egokit prep', or replace it") from None
+        if self.container.format.name == "avi":
+            raise VideoError(f"{path}: AVI files don't say when a frame is shown; make an MP4 of it with 'egokit prep ego4d'")
         self.stream.codec_context.thread_count = 1
         self.to_rgb = av.video.reformatter.VideoReformatter()
-        rate = self.stream.average_rate or self.stream.guessed_rate
+        rate = self.stream.base_rate if self._constant() else self.stream.average_rate or self.stream.guessed_rate
         if not rate:
             raise VideoError(f"{path}: the file states no frame rate; prepare it with 'egokit prep'")
         self.fps = float(rate)
-        self.step = 1 / (rate * self.stream.time_base)      # time stamps a frame
+        self.step = float(1 / (rate * self.stream.time_base))  # time stamps a frame
         self.origin = self.stream.start_time or 0
-        self.times: list[int] | None = None
-        self.decoder, self.position, self.last = None, None, None  # where the decoder stands, and the frame it gave last
-        self.length = self.stream.frames or len(self._packet_times())
+        self.times: np.ndarray | None = None
+        self.length = self.stream.frames
+        if not self._constant():
+            self._list_packets()
 
-    def _packet_times(self) -> list[int]:
-        """Presentation times of all frames, sorted: the truth about an irregular file. Costs a pass over the file."""
-        if self.times is None:
-            self.container.seek(0)
-            self.times = sorted(packet.pts for packet in self.container.demux(self.stream) if packet.pts is not None)
-        return self.times
+    def _constant(self) -> bool:
+        """Whether the header says that all frames have one duration: their number times it is then the whole duration."""
+        stream = self.stream
+        if not (stream.frames and stream.base_rate and stream.duration):
+            return False
+        return abs(stream.duration * stream.time_base * stream.base_rate - stream.frames) < 0.75
 
-    def _time(self, index: int) -> int:
+    def _list_packets(self) -> None:
+        """Presentation times of all frames, sorted: the truth about a file whose times are not number / rate."""
+        self.container.seek(0)
+        self.times = np.sort([packet.pts for packet in self.container.demux(self.stream)
+                              if packet.pts is not None and not packet.is_discard])
+        self.length = len(self.times)
+        if not self.length:
+            raise VideoError(f"{self.path}: its frames carry no times; prepare it with 'egokit prep'")
+
+    def _number(self, pts: int) -> float:
+        """The number of the frame of a time; between two numbers for a frame that isn't shown (before an edit list's start)."""
         if self.times is not None:
-            return self.times[min(index, len(self.times) - 1)]
-        return self.origin + round(index * self.step)
-
-    def _number(self, pts: int) -> int:
-        if self.times is not None:
-            return int(np.searchsorted(self.times, pts))
+            place = int(np.searchsorted(self.times, pts))
+            return place if place < self.length and self.times[place] == pts else place - 0.5
         exact = (pts - self.origin) / self.step
         number = round(exact)
-        if abs(float(exact) - number) > 0.2:
+        if abs(exact - number) > 0.2:
             raise _Irregular
         return number
 
     def read(self, indices) -> np.ndarray:
-        """uint8 (len(indices), height, width, 3), in the order asked for; indices may repeat.
-
-        A read that follows on the last one goes on decoding where that stopped, so a long video streams in pieces.
-        """
-        wanted = sorted({int(i) for i in indices})
+        """uint8 (len(indices), height, width, 3), in the order asked for; indices may repeat."""
+        indices = [int(i) for i in indices]
+        places: dict[int, list[int]] = {}
+        for place, index in enumerate(indices):
+            places.setdefault(index, []).append(place)
         try:
-            found = {index: self._frame(index) for index in wanted}
+            return self._read(places, len(indices))
         except _Irregular:
-            self._packet_times()
-            self.position = None
-            found = {index: self._frame(index) for index in wanted}
-        return np.stack([found[int(i)] for i in indices])
+            self._list_packets()
+            return self._read(places, len(indices))
 
-    def _frame(self, index: int) -> np.ndarray:
+    def _read(self, places: dict[int, list[int]], count: int) -> np.ndarray:
+        wanted = self._checked(sorted(places))
+        out = None
+        while wanted:
+            seen = set()
+            for index, frame in self._walk(wanted, leap=True):
+                if out is None:
+                    out = np.empty((count, frame.height, frame.width, 3), np.uint8)
+                first, *others = places[index]
+                self._pixels(frame, out[first])
+                out[others] = out[first]
+                seen.add(index)
+            wanted = [index for index in wanted if index not in seen]
+        return out
+
+    def stream_frames(self, indices) -> Iterator[np.ndarray]:
+        """uint8 (height, width, 3) for every index, in ascending order: a long stretch, decoded once, in bounded memory.
+
+        Nothing else may be read from this reader until it has ended.
+        """
+        counts = collections.Counter(int(i) for i in indices)
+        wanted = collections.deque(self._checked(sorted(counts)))
+        while wanted:
+            try:
+                for index, frame in self._walk(list(wanted), leap=False):
+                    pixels = np.empty((frame.height, frame.width, 3), np.uint8)
+                    self._pixels(frame, pixels)
+                    yield from itertools.repeat(pixels, counts[index])
+                    wanted.popleft()
+            except _Irregular:
+                self._list_packets()
+
+    def _checked(self, wanted: list[int]) -> list[int]:
+        for index in wanted[:1] + wanted[-1:]:
+            if not 0 <= index < self.length:
+                raise VideoError(f"{self.path}: frame {index} asked for, but the file has {self.length} ({self.fps:.2f} a second)")
+        return wanted
+
+    def _walk(self, wanted: list[int], leap: bool):
+        """(index, frame) of `wanted`, ascending, from the keyframe before the first on.
+
+        leap: stop where a seek is the shorter way to those that remain; the caller asks for them again.
+        """
         import av
-        if not 0 <= index < self.length:
-            raise VideoError(f"{self.path}: frame {index} asked for, but the file has {self.length} ({self.fps:.2f} a second)")
-        if self.position == index:
-            return self.last
-        where = f"frame {index} (at {index / self.fps:.2f} s)"
+        context, unsent, unseen = self.stream.codec_context, set(wanted), collections.deque(wanted)
         try:
-            if self.position is None or not 0 < index - self.position <= self.GAP:
-                self.container.seek(self._time(index), stream=self.stream, backward=True)
-                self.decoder, self.position = self.container.decode(self.stream), None
-            for frame in self.decoder:
-                if frame.pts is None:
-                    continue
-                number = self._number(frame.pts)
-                if number >= index:
+            keyframe = None
+            for packet in self._seek(wanted[0]):
+                if packet.pts is None or not unsent:
                     break
-            else:
-                self.position = None
-                raise VideoError(f"{self.path}: the stream ends before {where}, although the file promises {self.length} frames")
-            if number > index:
-                self.position = None
-                raise _Irregular if self.times is None else VideoError(f"{self.path}: {where} is missing in the stream")
-            # one thread: libswscale otherwise starts its threads anew for every frame (benchmarks/reader.py)
-            self.position, self.last = index, self.to_rgb.reformat(frame, format="rgb24", threads=1).to_ndarray()
-            return self.last
+                number = self._number(packet.pts)
+                if packet.is_keyframe:
+                    if keyframe is not None and min(unsent) < keyframe:
+                        break  # not in the stretch that holds it
+                    if leap and len(unsent) < len(wanted) and min(unsent) >= number:
+                        break
+                    keyframe = number
+                # what nothing refers to is decoded only if wanted; the rest of the decoder's state does not depend on it
+                if context.name in SKIPPING:
+                    context.skip_frame = "DEFAULT" if number in unsent else "NONREF"
+                unsent.discard(number)
+                yield from self._found(context.decode(packet), unseen)
+            context.skip_frame = "DEFAULT"
+            yield from self._found(context.decode(None), unseen)
         except (av.error.FFmpegError, OSError) as error:
-            self.position = None
-            raise VideoError(f"{self.path}: {where} can't be decoded ({getattr(error, 'strerror', None) or error})") from None
+            raise VideoError(f"{self.path}: {self._where(unseen)} can't be decoded ({getattr(error, 'strerror', None) or error})") from None
+        if not unseen or (leap and unseen[0] != wanted[0] and unseen[0] in unsent):
+            return
+        if packet.pts is None and self.times is None:
+            raise VideoError(f"{self.path}: the stream ends before {self._where(unseen)}, although the file promises {self.length} frames")
+        if self.times is None:
+            raise _Irregular  # there are frames beyond it, but none of its time
+        raise VideoError(f"{self.path}: {self._where(unseen)} can't be decoded (the decoder leaves it out)")
+
+    def _seek(self, index: int):
+        """Packets from a keyframe at or before a frame on."""
+        time, back = self.origin + round(index * self.step) if self.times is None else int(self.times[index]), 0
+        while True:
+            if time - back > self.origin:
+                self.container.seek(time - back, stream=self.stream, backward=True)
+            else:
+                self.container.seek(0)
+            packets = self.container.demux(self.stream)
+            head = next(packets)
+            if time - back <= self.origin or (head.is_keyframe and head.pts is not None and self._number(head.pts) <= index):
+                return itertools.chain([head], packets)
+            back = 2 * back or round(self.step)  # led beyond the frame: some containers seek by order of decoding
+
+    def _found(self, decoded, unseen: collections.deque):
+        for frame in decoded:
+            if frame.is_corrupt:  # what refers to it would be, too, and not say so
+                raise VideoError(f"{self.path}: {self._where(unseen)} can't be decoded (damaged data at "
+                                 f"{frame.time or 0:.2f} s); make it again from its source with 'egokit prep', or replace it")
+            number = self._number(frame.pts) if frame.pts is not None else -1
+            if unseen and number == unseen[0]:
+                unseen.popleft()
+                yield number, frame
+
+    def _where(self, unseen) -> str:
+        index = unseen[0] if unseen else self.length - 1
+        return f"frame {index} (at {index / self.fps:.2f} s)"
+
+    def _pixels(self, frame, out_HWC: np.ndarray) -> None:
+        # one thread: libswscale otherwise starts its threads anew for every frame (benchmarks/reader.py)
+        plane = self.to_rgb.reformat(frame, format="rgb24", threads=1).planes[0]
+        height, width, _ = out_HWC.shape
+        out_HWC[:] = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[:height, :3 * width].reshape(height, width, 3)
 
     def close(self) -> None:
         self.container.close()
 
 
 class _Irregular(Exception):
-    """The file's times are not index / rate."""
+    """The file's times are not number / rate, although its header says so."""
 
 
 class DecordReader:
@@ -140,6 +228,10 @@ class DecordReader:
         except (decord.DECORDError, IndexError, RuntimeError) as error:
             raise VideoError(f"{self.path}: frames {list(map(int, indices))} can't be read by decord "
                              f"({str(error).splitlines()[-1][:120]}; the file has {self.length})") from None
+
+    def stream_frames(self, indices) -> Iterator[np.ndarray]:
+        for at in range(0, len(indices), 32):
+            yield from self.read(indices[at:at + 32])
 
     def close(self) -> None:
         self.reader = None

@@ -118,7 +118,9 @@ class Handle:
         bar.total, bar.n = last["steps"], last["step"]
         steps = [event for event in events if event["kind"] == "step"]
         if steps:
-            bar.set_postfix_str(f"loss {steps[-1]['loss']:.3f}, {steps[-1]['clips_per_s']:.0f} clips/s", refresh=False)
+            step = steps[-1]
+            bar.set_postfix_str(f"loss {step['loss']:.3f}, {step['clips_per_s']:.0f} clips/s, "
+                                f"{100 * step['data_s'] / step['step_s']:.0f} % waiting for data", refresh=False)
         bar.refresh()
 
 

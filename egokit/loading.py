@@ -5,13 +5,16 @@ batches don't depend on the number of ranks or loader processes, nor on where a 
 """
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
+import itertools
 import multiprocessing
 import os
 import signal
 import threading
 import time
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -58,16 +61,21 @@ class Samples(Dataset):
                 bad.append(str(error))
 
 
-def training_batches(length: int, batch_size: int, epoch: int, seed: int, rank: int, world: int, first: int = 0) -> list:
+def steps_in_epoch(length: int, batch_size: int, world: int) -> int:
+    """Global batches of an epoch. A last one that would leave a rank without samples is left out."""
+    whole, rest = divmod(length, batch_size)
+    return whole + (rest >= (max(2, world) if whole else world))
+
+
+def training_batches(length: int, batch_size: int, epoch: int, seed: int, rank: int, world: int, first: int = 0) -> Iterator[list]:
     """This rank's batches of an epoch from batch `first` on: lists of (epoch, index).
 
     The global batches are the same for any number of ranks; a rank has a contiguous part of each, the last one smaller.
     """
     order = np.random.default_rng((seed, epoch)).permutation(length)
-    batches = [order[at:at + batch_size] for at in range(0, length, batch_size)]
-    if len(batches) > 1 and len(batches[-1]) < max(2, world):
-        batches.pop()  # a rank without samples can't take part
-    return [[(epoch, int(i)) for i in np.array_split(batch, world)[rank]] for batch in batches[first:]]
+    for at in range(first, steps_in_epoch(length, batch_size, world)):
+        batch = order[at * batch_size:(at + 1) * batch_size]
+        yield [(epoch, index) for index in np.array_split(batch, world)[rank].tolist()]
 
 
 def evaluation_batches(length: int, batch_size: int, rank: int, world: int) -> list:
@@ -103,7 +111,7 @@ class _Watch:
         self.processes = multiprocessing.RawArray("i", workers)
         self.paths = multiprocessing.RawArray("c", workers * self.NAME)
         self.avoided = set(frames.avoided)
-        self.killed: str | None = None  # the file whose reader was
+        self.lost, self.why = None, ""  # the file at which a loader process was lost, and how
         self.ended, self.turn, self.awaited = threading.Event(), threading.Lock(), False
 
     def start(self, worker: int) -> None:
@@ -118,6 +126,9 @@ class _Watch:
         self.paths[worker * self.NAME:worker * self.NAME + len(name) + 1] = name + b"\0"
         self.since[worker] = time.monotonic()
 
+    def path(self, worker: int) -> str:
+        return bytes(self.paths[worker * self.NAME:(worker + 1) * self.NAME]).split(b"\0", 1)[0].decode()
+
     def done(self) -> None:
         """Nothing is being read by this loader process."""
         self.since[torch.utils.data.get_worker_info().id] = 0.0
@@ -128,12 +139,21 @@ class _Watch:
             with self.turn:
                 for worker, since in enumerate(self.since):
                     if self.awaited and since and time.monotonic() - since > self.limit:
-                        path = self.paths[worker * self.NAME:(worker + 1) * self.NAME]
-                        self.killed = bytes(path).split(b"\0", 1)[0].decode()
+                        self.lost = self.path(worker)
+                        self.why = f"no answer from its reader within {self.limit:g} s (data.read_timeout)"
                         os.kill(self.processes[worker], signal.SIGKILL)
                         with contextlib.suppress(ChildProcessError):  # PyTorch has seen it
                             os.waitid(os.P_PID, self.processes[worker], os.WEXITED | os.WNOWAIT)
                         return
+
+    def look_for_dead(self, processes: list) -> None:
+        """After an error of PyTorch: did a decoder end its own process? One that the kernel killed had no memory left."""
+        with self.turn:
+            for worker, process in enumerate(processes):
+                code = process.exitcode
+                if self.lost is None and self.since[worker] and code not in (None, 0, -signal.SIGKILL):
+                    self.lost = self.path(worker)
+                    self.why = f"its reader ended the loader process ({signal.strsignal(-code) if code < 0 else f'exit code {code}'})"
 
     @contextlib.contextmanager
     def waiting(self):
@@ -159,40 +179,47 @@ class _Watched(Dataset):
             self.watch.done()
 
 
-def loader(dataset: Samples, batches: list, collate, workers: int, timeout: float = 120.0):
-    """Batches in order, read ahead by `workers` processes (0: in this one).
+def loader(dataset: Samples, batches: Iterable[list], collate, workers: int, timeout: float = 120.0):
+    """Batches in order, read ahead by `workers` processes (0: in this one), which live as long as there are batches.
 
-    A file that takes longer than `timeout` seconds in a loader process is an error that names it, or, where the dataset
-    is tolerant, a bad sample: the processes are replaced and go on with the batch that was due.
+    A file that takes longer than `timeout` seconds in a loader process, or ends it, is an error that names the file, or,
+    where the dataset is tolerant, a bad sample: the processes are replaced and go on with the batch that was due.
     """
+    options = {"collate_fn": _Collate(collate), "pin_memory": torch.cuda.is_available()}
     if not workers:
-        yield from DataLoader(dataset, batch_sampler=batches, collate_fn=_Collate(collate), pin_memory=torch.cuda.is_available())
+        yield from DataLoader(dataset, batch_sampler=batches, **options)
         return
-    finished = 0
-    while finished < len(batches):
-        watch = _Watch(workers, timeout)
-        iterator = iter(DataLoader(_Watched(dataset, watch), batch_sampler=batches[finished:], collate_fn=_Collate(collate),
-                                   num_workers=workers, pin_memory=torch.cuda.is_available(), worker_init_fn=watch.start,
-                                   prefetch_factor=4))
+    batches, ahead = iter(batches), collections.deque()  # ahead: handed to the processes, and not yet given
+
+    def handed(again: list):
+        for batch in itertools.chain(again, batches):
+            ahead.append(batch)
+            yield batch
+    while True:
+        watch, again = _Watch(workers, timeout), list(ahead)
+        ahead.clear()
+        iterator = iter(DataLoader(_Watched(dataset, watch), batch_sampler=handed(again), num_workers=workers,
+                                   worker_init_fn=watch.start, prefetch_factor=4, **options))
         threading.Thread(target=watch.look, name="egokit reader watch", daemon=True).start()
         try:
-            while watch.killed is None:
+            while watch.lost is None:
                 with watch.waiting():
                     batch = next(iterator, None)
-                if watch.killed is None:
+                if watch.lost is None:
                     if batch is None:
                         return
-                    finished += 1
+                    ahead.popleft()
                     yield batch
-        except (RuntimeError, OSError, EOFError):  # what PyTorch makes of a process that was killed
-            if watch.killed is None:
+        except (RuntimeError, OSError, EOFError):  # what PyTorch makes of a process that is gone
+            watch.look_for_dead(iterator._workers)
+            if watch.lost is None:
                 raise
         finally:
             watch.ended.set()
         if not dataset.tolerant:
-            raise VideoError(f"{watch.killed}: no answer from its reader within {timeout:g} s (data.read_timeout); make it again from "
-                             "its source with 'egokit prep', or allow bad files with data.max_bad_fraction")
-        frames.avoided.add(watch.killed)
+            raise VideoError(f"{watch.lost}: {watch.why}; make it again from its source with 'egokit prep', or allow bad files with "
+                             "data.max_bad_fraction")
+        frames.avoided.add(watch.lost)
         del iterator  # ends its processes
 
 

@@ -6,7 +6,6 @@ Source: EPIC-KITCHENS-100 (arXiv 2006.13256), section 4.5.
 """
 from __future__ import annotations
 
-import ast
 import json
 import pickle
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from egokit.runs import atomic_path
-from egokit.tables import read_csv
+from egokit.tables import numbers, read_csv, text, whole
 
 ROWS = 2048  # clips worked on at once
 
@@ -33,8 +32,8 @@ class _ArraysOnly(pickle.Unpickler):
 class Relevancy:
     """(clips, sentences) in 0..1. A row or the whole is float32; what lies behind is an array or bytes of a mapped file."""
 
-    def __init__(self, codes: np.ndarray, values: np.ndarray | None = None):
-        self.codes, self.values = codes, values
+    def __init__(self, path: Path, codes: np.ndarray, values: np.ndarray | None = None):
+        self.path, self.codes, self.values = path, codes, values
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -42,11 +41,20 @@ class Relevancy:
 
     def row(self, clip: int) -> np.ndarray:
         """(sentences,)"""
-        return np.asarray(self.codes[clip], np.float32) if self.values is None else self.values[self.codes[clip]]
+        return self._decoded(self.codes[clip])
 
     def array(self) -> np.ndarray:
         """(clips, sentences), all of it in memory."""
-        return np.asarray(self.codes, np.float32) if self.values is None else self.values[self.codes]
+        return self._decoded(self.codes)
+
+    def _decoded(self, codes: np.ndarray) -> np.ndarray:
+        try:
+            decoded = np.asarray(codes, np.float32) if self.values is None else self.values[codes]
+        except IndexError:
+            decoded = np.full(1, np.nan)  # a code beyond the values
+        if not (decoded.min() >= 0 and decoded.max() <= 1.001):
+            raise ValueError(f"{self.path}: damaged: it has values outside 0..1; delete it, and 'egokit prep' makes it from the tables")
+        return decoded
 
 
 def file(folder: str | Path, split: str) -> Path:
@@ -67,11 +75,15 @@ def read(path: str | Path, shape: tuple[int, int] | None = None) -> Relevancy:
         raise FileNotFoundError(f"relevancy {path} is missing; notebook 01_data_prep makes it from the annotations") from None
     except Exception as error:
         raise ValueError(f"{path}: not a relevancy file ({error})") from None
-    if not isinstance(found.codes, np.ndarray) or found.codes.ndim != 2:
-        raise ValueError(f"{path}: expected one array (clips, sentences), found {type(found.codes).__name__}")
+    values = found.codes if found.values is None else found.values
+    if not isinstance(found.codes, np.ndarray) or found.codes.ndim != 2 or values.dtype.kind not in "fiub":
+        raise ValueError(f"{path}: expected one array of numbers (clips, sentences), found {type(found.codes).__name__}"
+                         + (f" {found.codes.shape} of {values.dtype}" if isinstance(found.codes, np.ndarray) else ""))
+    if found.values is not None and not ((found.values >= 0) & (found.values <= 1)).all():
+        raise ValueError(f"{path}: damaged: values outside 0..1; delete it, and 'egokit prep' makes it from the tables")
     if shape is not None and found.shape != shape:
-        raise ValueError(f"{path} is {found.shape[0]:,} x {found.shape[1]:,}, but the tables have {shape[0]:,} clips and {shape[1]:,} "
-                         "sentences; delete it, and 'egokit prep' makes it from the tables")
+        raise ValueError(f"{path} is {found.shape[0]:,} x {found.shape[1]:,}, but EPIC_100_retrieval_*.csv have {shape[0]:,} clips and "
+                         f"{shape[1]:,} sentences; if those are whole, delete it, and 'egokit prep' makes it from them")
     return found
 
 
@@ -79,9 +91,9 @@ def _found(path: Path) -> Relevancy:
     if path.suffix == ".safetensors":
         return _mapped(path)
     if path.suffix == ".npy":
-        return Relevancy(np.load(path, mmap_mode="r", allow_pickle=False))
+        return Relevancy(path, np.load(path, mmap_mode="r", allow_pickle=False))
     with open(path, "rb") as opened:
-        return Relevancy(_ArraysOnly(opened).load())
+        return Relevancy(path, _ArraysOnly(opened).load())
 
 
 def check(path: str | Path, shape: tuple[int, int]) -> None:
@@ -104,7 +116,7 @@ def _mapped(path: Path) -> Relevancy:
         length = int.from_bytes(raw.read(8), "little")
         entry = json.loads(raw.read(length))["codes"]
     kind = {"U8": np.uint8, "U16": np.uint16}[entry["dtype"]]
-    return Relevancy(np.memmap(path, kind, "r", 8 + length + entry["data_offsets"][0], tuple(entry["shape"])), values)
+    return Relevancy(path, np.memmap(path, kind, "r", 8 + length + entry["data_offsets"][0], tuple(entry["shape"])), values)
 
 
 def relevancy(clips_csv: str | Path, sentences_csv: str | Path) -> np.ndarray:
@@ -115,15 +127,15 @@ def relevancy(clips_csv: str | Path, sentences_csv: str | Path) -> np.ndarray:
 
 def coded(clips_csv: str | Path, sentences_csv: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """(clips, sentences) codes, one or two bytes each, and the float32 values that they stand for."""
-    clips = read_csv(Path(clips_csv), {"narration_id", "verb_class", "all_noun_classes"})
-    sentences = read_csv(Path(sentences_csv), {"narration_id"})
+    clips = read_csv(Path(clips_csv), {"narration_id": text, "verb_class": whole, "all_noun_classes": numbers}, unique="narration_id")
+    sentences = read_csv(Path(sentences_csv), {"narration_id": text}, unique="narration_id")
     row = {narration: i for i, narration in enumerate(clips.narration_id)}
     absent = [narration for narration in sentences.narration_id if narration not in row]
     if absent:
         raise ValueError(f"{sentences_csv}: {len(absent)} narration_ids, such as {absent[0]}, are not in {clips_csv}")
     own = np.array([row[narration] for narration in sentences.narration_id])
     verbs = clips.verb_class.to_numpy()
-    nouns = [set(ast.literal_eval(str(literal))) for literal in clips.all_noun_classes]
+    nouns = [set(some) for some in clips.all_noun_classes]
     known = {noun: i for i, noun in enumerate(sorted(set().union(*nouns)))}
     hot = np.zeros((len(clips), len(known)), np.float32)
     for i, some in enumerate(nouns):

@@ -7,6 +7,18 @@ from __future__ import annotations
 
 import numpy as np
 
+from egokit.frames import VideoError
+
+LATE = 5.0  # seconds after a video's end within which annotations may still begin
+
+
+def begin(path, first: int, length: int, fps: float) -> int:
+    """A clip's first frame. One that begins a moment after its video has the last frame; much later, the video has lost its end."""
+    if first > length + LATE * fps:
+        raise VideoError(f"{path}: a clip begins at {first / fps:.2f} s, but the video ends at {length / fps:.2f} s; has it lost its end, "
+                         "or is it another video?")
+    return max(0, min(first, length - 1))
+
 
 def egoclip(start: int, stop: int, frames: int, rng: np.random.Generator | None = None) -> np.ndarray:
     """One frame in each of `frames` equal parts of [start, stop). Source: EgoVLP's reader; short clips repeat frames.

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 import math
 import time
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import nn
@@ -18,7 +20,7 @@ from egokit import checkpoints, dist, optim, weights
 from egokit.config import Config
 from egokit.evaluate import evaluate
 from egokit.language import load_tokenizer
-from egokit.loading import loader, move, training_batches
+from egokit.loading import loader, move, steps_in_epoch, training_batches
 from egokit.model import autocast
 from egokit.runs import Run
 from egokit.tasks.base import Task
@@ -79,14 +81,16 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
         self.step, self.best, self.skipped = 0, None, 0
         self.bad, self.bad_in_epoch, self.unreported = 0, 0, []  # samples that could not be read
-        self.steps_per_epoch = len(self.batches(0))
+        self.steps_per_epoch = steps_in_epoch(len(self.dataset), config.train.batch_size, dist.world_size())
         self.steps = self.steps_per_epoch * config.train.epochs
         if not self.steps_per_epoch:
             raise TrainingError(f"{len(self.dataset)} training samples: too few for {dist.world_size()} processes")
 
-    def batches(self, epoch: int, first: int = 0) -> list:
-        return training_batches(len(self.dataset), self.config.train.batch_size, epoch, self.config.seed,
-                                dist.rank(), dist.world_size(), first)
+    def batches(self, step: int) -> Iterator[list]:
+        """This rank's batches from a step on, through all epochs."""
+        for epoch in range(step // self.steps_per_epoch, self.config.train.epochs):
+            yield from training_batches(len(self.dataset), self.config.train.batch_size, epoch, self.config.seed,
+                                        dist.rank(), dist.world_size(), first=max(0, step - epoch * self.steps_per_epoch))
 
     # checkpoints
     def content(self) -> dict:
@@ -133,9 +137,13 @@ class Trainer:
         began = time.perf_counter()
         if self.step == 0:
             self.validate()
+        data = self.config.data
+        batches = loader(self.dataset, self.batches(self.step), self.task.collate, data.workers, data.read_timeout)
         while self.step < self.steps:
             epoch, first = divmod(self.step, self.steps_per_epoch)
-            self.epoch(epoch, first)
+            if first == 0:
+                self.bad_in_epoch = 0
+            self.epoch(epoch, itertools.islice(batches, self.steps_per_epoch - first))
             due = (epoch + 1) % max(1, self.config.train.evaluate_epochs) == 0 or self.step == self.steps
             if due:
                 self.validate()
@@ -159,14 +167,11 @@ class Trainer:
                                 f"read, more than data.max_bad_fraction={most}; log.jsonl lists them (kind \"bad\"), "
                                 f"the last one: {said[-1] if said else 'before this start'}")
 
-    def epoch(self, epoch: int, first: int) -> None:
-        if first == 0:
-            self.bad_in_epoch = 0
-        batches = self.batches(epoch, first)
+    def epoch(self, epoch: int, batches: Iterable[dict]) -> None:
         waiting = time.perf_counter()
         window = collections.defaultdict(float)
         in_a_row = 0
-        for batch in loader(self.dataset, batches, self.task.collate, self.config.data.workers, self.config.data.read_timeout):
+        for batch in batches:
             got = time.perf_counter()
             self.unreported += batch.pop("bad", [])
             torch.manual_seed(hash((self.config.seed, self.step, dist.rank())) % 2**63)
@@ -182,7 +187,7 @@ class Trainer:
             if in_a_row >= self.config.train.nonfinite_limit:
                 raise TrainingError(f"step {self.step}: {in_a_row} steps in a row had NaN or Inf gradients; terms "
                                     f"{ {k: round(v.item(), 4) for k, v in terms.items()} }; samples of this rank "
-                                    f"{batches[self.step - 1 - epoch * self.steps_per_epoch - first][:8]}; lower optim.lr")
+                                    f"{next(self.batches(self.step - 1))[:8]}; lower optim.lr")
             now = time.perf_counter()
             for key, value in (("data_s", got - waiting), ("step_s", now - waiting), ("n", 1),
                                ("clips", len(batch["video"]) * dist.world_size())):

@@ -63,7 +63,7 @@ def test_tables_that_contradict_the_videos(site):
     moments["videos"][0]["clips"][0]["video_end_sec"] = 9999.0
     (root / "moments_train.json").write_text(json.dumps(moments))
     found = troubles(config)
-    assert "is 3 x 4, but the tables have" in found["EK-100 relevancy of test"]
+    assert "is 3 x 4, but EPIC_100_retrieval_*.csv have" in found["EK-100 relevancy of test"]
     assert "1 failed: a.mp4: no video stream -> egokit prep ego4d --site tiny (tries them again)" in found["EgoClip prepared.json"]
     assert "1 full videos are not prepared yet -> egokit prep ego4d --site tiny" in found["EgoClip Ego4D"]
     notes = [one.said for one in doctor.examine(config) if one.state == "note"]
@@ -80,7 +80,7 @@ def test_damaged_files_are_findings(site):
     (folder / "EPIC_100_retrieval_test.csv").write_text("a,b\n1,2\n")
     found = troubles(dataclasses.replace(config, site=dataclasses.replace(config.site, tokenizer=str(root / "none"))))
     assert "videos opened are damaged" in found["Charades-Ego training segments"] or "videos opened are damaged" in str(found)
-    assert "JSONDecodeError" in found["EgoMCQ check"] and "EgoClip check" in found
+    assert "egomcq.json: not JSON" in found["EgoMCQ check"] and "prepared.json: expected what" in found["EgoClip check"]
     assert "columns" in found["EK-100 check"] and "vocab.json" in found[f"models tokenizer {root / 'none'}"]
 
 

@@ -8,7 +8,7 @@ from golden_inputs import GOLDEN  # noqa: F401  (keeps the folder on the path ex
 
 import egokit
 from egokit import clips, frames, sampling
-from egokit.prep.video import ffmpeg
+from egokit.prep.video import RANDOM_ACCESS, ffmpeg
 from egokit.toy import read_frame_number
 
 
@@ -57,16 +57,60 @@ def test_a_clip_at_the_videos_end_stays_inside(full, pieces):
     assert got == sampling.egoclip(length - 5, length, 4).tolist() and max(got) < length
 
 
-def test_variable_frame_rate_and_b_frames(full, tmp_path):
-    """Frames dropped at random, B-frames and open GOPs: numbers come from a table of the packets' times."""
-    path = tmp_path / "vfr.mp4"
-    subprocess.run([ffmpeg(), "-loglevel", "error", "-i", str(full), "-vf", "select='not(eq(mod(n,7),3))'", "-fps_mode", "vfr",
-                    "-c:v", "libx264", "-bf", "3", "-g", "40", str(path)], check=True)
-    kept = [n for n in range(frames.open_video(full).length) if n % 7 != 3]
+VARIABLE = ["-fps_mode", "vfr", "-vf"]
+KINDS = {  # file name: ffmpeg's options before and after the input
+    "as prepared.mp4": ([], RANDOM_ACCESS),
+    "B-frames, open GOPs.mp4": ([], ["-g", "20", "-bf", "5", "-x264-params", "open-gop=1:b-pyramid=normal"]),
+    "one keyframe.mp4": ([], ["-g", "9999", "-sc_threshold", "0"]),
+    "every seventh left out.mp4": ([], [*VARIABLE, "select='not(eq(mod(n,7),3))'", "-bf", "3", "-g", "40"]),
+    "one left out.mp4": ([], [*VARIABLE, "select='not(eq(n,50))'"]),
+    "a slide show.mp4": ([], [*VARIABLE, "select='not(mod(n,40))'"]),
+    "cut without encoding.mp4": (["-ss", "5.3"], ["-c", "copy"]),          # an edit list hides the frames since the keyframe
+    "starts at 5 s.mp4": ([], ["-output_ts_offset", "5"]),
+    "29.97 a second.mp4": ([], ["-vf", "setpts=N*1001/30000/TB", "-r", "30000/1001"]),
+    "fragments.mp4": ([], ["-movflags", "frag_keyframe+empty_moov"]),      # seeks by order of decoding
+    "MPEG-4 with B-frames.mov": ([], ["-c:v", "mpeg4", "-q:v", "2", "-bf", "2"]),
+    "HEVC.mp4": ([], ["-c:v", "libx265", "-preset", "ultrafast", "-x265-params", "log-level=none"]),
+    "AV1.mp4": ([], ["-c:v", "libsvtav1", "-preset", "12", "-svtav1-params", "keyint=50"]),  # its decoder can't skip, and is late
+    "VP9.webm": ([], ["-c:v", "libvpx-vp9", "-deadline", "realtime", "-cpu-used", "8", "-b:v", "1M", "-g", "40"]),  # no frame count
+    "Matroska.mkv": ([], ["-bf", "3"]),
+    "a broadcast.ts": ([], ["-bf", "3", "-g", "30"]),                       # seeks land where no keyframe is
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_frame_by_number_is_the_one_that_decoding_it_all_gives(full, tmp_path, name):
+    """Any codec, container, structure and rate: pixel for pixel, at random, at both ends, and as a stream."""
+    path, (before, after) = tmp_path / name, KINDS[name]
+    subprocess.run([ffmpeg(), "-loglevel", "error", *before, "-i", str(full), "-t", "15", *after, str(path)], check=True)
+    with av.open(str(path)) as container:
+        every = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     video = frames.open_video(path)
-    assert video.length == len(kept)
-    wanted = [0, 5, 90, 91, 40, len(kept) - 1]
-    assert numbers(video.read(wanted)) == [kept[i] for i in wanted]
+    assert video.length == len(every)
+    rng = np.random.default_rng(0)
+    for first in rng.integers(0, len(every), 20):
+        wanted = np.minimum(first + rng.integers(0, 30, 4), len(every) - 1)
+        assert all(np.array_equal(got, every[index]) for got, index in zip(video.read(wanted), wanted, strict=True))
+    last = len(every) - 1
+    assert np.array_equal(video.read([last, 0, last]), np.stack([every[-1], every[0], every[-1]]))
+    wanted = [0, 0, 1, 2, *range(3, last, 3), last]
+    assert all(np.array_equal(got, every[index]) for got, index in zip(video.stream_frames(wanted), wanted, strict=True))
+
+
+def test_few_frames_are_decoded(full, tmp_path, monkeypatch):
+    """A frame of a prepared piece costs its keyframe, at most every eighth frame after that, and itself."""
+    path = tmp_path / "prepared.mp4"
+    subprocess.run([ffmpeg(), "-loglevel", "error", "-i", str(full), *RANDOM_ACCESS, str(path)], check=True)
+    video, decoded = frames.open_video(path), []
+    original = frames.PyAVReader._found
+
+    def counting(self, got, unseen):
+        decoded.extend(got)
+        return original(self, got, unseen)
+    monkeypatch.setattr(frames.PyAVReader, "_found", counting)
+    for index in range(100, 150):
+        video.read([index])
+    assert 50 <= len(decoded) <= 50 * 5
 
 
 def test_read_clip_is_ready_for_the_model(full):

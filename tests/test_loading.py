@@ -61,7 +61,7 @@ def test_a_slow_batch_is_not_a_hang(resolve, monkeypatch):
     dataset = task.dataset("train")
     original = frames.PyAVReader.read
     monkeypatch.setattr(frames.PyAVReader, "read", lambda self, indices: (time.sleep(0.3), original(self, indices))[1])
-    batches = loading.training_batches(len(dataset), 8, 0, 0, 0, 1)
+    batches = list(loading.training_batches(len(dataset), 8, 0, 0, 0, 1))
     assert len(list(loading.loader(dataset, batches, task.collate, 1, timeout=1.5))) == len(batches)
 
 

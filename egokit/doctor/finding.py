@@ -3,10 +3,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from egokit import documents
 from egokit import frames as video
 from egokit.config import Config
 from egokit.prep.source import list_videos
@@ -64,7 +64,7 @@ class Checks:
             yield self.file(part, full, "Ego4D", f"{count:,} full videos")
         yield self.file(part, chunked, "chunks", f"{sum(1 for _ in chunked.iterdir()):,} videos in pieces" if chunked.is_dir() else "")
         if manifest.is_file():
-            lines = json.loads(manifest.read_text())["lines"]
+            lines = documents.manifest(manifest)
             failed = [line for line in lines if line["status"] == "failed"]
             done = sum(line["status"] == "ok" for line in lines)
             yield Finding(part, manifest.name, "wrong" if failed else "ok", f"{done:,} videos verified"

@@ -2,19 +2,18 @@
 from __future__ import annotations
 
 import collections
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from egokit import documents, relevancy
 from egokit import frames as video
-from egokit import relevancy
 from egokit.doctor.finding import Checks, Finding
 from egokit.egoclip_table import EgoClipTable
 from egokit.prep.video import SetupError, ffmpeg
-from egokit.tables import EK100_ANNOTATIONS, charades_classes, charades_videos, ek100_annotations, read_metadata, seconds
+from egokit.tables import EK100_ANNOTATIONS, charades_classes, charades_videos, ek100_annotations, read_metadata
 
 RELEASED = ("EgoVLPv2.pth", "EgoVLPv2_smallproj.pth", "EgoVLPv2_smallproj_epoch1.pth", "EK-100_finetune.pth",
             "Charades-Ego_finetune.pth")
@@ -73,7 +72,7 @@ class Examination(Checks):
         part, path = "EgoMCQ", self.root / "egomcq.json"
         yield self.file(part, path, "EgoMCQ")
         if path.is_file():
-            questions = json.loads(path.read_text()).values()
+            questions = documents.egomcq(path)
             clips = [clip for question in questions for clip in question["choices"].values()]
             kinds = collections.Counter(int(question["types"]) for question in questions)
             yield Finding(part, "questions", "ok", f"{len(questions):,} ({kinds[1]:,} inter-video, {kinds[2]:,} intra-video)")
@@ -105,7 +104,7 @@ class Examination(Checks):
                 except ValueError as error:
                     yield Finding(part, f"relevancy of {split}", "wrong", str(error), f"delete {matrix.name}, then {self.fix('derived')}")
             names = clips.participant_id + "/" + clips.video_id + ".MP4"
-            ends = {name: max(map(seconds, times)) for name, times in clips.stop_timestamp.groupby(names)}
+            ends = {name: max(times) for name, times in clips.stop_timestamp.groupby(names)}
 
             def length(name: str) -> float:
                 opened = video.open_video(videos / name, self.config.data.reader)
@@ -143,14 +142,14 @@ class Examination(Checks):
         part, folder = "EgoMQ", self.root / "Ego4D_256"
         counts: collections.Counter = collections.Counter()
         ends: dict[str, float] = {}
-        for split in ("train", "val", "test_unannotated"):
+        for split in documents.SPLITS:
             path = self.root / f"moments_{split}.json"
             yield self.file(part, path, "moments")
             if path.is_file():
-                for one in json.loads(path.read_text())["videos"]:
-                    name = f"{one['video_uid']}.mp4"
-                    counts[name] += len(one["clips"])
-                    ends[name] = max([ends.get(name, 0.0), *(float(clip["video_end_sec"]) for clip in one["clips"])])
+                for clip in documents.moments(path):
+                    name = f"{clip['video_uid']}.mp4"
+                    counts[name] += 1
+                    ends[name] = max(ends.get(name, 0.0), clip["stop"])
         if counts:
             yield Finding(part, "clips", "ok", f"{sum(counts.values()):,} of {len(counts):,} videos")
             yield from self.against(part, "clips", counts, folder, "chunks", ends, lambda name: self.plain_length(folder / name))

@@ -24,12 +24,13 @@ class Segments(Samples):
 
     def read(self, index: int, rng: np.random.Generator | None) -> dict:
         row, data = self.rows.iloc[index], self.task.config.data
+        path = self.task.video(row.id)
 
         def pick(length: int, fps: float) -> np.ndarray:
-            first = min(int(row.t_start * fps), length - 1)
+            first = sampling.begin(path, int(row.t_start * fps), length, fps)
             return sampling.egoclip(first, max(first + 1, min(int(row.t_end * fps), length)), data.frames, rng)
 
-        pixels = clips.read(self.task.video(row.id), pick, data.reader)
+        pixels = clips.read(path, pick, data.reader)
         return {"video": self.task.transform(pixels, rng), "text": row.narration, "index": index}
 
 

@@ -6,18 +6,17 @@ unfused half of the video depends on the clip alone: it is computed once and ser
 from __future__ import annotations
 
 import collections
-import json
 
 import numpy as np
 import torch
 
-from egokit import clips, metrics, sampling
+from egokit import clips, documents, metrics, sampling
+from egokit.documents import CHOICES
 from egokit.loading import Samples
 from egokit.model import similarity
 from egokit.tasks.base import Task
 from egokit.transforms import normalise
 
-CHOICES = 5
 PAIRS = 64  # question-and-clip pairs that go through the fused layers together
 
 
@@ -46,9 +45,8 @@ class EgoMCQ(Task):
 
     def __init__(self, config):
         super().__init__(config)
-        questions = json.loads(self.need("egomcq.json").read_text())
-        questions = [questions[key] for key in sorted(questions, key=int)][:self.limited(len(questions))]
-        self.questions = questions
+        questions = documents.egomcq(self.need("egomcq.json"))
+        questions = self.questions = questions[:self.limited(len(questions))]
         self.texts = [question["query"]["clip_text"] for question in questions]
         self.choices = [[question["choices"][str(c)] for c in range(CHOICES)] for question in questions]
         self.answers = np.array([int(question["answer"]) for question in questions])

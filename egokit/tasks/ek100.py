@@ -7,7 +7,7 @@ from torch import Tensor
 from egokit import clips, dist, losses, metrics, relevancy, sampling
 from egokit.loading import Samples
 from egokit.model import similarity
-from egokit.tables import EK100_ANNOTATIONS, ek100_annotations, seconds
+from egokit.tables import EK100_ANNOTATIONS, ek100_annotations
 from egokit.tasks.base import Task, cosine
 from egokit.transforms import normalise
 
@@ -27,18 +27,22 @@ class Actions(Samples):
     def read(self, index: int, rng: np.random.Generator | None) -> dict:
         row, data = self.clips.iloc[index], self.task.config.data
         frames = data.evaluation_frames if rng is None else data.frames
-        start, stop = seconds(row.start_timestamp), seconds(row.stop_timestamp)
+        start, stop = row.start_timestamp, row.stop_timestamp
+        path = self.videos / row.participant_id / f"{row.video_id}.MP4"
 
         def pick(length: int, fps: float) -> np.ndarray:
             first = round(start * fps)
             last = first + max(int((stop - start) * fps), frames)
-            return sampling.ek100(min(first, length - 1), min(last, length), frames, rng)
+            return sampling.ek100(sampling.begin(path, first, length, fps), min(last, length), frames, rng)
 
-        pixels = clips.read(self.videos / row.participant_id / f"{row.video_id}.MP4", pick, data.reader)
+        pixels = clips.read(path, pick, data.reader)
         item = {"video": self.task.transform(pixels, rng), "index": index}
         if rng is not None:
             relevancy_S = self.relevancy.row(index)
             candidates = np.flatnonzero(relevancy_S > data.relevancy_threshold)
+            if not len(candidates):
+                raise ValueError(f"{self.relevancy.path}: clip {row.narration_id} has no sentence of a relevancy above "
+                                 f"data.relevancy_threshold={data.relevancy_threshold}; delete the file, and 'egokit prep' makes it again")
             sentence = int(rng.choice(candidates))
             item |= {"text": self.sentences.narration.iloc[sentence], "relevancy": float(relevancy_S[sentence])}
         return item

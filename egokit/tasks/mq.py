@@ -1,18 +1,19 @@
 """EgoMQ: dense video features of the clips of moments_*.json, for moment-query localisers. Source: EgoVLP's recipe."""
 from __future__ import annotations
 
+import itertools
 import json
 
+import numpy as np
 import torch
 
-from egokit import dist, sampling
+from egokit import dist, documents, sampling
+from egokit.documents import SPLITS
 from egokit.frames import open_video
 from egokit.model import autocast
 from egokit.runs import Run, atomic_path, write_text
 from egokit.tasks.base import Task
 from egokit.transforms import normalise
-
-SPLITS = ("train", "val", "test_unannotated")
 
 
 class EgoMQ(Task):
@@ -20,10 +21,11 @@ class EgoMQ(Task):
         """Distinct clips of all splits: clip_uid, video_uid, start and stop in seconds, split."""
         found = {}
         for split in SPLITS:
-            for video in json.loads(self.need(f"moments_{split}.json").read_text())["videos"]:
-                for clip in video["clips"]:
-                    found.setdefault(clip["clip_uid"], {"clip_uid": clip["clip_uid"], "video_uid": video["video_uid"], "split": split,
-                                                        "start": clip["video_start_sec"], "stop": clip["video_end_sec"]})
+            path = self.need(f"moments_{split}.json")
+            for clip in documents.moments(path):
+                known = found.setdefault(clip["clip_uid"], clip | {"split": split})
+                if clip.items() - known.items():
+                    raise ValueError(f"{path}: clip {clip['clip_uid']} has other times or another video than where it stands before")
         return [found[uid] for uid in sorted(found)][:self.limited(len(found))]
 
     @torch.no_grad()
@@ -32,15 +34,16 @@ class EgoMQ(Task):
         config = self.config.evaluate
         video = open_video(self.need("Ego4D_256") / f"{clip['video_uid']}.mp4", self.config.data.reader)
         window = config.feature_frames
+        sampling.begin(video.path, int(clip["stop"] * video.fps), video.length, video.fps)  # features of a frame held still are none
         indices = sampling.inside(sampling.mq(int(clip["start"] * video.fps), int(clip["stop"] * video.fps),
                                               config.features_per_second, video.fps, window), video.length)
         count = len(indices) // window
         if count == 0:
             raise ValueError(f"clip {clip['clip_uid']} of {clip['stop'] - clip['start']:.2f} s is too short for one feature")
-        out = []
+        stream, out = video.stream_frames(indices[:count * window]), []
         for at in range(0, count, config.batch_size):
-            part = indices[at * window:min(at + config.batch_size, count) * window]
-            frames = self.transform(video.read(part), None).unflatten(0, (-1, window)).to(model.device)
+            part = list(itertools.islice(stream, min(config.batch_size, count - at) * window))
+            frames = self.transform(np.stack(part), None).unflatten(0, (-1, window)).to(model.device)
             with autocast(model.device, config.precision):
                 out.append(model.embed_video(normalise(frames)).cpu())
         return torch.cat(out)

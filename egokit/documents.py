@@ -1,0 +1,104 @@
+"""Annotation files that are JSON: egomcq.json, moments_*.json and prep's manifest; read and checked before they are used.
+
+Raised is ValueError, which names the file, the question or clip, and what was expected there.
+"""
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+CHOICES = 5
+SPLITS = ("train", "val", "test_unannotated")  # of moments_*.json
+
+
+def read_json(path: Path):
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not JSON in UTF-8 text ({error}); the file may be cut off: download it again") from None
+
+
+def _field(owner: dict, name: str, kind: type, expected: str):
+    value = owner.get(name)
+    if not isinstance(value, kind):
+        raise ValueError(f"{name!r} is {repr(value)[:80] if name in owner else 'missing'}; expected {expected}")
+    return value
+
+
+def _among(owner: dict, name: str, allowed: tuple) -> None:
+    if str(owner.get(name)) not in map(str, allowed):
+        raise ValueError(f"{name!r} is {owner.get(name)!r:.80}; expected one of {', '.join(map(str, allowed))}")
+
+
+def _times(clip: dict, start: str, stop: str) -> tuple[float, float]:
+    """A clip's seconds. It may begin a moment before its video does."""
+    found = []
+    for name in (start, stop):
+        try:
+            value = float(_field(clip, name, (int, float, str), "seconds"))
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise ValueError(f"{name!r} is {clip.get(name)!r:.80}; expected seconds")
+        found.append(value)
+    if found[1] < max(found[0], 0.0):
+        raise ValueError(f"it ends ({stop} {found[1]:g} s) before it or its video begins ({start} {found[0]:g} s)")
+    return found[0], found[1]
+
+
+def egomcq(path: Path) -> list[dict]:
+    """The questions in the order of their numbers."""
+    questions = read_json(path)
+    if not isinstance(questions, dict) or not questions:
+        raise ValueError(f"{path}: expected questions {{\"0\": {{\"answer\": …, \"query\": …, \"choices\": …, \"types\": …}}, …}}, "
+                         f"found {questions!r:.80}")
+    for key, question in questions.items():
+        where = f"{path}, question {key!r}"
+        try:
+            if not key.isdecimal() or not isinstance(question, dict):
+                raise ValueError(f"expected a number and the question's fields, found {question!r:.80}")
+            _among(question, "answer", tuple(range(CHOICES)))
+            _among(question, "types", (1, 2))
+            _field(_field(question, "query", dict, "a clip's fields"), "clip_text", str, "its narration")
+            choices = _field(question, "choices", dict, f"{CHOICES} clips")
+            for number in map(str, range(CHOICES)):
+                where = f"{path}, question {key!r}, choice {number}"
+                clip = _field(choices, number, dict, "a clip's fields")
+                _field(clip, "video_uid", str, "the name of a video")
+                _times(clip, "clip_start", "clip_end")
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+    return [questions[key] for key in sorted(questions, key=int)]
+
+
+def moments(path: Path) -> list[dict]:
+    """Its clips: clip_uid, video_uid, start and stop in seconds of the video."""
+    document = read_json(path)
+    found, where = [], str(path)
+    try:
+        if not isinstance(document, dict):
+            raise ValueError(f"expected {{\"videos\": [{{\"video_uid\": …, \"clips\": […]}}, …]}}, found {document!r:.80}")
+        for number, video in enumerate(_field(document, "videos", list, "a list of videos")):
+            where = f"{path}, video {number}"
+            if not isinstance(video, dict):
+                raise ValueError(f"expected video_uid and clips, found {video!r:.80}")
+            uid = _field(video, "video_uid", str, "the name of a video")
+            for clip in _field(video, "clips", list, "a list of clips"):
+                where = f"{path}, video {uid}, clip {clip.get('clip_uid') if isinstance(clip, dict) else clip!r:.80}"
+                if not isinstance(clip, dict):
+                    raise ValueError("expected clip_uid, video_start_sec and video_end_sec")
+                start, stop = _times(clip, "video_start_sec", "video_end_sec")
+                found.append({"clip_uid": _field(clip, "clip_uid", str, "its name"), "video_uid": uid, "start": start, "stop": stop})
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    return found
+
+
+def manifest(path: Path) -> list[dict]:
+    """The lines of prep's prepared.json, one a video."""
+    document = read_json(path)
+    lines = document.get("lines") if isinstance(document, dict) else None
+    if not isinstance(lines, list) or not all(isinstance(line, dict) and "status" in line for line in lines):
+        raise ValueError(f"{path}: expected what 'egokit prep' writes, {{\"lines\": [{{\"uid\": …, \"status\": …}}, …], …}}; run it again")
+    return lines
