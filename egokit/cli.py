@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 
@@ -28,16 +29,42 @@ def prep(arguments) -> None:
     import json
 
     from egokit import prep as preparation
-    from egokit.config import Config
-    from egokit.resolve import resolve
-    site = resolve(arguments.params, arguments.site).site
+    from egokit.prep.source import site_options
+    from egokit.resolve import ConfigError, resolve
+    config = resolve(arguments.params, arguments.site, arguments.overrides)
     if arguments.root:
-        site = dataclasses.replace(site, root=arguments.root, toy=False)
-    if arguments.what == "ego4d":
-        manifest = preparation.ego4d(site.root, site.short_side, site.chunk_seconds, source=arguments.source)
-        print(json.dumps({key: value for key, value in manifest.items() if key != "lines"}, indent=1))
-        sys.exit(1 if manifest["failed"] else 0)
-    print(json.dumps(preparation.prepare(Config(site=site)), indent=1))
+        config = dataclasses.replace(config, site=dataclasses.replace(config.site, root=os.path.abspath(arguments.root), toy=False))
+    if arguments.wait and not arguments.array:
+        raise ConfigError("--wait waits for an array of jobs: give --array N, too")
+    if arguments.what != "ego4d":
+        if arguments.shard or arguments.array or arguments.source:
+            raise ConfigError("--source, --shard and --array are of Ego4D alone: egokit prep ego4d …")
+        print(json.dumps(preparation.prepare(config), indent=1))
+        return
+    if arguments.array:
+        array = preparation.submit_array(config, arguments.array, arguments.source)
+        print(array or "nothing to submit: every video is verified")
+        if not array or not arguments.wait:
+            return
+        made = array.wait()
+    else:
+        made = preparation.ego4d(**site_options(config.site), source=arguments.source, shard=arguments.shard)
+    print(json.dumps({key: value for key, value in made.items() if key != "lines"}, indent=1))
+    sys.exit(1 if made["failed"] or made["pending"] else 0)
+
+
+def shard(text: str) -> tuple[int, int]:
+    """'3/16' as (3, 16)."""
+    number, _, count = text.partition("/")
+    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r}: write NUMBER/COUNT, from 1/16 to 16/16")
+    return int(number), int(count)
+
+
+def positive(text: str) -> int:
+    if not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 1")
+    return int(text)
 
 
 def run(arguments) -> None:
@@ -113,12 +140,21 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("root")
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--size", choices=("demo", "tiny"), default="demo")
-    sub = add("prep", prep, "Prepare data: resize, cut, metadata, relevancy.", "egokit prep ego4d --source VIDEOS --root ROOT")
+    sub = add("prep", prep, "Prepare data: resize, cut, metadata, relevancy. Resumable; what failed is tried again.",
+              "egokit prep --site local                                  everything on this machine\n"
+              "  egokit prep ego4d --source VIDEOS --root ROOT             Ego4D alone, from and to other folders\n"
+              "  egokit prep ego4d --site local --shard 3/16               the third of sixteen shares, for machines without SLURM\n"
+              "  egokit prep ego4d --site mycluster --array 16 --wait      sixteen jobs on the site's launch.cluster")
     sub.add_argument("what", nargs="?", choices=("all", "ego4d"), default="all")
     sub.add_argument("--params", default="toy/pretrain")
     sub.add_argument("--site", default="toy")
+    sub.add_argument("--overrides", default="", help="for example 'site.encoding=original launch.cpus=16'")
     sub.add_argument("--source", help="folder of full videos (default: ROOT/Ego4D)")
     sub.add_argument("--root", help="data root (default: the site's)")
+    share = sub.add_mutually_exclusive_group()
+    share.add_argument("--shard", type=shard, metavar="I/N", help="do only this share of the videos")
+    share.add_argument("--array", type=positive, metavar="N", help="submit N shards as jobs; again: those in which something is left")
+    sub.add_argument("--wait", action="store_true", help="with --array: until all have ended; exit code 1 if a video failed")
     sub = add("run", run, "Run notebooks with papermill.", "egokit run 03_ek100 --params ek100_finetune --site local")
     sub.add_argument("notebooks", nargs="+")
     for name in ("params", "site", "overrides", "run"):

@@ -89,6 +89,7 @@ class Site:
     weights: str = ""                              # folder of released checkpoints
     short_side: int = 256                          # of the prepared videos, pixels
     chunk_seconds: float = 600.0                   # length of a prepared piece
+    encoding: str = "random_access"                # of the prepared videos: fast clips; original: as the paper's code
     toy: bool = False                              # the embedded data set: egokit.toy makes root
 
 
@@ -119,6 +120,7 @@ class Config:
 CHOICES = {
     "task": ("egoclip", "egomcq", "ek100", "charades", "mq"),
     "model.time_init": ("released", "zero_output"),
+    "site.encoding": ("random_access", "original"),
     "data.reader": ("pyav", "decord"),
     "optim.schedule": ("linear", "cosine"),
     "train.precision": ("fp16", "bf16", "fp32"),

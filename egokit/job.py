@@ -12,6 +12,8 @@ import shlex
 import sys
 from pathlib import Path
 
+from egokit.config import Config, LaunchConfig
+from egokit.resolve import build
 from egokit.runs import Run, write_text
 
 ACTIONS = ("train", "evaluate", "extract")
@@ -28,8 +30,6 @@ class Job:
         import torch
 
         from egokit import dist, tasks
-        from egokit.config import Config
-        from egokit.resolve import build
         spec = json.loads(Path(self.spec).read_text())
         config = build(Config, spec["config"])
         folder, environment = Path(self.spec).parent, submitit.JobEnvironment()
@@ -87,17 +87,12 @@ def provenance(config, spec: dict, world: int) -> dict:
             "versions": {"egokit": spec["version"], "torch": torch.__version__, "python": platform.python_version()}}
 
 
-def start(spec_path: str) -> None:
-    """Submit the job of a spec and write down what it takes to find it again."""
+def executor(launch: LaunchConfig, folder: Path, name: str):
+    """submitit's executor for `launch`; pickles and logs go to folder/submitit."""
     import submitit
-
-    from egokit.config import Config
-    from egokit.resolve import build
-    spec_file = Path(spec_path)
-    launch = build(Config, json.loads(spec_file.read_text())["config"]).launch
-    executor = submitit.AutoExecutor(folder=spec_file.parent / "submitit", cluster=launch.cluster)
+    executor = submitit.AutoExecutor(folder=folder / "submitit", cluster=launch.cluster)
     executor.update_parameters(nodes=launch.nodes, tasks_per_node=launch.processes, cpus_per_task=launch.cpus,
-                               timeout_min=launch.timeout_minutes, name=f"egokit-{spec_file.parent.name}")
+                               timeout_min=launch.timeout_minutes, name=name)
     if launch.cluster == "slurm":
         path = os.environ.get("PYTHONPATH", "")
         # srun forgets cpus-per-task since Slurm 22.05; a rank that fails ends the others; time to save before the limit
@@ -105,7 +100,14 @@ def start(spec_path: str) -> None:
         executor.update_parameters(slurm_setup=[f"export PYTHONPATH={shlex.quote(path)} PYTHONSAFEPATH=1",
                                                 "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK"],
                                    **{f"slurm_{key}": value for key, value in options.items()})
-    job = executor.submit(Job(str(spec_file)))
+    return executor
+
+
+def start(spec_path: str) -> None:
+    """Submit the job of a spec and write down what it takes to find it again."""
+    spec_file = Path(spec_path)
+    launch = build(Config, json.loads(spec_file.read_text())["config"]).launch
+    job = executor(launch, spec_file.parent, f"egokit-{spec_file.parent.name}").submit(Job(str(spec_file)))
     write_text(spec_file.parent / "job.json", json.dumps({"cluster": launch.cluster, "job_id": job.job_id}))
 
 

@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from egokit.config import Config
+from egokit.config import Config, LaunchConfig
 from egokit.resolve import ConfigError, differences, to_dict
 from egokit.runs import Run, write_text
 
@@ -52,15 +52,7 @@ class Handle:
         return json.loads(path.read_text()) if path.exists() else None
 
     def alive(self) -> bool:
-        job = self.job()
-        if not job:
-            return False
-        if job["cluster"] == "slurm":
-            listed = subprocess.run(["squeue", "-h", "-j", job["job_id"], "-o", "%T"], capture_output=True, text=True)
-            if listed.returncode and "Invalid job id" not in listed.stderr:
-                return True  # the controller is away for a moment: not knowing must not start a second copy
-            return bool(listed.stdout.strip())
-        return bool(processes(self.folder))
+        return alive(self.folder)
 
     def state(self) -> str:
         """finished, running, failed (ended without a result) or new."""
@@ -132,6 +124,19 @@ class Handle:
         bar.refresh()
 
 
+def alive(folder: Path) -> bool:
+    """Whether the job, or one of the array's jobs, that folder/job.json names is queued or runs."""
+    if not (folder / "job.json").exists():
+        return False
+    job = json.loads((folder / "job.json").read_text())
+    if job["cluster"] == "slurm":
+        listed = subprocess.run(["squeue", "-h", "-j", job["job_id"], "-o", "%T"], capture_output=True, text=True)
+        if listed.returncode and "Invalid job id" not in listed.stderr:
+            return True  # the controller is away for a moment: not knowing must not start a second copy
+        return bool(listed.stdout.strip())
+    return bool(processes(folder))
+
+
 def processes(folder: Path) -> list[int]:
     """Processes of this machine that work for the job in `folder`: its controller and its ranks.
 
@@ -168,6 +173,20 @@ def snapshot(folder: Path, keep: bool) -> Path:
     return target
 
 
+def start_job(module: str, folder: Path, code: Path, launch: LaunchConfig) -> None:
+    """Run `python -m module folder/spec.json`, which submits and writes folder/job.json, with the snapshot `code` on its path.
+
+    In a session of its own: neither closing JupyterLab nor Ctrl-C reaches the job. Raises RuntimeError if nothing was submitted.
+    """
+    environment = dict(os.environ, PYTHONPATH=str(code.resolve()), PYTHONSAFEPATH="1", TOKENIZERS_PARALLELISM="false")
+    environment.setdefault("OMP_NUM_THREADS", str(launch.cpus))
+    with open(folder / "start.log", "w") as start_log:
+        started = subprocess.run([sys.executable, "-m", module, str((folder / "spec.json").resolve())], env=environment,
+                                 start_new_session=True, stdin=subprocess.DEVNULL, stdout=start_log, stderr=subprocess.STDOUT)
+    if started.returncode or not (folder / "job.json").exists():
+        raise RuntimeError(f"{folder.name} could not be submitted to {launch.cluster}:\n{(folder / 'start.log').read_text()[-2000:]}")
+
+
 def submit(config: Config, run: Run, action: str = "train", section: str | None = None) -> Handle:
     """Start `action` (train, evaluate or extract) of config.task in the run folder, or attach to what is there.
 
@@ -202,13 +221,5 @@ def submit(config: Config, run: Run, action: str = "train", section: str | None 
         write_text(handle.folder / "spec.json", json.dumps(spec, indent=1))
         (handle.folder / "job.json").unlink(missing_ok=True)
         code = snapshot(handle.folder, keep=bool(partial))
-        environment = dict(os.environ, PYTHONPATH=str(code), PYTHONSAFEPATH="1", TOKENIZERS_PARALLELISM="false")
-        environment.setdefault("OMP_NUM_THREADS", str(config.launch.cpus))
-        with open(handle.folder / "start.log", "w") as start_log:
-            started = subprocess.run([sys.executable, "-m", "egokit.job", str((handle.folder / "spec.json").resolve())],
-                                     env=environment, start_new_session=True, stdin=subprocess.DEVNULL,
-                                     stdout=start_log, stderr=subprocess.STDOUT)
-        if started.returncode or not handle.job():
-            raise RuntimeError(f"{handle.section} could not be submitted to {config.launch.cluster}:\n"
-                               + (handle.folder / "start.log").read_text()[-2000:])
+        start_job("egokit.job", handle.folder, code, config.launch)
     return handle

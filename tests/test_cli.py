@@ -20,6 +20,8 @@ def test_help_shows_an_example(command, capsys):
     (["run", "05_egomqc"], "did you mean '05_egomcq'"),
     (["run", "05_egomcq", "--site", "tiny", "--run", "a b"], "use letters, digits"),
     (["prep", "--site", "tiny", "--root", "nowhere-at-all"], "does not exist"),
+    (["prep", "ego4d", "--site", "tiny", "--wait"], "give --array N, too"),
+    (["prep", "--site", "tiny", "--shard", "1/2"], "--source, --shard and --array are of Ego4D alone"),
     (["prep", "ego4d", "--source", "nowhere", "--root", "nowhere-at-all"], "no videos in nowhere"),
 ])
 def test_mistakes_are_one_line_and_exit_2(project, arguments, said, capsys):
@@ -27,6 +29,13 @@ def test_mistakes_are_one_line_and_exit_2(project, arguments, said, capsys):
         cli.main(arguments)
     error = capsys.readouterr().err
     assert stopped.value.code == 2 and said in error and error.startswith("egokit: ") and "Traceback" not in error
+
+
+@pytest.mark.parametrize("given", ["17/16", "0/16", "3", "a/b"])
+def test_a_shard_that_is_none(given, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["prep", "ego4d", "--shard", given])
+    assert f"'{given}': write NUMBER/COUNT, from 1/16 to 16/16" in capsys.readouterr().err
 
 
 def test_toy_and_prep_from_the_shell(tmp_path, project, capsys):

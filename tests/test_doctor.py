@@ -57,6 +57,7 @@ def test_tables_that_contradict_the_videos(site):
     (folder / "caption_relevancy_EPIC_100_retrieval_test.pkl").write_bytes(pickle.dumps(np.ones((3, 4), np.float32)))
     lines = json.loads((root / "prepared.json").read_text())
     lines["lines"][0] |= {"status": "failed", "reason": "a.mp4: no video stream"}
+    lines["lines"][1] |= {"status": "pending"}
     (root / "prepared.json").write_text(json.dumps(lines))
     moments = json.loads((root / "moments_train.json").read_text())
     moments["videos"][0]["clips"][0]["video_end_sec"] = 9999.0
@@ -64,6 +65,7 @@ def test_tables_that_contradict_the_videos(site):
     found = troubles(config)
     assert "is 3 x 4, but EPIC_100_retrieval_*.csv have" in found["EK-100 relevancy of test"]
     assert "1 failed: a.mp4: no video stream -> egokit prep ego4d --site tiny (tries them again)" in found["EgoClip prepared.json"]
+    assert "1 full videos are not prepared yet -> egokit prep ego4d --site tiny" in found["EgoClip Ego4D"]
     notes = [one.said for one in doctor.examine(config) if one.state == "note"]
     assert any("rows beyond their end" in said and "9999.0 s" in said for said in notes)
 

@@ -7,7 +7,8 @@ import pytest
 from golden_inputs import GOLDEN  # noqa: F401  (keeps the folder on the path explicit)
 
 import egokit
-from egokit import clips, frames, prep, sampling
+from egokit import clips, frames, sampling
+from egokit.prep.video import RANDOM_ACCESS, ffmpeg
 from egokit.toy import read_frame_number
 
 
@@ -58,7 +59,7 @@ def test_a_clip_at_the_videos_end_stays_inside(full, pieces):
 
 VARIABLE = ["-fps_mode", "vfr", "-vf"]
 KINDS = {  # file name: ffmpeg's options before and after the input
-    "as prepared.mp4": ([], prep.ENCODING),
+    "as prepared.mp4": ([], RANDOM_ACCESS),
     "B-frames, open GOPs.mp4": ([], ["-g", "20", "-bf", "5", "-x264-params", "open-gop=1:b-pyramid=normal"]),
     "one keyframe.mp4": ([], ["-g", "9999", "-sc_threshold", "0"]),
     "every seventh left out.mp4": ([], [*VARIABLE, "select='not(eq(mod(n,7),3))'", "-bf", "3", "-g", "40"]),
@@ -81,7 +82,7 @@ KINDS = {  # file name: ffmpeg's options before and after the input
 def test_a_frame_by_number_is_the_one_that_decoding_it_all_gives(full, tmp_path, name):
     """Any codec, container, structure and rate: pixel for pixel, at random, at both ends, and as a stream."""
     path, (before, after) = tmp_path / name, KINDS[name]
-    subprocess.run([prep.ffmpeg(), "-loglevel", "error", *before, "-i", str(full), "-t", "15", *after, str(path)], check=True)
+    subprocess.run([ffmpeg(), "-loglevel", "error", *before, "-i", str(full), "-t", "15", *after, str(path)], check=True)
     with av.open(str(path)) as container:
         every = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     video = frames.open_video(path)
@@ -99,7 +100,7 @@ def test_a_frame_by_number_is_the_one_that_decoding_it_all_gives(full, tmp_path,
 def test_few_frames_are_decoded(full, tmp_path, monkeypatch):
     """A frame of a prepared piece costs its keyframe, at most every eighth frame after that, and itself."""
     path = tmp_path / "prepared.mp4"
-    subprocess.run([prep.ffmpeg(), "-loglevel", "error", "-i", str(full), *prep.ENCODING, str(path)], check=True)
+    subprocess.run([ffmpeg(), "-loglevel", "error", "-i", str(full), *RANDOM_ACCESS, str(path)], check=True)
     video, decoded = frames.open_video(path), []
     original = frames.PyAVReader._found
 

@@ -1,44 +1,373 @@
-"""Preparation on the tiny embedded data set: resized, cut, verified, resumed."""
+"""Preparation on real videos and real processes: resized, cut, verified, resumed, shared out; and the derived tables."""
+import errno
 import json
 import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
 
 import av
 import numpy as np
 import pytest
+from conftest import ROOT
 
-from egokit import prep, relevancy, tables
+from egokit import cli, config, prep, relevancy, tables
+from egokit.prep import measure, source, video
+from egokit.runs import atomic_folder
+
+
+@pytest.fixture
+def full(project, tmp_path):
+    """A folder with four small full videos: a, b, c and d."""
+    folder = tmp_path / "full"
+    folder.mkdir()
+    smallest = sorted((project / "outputs/toy/Ego4D").glob("*.mp4"), key=lambda path: path.stat().st_size)[:4]
+    for name, path in zip("abcd", smallest, strict=True):
+        shutil.copy(path, folder / f"{name}.mp4")
+    return folder
+
+
+def encode(target, *arguments):
+    subprocess.run([video.ffmpeg(), "-loglevel", "error", "-y", *map(str, arguments), str(target)], check=True)
+
+
+def command(root, folder, *more):
+    """The shell command that prepares the videos of `folder` into `root`."""
+    return [sys.executable, "-m", "egokit.cli", "prep", "ego4d", "--site", "tiny", "--root", str(root), "--source", str(folder), *more]
+
+
+def check_complete(root, folder):
+    """Everything of `folder` is prepared, nothing half made is left, and the manifest and receipts are of what is there."""
+    manifest = json.loads((root / "prepared.json").read_text())
+    videos = source.list_videos(folder)
+    assert (manifest["videos"], manifest["failed"], manifest["pending"]) == (len(videos), [], 0)
+    assert [line["status"] for line in source.receipts(videos, video.Plan(root, 72, 30), files=True)] == ["ok"] * len(videos)
+    assert not [path for path in root.rglob("*") if ".part" in path.name]
+    for line in manifest["lines"]:
+        pieces = [measure.scan(root / "Ego4D_Chunked" / line["uid"] / piece["file"])[0]["frames"] for piece in line["pieces"]]
+        assert sum(pieces) == measure.scan(root / "Ego4D_256" / line["resized"]["file"])[0]["frames"] == line["source"]["frames"]
 
 
 def test_everything_is_resized_and_verified(project):
     root = project / "outputs/toy"
     manifest = json.loads((root / "prepared.json").read_text())
-    assert manifest["failed"] == [] and manifest["videos"] == len(list((root / "Ego4D").glob("*.mp4")))
+    assert manifest["failed"] == [] and manifest["pending"] == 0
+    assert manifest["videos"] == len(manifest["lines"]) == len(list((root / "Ego4D").glob("*.mp4")))
     for line in manifest["lines"]:
-        assert sum(line["pieces"]) == line["frames"] and all(count <= 300 for count in line["pieces"])
-    with av.open(str(next((root / "Ego4D_256").glob("*.mp4")))) as container:
-        assert (container.streams.video[0].width, container.streams.video[0].height) == (96, 72)
+        outputs = [line["resized"], *line["pieces"]]
+        assert all((one["width"], one["height"], one["fps"], one["status"], one["constant_rate"]) == (96, 72, 10, "ok", True)
+                   for one in outputs)
+        assert line["source"]["frames"] == line["resized"]["frames"] == sum(piece["frames"] for piece in line["pieces"])
+        assert [piece["seconds"] for piece in line["pieces"][:-1]] == [30] * (len(line["pieces"]) - 1)
+        assert [one["bytes"] for one in outputs] == [path.stat().st_size for path in (
+            root / "Ego4D_256" / line["resized"]["file"], *(root / "Ego4D_Chunked" / line["uid"] / one["file"] for one in line["pieces"]))]
 
 
-def test_a_second_run_does_nothing_and_a_lost_file_is_made_again(project):
+def test_a_second_run_does_nothing_and_a_lost_or_damaged_file_is_made_again(project):
     root = project / "outputs/toy"
     files = sorted((root / "Ego4D_256").glob("*.mp4"))
     before = [file.stat().st_mtime_ns for file in files]
     files[0].unlink()
+    piece = root / "Ego4D_Chunked" / files[1].stem / "0.mp4"
+    piece.write_bytes(piece.read_bytes()[:1000])
     prep.ego4d(root, 72, 30, progress=False)
-    assert files[0].exists() and [file.stat().st_mtime_ns for file in files[1:]] == before[1:]
+    assert files[0].exists() and piece.stat().st_size > 1000 and files[1].stat().st_mtime_ns > before[1]
+    assert [file.stat().st_mtime_ns for file in files[2:]] == before[2:]
 
 
-def test_a_broken_video_is_listed_with_its_reason_and_the_others_are_done(project, tmp_path):
-    source = tmp_path / "full"
-    source.mkdir()
-    good = sorted((project / "outputs/toy/Ego4D").glob("*.mp4"))[0]
-    (source / "good.mp4").write_bytes(good.read_bytes())
-    (source / "bad.mp4").write_bytes(good.read_bytes()[:2000])
-    manifest = prep.ego4d(tmp_path / "root", 72, 30, source=source, progress=False)
-    assert manifest["videos"] == 1 and len(manifest["failed"]) == 1 and "bad.mp4" in manifest["failed"][0]
-    (source / "bad.mp4").write_bytes(good.read_bytes())
-    assert prep.ego4d(tmp_path / "root", 72, 30, source=source, progress=False)["videos"] == 2
-    assert not list((tmp_path / "root").rglob("*part*"))
+def test_a_broken_video_is_listed_with_its_reason_and_the_others_are_done(full, tmp_path):
+    good = (full / "a.mp4").read_bytes()
+    (full / "b.mp4").write_bytes(good[:2000])
+    encode(full / "whole.mkv", "-i", full / "c.mp4", "-c", "copy")
+    whole = (full / "whole.mkv").read_bytes()
+    (full / "d.mkv").write_bytes(whole[:len(whole) // 2])  # a download that stopped: nothing in it is damaged, it only ends
+    (full / "d.mp4").unlink()
+    manifest = prep.ego4d(tmp_path / "root", 72, 30, source=full, progress=False)
+    assert manifest["videos"] == 3 and len(manifest["failed"]) == 2
+    assert "b.mp4: can't be decoded" in manifest["failed"][0] and "d.mkv: its header promises " in manifest["failed"][1]
+    assert not (tmp_path / "root/Ego4D_256/d.mp4").exists() and not (tmp_path / "root/Ego4D_Chunked/d").exists()
+    (full / "b.mp4").write_bytes(good)
+    (full / "d.mkv").write_bytes(whole)
+    assert prep.ego4d(tmp_path / "root", 72, 30, source=full, progress=False)["videos"] == 5
+    check_complete(tmp_path / "root", full)
+
+
+@pytest.mark.parametrize("name", video.ENCODINGS)
+def test_encodings_cut_at_their_keyframes(tmp_path, name):
+    """29.97 frames a second, a cut every 4 s, scene changes just before: exact with B-frames and 250 frames between keyframes, too."""
+    folder = tmp_path / "full"
+    folder.mkdir()
+    encode(folder / "tv.mov", "-f", "lavfi", "-i", "testsrc2=s=128x96:r=30000/1001:d=11", "-vf", "hue=h='90*floor((t+0.1)/4)'")
+    root = tmp_path / "root"
+    line = prep.ego4d(root, 72, 4, source=folder, progress=False, encoding=name)["lines"][0]
+    assert line["status"] == "ok" and [piece["frames"] for piece in line["pieces"]] == [120, 120, 90]
+    with av.open(str(root / "Ego4D_256/tv.mp4")) as container:
+        shown = list(container.decode(video=0))
+    pieces = []
+    for number in range(3):
+        with av.open(str(root / f"Ego4D_Chunked/tv/{number}.mp4")) as container:
+            pieces += list(container.decode(video=0))
+    assert all(np.array_equal(one.to_ndarray(), other.to_ndarray()) for one, other in zip(shown, pieces, strict=True))
+    keys = [number for number, frame in enumerate(shown) if frame.key_frame]
+    assert {0, 120, 240} <= set(keys) and (max(np.diff(keys)) <= 25) == (name == "random_access")
+    if name == "random_access":  # other settings: made again
+        assert prep.ego4d(root, 72, 4, source=folder, progress=False, encoding="original")["lines"][0]["resized"] != line["resized"]
+
+
+def test_encodings_are_the_choices_of_the_configuration(project, tmp_path):
+    from egokit.resolve import ConfigError, resolve
+    assert tuple(video.ENCODINGS) == config.CHOICES["site.encoding"] and config.Site().encoding in video.ENCODINGS
+    with pytest.raises(ConfigError, match=r"site\.encoding .*'originel': did you mean 'original'"):
+        resolve("toy/pretrain", "tiny", "site.encoding=originel")
+    with pytest.raises(ValueError, match=r"site\.encoding 'av1': expected random_access or original"):
+        prep.ego4d(tmp_path, encoding="av1")
+
+
+def test_a_variable_rate_becomes_constant_and_as_long(full, tmp_path):
+    """A camera that skips frames, and one second; times rounded to milliseconds stay a constant rate."""
+    folder = tmp_path / "variable"
+    folder.mkdir()
+    encode(folder / "gaps.mp4", "-i", full / "a.mp4", "-vf", "select='not(eq(mod(n,7),3))*not(between(n,100,109))'", "-fps_mode", "vfr")
+    encode(folder / "rounded.mkv", "-f", "lavfi", "-i", "testsrc2=s=128x96:r=30000/1001:d=5")
+    gaps, rounded = prep.ego4d(tmp_path / "root", 72, 10, source=folder, progress=False)["lines"]
+    assert gaps["status"] == "ok" and not gaps["source"]["constant_rate"]
+    assert gaps["source"]["frames"] < 240 <= gaps["resized"]["frames"] <= 241
+    assert gaps["resized"]["constant_rate"] and gaps["resized"]["fps"] == 10
+    assert abs(gaps["resized"]["seconds"] - gaps["source"]["seconds"]) < 0.101
+    assert rounded["source"]["constant_rate"] and rounded["source"]["frames"] == rounded["resized"]["frames"]
+
+
+def test_verification_finds_lost_frames_and_wrong_cuts():
+    whole = {"frames": 100, "fps": 10.0, "seconds": 10.0, "constant_rate": True}
+
+    def judged(resized, *pieces):
+        outputs = [whole | resized, *({"constant_rate": True, "frames": count} for count in pieces)]
+        measure.verify(whole, outputs[0], outputs[1:], 4)
+        return [one.get("reason", "") for one in outputs]
+    assert judged({}, 40, 40, 20) == ["", "", "", ""]
+    assert judged({"frames": 99}, 40, 40, 19)[0] == "100 frames became 99"
+    assert judged({"seconds": 10.2}, 40, 40, 20)[0] == "10.000 s became 10.200 s"
+    assert judged({}, 100)[1] == "ends with frame 100 of the video, expected 40"
+    assert judged({}, 40, 40, 19)[3] == "ends with frame 99 of the video, expected 100"
+
+
+def test_names_of_videos(full, tmp_path):
+    (full / "b.mp4").rename(full / "b.MOV")
+    (full / "notes.txt").write_text("no video")
+    (full / ".c.mp4").write_bytes(b"")
+    assert [found.path.name for found in source.list_videos(full)] == ["a.mp4", "b.MOV", "c.mp4", "d.mp4"]
+    assert prep.ego4d(tmp_path / "root", 72, 30, source=full, progress=False)["videos"] == 4
+    assert (tmp_path / "root/Ego4D_256/b.mp4").is_file()
+    shutil.copy(full / "a.mp4", full / "a.mkv")
+    with pytest.raises(prep.PrepError, match=r"a\.mkv and a\.mp4 are both video a"):
+        prep.ego4d(tmp_path / "root", source=full)
+
+
+def test_shares_are_whole_disjoint_and_balanced():
+    generator = random.Random(0)
+    videos = [source.Video(str(i), None, int(generator.lognormvariate(20, 1))) for i in range(1000)]
+    shares = [source.share(videos, number, 16) for number in range(1, 17)]
+    assert sorted(one.uid for share in shares for one in share) == sorted(one.uid for one in videos)
+    sizes = [sum(one.bytes for one in share) for share in shares]
+    assert max(sizes) - min(sizes) < 0.05 * max(sizes)
+    assert source.share(videos[::-1], 3, 16) == shares[2], "whatever order the file system lists them in"
+    with pytest.raises(ValueError, match="shard 17/16: expected 1/16 to 16/16"):
+        source.share(videos, 17, 16)
+
+
+def test_the_manifest_covers_all_videos_whichever_shards_have_ended(full, tmp_path):
+    root = tmp_path / "root"
+    seen = []
+    for number in (2, 1, 3):
+        own = prep.ego4d(root, 72, 30, source=full, progress=False, shard=(number, 3))
+        manifest = json.loads((root / "prepared.json").read_text())
+        assert [line["uid"] for line in manifest["lines"]] == list("abcd") and own["pending"] == 0
+        assert own["videos"] == len(source.share(source.list_videos(full), number, 3))
+        seen.append(manifest["pending"])
+    assert seen[0] > seen[1] > seen[2] == 0
+    check_complete(root, full)
+
+
+def test_a_receipt_that_comes_while_the_manifest_is_written_is_in_it(full, tmp_path, monkeypatch):
+    plan, late = video.Plan(tmp_path / "root", 72, 30), source.list_videos(full)
+    for one in late[:2]:
+        video.prepare_video(one, plan, threading.Event())
+    written = source.write_text
+
+    def another_shard_ends(path, text):
+        monkeypatch.setattr(source, "write_text", written)
+        prep.ego4d(plan.root, 72, 30, source=full, progress=False)
+        written(path, text)
+    monkeypatch.setattr(source, "write_text", another_shard_ends)
+    source.merge(late, plan)
+    assert json.loads((plan.root / "prepared.json").read_text())["pending"] == 0
+
+
+def test_processes_on_the_same_videos_at_once(full, tmp_path):
+    root = tmp_path / "root"
+    work = [subprocess.Popen(command(root, full, *more), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=ROOT)
+            for more in ((), (), ("--shard", "1/2"))]
+    errors = [process.communicate(timeout=120)[1].decode() for process in work]
+    assert [process.returncode for process in work] == [0, 0, 0], errors
+    check_complete(root, full)
+
+
+def test_without_locks_the_same_video_twice_at_once_stays_whole(full, tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+    monkeypatch.setattr(video.fcntl, "flock", no_locks)
+    plan, one = video.Plan(tmp_path / "root", 72, 30), source.list_videos(full)[0]
+    remains = plan.resized("x").with_name(f".{one.uid}.{socket.gethostname()}-{2**22 + 1}-0badcafe.part.mp4")  # no process has that number
+    remains.parent.mkdir(parents=True)
+    remains.write_bytes(b"half of it")
+    threads = [threading.Thread(target=video.prepare_video, args=(one, plan, threading.Event())) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert video.receipt(one, plan)["status"] == "ok" and not [path for path in plan.root.rglob("*") if ".part" in path.name]
+
+
+def test_a_folder_is_replaced_whole_by_many_at_once(tmp_path):
+    def write(name):
+        for _ in range(50):
+            with atomic_folder(tmp_path / "pieces") as folder:
+                for number in range(3):
+                    (folder / f"{number}.mp4").write_text(name)
+    writers = [threading.Thread(target=write, args=(name,)) for name in "xyz"]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert {len({path.read_text() for path in tmp_path.glob("pieces/*")}), len(list(tmp_path.iterdir()))} == {1}
+    assert len(list(tmp_path.glob("pieces/*"))) == 3
+
+
+def test_an_array_of_local_jobs_and_its_retry(full, tmp_path, project, capfd):
+    root, good = tmp_path / "root", (full / "c.mp4").read_bytes()
+    (full / "c.mp4").write_bytes(good[:3000])
+    arguments = command(root, full, "--array", "3", "--wait")[3:]
+    with pytest.raises(SystemExit, match="1"):
+        cli.main(arguments)
+    said = capfd.readouterr().out
+    assert "3 shards on local: " in said and "retry:" in said and "c.mp4: can't be decoded" in said and '"videos": 3' in said
+    before = {path: path.stat().st_mtime_ns for path in (root / "Ego4D_256").iterdir()}
+    (full / "c.mp4").write_bytes(good)
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(arguments)
+    assert "1 shards on local: " in capfd.readouterr().out
+    assert all(path.stat().st_mtime_ns == then for path, then in before.items())
+    check_complete(root, full)
+    cli.main(arguments)
+    assert capfd.readouterr().out == "nothing to submit: every video is verified\n"
+
+
+def test_an_array_that_runs_is_found_again(full, project, tmp_path):
+    from egokit.resolve import resolve
+    shutil.move(full, tmp_path / "root/Ego4D")
+    config = resolve("toy/pretrain", "tiny", f"site.root={tmp_path / 'root'}")
+    first, again = prep.submit_array(config, 2), prep.submit_array(config, 4)
+    assert again.folder == first.folder and "2 shards on local" in str(again)
+    assert again.wait(progress=False)["videos"] == 4 and prep.submit_array(config, 2) is None
+    check_complete(tmp_path / "root", tmp_path / "root/Ego4D")
+
+
+def test_what_is_wrong_with_the_machine_stops_everything_and_fails_no_video(full, tmp_path, monkeypatch):
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "Ego4D_Chunked").write_text("a file where the folder should be")
+    with pytest.raises(prep.PrepError, match=r"root/Ego4D_Chunked can't be written"):
+        prep.ego4d(root, 72, 30, source=full, progress=False)
+    (root / "Ego4D_Chunked").unlink()
+    script = tmp_path / "bin/ffmpeg"
+    script.parent.mkdir()
+    script.write_text("#!/bin/sh\nprintf 'Error writing trailer: No space left on device\\nConversion failed!\\n' >&2\nexit 1\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", str(script.parent), prepend=":")
+    with pytest.raises(prep.PrepError, match=r"root/Ego4D_256 can't be written: ffmpeg says .*No space left"):
+        prep.ego4d(root, 72, 30, source=full, progress=False)
+    assert not list(root.glob(".prepared/*.json")) and not list(root.glob("Ego4D_*/*"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    import imageio_ffmpeg
+    monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", lambda: (_ for _ in ()).throw(RuntimeError("No ffmpeg exe could be found.")))
+    with pytest.raises(prep.PrepError, match="no ffmpeg in PATH: apt install ffmpeg"):
+        prep.ego4d(root, 72, 30, source=full, progress=False)
+
+
+def test_a_disk_that_fills_up(full, tmp_path):
+    """A real one of 64 kB, where the machine lets us mount it."""
+    root = tmp_path / "small"
+    root.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(root)], capture_output=True).returncode:
+        pytest.skip("no right to mount a file system here")
+    try:
+        with pytest.raises(prep.PrepError, match=r"small.* can't be written.*No space left on device"):
+            prep.ego4d(root, 72, 30, source=full, progress=False)
+        assert not list(root.rglob("*.mp4")) and not list(root.rglob("*.part*"))
+    finally:
+        subprocess.run(["umount", str(root)], check=True)
+
+
+def test_interrupted_videos_are_not_failed_ones(full, tmp_path):
+    root = tmp_path / "root"
+    for number in range(30):
+        shutil.copy(full / "d.mp4", full / f"more{number}.mp4")
+    process = subprocess.Popen(command(root, full), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
+    while not list(root.glob(".prepared/*.json")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal and Jupyter do
+    assert process.wait(timeout=20) == 130
+    made = source.summary(source.receipts(source.list_videos(full), video.Plan(root, 72, 30), files=True))
+    assert made["failed"] == [] and made["pending"] > 10 and not list(root.glob("Ego4D_*/.*"))
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_and_run_again(full, tmp_path):
+    root = tmp_path / "root"
+    for number in range(8):
+        shutil.copy(full / "d.mp4", full / f"more{number}.mp4")
+    generator = random.Random(7)
+    for _ in range(6):
+        process = subprocess.Popen(command(root, full), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
+        time.sleep(1.0 + 1.5 * generator.random())
+        process.kill()
+        process.wait()
+        for path in [*root.glob("Ego4D_256/[!.]*.mp4"), *root.glob("Ego4D_Chunked/[!.]*/*.mp4")]:
+            assert measure.scan(path)[0]["frames"] > 0, "under its final name a file is whole"
+    time.sleep(2)  # an ffmpeg whose parent was killed ends by itself
+    assert subprocess.run(command(root, full), capture_output=True, cwd=ROOT, timeout=120).returncode == 0
+    check_complete(root, full)
+
+
+@pytest.mark.slow
+def test_ten_thousand_finished_videos_are_passed_over_in_seconds(tmp_path):
+    plan = video.Plan(tmp_path / "root", 72, 30)
+    folder = plan.root / "Ego4D"
+    folder.mkdir(parents=True)
+    plan.receipt("x").parent.mkdir()
+    plan.resized("x").parent.mkdir()
+    facts = {"frames": 9, "fps": 10.0, "seconds": 0.9, "constant_rate": True, "width": 96, "height": 72, "bytes": 1, "status": "ok"}
+    for number in range(10_000):
+        one = source.Video(f"{number:08d}-8968-4cdb-b9c4-10ceedca1ed8", None, 1)
+        (folder / f"{one.uid}.mp4").write_bytes(b"x")
+        plan.resized(one.uid).write_bytes(b"x")
+        plan.pieces(one.uid).mkdir(parents=True)
+        for piece in "01":
+            (plan.pieces(one.uid) / f"{piece}.mp4").write_bytes(b"x")
+        plan.receipt(one.uid).write_text(json.dumps({
+            "uid": one.uid, "status": "ok", "settings": plan.settings(one), "source": facts | {"file": f"{one.uid}.mp4"},
+            "resized": facts | {"file": f"{one.uid}.mp4"}, "pieces": [facts | {"file": f"{piece}.mp4"} for piece in "01"]}))
+    began = time.perf_counter()
+    assert prep.ego4d(plan.root, 72, 30, progress=False)["videos"] == 10_000
+    took = time.perf_counter() - began
+    print(f"10,000 finished videos: {took:.1f} s")
+    assert took < 10
 
 
 def test_relevancy_equals_its_formula(project):

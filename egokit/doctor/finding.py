@@ -1,6 +1,7 @@
 """One finding, what provides each expected thing, and the checks that every data set shares."""
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 from egokit import documents
 from egokit import frames as video
 from egokit.config import Config
+from egokit.prep.source import list_videos
 
 SAMPLE = 40  # videos of each data set that are opened, unless all are asked for
 EGO4D = "sign the licence at https://ego4d-data.org, then: pip install ego4d && ego4d --datasets {what} --benchmarks mq -o DIR"
@@ -54,19 +56,22 @@ class Checks:
     def prepared(self, part: str) -> Iterator[Finding]:
         """Full videos, and what prep's manifest says of them."""
         full, manifest = self.root / "Ego4D", self.root / "prepared.json"
-        count = sum(1 for _ in full.glob("*.mp4")) if full.is_dir() else 0
+        count = 0
+        with contextlib.suppress(FileNotFoundError):
+            count = len(list_videos(full))
         chunked = self.root / "Ego4D_Chunked"
         if count or not chunked.is_dir():
             yield self.file(part, full, "Ego4D", f"{count:,} full videos")
         yield self.file(part, chunked, "chunks", f"{sum(1 for _ in chunked.iterdir()):,} videos in pieces" if chunked.is_dir() else "")
         if manifest.is_file():
             lines = documents.manifest(manifest)
-            failed = [line for line in lines if line["status"] != "ok"]
-            yield Finding(part, manifest.name, "wrong" if failed else "ok", f"{len(lines) - len(failed):,} videos verified"
+            failed = [line for line in lines if line["status"] == "failed"]
+            done = sum(line["status"] == "ok" for line in lines)
+            yield Finding(part, manifest.name, "wrong" if failed else "ok", f"{done:,} videos verified"
                           + (f", {len(failed):,} failed: {failed[0].get('reason', '')}" if failed else ""),
                           f"{self.fix('chunks')} (tries them again)" if failed else "")
-            if count > len(lines):
-                yield Finding(part, manifest.name, "wrong", f"{count - len(lines):,} full videos are not prepared yet", self.fix("chunks"))
+            if (pending := count - done - len(failed)) > 0:
+                yield Finding(part, full.name, "wrong", f"{pending:,} full videos are not prepared yet", self.fix("chunks"))
 
     def plain_length(self, path: Path) -> float:
         opened = video.open_video(path, self.config.data.reader)

@@ -12,6 +12,7 @@ from egokit import documents, relevancy
 from egokit import frames as video
 from egokit.doctor.finding import Checks, Finding
 from egokit.egoclip_table import EgoClipTable
+from egokit.prep.video import SetupError, ffmpeg
 from egokit.tables import EK100_ANNOTATIONS, charades_classes, charades_videos, ek100_annotations, read_metadata
 
 RELEASED = ("EgoVLPv2.pth", "EgoVLPv2_smallproj.pth", "EgoVLPv2_smallproj_epoch1.pth", "EK-100_finetune.pth",
@@ -24,8 +25,10 @@ class Examination(Checks):
         import torch
         devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         yield Finding(part, "GPUs", "ok" if devices else "note", ", ".join(devices) or "none: evaluation works, training is slow")
-        from egokit.prep import ffmpeg
-        yield Finding(part, "ffmpeg", "ok", ffmpeg())
+        try:
+            yield Finding(part, "ffmpeg", "ok", ffmpeg())
+        except SetupError as error:
+            yield Finding(part, "ffmpeg", "missing", str(error))
         if self.root.is_dir():
             free = shutil.disk_usage(self.root).free / 1e9
             yield Finding(part, "disk", "ok" if free > 50 or self.site.toy else "note", f"{free:,.0f} GB free under {self.root}")
