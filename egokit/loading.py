@@ -157,13 +157,33 @@ class _Watch:
 
     @contextlib.contextmanager
     def waiting(self):
-        """Around the wait for a batch. PyTorch raises in the main thread when a loader process dies: here, and not in a step."""
+        """Around the wait for a batch: only here may the death of a loader process raise."""
+        before = signal.getsignal(signal.SIGCHLD)
+        main = _raise_for_dead is not None and threading.current_thread() is threading.main_thread()
         self.awaited = True
         try:
+            if main:
+                signal.signal(signal.SIGCHLD, _raise_for_dead)
+                _raise_for_dead(signal.SIGCHLD, None)  # one may have died since the last batch
             yield
         finally:
+            if main:
+                signal.signal(signal.SIGCHLD, before)
             with self.turn:
                 self.awaited = False
+
+
+_raise_for_dead = None  # PyTorch's handler: raises in the main thread when a loader process dies, in the middle of a step, too
+
+
+def _started(*args, **options):
+    """Iterator of a DataLoader whose handler is not left in place."""
+    global _raise_for_dead
+    before = signal.getsignal(signal.SIGCHLD)
+    iterator = iter(DataLoader(*args, **options))
+    if signal.getsignal(signal.SIGCHLD) is not before:
+        _raise_for_dead = signal.signal(signal.SIGCHLD, before)
+    return iterator
 
 
 class _Watched(Dataset):
@@ -198,8 +218,8 @@ def loader(dataset: Samples, batches: Iterable[list], collate, workers: int, tim
     while True:
         watch, again = _Watch(workers, timeout), list(ahead)
         ahead.clear()
-        iterator = iter(DataLoader(_Watched(dataset, watch), batch_sampler=handed(again), num_workers=workers,
-                                   worker_init_fn=watch.start, prefetch_factor=4, **options))
+        iterator = _started(_Watched(dataset, watch), batch_sampler=handed(again), num_workers=workers,
+                            worker_init_fn=watch.start, prefetch_factor=4, **options)
         threading.Thread(target=watch.look, name="egokit reader watch", daemon=True).start()
         try:
             while watch.lost is None:

@@ -16,7 +16,8 @@ import av
 import numpy as np
 
 TABLES = ("moov", "trak", "mdia", "minf", "stbl")     # the boxes around a track's tables
-WITHOUT_FIRST = ("no-first-keyframe", "no-keyframes")  # files that begin with the second frame
+# files whose first frame is another one: with their keyframe go the seven B-frames that come after the eighth frame in the file
+FIRST = {"no-first-keyframe": 8, "no-keyframes": 8}
 
 
 def boxes(data: bytes, at: int = 0, stop: int | None = None) -> dict[str, tuple[int, int]]:
@@ -221,7 +222,7 @@ def examine(path: Path, reader: str, clean: np.ndarray) -> dict:
             number = read_frame_number(frame)
         except ValueError:
             number = None
-        expected = index + (path.stem in WITHOUT_FIRST)
+        expected = index + FIRST.get(path.stem, 0)
         same = expected < len(clean) and frame.shape == clean.shape[1:]
         difference = round(float(np.abs(frame - clean[expected].astype(float)).mean()), 2) if same else 255.0
         found["frames"].append([index, number if number is None else number - expected, difference])

@@ -1,5 +1,7 @@
 """Loader processes: a reader that never returns ends in an error that names the file, or in one bad file, not in a hang."""
 import ctypes
+import os
+import signal
 import time
 
 import pytest
@@ -94,3 +96,29 @@ def test_batches_already_read_are_given_though_their_process_is_stuck(tolerant, 
     got += batches
     assert [int(batch["pixels"].flatten()[0]) for batch in got if "bad" not in batch] == [0, 1, 2, 3, 4, 6, 7]
     assert [batch["bad"] for batch in got if "bad" in batch] == [["5.mp4: left out"]]
+
+
+class Dying(Stuck):
+    """The decoder of sample 5 ends its process."""
+
+    def read(self, index, rng):
+        frames.notice(f"{index}.mp4")
+        if index == 5:
+            if "5.mp4" in frames.avoided:
+                raise frames.VideoError("5.mp4: left out")
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return {"index": index}
+
+
+def test_a_decoder_that_ends_its_process_does_not_end_a_step(monkeypatch):
+    """PyTorch raises for a dead loader process wherever the main thread is: here it would be in the middle of a step."""
+    monkeypatch.setattr(frames, "avoided", set())
+    before = signal.getsignal(signal.SIGCHLD)
+    got = []
+    for batch in loading.loader(Dying(8, seed=0, train=True), [[(0, i)] for i in range(8)], torch.utils.data.default_collate, 1):
+        began = time.monotonic()
+        while time.monotonic() - began < 0.3:  # the step
+            pass
+        got.append(batch)
+        assert signal.getsignal(signal.SIGCHLD) is before
+    assert [batch["bad"] for batch in got if "bad" in batch] == [["5.mp4: left out"]] and len(got) == 8

@@ -5,6 +5,8 @@ import threading
 from fractions import Fraction
 from pathlib import Path
 
+DAMAGED = 0.01  # of a source's frames: more, and it is not prepared; fewer are counted in its line of the manifest
+
 
 class PrepError(RuntimeError):
     """A video can't be prepared; the message names it and gives ffmpeg's reason."""
@@ -13,17 +15,23 @@ class PrepError(RuntimeError):
 def scan(path: Path, stop: threading.Event | None = None) -> tuple[dict, Fraction]:
     """What decoding all of a file shows, and its exact frame rate. Nothing is taken from the header alone.
 
-    {"file", "frames", "fps", "seconds" (first frame's start to last frame's end), "constant_rate", "width", "height",
-    "bytes"}. Raises PrepError for a file that can't be decoded to the end that its header promises.
+    {"file", "frames", "damaged" (of them, those that the decoder had to make up in part), "fps", "seconds" (first frame's
+    start to last frame's end), "constant_rate", "width", "height", "bytes"}. Raises PrepError for a file that can't be
+    decoded to the end that its header promises, or of which more than `DAMAGED` is damaged.
     """
     import av
-    times, last = [], None
+    if not path.is_file():  # opening a pipe would wait for ever
+        raise PrepError(f"{path}: not a file, or a link to nothing")
+    times, damaged, last = [], 0, None
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), metadata_errors="replace") as container:
             stream = container.streams.video[0]
+            if stream.codec_context is None or container.format.name.endswith("_pipe"):
+                raise PrepError(f"{path}: a picture, or of a codec that no decoder knows")
             stream.thread_type = "AUTO"
             for last in container.decode(stream):
                 times.append(last.pts)
+                damaged += last.is_corrupt
                 if stop and stop.is_set():
                     raise PrepError(f"{path}: interrupted")
             tick, rates, listed = stream.time_base, (stream.base_rate, stream.average_rate), stream.frames
@@ -35,14 +43,16 @@ def scan(path: Path, stop: threading.Event | None = None) -> tuple[dict, Fractio
         raise PrepError(f"{path}: can't be decoded ({reason})") from None
     if not times or None in times:
         raise PrepError(f"{path}: {'has frames without a time' if times else 'no frame of it can be decoded'}")
+    if damaged > DAMAGED * len(times):
+        raise PrepError(f"{path}: {damaged} of {len(times)} frames are damaged; fetch it again")
     rate, constant = frame_rate(times, tick, rates)
     shown = 1 / rate if constant or not last.duration else last.duration * tick
     seconds = float((max(times) - min(times)) * tick + shown)
     # both: a header may list frames that an edit list leaves out, and may count how long a file's last frame is to be shown
     if seconds + max(1, 0.01 * promised) < promised and (not listed or len(times) < listed):
         raise PrepError(f"{path}: its header promises {float(promised):.1f} s, but only {seconds:.1f} s can be decoded; fetch it again")
-    return {"file": path.name, "frames": len(times), "fps": float(rate), "seconds": round(seconds, 4), "constant_rate": constant,
-            "width": last.width, "height": last.height, "bytes": path.stat().st_size}, rate
+    return {"file": path.name, "frames": len(times), "damaged": damaged, "fps": float(rate), "seconds": round(seconds, 4),
+            "constant_rate": constant, "width": last.width, "height": last.height, "bytes": path.stat().st_size}, rate
 
 
 def frame_rate(times: list[int], tick: Fraction, stated) -> tuple[Fraction, bool]:

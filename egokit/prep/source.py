@@ -23,10 +23,10 @@ def list_videos(folder: Path) -> list[Video]:
     found: dict[str, Video] = {}
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name) if folder.is_dir() else ():
         path = Path(entry.path)
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and entry.is_file():
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
             if path.stem in found:
                 raise PrepError(f"{found[path.stem].path} and {path.name} are both video {path.stem}: keep one of them")
-            found[path.stem] = Video(path.stem, path, entry.stat().st_size)
+            found[path.stem] = Video(path.stem, path, entry.stat().st_size if entry.is_file() else 0)  # a dangling link fails, named
     if not found:
         raise FileNotFoundError(f"no videos in {folder}: expected <video_uid>{', '.join(SUFFIXES)}; "
                                 "for the toy site run egokit.toy.make first")
