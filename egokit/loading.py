@@ -148,6 +148,9 @@ class _Watch:
 
     def look_for_dead(self, processes: list) -> None:
         """After an error of PyTorch: did a decoder end its own process? One that the kernel killed had no memory left."""
+        deadline = time.monotonic() + 5
+        while all(process.exitcode is None for process in processes) and time.monotonic() < deadline:
+            time.sleep(0.05)  # its connection breaks before it is gone
         with self.turn:
             for worker, process in enumerate(processes):
                 code = process.exitcode
@@ -230,6 +233,8 @@ def loader(dataset: Samples, batches: Iterable[list], collate, workers: int, tim
                         return
                     ahead.popleft()
                     yield batch
+        except VideoError:
+            raise
         except (RuntimeError, OSError, EOFError):  # what PyTorch makes of a process that is gone
             watch.look_for_dead(iterator._workers)
             if watch.lost is None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import damage
 import decord  # noqa: F401  (before any process is forked: Python 3.11 now and then fails to import in a new one)
+import numpy as np
 import pytest
 import torch
 from conftest import MODEL, rarest
@@ -60,7 +61,7 @@ def test_nothing_hangs_and_nothing_dies(read, files):
 @pytest.mark.slow
 def test_decord_hangs_or_dies_at_two_files_only(read):
     """Which is why it is not the default reader, and is best used with loader processes: see NATIVE."""
-    assert {name for name, one in read("decord").items() if "died" in one} <= NATIVE.keys()
+    assert {name for name, one in read("decord").items() if "died" in one} <= {*NATIVE, "durations-zero"}
 
 
 @pytest.mark.parametrize("reader", ["pyav", pytest.param("decord", marks=pytest.mark.slow)])
@@ -107,14 +108,14 @@ def test_what_is_no_video_is_not_opened(read, name):
 
 
 class Files(loading.Samples):
-    """The middle frame of each file, read in a loader process."""
+    """Frames of each file, read in a loader process."""
 
     def __init__(self, paths: list[Path], reader: str, tolerant: bool = False):
         self.paths, self.reader, self.tolerant = paths, reader, tolerant
         super().__init__(len(paths), 0, train=True)
 
     def read(self, index: int, rng) -> dict:
-        pixels = clips.read(self.paths[index], lambda length, fps: sampling.egoclip(length // 2, length // 2 + 1, 1), self.reader)
+        pixels = clips.read(self.paths[index], lambda length, fps: np.array([0, length // 2, length - 1]), self.reader)
         return {"pixels": torch.from_numpy(pixels.copy()), "index": index}
 
 
@@ -123,8 +124,8 @@ def loaded(dataset: loading.Samples, workers: int, timeout: float = 3.0) -> list
     return list(loading.loader(dataset, batches, torch.utils.data.default_collate, workers, timeout))
 
 
-# what decord 0.6 does natively on two of the files: it never returns from one, and aborts the process at the other
-NATIVE = {"durations-zero": r"no answer from its reader within 3 s", "more-stts-2G": r"its reader ended the loader process \(Aborted\)"}
+# what decord 0.6 does natively; at durations-zero it may never return (where depends on the encoding): test_loading.py has such readers
+NATIVE = {"more-stts-2G": r"its reader ended the loader process \(Aborted\)"}
 
 
 @pytest.fixture
@@ -146,7 +147,7 @@ def test_a_reader_that_hangs_or_dies_natively_ends_a_strict_run_by_naming_the_fi
 def test_a_tolerant_run_goes_on_past_files_at_which_the_reader_hangs_or_dies(files, piece, fresh):
     dataset = Files([piece, *(files[name] for name in NATIVE), *[piece] * 8], "decord", tolerant=True)
     batches = loaded(dataset, 1)
-    assert [int(batch["index"]) in (0, *range(3, 11)) for batch in batches] == [True] * len(dataset)
+    assert [int(batch["index"]) in (0, *range(2, 10)) for batch in batches] == [True] * len(dataset)
     said = [line for batch in batches for line in batch.get("bad", ())]
     assert {name for name in NATIVE for line in said if str(files[name]) in line} == NATIVE.keys()
 
@@ -231,9 +232,9 @@ def test_preparation_of_every_damaged_file(files, tmp_path):
     assert manifest["videos"] + len(manifest["failed"]) == len(list(source.iterdir()))
     assert [reason for reason in manifest["failed"] if str(source) not in reason] == [] and leftovers(tmp_path / "root") == []
     done = [line for line in manifest["lines"] if line["status"] == "ok"]
-    assert {line["uid"]: line["frames"] for line in done if line["frames"] < 0.95 * 300} == {}
+    assert {line["uid"]: line["resized"]["frames"] for line in done if line["resized"]["frames"] < 0.95 * 300} == {}
     for line in done:
-        assert frames.open_video(tmp_path / "root/Ego4D_256" / f"{line['uid']}.mp4").length == line["frames"]
+        assert frames.open_video(tmp_path / "root/Ego4D_256" / f"{line['uid']}.mp4").length == line["resized"]["frames"]
 
 
 @pytest.mark.parametrize("name", BAD)
