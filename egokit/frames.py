@@ -7,6 +7,7 @@ Which frames make a clip is sampling.py's; files that a clip spans are clips.py'
 from __future__ import annotations
 
 import collections
+import importlib
 import os
 from pathlib import Path
 
@@ -18,6 +19,11 @@ OPEN_FILES = 24
 _owner = os.getpid()
 avoided: set[str] = set()  # files that did not answer: not tried again
 notice = None              # called with each path before it is opened or read: how a loader process says what it is at
+
+
+def load(reader: str) -> None:
+    """Import a reader's library: in the process that forks the loader processes, or each of them does, all at once."""
+    importlib.import_module({"pyav": "av"}.get(reader, reader))
 
 
 def open_video(path: str | os.PathLike, reader: str = "pyav"):

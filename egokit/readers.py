@@ -46,9 +46,8 @@ class PyAVReader:
             if not constant:
                 self._list_packets()
         except (VideoError, av.error.FFmpegError, IndexError, OSError) as error:
-            reason = "no video stream" if isinstance(error, IndexError) else getattr(error, "strerror", None) or error
-            said = str(reason).removeprefix(f"{path}: ")
-            raise VideoError(f"{path}: not a video that can be opened ({said}); "
+            reason = "no video stream" if isinstance(error, IndexError) else getattr(error, "strerror", None) or str(error)
+            raise VideoError(f"{path}: not a video that can be opened ({reason.removeprefix(f'{path}: ')}); "
                              "make it again from its source with 'egokit prep', or replace it") from None
         self.to_rgb = av.video.reformatter.VideoReformatter()
 
@@ -59,7 +58,7 @@ class PyAVReader:
         return not (form.name == "avi" or form.name.endswith("_pipe") or form.flags & Flags.no_timestamps.value)
 
     def _constant(self) -> bool:
-        """Whether all frames have one duration, by the header and by an index where there is one, of which nine entries are looked at."""
+        """Whether all frames have one duration, by the header and by an index where there is one, of which some entries are looked at."""
         stream = self.stream
         if not (stream.frames and stream.base_rate and stream.duration):
             return False
@@ -72,8 +71,7 @@ class PyAVReader:
         if end > size:
             raise VideoError(f"{self.path}: cut off: its frames would fill {end:,} bytes, the file has {size:,}")
         step, first = 1 / (stream.base_rate * stream.time_base), entries[0].timestamp
-        places = [i * (len(entries) - 1) // 8 for i in range(9)]
-        return all(abs(entries[i].timestamp - first - i * step) < 0.2 * step for i in places)
+        return all(abs(entries[i].timestamp - first - i * step) < 0.2 * step for i in range(0, len(entries), len(entries) // 8 or 1))
 
     def _list_packets(self) -> None:
         """Presentation times of all frames, sorted: the truth about a file whose times are not number / rate."""
@@ -218,9 +216,12 @@ class PyAVReader:
         return f"frame {index} (at {index / self.fps:.2f} s)"
 
     def _pixels(self, frame, out_HWC: np.ndarray) -> None:
+        height, width, _ = out_HWC.shape
+        if (frame.height, frame.width) != (height, width):
+            raise VideoError(f"{self.path}: its picture changes from {width} x {height} to {frame.width} x {frame.height} at "
+                             f"{frame.time or 0:.2f} s; prepare it with 'egokit prep'")
         # one thread: libswscale otherwise starts its threads anew for every frame (benchmarks/reader.py)
         plane = self.to_rgb.reformat(frame, format="rgb24", threads=1).planes[0]
-        height, width, _ = out_HWC.shape
         out_HWC[:] = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[:height, :3 * width].reshape(height, width, 3)
 
     def close(self) -> None:

@@ -97,6 +97,19 @@ def test_a_frame_by_number_is_the_one_that_decoding_it_all_gives(full, tmp_path,
     assert all(np.array_equal(got, every[index]) for got, index in zip(video.stream_frames(wanted), wanted, strict=True))
 
 
+def test_a_picture_that_changes_its_size_is_an_error(full, tmp_path):
+    parts = []
+    for size in ("128:96", "64:48"):
+        parts.append(tmp_path / f"{size[:2]}.ts")
+        subprocess.run([ffmpeg(), "-loglevel", "error", "-i", str(full), "-t", "2", "-vf", f"scale={size}",
+                        "-output_ts_offset", str(5 * len(parts)), str(parts[-1])], check=True)
+    path = tmp_path / "both.ts"
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    video = frames.open_video(path)
+    with pytest.raises(frames.VideoError, match=r"both\.ts: its picture changes from 128 x 96 to 64 x 48 at "):
+        video.read(range(video.length))
+
+
 def test_few_frames_are_decoded(full, tmp_path, monkeypatch):
     """A frame of a prepared piece costs its keyframe, at most every eighth frame after that, and itself."""
     path = tmp_path / "prepared.mp4"

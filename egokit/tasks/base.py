@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from egokit import transforms
+from egokit import frames, transforms
 from egokit.config import Config
 from egokit.language import load_tokenizer
 
@@ -25,6 +25,7 @@ class Task:
         self.config = config
         self.root = Path(config.site.root)
         self.tokenizer = load_tokenizer(config.site.tokenizer)
+        frames.load(config.data.reader)
 
     # to be given by a task
     def dataset(self, split: str):
