@@ -4,7 +4,12 @@ Sources: EgoMCQ (EgoVLP, arXiv 2206.01670); EK-100 multi-instance retrieval (arX
 """
 from __future__ import annotations
 
+import concurrent.futures
+import os
+
 import numpy as np
+
+BLOCK = 64  # queries ranked at once: their arrays stay in a core's cache
 
 
 def accuracy(scores_QC, answers_Q, chosen_Q=None) -> float:
@@ -21,23 +26,35 @@ def egomcq(scores_QC, answers_Q, types_Q) -> dict[str, float]:
     return {"inter": accuracy(scores_QC, answers_Q, types_Q == 1), "intra": accuracy(scores_QC, answers_Q, types_Q == 2)}
 
 
-def _ranked(similarity_QI: np.ndarray, relevancy_QI: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Per query (row): mAP's average precision and nDCG."""
-    order = np.argsort(-similarity_QI, axis=1, kind="stable")
-    relevancy = np.take_along_axis(relevancy_QI, order, axis=1)
-    ranks = np.arange(1, relevancy.shape[1] + 1)
-    hit = relevancy == 1
-    count = hit.sum(1)
-    # The benchmark's code sums the GRADED relevancy up to each hit, not the number of hits: the published mAP is this one
-    precision = np.cumsum(relevancy, axis=1) / ranks
-    ap = np.where(count > 0, (precision * hit).sum(1) / np.maximum(count, 1), np.nan)
+def _order(scores_QI: np.ndarray) -> np.ndarray:
+    """Items of each row from the highest score to the lowest, equal ones in order of index: a stable argsort of -scores.
 
-    discount = 1 / np.log2(ranks + 1)
-    relevant = (relevancy > 0).sum(1)                        # DCG over the first k, k = number of relevant items
-    first_k = ranks[None] <= relevant[:, None]
-    dcg = (relevancy * discount * first_k).sum(1)
-    ideal = (-np.sort(-relevancy, axis=1) * discount * first_k).sum(1)
-    return ap, np.where(ideal > 0, dcg / np.where(ideal > 0, ideal, 1), np.nan)
+    Scores that are float32 numbers, as cosines of a model's embeddings are, become one integer each with their index in the
+    lower half: integers are sorted with SIMD instructions, several times as fast as an argsort.
+    """
+    single = scores_QI.astype(np.float32) + np.float32(0)  # -0 and 0 are equal
+    if not np.array_equal(single, scores_QI):
+        return np.argsort(-scores_QI, axis=1, kind="stable")
+    bits = single.view(np.int32)
+    keys = (~(bits ^ ((bits >> 31) & 0x7FFFFFFF))).astype(np.int64) << 32  # falling scores are rising integers
+    keys |= np.arange(scores_QI.shape[1])
+    keys.sort(axis=1)
+    return keys & 0xFFFFFFFF
+
+
+def _ranked(similarity_QI: np.ndarray, relevancy_QI: np.ndarray, discount_I: np.ndarray) -> list[tuple[float, float]]:
+    """Per query (row): mAP's average precision and nDCG; NaN where nothing is relevant."""
+    relevancy_QI = np.ascontiguousarray(relevancy_QI, np.float64)
+    ranked_QI = np.take_along_axis(relevancy_QI, _order(np.ascontiguousarray(similarity_QI)), axis=1)
+    found = []
+    for relevancy, ranked in zip(relevancy_QI, ranked_QI, strict=True):
+        hits = np.flatnonzero(ranked == 1)
+        # The benchmark's code sums the GRADED relevancy up to each hit, not the number of hits: the published mAP is this one
+        ap = (np.cumsum(ranked)[hits] / (hits + 1)).mean() if len(hits) else np.nan
+        ideal = -np.sort(-relevancy[relevancy > 0])
+        discount = discount_I[:len(ideal)]  # DCG over the first k, k = number of relevant items
+        found.append((ap, (ranked[:len(ideal)] @ discount) / (ideal @ discount) if len(ideal) else np.nan))
+    return found
 
 
 def retrieval(similarity_VT, relevancy_VT) -> dict[str, float]:
@@ -45,12 +62,19 @@ def retrieval(similarity_VT, relevancy_VT) -> dict[str, float]:
 
     Queries without a relevant item do not count.
     """
-    similarity_VT, relevancy_VT = np.asarray(similarity_VT, np.float64), np.asarray(relevancy_VT, np.float64)
+    similarity_VT, relevancy_VT = np.asarray(similarity_VT), np.asarray(relevancy_VT)
     if similarity_VT.shape != relevancy_VT.shape:
         raise ValueError(f"similarity {similarity_VT.shape} and relevancy {relevancy_VT.shape} differ: both are clips x sentences")
+    if not np.isfinite(similarity_VT).all():
+        clips = np.flatnonzero(~np.isfinite(similarity_VT).all(axis=1))
+        raise ValueError(f"the similarities of {len(clips)} clips are not finite, such as of clip {clips[0]}: the model gave NaN or Inf")
     out = {}
     for name, s, r in (("V2T", similarity_VT, relevancy_VT), ("T2V", similarity_VT.T, relevancy_VT.T)):
-        ap, ndcg = _ranked(s, r)
+        discount = 1 / np.log2(np.arange(2, s.shape[1] + 2))
+        blocks = range(0, len(s), BLOCK)
+        with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # NumPy sorts without the interpreter's lock
+            found = pool.map(lambda at, s=s, r=r, discount=discount: _ranked(s[at:at + BLOCK], r[at:at + BLOCK], discount), blocks)
+            ap, ndcg = np.array([query for block in found for query in block]).T
         out[f"mAP_{name}"], out[f"nDCG_{name}"] = float(100 * np.nanmean(ap)), float(100 * np.nanmean(ndcg))
     for kind in ("mAP", "nDCG"):
         out[kind] = (out[f"{kind}_V2T"] + out[f"{kind}_T2V"]) / 2

@@ -61,3 +61,36 @@ def test_random_frames_lie_in_order_inside_the_clip(rule, start, stop, count):
 def test_short_clips_repeat_their_last_frame_and_never_leave_the_video():
     assert sampling.pad(np.array([0, 1, 2]), 5).tolist() == [0, 1, 2, 2, 2]
     assert sampling.inside(np.array([-1, 3, 12]), 10).tolist() == [0, 3, 9]
+
+
+def test_retrieval_of_many_ties_and_of_arrays_that_stay_as_they_are():
+    """Equal scores rank by index, -0 is 0, and neither array is changed: against the formula, query by query."""
+    rng = np.random.default_rng(0)
+    similarity = (rng.integers(-3, 4, (150, 70)) * np.where(rng.random((150, 70)) < 0.5, 1, -1.0) / 8).astype(np.float32)
+    relevancy = np.round(rng.random((150, 70)) ** 6 * 4) / 4
+    relevancy[5], relevancy[:, 7] = 0, 0
+    for kind in (np.float32, np.float64):
+        scores, grades = similarity.astype(kind), relevancy.astype(np.float32)
+        if kind is np.float64:  # numbers that float32 can't hold
+            scores += 1e-12 * rng.random(scores.shape)
+        copies = scores.copy(), grades.copy()
+        got = metrics.retrieval(scores, grades)
+        assert np.array_equal(scores, copies[0]) and np.array_equal(grades, copies[1])
+        for name, s, r in (("V2T", scores, grades), ("T2V", scores.T, grades.T)):
+            aps, ndcgs = [], []
+            for row, grade in zip(s, r.astype(float), strict=True):
+                order = sorted(range(len(row)), key=lambda i, row=row: (-row[i], i))
+                hits = [place for place, i in enumerate(order) if grade[i] == 1]
+                if hits:
+                    aps.append(np.mean([grade[order[:place + 1]].sum() / (place + 1) for place in hits]))
+                if k := int((grade > 0).sum()):
+                    discount = 1 / np.log2(np.arange(2, k + 2))
+                    ndcgs.append((grade[order[:k]] * discount).sum() / (np.sort(grade)[::-1][:k] * discount).sum())
+            assert got[f"mAP_{name}"] == pytest.approx(100 * np.mean(aps)) and got[f"nDCG_{name}"] == pytest.approx(100 * np.mean(ndcgs))
+
+
+def test_a_similarity_that_is_not_finite_is_an_error():
+    similarity = np.zeros((4, 3), np.float32)
+    similarity[2, 1] = np.nan
+    with pytest.raises(ValueError, match="similarities of 1 clips are not finite, such as of clip 2"):
+        metrics.retrieval(similarity, np.ones((4, 3)))

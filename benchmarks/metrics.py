@@ -1,0 +1,71 @@
+"""EK-100's retrieval metrics at the size of its test split: egokit against a straightforward NumPy version, in one run.
+
+    python benchmarks/metrics.py          (the table it printed stands at the end of this file)
+"""
+import statistics
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+from egokit import metrics
+
+CLIPS, SENTENCES, ROUNDS = 9668, 3842, 3
+
+
+def straightforward(similarity_VT: np.ndarray, relevancy_VT: np.ndarray) -> dict[str, float]:
+    """Sort every row, reorder the relevancy by it, and sum; once for clips and once for sentences."""
+    out = {}
+    for name, s, r in (("V2T", similarity_VT, relevancy_VT), ("T2V", similarity_VT.T, relevancy_VT.T)):
+        ranked = np.take_along_axis(r, np.argsort(-s, axis=1, kind="stable"), axis=1)
+        ranks = np.arange(1, s.shape[1] + 1)
+        hit = ranked == 1
+        precision = np.cumsum(ranked, axis=1) / ranks
+        out[f"mAP_{name}"] = 100 * np.nanmean(np.where(hit.any(1), (precision * hit).sum(1) / np.maximum(hit.sum(1), 1), np.nan))
+        first = ranks <= (r > 0).sum(1)[:, None]
+        discount = first / np.log2(ranks + 1)
+        out[f"nDCG_{name}"] = 100 * np.nanmean((ranked * discount).sum(1) / (-np.sort(-r, axis=1) * discount).sum(1))
+    return out
+
+
+def table(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Similarities (float32) and relevancy (float32) with EK-100's classes: few frequent verbs and nouns, many rare ones."""
+    rng = np.random.default_rng(seed)
+    verbs, nouns = rng.zipf(1.6, CLIPS) % 97, rng.zipf(1.5, CLIPS) % 300
+    own = rng.choice(CLIPS, SENTENCES, replace=False)
+    relevancy = ((verbs[:, None] == verbs[own]) + (nouns[:, None] == nouns[own]).astype(np.float32)) / 2
+    video, text = rng.standard_normal((CLIPS, 256), np.float32), rng.standard_normal((SENTENCES, 256), np.float32)
+    similarity = video @ text.T / 256 + 0.05 * relevancy
+    return similarity.astype(np.float32), relevancy.astype(np.float32)
+
+
+def peak_gigabytes(which: str) -> float:
+    """Peak memory of a process that does only this, its tables included."""
+    code = (f"import sys; sys.path.insert(0, {str(__file__).rpartition('/')[0]!r}); import metrics as bench; from egokit import metrics\n"
+            "said = lambda: int(__import__('re').search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])\n"
+            f"{which}(*bench.table()); print(said())")
+    return int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout) / 2**20
+
+
+def main() -> None:
+    similarity, relevancy = table()
+    took: dict[str, list[float]] = {"straightforward": [], "egokit": []}
+    results = {}
+    for _ in range(ROUNDS):
+        for name, function in (("straightforward", straightforward), ("egokit", metrics.retrieval)):
+            began = time.perf_counter()
+            results[name] = function(similarity, relevancy)
+            took[name].append(time.perf_counter() - began)
+    for key, value in results["straightforward"].items():
+        assert abs(results["egokit"][key] - value) < 1e-3 * value, (key, value, results["egokit"][key])
+    print(f"{CLIPS:,} clips x {SENTENCES:,} sentences   seconds (median of {ROUNDS})   peak, GiB with its tables")
+    base = statistics.median(took["straightforward"])
+    for name, which in (("straightforward", "bench.straightforward"), ("egokit", "metrics.retrieval")):
+        middle = statistics.median(took[name])
+        print(f"{name:32}{middle:12.2f}{base / middle:10.1f} x{peak_gigabytes(which):20.2f}")
+    print(f"largest relative difference {max(abs(results['egokit'][k] / v - 1) for k, v in results['straightforward'].items()):.0e}")
+
+
+if __name__ == "__main__":
+    main()
