@@ -107,6 +107,11 @@ def doctor(arguments) -> None:
     sys.exit(0 if examination.sound(findings) else 1)
 
 
+def ledger(arguments) -> None:
+    from egokit import ledger as book
+    print(book.lines(book.entries(arguments.outputs)))
+
+
 def convert(arguments) -> None:
     from pathlib import Path
 
@@ -169,6 +174,8 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--site", default="toy")
     sub.add_argument("--overrides", default="")
     sub.add_argument("--all", action="store_true", help="open every video instead of a sample of 40 of each table")
+    sub = add("ledger", ledger, "Published numbers against every run's, and in what their recipes differ.", "egokit ledger")
+    sub.add_argument("--outputs", help="folder of the runs (default: outputs)")
     for name, help, example in (
             ("convert", "Convert a checkpoint to .safetensors, or to an egokit checkpoint (.pt, .pth).",
              "egokit convert EgoVLPv2.pth EgoVLPv2.safetensors"),

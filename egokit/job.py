@@ -47,7 +47,7 @@ class Job:
             if dist.rank() == 0:
                 if chance := task.validation().chance():
                     run.write_metrics("chance", chance)
-                run.write_metrics(spec["section"], result | provenance(config, spec, dist.world_size()))
+                run.write_metrics(spec["section"], result | provenance(task.validation(), spec, dist.world_size()))
 
     def checkpoint(self):
         """submitit's call at a time limit or preemption: the same job again; it resumes from its newest checkpoint."""
@@ -76,15 +76,19 @@ class Job:
         return task.extract(initial_model(config).to(device).eval(), run)
 
 
-def provenance(config, spec: dict, world: int) -> dict:
-    """What a figure needs to be made again."""
+def provenance(task, spec: dict, world: int) -> dict:
+    """What a figure needs to be made again. task: the one that was scored."""
     import torch
 
     from egokit import checkpoints
-    source = str(checkpoints.find(config.init)) if config.init else ""
-    return {"finished": True, "action": spec["action"], "init": source,
-            "init_sha256": spec["init_sha256"], "processes": world, "precision": config.evaluate.precision,
-            "versions": {"egokit": spec["version"], "torch": torch.__version__, "python": platform.python_version()}}
+    config, tables = task.config, task.tables()
+    found = {"finished": True, "action": spec["action"], "init": str(checkpoints.find(config.init)) if config.init else "",
+             "init_sha256": spec["init_sha256"], "processes": world, "precision": config.evaluate.precision,
+             "versions": {"egokit": spec["version"], "torch": torch.__version__, "python": platform.python_version()}}
+    if tables:
+        found |= {"expected": task.expected(), "frames": config.data.evaluation_frames, "toy": config.site.toy,
+                  "data": {path.name: checkpoints.fingerprint(path) for path in tables}}
+    return found
 
 
 def executor(launch: LaunchConfig, folder: Path, name: str):

@@ -25,7 +25,7 @@ for pattern in ("0*/demo/notebook.ipynb", "0*/demo/metrics.json", "05_egomcq/dem
 readme = (ROOT / "README.md").read_text()
 python = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
 shell = [line for block in re.findall(r"```bash\n(.*?)```", readme, re.DOTALL) for line in block.splitlines()
-         if line.startswith(".venv/bin/") and "--site local" not in line]
+         if line.startswith(".venv/bin/") and not re.search("--site (local|mycluster)", line)]
 for kind, command in [("python", snippet) for snippet in python] + [("shell", line) for line in shell]:
     line = [sys.executable, "-c", command] if kind == "python" else ["bash", "-c", command]
     ran = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)

@@ -7,8 +7,8 @@ from egokit.look.base import strip
 from egokit.look.browser import browser
 from egokit.look.inside import features, fusion
 from egokit.look.retrieval import question, questions, retrieved
-from egokit.look.tables import counts, files, findings, metrics, results, table
+from egokit.look.tables import counts, files, findings, ledger, metrics, results, table
 from egokit.look.training import batch, curves, narrations
 
-__all__ = ["batch", "browser", "counts", "curves", "features", "files", "findings", "fusion", "metrics", "narrations", "question",
-           "questions", "results", "retrieved", "strip", "table"]
+__all__ = ["batch", "browser", "counts", "curves", "features", "files", "findings", "fusion", "ledger", "metrics", "narrations",
+           "question", "questions", "results", "retrieved", "strip", "table"]

@@ -20,6 +20,18 @@ def table(found: list[tuple]):
     return frame.style.format(precision=1, na_rep="–").hide(axis="index")
 
 
+def ledger(outputs=None):
+    """Published numbers against those of every run so far, and in what their recipes differ."""
+    import pandas as pd
+
+    from egokit.ledger import entries
+    rows = [(one.result.name, one.run, one.result.published, one.value, one.value - one.result.published,
+             "; ".join(one.recipe) or "the published recipe") for one in entries(outputs)]
+    frame = pd.DataFrame(rows, columns=["benchmark (%)", "run", "published", "this run", "difference", "differs in"])
+    style = frame.style.format({"published": "{:.1f}", "this run": "{:.1f}", "difference": "{:+.1f}"}).hide(axis="index")
+    return style.set_properties(subset=["run", "differs in"], **{"text-align": "left"})
+
+
 def counts(values: dict):
     """Counts of what was prepared, as a table."""
     return _pairs("made", values)

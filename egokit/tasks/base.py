@@ -50,6 +50,10 @@ class Task:
         """Rows that a complete evaluation has."""
         return len(self.dataset("test"))
 
+    def tables(self) -> list[Path]:
+        """Annotation files that the metrics depend on."""
+        return []
+
     def chance(self) -> dict[str, float]:
         """What random scores give on the same labels."""
         return {}

@@ -1,6 +1,8 @@
 """Charades-Ego action recognition as retrieval among class sentences. Source: Charades-Ego (arXiv 1804.09627), EgoVLPv2."""
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from torch import Tensor
 
@@ -81,6 +83,9 @@ class CharadesEgo(Task):
     def scores(self, rows: dict[str, np.ndarray], prompts_KE: np.ndarray) -> np.ndarray:
         """(videos, classes) cosine"""
         return cosine(rows["video"], prompts_KE)
+
+    def tables(self) -> list[Path]:
+        return [self.need(*FOLDER, name) for name in ("CharadesEgo_v1_test_only1st.csv", "Charades_v1_classes.txt")]
 
     def metrics(self, rows: dict[str, np.ndarray], prompts_KE: np.ndarray) -> dict[str, float]:
         return metrics.charades(self.scores(rows, prompts_KE), self.targets_VK)

@@ -6,6 +6,7 @@ unfused half of the video depends on the clip alone: it is computed once and ser
 from __future__ import annotations
 
 import collections
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -83,6 +84,9 @@ class EgoMCQ(Task):
     def expected(self) -> int:
         """Rows that a complete evaluation has."""
         return len(self.texts) * CHOICES
+
+    def tables(self) -> list[Path]:
+        return [self.need("egomcq.json")]
 
     def chance(self) -> dict[str, float]:
         return metrics.chance(metrics.egomcq, (len(self.texts), CHOICES), self.answers, self.types, draws=500)

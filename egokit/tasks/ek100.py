@@ -1,6 +1,8 @@
 """EK-100 multi-instance retrieval, zero-shot and fine-tuned. Source: EPIC-KITCHENS-100 (arXiv 2006.13256), section 4.5."""
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from torch import Tensor
 
@@ -78,6 +80,11 @@ class EK100(Task):
     def scores(self, rows: dict[str, np.ndarray], prompts_KE: np.ndarray) -> np.ndarray:
         """(clips, sentences) in [0, 1]"""
         return (cosine(rows["video"], prompts_KE) + 1) / 2
+
+    def tables(self) -> list[Path]:
+        folder = self.need(str(EK100_ANNOTATIONS))
+        return [folder / "EPIC_100_retrieval_test.csv", folder / "EPIC_100_retrieval_test_sentence.csv",
+                relevancy.file(folder / "relevancy", "test")]
 
     def metrics(self, rows: dict[str, np.ndarray], prompts_KE: np.ndarray) -> dict[str, float]:
         return metrics.retrieval(self.scores(rows, prompts_KE), self.truth())
