@@ -17,7 +17,7 @@ from torch import Tensor
 def by_micro_batches(function: Callable, rows: int, *inputs: Tensor):
     """function(*inputs), `rows` rows at a time; in one piece if rows is 0 or no fewer than there are.
 
-    inputs: tensors (b, …) of one length. function: gives a tensor or a tuple of them, to be concatenated along their first
+    inputs: tensors (b, …) of one length. function: gives a tensor or several, to be concatenated along their first
     axis; it may not mix rows, nor talk to other ranks, which may have another number of micro-batches. Its parameters'
     gradients are added where they belong in the backward pass, once for each micro-batch: not for DDP's hooks.
     """
@@ -25,6 +25,10 @@ def by_micro_batches(function: Callable, rows: int, *inputs: Tensor):
         return function(*inputs)
     # autograd asks for a backward pass only where an input has a gradient; frames and tokens have none
     return _Recomputed.apply(function, rows, torch.zeros(0, requires_grad=True), *inputs)
+
+
+def several(out: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return out if isinstance(out, tuple) else (out,)
 
 
 class _Recomputed(torch.autograd.Function):
@@ -36,11 +40,11 @@ class _Recomputed(torch.autograd.Function):
         for part in zip(*(x.split(rows) for x in inputs), strict=True):
             context.surroundings.append(_Surroundings(inputs[0].device))
             with torch.enable_grad():  # the very kernels of the second pass; those of inference round differently
-                out = function(*(x.detach() for x in part))
-            parts.append([x.detach() for x in (out if isinstance(out, tuple) else (out,))])
+                # nothing may hold this graph while the next one is made
+                parts.append([x.detach() for x in several(function(*(x.detach() for x in part)))])
         context.lengths = [[len(x) for x in part] for part in parts]
         whole = tuple(torch.cat(column) for column in zip(*parts, strict=True))
-        return whole if isinstance(out, tuple) else whole[0]
+        return whole if len(whole) > 1 else whole[0]
 
     @staticmethod
     def backward(context, *grads: Tensor):
@@ -51,7 +55,7 @@ class _Recomputed(torch.autograd.Function):
             first = number * context.rows
             part = [x[first:first + context.rows].detach().requires_grad_(need) for x, need in zip(inputs, needed, strict=True)]
             with surroundings.again(), torch.enable_grad():
-                out = context.function(*part)
+                out = several(context.function(*part))
             torch.autograd.backward(out, [column[number] for column in columns])
             for whole, x in zip(of_inputs, part, strict=True):
                 if whole is not None:

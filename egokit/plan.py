@@ -40,6 +40,6 @@ def what_would_fit(config: Config, processes: int) -> str:
     now = plan(config, processes)
     ways = [f"train.micro_batch={now.micro_batch // 2}"] if now.micro_batch > 1 else []
     ways += [] if config.model.checkpointing else ["model.checkpointing=true"]
-    ways = ways or ["more processes (launch.processes), or a GPU with more memory"]
-    return (f"{now} (train.micro_batch={config.train.micro_batch}) don't fit: set {', or '.join(ways)}; "
+    said = f"set {', or '.join(ways)}" if ways else "use more processes (launch.processes), or a GPU with more memory"
+    return (f"{now} (train.micro_batch={config.train.micro_batch}) don't fit: {said}; "
             "neither the batch nor its gradient changes, and the run goes on from its newest checkpoint")
