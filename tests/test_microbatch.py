@@ -138,9 +138,10 @@ def test_a_run_goes_on_with_another_micro_batch(resolve, run, monkeypatch):
     assert [event["micro_batches"] for event in straight.read_log() if event["kind"] == "plan"] == [1]
 
 
-def test_another_micro_batch_is_not_another_run(resolve):
-    plain = [launch.comparable(to_dict(resolve(overrides=f"train.micro_batch={n} train.batch_size=8"))) for n in (0, 2)]
-    assert plain[0] == plain[1]
+def test_what_memory_advice_changes_is_not_another_run(resolve):
+    plain, advised = (launch.comparable(to_dict(resolve(overrides=overrides))) for overrides in
+                      ("model.checkpointing=false", "train.micro_batch=2 model.checkpointing=true"))
+    assert plain == advised
 
 
 @pytest.mark.parametrize("overrides, processes, said", [
@@ -179,3 +180,18 @@ def test_out_of_memory_says_what_would_fit(resolve, run, monkeypatch):
         train.train(config, task, run, "pretrain", CPU)
     least = resolve(overrides=f"{MODEL} model.checkpointing=true train.micro_batch=1")
     assert "use more processes (launch.processes), or a GPU with more memory" in what_would_fit(least, 1)
+
+
+@pytest.mark.slow
+def test_two_processes_with_micro_batches_train_as_one_without(resolve, run):
+    """In real processes, with an uneven last batch: the log's losses, step by step."""
+    def finished(folder, overrides):
+        config = resolve(overrides=f"{MODEL} train.precision=fp32 data.limit=21 train.epochs=2 {overrides}")
+        egokit.submit(config, folder, "train", "pretrain").wait(progress=False)
+        return losses(folder)
+
+    one = finished(Run(run.path / "one"), "launch.processes=1")
+    two = finished(Run(run.path / "two"), "launch.processes=2 train.micro_batch=2")
+    assert len(one) == 6 and two == pytest.approx(one, rel=1e-4)
+    logs = (run.path / "two/jobs/pretrain/submitit").glob("*_0_log.out")
+    assert any("plan: 8 samples = 2 processes x 2 micro-batches of 2" in log.read_text() for log in logs)
