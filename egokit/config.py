@@ -58,6 +58,7 @@ class OptimConfig:
 class TrainConfig:
     epochs: int = 20
     batch_size: int = 256                          # global: over all processes together
+    micro_batch: int = 0                           # samples a process computes at once (0: its share); the gradient is the batch's
     precision: str = "fp16"                        # fp16, bf16 or fp32
     checkpoint_steps: int = 500
     log_steps: int = 10
@@ -117,6 +118,8 @@ class Config:
     launch: LaunchConfig = field(default_factory=LaunchConfig)
 
 
+TRAINED = ("egoclip", "ek100", "charades")         # tasks with a loss; the others are evaluated only
+LEAST = {"train.batch_size": 1, "train.micro_batch": 0}
 CHOICES = {
     "task": ("egoclip", "egomcq", "ek100", "charades", "mq"),
     "model.time_init": ("released", "zero_output"),

@@ -165,6 +165,23 @@ def mean(values: Tensor) -> Tensor:
     return values
 
 
+def average_gradients(module: torch.nn.Module) -> None:
+    """Replace every gradient by its mean over ranks, once a step, where DDP is not there to do it."""
+    if not is_on():
+        return
+    grads = [parameter.grad for parameter in module.parameters() if parameter.requires_grad]
+    for work in [dist.all_reduce(grad, async_op=True) for grad in grads]:
+        work.wait()
+    torch._foreach_div_(grads, world_size())
+
+
+def share_parameters(module: torch.nn.Module) -> None:
+    """Rank 0's parameters, on every rank, in place: what DDP does at its start."""
+    if is_on():
+        for parameter in module.parameters():
+            dist.broadcast(parameter.data, 0)
+
+
 def gather_objects(value) -> list:
     """Every rank's object, on every rank."""
     if not is_on():

@@ -20,7 +20,8 @@ from egokit.config import Config, LaunchConfig
 from egokit.resolve import ConfigError, differences, to_dict
 from egokit.runs import Run, write_text
 
-LOCAL_ONLY = {"launch", "data.workers", "evaluate.batch_size"}  # may change without making another run
+# may change without making another run: where and how it is computed, not what
+LOCAL_ONLY = {"launch", "data.workers", "evaluate.batch_size", "train.micro_batch", "model.checkpointing"}
 
 
 class JobFailed(RuntimeError):

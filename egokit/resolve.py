@@ -16,7 +16,8 @@ from pathlib import Path
 
 import yaml
 
-from egokit.config import CHOICES, Config
+from egokit.config import CHOICES, LEAST, TRAINED, Config
+from egokit.plan import plan
 
 
 class ConfigError(ValueError):
@@ -90,6 +91,8 @@ def build(cls, values: dict, where: str = "", source: str = "") -> typing.Any:
             given[key] = _coerce(value, hints[key], name + source)
             if name in CHOICES and given[key] not in CHOICES[name] and given[key] != "":
                 raise ConfigError(f"{name}{source}: {given[key]!r}: {nearest(given[key], CHOICES[name])}")
+            if name in LEAST and given[key] < LEAST[name]:
+                raise ConfigError(f"{name}{source}: expected {LEAST[name]} or more, got {given[key]}")
     return cls(**given)
 
 
@@ -204,12 +207,14 @@ def to_yaml(config) -> str:
 
 
 def describe(config) -> str:
-    """The config in few lines, one a section, for reading."""
+    """The config in few lines, one a section, for reading; and how training spreads its batch."""
     plain = to_dict(config)
     lines = [f"{key}: {value}" for key, value in plain.items() if not isinstance(value, dict)]
     for section, values in plain.items():
         if isinstance(values, dict):
             lines.append(f"{section}: " + ", ".join(f"{key}={value}" for key, value in values.items() if value not in ("", {}, [])))
+    if config.task in TRAINED:
+        lines.append(f"plan: {plan(config)}")
     return "\n".join(lines)
 
 

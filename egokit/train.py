@@ -21,7 +21,8 @@ from egokit.config import Config
 from egokit.evaluate import evaluate
 from egokit.language import load_tokenizer
 from egokit.loading import loader, move, steps_in_epoch, training_batches
-from egokit.model import autocast
+from egokit.objective import Objective
+from egokit.plan import what_would_fit
 from egokit.runs import Run
 from egokit.tasks.base import Task
 
@@ -30,18 +31,6 @@ KEEP = 2  # step checkpoints on disk
 
 class TrainingError(RuntimeError):
     """Training can't go on; the message says at which step and why."""
-
-
-class Objective(nn.Module):
-    """Model and task as one Module, which is what DDP wraps: forward gives the loss and its terms."""
-
-    def __init__(self, model, task: Task):
-        super().__init__()
-        self.model, self.task = model, task
-
-    def forward(self, batch: dict, step: int):
-        terms = self.task.loss(self.model, batch, step)
-        return sum(terms.values()), {name: value.detach() for name, value in terms.items()}
 
 
 def initial_model(config: Config, frames: int | None = None):
@@ -69,14 +58,7 @@ class Trainer:
         self.dataset = task.dataset("train")
         self.dataset.tolerant = config.data.max_bad_fraction > 0
         self.model = initial_model(config).to(device)
-        if not task.uses_fusion:  # DDP waits for every gradient: what the loss doesn't use is not trained
-            unused = set(self.model.parameters_by_role()["fusion"])
-            for name, parameter in self.model.named_parameters():
-                parameter.requires_grad_(name not in unused)
-        self.objective = Objective(self.model, task)
-        if dist.is_on():
-            self.objective = nn.parallel.DistributedDataParallel(
-                self.objective, device_ids=[device] if device.type == "cuda" else None, gradient_as_bucket_view=True)
+        self.objective = Objective(config, self.model, task)
         self.optimizer = optim.optimizer(self.model, config.optim)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
         self.step, self.best, self.skipped = 0, None, 0
@@ -134,6 +116,7 @@ class Trainer:
     def fit(self) -> dict[str, float]:
         """Train to the end and return the best validation metrics with what training cost."""
         self.resume()
+        self.say_plan()
         began = time.perf_counter()
         if self.step == 0:
             self.validate()
@@ -150,6 +133,16 @@ class Trainer:
             self.save()
         return self.best["metrics"] | {"step": self.best["step"], "steps": self.steps, "skipped_steps": self.skipped,
                                        "bad_samples": self.bad, "seconds": time.perf_counter() - began}
+
+    def say_plan(self) -> None:
+        """How the batch is spread, for the job's log; in log.jsonl when it is another than before."""
+        plan = self.objective.plan
+        if dist.rank() == 0:
+            print(f"plan: {plan}", flush=True)
+            told = [event["plan"] for event in self.run.read_log() if event["kind"] == "plan"]
+            if told[-1:] != [str(plan)]:
+                self.run.log({"kind": "plan", "step": self.step, "plan": str(plan), "batch_size": plan.batch_size,
+                              "processes": plan.processes, "micro_batches": plan.micro_batches, "micro_batch": plan.micro_batch})
 
     def report_bad(self) -> None:
         """Log what could not be read since the last report, on any rank; stop at more than an epoch's bounded share."""
@@ -176,11 +169,12 @@ class Trainer:
             self.unreported += batch.pop("bad", [])
             torch.manual_seed(hash((self.config.seed, self.step, dist.rank())) % 2**63)
             self.model.train()
-            with autocast(self.device, self.config.train.precision):
-                loss, terms = self.objective(move(batch, self.device), self.step)
-            self.scaler.scale(loss).backward()
             rate = optim.learning_rate(self.step, self.steps, self.steps_per_epoch, self.config.optim)
-            norm = self.update(rate)
+            try:
+                terms = self.objective.gradient(move(batch, self.device), self.step, self.scaler)
+                norm = self.update(rate)
+            except torch.cuda.OutOfMemoryError as error:
+                raise TrainingError(f"step {self.step + 1}: out of GPU memory. {what_would_fit(self.config, dist.world_size())}") from error
             self.step += 1
             in_a_row = 0 if math.isfinite(norm) else in_a_row + 1
             self.skipped += not math.isfinite(norm)

@@ -1,5 +1,6 @@
 """Real gloo processes: gathering, moving rows, and the gradient of W ranks against one process."""
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,9 @@ HERE = Path(__file__).parent
 
 def ranks(script, world, folder, *arguments):
     """Run a script of this folder once a rank; returns what each printed as JSON on its last line."""
+    environment = dict(os.environ, PYTHONPATH=str(HERE.parent))  # the checkout of these tests, not an installed one
     processes = [subprocess.Popen([sys.executable, str(HERE / script), str(rank), str(world), str(folder), *map(str, arguments)],
-                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for rank in range(world)]
+                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) for rank in range(world)]
     out = []
     for process in processes:
         stdout, stderr = process.communicate(timeout=240)
@@ -28,15 +30,36 @@ def test_gathering_and_moving_rows(tmp_path, world):
         assert result == {"gather": True, "gradient": True, "rows": True, "rows_gradient": True, "objects": list(range(world))}
 
 
+def gradients(folder, project, world, recipe, micro_batches, *overrides):
+    """{micro_batch: {"terms", "gradients"}} of a recipe's first step on `world` ranks."""
+    ranks("rank_gradient.py", world, folder, project, recipe, ",".join(map(str, micro_batches)), *overrides)
+    return torch.load(folder / "found.pt")
+
+
+def assert_same(got, expected, what):
+    """Terms and every parameter's gradient, to 1e-5."""
+    assert got["terms"] == pytest.approx(expected["terms"], rel=1e-5), what
+    assert got["gradients"].keys() == expected["gradients"].keys()
+    # a key's bias has no gradient in exact arithmetic, only rounding: compared with the largest
+    floor = 1e-7 * max(value.norm().item() for value in expected["gradients"].values())
+    for name, value in expected["gradients"].items():
+        assert (got["gradients"][name] - value).norm() <= 1e-5 * value.norm() + floor, (what, name)
+
+
 @pytest.mark.slow
 def test_gradient_of_ranks_equals_one_process(project, tmp_path):
     """EgoNCE, MLM and ITM with mined negatives on one uneven global batch: 1, 2 and 4 gloo ranks, dropout off."""
-    results = {world: ranks("rank_gradient.py", world, tmp_path / str(world), project)[0] for world in (1, 2, 4)}
-    one = {name: torch.tensor(value, dtype=torch.float64) for name, value in results[1]["gradients"].items()}
-    # a key's bias has no gradient in exact arithmetic, only rounding: compared with the largest
-    floor = 1e-7 * max(value.norm().item() for value in one.values())
+    found = {world: gradients(tmp_path / str(world), project, world, "toy/pretrain", [0])[0] for world in (1, 2, 4)}
     for world in (2, 4):
-        assert results[world]["terms"] == pytest.approx(results[1]["terms"], rel=1e-5)
-        for name, expected in one.items():
-            got = torch.tensor(results[world]["gradients"][name], dtype=torch.float64)
-            assert (got - expected).norm() <= 1e-5 * expected.norm() + floor, (world, name)
+        assert_same(found[world], found[1], world)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["toy/pretrain", "toy/ek100_finetune", "toy/charades_finetune"])
+def test_gradient_of_micro_batches_equals_the_batches(project, tmp_path, recipe):
+    """Gradient caching is exact: 1 and 2 ranks, whose shares of 6 and 5 make as many micro-batches or not."""
+    one = gradients(tmp_path / "1", project, 1, recipe, [0, 1, 3])
+    two = gradients(tmp_path / "2", project, 2, recipe, [1, 3, 5, 6])
+    for world, found in ((1, one), (2, two)):
+        for micro_batch, got in found.items():
+            assert_same(got, one[0], (world, micro_batch))

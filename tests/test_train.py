@@ -120,10 +120,12 @@ def test_a_resumed_recipe_must_be_the_same(resolve, run):
         train(other, tasks.make(other), run, "pretrain", torch.device("cpu"))
 
 
-def test_nan_is_skipped_counted_and_stops_the_run(resolve, run):
+@pytest.mark.parametrize("micro_batch", [0, 3])
+def test_nan_is_skipped_counted_and_stops_the_run(resolve, run, micro_batch):
     from egokit import tasks
     from egokit.train import TrainingError, train
-    config = resolve(overrides=f"{MODEL} optim.lr=1e30 train.nonfinite_limit=2 train.epochs=4 train.precision=fp32")
+    config = resolve(overrides=f"{MODEL} optim.lr=1e30 train.nonfinite_limit=2 train.epochs=4 train.precision=fp32 "
+                               f"train.micro_batch={micro_batch}")
     with pytest.raises(TrainingError, match=r"2 steps in a row had NaN or Inf.*egonce.*samples"):
         train(config, tasks.make(config), run, "pretrain", torch.device("cpu"))
 

@@ -7,19 +7,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from egokit import frames, transforms
+from egokit import dist, frames, transforms
 from egokit.config import Config
 from egokit.language import load_tokenizer
+from egokit.microbatch import by_micro_batches
 
 
 class Task:
     """Subclasses give: dataset(split), loss(model, batch, step), prompts(), score(model, batch), metrics(rows, prompts).
 
     best: the metric that chooses the best checkpoint. uses_fusion: whether the loss trains the fusion encoder; if not,
-    its parameters are left as they are.
+    its parameters are left as they are. clips_in_sample: rows of a batch's video for each sample.
     """
     best = ""
     uses_fusion = False
+    clips_in_sample = 1
 
     def __init__(self, config: Config):
         self.config = config
@@ -32,7 +34,7 @@ class Task:
         raise NotImplementedError(f"{type(self).__name__} has no {split} samples")
 
     def loss(self, model, batch: dict, step: int) -> dict[str, Tensor]:
-        """Named terms; their sum is minimised."""
+        """Named terms; their sum is minimised. What takes memory is computed by `in_parts`."""
         raise NotImplementedError(f"{type(self).__name__} is evaluated, not trained")
 
     def prompts(self) -> list[str]:
@@ -77,6 +79,18 @@ class Task:
         if rng is None:
             return transforms.evaluation(frames_THWC, size, data.evaluation_resize)
         return transforms.training(frames_THWC, size, data.crop_scale, data.flip, rng)
+
+    def in_parts(self, function, *inputs: Tensor):
+        """function(*inputs), train.micro_batch samples at a time; see microbatch.by_micro_batches."""
+        return by_micro_batches(function, self.config.train.micro_batch * self.clips_in_sample, *inputs)
+
+    def embeddings(self, model, batch: dict, counts: list[int] | None = None) -> tuple[Tensor, Tensor]:
+        """Video and text embeddings, each (B, E), of the global batch, with gradients; `counts` are the ranks' rows, if known."""
+        def embed(frames: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+            return model.embed_video(transforms.normalise(frames)), model.embed_text({"input_ids": ids, "attention_mask": mask})
+
+        video_bE, text_bE = self.in_parts(embed, batch["video"], batch["tokens"]["input_ids"], batch["tokens"]["attention_mask"])
+        return dist.gather(video_bE, counts), dist.gather(text_bE, counts)
 
     def limited(self, length: int) -> int:
         return min(length, self.config.data.limit) if self.config.data.limit else length

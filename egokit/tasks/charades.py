@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from egokit import clips, dist, losses, metrics, sampling
+from egokit import clips, losses, metrics, sampling
 from egokit.loading import Samples
 from egokit.model import similarity
 from egokit.tables import charades_classes, charades_videos, read_metadata
@@ -72,8 +72,7 @@ class CharadesEgo(Task):
         return list(self.classes.values())
 
     def loss(self, model, batch: dict, step: int) -> dict[str, Tensor]:
-        video_BE = dist.gather(model.embed_video(normalise(batch["video"])))
-        text_BE = dist.gather(model.embed_text(batch["tokens"]))
+        video_BE, text_BE = self.embeddings(model, batch)
         return {"infonce": losses.infonce(similarity(text_BE, video_BE), self.config.train.temperature)}
 
     def score(self, model, batch: dict) -> dict[str, np.ndarray]:

@@ -1,8 +1,6 @@
 """EgoClip: pre-training with EgoNCE, masked words and image-text matching. Source: EgoVLPv2, sections 3-4."""
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -56,6 +54,7 @@ class Clips(Samples):
 class EgoClip(Task):
     best = "ensemble_intra"
     uses_fusion = True
+    clips_in_sample = 2  # a clip and its negative
 
     def dataset(self, split: str):
         if split != "train":
@@ -79,35 +78,40 @@ class EgoClip(Task):
         return batch | {"masked_ids": ids, "labels": labels}
 
     def loss(self, model, batch: dict, step: int) -> dict[str, Tensor]:
-        train = self.config.train
-        frames, tokens = normalise(batch["video"]), batch["tokens"]
-        counts = dist.sizes(len(frames), frames.device)
-        gather = functools.partial(dist.gather, counts=counts)
+        train, tokens, labels = self.config.train, batch["tokens"], batch["labels"]
+        device, T, world = batch["video"].device, batch["video"].shape[1], dist.world_size()
+        counts = dist.sizes(len(batch["video"]), device)
 
-        video_BE, text_BE = gather(model.embed_video(frames)), gather(model.embed_text(tokens))
+        video_BE, text_BE = self.embeddings(model, batch, counts)
         similarity_BB = similarity(text_BE, video_BE)
-        positives = losses.positives(gather(batch["verbs"]), gather(batch["nouns"]))
+        positives = losses.positives(dist.gather(batch["verbs"], counts), dist.gather(batch["nouns"], counts))
         terms = {"egonce": losses.egonce(similarity_BB, positives, train.temperature)}
 
-        trunk = model.fusion_trunk(frames)  # once, for masked words and for matching
-        T, world = frames.shape[1], dist.world_size()
+        # once, for masked words and for matching; the one large tensor that is kept of all clips
+        trunk = self.in_parts(lambda frames: model.fusion_trunk(normalise(frames)), batch["video"])
 
         def fused(trunk_BSD: Tensor, ids: Tensor, mask: Tensor, read: str) -> tuple[Tensor | None, Tensor]:
             return model.fuse(trunk_BSD, model.text_trunk({"input_ids": ids, "attention_mask": mask}), mask, T, read)
 
-        _, words = fused(trunk, batch["masked_ids"], tokens["attention_mask"], "mlm")
-        labels = batch["labels"]
-        chosen = labels != -100
-        total = sum(dist.sizes(int(chosen.sum()), frames.device))
-        logits = model.words_from_states(words[chosen]).float()
-        terms["mlm"] = F.cross_entropy(logits, labels[chosen], reduction="sum") * world / max(total, 1)
+        def masked_words(trunk_BSD: Tensor, ids: Tensor, mask: Tensor, labels_BL: Tensor) -> Tensor:
+            """(1,) cross-entropy, summed over the words."""
+            states, chosen = fused(trunk_BSD, ids, mask, "mlm")[1], labels_BL != -100
+            logits = model.words_from_states(states[chosen]).float()
+            return F.cross_entropy(logits, labels_BL[chosen], reduction="sum")[None]
+
+        def matching(trunk_BSD: Tensor, ids: Tensor, mask: Tensor, label_B: Tensor) -> Tensor:
+            """(1,) cross-entropy, summed over the pairs."""
+            logits = model.itm_from_states(*fused(trunk_BSD, ids, mask, "itm")).float()
+            return F.cross_entropy(logits, label_B, reduction="sum")[None]
+
+        words = self.in_parts(masked_words, trunk, batch["masked_ids"], tokens["attention_mask"], labels).sum()
+        total = sum(dist.sizes(int((labels != -100).sum()), device))
+        terms["mlm"] = words * world / max(total, 1)
 
         text_index, video_index, label = self.pairs(similarity_BB, positives, step)
-        ids, mask = self.chosen_texts(tokens, text_index, counts)
-        pairs = fused(dist.gather_rows(trunk, video_index, counts), ids, mask, "itm")
-        own = label.split(counts)[dist.rank()].to(frames.device)
-        matching = F.cross_entropy(model.itm_from_states(*pairs).float(), own, reduction="sum")
-        terms["itm"] = train.itm_weight * matching * world / sum(counts)
+        texts, own = self.chosen_texts(tokens, text_index, counts), label.split(counts)[dist.rank()].to(device)
+        matched = self.in_parts(matching, dist.gather_rows(trunk, video_index, counts), *texts, own).sum()
+        terms["itm"] = train.itm_weight * matched * world / sum(counts)
         return terms
 
     def pairs(self, similarity_BB: Tensor, positives_BB: Tensor, step: int) -> list[Tensor]:

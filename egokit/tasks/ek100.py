@@ -68,8 +68,7 @@ class EK100(Task):
         return self.test.sentences.narration.tolist()
 
     def loss(self, model, batch: dict, step: int) -> dict[str, Tensor]:
-        video_BE = dist.gather(model.embed_video(normalise(batch["video"])))
-        text_BE = dist.gather(model.embed_text(batch["tokens"]))
+        video_BE, text_BE = self.embeddings(model, batch)
         relevancy_B = dist.gather(batch["relevancy"].to(video_BE.device))
         return {"max_margin": losses.max_margin(similarity(text_BE, video_BE), relevancy_B, self.config.train.margin)}
 

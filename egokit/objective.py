@@ -1,0 +1,54 @@
+"""From a batch to the gradient in the parameters' .grad: for any number of processes, in one piece or in micro-batches.
+
+The gradient is that of one process on the whole global batch. In one piece, DDP averages over ranks while it computes. In
+micro-batches (microbatch.py) a parameter's gradient arrives in pieces, which DDP's hooks can't count: the ranks average once, after.
+"""
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from egokit import dist
+from egokit.config import Config
+from egokit.model import autocast
+from egokit.plan import plan
+from egokit.tasks.base import Task
+
+
+class Loss(nn.Module):
+    """Model and task as one Module, which is what DDP wraps: forward gives the loss and its terms."""
+
+    def __init__(self, model, task: Task):
+        super().__init__()
+        self.model, self.task = model, task
+
+    def forward(self, batch: dict, step: int):
+        terms = self.task.loss(self.model, batch, step)
+        return sum(terms.values()), {name: value.detach() for name, value in terms.items()}
+
+
+class Objective:
+    """What training minimises, and how its gradient is computed."""
+
+    def __init__(self, config: Config, model, task: Task):
+        self.model, self.precision, self.plan = model, config.train.precision, plan(config, dist.world_size())
+        if not task.uses_fusion:  # ranks wait for every gradient: what the loss doesn't use is not trained
+            unused = set(model.parameters_by_role()["fusion"])
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(name not in unused)
+        self.loss = Loss(model, task)
+        self.in_pieces = self.plan.micro_batches > 1
+        if self.in_pieces:
+            dist.share_parameters(model)
+        elif dist.is_on():
+            self.loss = nn.parallel.DistributedDataParallel(
+                self.loss, device_ids=[model.device] if model.device.type == "cuda" else None, gradient_as_bucket_view=True)
+
+    def gradient(self, batch: dict, step: int, scaler: torch.amp.GradScaler) -> dict[str, Tensor]:
+        """Add the global batch's gradient, scaled, to the parameters' .grad; `batch` is this rank's share. Returns the terms."""
+        with autocast(self.model.device, self.precision):
+            loss, terms = self.loss(batch, step)
+        scaler.scale(loss).backward()
+        if self.in_pieces:
+            dist.average_gradients(self.model)
+        return terms

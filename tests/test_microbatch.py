@@ -1,0 +1,197 @@
+"""Micro-batches: the same numbers in less memory, the plan, and what is said where even that doesn't fit. Ranks: test_dist.py."""
+import contextlib
+
+import pytest
+import torch
+from conftest import MODEL
+
+import egokit
+from egokit import launch, loading, tasks, train
+from egokit.microbatch import by_micro_batches
+from egokit.plan import plan, what_would_fit
+from egokit.resolve import ConfigError, outputs_folder, to_dict
+from egokit.runs import Run
+
+CPU = torch.device("cpu")
+BF16 = {"device_type": "cpu", "dtype": torch.bfloat16}
+
+
+@pytest.fixture
+def run(project, request):
+    return Run(outputs_folder() / "tests" / request.node.name.replace("[", "-").replace("]", ""))
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_second_pass_is_the_first_to_the_bit(autocast):
+    """Dropout and precision included: by_micro_batches gives what plain autograd gives for the same pieces."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Dropout(0.5), torch.nn.Linear(5, 4))
+    rows, shift = torch.randn(7, 6, requires_grad=True), torch.arange(7.0)[:, None]
+
+    def function(x, shift):
+        return model(x).float() + shift, (x * shift).sum()[None]
+
+    def outcome(whole):
+        torch.manual_seed(1)
+        with torch.autocast(**BF16, enabled=autocast):
+            one, total = whole()
+        later = torch.rand(3)
+        loss = (one @ one.T).square().sum() + total.sum() ** 2  # mixes all rows
+        gradients = torch.autograd.grad(loss, [rows], retain_graph=True)
+        model.zero_grad()
+        loss.backward()
+        return [one, total, later, torch.rand(3), *gradients, *(parameter.grad for parameter in model.parameters())]
+
+    def plain():
+        parts = [function(*part) for part in zip(rows.split(3), shift.split(3), strict=True)]
+        return [torch.cat(column) for column in zip(*parts, strict=True)]
+
+    got, expected = outcome(lambda: by_micro_batches(function, 3, rows, shift)), outcome(plain)
+    assert all(torch.equal(a, b) for a, b in zip(got[:4], expected[:4], strict=True))  # numbers, and draws before and after
+    for a, b in zip(got[4:], expected[4:], strict=True):
+        # a half's gradients are added up in float32 here, in the half itself there
+        assert (a - b).norm() <= (2e-2 if autocast else 1e-6) * b.norm()
+
+
+class Held:
+    """A tensor kept for a backward pass; counts bytes as long as it lives."""
+    now = most = 0
+
+    def __init__(self, tensor):
+        self.tensor = tensor.detach()  # an output would hold its own graph
+        Held.now += tensor.nbytes
+        Held.most = max(Held.most, Held.now)
+
+    def __del__(self):
+        Held.now -= self.tensor.nbytes
+
+
+@contextlib.contextmanager
+def counted(model, frames):
+    """Counts what autograd keeps, beside parameters and the batch's frames."""
+    own = {x.data_ptr() for x in (frames, *model.parameters())}
+    Held.now = Held.most = 0
+    with torch.autograd.graph.saved_tensors_hooks(
+            lambda x: x if x.data_ptr() in own else Held(x), lambda x: x.tensor if isinstance(x, Held) else x):
+        yield
+
+
+def first_step(config, run, scaler=None):
+    """(trainer with the gradient of the first step, most bytes that autograd kept)"""
+    task = tasks.make(config)
+    trainer = train.Trainer(config, task, run, "test", CPU)
+    batch = next(iter(loading.loader(trainer.dataset, trainer.batches(0), task.collate, 0)))
+    trainer.model.train()
+    with counted(trainer.model, batch["video"]):
+        trainer.objective.gradient(batch, 0, scaler or trainer.scaler)
+    return trainer, Held.most
+
+
+@pytest.mark.parametrize("recipe", ["toy/pretrain", "toy/ek100_finetune"])
+def test_activations_are_a_micro_batchs(resolve, run, recipe):
+    def most(micro_batch):
+        return first_step(resolve(recipe, f"{MODEL} init= train.precision=fp32 model.checkpointing=false model.depth=4 data.workers=0 "
+                                          f"train.batch_size=8 train.micro_batch={micro_batch}"), run)[1]
+    whole, cached = most(0), most(1)
+    # in pre-training also one of its stages at a time, but the unfused states of all clips
+    assert cached < whole / 7, (whole, cached)
+
+
+def test_loss_scaling_passes_through(resolve, run):
+    """FP16's scaled loss gives scaled gradients, those of the rows that are cached included."""
+    config = resolve(overrides=f"{MODEL} train.precision=fp32 train.micro_batch=3")
+    plain = dict(first_step(config, run)[0].model.named_parameters())
+    scaled = first_step(config, run, torch.amp.GradScaler("cpu", init_scale=2.0 ** 10))[0]
+    for name, parameter in scaled.model.named_parameters():
+        torch.testing.assert_close(parameter.grad, plain[name].grad * 2 ** 10, msg=name)
+
+
+def losses(run):
+    return [event["loss"] for event in run.read_log() if event["kind"] == "step"]
+
+
+def test_a_run_goes_on_with_another_micro_batch(resolve, run, monkeypatch):
+    """And ends as one that was never interrupted and computed each batch at once."""
+    def config(micro_batch):
+        return resolve(overrides=f"{MODEL} train.precision=fp32 train.checkpoint_steps=1 train.epochs=2 data.workers=0 "
+                                 f"train.micro_batch={micro_batch}")
+
+    def start(micro_batch, folder):
+        return train.train(config(micro_batch), tasks.make(config(micro_batch)), folder, "pretrain", CPU)
+
+    straight, broken = Run(run.path / "straight"), Run(run.path / "broken")
+    start(0, straight)
+    save = train.Trainer.save
+
+    def stop_at_two(trainer):
+        save(trainer)
+        if trainer.step == 2:
+            raise KeyboardInterrupt
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(train.Trainer, "save", stop_at_two)
+        start(3, broken)
+    start(5, broken)
+    assert len(losses(broken)) == 6 and losses(broken) == pytest.approx(losses(straight), rel=1e-4)
+    told = [(event["step"], event["plan"]) for event in broken.read_log() if event["kind"] == "plan"]
+    assert told == [(0, "8 samples = 1 process x 3 micro-batches of at most 3"),
+                    (2, "8 samples = 1 process x 2 micro-batches of at most 5")]
+    assert [event["micro_batches"] for event in straight.read_log() if event["kind"] == "plan"] == [1]
+
+
+def test_what_memory_advice_changes_is_not_another_run(resolve):
+    plain, advised = (launch.comparable(to_dict(resolve(overrides=overrides))) for overrides in
+                      ("model.checkpointing=false", "train.micro_batch=2 model.checkpointing=true"))
+    assert plain == advised
+
+
+@pytest.mark.parametrize("overrides, processes, said", [
+    ("train.batch_size=256 train.micro_batch=32", 2, "256 samples = 2 processes x 4 micro-batches of 32"),
+    ("train.batch_size=256", 8, "256 samples = 8 processes x 1 micro-batch of 32"),
+    ("train.batch_size=256 train.micro_batch=300", 1, "256 samples = 1 process x 1 micro-batch of 256"),
+    ("train.batch_size=11 train.micro_batch=4", 2, "11 samples = 2 processes x 2 micro-batches of at most 4"),
+    ("train.batch_size=11", 2, "11 samples = 2 processes x 1 micro-batch of at most 6"),
+])
+def test_the_plan_in_words(resolve, overrides, processes, said):
+    config = resolve(overrides=f"{overrides} launch.processes={processes}")
+    assert str(plan(config)) == str(plan(config, processes)) == said
+    assert egokit.describe(config).endswith(f"plan: {said}")
+
+
+@pytest.mark.parametrize("overrides, said", [
+    ("train.micro_batch=-1", r"train.micro_batch \(in overrides\): expected 0 or more, got -1"),
+    ("train.batch_size=0", "train.batch_size.*expected 1 or more, got 0"),
+    ("train.micro_batch=half", "train.micro_batch.*expected int, got 'half'"),
+    ("train.microbatch=2", "unknown key 'train.microbatch'.*did you mean 'micro_batch'"),
+])
+def test_mistakes_are_named(resolve, overrides, said):
+    with pytest.raises(ConfigError, match=said):
+        resolve(overrides=overrides)
+
+
+def test_out_of_memory_says_what_would_fit(resolve, run, monkeypatch):
+    def full(*_):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+
+    config = resolve(overrides=f"{MODEL} data.workers=0 model.checkpointing=false train.micro_batch=6")
+    task = tasks.make(config)
+    monkeypatch.setattr(type(task), "loss", full)
+    with pytest.raises(train.TrainingError, match=r"step 1: out of GPU memory.*of at most 6 \(train.micro_batch=6\) don't fit: "
+                                                  r"set train.micro_batch=3, or model.checkpointing=true;"):
+        train.train(config, task, run, "pretrain", CPU)
+    least = resolve(overrides=f"{MODEL} model.checkpointing=true train.micro_batch=1")
+    assert "use more processes (launch.processes), or a GPU with more memory" in what_would_fit(least, 1)
+
+
+@pytest.mark.slow
+def test_two_processes_with_micro_batches_train_as_one_without(resolve, run):
+    """In real processes, with an uneven last batch: the log's losses, step by step."""
+    def finished(folder, overrides):
+        config = resolve(overrides=f"{MODEL} train.precision=fp32 data.limit=21 train.epochs=2 {overrides}")
+        egokit.submit(config, folder, "train", "pretrain").wait(progress=False)
+        return losses(folder)
+
+    one = finished(Run(run.path / "one"), "launch.processes=1")
+    two = finished(Run(run.path / "two"), "launch.processes=2 train.micro_batch=2")
+    assert len(one) == 6 and two == pytest.approx(one, rel=1e-4)
+    logs = (run.path / "two/jobs/pretrain/submitit").glob("*_0_log.out")
+    assert any("plan: 8 samples = 2 processes x 2 micro-batches of 2" in log.read_text() for log in logs)
