@@ -69,3 +69,10 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+
+# Printed on a machine of 2 cores (AMD EPYC with AVX-512), NumPy 2.4:
+#
+# 9,668 clips x 3,842 sentences   seconds (median of 3)   peak, GiB with its tables
+# straightforward                         9.97       1.0 x                1.50
+# egokit                                  1.75       5.7 x                0.61
+# largest relative difference 4e-16
