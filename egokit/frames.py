@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import importlib
 import os
+import stat
 from pathlib import Path
 
 from egokit.readers import DecordReader, PyAVReader, VideoError
@@ -38,16 +39,28 @@ def open_video(path: str | os.PathLike, reader: str = "pyav"):
         raise VideoError(f"{path}: left out, as it did not answer before; make it again from its source with 'egokit prep'")
     if notice:
         notice(key[0])
-    if key in _open:
+    identity = _identity(path)
+    if key in _open and _open[key].identity == identity:
         _open.move_to_end(key)
         return _open[key]
-    if not path.is_file():
+    forget(path)  # replaced since it was opened
+    if identity is None:
         raise FileNotFoundError(f"video {path} is missing; notebook 01_data_prep (or 'egokit prep') makes the prepared videos")
     opened = READERS[reader](path)
+    opened.identity = identity
     _open[key] = opened
     while len(_open) > OPEN_FILES:
         _open.popitem(last=False)[1].close()
     return opened
+
+
+def _identity(path: Path) -> tuple | None:
+    """What changes when a file is replaced; None where there is no file."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else None
 
 
 def forget(path: str | os.PathLike) -> None:

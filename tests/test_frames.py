@@ -97,6 +97,19 @@ def test_a_frame_by_number_is_the_one_that_decoding_it_all_gives(full, tmp_path,
     assert all(np.array_equal(got, every[index]) for got, index in zip(video.stream_frames(wanted), wanted, strict=True))
 
 
+def test_a_file_that_was_replaced_is_opened_again(full, tmp_path):
+    path, other = tmp_path / "video.mp4", tmp_path / "other.mp4"
+    path.write_bytes(full.read_bytes())
+    assert numbers(frames.open_video(path).read([5])) == [5]
+    assert frames.open_video(path) is frames.open_video(path)
+    subprocess.run([ffmpeg(), "-loglevel", "error", "-ss", "2", "-i", str(full), "-t", "5", str(other)], check=True)
+    other.replace(path)
+    assert numbers(frames.open_video(path).read([5])) == [25]
+    path.write_bytes(path.read_bytes()[:1000])  # in its place, as a copy does
+    with pytest.raises(frames.VideoError, match=r"video\.mp4: not a video that can be opened"):
+        frames.open_video(path)
+
+
 def test_a_picture_that_changes_its_size_is_an_error(full, tmp_path):
     parts = []
     for size in ("128:96", "64:48"):
