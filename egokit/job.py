@@ -45,9 +45,10 @@ class Job:
             task = tasks.make(config)
             result = getattr(self, spec["action"])(config, task, run, spec["section"], device)
             if dist.rank() == 0:
-                if chance := task.validation().chance():
+                scored = task.validation()  # pre-training's reads its annotations anew each time
+                if chance := scored.chance():
                     run.write_metrics("chance", chance)
-                run.write_metrics(spec["section"], result | provenance(task.validation(), spec, dist.world_size()))
+                run.write_metrics(spec["section"], result | provenance(scored, spec, dist.world_size()))
 
     def checkpoint(self):
         """submitit's call at a time limit or preemption: the same job again; it resumes from its newest checkpoint."""

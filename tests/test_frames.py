@@ -2,6 +2,7 @@
 import subprocess
 
 import av
+import damage
 import numpy as np
 import pytest
 from golden_inputs import GOLDEN  # noqa: F401  (keeps the folder on the path explicit)
@@ -170,15 +171,9 @@ def test_a_corrupt_video_is_an_error_that_names_it(full, tmp_path, kind):
 
 
 def test_audio_only_and_missing_files(tmp_path):
-    path = tmp_path / "audio.mp4"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("aac", rate=16000)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
-        frame.rate = 16000
-        container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
+    damage.audio(tmp_path / "audio.mp4")
     with pytest.raises(frames.VideoError, match=r"audio\.mp4: .*no video stream"):
-        frames.open_video(path)
+        frames.open_video(tmp_path / "audio.mp4")
     with pytest.raises(FileNotFoundError, match=r"none\.mp4 is missing"):
         frames.open_video(tmp_path / "none.mp4")
     with pytest.raises(frames.VideoError, match="asked for, but the file has"):

@@ -247,11 +247,11 @@ def test_moments(root):
 
 
 def test_kitchens(root):
-    from egokit.toy.transfer import ANNOTATIONS
+    from egokit.tables import EK100_ANNOTATIONS
     for split in ("train", "test"):
-        with open(root / ANNOTATIONS / f"EPIC_100_retrieval_{split}.csv") as file:
+        with open(root / EK100_ANNOTATIONS / f"EPIC_100_retrieval_{split}.csv") as file:
             clips = {row["narration_id"]: row for row in csv.DictReader(file)}
-        with open(root / ANNOTATIONS / f"EPIC_100_retrieval_{split}_sentence.csv") as file:
+        with open(root / EK100_ANNOTATIONS / f"EPIC_100_retrieval_{split}_sentence.csv") as file:
             sentences = list(csv.DictReader(file))
         told = {row["narration"] for row in clips.values()}
         assert sorted(row["narration"] for row in sentences) == sorted(told)

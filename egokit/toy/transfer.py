@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from egokit import runs
+from egokit.tables import EK100_ANNOTATIONS
 from egokit.toy.plan import FPS, Action, Video, generator
 from egokit.toy.words import NOUNS, VERBS, charades_classes, charades_sentence, kitchen_narration
 
-ANNOTATIONS = Path("EK100/epic-kitchens-100-annotations/retrieval_annotations")
 CHARADES = Path("CharadesEgo/CharadesEgo")
 
 
@@ -42,8 +42,8 @@ def write_kitchens(root: Path, seed: int, videos: list[Video]) -> dict[str, int]
             columns += ["verb", "verb_class", "noun", "noun_class", "all_nouns", "all_noun_classes"]
         sentences = [{column: clip[column] for column in columns}
                      for clip in clips if first_of[clip["narration"]] is clip]
-        _write_csv(root / ANNOTATIONS / f"EPIC_100_retrieval_{split}.csv", clips)
-        _write_csv(root / ANNOTATIONS / f"EPIC_100_retrieval_{split}_sentence.csv", sentences)
+        _write_csv(root / EK100_ANNOTATIONS / f"EPIC_100_retrieval_{split}.csv", clips)
+        _write_csv(root / EK100_ANNOTATIONS / f"EPIC_100_retrieval_{split}_sentence.csv", sentences)
         counts |= {f"ek100_{split}_clips": len(clips), f"ek100_{split}_sentences": len(sentences)}
     return counts
 
