@@ -12,10 +12,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from egokit.config import ModelConfig
-from egokit.layers import NORM_EPS, Linear, attend, cpu_inference, heads_first, read_long
+from egokit.layers import NORM_EPS, Linear, attend, cpu_inference, heads_first, read_long, recomputed
 
 PADDING = 1  # RoBERTa's padding id; positions start right after it
 
@@ -108,10 +107,11 @@ class TextEncoder(nn.Module):
             x_BLD = self.step(layer, x_BLD, mask_B11L)
         return x_BLD
 
-    def step(self, layer: TextLayer, *inputs) -> Tensor:
-        if self.config.checkpointing and self.training:
-            return checkpoint(layer, *inputs, use_reentrant=False)
-        return layer(*inputs)
+    def step(self, layer: TextLayer, x_BLD: Tensor, mask_B11L: Tensor, video_BSD: Tensor | None = None, first_only: bool = False) -> Tensor:
+        """One layer; if the config says so it is recomputed in the backward pass, where it reads a video: words alone are few."""
+        if video_BSD is not None and self.config.checkpointing and self.training:
+            return recomputed(layer, x_BLD, mask_B11L, video_BSD, first_only)
+        return layer(x_BLD, mask_B11L, video_BSD, first_only)
 
     def forward(self, tokens: dict[str, Tensor]) -> Tensor:
         """Tokens -> state of the first token (B, D), unfused."""

@@ -4,12 +4,17 @@ Shapes: B items, S tokens, D width, H heads, K = D/H.
 """
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 NORM_EPS = 1e-5
 FEW = 17  # keys: those of time attention at up to 16 frames
+ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None)  # x · weightᵀ + bias, with GELU if asked; not in every build
+FRAMES_ON_CPU = 8  # that go through a layer at once: what it gives stays within the caches
 
 
 def fresh_std(width: int) -> float:
@@ -29,15 +34,39 @@ def cpu_inference(x: Tensor, *layers: nn.Module) -> bool:
             and all(type(layer) is Linear and not layer._forward_hooks and not layer._forward_pre_hooks for layer in layers))
 
 
+class Product(torch.autograd.Function):
+    """x · weightᵀ + bias by oneDNN, with a backward pass by whichever library is the faster at it (benchmarks/train_step.py)."""
+
+    @staticmethod
+    def forward(context, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        context.save_for_backward(x, weight)
+        return ONEDNN(x, weight, bias, "none", [], "none")
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(context, grad: Tensor):
+        (x, weight), (for_x, for_weight, for_bias) = context.saved_tensors, context.needs_input_grad
+        rows = grad.flatten(0, -2)
+        return (ONEDNN(grad, weight.t(), None, "none", [], "none") if for_x else None,
+                rows.t() @ x.flatten(0, -2) if for_weight else None, rows.sum(0) if for_bias else None)
+
+
+def onednn_serves(x: Tensor, weight: Tensor) -> bool:
+    """Float32 on a CPU. Not in a compiled graph, which has its own ways."""
+    return (x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+            and ONEDNN is not None and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+            and not torch.compiler.is_compiling())
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
     """x · weightᵀ + bias, then GELU (exact) if asked.
 
-    Inference in float32 on a CPU goes through oneDNN, which PyTorch itself uses there in half precision only: up to
-    1.5 x as fast as its default, and GELU costs nothing more (benchmarks/model.py). It has no backward pass.
+    Float32 on a CPU goes through oneDNN, which PyTorch itself uses there in half precision only: up to 1.5 x as fast as its
+    default, and GELU costs nothing more where no gradient is wanted (benchmarks/model.py).
     """
-    if cpu_inference(x) and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled:
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], "none")
-    out = F.linear(x, weight, bias)
+    if onednn_serves(x, weight) and not torch.is_grad_enabled():
+        return ONEDNN(x, weight, bias, "gelu" if gelu else "none", [], "none")
+    out = (Product.apply if onednn_serves(x, weight) else F.linear)(x, weight, bias)
     return F.gelu(out) if gelu else out
 
 
@@ -46,6 +75,26 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor, rows: slice = slice(None), gelu: bool = False) -> Tensor:
         return linear(x, self.weight[rows], None if self.bias is None else self.bias[rows], gelu)
+
+
+def _products(context, op, *args, **kwargs) -> CheckpointPolicy:
+    """What costs most to compute again is kept; but not what a layer that narrows gives, as no backward pass reads it."""
+    weight = {"aten::addmm": 2, "aten::mm": 1, "mkldnn::_linear_pointwise": 1}.get(op.name())
+    if weight is None:
+        return CheckpointPolicy.PREFER_RECOMPUTE
+    out, width = args[weight].shape if op.namespace == "mkldnn" else args[weight].shape[::-1]
+    return CheckpointPolicy.MUST_SAVE if out >= width else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def recomputed(module: nn.Module, *inputs, keep_products: bool = False) -> Tensor:
+    """module(*inputs), whose insides are computed again in the backward pass: all, or what is cheap beside linear layers.
+
+    A compiled module is one operation, all of which is recomputed.
+    """
+    if not keep_products or module._compiled_call_impl is not None:
+        return checkpoint(module, *inputs, use_reentrant=False)
+    return checkpoint(module, *inputs, use_reentrant=False,
+                      context_fn=functools.partial(create_selective_checkpoint_contexts, _products))
 
 
 def heads_first(x_BSD: Tensor, heads: int) -> Tensor:

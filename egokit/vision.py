@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from egokit.config import ModelConfig
-from egokit.layers import NORM_EPS, Linear, attend, cpu_inference, fresh_std, heads_first, read_short
+from egokit.layers import FRAMES_ON_CPU, NORM_EPS, Linear, attend, cpu_inference, fresh_std, heads_first, read_short, recomputed
 
 
 class TextGate(nn.Module):
@@ -165,11 +164,19 @@ class VideoEncoder(nn.Module):
             x_BSD = self.step(block, x_BSD, frames)
         return x_BSD
 
-    def step(self, block: Block, *inputs) -> Tensor:
-        """One block, recomputed in the backward pass if the config says so."""
-        if self.config.checkpointing and self.training:
-            return checkpoint(block, *inputs, use_reentrant=False)
-        return block(*inputs)
+    def step(self, block: Block, x_BSD: Tensor, frames: int, text_BLD: Tensor | None = None,
+             mask_B11L: Tensor | None = None, cls_only: bool = False) -> Tensor:
+        """One block; in the backward pass it is recomputed if the config says so.
+
+        Fused blocks keep their products: their backward pass is the first, when the gradients' memory is still free.
+        On a CPU a few clips go through a block at a time: as much as its caches hold, and as is recomputed at once.
+        """
+        if not (self.config.checkpointing and self.training):
+            return block(x_BSD, frames, text_BLD, mask_B11L, cls_only)
+        fused, clips = text_BLD is not None, max(1, FRAMES_ON_CPU // frames) if x_BSD.device.type == "cpu" else len(x_BSD)
+        parts = zip(*(x.split(clips) for x in (x_BSD, text_BLD, mask_B11L) if x is not None), strict=True)
+        out = [recomputed(block, part[0], frames, *(part[1:] or (None, None)), cls_only, keep_products=fused) for part in parts]
+        return out[0] if len(out) == 1 else torch.cat(out)
 
     def forward(self, frames_BTCHW: Tensor) -> Tensor:
         """Normalised frames -> state of CLS (B, D), unfused."""
