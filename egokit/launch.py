@@ -20,7 +20,7 @@ from egokit.config import Config, LaunchConfig
 from egokit.resolve import ConfigError, differences, to_dict
 from egokit.runs import Run, write_text
 
-LOCAL_ONLY = {"launch", "data.workers", "evaluate.batch_size"}  # may change without making another run
+LOCAL_ONLY = {"launch", "data.workers", "evaluate.batch_size", "train.compile"}  # may change without making another run
 
 
 class JobFailed(RuntimeError):

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import nn
 
-from egokit import checkpoints, dist, optim, weights
+from egokit import checkpoints, compiling, dist, optim, weights
 from egokit.config import Config
 from egokit.evaluate import evaluate
 from egokit.language import load_tokenizer
@@ -73,6 +73,8 @@ class Trainer:
             unused = set(self.model.parameters_by_role()["fusion"])
             for name, parameter in self.model.named_parameters():
                 parameter.requires_grad_(name not in unused)
+        if config.train.compile and (problem := compiling.compile_blocks(self.model)):
+            raise TrainingError(problem)
         self.objective = Objective(self.model, task)
         if dist.is_on():
             self.objective = nn.parallel.DistributedDataParallel(
