@@ -85,7 +85,7 @@ class Trainer(train.Trainer):
 
 def configured(precision: str = "fp32", **model) -> Config:
     """The pre-training recipe at a constant rate; without dropout, of which the plain equations have none."""
-    return Config(task="egoclip", model=ModelConfig(time_init="zero_output", dropout=0.0, **model),
+    return Config(task="egoclip", model=ModelConfig(time_init="zero_output", dropout=0.0, checkpointing=True, **model),
                   optim=OptimConfig(warmup_epochs=0), train=TrainConfig(precision=precision, log_steps=ENDLESS))
 
 
@@ -152,18 +152,21 @@ def status(field: str) -> float:
 
 
 def memory(side: str, clips: int) -> None:
-    """In a process of its own: what a second step needs, beyond the weights and AdamW's moments that lie there before it."""
+    """In a process of its own: what a step needs, beyond the weights and AdamW's moments that lie there before it."""
     trainer = Trainer(configured(), torch.device("cpu"))
     one = trainer if side == "egokit" else PlainSchedule(trainer.model, trainer.config)
     batch = synthetic_batch(clips)
-    one.steps_on(batch)
+    one.optimizer.zero_grad(set_to_none=True)
+    for parameter in trainer.model.parameters():  # the moments, without the cost of a step
+        one.optimizer.state[parameter] = {"step": torch.tensor(0.0), "exp_avg": torch.ones_like(parameter) * 0,
+                                          "exp_avg_sq": torch.ones_like(parameter) * 0}
     gc.collect()
     rest = status("VmRSS")
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")  # VmHWM starts again from VmRSS
-    one.steps_on(batch)
+    wall, cpu = clock(lambda: one.steps_on(batch))
     gradients = sum(p.numel() * p.element_size() for p in trainer.model.parameters()) / 2**20
-    print(rest, status("VmHWM"), gradients)
+    print(rest, status("VmHWM"), gradients, cpu, wall)
 
 
 def measured_memory(side: str, clips: int) -> list[float]:
@@ -173,7 +176,7 @@ def measured_memory(side: str, clips: int) -> list[float]:
     return [float(value) for value in out.split()]
 
 
-def compare(clips: int) -> None:
+def compare_time(clips: int) -> None:
     trainer = Trainer(configured(), torch.device("cpu"))
     plain, batch = PlainSchedule(trainer.model, trainer.config), synthetic_batch(clips)
     print(f"CPU, 2 threads, torch {torch.__version__}, float32, {clips} clips of 4 frames (scene-aware negatives included)")
@@ -186,8 +189,9 @@ def compare(clips: int) -> None:
     for name, a, b in (("seconds a step, wall", 0, 2), ("seconds a step, CPU time", 1, 3)):
         ratio = statistics.median(x / y for x, y in zip(columns[a], columns[b], strict=True))
         print(f"{name:36} {statistics.median(columns[a]):9.1f} {statistics.median(columns[b]):9.1f} {ratio:6.2f} x")
-    del trainer, plain
-    gc.collect()
+
+
+def compare_memory(clips: int) -> None:
     (rest, peak, gradients), (our_rest, our_peak, _) = (measured_memory(side, clips) for side in ("plain", "egokit"))
     for name, a, b in (("MiB at the peak of a step", peak, our_peak), ("  above weights and moments", peak - rest, our_peak - our_rest),
                        ("  above weights, moments, gradients", peak - rest - gradients, our_peak - our_rest - gradients)):
@@ -200,4 +204,5 @@ if __name__ == "__main__":
     if side:
         memory(*side, clips)
     else:
-        compare(clips)
+        compare_time(clips)
+        compare_memory(clips)
