@@ -46,9 +46,9 @@ class Product(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(context, grad: Tensor):
         (x, weight), (for_x, for_weight, for_bias) = context.saved_tensors, context.needs_input_grad
-        rows = grad.flatten(0, -2)
+        rows = grad.reshape(-1, len(weight))
         return (ONEDNN(grad, weight.t(), None, "none", [], "none") if for_x else None,
-                rows.t() @ x.flatten(0, -2) if for_weight else None, rows.sum(0) if for_bias else None)
+                rows.t() @ x.reshape(-1, weight.shape[1]) if for_weight else None, rows.sum(0) if for_bias else None)
 
 
 def onednn_serves(x: Tensor, weight: Tensor) -> bool:
