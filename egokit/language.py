@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from egokit.config import ModelConfig
-from egokit.layers import NORM_EPS, Linear, attend, cpu_inference, heads_first, read_long, recomputed
+from egokit.layers import NORM_EPS, Linear, attend, cpu_inference, heads_first, read_long
 
 PADDING = 1  # RoBERTa's padding id; positions start right after it
 
@@ -110,7 +111,7 @@ class TextEncoder(nn.Module):
     def step(self, layer: TextLayer, x_BLD: Tensor, mask_B11L: Tensor, video_BSD: Tensor | None = None, first_only: bool = False) -> Tensor:
         """One layer; if the config says so it is recomputed in the backward pass, where it reads a video: words alone are few."""
         if video_BSD is not None and self.config.checkpointing and self.training:
-            return recomputed(layer, x_BLD, mask_B11L, video_BSD, first_only)
+            return checkpoint(layer, x_BLD, mask_B11L, video_BSD, first_only, use_reentrant=False)
         return layer(x_BLD, mask_B11L, video_BSD, first_only)
 
     def forward(self, tokens: dict[str, Tensor]) -> Tensor:

@@ -4,12 +4,9 @@ Shapes: B items, S tokens, D width, H heads, K = D/H.
 """
 from __future__ import annotations
 
-import functools
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 NORM_EPS = 1e-5
 FEW = 17  # keys: those of time attention at up to 16 frames
@@ -75,26 +72,6 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor, rows: slice = slice(None), gelu: bool = False) -> Tensor:
         return linear(x, self.weight[rows], None if self.bias is None else self.bias[rows], gelu)
-
-
-def _products(context, op, *args, **kwargs) -> CheckpointPolicy:
-    """What costs most to compute again is kept; but not what a layer that narrows gives, as no backward pass reads it."""
-    weight = {"aten::addmm": 2, "aten::mm": 1, "mkldnn::_linear_pointwise": 1}.get(op.name())
-    if weight is None:
-        return CheckpointPolicy.PREFER_RECOMPUTE
-    out, width = args[weight].shape if op.namespace == "mkldnn" else args[weight].shape[::-1]
-    return CheckpointPolicy.MUST_SAVE if out >= width else CheckpointPolicy.PREFER_RECOMPUTE
-
-
-def recomputed(module: nn.Module, *inputs, keep_products: bool = False) -> Tensor:
-    """module(*inputs), whose insides are computed again in the backward pass: all, or what is cheap beside linear layers.
-
-    A compiled module is one operation, all of which is recomputed.
-    """
-    if not keep_products or module._compiled_call_impl is not None:
-        return checkpoint(module, *inputs, use_reentrant=False)
-    return checkpoint(module, *inputs, use_reentrant=False,
-                      context_fn=functools.partial(create_selective_checkpoint_contexts, _products))
 
 
 def heads_first(x_BSD: Tensor, heads: int) -> Tensor:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from egokit.config import ModelConfig
-from egokit.layers import FRAMES_ON_CPU, NORM_EPS, Linear, attend, cpu_inference, fresh_std, heads_first, read_short, recomputed
+from egokit.layers import FRAMES_ON_CPU, NORM_EPS, Linear, attend, cpu_inference, fresh_std, heads_first, read_short
 
 
 class TextGate(nn.Module):
@@ -166,16 +167,15 @@ class VideoEncoder(nn.Module):
 
     def step(self, block: Block, x_BSD: Tensor, frames: int, text_BLD: Tensor | None = None,
              mask_B11L: Tensor | None = None, cls_only: bool = False) -> Tensor:
-        """One block; in the backward pass it is recomputed if the config says so.
+        """One block, recomputed in the backward pass if the config says so.
 
-        Fused blocks keep their products: their backward pass is the first, when the gradients' memory is still free.
-        On a CPU a few clips go through a block at a time: as much as its caches hold, and as is recomputed at once.
+        On a CPU that is done for a few clips at a time: as much as its caches hold, and the rest need no memory meanwhile.
         """
         if not (self.config.checkpointing and self.training):
             return block(x_BSD, frames, text_BLD, mask_B11L, cls_only)
-        fused, clips = text_BLD is not None, max(1, FRAMES_ON_CPU // frames) if x_BSD.device.type == "cpu" else len(x_BSD)
+        clips = max(1, FRAMES_ON_CPU // frames) if x_BSD.device.type == "cpu" else len(x_BSD)
         parts = zip(*(x.split(clips) for x in (x_BSD, text_BLD, mask_B11L) if x is not None), strict=True)
-        out = [recomputed(block, part[0], frames, *(part[1:] or (None, None)), cls_only, keep_products=fused) for part in parts]
+        out = [checkpoint(block, part[0], frames, *(part[1:] or (None, None)), cls_only, use_reentrant=False) for part in parts]
         return out[0] if len(out) == 1 else torch.cat(out)
 
     def forward(self, frames_BTCHW: Tensor) -> Tensor:

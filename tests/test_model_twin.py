@@ -142,7 +142,7 @@ def test_gradients_of_every_parameter(seed):
 
 @pytest.mark.parametrize("frames", [4, 3])
 def test_recomputation_changes_no_gradient(frames):
-    """Blocks computed again in the backward pass, a few clips at a time, with their products kept or not."""
+    """Blocks computed again in the backward pass, a few clips at a time."""
     model = seeded(SMALL, "H").train()
     model.config = ModelConfig(**{**vars(SMALL), "dropout": 0.0, "checkpointing": True})
     for part in model.text.modules():
