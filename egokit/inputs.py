@@ -12,9 +12,9 @@ from torch import Tensor
 
 from egokit.config import ModelConfig
 from egokit.language import load_tokenizer
-from egokit.layers import FRAMES_ON_CPU
 
-FRAMES_ON_GPU, TEXTS_AT_ONCE = 128, 256  # of one pass through the public methods: bounds their memory
+# of one pass through the public methods: bounds their memory, and on a CPU keeps what a layer gives within its caches
+FRAMES_ON_CPU, FRAMES_ON_GPU, TEXTS_AT_ONCE = 8, 128, 256
 LARGEST = 20.0  # normalised frames stay within 2.7 of zero; pixels of 0-255 don't
 
 

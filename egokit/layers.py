@@ -11,7 +11,6 @@ from torch import Tensor, nn
 NORM_EPS = 1e-5
 FEW = 17  # keys: those of time attention at up to 16 frames
 ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None)  # x · weightᵀ + bias, with GELU if asked; not in every build
-FRAMES_ON_CPU = 8  # that go through a layer at once: what it gives stays within the caches
 
 
 def fresh_std(width: int) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from egokit.config import ModelConfig
-from egokit.layers import FRAMES_ON_CPU, NORM_EPS, Linear, attend, cpu_inference, fresh_std, heads_first, read_short
+from egokit.layers import NORM_EPS, Linear, attend, cpu_inference, fresh_std, heads_first, read_short
 
 
 class TextGate(nn.Module):
@@ -169,11 +169,11 @@ class VideoEncoder(nn.Module):
              mask_B11L: Tensor | None = None, cls_only: bool = False) -> Tensor:
         """One block, recomputed in the backward pass if the config says so.
 
-        On a CPU that is done for a few clips at a time: as much as its caches hold, and the rest need no memory meanwhile.
+        On a CPU that is done clip by clip: one fills its caches, and the others need no memory meanwhile.
         """
         if not (self.config.checkpointing and self.training):
             return block(x_BSD, frames, text_BLD, mask_B11L, cls_only)
-        clips = max(1, FRAMES_ON_CPU // frames) if x_BSD.device.type == "cpu" else len(x_BSD)
+        clips = 1 if x_BSD.device.type == "cpu" else len(x_BSD)
         parts = zip(*(x.split(clips) for x in (x_BSD, text_BLD, mask_B11L) if x is not None), strict=True)
         out = [checkpoint(block, part[0], frames, *(part[1:] or (None, None)), cls_only, use_reentrant=False) for part in parts]
         return out[0] if len(out) == 1 else torch.cat(out)

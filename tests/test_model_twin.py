@@ -142,7 +142,7 @@ def test_gradients_of_every_parameter(seed):
 
 @pytest.mark.parametrize("frames", [4, 3])
 def test_recomputation_changes_no_gradient(frames):
-    """Blocks computed again in the backward pass, a few clips at a time."""
+    """Blocks computed again in the backward pass, clip by clip."""
     model = seeded(SMALL, "H").train()
     model.config = ModelConfig(**{**vars(SMALL), "dropout": 0.0, "checkpointing": True})
     for part in model.text.modules():
@@ -158,5 +158,6 @@ def test_recomputation_changes_no_gradient(frames):
         (itm.square().mean() + mlm.square().mean() + dual.square().sum()).backward()
         found.append({name: parameter.grad for name, parameter in model.named_parameters()})
         model.zero_grad(set_to_none=True)
+    floor = 1e-6 * max(grad.norm() for grad in found[0].values())  # a gate's gradient is a sum of many terms that cancel
     for name, grad in found[0].items():
-        assert (found[1][name] - grad).norm() <= 1e-5 * grad.norm() + 1e-7, name
+        assert (found[1][name] - grad).norm() <= 1e-5 * grad.norm() + floor, name
