@@ -20,7 +20,7 @@ class ModelConfig:
     dropout: float = 0.1         # text encoder only, as in RoBERTa
     projection: str = "mlp4096"  # mlp<dim> or linear<dim>
     time_init: str = "released"  # released: as the original (never learns); zero_output: learns
-    checkpointing: bool = False  # recompute blocks in the backward pass: less memory, more time
+    checkpointing: bool = False  # recompute blocks in the backward pass where that spares most: less memory, more time
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ class TrainConfig:
     batch_size: int = 256                          # global: over all processes together
     micro_batch: int = 0                           # samples a process computes at once (0: its share); the gradient is the batch's
     precision: str = "fp16"                        # fp16, bf16 or fp32
+    compile: bool = False                          # torch.compile of the encoders' blocks; needs a C++ compiler
     checkpoint_steps: int = 500
     log_steps: int = 10
     evaluate_epochs: int = 1

@@ -108,10 +108,11 @@ class TextEncoder(nn.Module):
             x_BLD = self.step(layer, x_BLD, mask_B11L)
         return x_BLD
 
-    def step(self, layer: TextLayer, *inputs) -> Tensor:
-        if self.config.checkpointing and self.training:
-            return checkpoint(layer, *inputs, use_reentrant=False)
-        return layer(*inputs)
+    def step(self, layer: TextLayer, x_BLD: Tensor, mask_B11L: Tensor, video_BSD: Tensor | None = None, first_only: bool = False) -> Tensor:
+        """One layer; if the config says so it is recomputed in the backward pass, where it reads a video: words alone are few."""
+        if video_BSD is not None and self.config.checkpointing and self.training:
+            return checkpoint(layer, x_BLD, mask_B11L, video_BSD, first_only, use_reentrant=False)
+        return layer(x_BLD, mask_B11L, video_BSD, first_only)
 
     def forward(self, tokens: dict[str, Tensor]) -> Tensor:
         """Tokens -> state of the first token (B, D), unfused."""

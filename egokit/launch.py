@@ -21,7 +21,7 @@ from egokit.resolve import ConfigError, differences, to_dict
 from egokit.runs import Run, write_text
 
 # may change without making another run: where and how it is computed, not what
-LOCAL_ONLY = {"launch", "data.workers", "evaluate.batch_size", "train.micro_batch", "model.checkpointing"}
+LOCAL_ONLY = {"launch", "data.workers", "evaluate.batch_size", "train.micro_batch", "train.compile", "model.checkpointing"}
 
 
 class JobFailed(RuntimeError):

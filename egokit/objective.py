@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from egokit import dist
+from egokit import compiling, dist
 from egokit.config import Config
 from egokit.model import autocast
 from egokit.plan import plan
@@ -36,6 +36,8 @@ class Objective:
             unused = set(model.parameters_by_role()["fusion"])
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(name not in unused)
+        if config.train.compile:
+            compiling.compile_blocks(model)
         self.loss = Loss(model, task)
         self.in_pieces = self.plan.micro_batches > 1
         if self.in_pieces:

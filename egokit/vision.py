@@ -165,11 +165,18 @@ class VideoEncoder(nn.Module):
             x_BSD = self.step(block, x_BSD, frames)
         return x_BSD
 
-    def step(self, block: Block, *inputs) -> Tensor:
-        """One block, recomputed in the backward pass if the config says so."""
-        if self.config.checkpointing and self.training:
-            return checkpoint(block, *inputs, use_reentrant=False)
-        return block(*inputs)
+    def step(self, block: Block, x_BSD: Tensor, frames: int, text_BLD: Tensor | None = None,
+             mask_B11L: Tensor | None = None, cls_only: bool = False) -> Tensor:
+        """One block, recomputed in the backward pass if the config says so.
+
+        On a CPU that is done clip by clip: one fills its caches, and the others need no memory meanwhile.
+        """
+        if not (self.config.checkpointing and self.training):
+            return block(x_BSD, frames, text_BLD, mask_B11L, cls_only)
+        clips = 1 if x_BSD.device.type == "cpu" else len(x_BSD)
+        parts = zip(*(x.split(clips) for x in (x_BSD, text_BLD, mask_B11L) if x is not None), strict=True)
+        out = [checkpoint(block, part[0], frames, *(part[1:] or (None, None)), cls_only, use_reentrant=False) for part in parts]
+        return out[0] if len(out) == 1 else torch.cat(out)
 
     def forward(self, frames_BTCHW: Tensor) -> Tensor:
         """Normalised frames -> state of CLS (B, D), unfused."""

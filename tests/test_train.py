@@ -2,14 +2,16 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import MODEL, rarest
+from conftest import MODEL, ROOT, rarest
 
 import egokit
 from egokit import checkpoints, launch
@@ -183,3 +185,33 @@ def test_submitting_leaves_the_callers_session_alone(resolve, run):
         assert parent and parent != str(os.getpid())
     finally:
         handle.cancel()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", ["false", "true"])
+def test_compiled_blocks_give_the_same_losses(resolve, run, checkpointing):
+    """Or, where there is no C++ compiler, the error that says so."""
+    from egokit import tasks
+    from egokit.train import train
+    few = f"{MODEL} data.limit=16 model.checkpointing={checkpointing} train.precision=fp32 model.dropout=0"
+    losses = {}
+    for name in ("false", "true"):
+        config = resolve(overrides=f"{few} train.compile={name}")
+        if name == "true" and not shutil.which(os.environ.get("CXX", "g++")):
+            with pytest.raises(RuntimeError, match=r"train.compile needs a working C\+\+ compiler"):
+                train(config, tasks.make(config), Run(run.path / name), "pretrain", torch.device("cpu"))
+            return
+        train(config, tasks.make(config), Run(run.path / name), "pretrain", torch.device("cpu"))
+        losses[name] = [event["loss"] for event in Run(run.path / name).read_log() if event["kind"] == "step"]
+    assert len(losses["true"]) == 2 and losses["true"] == pytest.approx(losses["false"], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_missing_compiler_is_named(tmp_path):
+    """In a program of its own: PyTorch looks for its compiler once."""
+    code = ("import torch; from egokit import compiling; from egokit.config import ModelConfig; from egokit.model import EgoVLP; "
+            "config = ModelConfig(width=64, heads=1, depth=2, fused=1, vocabulary=9, projection='linear8', image_size=32); "
+            "compiling.compile_blocks(EgoVLP(config))")
+    environment = os.environ | {"CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert "RuntimeError: train.compile needs a working C++ compiler" in done.stderr

@@ -1,0 +1,45 @@
+"""AdamW: one fused kernel gives the plain rule's numbers, and its state goes on from a checkpoint."""
+import copy
+import io
+
+import torch
+
+from egokit import optim
+from egokit.config import ModelConfig, OptimConfig
+from egokit.model import EgoVLP
+
+SMALL = ModelConfig(image_size=32, width=64, heads=1, depth=2, fused=1, vocabulary=99, positions=40, projection="linear16")
+RECIPE = OptimConfig(lr=1e-3)
+
+
+def stepped(model, optimizer, steps):
+    for step in steps:
+        generator = torch.Generator().manual_seed(step)
+        for parameter in model.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optim.set_rate(optimizer, RECIPE.lr / (1 + step))
+        optimizer.step()
+
+
+def test_fused_adamw_is_adamw_and_resumes():
+    torch.manual_seed(0)
+    model = EgoVLP(SMALL)
+    model.reset_parameters()
+    twin, again = copy.deepcopy(model), copy.deepcopy(model)
+    fused = optim.optimizer(model, RECIPE)
+    plain = torch.optim.AdamW(optim.groups(twin, RECIPE), lr=RECIPE.lr, betas=RECIPE.betas, eps=RECIPE.eps, foreach=False, fused=False)
+    assert fused.defaults["fused"]
+    stepped(model, fused, range(5))
+    stepped(twin, plain, range(5))
+    for (name, one), other in zip(model.named_parameters(), twin.parameters(), strict=True):
+        assert torch.allclose(one, other, rtol=1e-6, atol=1e-7), name
+
+    file = io.BytesIO()
+    first = optim.optimizer(again, RECIPE)
+    stepped(again, first, range(2))
+    torch.save(first.state_dict(), file)
+    file.seek(0)
+    second = optim.optimizer(again, RECIPE)
+    second.load_state_dict(torch.load(file, weights_only=True))
+    stepped(again, second, range(2, 5))
+    assert all(torch.equal(one, other) for one, other in zip(model.parameters(), again.parameters(), strict=True))
