@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 NORM_EPS = 1e-5
 FEW = 17  # keys: those of time attention at up to 16 frames
-ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None)  # x · weightᵀ + bias, with GELU if asked; not in every build
 
 
 def fresh_std(width: int) -> float:
@@ -30,39 +29,15 @@ def cpu_inference(x: Tensor, *layers: nn.Module) -> bool:
             and all(type(layer) is Linear and not layer._forward_hooks and not layer._forward_pre_hooks for layer in layers))
 
 
-class Product(torch.autograd.Function):
-    """x · weightᵀ + bias by oneDNN, with a backward pass by whichever library is the faster at it (benchmarks/train_step.py)."""
-
-    @staticmethod
-    def forward(context, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        context.save_for_backward(x, weight)
-        return ONEDNN(x, weight, bias, "none", [], "none")
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(context, grad: Tensor):
-        (x, weight), (for_x, for_weight, for_bias) = context.saved_tensors, context.needs_input_grad
-        rows = grad.reshape(-1, len(weight))
-        return (ONEDNN(grad, weight.t(), None, "none", [], "none") if for_x else None,
-                rows.t() @ x.reshape(-1, weight.shape[1]) if for_weight else None, rows.sum(0) if for_bias else None)
-
-
-def onednn_serves(x: Tensor, weight: Tensor) -> bool:
-    """Float32 on a CPU. Not in a compiled graph, which has its own ways."""
-    return (x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-            and ONEDNN is not None and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
-            and not torch.compiler.is_compiling())
-
-
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
     """x · weightᵀ + bias, then GELU (exact) if asked.
 
-    Float32 on a CPU goes through oneDNN, which PyTorch itself uses there in half precision only: up to 1.5 x as fast as its
-    default, and GELU costs nothing more where no gradient is wanted (benchmarks/model.py).
+    Inference in float32 on a CPU goes through oneDNN, which PyTorch itself uses there in half precision only: up to
+    1.5 x as fast as its default, and GELU costs nothing more (benchmarks/model.py). It has no backward pass.
     """
-    if onednn_serves(x, weight) and not torch.is_grad_enabled():
-        return ONEDNN(x, weight, bias, "gelu" if gelu else "none", [], "none")
-    out = (Product.apply if onednn_serves(x, weight) else F.linear)(x, weight, bias)
+    if cpu_inference(x) and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled:
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], "none")
+    out = F.linear(x, weight, bias)
     return F.gelu(out) if gelu else out
 
 

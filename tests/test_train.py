@@ -193,6 +193,8 @@ def test_compiled_blocks_give_the_same_losses(resolve, run, checkpointing):
     """Or, where there is no C++ compiler, the error that says so."""
     from egokit import tasks
     from egokit.train import train
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     few = f"{MODEL} data.limit=16 model.checkpointing={checkpointing} train.precision=fp32 model.dropout=0"
     losses = {}
     for name in ("false", "true"):
@@ -204,6 +206,7 @@ def test_compiled_blocks_give_the_same_losses(resolve, run, checkpointing):
         train(config, tasks.make(config), Run(run.path / name), "pretrain", torch.device("cpu"))
         losses[name] = [event["loss"] for event in Run(run.path / name).read_log() if event["kind"] == "step"]
     assert len(losses["true"]) == 2 and losses["true"] == pytest.approx(losses["false"], rel=1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 4  # of both encoders, fused and not
 
 
 @pytest.mark.slow

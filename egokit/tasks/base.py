@@ -87,7 +87,9 @@ class Task:
     def embeddings(self, model, batch: dict, counts: list[int] | None = None) -> tuple[Tensor, Tensor]:
         """Video and text embeddings, each (B, E), of the global batch, with gradients; `counts` are the ranks' rows, if known."""
         def embed(frames: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-            return model.embed_video(transforms.normalise(frames)), model.embed_text({"input_ids": ids, "attention_mask": mask})
+            # texts first: on the way back, the gradient of all words of the vocabulary comes when the clips' activations are gone
+            text_bE = model.embed_text({"input_ids": ids, "attention_mask": mask})
+            return model.embed_video(transforms.normalise(frames)), text_bE
 
         video_bE, text_bE = self.in_parts(embed, batch["video"], batch["tokens"]["input_ids"], batch["tokens"]["attention_mask"])
         return dist.gather(video_bE, counts), dist.gather(text_bE, counts)

@@ -1,0 +1,80 @@
+"""The benchmarks of a training step: both of their sides compute one thing, and they would notice if not."""
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import train_step
+import train_step_gpu
+
+CPU = torch.device("cpu")
+TINY = {"image_size": 32, "width": 128, "heads": 2, "depth": 2, "fused": 1, "vocabulary": 99, "positions": 40, "projection": "mlp32"}
+
+
+def sides():
+    trainer = train_step.Trainer(train_step.configured(**TINY), CPU)
+    plain = train_step.PlainSchedule(trainer.model, trainer.config)
+    return trainer, plain, train_step.synthetic_batch(6, trainer.model.config)
+
+
+def test_the_two_schedules_differ_by_rounding_alone(monkeypatch):
+    """In float64, what is float32 on purpose included, nothing is left of the difference."""
+    in_float32 = train_step.same_step(*sides())[1]
+    trainer, _, batch = sides()
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    trainer.model.double()
+    in_float64 = train_step.same_step(trainer, train_step.PlainSchedule(trainer.model, trainer.config), batch)[1]
+    assert in_float64 < 1e-11 < 1e-8 < in_float32 < 1e-4
+
+
+def ungated(plain):
+    plain.state["text_model.encoder.layer.1.alpha_t2i"] = plain.state["text_model.encoder.layer.1.alpha_t2i"] * 1.01
+
+
+def unscaled(plain):
+    attend = plain.attend
+    plain.attend = lambda query, key, value, mask=None: attend(query * 1.02, key, value, mask)
+
+
+def lighter(plain):
+    loss = plain.loss
+    plain.loss = lambda batch, step: {name: term * (1 if name == "egonce" else 1.00002) for name, term in loss(batch, step).items()}
+
+
+@pytest.mark.parametrize("wrong", [ungated, unscaled, lighter])
+def test_another_step_is_noticed(wrong):
+    trainer, plain, batch = sides()
+    wrong(plain)
+    with pytest.raises(SystemExit, match="don't compute the same step"):
+        train_step.same_step(trainer, plain, batch)
+
+
+@pytest.mark.slow
+def test_a_step_is_profiled():
+    trainer, plain, batch = sides()
+    for side in (trainer, plain):
+        seconds = train_step.shares(lambda side=side: side.steps_on(batch))
+        assert min(seconds.values()) > 0
+
+
+def test_the_gpus_benchmark_runs(monkeypatch, capsys):
+    """On a CPU, with a tiny model, and memory for fewer than 8 clips; the GPU's clock and counters are left out."""
+    monkeypatch.setattr(train_step_gpu, "DEVICE", CPU)
+    monkeypatch.setattr(train_step_gpu, "configured", lambda precision, **model: train_step.configured(precision, **TINY | model))
+    for name, value in {"VARIANTS": [("bf16", True, False)], "WARM": 1, "STEPS": 1, "LEAST": 2, "MOST": 16}.items():
+        monkeypatch.setattr(train_step_gpu, name, value)
+    loss = train_step.Synthetic.loss
+
+    def bounded(task, model, batch, step):
+        if len(batch["video"]) >= 8 and task.config.model.checkpointing:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        return loss(task, model, batch, step)
+
+    monkeypatch.setattr(train_step.Synthetic, "loss", bounded)
+    for name in ("synchronize", "reset_peak_memory_stats", "max_memory_allocated", "get_device_name"):
+        monkeypatch.setattr(torch.cuda, name, lambda: 0)
+    train_step_gpu.main(1.0)
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("bf16, True, False")]
+    assert [row.split()[3] for row in rows] == ["2", "4"]
