@@ -169,7 +169,7 @@ class VideoEncoder(nn.Module):
              mask_B11L: Tensor | None = None, cls_only: bool = False) -> Tensor:
         """One block, recomputed in the backward pass if the config says so.
 
-        On a CPU that is done clip by clip: one fills its caches, and the others need no memory meanwhile.
+        On a CPU that is done clip by clip: it takes hardly longer, and the other clips need no memory meanwhile.
         """
         if not (self.config.checkpointing and self.training):
             return block(x_BSD, frames, text_BLD, mask_B11L, cls_only)
