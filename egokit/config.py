@@ -85,8 +85,8 @@ class Site:
     name: str = ""
     root: str = ""                                 # the data root of data.md
     tokenizer: str = "roberta-base"                # a name or a folder
-    vit: str = ""                                  # ViT-B/16 to start from: a timm name or a file
-    roberta: str = ""                              # RoBERTa to start from: a name or a folder
+    vit: str = ""                                  # ViT-B/16 to start from: a timm name, a file, or random
+    roberta: str = ""                              # RoBERTa to start from: a name, a folder, or random
     weights: str = ""                              # folder of released checkpoints
     short_side: int = 256                          # of the prepared videos, pixels
     chunk_seconds: float = 600.0                   # length of a prepared piece
@@ -118,6 +118,7 @@ class Config:
     launch: LaunchConfig = field(default_factory=LaunchConfig)
 
 
+RANDOM = "random"                                  # as site.vit or site.roberta: weights of its own
 TRAINED = ("egoclip", "ek100", "charades")         # tasks with a loss; the others are evaluated only
 LEAST = {"train.batch_size": 1, "train.micro_batch": 0}
 CHOICES = {

@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import shlex
+import socket
 import sys
 from pathlib import Path
 
@@ -33,6 +34,7 @@ class Job:
         spec = json.loads(Path(self.spec).read_text())
         config = build(Config, spec["config"])
         folder, environment = Path(self.spec).parent, submitit.JobEnvironment()
+        expect_processes(config.launch, environment.num_tasks)
         torch.set_num_threads(int(os.environ.get("SLURM_CPUS_PER_TASK", config.launch.cpus)))
         device = torch.device("cpu")
         if torch.cuda.is_available():
@@ -41,6 +43,8 @@ class Job:
         attempt = f"{environment.job_id}-{os.environ.get('SLURM_RESTART_COUNT', 0)}"
         with dist.joined(environment.global_rank, environment.num_tasks, folder / f"meeting-{attempt}",
                          local=config.launch.nodes == 1):
+            if device.type == "cuda":
+                expect_own_gpus(dist.gather_objects((socket.gethostname(), str(torch.cuda.get_device_properties(device).uuid))))
             run = Run(spec["run"])
             task = tasks.make(config)
             result = getattr(self, spec["action"])(config, task, run, spec["section"], device)
@@ -75,6 +79,27 @@ class Job:
     def extract(config, task, run, section, device) -> dict:
         from egokit.train import initial_model
         return task.extract(initial_model(config).to(device).eval(), run)
+
+
+def expect_processes(launch: LaunchConfig, started: int) -> None:
+    """The batch is spread over the processes that the config says: the job must have as many."""
+    expected = launch.nodes * launch.processes
+    if started != expected:
+        raise RuntimeError(f"{started} process{'es were' if started > 1 else ' was'} started, but launch.nodes={launch.nodes} x "
+                           f"launch.processes={launch.processes} is {expected}: correct them in the site's file, and leave ntasks, "
+                           "ntasks_per_node and nodes out of launch.slurm")
+
+
+def expect_own_gpus(gpus: list[tuple[str, str]]) -> None:
+    """gpus: (host, the GPU's UUID) of each rank. Two ranks on one GPU would wait for each other for ever."""
+    ranks: dict[tuple[str, str], list[int]] = {}
+    for rank, gpu in enumerate(gpus):
+        ranks.setdefault(gpu, []).append(rank)
+    shared = {gpu: together for gpu, together in ranks.items() if len(together) > 1}
+    if shared:
+        (host, _), together = next(iter(shared.items()))
+        raise RuntimeError(f"ranks {', '.join(map(str, together))} share one GPU of {host}: set launch.processes to the number of "
+                           "GPUs of a node, and on SLURM request one for each (launch.slurm: {gpus_per_task: 1})")
 
 
 def provenance(task, spec: dict, world: int) -> dict:

@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from egokit.config import Config, LaunchConfig
+from egokit.config import RANDOM, Config, LaunchConfig
 from egokit.resolve import ConfigError, differences, to_dict
 from egokit.runs import Run, write_text
 
@@ -188,6 +188,20 @@ def start_job(module: str, folder: Path, code: Path, launch: LaunchConfig) -> No
         raise RuntimeError(f"{folder.name} could not be submitted to {launch.cluster}:\n{(folder / 'start.log').read_text()[-2000:]}")
 
 
+def starting_point(config: Config) -> str:
+    """The hash of the checkpoint `init`. What is missing to start from is said here, not in a job's log."""
+    if config.init:
+        from egokit import checkpoints
+        return checkpoints.fingerprint(checkpoints.find(config.init))
+    for key, what in (("vit", "a ViT-B/16: a timm name or a file"), ("roberta", "a RoBERTa: a name or a folder")):
+        source = getattr(config.site, key)
+        if not source or (Path(source).is_absolute() and not Path(source).exists()):
+            absent = ", which does not exist" if source else ""
+            raise ConfigError(f"site.{key} of site {config.site.name!r} is {source!r}{absent}: this recipe has no init and starts from "
+                              f"{what}. Name it in the site's file, or write {RANDOM} to start from random weights")
+    return ""
+
+
 def submit(config: Config, run: Run, action: str = "train", section: str | None = None) -> Handle:
     """Start `action` (train, evaluate or extract) of config.task in the run folder, or attach to what is there.
 
@@ -198,10 +212,7 @@ def submit(config: Config, run: Run, action: str = "train", section: str | None 
     from egokit.job import ACTIONS
     if action not in ACTIONS:
         raise ValueError(f"action {action!r}: expected one of {', '.join(ACTIONS)}")
-    start = ""
-    if config.init:
-        from egokit import checkpoints
-        start = checkpoints.fingerprint(checkpoints.find(config.init))  # missing: said here, not in a job's log
+    start = starting_point(config)
     handle = Handle(run, section or action)
     handle.folder.mkdir(parents=True, exist_ok=True)
     with open(handle.folder / "lock", "w") as lock:

@@ -16,7 +16,7 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 
@@ -139,9 +139,9 @@ class Run:
                     events.append(json.loads(line))
         return events
 
-    def truncate_log(self, step: int, name: str = "log") -> None:
-        """Drop the events after `step`: a resumed run writes them again, once."""
-        kept = [event for event in self.read_log(name) if event.get("step", 0) <= step]
+    def truncate_log(self, keep: Callable[[dict], bool], name: str = "log") -> None:
+        """Drop the events that are not to be kept: a resumed run writes them again, once."""
+        kept = [event for event in self.read_log(name) if keep(event)]
         write_text(self.path / f"{name}.jsonl", "".join(json.dumps(event) + "\n" for event in kept))
 
     # metrics.json: {section: {metric: number}}; the truth about results, never a cell's output
