@@ -101,6 +101,7 @@ class LaunchConfig:
     processes: int = 1                             # for each node; one GPU each where there are GPUs
     cpus: int = 1                                  # for each process
     timeout_minutes: int = 4320
+    requeues: int = 100                            # of a SLURM job: at time limits and preemptions, and after lost ranks
     slurm: dict = field(default_factory=dict)      # further slurm_* options of submitit
 
 

@@ -13,6 +13,7 @@ import socket
 import sys
 from pathlib import Path
 
+from egokit import requeue
 from egokit.config import Config, LaunchConfig
 from egokit.resolve import build
 from egokit.runs import Run, write_text
@@ -28,24 +29,29 @@ class Job:
 
     def __call__(self) -> None:
         import submitit
+        environment = submitit.JobEnvironment()
+        with requeue.last_words(Path(self.spec).parent, environment.global_rank):
+            self.work(environment)
+
+    def work(self, environment) -> None:
+        """One rank's part, in submitit's environment."""
         import torch
 
         from egokit import dist, tasks
         spec = json.loads(Path(self.spec).read_text())
-        config = build(Config, spec["config"])
-        folder, environment = Path(self.spec).parent, submitit.JobEnvironment()
+        config, folder, attempt = build(Config, spec["config"]), Path(self.spec).parent, requeue.attempt()
         expect_processes(config.launch, environment.num_tasks)
         torch.set_num_threads(int(os.environ.get("SLURM_CPUS_PER_TASK", config.launch.cpus)))
         device = torch.device("cpu")
         if torch.cuda.is_available():
             device = torch.device("cuda", environment.local_rank % torch.cuda.device_count())
             torch.cuda.set_device(device)
-        attempt = f"{environment.job_id}-{os.environ.get('SLURM_RESTART_COUNT', 0)}"
-        with dist.joined(environment.global_rank, environment.num_tasks, folder / f"meeting-{attempt}",
-                         local=config.launch.nodes == 1):
+        with dist.joined(environment.global_rank, environment.num_tasks, folder / f"meeting-{attempt}", local=config.launch.nodes == 1):
             if device.type == "cuda":
                 expect_own_gpus(dist.gather_objects((socket.gethostname(), str(torch.cuda.get_device_properties(device).uuid))))
             run = Run(spec["run"])
+            if dist.rank() == 0:
+                run.claim(folder / "owner", attempt)
             task = tasks.make(config)
             result = getattr(self, spec["action"])(config, task, run, spec["section"], device)
             if dist.rank() == 0:
@@ -120,15 +126,19 @@ def provenance(task, spec: dict, world: int) -> dict:
 def executor(launch: LaunchConfig, folder: Path, name: str):
     """submitit's executor for `launch`; pickles and logs go to folder/submitit."""
     import submitit
-    executor = submitit.AutoExecutor(folder=folder / "submitit", cluster=launch.cluster)
+    executor = submitit.AutoExecutor(folder=folder / "submitit", cluster=launch.cluster,
+                                     slurm_max_num_timeout=launch.requeues, local_max_num_timeout=launch.requeues)
     executor.update_parameters(nodes=launch.nodes, tasks_per_node=launch.processes, cpus_per_task=launch.cpus,
                                timeout_min=launch.timeout_minutes, name=name)
     if launch.cluster == "slurm":
         path = os.environ.get("PYTHONPATH", "")
         # srun forgets cpus-per-task since Slurm 22.05; a rank that fails ends the others; time to save before the limit
         options = {"signal_delay_s": 120, "srun_args": ["--kill-on-bad-exit=1"]} | launch.slurm
+        # after srun: what it ended with decides whether the job is worth another try
+        after = f"[ $code = 0 ] || {shlex.join([sys.executable, '-m', 'egokit.requeue', str(folder)])}"
         executor.update_parameters(slurm_setup=[f"export PYTHONPATH={shlex.quote(path)} PYTHONSAFEPATH=1",
-                                                "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK"],
+                                                "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK",
+                                                f"trap {shlex.quote(f'code=$?; {after}; exit $code')} EXIT"],
                                    **{f"slurm_{key}": value for key, value in options.items()})
     return executor
 

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 from egokit.config import RANDOM, Config, LaunchConfig
+from egokit.requeue import lost_peer
 from egokit.resolve import ConfigError, differences, to_dict
 from egokit.runs import Run, write_text
 
@@ -66,8 +67,7 @@ class Handle:
         job = self.job()
         files = sorted((self.folder / "submitit").glob(f"{job['job_id']}_*_log.err")) if job else []
         texts = {file: file.read_text(errors="replace").strip() for file in files}
-        peer = ("Connection closed by peer", "Connection reset", "ConnectionError", "DistNetworkError", "Bypassing signal")
-        own = {file: text for file, text in texts.items() if "Traceback" in text and not any(mark in text for mark in peer)}
+        own = {file: text for file, text in texts.items() if "Traceback" in text and not lost_peer(text)}
         for file, text in (own or texts).items():
             if text:
                 return f"{file}:\n" + "\n".join(text.splitlines()[-lines:])

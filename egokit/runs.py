@@ -106,12 +106,27 @@ def _plain(value):
     return value
 
 
+class LostRun(RuntimeError):
+    """A newer attempt of the same job has taken over."""
+
+
 class Run:
     """One run folder. Opening it creates the folder and nothing else."""
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
         self.path.mkdir(parents=True, exist_ok=True)
+        self._claim: tuple[Path, str] | None = None
+
+    def claim(self, file: Path, owner: str) -> None:
+        """From now on this program writes here; one that claimed the same file before, and lives on, may not."""
+        write_text(file, owner)
+        self._claim = file, owner
+
+    def check_owner(self) -> None:
+        """Raises LostRun in a program whose job was queued again while it lived on, on a node that Slurm had given up."""
+        if self._claim and self._claim[0].read_text() != self._claim[1]:
+            raise LostRun(f"{self.path} now belongs to attempt {self._claim[0].read_text()} of its job; this is {self._claim[1]}, and ends")
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
@@ -127,6 +142,7 @@ class Run:
 
     # log.jsonl: one line an event; a torn last line (a kill in mid-write) is ignored on reading
     def log(self, event: dict, name: str = "log") -> None:
+        self.check_owner()
         with open(self.path / f"{name}.jsonl", "a") as file:
             file.write(json.dumps(_plain({**event, "time": round(time.time(), 3)})) + "\n")
 
@@ -150,6 +166,7 @@ class Run:
         return json.loads(path.read_text()) if path.exists() else {}
 
     def write_metrics(self, section: str, values: dict) -> None:
+        self.check_owner()
         metrics = self.metrics()
         metrics[section] = _plain(values)
         write_text(self.path / "metrics.json", json.dumps(metrics, indent=1))

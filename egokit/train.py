@@ -86,6 +86,7 @@ class Trainer:
     def save(self) -> None:
         self.report_bad()
         if dist.rank() == 0:
+            self.run.check_owner()
             weights.save(self.model, self.run.checkpoints / f"step-{self.step:07d}.pt", **self.content())
             for old in sorted(self.run.checkpoints.glob("step-*.pt"))[:-KEEP]:
                 old.unlink()
@@ -175,12 +176,14 @@ class Trainer:
         for batch in batches:
             got = time.perf_counter()
             self.unreported += batch.pop("bad", [])
-            torch.manual_seed(hash((self.config.seed, self.step, dist.rank())) % 2**63)
+            batch = move(batch, self.device)
             self.model.train()
             stop = self.stop.ask()
             rate = optim.learning_rate(self.step, self.steps, self.steps_per_epoch, self.config.optim)
             try:
-                terms = self.objective.gradient(move(batch, self.device), self.step, self.scaler)
+                self.objective.settle(batch, self.step, self.scaler)
+                torch.manual_seed(hash((self.config.seed, self.step, dist.rank())) % 2**63)
+                terms = self.objective.gradient(batch, self.step, self.scaler)
                 norm = self.update(rate)
             except torch.cuda.OutOfMemoryError as error:
                 raise TrainingError(f"step {self.step + 1}: out of GPU memory. {what_would_fit(self.config, dist.world_size())}") from error

@@ -11,6 +11,14 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_terminal_summary(terminalreporter):
+    """A test that did not run must not look passed."""
+    left_out = terminalreporter.stats.get("skipped", [])
+    for why in sorted({str(report.longrepr[2]) for report in left_out}):
+        count = sum(str(report.longrepr[2]) == why for report in left_out)
+        terminalreporter.write_line(f"{count} TESTS DID NOT RUN. {why}", red=True, bold=True)
+
+
 @pytest.fixture(scope="session")
 def project(tmp_path_factory):
     """A project folder: this one's params and notebooks, a tiny prepared data set, its own outputs."""
