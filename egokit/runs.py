@@ -1,6 +1,6 @@
 """A run folder: what a run leaves behind, and how it is read back.
 
-    outputs/<notebook>/<run>/{params.yaml, log.jsonl, metrics.json, checkpoints/, figures/, notebook.ipynb}
+    outputs/<notebook>/<run>/{params.yaml, log.jsonl, events.out.tfevents.*, metrics.json, checkpoints/, figures/, notebook.ipynb}
 
 Every whole file is written beside its place and renamed, so a reader never sees half of one, and a
 kill leaves the previous version. What the numbers mean is the business of tasks/ and metrics.py.
@@ -112,6 +112,7 @@ class Run:
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
         self.path.mkdir(parents=True, exist_ok=True)
+        self.board = None  # TensorBoard's copy of log.jsonl, in the process that trains
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
@@ -126,12 +127,16 @@ class Run:
         return self.path / "figures" / name
 
     # log.jsonl: one line an event; a torn last line (a kill in mid-write) is ignored on reading
-    def log(self, event: dict, name: str = "log") -> None:
-        with open(self.path / f"{name}.jsonl", "a") as file:
-            file.write(json.dumps(_plain({**event, "time": round(time.time(), 3)})) + "\n")
+    def log(self, event: dict) -> None:
+        event = _plain({**event, "time": round(time.time(), 3)})
+        with open(self.path / "log.jsonl", "a") as file:
+            file.write(json.dumps(event) + "\n")
+        if self.board:
+            self.board.add(event)
+            self.board.flush()
 
-    def read_log(self, name: str = "log") -> list[dict]:
-        path = self.path / f"{name}.jsonl"
+    def read_log(self) -> list[dict]:
+        path = self.path / "log.jsonl"
         events = []
         if path.exists():
             for line in path.read_text().splitlines():
@@ -139,10 +144,12 @@ class Run:
                     events.append(json.loads(line))
         return events
 
-    def truncate_log(self, step: int, name: str = "log") -> None:
-        """Drop the events after `step`: a resumed run writes them again, once."""
-        kept = [event for event in self.read_log(name) if event.get("step", 0) <= step]
-        write_text(self.path / f"{name}.jsonl", "".join(json.dumps(event) + "\n" for event in kept))
+    def truncate_log(self, step: int) -> None:
+        """Drop the events after `step`: a resumed run writes them again, once. From here on TensorBoard's copy follows the log."""
+        from egokit.history import Board
+        kept = [event for event in self.read_log() if event.get("step", 0) <= step]
+        write_text(self.path / "log.jsonl", "".join(json.dumps(event) + "\n" for event in kept))
+        self.board = Board(self.path, kept)
 
     # metrics.json: {section: {metric: number}}; the truth about results, never a cell's output
     def metrics(self) -> dict[str, dict]:
