@@ -23,7 +23,7 @@ def scalars(event: dict) -> dict[str, float]:
         return {}
     checked = event["kind"] == "validation"
     return {f"{'validation' if checked else GROUPS.get(name, 'loss')}/{name}": value for name, value in event.items()
-            if name not in POSITION and value is not None}
+            if name not in POSITION and isinstance(value, (int, float))}
 
 
 class Columns:

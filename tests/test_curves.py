@@ -6,7 +6,6 @@ import time
 from types import SimpleNamespace
 
 import numpy as np
-import pytest
 from conftest import board_of
 
 from egokit.history import History, scalars
@@ -76,6 +75,8 @@ def test_tensorboard_has_every_point_once_after_kill_and_resume(tmp_path):
 
     assert start(0, 7, 1.0, "kill") == -signal.SIGKILL
     assert {step for step, _ in board_of(run)["loss/loss"]} == set(range(1, 8)), "flushed while it runs"
+    written, = run.path.glob("events.out.tfevents.*")
+    written.rename(run.path / "events.out.tfevents.9999999999.ahead.1.0")  # a machine whose clock is ahead names it so
     assert start(4, 9, 2.0, "kill") == -signal.SIGKILL and start(6, 12, 3.0) == 0
     points = board_of(run)
     assert points["loss/loss"] == [(step, 1.0 if step <= 4 else 2.0 if step <= 6 else 3.0) for step in range(1, 13)]
@@ -99,18 +100,17 @@ def test_a_tensorboard_that_looks_on_forgets_what_was_cut(tmp_path):
     assert [(point.step, point.value) for point in looking.Reload().Scalars("loss/loss")] == [(s, 1.0) for s in range(1, 6)] + [(6, 2.0)]
 
 
-@pytest.fixture
-def figures(monkeypatch):
-    """What the figure's axes hold: figures are closed when they have been saved, but not emptied."""
-    return lambda figure: {axis.get_ylabel(): axis for axis in figure.axes}
+def axes_of(figure):
+    """{label of the y-axis: axes}; a saved figure is closed, but not emptied."""
+    return {axis.get_ylabel(): axis for axis in figure.axes}
 
 
-def test_the_figure_tells_what_is_slow_and_what_was_skipped(tmp_path, figures):
+def test_the_figure_tells_what_is_slow_and_what_was_skipped(tmp_path):
     run = Run(tmp_path / "02_pretrain/mine")
     for step in range(1, 21):
         run.log(step_event(step, data_s=0.2, skipped=int(step >= 9), grad_norm=None if step == 9 else 2.0))
     run.log(validation_event(20, ensemble_intra=55.0, dual_intra=50.0))
-    axes = figures(curves(run))
+    axes = axes_of(curves(run))
     assert axes["share of step time (%)"].get_title() == "50 % waiting for data: data-bound: more data.workers"
     assert axes["gradient norm"].get_title() == "gradient norm, 1 steps skipped"
     assert [line.get_label() for line in axes["loss term"].get_lines()] == ["egonce", "mlm"]
@@ -121,12 +121,12 @@ def test_the_figure_tells_what_is_slow_and_what_was_skipped(tmp_path, figures):
     assert curves(run).get_suptitle() == "02_pretrain/mine   finished: step 20 of 20, epoch 1"
 
 
-def test_a_long_log_is_drawn_by_few_points(tmp_path, figures):
+def test_a_long_log_is_drawn_by_few_points(tmp_path):
     run = Run(tmp_path / "long")
     history = History(run.path)
     for step in range(1, 10_001):
         history._add(step_event(step, steps=10_000, mlm=float(step % 2), data_s=0.04, grad_norm=None if step < 5000 else 1.0))
-    axes = figures(draw(run, history, "running"))
+    axes = axes_of(draw(run, history, "running"))
     lines = [line for axis in axes.values() for line in axis.get_lines()]
     assert max(len(line.get_xdata()) for line in lines) == POINTS
     assert np.allclose(axes["loss term"].get_lines()[1].get_ydata(), 0.5)  # a mean, not one of the two
@@ -134,12 +134,12 @@ def test_a_long_log_is_drawn_by_few_points(tmp_path, figures):
     assert axes["share of step time (%)"].get_title() == "10 % waiting for data: not data-bound"
 
 
-def test_nothing_to_draw_is_drawn(tmp_path, figures):
+def test_nothing_to_draw_is_drawn(tmp_path):
     run = Run(tmp_path / "run")
     assert draw(run, read(run), "running").get_suptitle().endswith("running: no step yet")
     run.log(validation_event(0, ensemble_intra=20.0) | {"steps": 0})
     figure = curves(run)
-    assert figures(figure)["loss term"].get_title() == "no training steps" and "finished: step 0 of 0" in figure.get_suptitle()
+    assert axes_of(figure)["loss term"].get_title() == "no training steps" and "finished: step 0 of 0" in figure.get_suptitle()
 
 
 def test_the_display_is_one_place_brought_up_to_date(tmp_path, monkeypatch):

@@ -38,7 +38,7 @@ def watch(job) -> dict:
 
 
 class Display:
-    """The figure in one place of a notebook, drawn again when there is something new; drawing takes a tenth of the time at most."""
+    """The figure in one place of a notebook, drawn again when there is something new; drawing takes a tenth of one core at most."""
 
     def __init__(self, job):
         self.job, self.place, self.due, self.drawn = job, None, 0.0, None
@@ -48,14 +48,14 @@ class Display:
         if news == self.drawn or (state == "running" and time.monotonic() < self.due):
             return
         from IPython.display import Image, display
-        began = time.monotonic()
+        began = time.process_time()
         draw(self.job.run, history, state)
         image = Image(str(self.job.run.figure("curves.png")))  # a figure would be rendered once more
         if self.place is None:
             self.place = display(image, display_id=True)
         else:
             self.place.update(image)
-        self.drawn, self.due = news, time.monotonic() + max(3.0, 10 * (time.monotonic() - began))
+        self.drawn, self.due = news, time.monotonic() + max(3.0, 10 * (time.process_time() - began))
 
 
 def draw(run: Run, history: History, state: str):
