@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import shutil
@@ -88,18 +89,24 @@ class Handle:
                 while self.alive() and time.monotonic() < deadline:
                     time.sleep(0.1)
 
-    def wait(self, progress: bool = True, poll: float = 0.5) -> dict:
+    def wait(self, progress: bool = True, poll: float = 0.5, show=None) -> dict:
         """Wait for the job and return its metrics; shows a progress bar. Raises JobFailed with the log's end.
 
-        Interrupting the wait leaves the job running; the next submit attaches to it.
+        show: called with (History, state) after every poll, instead of the bar. Interrupting the wait leaves the job running;
+        the next submit attaches to it.
         """
         from tqdm import tqdm
-        bar = tqdm(desc=self.section, unit="step", ncols=110, file=sys.stdout, disable=not progress)
+
+        from egokit.history import History
+        history = History(self.run.path)
+        bar = tqdm(desc=self.section, unit="step", ncols=110, file=sys.stdout, disable=show is not None or not progress)
         try:
             while True:
                 running = self.alive()
-                self._show(bar)
-                if found := self.metrics():
+                found = self.metrics()
+                history.update()
+                (show or functools.partial(self._show, bar))(history, "finished" if found else "running" if running else "failed")
+                if found:
                     return found
                 if not running:
                     raise JobFailed(f"{self.section} of {self.run.path} ended without a result. The end of its log:\n{self.log_tail()}")
@@ -107,21 +114,17 @@ class Handle:
         finally:
             bar.close()
 
-    def _show(self, bar, every: float = 10.0) -> None:
+    def _show(self, bar, history, state: str, every: float = 10.0) -> None:
         """Bring the bar up to date, at most every ten seconds: each time is a line of its own in a saved notebook."""
-        events = [event for event in self.run.read_log() if "steps" in event]
-        if not events or (events[-1]["step"], events[-1]["steps"]) == (bar.n, bar.total):
+        if history.steps is None or (history.step, history.steps) == (bar.n, bar.total):
             return
-        last = events[-1]
-        if last["step"] < last["steps"] and time.monotonic() - self._shown < every:
+        if history.step < history.steps and time.monotonic() - self._shown < every:
             return
         self._shown = time.monotonic()
-        bar.total, bar.n = last["steps"], last["step"]
-        steps = [event for event in events if event["kind"] == "step"]
-        if steps:
-            step = steps[-1]
-            bar.set_postfix_str(f"loss {step['loss']:.3f}, {step['clips_per_s']:.0f} clips/s, "
-                                f"{100 * step['data_s'] / step['step_s']:.0f} % waiting for data", refresh=False)
+        bar.total, bar.n = history.steps, history.step
+        if history.training.rows:
+            bar.set_postfix_str(f"loss {history.last('loss/loss'):.3f}, {history.last('speed/clips_per_s'):.0f} clips/s, "
+                                f"{100 * history.waiting()[-1]:.0f} % waiting for data", refresh=False)
         bar.refresh()
 
 

@@ -226,9 +226,11 @@ class Trainer:
             step_s = window["step_s"] / window["n"]
             self.run.log({"kind": "step", "step": self.step, "steps": self.steps, "epoch": epoch + 1,
                           "loss": values.sum().item(), **dict(zip(terms, values.tolist(), strict=True)), "lr": rate,
+                          "lr_heads": rate * self.config.optim.heads_multiplier,
                           "grad_norm": norm, "scale": self.scaler.get_scale(), "skipped": self.skipped, "bad": self.bad,
                           "data_s": window["data_s"] / window["n"], "step_s": step_s,
-                          "clips_per_s": window["clips"] / window["step_s"], "eta_s": (self.steps - self.step) * step_s})
+                          "clips_per_s": window["clips"] / window["step_s"], "eta_s": (self.steps - self.step) * step_s,
+                          **({"memory_gib": torch.cuda.max_memory_allocated() / 2**30} if self.device.type == "cuda" else {})})
 
     def validate(self) -> None:
         metrics, rows, prompts_KE = evaluate(self.model, self.validation)

@@ -84,3 +84,10 @@ def rarest(table) -> str:
     """The video with the fewest rows of an EgoClipTable."""
     import numpy as np
     return table.videos[np.bincount(table.columns["video_uid"]).argmin()]
+
+
+def board_of(run) -> dict[str, list[tuple[int, float]]]:
+    """TensorBoard's points of a run, read by TensorBoard: {name: [(step, value), ...]}, none thinned out."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    read = EventAccumulator(str(run.path), size_guidance={"scalars": 0}).Reload()
+    return {name: [(point.step, point.value) for point in read.Scalars(name)] for name in read.Tags()["scalars"]}

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import MODEL, rarest
+from conftest import MODEL, board_of, rarest
 
 import egokit
-from egokit import checkpoints, job, launch
+from egokit import checkpoints, job, launch, look
 from egokit.config import LaunchConfig
 from egokit.resolve import ConfigError, outputs_folder
 from egokit.runs import Run
@@ -40,7 +40,7 @@ def test_two_ranks_train_and_a_second_submit_attaches(resolve, run):
     assert metrics["processes"] == 2 and metrics["steps"] == 6 and metrics["samples"] == 24 * 5
     steps = [event for event in run.read_log() if event["kind"] == "step"]
     assert [event["step"] for event in steps] == [1, 2, 3, 4, 5, 6]
-    assert {"egonce", "mlm", "itm", "lr", "grad_norm", "data_s", "step_s", "clips_per_s", "eta_s"} <= steps[0].keys()
+    assert {"egonce", "mlm", "itm", "lr", "lr_heads", "grad_norm", "data_s", "step_s", "clips_per_s", "eta_s"} <= steps[0].keys()
     assert steps[-1]["loss"] < steps[0]["loss"] and steps[0]["lr"] < config.optim.lr
     assert len([event for event in run.read_log() if event["kind"] == "validation"]) == 3
     assert (handle.folder / "code/egokit/train.py").exists() and checkpoints.find(run.path).name == "best.pt"
@@ -92,6 +92,8 @@ def test_killed_20_times_and_restarted_ends_with_the_same_bits(resolve, project,
     assert essential(broken) == essential(straight)
     expected, got = weights_of(straight), weights_of(broken)
     assert all(torch.equal(expected[key], got[key]) for key in expected)
+    logged = [(event["step"], pytest.approx(event["loss"])) for event in broken.read_log() if event["kind"] == "step"]
+    assert board_of(broken)["loss/loss"] == logged
     assert sorted(path.name for path in broken.checkpoints.iterdir()) == sorted(path.name for path in straight.checkpoints.iterdir())
 
 
@@ -170,8 +172,8 @@ def test_a_full_disk_leaves_the_checkpoint_before(resolve, run):
 def test_a_failing_job_tells_why(resolve, project, run):
     config = resolve(overrides=f"{MODEL} data.tokens=70 model.positions=8")
     with pytest.raises(launch.JobFailed, match=r"(?s)ended without a result.*but the model has 6 positions"):
-        egokit.submit(config, run, "train", "pretrain").wait(progress=False)
-    assert launch.Handle(run, "pretrain").state() == "failed"
+        look.watch(egokit.submit(config, run, "train", "pretrain"))
+    assert launch.Handle(run, "pretrain").state() == "failed" and (run.path / "figures/curves.png").exists()
 
 
 @pytest.mark.slow
