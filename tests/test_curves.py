@@ -44,7 +44,7 @@ def test_the_log_is_read_on_and_anew_when_it_was_cut(tmp_path):
     with open(run.path / "log.jsonl", "a") as file:
         file.write('{"kind": "step", "st')  # as a process leaves it that is killed
     assert not history.update()
-    run.truncate_log(1)
+    run.truncate_log(lambda event: event["step"] <= 1)
     run.log(step_event(2, mlm=7.0))
     assert history.update() and history.training["loss/mlm"].tolist() == [1, 7] and history.validation.rows == 1
 
@@ -54,7 +54,7 @@ import os, signal, sys
 from test_curves import step_event, validation_event
 from egokit.runs import Run
 run = Run(sys.argv[1])
-run.truncate_log(int(sys.argv[2]))
+run.truncate_log(lambda event: event["step"] <= int(sys.argv[2]))
 for step in range(int(sys.argv[2]) + 1, int(sys.argv[3]) + 1):
     run.log(step_event(step, loss=float(sys.argv[4])))
     if step % 3 == 0:
@@ -89,13 +89,13 @@ def test_tensorboard_has_every_point_once_after_kill_and_resume(tmp_path):
 def test_a_tensorboard_that_looks_on_forgets_what_was_cut(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     run = Run(tmp_path / "run")
-    run.truncate_log(-1)
+    run.truncate_log(lambda event: False)
     for step in range(1, 9):
         run.log(step_event(step, loss=1.0))
     looking = EventAccumulator(str(run.path))
     assert len(looking.Reload().Scalars("loss/loss")) == 8
     time.sleep(1.1)  # TensorBoard takes files in the order of the second in their names
-    run.truncate_log(5)
+    run.truncate_log(lambda event: event["step"] <= 5)
     run.log(step_event(6, loss=2.0))
     assert [(point.step, point.value) for point in looking.Reload().Scalars("loss/loss")] == [(s, 1.0) for s in range(1, 6)] + [(6, 2.0)]
 
