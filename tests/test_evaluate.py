@@ -7,7 +7,7 @@ import torch
 from conftest import MODEL
 
 import egokit
-from egokit import evaluate, metrics, tasks, train, weights
+from egokit import evaluate, losses, metrics, tasks, train, weights
 from egokit.resolve import outputs_folder
 from egokit.runs import Run
 
@@ -57,6 +57,23 @@ def test_dual_softmax_stands_beside_the_plain_numbers(checkpoint, resolve):
     assert task.recipe(trained=False) == {"dual_softmax_temperature": 0.05}
 
 
+def test_symmetric_multi_similarity_knows_every_pairs_relevancy(checkpoint, resolve):
+    """Text i and clip j: the relevancy of clip j and the sentence that was drawn for clip i, from the table of annotations."""
+    overrides = "train.retrieval_loss=symmetric_multi_similarity train.similarity_slack=0.01"
+    task = tasks.make(resolve("toy/ek100_finetune", overrides, "random"))
+    model, dataset = train.initial_model(task.config).eval(), task.dataset("train")
+    items = [dataset[0, i] for i in range(8)]
+    table = dataset.relevancy.array()
+    c = torch.tensor([[table[clip["index"], text["sentence"]] for clip in items] for text in items])
+    assert c.diagonal().tolist() == pytest.approx([item["relevancy"] for item in items]) and not torch.equal(c, c.T)
+    assert [item["text"] for item in items] == [dataset.sentences.narration[item["sentence"]] for item in items]
+    with torch.no_grad():
+        batch = task.collate(items)
+        video_BE, text_BE = task.embeddings(model, batch)
+        expected = losses.symmetric_multi_similarity(egokit.similarity(text_BE, video_BE), c, 0.6, 0.01)
+        assert task.loss(model, batch, 0) == {"symmetric_multi_similarity": pytest.approx(expected.item(), rel=1e-5)}
+
+
 def test_charades_submission_gives_the_same_map(checkpoint, resolve, tmp_path):
     """The file, read and scored in the plain way against the published table, which is read in the plain way, too."""
     task = tasks.make(resolve("toy/charades_finetune", run="random"))
@@ -75,7 +92,7 @@ def test_charades_submission_gives_the_same_map(checkpoint, resolve, tmp_path):
         if places:
             precisions.append(np.mean([hit / place for hit, place in enumerate(places, 1)]))
     assert found["mAP"] == pytest.approx(100 * np.mean(precisions), rel=1e-9)
-    assert np.array_equal(rows["index"], np.arange(len(lines)))
+    assert np.array_equal(np.array(list(scores.values()), np.float32), task.scores(rows, prompts_KE)), "to the last digit"
 
 
 @pytest.mark.slow
