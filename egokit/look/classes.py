@@ -4,7 +4,6 @@ Where there are more classes than a page has lines, some are named and how many 
 """
 from __future__ import annotations
 
-import ast
 import collections
 import re
 import textwrap
@@ -14,6 +13,7 @@ import numpy as np
 from egokit import metrics
 from egokit.look.base import CYCLE, finish, pyplot
 from egokit.runs import Run
+from egokit.tables import numbers
 
 LINES = 20  # classes named one under another
 MARKERS = "osD^"
@@ -68,9 +68,10 @@ def retrieval_by_word(task, run: Run, *sections: str):
 
 def classes_of(tag) -> list[int]:
     """A tag's classes: a list, or as the published table has it, its literal; none if absent or something else."""
-    if isinstance(tag, str) and re.fullmatch(r"\[[\d\s,]*\]", tag):
-        tag = ast.literal_eval(tag)
-    return tag if isinstance(tag, list) else []
+    try:
+        return tag if isinstance(tag, list) else numbers(str(tag))
+    except ValueError:
+        return []
 
 
 def by_word(texts: list[str], tags: dict[str, list[list[int]]], series: dict[str, np.ndarray], label: str, unit: str,
