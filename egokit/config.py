@@ -66,7 +66,10 @@ class TrainConfig:
     nonfinite_limit: int = 20                      # so many skipped steps in a row stop the run
     temperature: float = 0.05                      # of EgoNCE and InfoNCE
     negative_temperature: float = 0.05             # of the draw of hard negatives; the same as EgoNCE's in the paper
-    margin: float = 0.2                            # of the adaptive max-margin loss
+    retrieval_loss: str = "max_margin"             # of EK-100; or symmetric_multi_similarity
+    margin: float = 0.2                            # of max_margin, times a pair's relevancy
+    similarity_margin: float = 0.6                 # of symmetric_multi_similarity, times the difference of two relevancies
+    similarity_slack: float = 0.1                  # of symmetric_multi_similarity, for pairs of equal relevancy
     itm_weight: float = 2.0
     mask_probability: float = 0.15                 # of masked language modelling
 
@@ -77,6 +80,7 @@ class EvaluateConfig:
     precision: str = "fp32"
     features_per_second: float = 1.87              # EgoMQ
     feature_frames: int = 16                       # EgoMQ: samples in one feature
+    dual_softmax: float = 0.0                      # EK-100: temperature of a second set of numbers, scored so; 0: none
 
 
 @dataclass(frozen=True)
@@ -121,13 +125,14 @@ class Config:
 
 RANDOM = "random"                                  # as site.vit or site.roberta: weights of its own
 TRAINED = ("egoclip", "ek100", "charades")         # tasks with a loss; the others are evaluated only
-LEAST = {"train.batch_size": 1, "train.micro_batch": 0}
+LEAST = {"train.batch_size": 1, "train.micro_batch": 0, "evaluate.dual_softmax": 0}
 CHOICES = {
     "task": ("egoclip", "egomcq", "ek100", "charades", "mq"),
     "model.time_init": ("released", "zero_output"),
     "site.encoding": ("random_access", "original"),
     "data.reader": ("pyav", "decord"),
     "optim.schedule": ("linear", "cosine"),
+    "train.retrieval_loss": ("max_margin", "symmetric_multi_similarity"),
     "train.precision": ("fp16", "bf16", "fp32"),
     "evaluate.precision": ("fp16", "bf16", "fp32"),
     "launch.cluster": ("local", "slurm"),

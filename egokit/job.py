@@ -78,7 +78,7 @@ class Job:
         model = initial_model(config, frames=config.data.evaluation_frames)
         metrics, rows, prompts_KE = evaluate(model.to(device), task)
         if dist.rank() == 0:
-            run.write_rows(section, rows, prompts_KE)
+            task.keep(run, section, rows, prompts_KE)
         return metrics
 
     @staticmethod
@@ -117,9 +117,9 @@ def provenance(task, spec: dict, world: int) -> dict:
     found = {"finished": True, "action": spec["action"], "init": str(checkpoints.find(config.init)) if config.init else "",
              "init_sha256": spec["init_sha256"], "processes": world, "precision": config.evaluate.precision,
              "versions": {"egokit": spec["version"], "torch": torch.__version__, "python": platform.python_version()}}
-    if tables:
-        found |= {"expected": task.expected(), "frames": config.data.evaluation_frames, "toy": config.site.toy,
-                  "data": {path.name: checkpoints.fingerprint(path) for path in tables}}
+    if tables:  # it has been scored; that ends at the first sample that can't be read, so in what is written none failed
+        found |= {"expected": task.expected(), "failed": 0, "frames": config.data.evaluation_frames, "toy": config.site.toy,
+                  "data": {path.name: checkpoints.fingerprint(path) for path in tables}} | task.recipe(spec["action"] == "train")
     return found
 
 

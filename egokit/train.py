@@ -244,7 +244,7 @@ class Trainer:
                           "epoch": self.step // self.steps_per_epoch, "best": better, **metrics})
             if better:
                 weights.save(self.model, self.run.checkpoints / "best.pt", step=self.step, metrics=metrics)
-                self.run.write_rows(self.section, rows, prompts_KE)
+                self.validation.keep(self.run, self.section, rows, prompts_KE)
         dist.barrier()
 
 

@@ -1,11 +1,13 @@
 """Evaluation: the same numbers for any batch size and number of processes, each sample once, passes counted."""
+import csv
+
 import numpy as np
 import pytest
 import torch
 from conftest import MODEL
 
 import egokit
-from egokit import evaluate, tasks, train, weights
+from egokit import evaluate, losses, metrics, tasks, train, weights
 from egokit.resolve import outputs_folder
 from egokit.runs import Run
 
@@ -35,11 +37,62 @@ def test_batch_size_does_not_matter(checkpoint, resolve, name):
         config = resolve(f"toy/{name}", f"evaluate.batch_size={size} data.limit=0", run="random")
         task = tasks.make(config)
         results.append(evaluate.evaluate(train.initial_model(config), task))
-    for metrics, rows, _ in results[1:]:
+    for found, rows, _ in results[1:]:
         for key in rows:
             assert np.allclose(rows[key], results[0][1][key], atol=1e-5), key
-        assert {k: v for k, v in metrics.items() if k != "seconds"} == pytest.approx(
+        assert {k: v for k, v in found.items() if k != "seconds"} == pytest.approx(
             {k: v for k, v in results[0][0].items() if k != "seconds"}, abs=1e-6)
+
+
+def test_dual_softmax_stands_beside_the_plain_numbers(checkpoint, resolve):
+    model = train.initial_model(resolve("toy/ek100_finetune", run="random"))
+    plain, both = (evaluate.evaluate(model, tasks.make(resolve("toy/ek100_finetune", f"evaluate.dual_softmax={temperature}", run="random")))
+                   for temperature in (0, 0.05))
+    names = [f"{kind}{way}" for kind in ("mAP", "nDCG") for way in ("", "_V2T", "_T2V")]
+    assert [plain[0][name] for name in names] == [both[0][name] for name in names]
+    assert not any("dual_softmax" in name for name in plain[0])
+    task = tasks.make(resolve("toy/ek100_finetune", "evaluate.dual_softmax=0.05", run="random"))
+    expected = metrics.retrieval(task.scores(*both[1:]), task.truth(), 0.05)
+    assert {name: both[0][f"{name}_dual_softmax"] for name in names} == expected and expected["mAP"] != plain[0]["mAP"]
+    assert task.recipe(trained=False) == {"dual_softmax_temperature": 0.05}
+
+
+def test_symmetric_multi_similarity_knows_every_pairs_relevancy(checkpoint, resolve):
+    """Text i and clip j: the relevancy of clip j and the sentence that was drawn for clip i, from the table of annotations."""
+    overrides = "train.retrieval_loss=symmetric_multi_similarity train.similarity_slack=0.01"
+    task = tasks.make(resolve("toy/ek100_finetune", overrides, "random"))
+    model, dataset = train.initial_model(task.config).eval(), task.dataset("train")
+    items = [dataset[0, i] for i in range(8)]
+    table = dataset.relevancy.array()
+    c = torch.tensor([[table[clip["index"], text["sentence"]] for clip in items] for text in items])
+    assert c.diagonal().tolist() == pytest.approx([item["relevancy"] for item in items]) and not torch.equal(c, c.T)
+    assert [item["text"] for item in items] == [dataset.sentences.narration[item["sentence"]] for item in items]
+    with torch.no_grad():
+        batch = task.collate(items)
+        video_BE, text_BE = task.embeddings(model, batch)
+        expected = losses.symmetric_multi_similarity(egokit.similarity(text_BE, video_BE), c, 0.6, 0.01)
+        assert task.loss(model, batch, 0) == {"symmetric_multi_similarity": pytest.approx(expected.item(), rel=1e-5)}
+
+
+def test_charades_submission_gives_the_same_map(checkpoint, resolve, tmp_path):
+    """The file, read and scored in the plain way against the published table, which is read in the plain way, too."""
+    task = tasks.make(resolve("toy/charades_finetune", run="random"))
+    found, rows, prompts_KE = evaluate.evaluate(train.initial_model(task.config), task)
+    task.keep(Run(tmp_path), "zeroshot", rows, prompts_KE)
+    lines = [line.split(" ") for line in (tmp_path / "submission-zeroshot.txt").read_text().splitlines()]
+    scores = {uid: [float(score) for score in values] for uid, *values in lines}
+    folder = task.need("CharadesEgo", "CharadesEgo")
+    with open(folder / "CharadesEgo_v1_test_only1st.csv") as file:
+        actions = {row["id"]: {int(one[1:4]) for one in row["actions"].split(";") if one} for row in csv.DictReader(file)}
+    assert list(scores) == list(actions) and {len(values) for values in scores.values()} == {len(task.classes)}
+    precisions = []
+    for k in range(len(task.classes)):
+        order = sorted(scores, key=lambda uid, k=k: -scores[uid][k] if actions[uid] else np.inf)
+        places = [place for place, uid in enumerate(order, 1) if k in actions[uid]]
+        if places:
+            precisions.append(np.mean([hit / place for hit, place in enumerate(places, 1)]))
+    assert found["mAP"] == pytest.approx(100 * np.mean(precisions), rel=1e-9)
+    assert np.array_equal(np.array(list(scores.values()), np.float32), task.scores(rows, prompts_KE)), "to the last digit"
 
 
 @pytest.mark.slow
@@ -54,6 +107,7 @@ def test_number_of_processes_does_not_matter(checkpoint, resolve):
     for key in one:
         if "_" in key and key.split("_")[0] in ("dual", "fusion", "ensemble"):
             assert one[key] == three[key]
+    assert one["samples"] == one["expected"] and one["failed"] == 0
     assert one["init_sha256"] == three["init_sha256"] and len(one["init_sha256"]) == 12
 
 
