@@ -77,6 +77,9 @@ class EvaluateConfig:
     precision: str = "fp32"
     features_per_second: float = 1.87              # EgoMQ
     feature_frames: int = 16                       # EgoMQ: samples in one feature
+    feature_clips: str = "moments_*.json"          # EgoMQ: what lists the clips, * each split: nlq_*.json, or one list of whole videos
+    feature_videos: str = "Ego4D_256"              # EgoMQ: folder of the videos, resized or not
+    feature_format: str = "pt"                     # EgoMQ: pt or npy
 
 
 @dataclass(frozen=True)
@@ -128,5 +131,6 @@ CHOICES = {
     "optim.schedule": ("linear", "cosine"),
     "train.precision": ("fp16", "bf16", "fp32"),
     "evaluate.precision": ("fp16", "bf16", "fp32"),
+    "evaluate.feature_format": ("pt", "npy"),
     "launch.cluster": ("local", "slurm"),
 }
