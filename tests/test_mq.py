@@ -82,7 +82,7 @@ def test_a_clip_is_decoded_once_in_order(checkpoint, resolve, monkeypatch):
     monkeypatch.setattr(frames.PyAVReader, "_found", found)
     clip = task.clips()[0]
     task.features(model, clip)
-    assert len(walked) > 0.9 * len(set(mq.Windows(task, clip).indices.tolist())) and (np.diff(walked) > 0).all()
+    assert len(walked) > 6 * (clip["stop"] - clip["start"]) and (np.diff(walked) > 0).all()  # 7.48 samples a second
 
 
 def test_a_json_of_other_clips_and_whole_videos(checkpoint, resolve, copied, tmp_path):
@@ -161,7 +161,7 @@ def test_killed_and_shared_out_the_files_are_the_same(checkpoint, resolve, tmp_p
         os.kill(process, signal.SIGKILL)
     while handle.alive():
         time.sleep(0.05)
-    assert "manifest.json" not in before
+    assert len([*run.path.glob("features/[!.]*")]) < len(tasks.make(config).clips())
     (run.path / "features" / f".left.{os.uname().nodename}-999999999-00000000.part.pt").touch()  # as of a kill while a file was written
     with pytest.raises(egokit.ConfigError, match=r"other parameters \(evaluate.features_per_second"):
         egokit.submit(resolve(RECIPE, "data.limit=0 evaluate.features_per_second=1", run="random"), run, "extract", "features")
@@ -175,15 +175,21 @@ def test_killed_and_shared_out_the_files_are_the_same(checkpoint, resolve, tmp_p
 
 
 @pytest.mark.slow
-def test_a_decoder_that_hangs_is_an_error_that_names_the_file(checkpoint, resolve, monkeypatch, tmp_path):
-    config = resolve(RECIPE, "data.limit=0 data.workers=1 data.read_timeout=3", run="random")
+@pytest.mark.parametrize("where", ["opening", "decoding"])
+def test_a_decoder_that_hangs_is_an_error_that_names_the_file(checkpoint, resolve, monkeypatch, tmp_path, where):
+    config = resolve(RECIPE, "data.limit=0 data.workers=1 data.read_timeout=3 evaluate.batch_size=4", run="random")
     task = tasks.make(config)
     uid = task.clips()[0]["video_uid"]
 
     class Hanging(frames.PyAVReader):
+        def __init__(self, path):
+            if where == "opening" and path.stem == uid:
+                ctypes.PyDLL(None).sleep(1000)
+            super().__init__(path)
+
         def stream_frames(self, indices):
             for number, frame in enumerate(super().stream_frames(indices)):
-                if number == 9 and self.path.stem == uid:  # not in the first window
+                if number == 20 and self.path.stem == uid:  # not in the first item
                     ctypes.PyDLL(None).sleep(1000)
                 yield frame
     monkeypatch.setitem(frames.READERS, "pyav", Hanging)

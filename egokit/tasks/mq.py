@@ -14,7 +14,7 @@ import torch
 from egokit import checkpoints, dist, documents, frames, sampling
 from egokit.documents import SPLITS
 from egokit.frames import VideoError
-from egokit.loading import Samples, evaluation_batches, loader, move
+from egokit.loading import Samples, loader, move
 from egokit.model import autocast
 from egokit.runs import Run, abandoned, atomic_path, write_text
 from egokit.tasks.base import Task
@@ -22,33 +22,45 @@ from egokit.transforms import normalise
 
 
 class Windows(Samples):
-    """The windows of one clip, to be read in order, once: the video is decoded as they are asked for."""
+    """The windows of one clip, an item a batch of them, read in order, once; after the last item come empty ones.
+
+    The video is opened in the process that reads, as decoders may hang or die there, too, and decoded as windows are asked for.
+    """
 
     def __init__(self, task: EgoMQ, clip: dict):
-        self.task, self.stream, config = task, None, task.config
-        self.size = config.evaluate.feature_frames
+        super().__init__(0, task.config.seed, train=False)  # how many there are depends on the video's frame rate
+        self.task, self.clip, self.stream = task, clip, None
         self.path = task.videos / f"{clip['video_uid']}.mp4"
-        video = frames.open_video(self.path, config.data.reader)
-        if clip["stop"] > video.length / video.fps + sampling.LATE:  # features of a frame held still are none
-            raise VideoError(f"{self.path}: clip {clip['clip_uid']} ends at {clip['stop']:.2f} s, but the video ends at "
-                             f"{video.length / video.fps:.2f} s; has it lost its end, or is it another video?")
-        self.indices = sampling.inside(sampling.mq(int(clip["start"] * video.fps), int(clip["stop"] * video.fps),
-                                                   config.evaluate.features_per_second, video.fps, self.size), video.length)
-        super().__init__(len(self.indices) // self.size, config.seed, train=False)
-        if not len(self):
-            raise VideoError(f"{self.path}: clip {clip['clip_uid']} of {clip['stop'] - clip['start']:.2f} s is too short for one feature")
 
-    def read(self, index: int, rng) -> dict:
-        if self.stream is None:  # in the process that reads
+    def indices(self, video) -> np.ndarray:
+        """Numbers of the frames of all windows."""
+        start, stop, evaluate, end = self.clip["start"], self.clip["stop"], self.task.config.evaluate, video.length / video.fps
+        if stop > end + sampling.LATE:  # features of a frame held still are none
+            raise VideoError(f"{self.path}: clip {self.clip['clip_uid']} ends at {stop:.2f} s, but the video ends at {end:.2f} s; "
+                             "has it lost its end, or is it another video?")
+        indices = sampling.inside(sampling.mq(int(start * video.fps), int(stop * video.fps), evaluate.features_per_second, video.fps,
+                                              evaluate.feature_frames), video.length)
+        if len(indices) < evaluate.feature_frames:
+            raise VideoError(f"{self.path}: clip {self.clip['clip_uid']} of {stop - start:.2f} s is too short for one feature")
+        return indices[:len(indices) // evaluate.feature_frames * evaluate.feature_frames]
+
+    def window(self) -> list[torch.Tensor]:
+        if self.stream is None:
             video = frames.open_video(self.path, self.task.config.data.reader)
-            self.stream = video.stream_frames(self.indices[:len(self) * self.size])
+            self.stream = video.stream_frames(self.indices(video))
         elif frames.notice:
             frames.notice(str(self.path))
-        try:  # frame by frame: sixteen of a video that has not been resized may be 400 MB
-            return {"video": torch.cat([self.task.transform(frame[None], None) for frame in itertools.islice(self.stream, self.size)])}
+        # frame by frame: sixteen of a video that has not been resized may be 400 MB
+        return [self.task.transform(frame[None], None) for frame in itertools.islice(self.stream, self.task.config.evaluate.feature_frames)]
+
+    def read(self, index: int, rng) -> dict:
+        try:
+            windows = itertools.takewhile(len, (self.window() for _ in range(self.task.config.evaluate.batch_size)))
+            windows = [torch.cat(window) for window in windows]
         except VideoError:
             frames.forget(self.path)  # a decoder that has failed is not asked again
             raise
+        return {"video": torch.stack(windows) if windows else torch.empty(0)}
 
 
 class EgoMQ(Task):
@@ -71,11 +83,13 @@ class EgoMQ(Task):
     def features(self, model, clip: dict) -> torch.Tensor:
         """(features, E) float32 of one clip; a loader process, if there are any, decodes ahead, in order."""
         config, out = self.config, []
-        windows = Windows(self, clip)
-        for batch in loader(windows, evaluation_batches(len(windows), config.evaluate.batch_size, 0, 1), self.collate,
-                            min(1, config.data.workers), config.data.read_timeout):
+        items = ([(0, number)] for number in itertools.count())
+        for video in loader(Windows(self, clip), items, lambda items: items[0]["video"], min(1, config.data.workers),
+                            config.data.read_timeout):
+            if not len(video):
+                break
             with autocast(model.device, config.evaluate.precision):
-                out.append(model.embed_video(normalise(move(batch["video"], model.device))).cpu())
+                out.append(model.embed_video(normalise(move(video, model.device))).cpu())
         feature = torch.cat(out)
         if not feature.isfinite().all():
             raise ValueError(f"clip {clip['clip_uid']}: NaN or Inf in its features; evaluate.precision is {config.evaluate.precision}")
@@ -95,7 +109,7 @@ class EgoMQ(Task):
                 if not path.exists():
                     save(path, self.features(model, clip))
             except (VideoError, FileNotFoundError) as error:
-                failed.append(str(error))
+                failed.append(str(error).splitlines()[-1])  # a loader process gives a traceback, too
             if dist.rank() == 0:
                 run.log({"kind": "extract", "step": number + 1, "steps": -(-len(clips) // dist.world_size())})
         failed = [said for part in dist.gather_objects(failed) for said in part]
