@@ -81,6 +81,9 @@ class EvaluateConfig:
     features_per_second: float = 1.87              # EgoMQ
     feature_frames: int = 16                       # EgoMQ: samples in one feature
     dual_softmax: float = 0.0                      # EK-100: temperature of a second set of numbers, scored so; 0: none
+    feature_clips: str = "moments_*.json"          # EgoMQ: what lists the clips, * each split: nlq_*.json, or one list of whole videos
+    feature_videos: str = "Ego4D_256"              # EgoMQ: folder of the videos, resized or not
+    feature_format: str = "pt"                     # EgoMQ: pt or npy
 
 
 @dataclass(frozen=True)
@@ -135,5 +138,6 @@ CHOICES = {
     "train.retrieval_loss": ("max_margin", "symmetric_multi_similarity"),
     "train.precision": ("fp16", "bf16", "fp32"),
     "evaluate.precision": ("fp16", "bf16", "fp32"),
+    "evaluate.feature_format": ("pt", "npy"),
     "launch.cluster": ("local", "slurm"),
 }

@@ -221,7 +221,7 @@ def submit(config: Config, run: Run, action: str = "train", section: str | None 
     with open(handle.folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two notebooks of one run start one job
         before = handle.spec()
-        partial = [*run.checkpoints.glob("*.pt")] if action == "train" else [*run.path.glob("features/*.pt")] if action == "extract" else []
+        partial = [*run.checkpoints.glob("*.pt")] if action == "train" else [*run.path.glob("features/*")] if action == "extract" else []
         if before and (handle.metrics() or handle.alive() or partial):
             changed = differences(comparable(before["config"]), comparable(to_dict(config)))
             if before["init_sha256"] != start:

@@ -56,6 +56,32 @@ SMALL = "data.limit=24 train.epochs=1 train.batch_size=8 launch.processes=1 trai
 MODEL = "model.width=32 model.heads=2 model.depth=2 model.fused=1 model.projection=linear16"
 
 
+def opened(config):
+    """A model with open gates and random weights, so that every score depends on everything."""
+    import torch
+
+    from egokit import train
+    model = train.initial_model(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("gate"):
+                parameter.fill_(0.7)
+            elif parameter.dim() > 1:
+                parameter.mul_(2)
+    return model
+
+
+@pytest.fixture(scope="session")
+def checkpoint(project):
+    """What recipes of the run "random" start from."""
+    from egokit import weights
+    from egokit.resolve import resolve
+    path = project / "outputs/02_pretrain/random/checkpoints/best.pt"
+    path.parent.mkdir(parents=True)
+    weights.save(opened(resolve("toy/pretrain", "tiny", MODEL)), path)
+    return path
+
+
 @pytest.fixture
 def copied(project, tmp_path):
     """(config -> the same on a copy of the tiny data set that may be damaged, the copy's root)."""
