@@ -4,6 +4,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 from pathlib import Path
 
 import torch
@@ -72,8 +73,19 @@ def state_dict(content, path) -> dict[str, Tensor]:
 
 def write(path: str | Path, content: dict) -> None:
     """Save atomically: a kill or a full disk leaves what was there before. A .safetensors file takes what JSON can say besides."""
+    path = Path(path)
+    try:
+        _write(path, content)
+    except (OSError, RuntimeError) as error:  # torch.save says RuntimeError when the disk is full
+        needed, free = sum(tensor.nbytes for tensor in content["state_dict"].values()), shutil.disk_usage(path.parent).free
+        raise WeightsError(f"{path} could not be written ({str(error).splitlines()[0][:150]}): at least {needed / 2**20:,.1f} MiB are "
+                           f"needed, {free / 2**20:,.1f} MiB are free (and your quota may be smaller). What was there before is whole. "
+                           "Make room and run again: a training run goes on from its newest checkpoint") from error
+
+
+def _write(path: Path, content: dict) -> None:
     with atomic_path(path) as temporary:
-        if Path(path).suffix != ".safetensors":
+        if path.suffix != ".safetensors":
             torch.save(content, temporary)
             return
         from safetensors.torch import save_file

@@ -67,7 +67,10 @@ class TrainConfig:
     nonfinite_limit: int = 20                      # so many skipped steps in a row stop the run
     temperature: float = 0.05                      # of EgoNCE and InfoNCE
     negative_temperature: float = 0.05             # of the draw of hard negatives; the same as EgoNCE's in the paper
-    margin: float = 0.2                            # of the adaptive max-margin loss
+    retrieval_loss: str = "max_margin"             # of EK-100; or symmetric_multi_similarity
+    margin: float = 0.2                            # of max_margin, times a pair's relevancy
+    similarity_margin: float = 0.6                 # of symmetric_multi_similarity, times the difference of two relevancies
+    similarity_slack: float = 0.1                  # of symmetric_multi_similarity, for pairs of equal relevancy
     itm_weight: float = 2.0
     mask_probability: float = 0.15                 # of masked language modelling
 
@@ -78,6 +81,10 @@ class EvaluateConfig:
     precision: str = "fp32"
     features_per_second: float = 1.87              # EgoMQ
     feature_frames: int = 16                       # EgoMQ: samples in one feature
+    dual_softmax: float = 0.0                      # EK-100: temperature of a second set of numbers, scored so; 0: none
+    feature_clips: str = "moments_*.json"          # EgoMQ: what lists the clips, * each split: nlq_*.json, or one list of whole videos
+    feature_videos: str = "Ego4D_256"              # EgoMQ: folder of the videos, resized or not
+    feature_format: str = "pt"                     # EgoMQ: pt or npy
 
 
 @dataclass(frozen=True)
@@ -86,8 +93,8 @@ class Site:
     name: str = ""
     root: str = ""                                 # the data root of data.md
     tokenizer: str = "roberta-base"                # a name or a folder
-    vit: str = ""                                  # ViT-B/16 to start from: a timm name or a file
-    roberta: str = ""                              # RoBERTa to start from: a name or a folder
+    vit: str = ""                                  # ViT-B/16 to start from: a timm name, a file, or random
+    roberta: str = ""                              # RoBERTa to start from: a name, a folder, or random
     weights: str = ""                              # folder of released checkpoints
     short_side: int = 256                          # of the prepared videos, pixels
     chunk_seconds: float = 600.0                   # length of a prepared piece
@@ -102,6 +109,7 @@ class LaunchConfig:
     processes: int = 1                             # for each node; one GPU each where there are GPUs
     cpus: int = 1                                  # for each process
     timeout_minutes: int = 4320
+    requeues: int = 100                            # of a SLURM job: at time limits and preemptions, and after lost ranks
     slurm: dict = field(default_factory=dict)      # further slurm_* options of submitit
 
 
@@ -119,15 +127,18 @@ class Config:
     launch: LaunchConfig = field(default_factory=LaunchConfig)
 
 
+RANDOM = "random"                                  # as site.vit or site.roberta: weights of its own
 TRAINED = ("egoclip", "ek100", "charades")         # tasks with a loss; the others are evaluated only
-LEAST = {"train.batch_size": 1, "train.micro_batch": 0}
+LEAST = {"train.batch_size": 1, "train.micro_batch": 0, "evaluate.dual_softmax": 0}
 CHOICES = {
     "task": ("egoclip", "egomcq", "ek100", "charades", "mq"),
     "model.time_init": ("released", "zero_output"),
     "site.encoding": ("random_access", "original"),
     "data.reader": ("pyav", "decord"),
     "optim.schedule": ("linear", "cosine"),
+    "train.retrieval_loss": ("max_margin", "symmetric_multi_similarity"),
     "train.precision": ("fp16", "bf16", "fp32"),
     "evaluate.precision": ("fp16", "bf16", "fp32"),
+    "evaluate.feature_format": ("pt", "npy"),
     "launch.cluster": ("local", "slurm"),
 }

@@ -11,6 +11,7 @@ import datetime
 import os
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -189,6 +190,19 @@ def gather_objects(value) -> list:
     out = [None] * world_size()
     dist.all_gather_object(out, value, group=_patient)
     return out
+
+
+def start_any(flag: bool) -> Callable[[], bool]:
+    """Ask whether any rank's flag is set. Returns at once, with a function that waits for the answer."""
+    if not is_on():
+        return lambda: flag
+    flags = torch.tensor([int(flag)])
+    asked = dist.all_reduce(flags, dist.ReduceOp.MAX, group=_patient, async_op=True)
+
+    def answer() -> bool:
+        asked.wait()
+        return bool(flags)
+    return answer
 
 
 def barrier() -> None:

@@ -73,7 +73,10 @@ def egomcq(path: Path) -> list[dict]:
 
 
 def moments(path: Path) -> list[dict]:
-    """Its clips: clip_uid, video_uid, start and stop in seconds of the video."""
+    """Its clips: clip_uid, video_uid, start and stop in seconds of the video.
+
+    A video that has a duration_sec, and no clips, is one clip of its own name (ego4d.json lists all videos so).
+    """
     document = read_json(path)
     found, where = [], str(path)
     try:
@@ -84,6 +87,8 @@ def moments(path: Path) -> list[dict]:
             if not isinstance(video, dict):
                 raise ValueError(f"expected video_uid and clips, found {video!r:.80}")
             uid = _field(video, "video_uid", str, "the name of a video")
+            if "clips" not in video and "duration_sec" in video:
+                video = {"clips": [{"clip_uid": uid, "video_start_sec": 0, "video_end_sec": video["duration_sec"]}]}
             for clip in _field(video, "clips", list, "a list of clips"):
                 where = f"{path}, video {uid}, clip {clip.get('clip_uid') if isinstance(clip, dict) else clip!r:.80}"
                 if not isinstance(clip, dict):

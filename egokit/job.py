@@ -9,9 +9,11 @@ import json
 import os
 import platform
 import shlex
+import socket
 import sys
 from pathlib import Path
 
+from egokit import requeue
 from egokit.config import Config, LaunchConfig
 from egokit.resolve import build
 from egokit.runs import Run, write_text
@@ -27,21 +29,29 @@ class Job:
 
     def __call__(self) -> None:
         import submitit
+        environment = submitit.JobEnvironment()
+        with requeue.last_words(Path(self.spec).parent, environment.global_rank):
+            self.work(environment)
+
+    def work(self, environment) -> None:
+        """One rank's part, in submitit's environment."""
         import torch
 
         from egokit import dist, tasks
         spec = json.loads(Path(self.spec).read_text())
-        config = build(Config, spec["config"])
-        folder, environment = Path(self.spec).parent, submitit.JobEnvironment()
+        config, folder, attempt = build(Config, spec["config"]), Path(self.spec).parent, requeue.attempt()
+        expect_processes(config.launch, environment.num_tasks)
         torch.set_num_threads(int(os.environ.get("SLURM_CPUS_PER_TASK", config.launch.cpus)))
         device = torch.device("cpu")
         if torch.cuda.is_available():
             device = torch.device("cuda", environment.local_rank % torch.cuda.device_count())
             torch.cuda.set_device(device)
-        attempt = f"{environment.job_id}-{os.environ.get('SLURM_RESTART_COUNT', 0)}"
-        with dist.joined(environment.global_rank, environment.num_tasks, folder / f"meeting-{attempt}",
-                         local=config.launch.nodes == 1):
+        with dist.joined(environment.global_rank, environment.num_tasks, folder / f"meeting-{attempt}", local=config.launch.nodes == 1):
+            if device.type == "cuda":
+                expect_own_gpus(dist.gather_objects((socket.gethostname(), str(torch.cuda.get_device_properties(device).uuid))))
             run = Run(spec["run"])
+            if dist.rank() == 0:
+                run.claim(folder / "owner", attempt)
             task = tasks.make(config)
             result = getattr(self, spec["action"])(config, task, run, spec["section"], device)
             if dist.rank() == 0:
@@ -68,13 +78,34 @@ class Job:
         model = initial_model(config, frames=config.data.evaluation_frames)
         metrics, rows, prompts_KE = evaluate(model.to(device), task)
         if dist.rank() == 0:
-            run.write_rows(section, rows, prompts_KE)
+            task.keep(run, section, rows, prompts_KE)
         return metrics
 
     @staticmethod
     def extract(config, task, run, section, device) -> dict:
         from egokit.train import initial_model
         return task.extract(initial_model(config).to(device).eval(), run)
+
+
+def expect_processes(launch: LaunchConfig, started: int) -> None:
+    """The batch is spread over the processes that the config says: the job must have as many."""
+    expected = launch.nodes * launch.processes
+    if started != expected:
+        raise RuntimeError(f"{started} process{'es were' if started > 1 else ' was'} started, but launch.nodes={launch.nodes} x "
+                           f"launch.processes={launch.processes} is {expected}: correct them in the site's file, and leave ntasks, "
+                           "ntasks_per_node and nodes out of launch.slurm")
+
+
+def expect_own_gpus(gpus: list[tuple[str, str]]) -> None:
+    """gpus: (host, the GPU's UUID) of each rank. Two ranks on one GPU would wait for each other for ever."""
+    ranks: dict[tuple[str, str], list[int]] = {}
+    for rank, gpu in enumerate(gpus):
+        ranks.setdefault(gpu, []).append(rank)
+    shared = {gpu: together for gpu, together in ranks.items() if len(together) > 1}
+    if shared:
+        (host, _), together = next(iter(shared.items()))
+        raise RuntimeError(f"ranks {', '.join(map(str, together))} share one GPU of {host}: set launch.processes to the number of "
+                           "GPUs of a node, and on SLURM request one for each (launch.slurm: {gpus_per_task: 1})")
 
 
 def provenance(task, spec: dict, world: int) -> dict:
@@ -86,24 +117,28 @@ def provenance(task, spec: dict, world: int) -> dict:
     found = {"finished": True, "action": spec["action"], "init": str(checkpoints.find(config.init)) if config.init else "",
              "init_sha256": spec["init_sha256"], "processes": world, "precision": config.evaluate.precision,
              "versions": {"egokit": spec["version"], "torch": torch.__version__, "python": platform.python_version()}}
-    if tables:
-        found |= {"expected": task.expected(), "frames": config.data.evaluation_frames, "toy": config.site.toy,
-                  "data": {path.name: checkpoints.fingerprint(path) for path in tables}}
+    if tables:  # it has been scored; that ends at the first sample that can't be read, so in what is written none failed
+        found |= {"expected": task.expected(), "failed": 0, "frames": config.data.evaluation_frames, "toy": config.site.toy,
+                  "data": {path.name: checkpoints.fingerprint(path) for path in tables}} | task.recipe(spec["action"] == "train")
     return found
 
 
 def executor(launch: LaunchConfig, folder: Path, name: str):
     """submitit's executor for `launch`; pickles and logs go to folder/submitit."""
     import submitit
-    executor = submitit.AutoExecutor(folder=folder / "submitit", cluster=launch.cluster)
+    executor = submitit.AutoExecutor(folder=folder / "submitit", cluster=launch.cluster,
+                                     slurm_max_num_timeout=launch.requeues, local_max_num_timeout=launch.requeues)
     executor.update_parameters(nodes=launch.nodes, tasks_per_node=launch.processes, cpus_per_task=launch.cpus,
                                timeout_min=launch.timeout_minutes, name=name)
     if launch.cluster == "slurm":
         path = os.environ.get("PYTHONPATH", "")
         # srun forgets cpus-per-task since Slurm 22.05; a rank that fails ends the others; time to save before the limit
         options = {"signal_delay_s": 120, "srun_args": ["--kill-on-bad-exit=1"]} | launch.slurm
+        # after srun: what it ended with decides whether the job is worth another try
+        after = f"[ $code = 0 ] || {shlex.join([sys.executable, '-m', 'egokit.requeue', str(folder)])}"
         executor.update_parameters(slurm_setup=[f"export PYTHONPATH={shlex.quote(path)} PYTHONSAFEPATH=1",
-                                                "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK"],
+                                                "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK",
+                                                f"trap {shlex.quote(f'code=$?; {after}; exit $code')} EXIT"],
                                    **{f"slurm_{key}": value for key, value in options.items()})
     return executor
 

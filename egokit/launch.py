@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import shutil
@@ -16,7 +17,8 @@ import sys
 import time
 from pathlib import Path
 
-from egokit.config import Config, LaunchConfig
+from egokit.config import RANDOM, Config, LaunchConfig
+from egokit.requeue import lost_peer
 from egokit.resolve import ConfigError, differences, to_dict
 from egokit.runs import Run, write_text
 
@@ -66,8 +68,7 @@ class Handle:
         job = self.job()
         files = sorted((self.folder / "submitit").glob(f"{job['job_id']}_*_log.err")) if job else []
         texts = {file: file.read_text(errors="replace").strip() for file in files}
-        peer = ("Connection closed by peer", "Connection reset", "ConnectionError", "DistNetworkError", "Bypassing signal")
-        own = {file: text for file, text in texts.items() if "Traceback" in text and not any(mark in text for mark in peer)}
+        own = {file: text for file, text in texts.items() if "Traceback" in text and not lost_peer(text)}
         for file, text in (own or texts).items():
             if text:
                 return f"{file}:\n" + "\n".join(text.splitlines()[-lines:])
@@ -88,18 +89,24 @@ class Handle:
                 while self.alive() and time.monotonic() < deadline:
                     time.sleep(0.1)
 
-    def wait(self, progress: bool = True, poll: float = 0.5) -> dict:
+    def wait(self, progress: bool = True, poll: float = 0.5, show=None) -> dict:
         """Wait for the job and return its metrics; shows a progress bar. Raises JobFailed with the log's end.
 
-        Interrupting the wait leaves the job running; the next submit attaches to it.
+        show: called with (History, state) after every poll, instead of the bar. Interrupting the wait leaves the job running;
+        the next submit attaches to it.
         """
         from tqdm import tqdm
-        bar = tqdm(desc=self.section, unit="step", ncols=110, file=sys.stdout, disable=not progress)
+
+        from egokit.history import History
+        history = History(self.run.path)
+        bar = tqdm(desc=self.section, unit="step", ncols=110, file=sys.stdout, disable=show is not None or not progress)
         try:
             while True:
                 running = self.alive()
-                self._show(bar)
-                if found := self.metrics():
+                found = self.metrics()
+                history.update()
+                (show or functools.partial(self._show, bar))(history, "finished" if found else "running" if running else "failed")
+                if found:
                     return found
                 if not running:
                     raise JobFailed(f"{self.section} of {self.run.path} ended without a result. The end of its log:\n{self.log_tail()}")
@@ -107,21 +114,17 @@ class Handle:
         finally:
             bar.close()
 
-    def _show(self, bar, every: float = 10.0) -> None:
+    def _show(self, bar, history, state: str, every: float = 10.0) -> None:
         """Bring the bar up to date, at most every ten seconds: each time is a line of its own in a saved notebook."""
-        events = [event for event in self.run.read_log() if "steps" in event]
-        if not events or (events[-1]["step"], events[-1]["steps"]) == (bar.n, bar.total):
+        if history.steps is None or (history.step, history.steps) == (bar.n, bar.total):
             return
-        last = events[-1]
-        if last["step"] < last["steps"] and time.monotonic() - self._shown < every:
+        if history.step < history.steps and time.monotonic() - self._shown < every:
             return
         self._shown = time.monotonic()
-        bar.total, bar.n = last["steps"], last["step"]
-        steps = [event for event in events if event["kind"] == "step"]
-        if steps:
-            step = steps[-1]
-            bar.set_postfix_str(f"loss {step['loss']:.3f}, {step['clips_per_s']:.0f} clips/s, "
-                                f"{100 * step['data_s'] / step['step_s']:.0f} % waiting for data", refresh=False)
+        bar.total, bar.n = history.steps, history.step
+        if history.training.rows:
+            bar.set_postfix_str(f"loss {history.last('loss/loss'):.3f}, {history.last('speed/clips_per_s'):.0f} clips/s, "
+                                f"{100 * history.waiting()[-1]:.0f} % waiting for data", refresh=False)
         bar.refresh()
 
 
@@ -188,6 +191,20 @@ def start_job(module: str, folder: Path, code: Path, launch: LaunchConfig) -> No
         raise RuntimeError(f"{folder.name} could not be submitted to {launch.cluster}:\n{(folder / 'start.log').read_text()[-2000:]}")
 
 
+def starting_point(config: Config) -> str:
+    """The hash of the checkpoint `init`. What is missing to start from is said here, not in a job's log."""
+    if config.init:
+        from egokit import checkpoints
+        return checkpoints.fingerprint(checkpoints.find(config.init))
+    for key, what in (("vit", "a ViT-B/16: a timm name or a file"), ("roberta", "a RoBERTa: a name or a folder")):
+        source = getattr(config.site, key)
+        if not source or (Path(source).is_absolute() and not Path(source).exists()):
+            absent = ", which does not exist" if source else ""
+            raise ConfigError(f"site.{key} of site {config.site.name!r} is {source!r}{absent}: this recipe has no init and starts from "
+                              f"{what}. Name it in the site's file, or write {RANDOM} to start from random weights")
+    return ""
+
+
 def submit(config: Config, run: Run, action: str = "train", section: str | None = None) -> Handle:
     """Start `action` (train, evaluate or extract) of config.task in the run folder, or attach to what is there.
 
@@ -198,16 +215,13 @@ def submit(config: Config, run: Run, action: str = "train", section: str | None 
     from egokit.job import ACTIONS
     if action not in ACTIONS:
         raise ValueError(f"action {action!r}: expected one of {', '.join(ACTIONS)}")
-    start = ""
-    if config.init:
-        from egokit import checkpoints
-        start = checkpoints.fingerprint(checkpoints.find(config.init))  # missing: said here, not in a job's log
+    start = starting_point(config)
     handle = Handle(run, section or action)
     handle.folder.mkdir(parents=True, exist_ok=True)
     with open(handle.folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two notebooks of one run start one job
         before = handle.spec()
-        partial = [*run.checkpoints.glob("*.pt")] if action == "train" else [*run.path.glob("features/*.pt")] if action == "extract" else []
+        partial = [*run.checkpoints.glob("*.pt")] if action == "train" else [*run.path.glob("features/*")] if action == "extract" else []
         if before and (handle.metrics() or handle.alive() or partial):
             changed = differences(comparable(before["config"]), comparable(to_dict(config)))
             if before["init_sha256"] != start:

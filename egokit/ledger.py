@@ -4,7 +4,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from egokit.published import FRAMES, RESULTS, Result
+from egokit.published import DUAL_SOFTMAX, FRAMES, RESULTS, Result
 from egokit.resolve import outputs_folder
 from egokit.runs import Run
 
@@ -46,8 +46,12 @@ def differences(result: Result, section: dict) -> list[str]:
         said.append(f"{section['samples']:,} samples, published on {result.samples:,}")
     if section["frames"] != FRAMES:
         said.append(f"{section['frames']} frames, published with {FRAMES}")
+    if result.metric.endswith(DUAL_SOFTMAX):
+        said.append(f"dual softmax over the whole test set (temperature {section['dual_softmax_temperature']:g}), published without")
     if section["action"] == "train":
         said.append(f"fine-tuned here from {Path(section['init']).name or 'nothing'}")
+        if section.get("retrieval_loss", "max_margin") != "max_margin":
+            said.append(f"loss {section['retrieval_loss']}, published with max_margin")
     elif Path(section["init"]).name != result.checkpoint:
         said.append(f"checkpoint {Path(section['init']).name or 'random'} ({section['init_sha256']}), published of {result.checkpoint}")
     if section["precision"] != "fp32":
@@ -60,10 +64,11 @@ def lines(found: list[Entry]) -> str:
     if not found:
         return "no run has a number that was published: evaluate one with notebooks 03, 04 or 05"
     width = max(len(entry.run) for entry in found) + 2
-    out = [f"{'benchmark, %':34}{'run':{width}}{'published':>10}{'this run':>10}{'difference':>12}"]
+    longest = max(len(entry.result.name) for entry in found) + 2
+    out = [f"{'benchmark, %':{longest}}{'run':{width}}{'published':>10}{'this run':>10}{'difference':>12}"]
     for entry in found:
         result = entry.result
-        out.append(f"{result.name:34}{entry.run:{width}}{result.published:>10.1f}{entry.value:>10.1f}"
+        out.append(f"{result.name:{longest}}{entry.run:{width}}{result.published:>10.1f}{entry.value:>10.1f}"
                    f"{entry.value - result.published:>+12.1f}")
         out.append(f"    {'; '.join(entry.recipe) or 'the published recipe'}")
     return "\n".join(out)

@@ -45,6 +45,24 @@ def max_margin(similarity_BB: Tensor, relevancy_B: Tensor | None = None, margin:
     return torch.cat([F.relu(margins - (own - s))[off], F.relu(margins - (own - s.T))[off]]).mean()
 
 
+def symmetric_multi_similarity(similarity_BB: Tensor, relevancy_BB: Tensor, margin: float = 0.6, slack: float = 0.1,
+                               step: float = 1e-3) -> Tensor:
+    """Similarities apart as relevancies are, for pairs that are relevant in part too. Source: arXiv 2406.12256.
+
+    With d = c_ii - c_ij and m = margin * d - (s_ii - s_ij): relu(m) where pair ij is the less relevant one, relu(-m) where it
+    is the more relevant one, relu(|m| - slack) where both are equal; the mean over off-diagonal pairs, both ways. Relevancies
+    that differ by no more than `step` are equal: EK-100's differ by more if at all, their rounding by far less.
+    """
+    def one_way(s: Tensor, c: Tensor) -> Tensor:
+        d = c.diagonal()[:, None] - c
+        m = margin * d - (s.diagonal()[:, None] - s)
+        return torch.where(d.abs() <= step, F.relu(m.abs() - slack), F.relu(m * d.sign()))
+
+    s, c = similarity_BB.float(), relevancy_BB.float()
+    off = ~torch.eye(len(s), dtype=torch.bool, device=s.device)
+    return torch.cat([one_way(s, c)[off], one_way(s.T, c.T)[off]]).mean()
+
+
 def mask_words(input_ids_BL: Tensor, uniforms_BL3: Tensor, special_ids: list[int], mask_id: int, vocabulary: int,
                probability: float = 0.15) -> tuple[Tensor, Tensor]:
     """BERT's masking: chosen tokens become <mask> (80 %), a random token (10 %) or stay (10 %).

@@ -1,6 +1,7 @@
 """Scores to numbers: NumPy in, dict of floats out, all in %. No paths, no models, no data sets.
 
-Sources: EgoMCQ (EgoVLP, arXiv 2206.01670); EK-100 multi-instance retrieval (arXiv 2006.13256, JPoSE's code); Charades.
+Sources: EgoMCQ (EgoVLP, arXiv 2206.01670); EK-100 multi-instance retrieval (arXiv 2006.13256, JPoSE's code); Charades;
+dual softmax (CAMoE, arXiv 2109.04290).
 """
 from __future__ import annotations
 
@@ -54,10 +55,30 @@ def _ranked(similarity_QI: np.ndarray, relevancy_QI: np.ndarray, discount_I: np.
     return found
 
 
-def retrieval(similarity_VT, relevancy_VT) -> dict[str, float]:
+def each_query(similarity_QI, relevancy_QI) -> tuple[np.ndarray, np.ndarray]:
+    """(average precision, nDCG), each (Q,) in 0..1, of queries that rank items; NaN where nothing is relevant."""
+    s, r = np.asarray(similarity_QI), np.asarray(relevancy_QI)
+    discount = 1 / np.log2(np.arange(2, s.shape[1] + 2))
+    with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # NumPy sorts without the interpreter's lock
+        found = pool.map(lambda at: _ranked(s[at:at + BLOCK], r[at:at + BLOCK], discount), range(0, len(s), BLOCK))
+        ap, ndcg = np.array([query for block in found for query in block]).T
+    return ap, ndcg
+
+
+def dual_softmax(similarity_QI, temperature: float) -> np.ndarray:
+    """s * softmax(s / temperature) over the QUERIES of each item: an item that suits many queries counts less for each.
+
+    It asks what the other queries of the test set are, which a plain ranking doesn't know.
+    """
+    s = np.asarray(similarity_QI, np.float64)  # float32's exp gives 0 for all but the best
+    weight = np.exp((s - s.max(axis=0)) / temperature)
+    return s * weight / weight.sum(axis=0)
+
+
+def retrieval(similarity_VT, relevancy_VT, dual_softmax_temperature: float = 0) -> dict[str, float]:
     """Multi-instance retrieval: mAP (hits have relevancy exactly 1) and nDCG (all relevancy above 0), both ways, averages.
 
-    Queries without a relevant item do not count.
+    Queries without a relevant item do not count. A temperature above 0 ranks by `dual_softmax`, for similarities from 0 on.
     """
     similarity_VT, relevancy_VT = np.asarray(similarity_VT), np.asarray(relevancy_VT)
     if similarity_VT.shape != relevancy_VT.shape:
@@ -67,11 +88,7 @@ def retrieval(similarity_VT, relevancy_VT) -> dict[str, float]:
         raise ValueError(f"the similarities of {len(clips)} clips are not finite, such as of clip {clips[0]}: the model gave NaN or Inf")
     out = {}
     for name, s, r in (("V2T", similarity_VT, relevancy_VT), ("T2V", similarity_VT.T, relevancy_VT.T)):
-        discount = 1 / np.log2(np.arange(2, s.shape[1] + 2))
-        blocks = range(0, len(s), BLOCK)
-        with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # NumPy sorts without the interpreter's lock
-            found = pool.map(lambda at, s=s, r=r, discount=discount: _ranked(s[at:at + BLOCK], r[at:at + BLOCK], discount), blocks)
-            ap, ndcg = np.array([query for block in found for query in block]).T
+        ap, ndcg = each_query(dual_softmax(s, dual_softmax_temperature) if dual_softmax_temperature else s, r)
         out[f"mAP_{name}"], out[f"nDCG_{name}"] = float(100 * np.nanmean(ap)), float(100 * np.nanmean(ndcg))
     for kind in ("mAP", "nDCG"):
         out[kind] = (out[f"{kind}_V2T"] + out[f"{kind}_T2V"]) / 2
@@ -84,11 +101,16 @@ def average_precision(scores_V, targets_V) -> float:
     return float((np.cumsum(hits) / np.arange(1, len(hits) + 1))[hits].mean()) if hits.any() else float("nan")
 
 
-def charades(scores_VK, targets_VK) -> dict[str, float]:
-    """{"mAP"}: mean average precision over the classes that occur. A video without any label scores -inf everywhere."""
+def each_class(scores_VK, targets_VK) -> np.ndarray:
+    """(K,) average precision of Charades' classes in 0..1; NaN of one that doesn't occur. A video without any label scores -inf."""
     scores, targets = np.array(scores_VK, np.float64), np.asarray(targets_VK)
     scores[targets.sum(1) == 0] = -np.inf
-    return {"mAP": float(100 * np.nanmean([average_precision(scores[:, k], targets[:, k]) for k in range(targets.shape[1])]))}
+    return np.array([average_precision(scores[:, k], targets[:, k]) for k in range(targets.shape[1])])
+
+
+def charades(scores_VK, targets_VK) -> dict[str, float]:
+    """{"mAP"}: mean average precision over the classes that occur."""
+    return {"mAP": float(100 * np.nanmean(each_class(scores_VK, targets_VK)))}
 
 
 def chance(metric, scores_shape, *arguments, draws: int = 20, seed: int = 0) -> dict[str, float]:

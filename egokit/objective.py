@@ -40,11 +40,23 @@ class Objective:
             compiling.compile_blocks(model)
         self.loss = Loss(model, task)
         self.in_pieces = self.plan.micro_batches > 1
+        self.settled = self.in_pieces or dist.world_size() < 3
         if self.in_pieces:
             dist.share_parameters(model)
         elif dist.is_on():
             self.loss = nn.parallel.DistributedDataParallel(
                 self.loss, device_ids=[model.device] if model.device.type == "cuda" else None, gradient_as_bucket_view=True)
+
+    def settle(self, batch: dict, step: int, scaler: torch.amp.GradScaler) -> None:
+        """Once in a start, before its first step: compute a gradient and forget it.
+
+        DDP learns from the first backward pass in which order gradients arrive, and lays them out anew; from three ranks on,
+        sums over ranks are rounded by that layout. So a run that starts again would differ in the last bit of one step.
+        """
+        if not self.settled:
+            self.settled = True
+            self.gradient(batch, step, scaler)
+            self.model.zero_grad(set_to_none=True)
 
     def gradient(self, batch: dict, step: int, scaler: torch.amp.GradScaler) -> dict[str, Tensor]:
         """Add the global batch's gradient, scaled, to the parameters' .grad; `batch` is this rank's share. Returns the terms."""

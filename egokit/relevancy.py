@@ -43,6 +43,10 @@ class Relevancy:
         """(sentences,)"""
         return self._decoded(self.codes[clip])
 
+    def pairs(self, clips: np.ndarray, sentences: np.ndarray) -> np.ndarray:
+        """(len(clips), len(sentences)): every one of these clips with every one of these sentences."""
+        return self._decoded(self.codes[np.ix_(clips, sentences)])
+
     def array(self) -> np.ndarray:
         """(clips, sentences), all of it in memory."""
         return self._decoded(self.codes)

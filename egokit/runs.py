@@ -1,6 +1,6 @@
 """A run folder: what a run leaves behind, and how it is read back.
 
-    outputs/<notebook>/<run>/{params.yaml, log.jsonl, metrics.json, checkpoints/, figures/, notebook.ipynb}
+    outputs/<notebook>/<run>/{params.yaml, log.jsonl, events.out.tfevents.*, metrics.json, checkpoints/, figures/, notebook.ipynb}
 
 Every whole file is written beside its place and renamed, so a reader never sees half of one, and a
 kill leaves the previous version. What the numbers mean is the business of tasks/ and metrics.py.
@@ -16,7 +16,7 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 
@@ -106,12 +106,28 @@ def _plain(value):
     return value
 
 
+class LostRun(RuntimeError):
+    """A newer attempt of the same job has taken over."""
+
+
 class Run:
     """One run folder. Opening it creates the folder and nothing else."""
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
         self.path.mkdir(parents=True, exist_ok=True)
+        self.board = None  # TensorBoard's copy of log.jsonl, in the process that trains
+        self._claim: tuple[Path, str] | None = None
+
+    def claim(self, file: Path, owner: str) -> None:
+        """From now on this program writes here; one that claimed the same file before, and lives on, may not."""
+        write_text(file, owner)
+        self._claim = file, owner
+
+    def check_owner(self) -> None:
+        """Raises LostRun in a program whose job was queued again while it lived on, on a node that Slurm had given up."""
+        if self._claim and self._claim[0].read_text() != self._claim[1]:
+            raise LostRun(f"{self.path} now belongs to attempt {self._claim[0].read_text()} of its job; this is {self._claim[1]}, and ends")
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
@@ -126,12 +142,17 @@ class Run:
         return self.path / "figures" / name
 
     # log.jsonl: one line an event; a torn last line (a kill in mid-write) is ignored on reading
-    def log(self, event: dict, name: str = "log") -> None:
-        with open(self.path / f"{name}.jsonl", "a") as file:
-            file.write(json.dumps(_plain({**event, "time": round(time.time(), 3)})) + "\n")
+    def log(self, event: dict) -> None:
+        self.check_owner()
+        event = _plain({**event, "time": round(time.time(), 3)})
+        with open(self.path / "log.jsonl", "a") as file:
+            file.write(json.dumps(event) + "\n")
+        if self.board:
+            self.board.add(event)
+            self.board.flush()
 
-    def read_log(self, name: str = "log") -> list[dict]:
-        path = self.path / f"{name}.jsonl"
+    def read_log(self) -> list[dict]:
+        path = self.path / "log.jsonl"
         events = []
         if path.exists():
             for line in path.read_text().splitlines():
@@ -139,10 +160,12 @@ class Run:
                     events.append(json.loads(line))
         return events
 
-    def truncate_log(self, step: int, name: str = "log") -> None:
-        """Drop the events after `step`: a resumed run writes them again, once."""
-        kept = [event for event in self.read_log(name) if event.get("step", 0) <= step]
-        write_text(self.path / f"{name}.jsonl", "".join(json.dumps(event) + "\n" for event in kept))
+    def truncate_log(self, keep: Callable[[dict], bool]) -> None:
+        """Drop the events that are not to be kept: a resumed run writes them again, once. From here on TensorBoard's copy follows."""
+        from egokit.history import Board
+        kept = [event for event in self.read_log() if keep(event)]
+        write_text(self.path / "log.jsonl", "".join(json.dumps(event) + "\n" for event in kept))
+        self.board = Board(self.path, kept)
 
     # metrics.json: {section: {metric: number}}; the truth about results, never a cell's output
     def metrics(self) -> dict[str, dict]:
@@ -150,6 +173,7 @@ class Run:
         return json.loads(path.read_text()) if path.exists() else {}
 
     def write_metrics(self, section: str, values: dict) -> None:
+        self.check_owner()
         metrics = self.metrics()
         metrics[section] = _plain(values)
         write_text(self.path / "metrics.json", json.dumps(metrics, indent=1))

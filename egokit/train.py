@@ -24,6 +24,7 @@ from egokit.loading import loader, move, steps_in_epoch, training_batches
 from egokit.objective import Objective
 from egokit.plan import what_would_fit
 from egokit.runs import Run
+from egokit.stopping import StopSignal
 from egokit.tasks.base import Task
 
 KEEP = 2  # step checkpoints on disk
@@ -61,7 +62,8 @@ class Trainer:
         self.objective = Objective(config, self.model, task)
         self.optimizer = optim.optimizer(self.model, config.optim)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
-        self.step, self.best, self.skipped = 0, None, 0
+        self.stop = StopSignal()
+        self.step, self.validated, self.best, self.skipped = 0, -1, None, 0
         self.bad, self.bad_in_epoch, self.unreported = 0, 0, []  # samples that could not be read
         self.steps_per_epoch = steps_in_epoch(len(self.dataset), config.train.batch_size, dist.world_size())
         self.steps = self.steps_per_epoch * config.train.epochs
@@ -77,13 +79,14 @@ class Trainer:
     # checkpoints
     def content(self) -> dict:
         return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(), "step": self.step,
-                "best": self.best, "skipped": self.skipped, "bad": self.bad, "bad_in_epoch": self.bad_in_epoch,
+                "validated": self.validated, "best": self.best, "skipped": self.skipped, "bad": self.bad, "bad_in_epoch": self.bad_in_epoch,
                 "world_size": dist.world_size(),
                 "recipe": {"task": self.config.task, "steps": self.steps, "batch_size": self.config.train.batch_size}}
 
     def save(self) -> None:
         self.report_bad()
         if dist.rank() == 0:
+            self.run.check_owner()
             weights.save(self.model, self.run.checkpoints / f"step-{self.step:07d}.pt", **self.content())
             for old in sorted(self.run.checkpoints.glob("step-*.pt"))[:-KEEP]:
                 old.unlink()
@@ -95,8 +98,7 @@ class Trainer:
             for part in self.run.checkpoints.glob(".*.part.pt"):  # a kill in the middle of a write
                 part.unlink()
         if path is None:
-            if dist.rank() == 0:
-                self.run.truncate_log(-1)
+            self.truncate_log()
             return
         saved = checkpoints.read(path)
         recipe = self.content()["recipe"]
@@ -108,9 +110,14 @@ class Trainer:
         self.optimizer.load_state_dict(saved["optimizer"])
         self.scaler.load_state_dict(saved["scaler"])
         self.step, self.best, self.skipped = saved["step"], saved["best"], saved["skipped"]
+        self.validated = saved["validated"]
         self.bad, self.bad_in_epoch = saved.get("bad", 0), saved.get("bad_in_epoch", 0)
+        self.truncate_log()
+
+    def truncate_log(self) -> None:
+        """Drop what was logged after the checkpoint: it comes again."""
         if dist.rank() == 0:
-            self.run.truncate_log(self.step)
+            self.run.truncate_log(lambda event: event["step"] <= (self.validated if event["kind"] == "validation" else self.step))
 
     # the loop
     def fit(self) -> dict[str, float]:
@@ -118,19 +125,21 @@ class Trainer:
         self.resume()
         self.say_plan()
         began = time.perf_counter()
-        if self.step == 0:
-            self.validate()
         data = self.config.data
         batches = loader(self.dataset, self.batches(self.step), self.task.collate, data.workers, data.read_timeout)
-        while self.step < self.steps:
+        while True:
             epoch, first = divmod(self.step, self.steps_per_epoch)
+            if first == 0 and self.validated < self.step and (epoch % max(1, self.config.train.evaluate_epochs) == 0
+                                                              or self.step == self.steps):
+                self.validate()
+                self.save()
+            if self.step == self.steps:
+                break
             if first == 0:
                 self.bad_in_epoch = 0
-            self.epoch(epoch, itertools.islice(batches, self.steps_per_epoch - first))
-            due = (epoch + 1) % max(1, self.config.train.evaluate_epochs) == 0 or self.step == self.steps
-            if due:
-                self.validate()
-            self.save()
+            with self.stop.held():
+                self.epoch(epoch, itertools.islice(batches, self.steps_per_epoch - first))
+                self.save()
         return self.best["metrics"] | {"step": self.best["step"], "steps": self.steps, "skipped_steps": self.skipped,
                                        "bad_samples": self.bad, "seconds": time.perf_counter() - began}
 
@@ -167,11 +176,14 @@ class Trainer:
         for batch in batches:
             got = time.perf_counter()
             self.unreported += batch.pop("bad", [])
-            torch.manual_seed(hash((self.config.seed, self.step, dist.rank())) % 2**63)
+            batch = move(batch, self.device)
             self.model.train()
+            stop = self.stop.ask()
             rate = optim.learning_rate(self.step, self.steps, self.steps_per_epoch, self.config.optim)
             try:
-                terms = self.objective.gradient(move(batch, self.device), self.step, self.scaler)
+                self.objective.settle(batch, self.step, self.scaler)
+                torch.manual_seed(hash((self.config.seed, self.step, dist.rank())) % 2**63)
+                terms = self.objective.gradient(batch, self.step, self.scaler)
                 norm = self.update(rate)
             except torch.cuda.OutOfMemoryError as error:
                 raise TrainingError(f"step {self.step + 1}: out of GPU memory. {what_would_fit(self.config, dist.world_size())}") from error
@@ -190,8 +202,11 @@ class Trainer:
             if self.step % self.config.train.log_steps == 0 or self.step == self.steps:
                 self.log(epoch, terms, rate, norm, window)
                 window.clear()
-            if self.step % self.config.train.checkpoint_steps == 0 and self.step % self.steps_per_epoch:
+            told = stop()
+            if told or (self.step % self.config.train.checkpoint_steps == 0 and self.step % self.steps_per_epoch):
                 self.save()
+            if told:
+                self.stop.obey()
 
     def update(self, rate: float) -> float:
         """One optimizer step at `rate`; returns the gradient's norm. A step with NaN or Inf is left out."""
@@ -211,13 +226,16 @@ class Trainer:
             step_s = window["step_s"] / window["n"]
             self.run.log({"kind": "step", "step": self.step, "steps": self.steps, "epoch": epoch + 1,
                           "loss": values.sum().item(), **dict(zip(terms, values.tolist(), strict=True)), "lr": rate,
+                          "lr_heads": rate * self.config.optim.heads_multiplier,
                           "grad_norm": norm, "scale": self.scaler.get_scale(), "skipped": self.skipped, "bad": self.bad,
                           "data_s": window["data_s"] / window["n"], "step_s": step_s,
-                          "clips_per_s": window["clips"] / window["step_s"], "eta_s": (self.steps - self.step) * step_s})
+                          "clips_per_s": window["clips"] / window["step_s"], "eta_s": (self.steps - self.step) * step_s,
+                          **({"memory_gib": torch.cuda.max_memory_allocated() / 2**30} if self.device.type == "cuda" else {})})
 
     def validate(self) -> None:
         metrics, rows, prompts_KE = evaluate(self.model, self.validation)
         score = metrics[self.validation.best]
+        self.validated = self.step
         better = self.best is None or self.best["step"] == 0 or score > self.best["metrics"][self.validation.best]
         if better:
             self.best = {"step": self.step, "metrics": metrics}
@@ -226,7 +244,7 @@ class Trainer:
                           "epoch": self.step // self.steps_per_epoch, "best": better, **metrics})
             if better:
                 weights.save(self.model, self.run.checkpoints / "best.pt", step=self.step, metrics=metrics)
-                self.run.write_rows(self.section, rows, prompts_KE)
+                self.validation.keep(self.run, self.section, rows, prompts_KE)
         dist.barrier()
 
 

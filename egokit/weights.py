@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from egokit import checkpoints
 from egokit.checkpoints import WeightsError
-from egokit.config import ModelConfig
+from egokit.config import RANDOM, ModelConfig
 from egokit.model import EgoVLP
 from egokit.names import our_keys, rename
 from egokit.resolve import build
@@ -165,7 +165,8 @@ def export(model: EgoVLP, path: str | Path) -> None:
 
 
 def fresh(config: ModelConfig, tokenizer: str, seed: int, vit: str = "", roberta: str = "") -> EgoVLP:
-    """A model at the start of pre-training: seeded, then ViT-B/16 and RoBERTa weights where named."""
+    """A model at the start of pre-training: seeded, then ViT-B/16 and RoBERTa weights where named ("random": none)."""
+    vit, roberta = ("" if source == RANDOM else source for source in (vit, roberta))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = EgoVLP(config, tokenizer)

@@ -11,6 +11,14 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_terminal_summary(terminalreporter):
+    """A test that did not run must not look passed."""
+    left_out = terminalreporter.stats.get("skipped", [])
+    for why in sorted({str(report.longrepr[2]) for report in left_out}):
+        count = sum(str(report.longrepr[2]) == why for report in left_out)
+        terminalreporter.write_line(f"{count} TESTS DID NOT RUN. {why}", red=True, bold=True)
+
+
 @pytest.fixture(scope="session")
 def project(tmp_path_factory):
     """A project folder: this one's params and notebooks, a tiny prepared data set, its own outputs."""
@@ -48,6 +56,32 @@ SMALL = "data.limit=24 train.epochs=1 train.batch_size=8 launch.processes=1 trai
 MODEL = "model.width=32 model.heads=2 model.depth=2 model.fused=1 model.projection=linear16"
 
 
+def opened(config):
+    """A model with open gates and random weights, so that every score depends on everything."""
+    import torch
+
+    from egokit import train
+    model = train.initial_model(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("gate"):
+                parameter.fill_(0.7)
+            elif parameter.dim() > 1:
+                parameter.mul_(2)
+    return model
+
+
+@pytest.fixture(scope="session")
+def checkpoint(project):
+    """What recipes of the run "random" start from."""
+    from egokit import weights
+    from egokit.resolve import resolve
+    path = project / "outputs/02_pretrain/random/checkpoints/best.pt"
+    path.parent.mkdir(parents=True)
+    weights.save(opened(resolve("toy/pretrain", "tiny", MODEL)), path)
+    return path
+
+
 @pytest.fixture
 def copied(project, tmp_path):
     """(config -> the same on a copy of the tiny data set that may be damaged, the copy's root)."""
@@ -76,3 +110,10 @@ def rarest(table) -> str:
     """The video with the fewest rows of an EgoClipTable."""
     import numpy as np
     return table.videos[np.bincount(table.columns["video_uid"]).argmin()]
+
+
+def board_of(run) -> dict[str, list[tuple[int, float]]]:
+    """TensorBoard's points of a run, read by TensorBoard: {name: [(step, value), ...]}, none thinned out."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    read = EventAccumulator(str(run.path), size_guidance={"scalars": 0}).Reload()
+    return {name: [(point.step, point.value) for point in read.Scalars(name)] for name in read.Tags()["scalars"]}

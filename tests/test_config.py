@@ -29,6 +29,8 @@ def test_round_trip(project):
     ("train.epochs=many", "train.epochs.*expected int.*'many'"),
     ("train.epochs=1.5", "train.epochs.*expected int"),
     ("train.precision=fp8", "train.precision.*'fp8'.*fp16"),
+    ("train.retrieval_loss=max-margin", "train.retrieval_loss.*'max-margin'.*did you mean 'max_margin'"),
+    ("evaluate.dual_softmax=-1", "evaluate.dual_softmax.*expected 0 or more"),
     ("task=egomqc", "task.*'egomqc'.*did you mean 'egomcq'|did you mean"),
     ("train=3", "train.*expected a section"),
     ("epochs", "section.key=value"),

@@ -55,11 +55,14 @@ def test_gradient_of_ranks_equals_one_process(project, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["toy/pretrain", "toy/ek100_finetune", "toy/charades_finetune"])
+@pytest.mark.parametrize("recipe", ["toy/pretrain", "toy/ek100_finetune", "toy/charades_finetune",
+                                    "toy/ek100_finetune train.retrieval_loss=symmetric_multi_similarity"])
 def test_gradient_of_micro_batches_equals_the_batches(project, tmp_path, recipe):
-    """Gradient caching is exact: 1 and 2 ranks, whose shares of 6 and 5 make as many micro-batches or not."""
-    one = gradients(tmp_path / "1", project, 1, recipe, [0, 1, 3])
-    two = gradients(tmp_path / "2", project, 2, recipe, [1, 3, 5, 6])
-    for world, found in ((1, one), (2, two)):
+    """Gradient caching is exact: 1, 2 and 4 ranks, whose shares (6 and 5; 3, 3, 3 and 2) make as many micro-batches or not."""
+    recipe, *overrides = recipe.split()
+    one = gradients(tmp_path / "1", project, 1, recipe, [0, 1, 3], *overrides)
+    two = gradients(tmp_path / "2", project, 2, recipe, [1, 3, 5, 6], *overrides)
+    four = gradients(tmp_path / "4", project, 4, recipe, [1, 2], *overrides)
+    for world, found in ((1, one), (2, two), (4, four)):
         for micro_batch, got in found.items():
             assert_same(got, one[0], (world, micro_batch))

@@ -21,6 +21,15 @@ def test_a_run_of_the_published_recipe_and_others(tmp_path, capsys):
         "checkpoint other.pt (000000000000), published of EgoVLPv2_smallproj.pth", "evaluated in bf16"]
     assert found["03_ek100/tuned", "EK-100 MIR mAP, fine-tuned"].recipe == []
     assert found["03_ek100/older", "EK-100 MIR mAP, fine-tuned"].recipe == ["its recipe is not recorded"]
+    Run(tmp_path / "03_ek100" / "other").write_metrics("finetune", REAL | {
+        "action": "train", "samples": 9668, "init": "EgoVLPv2_smallproj.pth", "mAP": 48.0, "mAP_dual_softmax": 50.0,
+        "dual_softmax_temperature": 0.01, "retrieval_loss": "symmetric_multi_similarity"})
+    plain, dual = [entry for entry in ledger.entries(tmp_path) if entry.run == "03_ek100/other"]
+    trained = ["fine-tuned here from EgoVLPv2_smallproj.pth", "loss symmetric_multi_similarity, published with max_margin"]
+    assert (plain.value, plain.recipe) == (48.0, trained) and (dual.value, dual.result.published) == (50.0, 47.3)
+    assert dual.recipe == ["dual softmax over the whole test set (temperature 0.01), published without", *trained]
+    table = tables.table([(entry.result, Run(tmp_path / "03_ek100" / "other").metrics()) for entry in (plain, dual)])
+    assert table.data["published, real data"].isna().tolist() == [False, True], "no number is published of this"
     cli.main(["ledger", "--outputs", str(tmp_path)])
     said = capsys.readouterr().out
     assert "91.0      90.5        -0.5\n    the published recipe" in said

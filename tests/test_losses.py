@@ -36,6 +36,45 @@ def test_max_margin_equals_its_formula():
     assert losses.max_margin(s, w).item() == pytest.approx(sum(terms) / len(terms), rel=1e-5)
 
 
+def relevancies(B, seed=2):
+    """(B, B) as EK-100's: few values, an own pair that need not be the most relevant, not symmetric."""
+    c = torch.tensor([0.0, 0.25, 0.5, 1.0])[torch.randint(4, (B, B), generator=torch.Generator().manual_seed(seed))]
+    return c + 1e-7 * drawn(B, B, seed=3)  # equal but for rounding
+
+
+def test_symmetric_multi_similarity_equals_its_formula():
+    s, c, terms, cases = drawn(7, 7).tanh(), relevancies(7), [], set()
+    for matrix, grades in ((s.tolist(), c.tolist()), (s.T.tolist(), c.T.tolist())):
+        for i in range(7):
+            for j in range(7):
+                if i != j:
+                    d = grades[i][i] - grades[i][j]
+                    m = 0.6 * d - (matrix[i][i] - matrix[i][j])
+                    case = "equal" if abs(d) < 1e-3 else "less" if d > 0 else "more"
+                    terms.append(max(0.0, {"less": m, "equal": abs(m) - 0.1, "more": -m}[case]))
+                    cases.add((case, terms[-1] > 0))
+    assert cases == {(case, paid) for case in ("less", "equal", "more") for paid in (False, True)}, "every branch is taken"
+    assert losses.symmetric_multi_similarity(s, c).item() == pytest.approx(sum(terms) / len(terms), rel=1e-5)
+
+
+def test_symmetric_multi_similarity_pushes_similarities_apart_as_relevancies_are():
+    s, c = drawn(6, 6).tanh().requires_grad_(True), relevancies(6)
+
+    def loss(similarity):
+        return losses.symmetric_multi_similarity(similarity, c, 0.5, 0.2)
+
+    loss(s).backward()
+    for i in range(6):
+        for j in range(6):
+            step = torch.zeros(6, 6)
+            step[i, j] = 1e-3
+            with torch.no_grad():
+                slope = (loss(s + step) - loss(s - step)) / 2e-3
+            assert s.grad[i, j].item() == pytest.approx(slope.item(), abs=2e-4)
+    best = (0.5 * c).requires_grad_(True)  # differences of similarities are those of relevancies, times the margin
+    assert losses.symmetric_multi_similarity(best, c, 0.5, 0.0).item() == pytest.approx(0, abs=1e-6)
+
+
 def test_positives_share_a_verb_and_a_noun():
     verbs, nouns = torch.eye(3)[[0, 0, 1]], torch.tensor([[1.0, 1], [0, 1], [0, 1]])
     assert losses.positives(verbs, nouns).tolist() == [[True, True, False], [True, True, False], [False, False, True]]

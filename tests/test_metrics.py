@@ -26,6 +26,38 @@ def test_charades_equals_the_original():
     assert metrics.charades(expected["scores"], expected["targets"])["mAP"] == pytest.approx(expected["mAP"], rel=1e-9)
 
 
+def test_charades_classes_that_do_not_occur_and_videos_without_labels():
+    """Both are in the original's figures: 1 of 11 classes, 6 of 40 videos."""
+    expected = figures("A_metrics")["charades"]
+    scores, targets = np.array(expected["scores"]), np.array(expected["targets"])
+    absent, unlabelled = targets.sum(0) == 0, targets.sum(1) == 0
+    assert absent.sum() == 1 and unlabelled.sum() == 6
+    assert np.array_equal(np.isnan(metrics.each_class(scores, targets)), absent)
+    scores[unlabelled] = 1e6 * np.random.default_rng(0).standard_normal((6, 11))  # they come last, whatever the model says
+    assert metrics.charades(scores, targets)["mAP"] == pytest.approx(expected["mAP"], rel=1e-9)
+
+
+def test_dual_softmax_equals_its_formula():
+    """Every direction with its own: an item's similarity to a query, times the query's share among all queries of that item."""
+    rng = np.random.default_rng(0)
+    similarity, relevancy = rng.random((12, 7)).astype(np.float32), np.round(rng.random((12, 7)) ** 3 * 4) / 4
+    expected = {}
+    for name, s, r in (("V2T", similarity, relevancy), ("T2V", similarity.T, relevancy.T)):
+        again = np.array([[s[q, i] * np.exp(s[q, i] / 0.05) / sum(np.exp(s[other, i] / 0.05) for other in range(len(s)))
+                           for i in range(s.shape[1])] for q in range(len(s))])
+        assert np.allclose(metrics.dual_softmax(s, 0.05), again)
+        expected |= {key: value for key, value in metrics.retrieval(*((again, r) if name == "V2T" else (again.T, r.T))).items()
+                     if key.endswith(name)}
+    got, plain = metrics.retrieval(similarity, relevancy, 0.05), metrics.retrieval(similarity, relevancy)
+    assert {key: got[key] for key in expected} == pytest.approx(expected) and got["mAP"] != plain["mAP"]
+    assert got["nDCG"] == pytest.approx((expected["nDCG_V2T"] + expected["nDCG_T2V"]) / 2)
+
+
+def test_dual_softmax_at_a_low_temperature_still_ranks_everything():
+    similarity = np.linspace(0.2, 0.9, 40, dtype=np.float32).reshape(20, 2)
+    assert len(np.unique(metrics.dual_softmax(similarity, 0.005)[:, 0])) == 20
+
+
 def test_egomcq_equals_the_original():
     expected = figures("A_metrics")["egomcq"]
     ours = metrics.egomcq(expected["scores"], expected["labels"], expected["types"])

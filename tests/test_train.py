@@ -2,6 +2,7 @@
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -11,10 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import MODEL, ROOT, rarest
+from conftest import MODEL, ROOT, board_of, rarest
 
 import egokit
-from egokit import checkpoints, launch
+from egokit import checkpoints, job, launch, look
+from egokit.config import LaunchConfig
 from egokit.resolve import ConfigError, outputs_folder
 from egokit.runs import Run
 
@@ -24,11 +26,11 @@ def run(project, request):
     return Run(outputs_folder() / "tests" / request.node.name.replace("[", "-").replace("]", ""))
 
 
-def wait_for(condition, seconds=120):
+def wait_for(condition, seconds=120, pause=0.02):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.02)
+        time.sleep(pause)
 
 
 @pytest.mark.slow
@@ -40,7 +42,7 @@ def test_two_ranks_train_and_a_second_submit_attaches(resolve, run):
     assert metrics["processes"] == 2 and metrics["steps"] == 6 and metrics["samples"] == 24 * 5
     steps = [event for event in run.read_log() if event["kind"] == "step"]
     assert [event["step"] for event in steps] == [1, 2, 3, 4, 5, 6]
-    assert {"egonce", "mlm", "itm", "lr", "grad_norm", "data_s", "step_s", "clips_per_s", "eta_s"} <= steps[0].keys()
+    assert {"egonce", "mlm", "itm", "lr", "lr_heads", "grad_norm", "data_s", "step_s", "clips_per_s", "eta_s"} <= steps[0].keys()
     assert steps[-1]["loss"] < steps[0]["loss"] and steps[0]["lr"] < config.optim.lr
     assert len([event for event in run.read_log() if event["kind"] == "validation"]) == 3
     assert (handle.folder / "code/egokit/train.py").exists() and checkpoints.find(run.path).name == "best.pt"
@@ -58,37 +60,122 @@ def essential(run):
     return [{key: event[key] for key in kept if key in event} for event in run.read_log()]
 
 
+def parts(run):
+    return [*run.checkpoints.glob(".*.part.pt")]
+
+
 @pytest.mark.slow
-def test_killed_and_restarted_ends_with_the_same_bits(resolve, project, run):
-    """kill -9 at random moments, checkpoint writing included: weights and log equal an uninterrupted run's."""
-    config = resolve(overrides=f"{MODEL} model.dropout=0.1 train.epochs=3 train.checkpoint_steps=1 train.batch_size=4")
+def test_killed_20_times_and_restarted_ends_with_the_same_bits(resolve, project, run):
+    """kill -9 at random moments, starting up and writing a checkpoint included: weights and log equal an uninterrupted run's."""
+    config = resolve(overrides=f"{MODEL} model.dropout=0.1 train.epochs=20 train.checkpoint_steps=1 train.batch_size=4 "
+                               "train.evaluate_epochs=4")
     straight = Run(run.path / "straight")
     egokit.submit(config, straight, "train", "pretrain").wait(progress=False)
-    broken, dice, kills = Run(run.path / "broken"), random.Random(0), 0
-    for _ in range(4):
+    broken, dice, torn = Run(run.path / "broken"), random.Random(0), 0
+    for kill in range(20):
         handle = egokit.submit(config, broken, "train", "pretrain")
-        seen = len(broken.read_log())
-        wait_for(lambda handle=handle, seen=seen: len(broken.read_log()) > seen or not handle.alive())
-        time.sleep(dice.random() * 0.4)
-        if handle.alive():
-            for process in launch.processes(handle.folder):
-                os.kill(process, signal.SIGKILL)
-            kills += 1
-            wait_for(lambda handle=handle: not handle.alive())
-    assert kills >= 2
+        if kill % 4 == 0:
+            time.sleep(dice.random() * 4)
+        else:
+            seen = len(broken.read_log())
+            wait_for(lambda handle=handle, seen=seen: len(broken.read_log()) > seen or not handle.alive())
+            if kill % 4 == 1:
+                wait_for(lambda handle=handle: parts(broken) or not handle.alive(), pause=0)
+            else:
+                time.sleep(dice.random() * 0.3)
+        killed = launch.processes(handle.folder)
+        assert killed, "the run ended before it had been killed 20 times: give it more epochs"
+        for process in killed:
+            os.kill(process, signal.SIGKILL)
+        wait_for(lambda handle=handle: not handle.alive())
+        torn += len(parts(broken)) > 0
+    assert torn  # at least once in the middle of a write
     egokit.submit(config, broken, "train", "pretrain").wait(progress=False)
+    assert essential(broken) == essential(straight)
     expected, got = weights_of(straight), weights_of(broken)
     assert all(torch.equal(expected[key], got[key]) for key in expected)
-    assert essential(broken) == essential(straight)
+    logged = [(event["step"], pytest.approx(event["loss"])) for event in broken.read_log() if event["kind"] == "step"]
+    assert board_of(broken)["loss/loss"] == logged
     assert sorted(path.name for path in broken.checkpoints.iterdir()) == sorted(path.name for path in straight.checkpoints.iterdir())
+
+
+def ranks(handle) -> dict[int, int]:
+    """Rank -> process, of a local job."""
+    found = {}
+    for process in launch.processes(handle.folder):
+        for setting in Path("/proc", str(process), "environ").read_bytes().split(b"\0"):
+            if setting.startswith(b"SUBMITIT_LOCAL_GLOBALID="):
+                found[int(setting.partition(b"=")[2])] = process
+    return found
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_rank_saves_and_requeues_the_job(resolve, project, run):
+    """No step is computed twice, and the result is an uninterrupted run's, to the bit."""
+    config = resolve(overrides=f"{MODEL} model.dropout=0.1 train.epochs=3 train.batch_size=2 train.evaluate_epochs=3 launch.processes=2")
+    straight, stopped = Run(run.path / "straight"), Run(run.path / "stopped")
+    egokit.submit(config, straight, "train", "pretrain").wait(progress=False)
+    handle = egokit.submit(config, stopped, "train", "pretrain")
+    wait_for(lambda: any(event["kind"] == "step" for event in stopped.read_log()))
+    os.kill(ranks(handle)[1], signal.SIGUSR2)
+    wait_for(lambda: checkpoints.latest(stopped.checkpoints).stem != "step-0000000")
+    stop = int(checkpoints.latest(stopped.checkpoints).stem.rpartition("-")[2])
+    assert stop % 12 and max(event["step"] for event in stopped.read_log()) == stop
+    handle.wait(progress=False)
+    assert essential(stopped) == essential(straight)
+    expected, got = weights_of(straight), weights_of(stopped)
+    assert all(torch.equal(expected[key], got[key]) for key in expected)
+    said = (handle.folder / "submitit" / f"{handle.job()['job_id']}_0_log.out").read_text()
+    assert said.count("plan: ") == 2 and said.count("stopped by SIGUSR2, after a checkpoint") == 1
+
+
+def test_a_signal_is_passed_on_after_the_checkpoint(resolve, run, monkeypatch):
+    from egokit import tasks
+    from egokit.train import Trainer, train
+    config = resolve(overrides=f"{MODEL} train.batch_size=4")
+    heard = []
+    before = signal.signal(signal.SIGUSR2, lambda *_: heard.append(checkpoints.latest(run.checkpoints).name))
+    log = Trainer.log
+    monkeypatch.setattr(Trainer, "log", lambda self, *given: (log(self, *given), self.step == 2 and signal.raise_signal(signal.SIGUSR2)))
+    try:
+        with pytest.raises(SystemExit, match=r"^0$"):
+            train(config, tasks.make(config), run, "pretrain", torch.device("cpu"))
+        assert heard == ["step-0000003.pt"]
+        signal.raise_signal(signal.SIGUSR2)
+        assert len(heard) == 2  # the job's own handler is back
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(resolve, run):
+    """As the kernel refuses to write on: a limit on the size of files stands for a disk that is full."""
+    from egokit import tasks
+    from egokit.train import train
+    config = resolve(overrides=f"{MODEL} train.epochs=2")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    start = Run(run.path / "start")
+    train(resolve(overrides=f"{MODEL} train.epochs=0"), tasks.make(config), start, "pretrain", torch.device("cpu"))
+    weights_alone = checkpoints.latest(start.checkpoints).stat().st_size
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2 * weights_alone, before[1]))  # the optimizer's moments don't fit
+        with pytest.raises(egokit.WeightsError, match=r"step-0000003.pt could not be written .*MiB are needed.*before is whole.*run again"):
+            train(config, tasks.make(config), run, "pretrain", torch.device("cpu"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in sorted(run.checkpoints.iterdir())] == ["best.pt", "step-0000000.pt"]
+    assert checkpoints.read(run.checkpoints / "step-0000000.pt")["step"] == 0
+    train(config, tasks.make(config), run, "pretrain", torch.device("cpu"))
+    straight = Run(run.path / "straight")
+    train(config, tasks.make(config), straight, "pretrain", torch.device("cpu"))
+    assert essential(run) == essential(straight)
 
 
 @pytest.mark.slow
 def test_a_failing_job_tells_why(resolve, project, run):
     config = resolve(overrides=f"{MODEL} data.tokens=70 model.positions=8")
     with pytest.raises(launch.JobFailed, match=r"(?s)ended without a result.*but the model has 6 positions"):
-        egokit.submit(config, run, "train", "pretrain").wait(progress=False)
-    assert launch.Handle(run, "pretrain").state() == "failed"
+        look.watch(egokit.submit(config, run, "train", "pretrain"))
+    assert launch.Handle(run, "pretrain").state() == "failed" and (run.path / "figures/curves.png").exists()
 
 
 @pytest.mark.slow
@@ -110,6 +197,21 @@ def test_wrong_starts_are_said_before_a_job(resolve, run):
         egokit.submit(resolve("toy/egomcq", run="never"), run, "evaluate")
     with pytest.raises(ValueError, match="expected one of train"):
         egokit.submit(resolve(), run, "trian")
+    with pytest.raises(ConfigError, match=r"site.vit of site 'tiny' is '': .*no init.*write random"):
+        egokit.submit(resolve(overrides="site.vit="), run, "train")
+    with pytest.raises(ConfigError, match=r"site.roberta .*nowhere', which does not exist"):
+        egokit.submit(resolve(overrides="site.roberta=./nowhere"), run, "train")
+    assert not (run.path / "jobs").exists()
+
+
+def test_the_processes_must_be_those_of_the_config():
+    launched = LaunchConfig(nodes=2, processes=4)
+    job.expect_processes(launched, 8)
+    with pytest.raises(RuntimeError, match=r"^1 process was started, but launch.nodes=2 x launch.processes=4 is 8"):
+        job.expect_processes(launched, 1)
+    job.expect_own_gpus([("a", "0"), ("a", "1"), ("b", "0")])
+    with pytest.raises(RuntimeError, match=r"^ranks 0, 2 share one GPU of a: .*gpus_per_task: 1"):
+        job.expect_own_gpus([("a", "0"), ("a", "1"), ("a", "0")])
 
 
 def test_a_resumed_recipe_must_be_the_same(resolve, run):

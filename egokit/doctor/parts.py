@@ -10,6 +10,7 @@ import numpy as np
 
 from egokit import documents, relevancy
 from egokit import frames as video
+from egokit.config import RANDOM
 from egokit.doctor.finding import Checks, Finding
 from egokit.egoclip_table import EgoClipTable
 from egokit.prep.video import SetupError, ffmpeg
@@ -41,7 +42,7 @@ class Examination(Checks):
         except FileNotFoundError as error:
             yield Finding(part, f"tokenizer {self.site.tokenizer}", "missing", str(error).splitlines()[0], self.fix("tokenizer"))
         for name, source in (("site.vit", self.site.vit), ("site.roberta", self.site.roberta)):
-            if source:
+            if source and source != RANDOM:
                 local = Path(source).expanduser().exists()
                 said = "found" if local else "no file: taken as a name, downloaded at the first use"
                 yield Finding(part, f"{name}: {source}", "ok" if local else "note", said)

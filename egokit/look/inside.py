@@ -65,14 +65,14 @@ def fusion(model, frames_TCHW, text: str, run: Run | None = None):
 
 def features(run: Run, count: int = 3):
     """EgoMQ features: cosine similarity of every moment of a clip with every other."""
-    import torch
+    from egokit.tasks.mq import stored
     plt = pyplot()
     clips = json.loads((run.path / "features" / "manifest.json").read_text())
     picked = clips["clips"][:count]
     figure, axes = plt.subplots(1, len(picked), figsize=(5 * len(picked), 4.4), squeeze=False, layout="constrained")
     for axis, clip in zip(axes[0], picked, strict=True):
-        x = torch.load(run.path / "features" / f"{clip['clip_uid']}.pt", weights_only=True)
-        x = (x / x.norm(dim=1, keepdim=True)).numpy()
+        x = stored(run.path / "features" / f"{clip['clip_uid']}.{clips['format']}")
+        x = x / np.linalg.norm(x, axis=1, keepdims=True)
         length = clip["stop"] - clip["start"]
         image = axis.imshow(x @ x.T, extent=(0, length, length, 0), cmap="cividis", vmin=-0.2, vmax=1)
         axis.set(xlabel="time (s)", ylabel="time (s)", title=f"{clip['split']}: {len(x)} features of {length:.0f} s")

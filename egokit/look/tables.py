@@ -1,21 +1,22 @@
 """Numbers and files as tables."""
 from __future__ import annotations
 
-from egokit.published import RESULTS
+from egokit.published import DUAL_SOFTMAX, RESULTS
 from egokit.runs import Run
 
 
 def results(run: Run):
     """Table of a run's metrics: chance, this run and the number published for the real data set."""
     metrics = run.metrics()
-    return table([(result, metrics) for result in RESULTS if result.notebook == run.path.parent.name and result.section in metrics])
+    return table([(result, metrics) for result in RESULTS
+                  if result.notebook == run.path.parent.name and result.metric in metrics.get(result.section, {})])
 
 
 def table(found: list[tuple]):
     """(Result, metrics.json) pairs as a styled DataFrame; every number in %."""
     import pandas as pd
-    rows = [(result.name, metrics.get("chance", {}).get(result.chance), metrics[result.section].get(result.metric), result.published)
-            for result, metrics in found]
+    rows = [(result.name, metrics.get("chance", {}).get(result.chance), metrics[result.section].get(result.metric),
+             None if result.metric.endswith(DUAL_SOFTMAX) else result.published) for result, metrics in found]
     frame = pd.DataFrame(rows, columns=["benchmark (%)", "chance", "this run", "published, real data"])
     return frame.style.format(precision=1, na_rep="–").hide(axis="index")
 

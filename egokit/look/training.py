@@ -1,4 +1,4 @@
-"""What goes into training and what comes out of it: samples, narrations, curves."""
+"""What goes into training: samples and narrations."""
 from __future__ import annotations
 
 from pathlib import Path
@@ -22,29 +22,6 @@ def batch(task, run: Run | None = None, count: int = 4, split: str = "train"):
         axis.set_visible(True)
         frame(axis, strip(item["video"]), item.get("text", ""))
     return finish(figure, run, "batch")
-
-
-def curves(run: Run):
-    """Loss terms over steps, and validation metrics over epochs."""
-    plt = pyplot()
-    events = run.read_log()
-    steps = [event for event in events if event["kind"] == "step"]
-    checks = [event for event in events if event["kind"] == "validation"]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4), layout="constrained")
-    known = {"kind", "step", "steps", "epoch", "lr", "grad_norm", "scale", "skipped", "data_s", "step_s", "clips_per_s", "eta_s", "time"}
-    for name in [key for key in (steps[0] if steps else {}) if key not in known and key != "loss"]:
-        left.plot([event["step"] for event in steps], [event[name] for event in steps], label=name)
-    left.set(xlabel="step", ylabel="loss term", title="training" if steps else "no training steps (epochs: 0)")
-    if steps:
-        left.legend()
-    names = [key for key in (checks[0] if checks else {}) if key not in known | {"best", "samples", "seconds"} and "2" not in key]
-    names = [key for key in names if not key.startswith(("dual_", "fusion_"))] or names
-    for name in names:
-        right.plot([event["step"] for event in checks], [event[name] for event in checks], marker="o", label=name.replace("_", " "))
-    right.set(xlabel="step", ylabel="%", title="validation", ylim=(0, 100))
-    if names:
-        right.legend()
-    return finish(figure, run, "curves")
 
 
 def narrations(config, run: Run | None = None, count: int = 8):

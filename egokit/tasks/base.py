@@ -11,6 +11,7 @@ from egokit import dist, frames, transforms
 from egokit.config import Config
 from egokit.language import load_tokenizer
 from egokit.microbatch import by_micro_batches
+from egokit.runs import Run
 
 
 class Task:
@@ -55,6 +56,14 @@ class Task:
     def tables(self) -> list[Path]:
         """Annotation files that the metrics depend on."""
         return []
+
+    def recipe(self, trained: bool) -> dict:
+        """For metrics.json: choices of the config, beyond every task's, by which its numbers differ from the published recipe's."""
+        return {}
+
+    def keep(self, run: Run, section: str, rows: dict[str, np.ndarray], prompts_KE: np.ndarray | None) -> None:
+        """What an evaluation leaves in the run folder beside its metrics."""
+        run.write_rows(section, rows, prompts_KE)
 
     def chance(self) -> dict[str, float]:
         """What random scores give on the same labels."""

@@ -9,6 +9,7 @@ from torch import Tensor
 from egokit import clips, losses, metrics, sampling
 from egokit.loading import Samples
 from egokit.model import similarity
+from egokit.runs import Run, write_text
 from egokit.tables import charades_classes, charades_videos, read_metadata
 from egokit.tasks.base import Task, cosine
 from egokit.transforms import normalise
@@ -82,6 +83,17 @@ class CharadesEgo(Task):
     def scores(self, rows: dict[str, np.ndarray], prompts_KE: np.ndarray) -> np.ndarray:
         """(videos, classes) cosine"""
         return cosine(rows["video"], prompts_KE)
+
+    def keep(self, run: Run, section: str, rows: dict[str, np.ndarray], prompts_KE: np.ndarray) -> None:
+        """Also submission-<section>.txt, as the data set's own evaluation script reads it: a video and its classes' scores a line.
+
+        Columns are in the order of class numbers, digits as many as tell float32 numbers apart.
+        """
+        super().keep(run, section, rows, prompts_KE)
+        columns = np.argsort([int(name[1:]) for name in self.classes])
+        write_text(run.path / f"submission-{section}.txt", "".join(
+            f"{uid} {' '.join(f'{score:.9g}' for score in line)}\n"
+            for uid, line in zip(self.ids, self.scores(rows, prompts_KE)[:, columns], strict=True)))
 
     def tables(self) -> list[Path]:
         return [self.need(*FOLDER, name) for name in ("CharadesEgo_v1_test_only1st.csv", "Charades_v1_classes.txt")]

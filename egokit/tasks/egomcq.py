@@ -1,7 +1,8 @@
 """EgoMCQ: which of five clips does a narration describe? Source: EgoVLP (arXiv 2206.01670), section 5.
 
 Every distinct clip is read and encoded once. The fusion score needs a pass for each pair of question and clip, but the
-unfused half of the video depends on the clip alone: it is computed once and serves all its questions.
+unfused half of the video depends on the clip alone: it is computed once and serves all the clip's questions, which come
+with their clip, so that only one batch of clips is in memory.
 """
 from __future__ import annotations
 
@@ -9,7 +10,6 @@ import collections
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from egokit import clips, documents, metrics, sampling
 from egokit.documents import CHOICES
@@ -17,8 +17,6 @@ from egokit.loading import Samples
 from egokit.model import similarity
 from egokit.tasks.base import Task
 from egokit.transforms import normalise
-
-PAIRS = 64  # question-and-clip pairs that go through the fused layers together
 
 
 def clip_key(clip: dict) -> tuple:
@@ -68,18 +66,29 @@ class EgoMCQ(Task):
         """Rows of question-and-choice pairs: 'index' = question * 5 + choice, 'dual' cosine, 'fusion' probability."""
         frames = normalise(batch["video"])
         video_BE, trunk = model.embed_video(frames), model.fusion_trunk(frames)
-        pairs = [(b, pair) for b, clip in enumerate(batch["index"].tolist()) for pair in self.pairs_of[clip]]
+        # by question: those of a batch's clips that share one are neighbours, and so its text is encoded once for them
+        pairs = sorted((pair, b) for b, clip in enumerate(batch["index"].tolist()) for pair in self.pairs_of[clip])
         rows: dict[str, list] = {"index": [], "dual": [], "fusion": []}
-        for at in range(0, len(pairs), PAIRS):
-            some = pairs[at:at + PAIRS]
-            own = torch.tensor([b for b, _ in some], device=frames.device)
-            tokens = model.tokens([self.texts[pair // CHOICES] for _, pair in some], self.config.data.evaluation_tokens)
-            text_PE = model.embed_text(tokens)
-            states = model.fuse(trunk[own], model.text_trunk(tokens), tokens["attention_mask"], frames.shape[1], "itm")
+        size = self.config.evaluate.batch_size
+        for at in range(0, len(pairs), size):
+            index, own = np.array(pairs[at:at + size]).T
+            questions, asked = np.unique(index // CHOICES, return_inverse=True)
+            tokens = model.tokens([self.texts[q] for q in questions], self.config.data.evaluation_tokens)
+            states = model.fuse(trunk[own], model.text_trunk(tokens)[asked], tokens["attention_mask"][asked], frames.shape[1], "itm")
             rows["fusion"].append(model.itm_from_states(*states).float().softmax(-1)[:, 1].cpu().numpy())
-            rows["dual"].append(similarity(text_PE, video_BE)[torch.arange(len(some)), own].cpu().numpy())
-            rows["index"].append(np.array([pair for _, pair in some]))
-        return {key: np.concatenate(parts) for key, parts in rows.items()}
+            rows["dual"].append(similarity(model.embed_text(tokens), video_BE).cpu().numpy()[asked, own])
+            rows["index"].append(index)
+        return self.finite({key: np.concatenate(parts) for key, parts in rows.items()})
+
+    def finite(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The rows, or an error: of scores that are not numbers, the first would be taken for the highest."""
+        for name in ("dual", "fusion"):
+            for place in np.flatnonzero(~np.isfinite(rows[name]))[:1]:
+                q, c = divmod(int(rows["index"][place]), CHOICES)
+                uid, start, stop = clip_key(self.choices[q][c])
+                raise ValueError(f"question {q}, choice {c}: the {name} score is {rows[name][place]}, of {self.texts[q]!r} and clip {uid} "
+                                 f"{start:.2f}-{stop:.2f} s (evaluate.precision {self.config.evaluate.precision})")
+        return rows
 
     def expected(self) -> int:
         """Rows that a complete evaluation has."""

@@ -1,9 +1,11 @@
 """EK-100 multi-instance retrieval, zero-shot and fine-tuned. Source: EPIC-KITCHENS-100 (arXiv 2006.13256), section 4.5."""
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from egokit import clips, dist, losses, metrics, relevancy, sampling
@@ -46,7 +48,7 @@ class Actions(Samples):
                 raise ValueError(f"{self.relevancy.path}: clip {row.narration_id} has no sentence of a relevancy above "
                                  f"data.relevancy_threshold={data.relevancy_threshold}; delete the file, and 'egokit prep' makes it again")
             sentence = int(rng.choice(candidates))
-            item |= {"text": self.sentences.narration.iloc[sentence], "relevancy": float(relevancy_S[sentence])}
+            item |= {"text": self.sentences.narration.iloc[sentence], "sentence": sentence, "relevancy": float(relevancy_S[sentence])}
         return item
 
 
@@ -58,7 +60,11 @@ class EK100(Task):
         self.test = Actions(self, "test")
 
     def dataset(self, split: str) -> Actions:
-        return self.test if split == "test" else Actions(self, split)
+        return self.test if split == "test" else self.train
+
+    @functools.cached_property
+    def train(self) -> Actions:
+        return Actions(self, "train")
 
     def truth(self) -> np.ndarray:
         """(clips, sentences) relevancy of the test split."""
@@ -69,8 +75,14 @@ class EK100(Task):
 
     def loss(self, model, batch: dict, step: int) -> dict[str, Tensor]:
         video_BE, text_BE = self.embeddings(model, batch)
-        relevancy_B = dist.gather(batch["relevancy"].to(video_BE.device))
-        return {"max_margin": losses.max_margin(similarity(text_BE, video_BE), relevancy_B, self.config.train.margin)}
+        train, similarity_BB = self.config.train, similarity(text_BE, video_BE)
+        if train.retrieval_loss == "max_margin":
+            relevancy_B = dist.gather(batch["relevancy"].to(similarity_BB.device))
+            return {"max_margin": losses.max_margin(similarity_BB, relevancy_B, train.margin)}
+        clips_B, sentences_B = (dist.gather(batch[key].to(similarity_BB.device)).cpu().numpy() for key in ("index", "sentence"))
+        relevancy_BB = torch.from_numpy(self.train.relevancy.pairs(clips_B, sentences_B).T).to(similarity_BB.device)
+        return {"symmetric_multi_similarity": losses.symmetric_multi_similarity(
+            similarity_BB, relevancy_BB, train.similarity_margin, train.similarity_slack)}
 
     def score(self, model, batch: dict) -> dict[str, np.ndarray]:
         return {"index": batch["index"].numpy(force=True),
@@ -86,7 +98,16 @@ class EK100(Task):
                 relevancy.file(folder / "relevancy", "test")]
 
     def metrics(self, rows: dict[str, np.ndarray], prompts_KE: np.ndarray) -> dict[str, float]:
-        return metrics.retrieval(self.scores(rows, prompts_KE), self.truth())
+        """The benchmark's numbers; evaluate.dual_softmax adds its own under names of their own."""
+        scores, truth, temperature = self.scores(rows, prompts_KE), self.truth(), self.config.evaluate.dual_softmax
+        found = metrics.retrieval(scores, truth)
+        if temperature:
+            found |= {f"{name}_dual_softmax": value for name, value in metrics.retrieval(scores, truth, temperature).items()}
+        return found
+
+    def recipe(self, trained: bool) -> dict:
+        return ({"retrieval_loss": self.config.train.retrieval_loss} if trained else {}) | {
+            "dual_softmax_temperature": self.config.evaluate.dual_softmax}
 
     def chance(self) -> dict[str, float]:
         truth = self.truth()

@@ -1,0 +1,78 @@
+"""After a SLURM job has ended with an error: once more, or not?
+
+The batch script runs `python -m egokit.requeue FOLDER` (job.executor's trap), where FOLDER is the job's, jobs/<section>. A rank or
+a node that was lost is worth another try from the newest checkpoint; an error of the program's own comes again, and so does what
+kills a rank twice at one step. Signals before time limits and preemption are submitit's to answer, node failures Slurm's.
+"""
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+from egokit.runs import Run, write_text
+
+# what a rank says that lost another one
+LOST_PEER = ("Connection closed by peer", "Connection reset", "ConnectionError", "DistNetworkError", "Bypassing signal", "DistBackendError")
+
+
+def lost_peer(text: str) -> bool:
+    return any(mark in text for mark in LOST_PEER)
+
+
+def attempt() -> str:
+    """Names this start of the job; a job that is queued again keeps its number."""
+    job = os.environ.get("SLURM_JOB_ID") or os.environ["SUBMITIT_LOCAL_JOB_ID"]
+    return f"{job}-{os.environ.get('SLURM_RESTART_COUNT', 0)}"
+
+
+@contextlib.contextmanager
+def last_words(folder: Path, rank: int) -> Iterator[None]:
+    """Around a rank's work: keeps the error that ends it, for `decide`."""
+    try:
+        yield
+    except Exception:
+        write_text(folder / "failures" / f"{attempt()}-rank{rank}.txt", traceback.format_exc())
+        raise
+
+
+def decide(folder: Path, limit: int) -> tuple[bool, str]:
+    """(whether to queue the job again, why), by the last words of this attempt's ranks and the run's log; keeps the attempt in mind."""
+    history = folder / "failures.json"
+    before = json.loads(history.read_text()) if history.exists() else []
+    spec = json.loads((folder / "spec.json").read_text())
+    step = max((event.get("step", 0) for event in Run(spec["run"]).read_log()), default=0)
+    write_text(history, json.dumps([*before, {"attempt": attempt(), "step": step}], indent=1))
+    own = {path: text for path in sorted((folder / "failures").glob(f"{attempt()}-rank*.txt")) if not lost_peer(text := path.read_text())}
+    if own:
+        path, text = next(iter(own.items()))
+        return False, f"not requeued: {text.strip().splitlines()[-1]} ({path})"
+    if before and before[-1]["step"] == step:
+        return False, (f"not requeued: a rank was lost at step {step} for the second time, without a word of its own; look for "
+                       "'oom' in Slurm's records (sacct, dmesg), and at what is read at that step")
+    if len(before) >= limit:
+        return False, f"not requeued: {len(before) + 1} failures are more than launch.requeues={limit}"
+    return True, f"a rank or node was lost at step {step}: requeued, attempt {len(before) + 2}"
+
+
+def main(folder: str) -> None:
+    job, owner = os.environ["SLURM_JOB_ID"], Path(folder, "owner")
+    if owner.exists() and owner.read_text() != attempt():
+        return  # Slurm took this one's node for lost, and has queued the job again
+    state = subprocess.run(["squeue", "-h", "-j", job, "-o", "%T"], capture_output=True, text=True).stdout.strip()
+    if state != "RUNNING":  # cancelled, at its time limit, or requeued already
+        return
+    limit = json.loads(Path(folder, "spec.json").read_text())["config"]["launch"]["requeues"]
+    again, why = decide(Path(folder), limit)
+    print(f"egokit: {why}", file=sys.stderr, flush=True)
+    if again:
+        subprocess.run(["scontrol", "requeue", job], check=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

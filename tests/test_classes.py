@@ -1,0 +1,77 @@
+"""Pictures class by class: what they draw, read back from the figure."""
+import types
+
+import numpy as np
+import pytest
+
+from egokit import metrics
+from egokit.look import classes
+from egokit.runs import Run
+
+
+def drawn(axis):
+    """label -> (names, values) of a dot plot."""
+    names = [tick.get_text() for tick in axis.get_yticklabels()]
+    return {line.get_label(): dict(zip(names, line.get_xdata(), strict=False)) for line in axis.lines}
+
+
+def test_average_precisions_are_the_metrics_sorted_and_absent_classes_are_said(tmp_path):
+    rng = np.random.default_rng(0)
+    targets = (rng.random((60, 50)) < 0.2).astype(float)
+    targets[:, [4, 30]] = 0
+    task = types.SimpleNamespace(classes={f"c{k:03d}": f"doing {k}" for k in range(50)}, truth=lambda: targets,
+                                 scores=lambda rows, prompts_KE: rows["scores"])
+    run = Run(tmp_path)
+    scores = {name: much * targets + rng.normal(size=targets.shape) for name, much in {"zeroshot": 1, "finetune": 2}.items()}
+    for section, values in scores.items():
+        run.write_rows(section, {"scores": values})
+    figure = classes.average_precisions(task, run, "zeroshot", "finetune")
+    left, right = figure.axes
+    assert left.get_title() == "48 of 50 classes occur, 2 have no value"
+    for line, (section, values) in zip(left.lines, scores.items(), strict=True):
+        mean = metrics.charades(values, targets)["mAP"]
+        assert line.get_label() == f"{section}: mAP {mean:.1f}" and np.mean(line.get_ydata()) == pytest.approx(mean)
+    dots, expected = drawn(right), 100 * metrics.each_class(scores["finetune"], targets)
+    shown = [int(name.split()[1]) for name in dots["finetune"]]
+    assert len(shown) == 40 and not {4, 30} & set(shown) and [*dots["finetune"].values()] == sorted(dots["finetune"].values(), reverse=True)
+    assert expected[shown] == pytest.approx([*dots["finetune"].values()])
+    assert (tmp_path / "figures/average-precisions.png").stat().st_size > 10_000
+
+
+def test_accuracy_by_word(tmp_path):
+    """Verbs 0 and 1 and noun 7, one question without tags; tags as lists, and as the published file may have them."""
+    texts = ["#C C picks up the cup", "#C C picks up the red cup", "#C C cuts the cup", "#C C cuts the cup slowly", "#O A man waves"]
+    tags = [([0], "[7]"), ("[0]", [7]), ([1], [7, 7]), ([1], "[7]"), (None, "nan")]
+    questions = [{"query": {"tag_verb": verb, "tag_noun": noun} if verb else {"tag_noun": noun}} for verb, noun in tags]
+    task = types.SimpleNamespace(texts=texts, questions=questions, answers=np.zeros(5, int), types=np.array([1, 2, 1, 1, 1]),
+                                 scores=lambda rows: {"ensemble": rows["ensemble"]})
+    run = Run(tmp_path)
+    run.write_rows("egomcq", {"ensemble": np.array([[1, 0], [0, 1], [1, 0], [0, 1], [1, 0.0]])})
+    verbs, nouns = (drawn(axis) for axis in classes.accuracy_by_word(task, run, "egomcq").axes)
+    assert verbs["inter-video"] == {"picks up  (2)": 100, "cuts  (2)": 50}
+    assert verbs["intra-video"]["picks up  (2)"] == 0 and np.isnan(verbs["intra-video"]["cuts  (2)"])
+    assert [*nouns["inter-video"]] == ["the cup  (4)"] and nouns["inter-video"]["the cup  (4)"] == pytest.approx(200 / 3)
+
+
+def test_annotations_without_tags_are_said(tmp_path):
+    task = types.SimpleNamespace(texts=["#C C walks"], questions=[{"query": {}}], answers=np.zeros(1, int), types=np.ones(1, int),
+                                 scores=lambda rows: {"ensemble": rows["ensemble"]})
+    Run(tmp_path).write_rows("egomcq", {"ensemble": np.eye(1, 5)})
+    figure = classes.accuracy_by_word(task, Run(tmp_path), "egomcq")
+    assert [axis.get_title() for axis in figure.axes] == ["the annotations name no verbs", "the annotations name no nouns"]
+
+
+def test_ndcg_by_word_is_each_clips_of_its_class(tmp_path):
+    import pandas as pd
+    rng = np.random.default_rng(0)
+    scores, truth = rng.random((4, 6)), np.round(rng.random((4, 6)) * 2) / 2
+    truth[:, 0] = 1
+    clips = pd.DataFrame({"narration": ["cut onion", "cut tomato", "wash pan", "cut onion and tomato"], "verb_class": [3, 3, 5, 3],
+                          "all_noun_classes": [[0], [1], [2], [0, 1]]})
+    task = types.SimpleNamespace(test=types.SimpleNamespace(clips=clips), truth=lambda: truth,
+                                 scores=lambda rows, prompts_KE: rows["scores"])
+    Run(tmp_path).write_rows("zeroshot", {"scores": scores})
+    verbs, nouns = (drawn(axis)["zeroshot"] for axis in classes.retrieval_by_word(task, Run(tmp_path), "zeroshot").axes)
+    ndcg = [metrics.retrieval(scores[[row, row]], truth[[row, row]])["nDCG_V2T"] for row in range(4)]
+    assert verbs == pytest.approx({"cut  (3)": np.mean([ndcg[0], ndcg[1], ndcg[3]]), "wash pan  (1)": ndcg[2]})
+    assert nouns["onion  (2)"] == pytest.approx(np.mean([ndcg[0], ndcg[3]]))

@@ -1,0 +1,240 @@
+"""EgoMQ features: of the right frames, in bounded memory, shared out, resumed, of any list of clips, and described."""
+import collections
+import ctypes
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import egokit
+from egokit import checkpoints, frames, launch, sampling, tasks, train
+from egokit.runs import Run
+from egokit.tasks import mq
+from egokit.transforms import normalise
+
+RECIPE = "toy/egomq_features"
+
+
+def extracted(config, folder, model=None):
+    """({clip_uid: features}, manifest) of an extraction in this process."""
+    metrics = tasks.make(config).extract((model or train.initial_model(config)).eval(), Run(folder))
+    manifest = json.loads((folder / "features/manifest.json").read_text())
+    assert metrics["clips"] == len(manifest["clips"])
+    return {clip["clip_uid"]: np.array(mq.stored(folder / "features" / f"{clip['clip_uid']}.{manifest['format']}"))
+            for clip in manifest["clips"]}, manifest
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(np.array_equal(one[uid], other[uid]) for uid in one)
+
+
+def test_features_are_those_of_their_frames(checkpoint, resolve, project):
+    config = resolve(RECIPE, "data.limit=2 evaluate.batch_size=3", run="random")
+    task, model = tasks.make(config), train.initial_model(config).eval()
+    clip = task.clips()[0]
+    features = task.features(model, clip)
+    assert len(features) == int((clip["stop"] - clip["start"]) * 1.87 * 4 + 1) // 4
+    video = frames.open_video(project / f"outputs/toy/Ego4D_256/{clip['video_uid']}.mp4")
+    indices = sampling.mq(int(clip["start"] * 10), int(clip["stop"] * 10), 1.87, 10, 4)
+    for at in (0, 5, len(features) - 1):
+        with torch.no_grad():
+            pixels = normalise(task.transform(video.read(sampling.inside(indices[4 * at:4 * at + 4], video.length)), None))
+            assert torch.allclose(model.encode_video(pixels[None])[0], features[at], atol=1e-5)
+
+
+def test_train_val_and_test_are_under_one_root_and_described(checkpoint, resolve, project, tmp_path):
+    """Each frame is decoded at most once, in order; .npy holds what .pt does; a loader process changes nothing."""
+    config = resolve(RECIPE, "data.limit=0", run="random")
+    features, manifest = extracted(config, tmp_path / "pt")
+    clips = manifest.pop("clips")
+    assert manifest == {"init": config.init, "init_sha256": checkpoints.fingerprint(checkpoint), "format": "pt",
+                        "features_per_second": 1.87, "frames": 4, "stride": 4, "frame_rate": 7.48, "layer": "video_projection",
+                        "dimension": 16}
+    listed = {split: {clip["clip_uid"] for video in json.loads((project / f"outputs/toy/moments_{split}.json").read_text())["videos"]
+                      for clip in video["clips"]} for split in ("train", "val", "test_unannotated")}
+    found = collections.defaultdict(set)
+    for clip in clips:
+        found[clip["split"]].add(clip["clip_uid"])
+        x = torch.load(tmp_path / "pt/features" / f"{clip['clip_uid']}.pt", weights_only=True)
+        assert x.shape == (clip["features"], 16) and x.dtype == torch.float32
+    assert found == listed and all(found.values())
+    numpy, manifest = extracted(resolve(RECIPE, "data.limit=0 evaluate.feature_format=npy data.workers=1", run="random"), tmp_path / "npy")
+    assert same(numpy, features) and manifest["format"] == "npy" and np.load(tmp_path / f"npy/features/{min(features)}.npy").ndim == 2
+
+
+def test_a_clip_is_decoded_once_in_order(checkpoint, resolve, monkeypatch):
+    config = resolve(RECIPE, "data.limit=0 evaluate.batch_size=2", run="random")
+    task, model, walked = tasks.make(config), train.initial_model(config).eval(), []
+    original = frames.PyAVReader._found
+
+    def found(self, decoded, unseen):
+        decoded = list(decoded)
+        walked.extend(frame.pts for frame in decoded)
+        yield from original(self, decoded, unseen)
+    monkeypatch.setattr(frames.PyAVReader, "_found", found)
+    clip = task.clips()[0]
+    task.features(model, clip)
+    assert len(walked) > 6 * (clip["stop"] - clip["start"]) and (np.diff(walked) > 0).all()  # 7.48 samples a second
+
+
+def test_a_json_of_other_clips_and_whole_videos(checkpoint, resolve, copied, tmp_path):
+    """NLQ's files have the same form; a list of videos gives one clip each; videos that were not resized are read as well."""
+    on_copy, root = copied
+    shutil.rmtree(root / "Ego4D_256")
+    for split in ("train", "val", "test_unannotated"):
+        document = json.loads((root / f"moments_{split}.json").read_text())
+        for video in document["videos"]:
+            for clip in video["clips"]:
+                clip |= {"clip_uid": f"nlq-{clip['clip_uid']}", "annotations": [{"language_queries": [{"query": "Where is it?"}]}]}
+        (root / f"nlq_{split}.json").write_text(json.dumps(document))
+        (root / f"moments_{split}.json").unlink()
+    names = {path.stem: frames.open_video(path) for path in (root / "Ego4D").glob("*.mp4")}
+    videos = [{"video_uid": uid, "duration_sec": video.length / video.fps} for uid, video in names.items()][:3]
+    (root / "ego4d.json").write_text(json.dumps({"videos": videos}))
+    overrides = "data.limit=0 evaluate.feature_videos=Ego4D evaluate.feature_clips="
+    features, manifest = extracted(on_copy(resolve(RECIPE, overrides + "nlq_*.json", run="random")), tmp_path / "nlq")
+    assert all(uid.startswith("nlq-") for uid in features)
+    assert {clip["split"] for clip in manifest["clips"]} == {"train", "val", "test_unannotated"}
+    features, _ = extracted(on_copy(resolve(RECIPE, overrides + "ego4d.json", run="random")), tmp_path / "whole")
+    assert {uid: len(x) for uid, x in features.items()} == {
+        video["video_uid"]: int(video["duration_sec"] * 1.87 * 4 + 1) // 4 for video in videos}
+    with pytest.raises(FileNotFoundError, match=r"moments_train.json is missing"):
+        extracted(on_copy(resolve(RECIPE, run="random")), tmp_path / "moments")
+
+
+def test_clips_that_cannot_be_read_are_named_and_the_others_written(checkpoint, resolve, copied, tmp_path):
+    """A missing file, a clip that ends long after its video, one too short; repaired, only these are made."""
+    on_copy, root = copied
+    config = on_copy(resolve(RECIPE, "data.limit=0", run="random"))
+    path = root / "moments_train.json"
+    whole = path.read_text()
+    document = json.loads(whole)
+    late, short = document["videos"][0]["clips"][:2]
+    late["video_end_sec"] += 100
+    short["video_end_sec"] = short["video_start_sec"] + 0.1
+    path.write_text(json.dumps(document))
+    lost = root / "Ego4D_256" / f"{json.loads((root / 'moments_val.json').read_text())['videos'][0]['video_uid']}.mp4"
+    lost.rename(tmp_path / "away.mp4")
+    with pytest.raises(frames.VideoError, match=r"\d of \d+ clips have no features.*the others are written") as raised:
+        extracted(config, tmp_path)
+    for said in (f"video {lost} is missing", f"clip {late['clip_uid']} ends at ", "but the video ends at ",
+                 f"clip {short['clip_uid']} of 0.10 s is too short"):
+        assert said in str(raised.value)
+    bad = [event["said"] for event in Run(tmp_path).read_log() if event["kind"] == "bad"]
+    written = {file: file.stat().st_mtime_ns for file in (tmp_path / "features").glob("*.pt")}
+    listed = len(tasks.make(config).clips())
+    assert len(written) == listed - len(bad) > 0 and not (tmp_path / "features/manifest.json").exists()
+    (tmp_path / "away.mp4").rename(lost)
+    path.write_text(whole)
+    features, _ = extracted(config, tmp_path)
+    assert len(features) == listed and all(file.stat().st_mtime_ns == at for file, at in written.items())
+
+
+def test_features_that_are_no_numbers_are_an_error(checkpoint, resolve, tmp_path):
+    config = resolve(RECIPE, run="random")
+    model = train.initial_model(config)
+    model.video_projection.register_forward_hook(lambda module, inputs, output: output / 0)
+    with pytest.raises(ValueError, match=r"clip [\w-]+: NaN or Inf in its features; evaluate.precision is fp32"):
+        extracted(config, tmp_path, model)
+    assert not list(tmp_path.glob("features/*"))
+
+
+@pytest.mark.slow
+def test_killed_and_shared_out_the_files_are_the_same(checkpoint, resolve, tmp_path):
+    """Two processes, killed with kill -9 in the middle, go on with what is left: bit for bit what one process writes."""
+    config = resolve(RECIPE, "data.limit=0 evaluate.batch_size=1 launch.processes=2", run="random")
+    run = Run(tmp_path / "two")
+    handle = egokit.submit(config, run, "extract", "features")
+    deadline = time.monotonic() + 120
+    while not (before := {file.name: file.stat().st_mtime_ns for file in run.path.glob("features/[!.]*")}):
+        assert time.monotonic() < deadline and handle.alive()
+        time.sleep(0.001)
+    for process in launch.processes(handle.folder):
+        os.kill(process, signal.SIGKILL)
+    while handle.alive():
+        time.sleep(0.05)
+    assert len([*run.path.glob("features/[!.]*")]) < len(tasks.make(config).clips())
+    (run.path / "features" / f".left.{os.uname().nodename}-999999999-00000000.part.pt").touch()  # as of a kill while a file was written
+    with pytest.raises(egokit.ConfigError, match=r"other parameters \(evaluate.features_per_second"):
+        egokit.submit(resolve(RECIPE, "data.limit=0 evaluate.features_per_second=1", run="random"), run, "extract", "features")
+    metrics = egokit.submit(config, run, "extract", "features").wait(progress=False)
+    one, manifest = extracted(config, tmp_path / "one")
+    two = {uid: np.array(mq.stored(run.path / f"features/{uid}.pt")) for uid in one}
+    assert same(one, two) and json.loads((run.path / "features/manifest.json").read_text()) == manifest
+    assert {file.name for file in (run.path / "features").iterdir()} == {"manifest.json", *(f"{uid}.pt" for uid in one)}
+    assert all((run.path / "features" / name).stat().st_mtime_ns == at for name, at in before.items())
+    assert metrics["processes"] == 2 and metrics["features"] == sum(map(len, one.values()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["opening", "decoding"])
+def test_a_decoder_that_hangs_is_an_error_that_names_the_file(checkpoint, resolve, monkeypatch, tmp_path, where):
+    config = resolve(RECIPE, "data.limit=0 data.workers=1 data.read_timeout=3 evaluate.batch_size=4", run="random")
+    task = tasks.make(config)
+    uid = task.clips()[0]["video_uid"]
+
+    class Hanging(frames.PyAVReader):
+        def __init__(self, path):
+            if where == "opening" and path.stem == uid:
+                ctypes.PyDLL(None).sleep(1000)
+            super().__init__(path)
+
+        def stream_frames(self, indices):
+            for number, frame in enumerate(super().stream_frames(indices)):
+                if number == 20 and self.path.stem == uid:  # not in the first item
+                    ctypes.PyDLL(None).sleep(1000)
+                yield frame
+    monkeypatch.setitem(frames.READERS, "pyav", Hanging)
+    frames._open.clear()
+    with pytest.raises(frames.VideoError, match=rf"{uid}.mp4: no answer from its reader within 3 s"):
+        extracted(config, tmp_path)
+    frames._open.clear()
+    assert len(list(tmp_path.glob("features/*.pt"))) == sum(clip["video_uid"] != uid for clip in task.clips())
+
+
+LONG = """
+import resource, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from egokit import tasks, train
+from egokit.resolve import resolve
+from egokit.runs import Run
+config = resolve("egomq_features", "long", sys.argv[2])
+task = tasks.make(config)
+metrics = task.extract(train.initial_model(config).eval(), Run(sys.argv[1]))
+print(metrics["features"], next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")),
+      resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_a_clip_of_480_seconds_gives_897_features_in_less_than_2_gib(project, tmp_path):
+    """Of the real recipe: 224 x 224, 16 frames, batches of 8 and 4096 numbers, from a video of 256 on its short side at 30 fps.
+
+    Its model would be 1.5 GB by itself: this one is small. The loader process is counted in full, what it shares with the other too.
+    """
+    from egokit.prep.video import ffmpeg
+    folder = tmp_path / "root"
+    (folder / "Ego4D_256").mkdir(parents=True)
+    subprocess.run([ffmpeg(), "-loglevel", "error", "-f", "lavfi", "-i", "testsrc2=size=340x256:rate=30:duration=490", "-c:v", "libx264",
+                    "-preset", "ultrafast", "-g", "250", str(folder / "Ego4D_256/video.mp4")], check=True)
+    clip = {"clip_uid": "clip", "video_start_sec": 5.0, "video_end_sec": 485.0}
+    for split in ("train", "val", "test_unannotated"):
+        (folder / f"moments_{split}.json").write_text(json.dumps({"videos": [{"video_uid": "video", "clips": [clip]}]}))
+    (project / "params/sites/long.yaml").write_text(json.dumps({"site": {"root": str(folder), "tokenizer": "outputs/toy/tokenizer"}}))
+    overrides = "init= model.width=32 model.heads=2 model.depth=1 model.fused=1 model.patch_size=32 model.vocabulary=1000 data.workers=1"
+    done = subprocess.run([sys.executable, "-c", LONG, str(tmp_path / "run"), overrides], capture_output=True, text=True, timeout=500,
+                          env=dict(os.environ, PYTHONPATH=str(Path(__file__).parents[1])))
+    assert done.returncode == 0, done.stderr[-3000:]
+    features, own, child = map(int, done.stdout.split())
+    assert features == 897 and own + child < 2 << 20  # KiB
+    assert mq.stored(tmp_path / "run/features/clip.pt").shape == (897, 4096)

@@ -1,0 +1,195 @@
+"""A real Slurm: two nodes of two ranks each train as one process does, and what happens to jobs happens to ours.
+
+tests/slurm/cluster.sh starts it, as root, where Slurm is installed; .ci/run installs it, and lets no test here be left out.
+"""
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import MODEL
+from test_train import essential, wait_for, weights_of
+
+import egokit
+from egokit import checkpoints, launch
+from egokit.resolve import outputs_folder
+from egokit.runs import Run
+
+CLUSTER = Path(__file__).parent / "slurm/cluster.sh"
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory, project):
+    """A running cluster, and a site "slurm" for the tiny data set: two nodes of two ranks."""
+    if os.getuid() or not shutil.which("slurmctld", path=os.environ["PATH"] + ":/usr/sbin"):
+        missing = "Slurm is not installed, or this is not root: tests/slurm/cluster.sh install"
+        pytest.fail(missing) if os.environ.get("EGOKIT_SLURM") == "required" else pytest.skip(missing)
+    root = tmp_path_factory.mktemp("slurm")
+    for folder in (root, *root.parents):  # munge wants to pass
+        if folder.stat().st_uid == os.getuid() and not folder.stat().st_mode & 1:
+            folder.chmod(folder.stat().st_mode | 0o111)
+    subprocess.run([CLUSTER, "start", root], check=True)
+    before = dict(os.environ)
+    said = subprocess.run(["bash", "-c", f"source {root}/env && echo $SLURM_CONF && echo $PATH"], capture_output=True, text=True)
+    os.environ["SLURM_CONF"], os.environ["PATH"] = said.stdout.splitlines()
+    site = yaml.safe_load((project / "params/sites/tiny.yaml").read_text())
+    site["launch"] = {"cluster": "slurm", "nodes": 2, "processes": 2, "cpus": 1, "timeout_minutes": 60}
+    (project / "params/sites/slurm.yaml").write_text(yaml.safe_dump(site))
+    yield root
+    os.environ.clear()
+    os.environ.update(before)
+    subprocess.run([CLUSTER, "stop", root], check=True)
+
+
+RECIPE = f"data.limit=24 train.log_steps=1 train.batch_size=8 {MODEL}"
+
+
+@pytest.fixture
+def run(project, request):
+    return Run(outputs_folder() / "slurm" / request.node.name)
+
+
+@pytest.fixture
+def recipe(slurm):
+    from egokit.resolve import resolve
+    return lambda overrides="", site="slurm": resolve("toy/pretrain", site, f"{RECIPE} {overrides}", "test")
+
+
+def slurm_says(*command):
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def steps(run):
+    return [event["step"] for event in run.read_log() if event["kind"] == "step"]
+
+
+def rank_processes(handle):
+    """Processes of the job's ranks, of all attempts, by rank."""
+    found = {}
+    for process in launch.processes(handle.folder):
+        settings = dict(setting.split(b"=", 1) for setting in Path("/proc", str(process), "environ").read_bytes().split(b"\0") if setting)
+        if b"SLURM_PROCID" in settings:
+            found[int(settings[b"SLURM_PROCID"])] = process
+    return found
+
+
+@pytest.fixture(scope="module")
+def straight(slurm, project):
+    """A run of 36 steps on two nodes of two ranks, that nothing happens to."""
+    from egokit.resolve import resolve
+    run = Run(outputs_folder() / "slurm" / "straight")
+    egokit.submit(resolve("toy/pretrain", "slurm", f"{RECIPE} {LONG}", "test"), run, "train", "pretrain").wait(progress=False)
+    return run
+
+
+LONG = "train.epochs=12 train.evaluate_epochs=12 train.checkpoint_steps=4"
+
+
+def same(run, straight):
+    assert essential(run) == essential(straight)
+    expected, got = weights_of(straight), weights_of(run)
+    assert all((expected[key] == got[key]).all() for key in expected)
+
+
+def test_two_nodes_of_two_ranks_train_as_one_process(recipe, run):
+    options = "train.epochs=2 train.precision=fp32"
+    four, one = Run(run.path / "four"), Run(run.path / "one")
+    metrics = egokit.submit(recipe(options), four, "train", "pretrain").wait(progress=False)
+    egokit.submit(recipe(f"{options} launch.processes=1", "tiny"), one, "train", "pretrain").wait(progress=False)
+    losses = [[event["loss"] for event in folder.read_log() if event["kind"] == "step"] for folder in (four, one)]
+    assert metrics["processes"] == 4 and len(losses[0]) == 6 and losses[0] == pytest.approx(losses[1], rel=1e-4)
+    logs = [path.read_text() for path in sorted((four.path / "jobs/pretrain/submitit").glob("*_log.out"))]
+    assert len(logs) == 4 and "node=1(2)" in logs[3] and "plan: 8 samples = 4 processes x 1 micro-batch of 2" in logs[0]
+
+
+def test_a_requeued_job_ends_as_an_uninterrupted_one(recipe, run, straight):
+    handle = egokit.submit(recipe(LONG), run, "train", "pretrain")
+    wait_for(lambda: len(steps(run)) > 2)
+    slurm_says("scancel", "--signal=USR2", handle.job()["job_id"])
+    wait_for(lambda: "Restarts=1" in slurm_says("scontrol", "show", "job", handle.job()["job_id"]))
+    at = int(checkpoints.latest(run.checkpoints).stem.rpartition("-")[2])
+    assert steps(run)[-1] == at  # no step is computed twice
+    handle.wait(progress=False)
+    same(run, straight)
+
+
+def test_a_killed_rank_ends_the_others_and_the_job_goes_on(recipe, run, straight):
+    handle = egokit.submit(recipe(LONG), run, "train", "pretrain")
+    wait_for(lambda: len(steps(run)) > 5)
+    os.kill(rank_processes(handle)[3], signal.SIGKILL)
+    wait_for(lambda: "Restarts=1" in slurm_says("scontrol", "show", "job", handle.job()["job_id"]), seconds=40)
+    handle.wait(progress=False)
+    same(run, straight)
+
+
+def test_a_rank_killed_twice_at_one_step_stops_the_run(recipe, run):
+    handle = egokit.submit(recipe("train.epochs=12 train.log_steps=36 train.evaluate_epochs=12"), run, "train", "pretrain")
+    for restarts in (0, 1):
+        wait_for(lambda restarts=restarts: f"Restarts={restarts}" in slurm_says("scontrol", "show", "job", handle.job()["job_id"])
+                 and (handle.folder / "owner").exists() and (handle.folder / "owner").read_text().endswith(f"-{restarts}"))
+        os.kill(rank_processes(handle)[2], signal.SIGKILL)
+    with pytest.raises(launch.JobFailed, match=r"a rank was lost at step 0 for the second time"):
+        handle.wait(progress=False)
+
+
+def test_an_error_of_our_own_is_not_tried_again(recipe, run):
+    handle = egokit.submit(recipe("data.tokens=70 model.positions=8"), run, "train", "pretrain")
+    with pytest.raises(launch.JobFailed, match=r"(?s)but the model has 6 positions"):
+        handle.wait(progress=False)
+    assert "Restarts=0" in slurm_says("scontrol", "show", "job", handle.job()["job_id"])
+
+
+def test_cancelled_jobs_stay_cancelled(recipe, run):
+    handle = egokit.submit(recipe(LONG), run, "train", "pretrain")
+    wait_for(lambda: len(steps(run)) > 0)
+    handle.cancel()
+    wait_for(lambda: not handle.alive())
+    assert "JobState=CANCELLED" in slurm_says("scontrol", "show", "job", handle.job()["job_id"]) and not rank_processes(handle)
+
+
+def test_a_time_limit_is_survived(recipe, run, straight, project):
+    """The job asks for a minute, and gets the signal 40 s before it is over."""
+    site = yaml.safe_load((project / "params/sites/slurm.yaml").read_text())
+    site["launch"] |= {"timeout_minutes": 1, "slurm": {"signal_delay_s": 40}}
+    (project / "params/sites/brief.yaml").write_text(yaml.safe_dump(site))
+    slower = "train.epochs=80 train.evaluate_epochs=80 train.checkpoint_steps=1000"
+    handle = egokit.submit(recipe(slower, "brief"), run, "train", "pretrain")
+    wait_for(lambda: "Restarts=1" in slurm_says("scontrol", "show", "job", handle.job()["job_id"]), seconds=100)
+    assert steps(run)[-1] == int(checkpoints.latest(run.checkpoints).stem.rpartition("-")[2])
+    assert handle.wait(progress=False)["steps"] == 240
+
+
+def test_a_node_whose_daemon_is_killed_and_comes_back(recipe, run, straight, slurm):
+    handle = egokit.submit(recipe(LONG), run, "train", "pretrain")
+    wait_for(lambda: len(steps(run)) > 2)
+    os.kill(int((slurm / "run/slurmd.node2.pid").read_text()), signal.SIGKILL)
+    subprocess.run([CLUSTER, "node", slurm, "node2"], check=True)
+    handle.wait(progress=False)
+    same(run, straight)
+
+
+def test_two_users_runs_of_one_name(recipe, run):
+    """Each in an outputs folder of its own, at the same time."""
+    handles = [egokit.submit(recipe("launch.processes=1"), Run(run.path / user / "mine"), "train", "pretrain") for user in ("ann", "bob")]
+    found = [handle.wait(progress=False) for handle in handles]
+    assert handles[0].job() != handles[1].job() and found[0]["processes"] == found[1]["processes"] == 2
+    same(handles[0].run, handles[1].run)
+
+
+def test_an_array_of_preparation_jobs_with_one_that_fails(recipe, project, tmp_path):
+    from egokit.prep import submit_array
+    config = recipe()
+    shutil.copytree(project / "outputs/toy/Ego4D", tmp_path / "root/Ego4D")
+    videos = sorted((tmp_path / "root/Ego4D").iterdir())
+    videos[0].write_bytes(videos[0].read_bytes()[:2000])
+    import dataclasses
+    config = dataclasses.replace(config, site=dataclasses.replace(config.site, root=str(tmp_path / "root")))
+    made = submit_array(config, 3).wait(progress=False)
+    assert len(made["failed"]) == 1 and made["videos"] == len(videos) - 1 and not made["pending"]
+    shutil.copy(project / "outputs/toy/Ego4D" / videos[0].name, videos[0])
+    again = submit_array(config, 3)
+    assert len(again.wait(progress=False)["failed"]) == 0
