@@ -10,7 +10,7 @@ from conftest import MODEL, opened
 from test_dist import ranks
 
 import egokit
-from egokit import evaluate, losses, metrics, tasks, train, weights
+from egokit import evaluate, losses, metrics, tasks, train
 from egokit.resolve import outputs_folder
 from egokit.runs import Run
 
