@@ -33,9 +33,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = F
     """x · weightᵀ + bias, then GELU (exact) if asked.
 
     Inference in float32 on a CPU goes through oneDNN, which PyTorch itself uses there in half precision only: up to
-    1.5 x as fast as its default, and GELU costs nothing more (benchmarks/model.py). It has no backward pass.
+    1.5 x as fast as its default, and GELU costs nothing more (benchmarks/model.py). It has no backward pass, and
+    torch.compile has its own ways.
     """
-    if cpu_inference(x) and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled:
+    onednn = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled and not torch.compiler.is_compiling()
+    if onednn and cpu_inference(x) and weight.dtype == torch.float32:
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], "none")
     out = F.linear(x, weight, bias)
     return F.gelu(out) if gelu else out
