@@ -124,20 +124,6 @@ def test_public_methods_check_their_input(model):
     assert model.encode_text("#C C opens the box").shape == (1, 16) and model.match(frames, ["a", "b"]).shape == (2,)
 
 
-def test_released_start_of_time_attention_gets_no_gradient(resolve):
-    """The original's start: q and k of time attention never move. zero_output is free of it, and both start as the identity."""
-    for start, learns in (("released", False), ("zero_output", True)):
-        model = train.initial_model(resolve(overrides=f"{MODEL} model.time_init={start}"))
-        frames = torch.randn(2, 4, 3, 64, 64)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        for _ in range(2):  # zero_output's projection moves first
-            model.encode_video(frames).square().sum().backward()
-            optimizer.step()
-        width = model.config.width
-        for block in model.video.blocks[:1]:
-            assert (block.time.qkv.weight.grad[:2 * width].abs().max() > 0) == learns
-
-
 def test_report_gives_every_key_of_a_file_that_does_not_fit(model, tmp_path):
     state = {key: value for key, value in model.state_dict().items() if "layers" not in key}
     content = {"format": checkpoints.FORMAT, "model_config": vars(model.config), "tokenizer": "", "state_dict": state}
