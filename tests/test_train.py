@@ -13,7 +13,7 @@ import torch
 from conftest import MODEL, rarest
 
 import egokit
-from egokit import checkpoints, job, launch
+from egokit import attach, checkpoints, job, launch
 from egokit.config import LaunchConfig
 from egokit.resolve import ConfigError, outputs_folder
 from egokit.runs import Run
@@ -81,7 +81,7 @@ def test_killed_20_times_and_restarted_ends_with_the_same_bits(resolve, project,
                 wait_for(lambda handle=handle: parts(broken) or not handle.alive(), pause=0)
             else:
                 time.sleep(dice.random() * 0.3)
-        killed = launch.processes(handle.folder)
+        killed = attach.processes(handle.folder)
         assert killed, "the run ended before it had been killed 20 times: give it more epochs"
         for process in killed:
             os.kill(process, signal.SIGKILL)
@@ -98,7 +98,7 @@ def test_killed_20_times_and_restarted_ends_with_the_same_bits(resolve, project,
 def ranks(handle) -> dict[int, int]:
     """Rank -> process, of a local job."""
     found = {}
-    for process in launch.processes(handle.folder):
+    for process in attach.processes(handle.folder):
         for setting in Path("/proc", str(process), "environ").read_bytes().split(b"\0"):
             if setting.startswith(b"SUBMITIT_LOCAL_GLOBALID="):
                 found[int(setting.partition(b"=")[2])] = process
@@ -206,7 +206,7 @@ def test_the_processes_must_be_those_of_the_config():
     with pytest.raises(RuntimeError, match=r"^1 process was started, but launch.nodes=2 x launch.processes=4 is 8"):
         job.expect_processes(launched, 1)
     job.expect_own_gpus([("a", "0"), ("a", "1"), ("b", "0")])
-    with pytest.raises(RuntimeError, match=r"^ranks 0, 2 share one GPU of a: .*gpus_per_task: 1"):
+    with pytest.raises(RuntimeError, match=r"^ranks 0, 2 share one GPU of a: .*launch.gpus: 1"):
         job.expect_own_gpus([("a", "0"), ("a", "1"), ("a", "0")])
 
 
