@@ -54,10 +54,10 @@ def waits(job: dict, queue: list[dict]) -> str:
     """Why a job waits, its place by priority among those that wait for the same partitions, and SLURM's guess of its start."""
     rivals = [line for line in queue if set(line["partition"].split(",")) & set(job["partition"].split(","))]
     order = [line["job"] for line in sorted(rivals, key=lambda line: (-int(line["priority"]), int(line["job"])))]
-    said = [job["reason"]]
+    said = [job["reason"]] if job["reason"] != "None" else []  # SLURM hasn't looked at it yet
     if job["job"] in order:  # it may have started since
         said.append(f"{ordinal(order.index(job['job']) + 1)} of {len(order)}")
-    if job["start"] not in ("N/A", ""):
+    if job["start"] != "N/A":
         said.append(f"may start {job['start'].replace('T', ' ')}")
     return ", ".join(said)
 

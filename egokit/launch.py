@@ -76,8 +76,9 @@ class Handle:
         if self.metrics() or not self.job():
             return ("finished" if self.metrics() else "new"), ""
         lines = self.log_tail().splitlines()
-        telling = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Failed)\b", line) or "*** " in line]  # *** JOB 7 … CANCELLED
-        return "failed", (telling or lines)[-1][:100]
+        raised = [line for line in lines if re.match(r"(\[rank\d+\]: )?[\w.]*(Error|Exception|Failed)\b", line)]
+        ended = [line for line in lines if "*** " in line]  # slurmstepd: error: *** JOB 7 ON node1 CANCELLED AT …
+        return "failed", (raised or ended or lines)[-1][:100]
 
     def progress(self) -> dict:
         """The newest of everything that this job has logged: step, steps, eta_s, metrics of the last validation, … Empty before that."""

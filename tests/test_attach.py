@@ -72,7 +72,7 @@ QUEUE = """\
 6|COMPLETING|main|50|2026-01-01T10:00:00|None
 7|PENDING|main|1|N/A|JobArrayTaskLimit
 7|RUNNING|main|1|2026-01-01T10:00:00|None
-8|PENDING|other|999|N/A|QOSMaxJobsPerUserLimit
+8|PENDING|other|999|N/A|None
 """
 
 
@@ -84,6 +84,7 @@ def test_places_are_reasons_positions_and_starts(cluster):
         "1": ("running", ""), "3": ("pending", "Priority, 4th of 5, may start 2026-01-02 03:04:05"), "4": ("pending", "Priority, 1st of 2"),
         "5": ("pending", "Dependency, 2nd of 4"), "6": ("running", ""), "7": ("running", "")}
     assert len(asked(cluster)) == 4  # two for all seven
+    assert attach.places(["8"])["8"].detail == "1st of 1"
     assert attach.places(["9"]) == attach.places([]) == {}
     assert [attach.ordinal(number) for number in (1, 2, 3, 4, 11, 12, 13, 21, 102, 111)] == [
         "1st", "2nd", "3rd", "4th", "11th", "12th", "13th", "21st", "102nd", "111th"]
@@ -122,8 +123,9 @@ def test_a_handle_follows_its_job(cluster, tmp_path):
     cancelled = "slurmstepd: error: *** JOB 3 ON node1 CANCELLED AT noon ***"
     (handle.folder / "submitit/3_0_log.err").write_text(f"{cancelled}\nsrun: forcing job termination\n")
     assert handle.status() == ("failed", cancelled) and not handle.alive()
-    (handle.folder / "submitit/3_1_log.err").write_text("Traceback (most recent call last):\n  File\negokit.train.TrainingError: no\n")
-    assert handle.status() == ("failed", "egokit.train.TrainingError: no")
+    (handle.folder / "submitit/3_1_log.err").write_text(
+        "Traceback (most recent call last):\n  File\n[rank1]: egokit.train.TrainingError: no\nsrun: Force Terminated StepId=3.0\n")
+    assert handle.status() == ("failed", "[rank1]: egokit.train.TrainingError: no")
     run.write_metrics("pretrain", {"finished": True})
     assert handle.status() == ("finished", "")
 
