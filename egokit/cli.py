@@ -85,17 +85,25 @@ def submit(arguments) -> None:
 
     from egokit import launch
     from egokit.notebook import open_run
-    from egokit.resolve import ConfigError, resolve
-    task = resolve(arguments.params, arguments.site, arguments.overrides, arguments.run).task
-    notebook, actions = PLACES[task]
+    from egokit.resolve import ConfigError, outputs_folder, resolve
+    config = resolve(arguments.params, arguments.site, arguments.overrides, arguments.run)
+    notebook, actions = PLACES[config.task]
     action = arguments.action or next(iter(actions))
     if action not in actions:
-        raise ConfigError(f"task {task!r} has no action {action!r}: expected {' or '.join(actions)}")
+        raise ConfigError(f"task {config.task!r} has no action {action!r}: expected {' or '.join(actions)}")
+    if arguments.print:
+        print(launch.script(config, outputs_folder() / notebook / arguments.run, action, actions[action]))
+        return
     config, folder = open_run(notebook, arguments.params, arguments.site, arguments.overrides, arguments.run)
     handle = launch.submit(config, folder, action, actions[action])
     print(handle)
     if arguments.wait:
         print(json.dumps(handle.wait(), indent=1))
+
+
+def runs(arguments) -> None:
+    from egokit import overview
+    print(overview.lines(overview.entries(arguments.outputs)))
 
 
 def doctor(arguments) -> None:
@@ -165,10 +173,16 @@ def parser() -> argparse.ArgumentParser:
     for name in ("params", "site", "overrides", "run"):
         sub.add_argument(f"--{name}")
     sub = add("submit", submit, "Start the job of a recipe, or attach to it; its notebook finds it, too.",
-              "egokit submit toy/pretrain --run mine --wait")
+              "egokit submit toy/pretrain --run mine --wait\n"
+              "  egokit submit params/pretrain.yaml --site mycluster           on a cluster; leaves when it is queued\n"
+              "  egokit submit params/pretrain.yaml --site mycluster --print   only shows the sbatch script")
     _recipe(sub, "params")
     sub.add_argument("--action", help="train, evaluate or extract (default: what the task's notebook does)")
-    sub.add_argument("--wait", action="store_true", help="show progress until it has finished")
+    then = sub.add_mutually_exclusive_group()
+    then.add_argument("--wait", action="store_true", help="show progress until it has finished")
+    then.add_argument("--print", action="store_true", help="print the sbatch script instead; nothing is submitted or written")
+    sub = add("runs", runs, "Every run's jobs: state, step, time left, last metric. The newest first.", "egokit runs")
+    sub.add_argument("--outputs", help="folder of the runs (default: outputs)")
     sub = add("doctor", doctor, "Say what a site has and lacks, and where to get it. Changes nothing.", "egokit doctor --site local")
     sub.add_argument("--params", default="toy/pretrain", help="a recipe, for its reader (default: toy/pretrain)")
     sub.add_argument("--site", default="toy")

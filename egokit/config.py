@@ -104,13 +104,22 @@ class Site:
 
 @dataclass(frozen=True)
 class LaunchConfig:
+    """How a job is run. Local processes ignore everything below timeout_minutes."""
     cluster: str = "local"                         # local or slurm
     nodes: int = 1
-    processes: int = 1                             # for each node; one GPU each where there are GPUs
+    processes: int = 1                             # for each node: one for each of its GPUs
     cpus: int = 1                                  # for each process
-    timeout_minutes: int = 4320
-    requeues: int = 100                            # of a SLURM job: at time limits and preemptions, and after lost ranks
-    slurm: dict = field(default_factory=dict)      # further slurm_* options of submitit
+    timeout_minutes: int = 4320                    # of a job; when it is over, the job is queued again and goes on
+    requeues: int = 100                            # at time limits and preemptions, and after lost ranks
+    gpus: int = 1                                  # for each process: 1, or 0 on a cluster without GPUs
+    memory_gb: float = 0.0                         # for each process; 0: the cluster's default, or a whole node's if exclusive
+    partition: str = ""                            # this and the next three: as sbatch's option of that name; "": the cluster's default
+    account: str = ""
+    qos: str = ""
+    constraint: str = ""
+    exclusive: bool = False                        # whole nodes
+    setup: tuple[str, ...] = ()                    # shell lines before the processes start: module load …, export …
+    slurm: dict = field(default_factory=dict)      # further options of submitit's SlurmExecutor
 
 
 @dataclass(frozen=True)
@@ -129,7 +138,8 @@ class Config:
 
 RANDOM = "random"                                  # as site.vit or site.roberta: weights of its own
 TRAINED = ("egoclip", "ek100", "charades")         # tasks with a loss; the others are evaluated only
-LEAST = {"train.batch_size": 1, "train.micro_batch": 0, "evaluate.dual_softmax": 0}
+LEAST = {"train.batch_size": 1, "train.micro_batch": 0, "evaluate.dual_softmax": 0, "launch.nodes": 1, "launch.processes": 1,
+         "launch.cpus": 1, "launch.timeout_minutes": 1, "launch.requeues": 0, "launch.memory_gb": 0}
 CHOICES = {
     "task": ("egoclip", "egomcq", "ek100", "charades", "mq"),
     "model.time_init": ("released", "zero_output"),
@@ -141,4 +151,5 @@ CHOICES = {
     "evaluate.precision": ("fp16", "bf16", "fp32"),
     "evaluate.feature_format": ("pt", "npy"),
     "launch.cluster": ("local", "slurm"),
+    "launch.gpus": (0, 1),
 }

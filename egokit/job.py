@@ -8,12 +8,11 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shlex
 import socket
 import sys
 from pathlib import Path
 
-from egokit import requeue
+from egokit import requeue, slurm
 from egokit.config import Config, LaunchConfig
 from egokit.resolve import build
 from egokit.runs import Run, write_text
@@ -105,7 +104,7 @@ def expect_own_gpus(gpus: list[tuple[str, str]]) -> None:
     if shared:
         (host, _), together = next(iter(shared.items()))
         raise RuntimeError(f"ranks {', '.join(map(str, together))} share one GPU of {host}: set launch.processes to the number of "
-                           "GPUs of a node, and on SLURM request one for each (launch.slurm: {gpus_per_task: 1})")
+                           "GPUs of a node, and on SLURM request one for each (launch.gpus: 1)")
 
 
 def provenance(task, spec: dict, world: int) -> dict:
@@ -126,20 +125,11 @@ def provenance(task, spec: dict, world: int) -> dict:
 def executor(launch: LaunchConfig, folder: Path, name: str):
     """submitit's executor for `launch`; pickles and logs go to folder/submitit."""
     import submitit
-    executor = submitit.AutoExecutor(folder=folder / "submitit", cluster=launch.cluster,
-                                     slurm_max_num_timeout=launch.requeues, local_max_num_timeout=launch.requeues)
+    if launch.cluster == "slurm":
+        return slurm.executor(launch, folder, name)
+    executor = submitit.AutoExecutor(folder=folder / "submitit", cluster=launch.cluster, local_max_num_timeout=launch.requeues)
     executor.update_parameters(nodes=launch.nodes, tasks_per_node=launch.processes, cpus_per_task=launch.cpus,
                                timeout_min=launch.timeout_minutes, name=name)
-    if launch.cluster == "slurm":
-        path = os.environ.get("PYTHONPATH", "")
-        # srun forgets cpus-per-task since Slurm 22.05; a rank that fails ends the others; time to save before the limit
-        options = {"signal_delay_s": 120, "srun_args": ["--kill-on-bad-exit=1"]} | launch.slurm
-        # after srun: what it ended with decides whether the job is worth another try
-        after = f"[ $code = 0 ] || {shlex.join([sys.executable, '-m', 'egokit.requeue', str(folder)])}"
-        executor.update_parameters(slurm_setup=[f"export PYTHONPATH={shlex.quote(path)} PYTHONSAFEPATH=1",
-                                                "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK",
-                                                f"trap {shlex.quote(f'code=$?; {after}; exit $code')} EXIT"],
-                                   **{f"slurm_{key}": value for key, value in options.items()})
     return executor
 
 
@@ -148,7 +138,7 @@ def start(spec_path: str) -> None:
     spec_file = Path(spec_path)
     launch = build(Config, json.loads(spec_file.read_text())["config"]).launch
     job = executor(launch, spec_file.parent, f"egokit-{spec_file.parent.name}").submit(Job(str(spec_file)))
-    write_text(spec_file.parent / "job.json", json.dumps({"cluster": launch.cluster, "job_id": job.job_id}))
+    write_text(spec_file.parent / "job.json", json.dumps({"cluster": launch.cluster, "job_id": job.job_id, "host": socket.gethostname()}))
 
 
 if __name__ == "__main__":

@@ -5,18 +5,18 @@ resumes from what it left. Nothing is trained in the caller's process. What runs
 """
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import functools
 import json
 import os
+import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+from egokit import attach, slurm
 from egokit.config import RANDOM, Config, LaunchConfig
 from egokit.requeue import lost_peer
 from egokit.resolve import ConfigError, differences, to_dict
@@ -30,6 +30,10 @@ class JobFailed(RuntimeError):
     """The job ended without a result; the message holds the end of the right rank's log."""
 
 
+class NotSubmitted(RuntimeError):
+    """SLURM, or this machine, didn't take the job; the message holds its words."""
+
+
 class Handle:
     """A job of a run, found again from the files in its folder `jobs/<section>/`."""
 
@@ -39,7 +43,10 @@ class Handle:
         self._shown = 0.0  # when the progress bar was brought up to date
 
     def __repr__(self) -> str:
-        return f"<{self.section} of {self.run.path.parent.name}/{self.run.path.name}: {self.state()}>"
+        state, detail = self.status()
+        if state == "running":
+            detail = in_words(self.progress())
+        return f"<{self.section} of {self.run.path.parent.name}/{self.run.path.name}: {state}{detail and f' ({detail})'}>"
 
     def spec(self) -> dict | None:
         path = self.folder / "spec.json"
@@ -51,17 +58,38 @@ class Handle:
         return found if found and found.get("finished") else None
 
     def job(self) -> dict | None:
-        path = self.folder / "job.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        return attach.read_job(self.folder)
 
     def alive(self) -> bool:
-        return alive(self.folder)
+        """Whether the job is queued or runs."""
+        return attach.alive(self.folder)
 
     def state(self) -> str:
-        """finished, running, failed (ended without a result) or new."""
+        """new, pending (in SLURM's queue), running, finished, failed (ended without a result) or unknown (can't be told from here)."""
+        return self.status()[0]
+
+    def status(self, known: dict[str, attach.Place] | None = None) -> tuple[str, str]:
+        """The state and, if it is pending, unknown or failed, why. known: see attach.place."""
         if self.metrics():
-            return "finished"
-        return "running" if self.alive() else "failed" if self.job() else "new"
+            return "finished", ""
+        if place := attach.place(self.folder, known):
+            return place.state, place.detail
+        # looked at again: it may have finished in between
+        if self.metrics() or not self.job():
+            return ("finished" if self.metrics() else "new"), ""
+        lines = self.log_tail().splitlines()
+        raised = [line for line in lines if re.match(r"(\[rank\d+\]: )?[\w.]*(Error|Exception|Failed)\b", line)]
+        ended = [line for line in lines if "*** " in line]  # slurmstepd: error: *** JOB 7 ON node1 CANCELLED AT …
+        return "failed", (raised or ended or lines)[-1][:100]
+
+    def progress(self) -> dict:
+        """The newest of everything that this job has logged: step, steps, eta_s, metrics of the last validation, … Empty before that."""
+        kinds = {"train": ("step", "validation"), "extract": ("extract",)}.get((self.spec() or {}).get("action"), ())
+        newest: dict = {}
+        for event in self.run.read_log():  # which the sections of a run share
+            if event["kind"] in kinds:
+                newest |= event
+        return newest
 
     def log_tail(self, lines: int = 25) -> str:
         """The end of the log that tells most: of the rank that failed by itself, not of those that lost a peer."""
@@ -76,18 +104,7 @@ class Handle:
 
     def cancel(self) -> None:
         """End the job; the run keeps its checkpoints and can be submitted again."""
-        job = self.job()
-        if job and self.alive():
-            if job["cluster"] == "slurm":
-                subprocess.run(["scancel", job["job_id"]], check=True)
-                return
-            for sign in (signal.SIGINT, signal.SIGKILL):  # submitit's processes ignore SIGTERM
-                for process in processes(self.folder):
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(process, sign)
-                deadline = time.monotonic() + 5
-                while self.alive() and time.monotonic() < deadline:
-                    time.sleep(0.1)
+        attach.cancel(self.folder)
 
     def wait(self, progress: bool = True, poll: float = 0.5, show=None) -> dict:
         """Wait for the job and return its metrics; shows a progress bar. Raises JobFailed with the log's end.
@@ -98,24 +115,34 @@ class Handle:
         from tqdm import tqdm
 
         from egokit.history import History
-        history = History(self.run.path)
+        history, gone = History(self.run.path), False
         bar = tqdm(desc=self.section, unit="step", ncols=110, file=sys.stdout, disable=show is not None or not progress)
+        show = show or functools.partial(self._show, bar)
         try:
             while True:
-                running = self.alive()
-                found = self.metrics()
+                place, local = attach.place(self.folder), (self.job() or {}).get("cluster") != "slurm"
+                found, lost = self.metrics(), place is None and (gone or local)
+                waits = place is not None and place.state != "running"
                 history.update()
-                (show or functools.partial(self._show, bar))(history, "finished" if found else "running" if running else "failed")
+                show(history, "finished" if found else "failed" if lost else f"{place.state}: {place.detail}" if waits else "running")
                 if found:
                     return found
-                if not running:
+                if lost:
                     raise JobFailed(f"{self.section} of {self.run.path} ended without a result. The end of its log:\n{self.log_tail()}")
-                time.sleep(poll if self.job()["cluster"] == "local" else 20 * poll)
+                gone = place is None  # another machine's files may show a moment later than the queue: looked at once more
+                time.sleep(poll if local else poll * (40 if waits else 20))  # a pending job costs two calls
         finally:
             bar.close()
 
     def _show(self, bar, history, state: str, every: float = 10.0) -> None:
         """Bring the bar up to date, at most every ten seconds: each time is a line of its own in a saved notebook."""
+        if bar.disable:
+            return
+        waits = state.startswith(("pending", "unknown"))
+        said = f"{self.section} {state}" if waits else f"{self.section}: "
+        if bar.desc != said:
+            bar.bar_format = "{desc}" if waits else None
+            bar.set_description_str(said, refresh=waits)
         if history.steps is None or (history.step, history.steps) == (bar.n, bar.total):
             return
         if history.step < history.steps and time.monotonic() - self._shown < every:
@@ -128,32 +155,9 @@ class Handle:
         bar.refresh()
 
 
-def alive(folder: Path) -> bool:
-    """Whether the job, or one of the array's jobs, that folder/job.json names is queued or runs."""
-    if not (folder / "job.json").exists():
-        return False
-    job = json.loads((folder / "job.json").read_text())
-    if job["cluster"] == "slurm":
-        listed = subprocess.run(["squeue", "-h", "-j", job["job_id"], "-o", "%T"], capture_output=True, text=True)
-        if listed.returncode and "Invalid job id" not in listed.stderr:
-            return True  # the controller is away for a moment: not knowing must not start a second copy
-        return bool(listed.stdout.strip())
-    return bool(processes(folder))
-
-
-def processes(folder: Path) -> list[int]:
-    """Processes of this machine that work for the job in `folder`: its controller and its ranks.
-
-    Found by their command lines: a process number may have gone to another program since, and ranks may outlive a
-    controller that was killed. Two copies of a job must not write to one run.
-    """
-    wanted, found = str(folder.resolve() / "submitit").encode(), []
-    for entry in Path("/proc").iterdir():
-        with contextlib.suppress(OSError):
-            command = (entry / "cmdline").read_bytes() if entry.name.isdigit() else b""  # empty for a zombie
-            if b"-m\0submitit." in command and wanted in command:  # not a pager that shows the job's log
-                found.append(int(entry.name))
-    return found
+def in_words(progress: dict) -> str:
+    said = [f"step {progress['step']} of {progress['steps']}"] if progress else []
+    return ", ".join([*said, f"{attach.duration(progress['eta_s'])} left"] if "eta_s" in progress else said)
 
 
 def comparable(config: dict) -> dict:
@@ -180,15 +184,22 @@ def snapshot(folder: Path, keep: bool) -> Path:
 def start_job(module: str, folder: Path, code: Path, launch: LaunchConfig) -> None:
     """Run `python -m module folder/spec.json`, which submits and writes folder/job.json, with the snapshot `code` on its path.
 
-    In a session of its own: neither closing JupyterLab nor Ctrl-C reaches the job. Raises RuntimeError if nothing was submitted.
+    In a session of its own: neither closing JupyterLab nor Ctrl-C reaches the job. Raises NotSubmitted, or ConfigError for
+    options of SLURM that are unknown or contradict each other.
     """
+    if launch.cluster == "slurm":
+        slurm.check(launch)
+        if not shutil.which("sbatch"):
+            raise NotSubmitted("launch.cluster is slurm, but this machine has no sbatch: submit on the cluster's login node")
     environment = dict(os.environ, PYTHONPATH=str(code.resolve()), PYTHONSAFEPATH="1", TOKENIZERS_PARALLELISM="false")
     environment.setdefault("OMP_NUM_THREADS", str(launch.cpus))
     with open(folder / "start.log", "w") as start_log:
         started = subprocess.run([sys.executable, "-m", module, str((folder / "spec.json").resolve())], env=environment,
                                  start_new_session=True, stdin=subprocess.DEVNULL, stdout=start_log, stderr=subprocess.STDOUT)
     if started.returncode or not (folder / "job.json").exists():
-        raise RuntimeError(f"{folder.name} could not be submitted to {launch.cluster}:\n{(folder / 'start.log').read_text()[-2000:]}")
+        said = (folder / "start.log").read_text()
+        said = "\n".join(dict.fromkeys(re.findall("sbatch: error: .*", said))) or said[-2000:]  # submitit repeats them
+        raise NotSubmitted(f"{folder.name} could not be submitted to {launch.cluster}:\n{said}")
 
 
 def starting_point(config: Config) -> str:
@@ -209,7 +220,7 @@ def submit(config: Config, run: Run, action: str = "train", section: str | None 
     """Start `action` (train, evaluate or extract) of config.task in the run folder, or attach to what is there.
 
     `section` names its place in metrics.json (default: the action). Raises ConfigError if the run was made with other
-    parameters, and RuntimeError if the job can't be submitted.
+    parameters, and NotSubmitted if the job can't be submitted.
     """
     from egokit import __version__
     from egokit.job import ACTIONS
@@ -238,3 +249,11 @@ def submit(config: Config, run: Run, action: str = "train", section: str | None 
         code = snapshot(handle.folder, keep=bool(partial))
         start_job("egokit.job", handle.folder, code, config.launch)
     return handle
+
+
+def script(config: Config, run: Run | Path, action: str = "train", section: str | None = None) -> str:
+    """The sbatch script that `submit` would submit. Nothing is submitted or written; any machine will do."""
+    if config.launch.cluster != "slurm":
+        raise ConfigError(f"launch.cluster of site {config.site.name!r} is {config.launch.cluster}: only SLURM's jobs have a script")
+    folder = (run.path if isinstance(run, Run) else Path(run)) / "jobs" / (section or action)
+    return slurm.script(config.launch, folder, f"egokit-{folder.name}")

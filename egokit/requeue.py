@@ -41,12 +41,11 @@ def last_words(folder: Path, rank: int) -> Iterator[None]:
         raise
 
 
-def decide(folder: Path, limit: int) -> tuple[bool, str]:
+def decide(folder: Path, run: Run, limit: int) -> tuple[bool, str]:
     """(whether to queue the job again, why), by the last words of this attempt's ranks and the run's log; keeps the attempt in mind."""
     history = folder / "failures.json"
     before = json.loads(history.read_text()) if history.exists() else []
-    spec = json.loads((folder / "spec.json").read_text())
-    step = max((event.get("step", 0) for event in Run(spec["run"]).read_log()), default=0)
+    step = max((event.get("step", 0) for event in run.read_log()), default=0)
     write_text(history, json.dumps([*before, {"attempt": attempt(), "step": step}], indent=1))
     own = {path: text for path in sorted((folder / "failures").glob(f"{attempt()}-rank*.txt")) if not lost_peer(text := path.read_text())}
     if own:
@@ -67,8 +66,10 @@ def main(folder: str) -> None:
     state = subprocess.run(["squeue", "-h", "-j", job, "-o", "%T"], capture_output=True, text=True).stdout.strip()
     if state != "RUNNING":  # cancelled, at its time limit, or requeued already
         return
-    limit = json.loads(Path(folder, "spec.json").read_text())["config"]["launch"]["requeues"]
-    again, why = decide(Path(folder), limit)
+    spec = json.loads(Path(folder, "spec.json").read_text())
+    if "run" not in spec:
+        return  # a shard of data preparation: what it left is submitted again by the same command
+    again, why = decide(Path(folder), Run(spec["run"]), spec["config"]["launch"]["requeues"])
     print(f"egokit: {why}", file=sys.stderr, flush=True)
     if again:
         subprocess.run(["scontrol", "requeue", job], check=True)

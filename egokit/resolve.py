@@ -55,6 +55,8 @@ def _coerce(value, wanted, where: str):
             return value
     elif origin is tuple:
         inner = typing.get_args(wanted)
+        if inner[-1] is ...:
+            inner = inner[:1] * len(value) if isinstance(value, (list, tuple)) else ()
         if isinstance(value, (list, tuple)) and len(value) == len(inner):
             return tuple(_coerce(item, kind, where) for item, kind in zip(value, inner, strict=True))
     elif wanted is bool:
@@ -70,7 +72,9 @@ def _coerce(value, wanted, where: str):
                 return wanted(number)
         except (ValueError, OverflowError):
             pass
-    kind = getattr(wanted, "__name__", str(wanted)) if not isinstance(wanted, types.GenericAlias) else str(wanted)
+    kind = str(wanted) if isinstance(wanted, types.GenericAlias) else getattr(wanted, "__name__", str(wanted))
+    if typing.get_args(wanted)[-1:] == (...,):
+        kind = f"a list of {typing.get_args(wanted)[0].__name__}"
     raise ConfigError(f"{where}: expected {kind}, got {value!r}")
 
 

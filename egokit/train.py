@@ -251,7 +251,7 @@ class Trainer:
 def train(config: Config, task: Task, run: Run, section: str, device: torch.device) -> dict[str, float]:
     """Train `task` in the run folder, from its newest checkpoint if there is one; returns the best metrics."""
     if config.train.precision == "fp16" and device.type == "cpu":
-        raise TrainingError("train.precision is fp16, but this process sees no GPU: request one (launch.slurm: {gpus_per_task: 1}), "
+        raise TrainingError("train.precision is fp16, but this process sees no GPU: request one (launch.gpus: 1), "
                             "or set train.precision=bf16")
     run.checkpoints.mkdir(exist_ok=True)
     return Trainer(config, task, run, section, device).fit()

@@ -69,5 +69,5 @@ def test_every_recipe_and_site_resolves(project):
     recipes = [p.relative_to(project / "params").with_suffix("") for p in (project / "params").rglob("*.yaml") if p.parent.name != "sites"]
     assert len(recipes) >= 10
     for recipe in recipes:
-        for site in ("toy", "example"):
+        for site in ("toy", "example", "cluster_example"):
             assert resolve(str(recipe), site).task

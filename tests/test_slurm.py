@@ -14,7 +14,7 @@ from conftest import MODEL
 from test_train import essential, wait_for, weights_of
 
 import egokit
-from egokit import checkpoints, launch
+from egokit import attach, checkpoints, launch
 from egokit.resolve import outputs_folder
 from egokit.runs import Run
 
@@ -37,7 +37,7 @@ def slurm(tmp_path_factory, project):
     said = subprocess.run(["bash", "-c", f"source {root}/env && echo $SLURM_CONF && echo $PATH"], capture_output=True, text=True)
     os.environ["SLURM_CONF"], os.environ["PATH"] = said.stdout.splitlines()
     site = yaml.safe_load((project / "params/sites/tiny.yaml").read_text())
-    site["launch"] = {"cluster": "slurm", "nodes": 2, "processes": 2, "cpus": 1, "timeout_minutes": 60}
+    site["launch"] = {"cluster": "slurm", "nodes": 2, "processes": 2, "cpus": 1, "gpus": 0, "timeout_minutes": 60}
     (project / "params/sites/slurm.yaml").write_text(yaml.safe_dump(site))
     yield root
     os.environ.clear()
@@ -70,7 +70,7 @@ def steps(run):
 def rank_processes(handle):
     """Processes of the job's ranks, of all attempts, by rank."""
     found = {}
-    for process in launch.processes(handle.folder):
+    for process in attach.processes(handle.folder):
         settings = dict(setting.split(b"=", 1) for setting in Path("/proc", str(process), "environ").read_bytes().split(b"\0") if setting)
         if b"SLURM_PROCID" in settings:
             found[int(settings[b"SLURM_PROCID"])] = process

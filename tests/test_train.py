@@ -15,7 +15,7 @@ import torch
 from conftest import MODEL, ROOT, board_of, rarest
 
 import egokit
-from egokit import checkpoints, job, launch, look
+from egokit import attach, checkpoints, job, launch, look
 from egokit.config import LaunchConfig
 from egokit.resolve import ConfigError, outputs_folder
 from egokit.runs import Run
@@ -83,7 +83,7 @@ def test_killed_20_times_and_restarted_ends_with_the_same_bits(resolve, project,
                 wait_for(lambda handle=handle: parts(broken) or not handle.alive(), pause=0)
             else:
                 time.sleep(dice.random() * 0.3)
-        killed = launch.processes(handle.folder)
+        killed = attach.processes(handle.folder)
         assert killed, "the run ended before it had been killed 20 times: give it more epochs"
         for process in killed:
             os.kill(process, signal.SIGKILL)
@@ -102,7 +102,7 @@ def test_killed_20_times_and_restarted_ends_with_the_same_bits(resolve, project,
 def ranks(handle) -> dict[int, int]:
     """Rank -> process, of a local job."""
     found = {}
-    for process in launch.processes(handle.folder):
+    for process in attach.processes(handle.folder):
         for setting in Path("/proc", str(process), "environ").read_bytes().split(b"\0"):
             if setting.startswith(b"SUBMITIT_LOCAL_GLOBALID="):
                 found[int(setting.partition(b"=")[2])] = process
@@ -194,7 +194,7 @@ def test_cancel_ends_the_job_and_submit_goes_on(resolve, run):
 
 def test_wrong_starts_are_said_before_a_job(resolve, run):
     with pytest.raises(egokit.WeightsError, match=r"does not exist.*02_pretrain"):
-        egokit.submit(resolve("toy/egomcq", run="never"), run, "evaluate")
+        egokit.submit(resolve("toy/egomcq", run="not-trained"), run, "evaluate")
     with pytest.raises(ValueError, match="expected one of train"):
         egokit.submit(resolve(), run, "trian")
     with pytest.raises(ConfigError, match=r"site.vit of site 'tiny' is '': .*no init.*write random"):
@@ -210,7 +210,7 @@ def test_the_processes_must_be_those_of_the_config():
     with pytest.raises(RuntimeError, match=r"^1 process was started, but launch.nodes=2 x launch.processes=4 is 8"):
         job.expect_processes(launched, 1)
     job.expect_own_gpus([("a", "0"), ("a", "1"), ("b", "0")])
-    with pytest.raises(RuntimeError, match=r"^ranks 0, 2 share one GPU of a: .*gpus_per_task: 1"):
+    with pytest.raises(RuntimeError, match=r"^ranks 0, 2 share one GPU of a: .*launch.gpus: 1"):
         job.expect_own_gpus([("a", "0"), ("a", "1"), ("a", "0")])
 
 

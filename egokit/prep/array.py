@@ -5,20 +5,20 @@ A shard that runs into its time limit or is preempted is queued again by submiti
 """
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import sys
 import time
 from pathlib import Path
 
-from egokit import launch
+from egokit import attach, launch
 from egokit.config import Config
 from egokit.job import executor
 from egokit.prep.source import ego4d, list_videos, merge, receipts, share, site_options
 from egokit.prep.video import Plan
 from egokit.resolve import build, to_dict
 from egokit.runs import write_text
+from egokit.slurm import one_process
 
 
 class Shard:
@@ -62,7 +62,7 @@ class Array:
                    disable=not progress)
         running = True
         while running:
-            running, began = launch.alive(self.folder), time.monotonic()
+            running, began = attach.alive(self.folder), time.monotonic()
             lines = dict(zip(self.videos, receipts(self.videos, self.plan, files=False), strict=True))
             good = [video for video, line in lines.items() if line["status"] == "ok"]
             failed = sum(line["status"] == "failed" for line in lines.values())  # this time or before, not tried again yet
@@ -78,14 +78,14 @@ def submit_array(config: Config, shards: int, source: str | Path | None = None) 
     """Submit the shards of `source` (default root/Ego4D) that are not done, to config.launch.cluster; None if all are.
 
     While the array submitted last is queued or runs, nothing is submitted, and that one is returned. Each job has
-    config.launch.cpus and runs on one node. Raises as `ego4d` does, and RuntimeError if nothing can be submitted.
+    config.launch.cpus and memory_gb, on one node, and no GPU. Raises as `ego4d` does, and RuntimeError if nothing can be submitted.
     """
     plan = Plan(**site_options(config.site))
     folder_of_videos = Path(source).resolve() if source else plan.root / "Ego4D"
     videos = list_videos(folder_of_videos)
     arrays = plan.root / ".prepared" / "arrays"
     for latest in sorted(arrays.glob("*"))[-1:]:
-        if launch.alive(latest):
+        if attach.alive(latest):
             return Array(latest, videos, plan)
     left = {line["uid"] for line in receipts(videos, plan, files=True) if line["status"] != "ok"}
     todo = [number for number in range(1, shards + 1) if left & {video.uid for video in share(videos, number, shards)}]
@@ -105,7 +105,7 @@ def start(spec_path: str) -> None:
     """Submit the array of a spec and write down what it takes to find it again."""
     spec_file = Path(spec_path)
     spec = json.loads(spec_file.read_text())
-    config = dataclasses.replace(build(Config, spec["config"]).launch, nodes=1, processes=1)
+    config = one_process(build(Config, spec["config"]).launch)
     jobs = executor(config, spec_file.parent, "egokit-prep").map_array(Shard(str(spec_file)), spec["todo"])
     ids = [job.job_id for job in jobs]
     write_text(spec_file.parent / "job.json", json.dumps({"cluster": config.cluster, "job_id": ids[0].split("_")[0], "job_ids": ids}))

@@ -1,0 +1,283 @@
+"""Jobs on SLURM, with its commands stood in for: what is asked of it, where a job is said to be, and the table of all runs."""
+import json
+import os
+import sys
+import threading
+import time
+
+import pytest
+from conftest import MODEL
+from test_train import wait_for
+
+import egokit
+from egokit import attach, cli, launch, overview, slurm
+from egokit.config import LaunchConfig
+from egokit.resolve import ConfigError, outputs_folder
+from egokit.runs import Run, write_text
+
+# squeue prints `queue`, a line "%F|%T|%P|%Q|%S|%r" a job, as its -j, -t and -p say; each call leaves its arguments in `asked`
+SQUEUE = """#!{python} -IS
+import sys
+folder, arguments = {folder!r}, sys.argv[1:]
+open(folder + "/asked", "a").write(" ".join(arguments) + "\\n")
+given = dict(zip(arguments, arguments[1:]))
+assert given["-o"] == "%F|%T|%P|%Q|%S|%r" and "-h" in arguments
+lines = [line.split("|") for line in open(folder + "/queue").read().splitlines()]
+if lines == [["away"]]:
+    sys.exit("slurm_load_jobs error: Unable to contact slurm controller (connect failure)")
+jobs = given["-j"].split(",") if "-j" in given else None
+shown = [line for line in lines if (jobs is None or line[0] in jobs) and line[1] == given.get("-t", line[1])
+         and ("-p" not in given or set(given["-p"].split(",")) & set(line[2].split(",")))]
+if jobs and len(jobs) == 1 and not shown:
+    sys.exit("slurm_load_jobs error: Invalid job id specified")
+print(*map("|".join, shown), sep="\\n")
+"""
+SBATCH = """#!/bin/sh
+cp "$1" {folder}/submitted && echo Submitted batch job 42
+"""
+SCANCEL = """#!/bin/sh
+echo "$@" >> {folder}/cancelled; : > {folder}/queue
+"""
+ON_SLURM = "launch.cluster=slurm launch.gpus=0 launch.partition=main"
+
+
+@pytest.fixture
+def run(project, request):
+    return Run(outputs_folder() / "tests" / f"attach-{abs(hash(request.node.name))}")
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    """Stand-ins for SLURM's commands in PATH; returns their folder."""
+    folder = tmp_path / "slurm"
+    folder.mkdir()
+    for name, text in (("squeue", SQUEUE), ("sbatch", SBATCH), ("scancel", SCANCEL)):
+        (folder / name).write_text(text.format(python=sys.executable, folder=str(folder)))
+        (folder / name).chmod(0o755)
+    (folder / "queue").write_text("")
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    return folder
+
+
+def asked(cluster):
+    return (cluster / "asked").read_text().splitlines() if (cluster / "asked").exists() else []
+
+
+QUEUE = """\
+1|RUNNING|main|50|2026-01-01T10:00:00|None
+2|PENDING|main|70|N/A|Resources
+3|PENDING|main,high|60|2026-01-02T03:04:05|Priority
+4|PENDING|high|90|N/A|Priority
+5|PENDING|main|70|N/A|Dependency
+6|COMPLETING|main|50|2026-01-01T10:00:00|None
+7|PENDING|main|1|N/A|JobArrayTaskLimit
+7|RUNNING|main|1|2026-01-01T10:00:00|None
+8|PENDING|other|999|N/A|None
+"""
+
+
+def test_places_are_reasons_positions_and_starts(cluster):
+    (cluster / "queue").write_text(QUEUE)
+    assert attach.places(["2"]) == {"2": ("pending", "Resources, 1st of 4")}  # 5 came later; 3 waits for main, too; 7 has a task left
+    assert len(asked(cluster)) == 2
+    assert attach.places(["1", "3", "4", "5", "6", "7", "9"]) == {
+        "1": ("running", ""), "3": ("pending", "Priority, 4th of 5, may start 2026-01-02 03:04:05"), "4": ("pending", "Priority, 1st of 2"),
+        "5": ("pending", "Dependency, 2nd of 4"), "6": ("running", ""), "7": ("running", "")}
+    assert len(asked(cluster)) == 4  # two for all seven
+    assert attach.places(["8"])["8"].detail == "1st of 1"
+    assert attach.places(["9"]) == attach.places([]) == {}
+    assert [attach.ordinal(number) for number in (1, 2, 3, 4, 11, 12, 13, 21, 102, 111)] == [
+        "1st", "2nd", "3rd", "4th", "11th", "12th", "13th", "21st", "102nd", "111th"]
+    assert [attach.duration(seconds) for seconds in (7, 61, 3599, 7260, 90000)] == ["7 s", "1 min", "1 h 0 min", "2 h 1 min", "1 d 1 h"]
+
+
+def made(run, section="pretrain", action="train", **job):
+    """A job's folder as submit leaves it."""
+    handle = launch.Handle(run, section)
+    (handle.folder / "submitit").mkdir(parents=True)
+    write_text(handle.folder / "spec.json", json.dumps({"action": action}))
+    if job:
+        write_text(handle.folder / "job.json", json.dumps(job))
+    return handle
+
+
+STEP = {"kind": "step", "step": 40, "steps": 200, "eta_s": 4000, "loss": 3.0, "clips_per_s": 9, "data_s": 1, "step_s": 4}
+
+
+def test_a_handle_follows_its_job(cluster, tmp_path):
+    run = Run(tmp_path / "outputs/02_pretrain/mine")
+    assert launch.Handle(run, "pretrain").status() == ("new", "") and repr(launch.Handle(run, "pretrain")).endswith("mine: new>")
+    handle = made(run, cluster="slurm", job_id="3")
+    (cluster / "queue").write_text(QUEUE)
+    assert handle.state() == "pending" and handle.alive()
+    assert repr(handle) == "<pretrain of 02_pretrain/mine: pending (Priority, 4th of 5, may start 2026-01-02 03:04:05)>"
+    (cluster / "queue").write_text("3|RUNNING|main|60|N/A|None")
+    assert repr(handle).endswith("mine: running>")
+    run.log(STEP)
+    run.log({"kind": "extract", "step": 1, "steps": 2})  # of another section
+    assert repr(handle).endswith("mine: running (step 40 of 200, 1 h 7 min left)>")
+    (cluster / "queue").write_text("away")
+    assert handle.state() == "unknown" and "Unable to contact" in repr(handle)
+    assert handle.alive(), "not knowing must not start a second copy"
+    (cluster / "queue").write_text("")
+    cancelled = "slurmstepd: error: *** JOB 3 ON node1 CANCELLED AT noon ***"
+    (handle.folder / "submitit/3_0_log.err").write_text(f"{cancelled}\nsrun: forcing job termination\n")
+    assert handle.status() == ("failed", cancelled) and not handle.alive()
+    (handle.folder / "submitit/3_1_log.err").write_text(
+        "Traceback (most recent call last):\n  File\n[rank1]: egokit.train.TrainingError: no\nsrun: Force Terminated StepId=3.0\n")
+    assert handle.status() == ("failed", "[rank1]: egokit.train.TrainingError: no")
+    run.write_metrics("pretrain", {"finished": True})
+    assert handle.status() == ("finished", "")
+
+
+def test_without_squeue_and_on_another_machine(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    handle = made(Run(tmp_path / "nb/one"), cluster="slurm", job_id="3")
+    assert handle.status() == ("unknown", "this machine has no squeue") and handle.alive()
+    handle = made(Run(tmp_path / "nb/two"), cluster="local", job_id="3", host="elsewhere")
+    assert handle.status() == ("unknown", "was started on elsewhere: ask there") and not handle.alive()
+
+
+def test_wait_shows_the_queue_then_the_steps(cluster, tmp_path, capsys):
+    run = Run(tmp_path / "02_pretrain/mine")
+    handle = made(run, cluster="slurm", job_id="3")
+    (cluster / "queue").write_text(QUEUE)
+
+    def happens():
+        wait_for(lambda: len(asked(cluster)) >= 4)
+        run.log(STEP)
+        write_text(cluster / "queue", "3|RUNNING|main|60|N/A|None")
+        before = len(asked(cluster))
+        wait_for(lambda: len(asked(cluster)) >= before + 2)
+        write_text(cluster / "queue", "")  # gone from the queue; its files show a moment later
+        before = len(asked(cluster))
+        wait_for(lambda: len(asked(cluster)) > before)
+        run.write_metrics("pretrain", {"finished": True, "loss": 1.0})
+    thread = threading.Thread(target=happens)
+    thread.start()
+    assert handle.wait(poll=0.02) == {"finished": True, "loss": 1.0}
+    thread.join()
+    said = capsys.readouterr().out
+    assert said.index("pretrain pending: Priority, 4th of 5") < said.index("| 40/200 [")
+    assert "pending" not in said[said.index("| 40/200 ["):]
+
+
+def test_a_job_that_is_gone_for_good_fails_the_wait(cluster, tmp_path):
+    handle = made(Run(tmp_path / "02_pretrain/mine"), cluster="slurm", job_id="3")
+    with pytest.raises(launch.JobFailed, match="ended without a result"):
+        handle.wait(progress=False, poll=0.001)
+    assert len(asked(cluster)) == 2
+
+
+def test_what_is_printed_is_what_is_submitted(resolve, run, cluster):
+    config = resolve(overrides=f"{MODEL} {ON_SLURM} launch.memory_gb=1.5")
+    said = launch.script(config, run)
+    assert not (run.path / "jobs").exists() and not (cluster / "submitted").exists()
+    handle = egokit.submit(config, run)
+    assert (cluster / "submitted").read_text() == said and "#SBATCH --mem=1536MB\n" in said and "--partition=main\n" in said
+    assert handle.job()["job_id"] == "42" and (handle.folder / "code/egokit/job.py").is_file()
+    (cluster / "queue").write_text("42|PENDING|main|1|N/A|Priority")
+    assert repr(egokit.submit(config, run)).endswith("pending (Priority, 1st of 1)>")  # attached
+    handle.cancel()
+    assert (cluster / "cancelled").read_text() == "42\n" and handle.state() == "failed"
+    handle.cancel()
+    assert (cluster / "cancelled").read_text() == "42\n", "an ended job is left alone: its number may be another's"
+
+
+def test_print_in_the_shell_writes_nothing(project, monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))  # no SLURM here
+    command = ["submit", "toy/pretrain", "--site", "tiny", "--run", "never", "--overrides"]
+    cli.main([*command, ON_SLURM.replace("gpus=0", "gpus=1"), "--print"])
+    said = capsys.readouterr().out
+    folder = outputs_folder() / "02_pretrain/never"
+    assert said.startswith("#!/bin/bash") and "#SBATCH --gpus-per-node=2\n" in said and f"{folder}/jobs/pretrain/code" in said
+    assert not folder.exists()
+    for overrides, flag, expected in (("", "--print", "launch.cluster of site 'tiny' is local"),
+                                      (ON_SLURM, "--wait", "this machine has no sbatch")):
+        with pytest.raises(SystemExit, match="2"):
+            cli.main([*command, overrides, flag])
+        assert expected in capsys.readouterr().err
+
+
+def test_a_refusal_is_told_in_slurms_words(resolve, run, cluster):
+    (cluster / "sbatch").write_text("#!/bin/sh\necho 'sbatch: error: invalid partition: nope' >&2; exit 1\n")
+    with pytest.raises(launch.NotSubmitted, match=r"^train could not be submitted to slurm:\nsbatch: error: invalid partition: nope$"):
+        egokit.submit(resolve(overrides=f"{MODEL} {ON_SLURM}"), run)
+    assert launch.Handle(run, "train").state() == "new"
+
+
+def test_the_script_asks_for_what_the_site_says(tmp_path):
+    given = LaunchConfig(cluster="slurm", nodes=2, processes=4, cpus=6, timeout_minutes=90, memory_gb=20, partition="gpu", account="lab",
+                         qos="long", constraint="a100&ib", setup=("module load cuda", "export A='b c'"), slurm={"exclude": "n7"})
+    lines = slurm.script(given, tmp_path / "job", "name").splitlines()
+    options = {line.removeprefix("#SBATCH --") for line in lines if line.startswith("#SBATCH")}
+    assert {"nodes=2", "ntasks-per-node=4", "cpus-per-task=6", "gpus-per-node=4", "mem=81920MB", "time=90", "partition=gpu", "account=lab",
+            "qos=long", "constraint='a100&ib'", "exclude=n7", "job-name=name", "signal=USR2@120"} <= options
+    assert not any(option.startswith("exclusive") for option in options)
+    order = ["module load cuda", "export A='b c'", f"export PYTHONPATH={tmp_path}/job/code PYTHONSAFEPATH=1"]
+    assert [line for line in lines if line in order] == order
+    assert not (tmp_path / "job").exists()
+    whole = slurm.options(LaunchConfig(gpus=0, exclusive=True), tmp_path, "name")
+    assert whole["exclusive"] is True and whole["mem"] == "0" and not {"gpus_per_node", "partition", "account"} & whole.keys()
+    shard = slurm.one_process(LaunchConfig(nodes=2, processes=4, gpus=0, exclusive=True, slurm={"gres": "gpu:4", "exclude": "n7"}))
+    assert shard == LaunchConfig(gpus=0, slurm={"exclude": "n7"})
+
+
+@pytest.mark.parametrize("override, said", [
+    ("launch.setup=module", r"launch.setup \(in overrides\): expected a list of str, got 'module'"),
+    ("launch.setup=[1]", r"launch.setup \(in overrides\): expected str, got 1"),
+    ("launch.partition=[a,b]", r"launch.partition \(in overrides\): expected str"),
+    ("launch.exclusive=2", "launch.exclusive .*expected bool"),
+    ("launch.gpus=4", r"launch.gpus \(in overrides\): 4: known: 0, 1"),
+    ("launch.nodes=0", "launch.nodes .*expected 1 or more, got 0"),
+    ("launch.memory_gb=-1", "launch.memory_gb .*expected 0 or more"),
+    ("launch.partitions=a", "unknown key 'launch.partitions'.*did you mean 'partition'"),
+    ("launch.slurm.partition=a", r"launch.slurm.partition: set launch.partition instead"),
+    ("launch.slurm.exclud=a", "unknown key 'launch.slurm.exclud': did you mean 'exclude'.*additional_parameters"),
+    ("launch.slurm.gpus_per_task=1 launch.gpus=1", "launch.slurm.gpus_per_task: launch.gpus asks for GPUs already; set launch.gpus to 0"),
+    ("launch.slurm.gres=gpu:a100:4 launch.gpus=1", "launch.slurm.gres: launch.gpus asks"),
+])
+def test_a_wrong_site_is_said_before_a_job(resolve, run, override, said):
+    with pytest.raises(ConfigError, match=said):
+        launch.script(resolve(overrides=f"{ON_SLURM} {override}"), run)
+
+
+def test_the_table_of_runs(cluster, tmp_path, capsys):
+    (cluster / "queue").write_text(QUEUE)
+    for number, name in enumerate(("running", "waits", "gone")):
+        made(Run(tmp_path / "02_pretrain" / name), cluster="slurm", job_id=str((1, 3, 9)[number]))
+    run = Run(tmp_path / "02_pretrain/running")
+    run.log({"kind": "validation", "step": 20, "steps": 200, "best": True, "ensemble_intra": 41.25})
+    run.log(STEP)
+    done = made(Run(tmp_path / "03_ek100/mine"), "zeroshot", "evaluate", cluster="local", job_id="1", host="elsewhere")
+    done.run.write_metrics("zeroshot", {"finished": True, "mAP": 26.0})
+    torn = made(Run(tmp_path / "05_egomcq/torn"), "egomcq", "evaluate", cluster="slurm", job_id="2")
+    (torn.run.path / "metrics.json").write_text("{")
+    for age, folder in enumerate(sorted(tmp_path.glob("*/*/jobs/*/spec.json"))):
+        os.utime(folder, (time.time() - 3600 * (age + 1),) * 2)
+    found = {f"{one.notebook}/{one.run}": overview.cells(one)[2:7] for one in overview.entries(tmp_path)}
+    assert len(asked(cluster)) == 2, "SLURM is asked once for all runs, and once for the queue"
+    waits, torn = found.pop("02_pretrain/waits"), found.pop("05_egomcq/torn")
+    assert waits[1].startswith("pending: Priority, 4th of 5") and torn[1].startswith("unreadable: ")
+    assert found["02_pretrain/running"] == ["pretrain", "running", "40/200", "1 h 7 min", "ensemble_intra 41.2"]
+    assert found["03_ek100/mine"] == ["zeroshot", "finished", "", "", "mAP 26.0"]
+    assert found["02_pretrain/gone"][1].startswith("failed: no log in")
+    cli.main(["runs", "--outputs", str(tmp_path)])
+    lines = capsys.readouterr().out.splitlines()
+    assert [name in lines[0] for name in overview.COLUMNS] == [True] * 8 and len(lines) == 6
+    table = egokit.runs_table(tmp_path)
+    assert list(table["run"]) == [line.split()[1] for line in lines[1:]] and table["run"][0] == "running"  # the newest: it logs
+    assert overview.lines(overview.entries(tmp_path / "none")).startswith("no run has had a job")
+
+
+@pytest.mark.slow
+def test_the_table_of_a_real_run(resolve, run, monkeypatch):
+    handle = egokit.submit(resolve(overrides=f"{MODEL} train.epochs=4"), run, "train", "pretrain")
+
+    def entry():
+        return next(one for one in overview.entries(run.path.parents[1]) if one.run == run.path.name)
+    wait_for(lambda: entry().step)
+    assert entry().state == "running" and entry().steps == 12 and "step " in repr(handle)
+    metrics = handle.wait(progress=False)
+    assert entry()[:8] == ("tests", run.path.name, "pretrain", "finished", "", 12, 12, None)
+    assert (entry().metric, entry().value) == ("ensemble_intra", metrics["ensemble_intra"])
