@@ -174,7 +174,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--wait", action="store_true", help="with --array: until all have ended; exit code 1 if a video failed")
     sub = add("run", run, "Run notebooks with papermill: in order up to one that fails, or side by side. Exit code 1 if one failed.",
               "egokit run 03_ek100 --params ek100_finetune --site local\n"
-              "  egokit run 02_pretrain:pretrain 05_egomcq:egomcq --site local --run mine --submit\n"
+              "  egokit run 05_egomcq:egomcq 03_ek100:ek100_finetune --site local --run released --submit\n"
               "  egokit run 03_ek100 04_charades_ego 06_egomq_features --side-by-side 2 --timeout 600")
     sub.add_argument("notebooks", nargs="+", help="a name or its beginning; NOTEBOOK:RECIPE gives each its own --params")
     sub.add_argument("--side-by-side", type=positive, default=1, metavar="N", help="so many at once, each in a process of its own")
