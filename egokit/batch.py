@@ -72,7 +72,7 @@ def run(notebooks: Notebooks) -> int:
 
 
 def side_by_side(notebooks: Notebooks) -> int:
-    """Each in a process of its own; one that fails stops no other. What ends this process ends them all."""
+    """Each in a process of its own; one that fails stops no other. What ends this process ends them all, but for kill -9."""
     def told(number, frame):
         raise SystemExit(128 + number)
 
@@ -108,10 +108,7 @@ class Job:
 
     def __call__(self) -> None:
         spec = json.loads(Path(self.spec).read_text())
-        # the jobs that a notebook submits are no steps of this one
-        environment = {key: value for key, value in os.environ.items()
-                       if key == "SLURM_CONF" or not key.startswith(("SLURM_", "SRUN_", "SUBMITIT_"))}
-        process = subprocess.Popen([sys.executable, "-m", "egokit.batch", self.spec, "here"], env=environment | spec["environment"])
+        process = subprocess.Popen([sys.executable, "-m", "egokit.batch", self.spec, "here"], env=os.environ | spec["environment"])
         try:
             code = process.wait()
         finally:  # a time limit or preemption: submitit has queued this job again, and leaves
@@ -146,8 +143,8 @@ def submit(notebooks: Notebooks) -> str:
         (folder / "job.json").unlink(missing_ok=True)
         launch.start_job("egokit.batch", folder, launch.snapshot(folder, keep=False), config.launch)
     job = json.loads((folder / "job.json").read_text())
-    logs = "\n".join(f"  {log(*one)}" for one in notebooks.work)
-    return f"{len(notebooks.work)} notebooks, job {job['job_id']} on {job['cluster']}; follow them in\n{logs}\nthe job's own log: {folder}"
+    names, logs = ", ".join(name for name, _ in notebooks.work), "\n".join(f"  {log(*one)}" for one in notebooks.work)
+    return f"{names}: job {job['job_id']} on {job['cluster']}; follow it in\n{logs}\nthe job's own log: {folder}"
 
 
 def small(site):

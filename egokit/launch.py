@@ -179,7 +179,10 @@ def start_job(module: str, folder: Path, code: Path, launch: LaunchConfig) -> No
 
     In a session of its own: neither closing JupyterLab nor Ctrl-C reaches the job. Raises RuntimeError if nothing was submitted.
     """
-    environment = dict(os.environ, PYTHONPATH=str(code.resolve()), PYTHONSAFEPATH="1", TOKENIZERS_PARALLELISM="false")
+    inherited = os.environ
+    if "SLURM_JOB_ID" in inherited:  # a notebook in a job, or in a session on a node: what it submits is no part of that job
+        inherited = {key: value for key, value in inherited.items() if key == "SLURM_CONF" or not key.startswith(("SLURM_", "SRUN_"))}
+    environment = dict(inherited, PYTHONPATH=str(code.resolve()), PYTHONSAFEPATH="1", TOKENIZERS_PARALLELISM="false")
     environment.setdefault("OMP_NUM_THREADS", str(launch.cpus))
     with open(folder / "start.log", "w") as start_log:
         started = subprocess.run([sys.executable, "-m", module, str((folder / "spec.json").resolve())], env=environment,

@@ -1,4 +1,5 @@
 """Notebooks in batch, with papermill and processes as users have them: what is saved and said, whatever ends them."""
+import json
 import os
 import re
 import signal
@@ -110,12 +111,10 @@ def test_side_by_side_all_finish_and_one_that_hangs_is_ended(home):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sign, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
-@pytest.mark.parametrize("abreast", [1, 2])
+@pytest.mark.parametrize("sign, code, abreast", [(signal.SIGTERM, 143, 1), (signal.SIGINT, 130, 1), (signal.SIGKILL, -9, 1),
+                                                 (signal.SIGTERM, 143, 2), (signal.SIGINT, 130, 2)])
 def test_the_runner_is_ended(home, sign, code, abreast):
     """Signals to the runner alone, as a scheduler sends them: the notebook is saved with what it had, its kernel is gone."""
-    if sign == signal.SIGKILL and abreast == 2:
-        pytest.skip("processes of their own outlive a runner that can't say good-bye")
     name = f"ended-{sign.name}-{abreast}"
     process = subprocess.Popen(command("92", "90", "--run", name, "--side-by-side", str(abreast)), stdout=subprocess.DEVNULL,
                                stderr=subprocess.PIPE, text=True, start_new_session=True)
@@ -138,7 +137,7 @@ def test_as_a_job(home):
     """--submit on a local cluster: the same command finds the job, other parameters are refused, the result is the notebook's."""
     notebooks = batch.checked(["90", "91"], {"run": "job"})
     hanging = batch.checked(["92"], {"run": "job"})
-    assert "2 notebooks, job" in batch.submit(notebooks)
+    assert "90_good, 91_fails: job " in batch.submit(notebooks)
     said = batch.submit(hanging)
     number = kernel(home / "outputs/92_hangs/job/notebook.log")
     assert batch.submit(hanging) == said
@@ -174,3 +173,16 @@ def test_a_failing_kernel_start_is_a_failed_notebook(home, monkeypatch):
     monkeypatch.setattr(papermill, "execute_notebook", refuses)
     with pytest.raises(headless.NotebookFailed, match="before the first cell: Kernel didn't respond"):
         headless.execute("90", {"run": "no-kernel"})
+
+
+def test_what_is_submitted_in_a_job_is_no_part_of_it(tmp_path, monkeypatch):
+    """Its own job's memory or CPUs in the environment would be taken for the new one's."""
+    from egokit import launch
+    from egokit.config import LaunchConfig
+    for key, value in {"SLURM_JOB_ID": "7", "SLURM_MEM_PER_NODE": "500", "SRUN_CPUS_PER_TASK": "2", "SLURM_CONF": "here"}.items():
+        monkeypatch.setenv(key, value)
+    (tmp_path / "probe.py").write_text("import json, os, sys\nfrom pathlib import Path\n"
+                                       "Path(sys.argv[1]).with_name('job.json').write_text(json.dumps(dict(os.environ)))\n")
+    launch.start_job("probe", tmp_path, tmp_path, LaunchConfig())
+    passed = json.loads((tmp_path / "job.json").read_text())
+    assert {key: value for key, value in passed.items() if key.startswith(("SLURM_", "SRUN_"))} == {"SLURM_CONF": "here"}
