@@ -139,3 +139,8 @@ def cancel(folder: Path) -> None:
         deadline = time.monotonic() + 5
         while alive(folder) and time.monotonic() < deadline:
             time.sleep(0.1)
+
+
+def in_words(progress: dict) -> str:
+    said = [f"step {progress['step']} of {progress['steps']}"] if progress else []
+    return ", ".join([*said, f"{duration(progress['eta_s'])} left"] if "eta_s" in progress else said)

@@ -67,11 +67,23 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def minutes(text: str) -> float:
+    try:
+        if (value := float(text)) > 0:
+            return value
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r}: expected a number of minutes above 0")
+
+
 def run(arguments) -> None:
-    from egokit import headless
+    from egokit import batch
     given = {key: getattr(arguments, key) for key in ("params", "site", "overrides", "run") if getattr(arguments, key) is not None}
-    for notebook in arguments.notebooks:
-        print(headless.execute(notebook, given))
+    notebooks = batch.checked(arguments.notebooks, given, arguments.timeout and 60 * arguments.timeout, arguments.side_by_side)
+    if arguments.submit:
+        print(batch.submit(notebooks))
+    elif code := batch.run(notebooks):
+        sys.exit(code)
 
 
 # where the notebook of a task keeps its jobs, and their names there by action; the first action is the default
@@ -168,8 +180,14 @@ def parser() -> argparse.ArgumentParser:
     share.add_argument("--shard", type=shard, metavar="I/N", help="do only this share of the videos")
     share.add_argument("--array", type=positive, metavar="N", help="submit N shards as jobs; again: those in which something is left")
     sub.add_argument("--wait", action="store_true", help="with --array: until all have ended; exit code 1 if a video failed")
-    sub = add("run", run, "Run notebooks with papermill.", "egokit run 03_ek100 --params ek100_finetune --site local")
-    sub.add_argument("notebooks", nargs="+")
+    sub = add("run", run, "Run notebooks with papermill: in order up to one that fails, or side by side. Exit code 1 if one failed.",
+              "egokit run 03_ek100 --params ek100_finetune --site local\n"
+              "  egokit run 05_egomcq:egomcq 03_ek100:ek100_finetune --site local --run released --submit\n"
+              "  egokit run 03_ek100 04_charades_ego 06_egomq_features --side-by-side 2 --timeout 600")
+    sub.add_argument("notebooks", nargs="+", help="a name or its beginning; NOTEBOOK:RECIPE gives each its own --params")
+    sub.add_argument("--side-by-side", type=positive, default=1, metavar="N", help="so many at once, each in a process of its own")
+    sub.add_argument("--timeout", type=minutes, metavar="MINUTES", help="for each notebook; the jobs that it submitted go on")
+    sub.add_argument("--submit", action="store_true", help="run them in a small job on the site's launch.cluster")
     for name in ("params", "site", "overrides", "run"):
         sub.add_argument(f"--{name}")
     sub = add("submit", submit, "Start the job of a recipe, or attach to it; its notebook finds it, too.",

@@ -1,9 +1,20 @@
-"""Notebooks without a browser: papermill with checked parameters, the executed notebook always saved."""
+"""One notebook without a browser: papermill with checked parameters, a log to follow, the executed notebook always saved.
+
+Several of them, and notebooks as jobs, are batch.py's.
+"""
 from __future__ import annotations
 
 import ast
+import asyncio
+import contextlib
 import json
+import logging
 import os
+import re
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from egokit.config import Config
@@ -14,7 +25,7 @@ from egokit.runs import Run
 
 
 class NotebookFailed(RuntimeError):
-    """A cell raised; the message says which notebook and what, and where the executed notebook lies."""
+    """A notebook did not run to its end; the message says in which cell and why, and where the executed notebook lies."""
 
 
 def notebook_path(name: str) -> Path:
@@ -42,6 +53,9 @@ def resolved(path: Path, parameters: dict) -> tuple[Config, Path]:
     tagged = next(cell.source for cell in cells if "parameters" in cell.metadata.get("tags", []))
     values = {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(tagged).body}
     values |= parameters
+    for name, value in values.items():
+        if not isinstance(value, str) and not (name == "overrides" and isinstance(value, (list, tuple, dict))):
+            raise ConfigError(f"notebook parameter {name!r}: expected a text, got {value!r}")
     config = resolve(values["params"], values["site"], values["overrides"], values["run"])
     return config, outputs_folder() / path.stem / values["run"]
 
@@ -64,30 +78,104 @@ def finished(name: str, parameters: dict) -> bool:
     return not used and same and (folder / "params.yaml").read_text() == to_yaml(config)
 
 
-def execute(name: str, parameters: dict, timeout: int | None = None) -> Path:
-    """Run a notebook with papermill; returns the executed notebook in its run folder.
+def execute(name: str, parameters: dict, timeout: float | None = None) -> Path:
+    """Run a notebook with papermill; returns the executed notebook.ipynb in its run folder. notebook.log tells what it does.
 
-    parameters: some of params, site, overrides, run; names and values are checked before anything starts. A failure
-    saves notebook.failed.ipynb and raises NotebookFailed. `timeout` bounds a cell, in seconds.
+    parameters: some of params, site, overrides, run; names and values are checked before anything starts. timeout: seconds
+    for the whole notebook. Raises NotebookFailed; until a notebook has run to its end it is notebook.failed.ipynb, whatever
+    ends it: an error, the time-out, Ctrl-C, SIGTERM or kill -9. The kernel ends too; jobs that it submitted go on.
     """
     path = notebook_path(name)
     _, folder = resolved(path, parameters)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "notebook.ipynb").unlink(missing_ok=True)  # it stands for a finished run with these very parameters
-    part = folder / ".notebook.part.ipynb"
+    whole, unfinished = folder / "notebook.ipynb", folder / "notebook.failed.ipynb"
+    whole.unlink(missing_ok=True)  # it stands for a finished run with these very parameters
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     import papermill
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from traitlets.config import Config
-    transport = Config({"KernelManager": {"transport": "ipc"}})  # no TCP port that others on the machine could connect to
+    watch = _Watch(timeout)
+    with _log(folder / "notebook.log") as log, tempfile.TemporaryDirectory(prefix="egokit-") as sockets:
+        # no TCP port that others on the machine could connect to; in the working folder kernels would take each other's sockets
+        transport = Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}})
+        log.info(f"{path.name} begins with {parameters}")
+        try:
+            papermill.execute_notebook(str(path), str(unfinished), parameters=dict(parameters), kernel_name="python3",
+                                       cwd=str(project_root()), progress_bar=False, log_output=True, start_timeout=120,
+                                       autosave_cell_every=30, config=transport, on_cell_start=watch.cell_starts,
+                                       timeout_func=watch.left, iopub_timeout=60)
+        except papermill.PapermillExecutionError as error:
+            why = f"{error.ename}: {error.evalue}"
+            log.info("\n".join(error.traceback or ()))
+        except CellTimeoutError:
+            why = f"not finished within {timeout / 60:.3g} minutes, the notebook's time-out"
+        except RuntimeError as error:
+            why = "its kernel died: was it killed, or out of memory?" if isinstance(error, DeadKernelError) else str(error)
+        except BaseException as error:
+            log.info(f"{path.name}, {watch.where()}: ended by {watch.told or repr(error)}")
+            raise
+        else:
+            os.replace(unfinished, whole)
+            log.info(f"{path.name} has run to its end")
+            return whole
+        failed = NotebookFailed(f"{path.name}, {watch.where()}: {why}\nthe executed notebook: {unfinished}")
+        log.info(str(failed))
+        raise failed
+
+
+class _Watch:
+    """Which cell runs, how long it may, and what ends it. Its methods are nbclient's hooks."""
+
+    def __init__(self, timeout: float | None):
+        self.deadline = None if timeout is None else time.monotonic() + timeout
+        self.number, self.source, self.told = 0, "", ""
+
+    def where(self) -> str:
+        return f"cell In[{self.number}] ({self.source[:60]})" if self.number else "before the first cell"
+
+    def cell_starts(self, cell, cell_index: int) -> None:
+        if cell.cell_type == "code":
+            lines = [line for line in cell.source.splitlines() if line.strip()]
+            self.number, self.source = self.number + 1, lines[0] if lines else ""
+        # in place of nbclient's, which end the kernel and forget why; SIGUSR2 comes before a job's time limit
+        loop = asyncio.get_running_loop()
+        for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+            with contextlib.suppress(RuntimeError):  # only the main thread may handle signals
+                loop.add_signal_handler(sign, self.stop, sign)
+
+    def stop(self, sign: signal.Signals) -> None:
+        """Raised in the event loop, so it never cuts a notebook's saving in two; papermill then saves and ends the kernel."""
+        if self.told:
+            return  # it is ending
+        self.told = sign.name
+        raise KeyboardInterrupt if sign == signal.SIGINT else SystemExit(128 + sign)
+
+    def left(self, cell) -> float | None:
+        """Seconds for this cell; nbclient takes 0 for no limit."""
+        return None if self.deadline is None else max(0.1, self.deadline - time.monotonic())
+
+
+class _Plain(logging.Formatter):
+    """No colours; a progress bar's states are lines."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = re.sub(r"\x1b\[[0-9;]*m", "", record.getMessage()).replace("\r", "\n").strip("\n")
+        return f"{self.formatTime(record)} {text}"
+
+
+@contextlib.contextmanager
+def _log(path: Path) -> Iterator[logging.Logger]:
+    """papermill's logger (cells and what they print) writes to a file, and nowhere else."""
+    logger, handler = logging.getLogger("papermill"), logging.FileHandler(path)
+    handler.setFormatter(_Plain())
+    before = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
     try:
-        papermill.execute_notebook(str(path), str(part), parameters=dict(parameters), kernel_name="python3", cwd=str(project_root()),
-                                   progress_bar=False, log_output=False, execution_timeout=timeout, start_timeout=120,
-                                   autosave_cell_every=0, config=transport)
-    except papermill.PapermillExecutionError as error:
-        os.replace(part, folder / "notebook.failed.ipynb")
-        raise NotebookFailed(f"{path.name}, cell {error.exec_count}: {error.ename}: {error.evalue}\n"
-                             f"the executed notebook: {folder / 'notebook.failed.ipynb'}") from None
-    (folder / "notebook.failed.ipynb").unlink(missing_ok=True)
-    os.replace(part, folder / "notebook.ipynb")
-    return folder / "notebook.ipynb"
+        yield logger
+    finally:
+        logger.level, logger.propagate = before
+        logger.removeHandler(handler)
+        handler.close()

@@ -45,7 +45,7 @@ class Handle:
     def __repr__(self) -> str:
         state, detail = self.status()
         if state == "running":
-            detail = in_words(self.progress())
+            detail = attach.in_words(self.progress())
         return f"<{self.section} of {self.run.path.parent.name}/{self.run.path.name}: {state}{detail and f' ({detail})'}>"
 
     def spec(self) -> dict | None:
@@ -155,11 +155,6 @@ class Handle:
         bar.refresh()
 
 
-def in_words(progress: dict) -> str:
-    said = [f"step {progress['step']} of {progress['steps']}"] if progress else []
-    return ", ".join([*said, f"{attach.duration(progress['eta_s'])} left"] if "eta_s" in progress else said)
-
-
 def comparable(config: dict) -> dict:
     """The part of a plain config that a run's numbers depend on."""
     return {section: {key: value for key, value in values.items() if f"{section}.{key}" not in LOCAL_ONLY}
@@ -191,7 +186,10 @@ def start_job(module: str, folder: Path, code: Path, launch: LaunchConfig) -> No
         slurm.check(launch)
         if not shutil.which("sbatch"):
             raise NotSubmitted("launch.cluster is slurm, but this machine has no sbatch: submit on the cluster's login node")
-    environment = dict(os.environ, PYTHONPATH=str(code.resolve()), PYTHONSAFEPATH="1", TOKENIZERS_PARALLELISM="false")
+    inherited = os.environ
+    if "SLURM_JOB_ID" in inherited:  # a notebook in a job, or in a session on a node: what it submits is no part of that job
+        inherited = {key: value for key, value in inherited.items() if key == "SLURM_CONF" or not key.startswith(("SLURM_", "SRUN_"))}
+    environment = dict(inherited, PYTHONPATH=str(code.resolve()), PYTHONSAFEPATH="1", TOKENIZERS_PARALLELISM="false")
     environment.setdefault("OMP_NUM_THREADS", str(launch.cpus))
     with open(folder / "start.log", "w") as start_log:
         started = subprocess.run([sys.executable, "-m", module, str((folder / "spec.json").resolve())], env=environment,

@@ -19,6 +19,7 @@ def test_help_shows_an_example(command, capsys):
     (["submit", "toy/egomcq", "--site", "tiny", "--run", "never-trained"], "02_pretrain"),
     (["run", "05_egomqc"], "did you mean '05_egomcq'"),
     (["run", "05_egomcq", "--site", "tiny", "--run", "a b"], "use letters, digits"),
+    (["run", "01_data_prep", "05_egomcq:toy/egomqc", "--site", "tiny"], "did you mean 'toy/egomcq'"),
     (["prep", "--site", "tiny", "--root", "nowhere-at-all"], "does not exist"),
     (["prep", "ego4d", "--site", "tiny", "--wait"], "give --array N, too"),
     (["prep", "--site", "tiny", "--shard", "1/2"], "--source, --shard and --array are of Ego4D alone"),
@@ -36,6 +37,13 @@ def test_a_shard_that_is_none(given, capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.main(["prep", "ego4d", "--shard", given])
     assert f"'{given}': write NUMBER/COUNT, from 1/16 to 16/16" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "soon", "nan"])
+def test_minutes_that_are_none(given, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["run", "05_egomcq", f"--timeout={given}"])
+    assert f"'{given}': expected a number of minutes above 0" in capsys.readouterr().err
 
 
 def test_toy_and_prep_from_the_shell(tmp_path, project, capsys):

@@ -22,7 +22,7 @@ FLOORS = {  # imports run only downward (or along a floor, without circles)
     "vision": 1, "language": 1, "losses": 1, "optim": 1, "clips": 1, "loading": 1, "compiling": 1, "model": 2, "checkpoints": 2,
     "weights": 2, "tasks": 3, "objective": 4, "train": 4, "evaluate": 4, "requeue": 4, "slurm": 4, "attach": 4,
     "job": 5, "launch": 5, "ledger": 5, "overview": 6, "look": 6, "prep": 6, "doctor": 6, "toy": 6,
-    "headless": 7, "demo": 7, "cli": 8, "__init__": 9,
+    "headless": 7, "batch": 7, "demo": 7, "cli": 8, "__init__": 9,
 }
 
 

@@ -25,7 +25,7 @@ def run_notebook(project):
 
     def run(name, overrides=""):
         if name not in done:
-            path = headless.execute(name, {"site": "tiny", "run": "small", "overrides": overrides}, timeout=300)
+            path = headless.execute(name, {"site": "tiny", "run": "small", "overrides": overrides}, timeout=900)
             done[name] = nbformat.read(path, as_version=4), Run(path.parent)
         return done[name]
     return run

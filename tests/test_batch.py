@@ -1,0 +1,188 @@
+"""Notebooks in batch, with papermill and processes as users have them: what is saved and said, whatever ends them."""
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from egokit import batch, headless
+from egokit.resolve import ConfigError
+
+PARAMETERS = 'params = "toy/egomcq"\nsite = "tiny"\noverrides = ""\nrun = "demo"'
+CELLS = {
+    "90_good": ["print('hello', run)", "import time\nstart = time.monotonic()"],
+    "91_fails": ["print('as far as here')", "raise ValueError('broken on purpose')", "print('never')"],
+    "92_hangs": ["import os, time\nprint('kernel', os.getpid(), flush=True)\ntime.sleep(600)", "print('never')"],
+    "93_dies": ["import os\nos.kill(os.getpid(), 9)"],
+}
+
+
+@pytest.fixture(scope="module")
+def home(project):
+    """The project with four notebooks more, each a few cells."""
+    made = []
+    for name, cells in CELLS.items():
+        book = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}})
+        book.cells = [nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}), *map(nbformat.v4.new_code_cell, cells)]
+        made.append(project / f"notebooks/{name}.ipynb")
+        nbformat.write(book, made[-1])
+    yield project
+    for path in made:
+        path.unlink()
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "egokit.cli", "run", *arguments]
+
+
+def printed(path: Path) -> str:
+    book = nbformat.read(path, as_version=4)
+    return "".join(output.get("text", "") for cell in book.cells for output in cell.get("outputs", []))
+
+
+def kernel(path: Path) -> int:
+    """The kernel's process, once the notebook that hangs has said it in its log."""
+    deadline = time.monotonic() + 120
+    while not (path.exists() and (found := re.search(r"kernel (\d+)", path.read_text()))):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return int(found[1])
+
+
+def gone(process: int) -> bool:
+    """Within a few seconds."""
+    for _ in range(100):
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_everything_is_checked_before_anything_starts(home):
+    def refused(said, *arguments, **options):
+        with pytest.raises(ConfigError, match=said):
+            batch.checked(*arguments, **options)
+    refused(r"train\.epoch.*did you mean 'epochs'", ["90", "91"], {"run": "checked", "overrides": "train.epoch=1"})
+    refused("expected int, got 'many'|epochs", ["90"], {"run": "checked", "overrides": "train.epochs=many"})
+    refused("'nowhere'", ["90", "91:nowhere"], {"run": "checked"})
+    refused("no notebook '99'", ["90", "99"], {"run": "checked"})
+    refused("91_fails is named twice", ["91", "90", "91_fails"], {"run": "checked"})
+    refused("'run': expected a text, got 3", ["90"], {"run": 3})
+    assert not list((home / "outputs").glob("*/checked"))
+    work = batch.checked(["90", "05:egomcq"], {"run": "checked"}).work
+    assert work == [("90_good", {"run": "checked"}), ("05_egomcq", {"run": "checked", "params": "egomcq"})]
+
+
+@pytest.mark.slow
+def test_in_order_up_to_the_first_that_fails(home):
+    done = subprocess.run(command("90", "91", "92", "--run", "order"), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "91_fails.ipynb, cell In[4] (raise ValueError('broken on purpose')): ValueError: broken on purpose" in done.stderr
+    assert "not run: 92_hangs" in done.stderr and "Traceback" not in done.stderr
+    good, fails = (home / "outputs" / name / "order" for name in ("90_good", "91_fails"))
+    assert printed(good / "notebook.ipynb") == "hello order\n" and not (good / "notebook.failed.ipynb").exists()
+    assert printed(fails / "notebook.failed.ipynb") == "as far as here\n" and not (fails / "notebook.ipynb").exists()
+    assert not (home / "outputs/92_hangs").exists()
+    log = (fails / "notebook.log").read_text()
+    assert "as far as here" in log and "ValueError: broken on purpose" in log and "\x1b" not in log
+    assert "hello order" in (good / "notebook.log").read_text() and "has run to its end" in (good / "notebook.log").read_text()
+
+
+@pytest.mark.slow
+def test_side_by_side_all_finish_and_one_that_hangs_is_ended(home):
+    """The time-out leaves time for the machine to be slow, and the hanging notebook reaches its cell."""
+    done = subprocess.run(command("91", "92", "90", "93", "--run", "abreast", "--side-by-side", "3", "--timeout", "0.4"),
+                          capture_output=True, text=True, timeout=240)
+    assert done.returncode == 1
+    for line in (r"90_good +done", r"91_fails +failed, exit code 1", r"92_hangs +failed, exit code 1", r"93_dies +failed, exit code 1"):
+        assert re.search(line, done.stdout), done.stdout + done.stderr
+    assert "92_hangs.ipynb, cell In[3] (import os, time): not finished within 0.4 minutes" in done.stderr
+    assert "93_dies.ipynb, cell In[3] (import os): its kernel died" in done.stderr
+    hung = home / "outputs/92_hangs/abreast"
+    assert printed(hung / "notebook.failed.ipynb").startswith("kernel ") and gone(kernel(hung / "notebook.log"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sign, code, abreast", [(signal.SIGTERM, 143, 1), (signal.SIGINT, 130, 1), (signal.SIGKILL, -9, 1),
+                                                 (signal.SIGTERM, 143, 2), (signal.SIGINT, 130, 2)])
+def test_the_runner_is_ended(home, sign, code, abreast):
+    """Signals to the runner alone, as a scheduler sends them: the notebook is saved with what it had, its kernel is gone."""
+    name = f"ended-{sign.name}-{abreast}"
+    process = subprocess.Popen(command("92", "90", "--run", name, "--side-by-side", str(abreast)), stdout=subprocess.DEVNULL,
+                               stderr=subprocess.PIPE, text=True, start_new_session=True)
+    folder = home / "outputs/92_hangs" / name
+    number = kernel(folder / "notebook.log")
+    if sign == signal.SIGKILL:
+        time.sleep(1)
+    process.send_signal(sign)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code, said
+    assert gone(number) and not (folder / "notebook.ipynb").exists()
+    assert nbformat.read(folder / "notebook.failed.ipynb", as_version=4).cells
+    if sign != signal.SIGKILL:
+        assert printed(folder / "notebook.failed.ipynb").startswith("kernel ")
+        assert f"cell In[3] (import os, time): ended by {'SIGTERM' if abreast == 2 else sign.name}" in (folder / "notebook.log").read_text()
+
+
+@pytest.mark.slow
+def test_as_a_job(home):
+    """--submit on a local cluster: the same command finds the job, other parameters are refused, the result is the notebook's."""
+    notebooks = batch.checked(["90", "91"], {"run": "job"})
+    hanging = batch.checked(["92"], {"run": "job"})
+    assert "90_good, 91_fails: job " in batch.submit(notebooks)
+    said = batch.submit(hanging)
+    number = kernel(home / "outputs/92_hangs/job/notebook.log")
+    assert batch.submit(hanging) == said
+    with pytest.raises(ConfigError, match="runs other notebooks or parameters"):
+        batch.submit(batch.checked(["92", "90"], {"run": "job"}))
+    folder = home / "outputs/91_fails/job"
+    deadline = time.monotonic() + 120
+    while "ValueError" not in ((folder / "notebook.log").read_text() if (folder / "notebook.log").exists() else ""):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert printed(home / "outputs/90_good/job/notebook.ipynb") == "hello job\n"
+    from egokit import launch
+    os.kill(number, signal.SIGKILL)
+    while any(launch.alive(home / f"outputs/{name}/job/batch") for name in ("90_good", "92_hangs")):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    errors = "".join(path.read_text() for path in (home / "outputs/90_good/job/batch/submitit").glob("*_log.err"))
+    assert "a notebook failed (exit code 1)" in errors and (folder / "notebook.failed.ipynb").exists()
+
+
+def test_a_notebooks_job_is_small():
+    from egokit.config import LaunchConfig
+    site = LaunchConfig(cluster="slurm", nodes=8, processes=8, cpus=12, slurm={"gpus_per_task": 1, "gres": "gpu:8", "account": "mine"})
+    small = batch.small(site)
+    assert (small.nodes, small.processes, small.cpus, small.slurm) == (1, 1, 2, {"account": "mine"})
+
+
+def test_a_failing_kernel_start_is_a_failed_notebook(home, monkeypatch):
+    import papermill
+
+    def refuses(*arguments, **options):
+        raise RuntimeError("Kernel didn't respond in 120 seconds")
+    monkeypatch.setattr(papermill, "execute_notebook", refuses)
+    with pytest.raises(headless.NotebookFailed, match="before the first cell: Kernel didn't respond"):
+        headless.execute("90", {"run": "no-kernel"})
+
+
+def test_what_is_submitted_in_a_job_is_no_part_of_it(tmp_path, monkeypatch):
+    """Its own job's memory or CPUs in the environment would be taken for the new one's."""
+    from egokit import launch
+    from egokit.config import LaunchConfig
+    for key, value in {"SLURM_JOB_ID": "7", "SLURM_MEM_PER_NODE": "500", "SRUN_CPUS_PER_TASK": "2", "SLURM_CONF": "here"}.items():
+        monkeypatch.setenv(key, value)
+    (tmp_path / "probe.py").write_text("import json, os, sys\nfrom pathlib import Path\n"
+                                       "Path(sys.argv[1]).with_name('job.json').write_text(json.dumps(dict(os.environ)))\n")
+    launch.start_job("probe", tmp_path, tmp_path, LaunchConfig())
+    passed = json.loads((tmp_path / "job.json").read_text())
+    assert {key: value for key, value in passed.items() if key.startswith(("SLURM_", "SRUN_"))} == {"SLURM_CONF": "here"}
