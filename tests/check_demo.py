@@ -26,6 +26,12 @@ readme = (ROOT / "README.md").read_text()
 python = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
 shell = [line for block in re.findall(r"```bash\n(.*?)```", readme, re.DOTALL) for line in block.splitlines()
          if line.startswith(".venv/bin/") and not re.search("--site (local|mycluster)", line)]
+for command in [line for line in shell if "tensorboard" in line]:  # it would serve for ever
+    shell.remove(command)
+    server = subprocess.Popen([*command.split("#")[0].split(), "--port", "0"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    if not any("http://" in said for said in server.stderr):
+        wrong.append(f"the README's {command}: it ended with {server.wait()}")
+    server.kill()
 for kind, command in [("python", snippet) for snippet in python] + [("shell", line) for line in shell]:
     line = [sys.executable, "-c", command] if kind == "python" else ["bash", "-c", command]
     ran = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)

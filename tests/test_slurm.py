@@ -82,7 +82,7 @@ def straight(slurm, project):
     """A run of 36 steps on two nodes of two ranks, that nothing happens to."""
     from egokit.resolve import resolve
     run = Run(outputs_folder() / "slurm" / "straight")
-    egokit.submit(resolve("toy/pretrain", "slurm", f"{RECIPE} {LONG}", "test"), run, "train", "pretrain").wait(progress=False)
+    egokit.submit(resolve("toy/pretrain", "slurm", f"{RECIPE} {LONG}", "test"), run, "train", "pretrain").wait(progress=False, poll=0.1)
     return run
 
 
@@ -98,8 +98,8 @@ def same(run, straight):
 def test_two_nodes_of_two_ranks_train_as_one_process(recipe, run):
     options = "train.epochs=2 train.precision=fp32"
     four, one = Run(run.path / "four"), Run(run.path / "one")
-    metrics = egokit.submit(recipe(options), four, "train", "pretrain").wait(progress=False)
-    egokit.submit(recipe(f"{options} launch.processes=1", "tiny"), one, "train", "pretrain").wait(progress=False)
+    metrics = egokit.submit(recipe(options), four, "train", "pretrain").wait(progress=False, poll=0.1)
+    egokit.submit(recipe(f"{options} launch.processes=1", "tiny"), one, "train", "pretrain").wait(progress=False, poll=0.1)
     losses = [[event["loss"] for event in folder.read_log() if event["kind"] == "step"] for folder in (four, one)]
     assert metrics["processes"] == 4 and len(losses[0]) == 6 and losses[0] == pytest.approx(losses[1], rel=1e-4)
     logs = [path.read_text() for path in sorted((four.path / "jobs/pretrain/submitit").glob("*_log.out"))]
@@ -113,7 +113,7 @@ def test_a_requeued_job_ends_as_an_uninterrupted_one(recipe, run, straight):
     wait_for(lambda: "Restarts=1" in slurm_says("scontrol", "show", "job", handle.job()["job_id"]))
     at = int(checkpoints.latest(run.checkpoints).stem.rpartition("-")[2])
     assert steps(run)[-1] == at  # no step is computed twice
-    handle.wait(progress=False)
+    handle.wait(progress=False, poll=0.1)
     same(run, straight)
 
 
@@ -122,7 +122,7 @@ def test_a_killed_rank_ends_the_others_and_the_job_goes_on(recipe, run, straight
     wait_for(lambda: len(steps(run)) > 5)
     os.kill(rank_processes(handle)[3], signal.SIGKILL)
     wait_for(lambda: "Restarts=1" in slurm_says("scontrol", "show", "job", handle.job()["job_id"]), seconds=40)
-    handle.wait(progress=False)
+    handle.wait(progress=False, poll=0.1)
     same(run, straight)
 
 
@@ -133,13 +133,13 @@ def test_a_rank_killed_twice_at_one_step_stops_the_run(recipe, run):
                  and (handle.folder / "owner").exists() and (handle.folder / "owner").read_text().endswith(f"-{restarts}"))
         os.kill(rank_processes(handle)[2], signal.SIGKILL)
     with pytest.raises(launch.JobFailed, match=r"a rank was lost at step 0 for the second time"):
-        handle.wait(progress=False)
+        handle.wait(progress=False, poll=0.1)
 
 
 def test_an_error_of_our_own_is_not_tried_again(recipe, run):
     handle = egokit.submit(recipe("data.tokens=70 model.positions=8"), run, "train", "pretrain")
     with pytest.raises(launch.JobFailed, match=r"(?s)but the model has 6 positions"):
-        handle.wait(progress=False)
+        handle.wait(progress=False, poll=0.1)
     assert "Restarts=0" in slurm_says("scontrol", "show", "job", handle.job()["job_id"])
 
 
@@ -156,11 +156,11 @@ def test_a_time_limit_is_survived(recipe, run, straight, project):
     site = yaml.safe_load((project / "params/sites/slurm.yaml").read_text())
     site["launch"] |= {"timeout_minutes": 1, "slurm": {"signal_delay_s": 40}}
     (project / "params/sites/brief.yaml").write_text(yaml.safe_dump(site))
-    slower = "train.epochs=80 train.evaluate_epochs=80 train.checkpoint_steps=1000"
+    slower = "train.epochs=60 train.evaluate_epochs=60 train.checkpoint_steps=1000"
     handle = egokit.submit(recipe(slower, "brief"), run, "train", "pretrain")
     wait_for(lambda: "Restarts=1" in slurm_says("scontrol", "show", "job", handle.job()["job_id"]), seconds=100)
     assert steps(run)[-1] == int(checkpoints.latest(run.checkpoints).stem.rpartition("-")[2])
-    assert handle.wait(progress=False)["steps"] == 240
+    assert handle.wait(progress=False, poll=0.1)["steps"] == 180
 
 
 def test_a_node_whose_daemon_is_killed_and_comes_back(recipe, run, straight, slurm):
@@ -168,14 +168,14 @@ def test_a_node_whose_daemon_is_killed_and_comes_back(recipe, run, straight, slu
     wait_for(lambda: len(steps(run)) > 2)
     os.kill(int((slurm / "run/slurmd.node2.pid").read_text()), signal.SIGKILL)
     subprocess.run([CLUSTER, "node", slurm, "node2"], check=True)
-    handle.wait(progress=False)
+    handle.wait(progress=False, poll=0.1)
     same(run, straight)
 
 
 def test_two_users_runs_of_one_name(recipe, run):
     """Each in an outputs folder of its own, at the same time."""
     handles = [egokit.submit(recipe("launch.processes=1"), Run(run.path / user / "mine"), "train", "pretrain") for user in ("ann", "bob")]
-    found = [handle.wait(progress=False) for handle in handles]
+    found = [handle.wait(progress=False, poll=0.1) for handle in handles]
     assert handles[0].job() != handles[1].job() and found[0]["processes"] == found[1]["processes"] == 2
     same(handles[0].run, handles[1].run)
 
@@ -188,8 +188,8 @@ def test_an_array_of_preparation_jobs_with_one_that_fails(recipe, project, tmp_p
     videos[0].write_bytes(videos[0].read_bytes()[:2000])
     import dataclasses
     config = dataclasses.replace(config, site=dataclasses.replace(config.site, root=str(tmp_path / "root")))
-    made = submit_array(config, 3).wait(progress=False)
+    made = submit_array(config, 3).wait(progress=False, poll=0.1)
     assert len(made["failed"]) == 1 and made["videos"] == len(videos) - 1 and not made["pending"]
     shutil.copy(project / "outputs/toy/Ego4D" / videos[0].name, videos[0])
     again = submit_array(config, 3)
-    assert len(again.wait(progress=False)["failed"]) == 0
+    assert len(again.wait(progress=False, poll=0.1)["failed"]) == 0
