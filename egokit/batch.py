@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from egokit import headless, launch
+from egokit import attach, headless, launch, slurm
 from egokit.config import Config
 from egokit.job import executor
 from egokit.resolve import ConfigError, build, outputs_folder, project_root, to_dict
@@ -134,7 +134,7 @@ def submit(notebooks: Notebooks) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     spec = {"notebooks": json.loads(json.dumps(dataclasses.asdict(notebooks))), "launch": to_dict(small(config.launch)),
             "environment": {"EGOKIT_HOME": str(project_root()), "EGOKIT_OUTPUTS": str(outputs_folder())}}
-    if launch.alive(folder):
+    if attach.alive(folder):
         if json.loads((folder / "spec.json").read_text())["notebooks"] != spec["notebooks"]:
             raise ConfigError(f"{folder} belongs to a job that runs other notebooks or parameters: wait for it, end it, or choose "
                               "another run name")
@@ -149,8 +149,7 @@ def submit(notebooks: Notebooks) -> str:
 
 def small(site):
     """A LaunchConfig for notebooks: their jobs have the GPUs."""
-    slurm = {key: value for key, value in site.slurm.items() if key != "gres" and not key.startswith("gpus")}
-    return dataclasses.replace(site, nodes=1, processes=1, cpus=min(CPUS, site.cpus), slurm=slurm)
+    return dataclasses.replace(slurm.one_process(site), cpus=min(CPUS, site.cpus))
 
 
 def main(spec_path: str, here: bool) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from egokit import batch, headless
+from egokit import attach, batch, headless
 from egokit.resolve import ConfigError
 
 PARAMETERS = 'params = "toy/egomcq"\nsite = "tiny"\noverrides = ""\nrun = "demo"'
@@ -149,9 +149,8 @@ def test_as_a_job(home):
         assert time.monotonic() < deadline
         time.sleep(0.2)
     assert printed(home / "outputs/90_good/job/notebook.ipynb") == "hello job\n"
-    from egokit import launch
     os.kill(number, signal.SIGKILL)
-    while any(launch.alive(home / f"outputs/{name}/job/batch") for name in ("90_good", "92_hangs")):
+    while any(attach.alive(home / f"outputs/{name}/job/batch") for name in ("90_good", "92_hangs")):
         assert time.monotonic() < deadline
         time.sleep(0.2)
     errors = "".join(path.read_text() for path in (home / "outputs/90_good/job/batch/submitit").glob("*_log.err"))
@@ -160,9 +159,9 @@ def test_as_a_job(home):
 
 def test_a_notebooks_job_is_small():
     from egokit.config import LaunchConfig
-    site = LaunchConfig(cluster="slurm", nodes=8, processes=8, cpus=12, slurm={"gpus_per_task": 1, "gres": "gpu:8", "account": "mine"})
+    site = LaunchConfig(cluster="slurm", nodes=8, processes=8, cpus=12, gpus=1, exclusive=True, slurm={"gres": "gpu:8", "exclude": "n7"})
     small = batch.small(site)
-    assert (small.nodes, small.processes, small.cpus, small.slurm) == (1, 1, 2, {"account": "mine"})
+    assert (small.nodes, small.processes, small.cpus, small.gpus, small.exclusive, small.slurm) == (1, 1, 2, 0, False, {"exclude": "n7"})
 
 
 def test_a_failing_kernel_start_is_a_failed_notebook(home, monkeypatch):

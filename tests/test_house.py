@@ -1,5 +1,6 @@
 """The house: floors, sizes, start-up, one list of dependencies, clean notebooks."""
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -44,6 +45,23 @@ def test_no_import_runs_upward():
               if target in FLOORS and FLOORS[target] > FLOORS[room(path)]]
     assert not upward
     assert {room(path) for path in PACKAGE.rglob("*.py")} <= FLOORS.keys()
+
+
+def test_what_is_asked_of_a_module_is_there():
+    """A function that has moved is found here, and not in an hour's tests or a user's run."""
+    for path in [*PACKAGE.rglob("*.py"), *(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]:
+        tree, modules = ast.parse(path.read_text()), {}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "egokit":
+                for alias in node.names:
+                    name = f"{node.module}.{alias.name}"
+                    if (ROOT / name.replace(".", "/")).with_suffix(".py").exists() or (ROOT / name.replace(".", "/")).is_dir():
+                        modules[alias.asname or alias.name] = importlib.import_module(name)
+                    else:
+                        assert hasattr(importlib.import_module(node.module), alias.name), (path.name, name)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
+                assert hasattr(modules[node.value.id], node.attr), (path.name, node.lineno, f"{node.value.id}.{node.attr}")
 
 
 def test_only_dist_touches_process_groups_and_only_resolve_reads_yaml():

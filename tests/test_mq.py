@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import egokit
-from egokit import checkpoints, frames, launch, sampling, tasks, train
+from egokit import attach, checkpoints, frames, sampling, tasks, train
 from egokit.runs import Run
 from egokit.tasks import mq
 from egokit.transforms import normalise
@@ -157,7 +157,7 @@ def test_killed_and_shared_out_the_files_are_the_same(checkpoint, resolve, tmp_p
     while not (before := {file.name: file.stat().st_mtime_ns for file in run.path.glob("features/[!.]*")}):
         assert time.monotonic() < deadline and handle.alive()
         time.sleep(0.001)
-    for process in launch.processes(handle.folder):
+    for process in attach.processes(handle.folder):
         os.kill(process, signal.SIGKILL)
     while handle.alive():
         time.sleep(0.05)

@@ -2,6 +2,7 @@
 
 tests/slurm/cluster.sh starts it, as root, where Slurm is installed; .ci/run installs it, and lets no test here be left out.
 """
+import json
 import os
 import shutil
 import signal
@@ -14,7 +15,7 @@ from conftest import MODEL
 from test_train import essential, wait_for, weights_of
 
 import egokit
-from egokit import attach, checkpoints, launch
+from egokit import attach, batch, checkpoints, launch
 from egokit.resolve import outputs_folder
 from egokit.runs import Run
 
@@ -178,6 +179,19 @@ def test_two_users_runs_of_one_name(recipe, run):
     found = [handle.wait(progress=False, poll=0.1) for handle in handles]
     assert handles[0].job() != handles[1].job() and found[0]["processes"] == found[1]["processes"] == 2
     same(handles[0].run, handles[1].run)
+
+
+def test_a_notebook_as_a_job_that_submits_a_job(recipe, run, project):
+    """egokit run 02_pretrain --submit: a job of its own on one node, whose cells train on both; the notebook is the job's result."""
+    parameters = {"params": "toy/pretrain", "site": "slurm", "overrides": f"{RECIPE} train.epochs=1", "run": "as-a-job"}
+    said = batch.submit(batch.checked(["02"], parameters))
+    folder = outputs_folder() / "02_pretrain/as-a-job"
+    wait_for(lambda: not attach.alive(folder / "batch"), seconds=240)
+    number = json.loads((folder / "batch/job.json").read_text())["job_id"]
+    assert f"02_pretrain: job {number} on slurm" in said and "JobState=COMPLETED" in slurm_says("scontrol", "show", "job", number)
+    inner = json.loads((folder / "jobs/pretrain/job.json").read_text())["job_id"]
+    assert inner != number and "NumTasks=4" in slurm_says("scontrol", "show", "job", inner)
+    assert Run(folder).metrics()["pretrain"]["processes"] == 4 and (folder / "notebook.ipynb").exists()
 
 
 def test_an_array_of_preparation_jobs_with_one_that_fails(recipe, project, tmp_path):
