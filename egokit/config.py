@@ -124,7 +124,7 @@ class LaunchConfig:
 
 @dataclass(frozen=True)
 class Config:
-    task: str = ""                                 # egoclip, egomcq, ek100, charades or mq
+    task: str = ""                                 # egoclip, egomcq, ek100, charades, mq, or yours: folder/file.py:Class
     init: str = ""                                 # checkpoint: a file, run:<notebook>/<run>, or a name in site.weights
     seed: int = 0
     site: Site = field(default_factory=Site)
