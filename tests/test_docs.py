@@ -13,7 +13,7 @@ from conftest import ROOT
 
 from egokit import cli
 from egokit.config import Config
-from egokit.resolve import build, merge, own_task, parse_overrides
+from egokit.resolve import build, merge, parse_overrides
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 each = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
