@@ -24,7 +24,7 @@ INTERNAL = ("another CSV's, or damaged", "does not fit", "expected a uint8 frame
 
 
 def blocks(text: str, *languages: str) -> list[str]:
-    return [body for language, body in re.findall(r"```(\w*)\n(.*?)```", text.replace("\n   ", "\n"), re.DOTALL) if language in languages]
+    return [body for language, body in re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE) if language in languages]
 
 
 def prose(text: str) -> str:
@@ -67,7 +67,7 @@ def commands(text: str) -> list[str]:
 def test_commands_parse(path, monkeypatch):
     monkeypatch.setattr(argparse.ArgumentParser, "error", lambda self, said: pytest.fail(f"{path.name}: {command}: {said}"))
     for command in commands(path.read_text()):
-        words = shlex.split(command.replace("…", ""))[1:]
+        words = shlex.split(command.replace("…", "x"))[1:]
         if len(words) == 1 and words[0] not in ("demo", "doctor", "prep", "runs", "ledger"):
             assert words[0] in cli.parser()._subparsers._group_actions[0].choices, command  # only the name of a command
             continue
@@ -85,8 +85,9 @@ def keys() -> dict[str, set[str]]:
 @each
 def test_keys_exist(path):
     """`section.key`, with or without a value, and YAML blocks."""
-    for section, key in re.findall(rf"`({'|'.join(keys())})\.(\w+)(?=[`=: ])", path.read_text()):
-        assert key in keys()[section] or (section, key) in {("model", "match"), ("model", "py"), ("evaluate", "py")}, f"{section}.{key}"
+    for span in re.findall(r"`([^`\n]+)`", prose(path.read_text())):
+        for section, key in re.findall(rf"(?<![\w./])({'|'.join(keys())})\.(\w+)", span):
+            assert key in keys()[section] or key == "py", span
     for block in blocks(path.read_text(), "yaml"):
         for one in yaml.safe_load_all(block):
             if isinstance(one, dict) and one.keys() <= {field.name for field in dataclasses.fields(Config)}:
@@ -136,7 +137,71 @@ def test_every_error_message_is_explained():
     assert not absent, "not in docs/troubleshooting.md:\n" + "\n".join(absent)
 
 
-def test_every_command_and_key_is_in_the_documents():
+def test_every_command_is_in_the_documents():
     said = "\n".join(path.read_text() for path in DOCUMENTS)
     for command in cli.parser()._subparsers._group_actions[0].choices:
         assert f"egokit {command}" in said, command
+
+
+def test_the_layout_is_what_the_toy_and_preparation_make(project):
+    """Every path of docs/data.md's layout table, in the tiny data set, where names of videos and splits are filled in."""
+    table = (ROOT / "docs/data.md").read_text().partition("## The layout")[2].partition("\n## ")[0]
+    root, checked = project / "outputs/toy", 0
+    for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE):
+        names = re.findall(r"`([^`]+)`", row)
+        folder = names[0].rpartition("/")[0]
+        for name in names:
+            name = name.replace("…", Path(names[0]).stem.removesuffix("_train"))
+            pattern = re.sub(r"<\w+>", "*", name if name.startswith(folder) else f"{folder}/{name}").strip("/")
+            assert [*root.glob(pattern)], f"{name}: {pattern}"
+            checked += 1
+    assert checked > 20
+
+
+def test_the_table_of_recipes_is_what_resolves(project):
+    from egokit.resolve import resolve, to_dict
+    rows = re.findall(r"^\| `(\w+)\.(\w+)` \| (.*?) \| (.*?) \| (.*?) \|", (ROOT / "docs/recipes.md").read_text(), re.MULTILINE)
+    resolved = [to_dict(resolve(name, "example")) for name in ("pretrain", "ek100_finetune", "charades_finetune")]
+    assert len(rows) > 20
+    for section, key, *cells in rows:
+        for config, cell in zip(resolved, cells, strict=True):
+            if cell != "–":
+                assert config[section][key] == to_dict(build(Config, {section: {key: yaml.safe_load(cell)}}))[section][key], (key, cell)
+
+
+def test_published_numbers_are_the_ledgers():
+    from egokit.published import DUAL_SOFTMAX, RESULTS
+    rows = re.findall(r"^\| (.*?) \| 16 frames \| `(.*?)` \| (.*?) \|", (ROOT / "docs/recipes.md").read_text(), re.MULTILINE)
+    assert {(name, checkpoint, float(number)) for name, checkpoint, number in rows} == {
+        (result.name, result.checkpoint, result.published) for result in RESULTS
+        if result.published is not None and not result.metric.endswith(DUAL_SOFTMAX)}
+
+
+def test_the_example_is_quoted_word_for_word():
+    text = (ROOT / "docs/extending.md").read_text()
+    for language in ("python", "yaml"):
+        file = ROOT / f"docs/examples/narration_retrieval.{language.replace('python', 'py')}"
+        assert file.read_text() in blocks(text, language), file.name
+
+
+def test_citation():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    from egokit import __version__
+    assert citation["version"] == __version__ and citation["cff-version"] == "1.2.0" and citation["authors"] and citation["message"]
+    paper, = citation["references"]
+    assert paper["year"] == 2023 and [one["family-names"] for one in paper["authors"]] == [
+        "Pramanick", "Song", "Nag", "Lin", "Shah", "Shou", "Chellappa", "Zhang"]
+
+
+def test_readme_is_short_and_names_what_is_there():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 120
+    for folder in ("notebooks", "egokit"):
+        row = re.search(rf"^\| `{folder}/` \| (.*) \|$", text, re.MULTILINE)[1]
+        for name in re.findall(r"`([^`]+)`", row):
+            assert (ROOT / folder / name).exists() or (ROOT / folder / f"{name}.ipynb").exists() or name == "egokit", name
+
+
+def test_these_tests_read_something():
+    found = [command for path in DOCUMENTS for command in commands(path.read_text())]
+    assert len(found) > 35 and len({command.split()[1] for command in found}) >= 9
