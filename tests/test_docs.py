@@ -87,7 +87,7 @@ def test_keys_exist(path):
     """`section.key`, with or without a value, and YAML blocks."""
     for span in re.findall(r"`([^`\n]+)`", prose(path.read_text())):
         for section, key in re.findall(rf"(?<![\w./])({'|'.join(keys())})\.(\w+)", span):
-            assert key in keys()[section] or key == "py", span
+            assert key in keys()[section] or key in ("py", "pkl"), span
     for block in blocks(path.read_text(), "yaml"):
         for one in yaml.safe_load_all(block):
             if isinstance(one, dict) and one.keys() <= {field.name for field in dataclasses.fields(Config)}:
