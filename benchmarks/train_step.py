@@ -5,22 +5,24 @@
 One step is the forward pass of EgoNCE + MLM + 2 ITM with hard negatives, the backward pass and AdamW, of the base model at
 224 px with 4 frames a clip, from synthetic batches. egokit's side is its own Trainer with the task EgoClip. The plain side
 (the equations of plain.py) passes each clip and text through the network three times, once for each loss, materialises every
-attention matrix, recomputes every block in the backward pass, and updates parameter by parameter. Both sides work on the same
-weights, and the first step's losses and gradients are compared before anything is timed. `clips` counts all that pass
-through the network: EgoClip's scene-aware negatives are half of them, so 4 clips are train.batch_size=2.
+attention matrix, recomputes every block in the backward pass, and updates parameter by parameter. egokit's side is measured
+twice, with and without recomputation (model.checkpointing). All sides work on the same weights, and the first step's losses and
+gradients are compared. `clips` counts all that pass through the network: EgoClip's scene-aware negatives are half of them, so
+4 clips are train.batch_size=2.
 
 CPU: float32, 2 threads; CPU time is what to look at where other programs run. On a GPU (benchmarks/train_step_gpu.py) the same
 step is measured in mixed precision.
 """
+import dataclasses
 import gc
 import os
-import statistics
 import subprocess
 import sys
 import time
 import unittest.mock
 
 os.environ["OMP_WAIT_POLICY"] = "passive"  # CPU time is what is worked, not what a thread waits for the other
+import numpy as np
 import torch
 import torch.nn.functional as F
 from plain import Plain
@@ -35,6 +37,7 @@ from egokit.tasks.egoclip import NOUNS, VERBS, EgoClip
 from egokit.transforms import normalise
 
 TOKENS, ENDLESS = 15, 10**9
+SIDES = ("plain", "recomputed", "kept")
 SMALL = 1e-3  # of the largest gradient's norm
 
 
@@ -167,7 +170,7 @@ def status(field: str) -> float:
 def memory(side: str, clips: int) -> None:
     """In a process of its own: what a step needs, beyond the weights and AdamW's moments that lie there before it."""
     trainer = Trainer(configured(), torch.device("cpu"))
-    one = trainer if side == "egokit" else PlainSchedule(trainer.model, trainer.config)
+    one = PlainSchedule(trainer.model, trainer.config) if side == "plain" else keep(trainer, side == "kept")
     batch = synthetic_batch(clips, trainer.model.config)
     one.optimizer.zero_grad(set_to_none=True)
     for parameter in trainer.model.parameters():  # the moments, without the cost of a step
@@ -207,27 +210,42 @@ def shares(step) -> dict[str, float]:
     return seconds
 
 
+def keep(trainer: Trainer, kept: bool) -> Trainer:
+    """The same, with or without recomputation."""
+    trainer.model.video.config = trainer.model.text.config = dataclasses.replace(trainer.model.config, checkpointing=not kept)
+    return trainer
+
+
+def row(name: str, plain: float, recomputed: float, kept: float, faster: bool = False) -> None:
+    ratios = [plain / ours if faster else ours / plain for ours in (recomputed, kept)]
+    print(f"{name:36} {plain:9.1f} {recomputed:9.1f} {ratios[0]:5.2f} x {kept:9.1f} {ratios[1]:5.2f} x", flush=True)
+
+
 def compare_time(clips: int, turns: int) -> None:
     trainer = Trainer(configured(), torch.device("cpu"))
     plain, batch = PlainSchedule(trainer.model, trainer.config), synthetic_batch(clips, trainer.model.config)
-    print("largest relative difference of the first step: losses {:.1e}, gradients {:.1e} ({})".format(*same_step(trainer, plain, batch)))
-    plain.optimizer.state = trainer.optimizer.state  # one set of moments for both sides
+    same = "largest relative difference of the first step: losses {:.1e}, gradients {:.1e} ({})".format(*same_step(trainer, plain, batch))
+    plain.optimizer.state = trainer.optimizer.state  # one set of moments for all
     trainer.steps_on(batch)
-    steps = {"plain": lambda: plain.steps_on(batch), "egokit": lambda: trainer.steps_on(batch)}
-    columns = list(zip(*((*clock(steps["plain"]), *clock(steps["egokit"])) for _ in range(turns)), strict=True))
-    for name, a, b in (("seconds a step, wall", 0, 2), ("seconds a step, CPU time", 1, 3)):
-        ratio = statistics.median(x / y for x, y in zip(columns[a], columns[b], strict=True))
-        print(f"{name:36} {statistics.median(columns[a]):9.1f} {statistics.median(columns[b]):9.1f} {ratio:6.2f} x", flush=True)
-    ours, theirs = shares(steps["egokit"]), shares(steps["plain"])
-    for name, seconds in theirs.items():
-        print(f"{'  of one, profiled: ' + name:36} {seconds:9.1f} {ours[name]:9.1f} {seconds / ours[name]:6.2f} x", flush=True)
+    steps = {"plain": lambda: plain.steps_on(batch), "recomputed": lambda: keep(trainer, False).steps_on(batch),
+             "kept": lambda: keep(trainer, True).steps_on(batch)}
+    seconds = np.array([[clock(step) for step in steps.values()] for _ in range(turns)])  # (turns, sides, wall and CPU)
+    for kind, name in enumerate(("seconds a step, wall", "seconds a step, CPU time")):
+        ratios = np.median(seconds[:, :1, kind] / seconds[:, :, kind], axis=0)
+        middle = np.median(seconds[:, 0, kind])
+        row(name, middle, *middle / ratios[1:], faster=True)
+    profiled = {name: shares(step) for name, step in steps.items()}
+    for name in profiled["plain"]:
+        row("  of one, profiled: " + name, *(profiled[side][name] for side in steps), faster=True)
+    print(same)
 
 
 def compare_memory(clips: int) -> None:
-    (rest, peak, gradients), (our_rest, our_peak, _) = (measured_memory(side, clips) for side in ("plain", "egokit"))
-    for name, a, b in (("MiB at the peak of a step", peak, our_peak), ("  above weights and moments", peak - rest, our_peak - our_rest),
-                       ("  above weights, moments, gradients", peak - rest - gradients, our_peak - our_rest - gradients)):
-        print(f"{name:36} {a:9.0f} {b:9.0f} {b / a:6.2f} x", flush=True)
+    measured = np.array([measured_memory(side, clips) for side in SIDES])  # (sides, [rest, peak, gradients])
+    rest, peak, gradients = measured.T
+    row("MiB at the peak of a step", *peak)
+    row("  above weights and moments", *(peak - rest))
+    row("  above weights, moments, gradients", *(peak - rest - gradients))
 
 
 if __name__ == "__main__":
@@ -237,7 +255,7 @@ if __name__ == "__main__":
         memory(*side, clips)
     else:
         print(f"CPU, 2 threads, torch {torch.__version__}, float32, {clips} clips of 4 frames (scene-aware negatives included)")
-        print(f"{'':36} {'plain':>9} {'egokit':>9} {'ratio':>7}", flush=True)
+        print(f"{'':36} {'plain':>9} {'egokit, recomputed':>17} {'egokit, kept':>17}", flush=True)
         compare_memory(clips)
         compare_time(clips, turns)
 
