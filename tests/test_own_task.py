@@ -68,6 +68,19 @@ def test_names_that_are_none(resolve):
 
 
 @pytest.mark.slow
+def test_training_and_going_on(resolve, checkpoint, tmp_path):
+    file, run = tmp_path / "mine.py", Run(tmp_path / "run")
+    file.write_text("from egokit.tasks.charades import CharadesEgo\nclass Mine(CharadesEgo):\n    published = {'mAP': 26.2}\n")
+    config = resolve("toy/charades_finetune", f"task={file}:Mine", run="random")
+    metrics = egokit.submit(config, run).wait(progress=False)
+    assert metrics["published"] == {"mAP": 26.2} and metrics["action"] == "train" and metrics["steps"] > 0
+    (run.path / "metrics.json").unlink()  # as if it had been killed before its result: it has checkpoints
+    file.write_text(file.read_text() + "# edited\n")
+    with pytest.raises(ConfigError, match="the file of task"):
+        egokit.submit(config, run)
+
+
+@pytest.mark.slow
 def test_from_the_shell_to_the_ledger(mine, checkpoint, project, capsys):
     shutil.copytree(EXAMPLE.parent, project / "docs/examples", dirs_exist_ok=True)
     recipe = str(project / "docs/examples/narration_retrieval.yaml")
