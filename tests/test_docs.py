@@ -3,14 +3,17 @@ import argparse
 import ast
 import dataclasses
 import functools
+import importlib.util
 import re
 import shlex
+import types
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import ROOT
 
+import egokit
 from egokit import cli
 from egokit.config import Config
 from egokit.resolve import build, merge, parse_overrides
@@ -98,6 +101,21 @@ def test_keys_exist(path):
 def test_python_compiles(path):
     for block in blocks(path.read_text(), "python"):
         compile(block, str(path), "exec")
+
+
+@each
+def test_names_of_the_package_exist(path):
+    """`egokit.a.b` in backticks and in Python snippets."""
+    text = path.read_text()
+    for span in [*re.findall(r"`([^`\n]+)`", prose(text)), *blocks(text, "python")]:
+        for name in re.findall(r"(?<![\w/.])egokit\.((?:\w+\.)*\w+)(?!\.?\w)", span):
+            found = egokit
+            for part in name.split("."):
+                submodule = f"{found.__name__}.{part}" if isinstance(found, types.ModuleType) else ""
+                if not hasattr(found, part) and submodule and importlib.util.find_spec(submodule):
+                    importlib.import_module(submodule)
+                assert hasattr(found, part), f"egokit.{name}"
+                found = getattr(found, part)
 
 
 def messages() -> dict[str, list[str]]:
