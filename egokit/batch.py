@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from egokit import attach, headless, launch, slurm
+from egokit import attach, headless, launch, slurm, snapshot
 from egokit.config import Config
 from egokit.job import executor
 from egokit.resolve import ConfigError, build, outputs_folder, project_root, to_dict
@@ -141,7 +141,7 @@ def submit(notebooks: Notebooks) -> str:
     else:
         write_text(folder / "spec.json", json.dumps(spec, indent=1))
         (folder / "job.json").unlink(missing_ok=True)
-        launch.start_job("egokit.batch", folder, launch.snapshot(folder, keep=False), config.launch)
+        launch.start_job("egokit.batch", folder, snapshot.take(folder, keep=False), config.launch)
     job = json.loads((folder / "job.json").read_text())
     names, logs = ", ".join(name for name, _ in notebooks.work), "\n".join(f"  {log(*one)}" for one in notebooks.work)
     return f"{names}: job {job['job_id']} on {job['cluster']}; follow it in\n{logs}\nthe job's own log: {folder}"

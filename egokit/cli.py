@@ -4,6 +4,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from pathlib import Path
 
 
 def _recipe(parser: argparse.ArgumentParser, params: str | None = None) -> None:
@@ -97,9 +98,10 @@ def submit(arguments) -> None:
 
     from egokit import launch
     from egokit.notebook import open_run
-    from egokit.resolve import ConfigError, outputs_folder, resolve
+    from egokit.resolve import ConfigError, outputs_folder, own_task, resolve
     config = resolve(arguments.params, arguments.site, arguments.overrides, arguments.run)
-    notebook, actions = PLACES[config.task]
+    own = own_task(config.task)
+    notebook, actions = (Path(own[0]).stem, {"evaluate": "evaluate", "train": "train"}) if own else PLACES[config.task]
     action = arguments.action or next(iter(actions))
     if action not in actions:
         raise ConfigError(f"task {config.task!r} has no action {action!r}: expected {' or '.join(actions)}")
@@ -133,8 +135,6 @@ def ledger(arguments) -> None:
 
 
 def convert(arguments) -> None:
-    from pathlib import Path
-
     from egokit import weights
     out = Path(arguments.out)
     kinds = (".pth", ".pt") if arguments.command == "export" else (".safetensors", ".pt", ".pth")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of the network. The defaults are the released pre-training model (model.md of the paper's code)."""
+    """Shape of the network. The defaults are the released pre-training model."""
     image_size: int = 224
     patch_size: int = 16
     frames: int = 4              # capacity of the temporal embedding; fewer frames use the first ones
@@ -91,7 +91,7 @@ class EvaluateConfig:
 class Site:
     """What differs between machines: where things lie."""
     name: str = ""
-    root: str = ""                                 # the data root of data.md
+    root: str = ""                                 # the data root: docs/data.md
     tokenizer: str = "roberta-base"                # a name or a folder
     vit: str = ""                                  # ViT-B/16 to start from: a timm name, a file, or random
     roberta: str = ""                              # RoBERTa to start from: a name, a folder, or random
@@ -124,7 +124,7 @@ class LaunchConfig:
 
 @dataclass(frozen=True)
 class Config:
-    task: str = ""                                 # egoclip, egomcq, ek100, charades or mq
+    task: str = ""                                 # egoclip, egomcq, ek100, charades, mq, or yours: folder/file.py:Class
     init: str = ""                                 # checkpoint: a file, run:<notebook>/<run>, or a name in site.weights
     seed: int = 0
     site: Site = field(default_factory=Site)

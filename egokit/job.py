@@ -51,7 +51,7 @@ class Job:
             run = Run(spec["run"])
             if dist.rank() == 0:
                 run.claim(folder / "owner", attempt)
-            task = tasks.make(config)
+            task = tasks.make(config, code=folder / "code")
             result = getattr(self, spec["action"])(config, task, run, spec["section"], device)
             if dist.rank() == 0:
                 scored = task.validation()  # pre-training's reads its annotations anew each time
@@ -113,9 +113,12 @@ def provenance(task, spec: dict, world: int) -> dict:
 
     from egokit import checkpoints
     config, tables = task.config, task.tables()
-    found = {"finished": True, "action": spec["action"], "init": str(checkpoints.find(config.init)) if config.init else "",
+    found = {"finished": True, "action": spec["action"], "task": spec["config"]["task"],
+             "init": str(checkpoints.find(config.init)) if config.init else "",
              "init_sha256": spec["init_sha256"], "processes": world, "precision": config.evaluate.precision,
              "versions": {"egokit": spec["version"], "torch": torch.__version__, "python": platform.python_version()}}
+    if spec["task_sha256"]:
+        found |= {"task_sha256": spec["task_sha256"], "published": task.published}
     if tables:  # it has been scored; that ends at the first sample that can't be read, so in what is written none failed
         found |= {"expected": task.expected(), "failed": 0, "frames": config.data.evaluation_frames, "toy": config.site.toy,
                   "data": {path.name: checkpoints.fingerprint(path) for path in tables}} | task.recipe(spec["action"] == "train")

@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from egokit import attach, slurm
+from egokit import attach, slurm, snapshot
 from egokit.config import RANDOM, Config, LaunchConfig
 from egokit.requeue import lost_peer
 from egokit.resolve import ConfigError, differences, to_dict
@@ -161,21 +161,6 @@ def comparable(config: dict) -> dict:
             if isinstance(values, dict) else values for section, values in config.items() if section not in LOCAL_ONLY}
 
 
-def snapshot(folder: Path, keep: bool) -> Path:
-    """Copy this egokit into the job's folder, so that later edits don't change a queued job.
-
-    keep: a run that resumes goes on with the code it began with. Otherwise a new start takes the code of now.
-    """
-    source, target = Path(__file__).parent, folder / "code"
-    if target.is_dir() and not keep:
-        shutil.rmtree(target)
-    if not target.is_dir():
-        part = folder / f".code-{os.getpid()}"
-        shutil.copytree(source, part / "egokit", ignore=shutil.ignore_patterns("__pycache__"))
-        os.replace(part, target)
-    return target
-
-
 def start_job(module: str, folder: Path, code: Path, launch: LaunchConfig) -> None:
     """Run `python -m module folder/spec.json`, which submits and writes folder/job.json, with the snapshot `code` on its path.
 
@@ -224,7 +209,7 @@ def submit(config: Config, run: Run, action: str = "train", section: str | None 
     from egokit.job import ACTIONS
     if action not in ACTIONS:
         raise ValueError(f"action {action!r}: expected one of {', '.join(ACTIONS)}")
-    start = starting_point(config)
+    start, task = starting_point(config), snapshot.task_sha256(config.task)
     handle = Handle(run, section or action)
     handle.folder.mkdir(parents=True, exist_ok=True)
     with open(handle.folder / "lock", "w") as lock:
@@ -235,16 +220,18 @@ def submit(config: Config, run: Run, action: str = "train", section: str | None 
             changed = differences(comparable(before["config"]), comparable(to_dict(config)))
             if before["init_sha256"] != start:
                 changed.append(f"the checkpoint {config.init} itself: {before['init_sha256']} -> {start}")
+            if before.get("task_sha256", "") != task:
+                changed.append(f"the file of task {config.task} itself: {before.get('task_sha256', '')} -> {task}")
             if changed:
                 raise ConfigError(f"{handle.section} in {run.path} was made with other parameters ({'; '.join(changed[:6])}); "
                                   "choose another run name, or delete that folder to start again")
         if handle.metrics() or handle.alive():
             return handle
         spec = {"config": to_dict(config), "run": str(run.path.resolve()), "action": action,
-                "section": handle.section, "version": __version__, "init_sha256": start}
+                "section": handle.section, "version": __version__, "init_sha256": start, "task_sha256": task}
         write_text(handle.folder / "spec.json", json.dumps(spec, indent=1))
         (handle.folder / "job.json").unlink(missing_ok=True)
-        code = snapshot(handle.folder, keep=bool(partial))
+        code = snapshot.take(handle.folder, keep=bool(partial), task=config.task)
         start_job("egokit.job", handle.folder, code, config.launch)
     return handle
 

@@ -1,6 +1,7 @@
 """Published numbers against every run's, with the difference and in what their recipes differ. Read from metrics.json alone."""
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +28,16 @@ def entries(outputs: Path | None = None) -> list[Entry]:
             if result.notebook == path.parts[-3] and result.published is not None and section.get(result.metric) is not None:
                 of = counterpart(result, section)
                 found.append(Entry("/".join(path.parts[-3:-1]), of, section[result.metric], differences(of, section)))
-    return sorted(found, key=lambda entry: RESULTS.index(entry.result))
+        for section, values in metrics.items():
+            found += [Entry("/".join(path.parts[-3:-1]), result, values[result.metric], differences(result, values))
+                      for result in own(path.parts[-3], section, values) if values.get(result.metric) is not None]
+    return sorted(found, key=lambda entry: RESULTS.index(entry.result) if entry.result in RESULTS else len(RESULTS))
+
+
+def own(notebook: str, section: str, values: dict) -> list[Result]:
+    """The results of a task that is a user's file, which says what is published."""
+    return [Result(f"{values['task'].rpartition(':')[2]} {metric}, {section}", "", notebook, section, metric, "",
+                   math.nan if published is None else published, 0, "") for metric, published in values.get("published", {}).items()]
 
 
 def counterpart(result: Result, section: dict) -> Result:
@@ -42,6 +52,9 @@ def differences(result: Result, section: dict) -> list[str]:
     if "frames" not in section:
         return ["its recipe is not recorded"]
     said = ["toy data"] if section["toy"] else []
+    if not result.checkpoint:
+        return [*said, f"{section['frames']} frames", f"checkpoint {Path(section['init']).name or 'random'} ({section['init_sha256']})",
+                f"defined in {Path(section['task'].rpartition(':')[0]).name} ({section['task_sha256']})"]
     if result.samples and section["samples"] != result.samples:
         said.append(f"{section['samples']:,} samples, published on {result.samples:,}")
     if section["frames"] != FRAMES:
@@ -68,7 +81,8 @@ def lines(found: list[Entry]) -> str:
     out = [f"{'benchmark, %':{longest}}{'run':{width}}{'published':>10}{'this run':>10}{'difference':>12}"]
     for entry in found:
         result = entry.result
-        out.append(f"{result.name:{longest}}{entry.run:{width}}{result.published:>10.1f}{entry.value:>10.1f}"
-                   f"{entry.value - result.published:>+12.1f}")
+        published, difference = ("–", "–") if math.isnan(result.published) else (f"{result.published:.1f}",
+                                                                                  f"{entry.value - result.published:+.1f}")
+        out.append(f"{result.name:{longest}}{entry.run:{width}}{published:>10}{entry.value:>10.1f}{difference:>12}")
         out.append(f"    {'; '.join(entry.recipe) or 'the published recipe'}")
     return "\n".join(out)

@@ -52,7 +52,7 @@ def entry(handle: Handle, known: dict[str, attach.Place]) -> Entry:
         scored = handle.metrics() or at
     except (OSError, ValueError) as error:  # another user's, or damaged
         return Entry(*names, "unreadable", str(error), None, None, None, "", None, began)
-    metric = next((name for name in SCORES if scored.get(name) is not None), "")
+    metric = next((name for name in (*SCORES, *scored.get("published", ())) if scored.get(name) is not None), "")
     return Entry(*names, state, detail, at.get("step"), at.get("steps"), at.get("eta_s") if state == "running" else None,
                  metric, scored.get(metric), max(began, at.get("time", 0)))
 

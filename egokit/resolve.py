@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import re
 import types
 import typing
 from pathlib import Path
@@ -93,7 +94,7 @@ def build(cls, values: dict, where: str = "", source: str = "") -> typing.Any:
             given[key] = build(hints[key], value, name, source)
         else:
             given[key] = _coerce(value, hints[key], name + source)
-            if name in CHOICES and given[key] not in CHOICES[name] and given[key] != "":
+            if name in CHOICES and given[key] not in CHOICES[name] and given[key] != "" and not (name == "task" and own_task(given[key])):
                 raise ConfigError(f"{name}{source}: {given[key]!r}: {nearest(given[key], CHOICES[name])}")
             if name in LEAST and given[key] < LEAST[name]:
                 raise ConfigError(f"{name}{source}: expected {LEAST[name]} or more, got {given[key]}")
@@ -171,7 +172,24 @@ def resolve(params: str, site: str = "toy", overrides="", run: str = "demo") -> 
         here = value.startswith(("/", "~", ".", "$")) or (root / value.split("/")[0]).is_dir()
         places[key] = _absolute(value, root) if "/" in value and here else value
     site_config = dataclasses.replace(config.site, name=name, **places)
-    return dataclasses.replace(config, init=find_init(config.init.replace("{run}", run), site_config), site=site_config)
+    return dataclasses.replace(config, task=find_task(config.task, root, params), site=site_config,
+                               init=find_init(config.init.replace("{run}", run), site_config))
+
+
+def own_task(task: str) -> tuple[str, str] | None:
+    """(file, class) of a task of the user's, which is named as 'folder/file.py:Class'; None for one of egokit's."""
+    found = re.fullmatch(r"(.+\.py):(\w+)", task)
+    return (found[1], found[2]) if found else None
+
+
+def find_task(task: str, root: Path, params: str) -> str:
+    """`task` with the path of its file, if it has one, made absolute."""
+    if not task:
+        raise ConfigError(f"recipe {params!r} names no task: expected one of {', '.join(CHOICES['task'])}, or folder/file.py:Class")
+    own = own_task(task)
+    if own and not Path(_absolute(own[0], root)).is_file():
+        raise ConfigError(f"task {task!r}: {_absolute(own[0], root)} is missing; write folder/file.py:Class, from the project's folder")
+    return f"{_absolute(own[0], root)}:{own[1]}" if own else task
 
 
 def find_init(init: str, site) -> str:

@@ -74,7 +74,7 @@ def read_csv(path: Path, columns: dict[str, Callable], unique: str = "", delimit
     """
     import pandas as pd
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; docs of the data set say where its annotations come from")
+        raise FileNotFoundError(f"{path} is missing; docs/data.md says where its annotations come from")
     values: dict[str, list] = {name: [] for name in columns}
     lines: dict = {}  # value of the unique column -> its line
     try:

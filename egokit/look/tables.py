@@ -29,7 +29,7 @@ def ledger(outputs=None):
     rows = [(one.result.name, one.run, one.result.published, one.value, one.value - one.result.published,
              "; ".join(one.recipe) or "the published recipe") for one in entries(outputs)]
     frame = pd.DataFrame(rows, columns=["benchmark (%)", "run", "published", "this run", "difference", "differs in"])
-    style = frame.style.format({"published": "{:.1f}", "this run": "{:.1f}", "difference": "{:+.1f}"}).hide(axis="index")
+    style = frame.style.format({"published": "{:.1f}", "this run": "{:.1f}", "difference": "{:+.1f}"}, na_rep="–").hide(axis="index")
     return style.set_properties(subset=["run", "differs in"], **{"text-align": "left"})
 
 

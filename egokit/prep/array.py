@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from egokit import attach, launch
+from egokit import attach, launch, snapshot
 from egokit.config import Config
 from egokit.job import executor
 from egokit.prep.source import ego4d, list_videos, merge, receipts, share, site_options
@@ -97,7 +97,7 @@ def submit_array(config: Config, shards: int, source: str | Path | None = None) 
     folder.mkdir(parents=True)
     spec = {"config": to_dict(config), "source": str(folder_of_videos), "shards": shards, "todo": todo}
     write_text(folder / "spec.json", json.dumps(spec, indent=1))
-    launch.start_job("egokit.prep.array", folder, launch.snapshot(folder, keep=False), config.launch)
+    launch.start_job("egokit.prep.array", folder, snapshot.take(folder, keep=False), config.launch)
     return Array(folder, videos, plan)
 
 

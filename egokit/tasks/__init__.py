@@ -2,11 +2,32 @@
 from __future__ import annotations
 
 import importlib
+import sys
+import types
+from pathlib import Path
+
+from egokit.resolve import ConfigError, nearest, own_task
 
 NAMES = {"egoclip": "EgoClip", "egomcq": "EgoMCQ", "ek100": "EK100", "charades": "CharadesEgo", "mq": "EgoMQ"}
 
 
-def make(config, name: str | None = None):
-    """The task object of config.task (or `name`)."""
-    name = name or config.task
-    return getattr(importlib.import_module(f"egokit.tasks.{name}"), NAMES[name])(config)
+def make(config, name: str | None = None, code: Path | None = None):
+    """The task object of config.task (or `name`). code: a job's snapshot of egokit, which holds the file of a user's task, too."""
+    return find(name or config.task, code)(config)
+
+
+def find(name: str, code: Path | None = None) -> type:
+    """A task's class: one of egokit's by its name, or a user's by 'file.py:Class', whose file is executed anew each time."""
+    own = own_task(name)
+    if not own:
+        return getattr(importlib.import_module(f"egokit.tasks.{name}"), NAMES[name])
+    from egokit.tasks.base import Task
+    path = Path(own[0]) if code is None else code / "task" / Path(own[0]).name
+    module = types.ModuleType(f"egokit_task_{path.stem}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # where dataclasses and pickles look for it
+    exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+    there = {key: one for key, one in vars(module).items() if isinstance(one, type) and issubclass(one, Task) and one is not Task}
+    if own[1] not in there:
+        raise ConfigError(f"{path} has no task {own[1]!r}, a class derived from egokit.tasks.base.Task: {nearest(own[1], there)}")
+    return there[own[1]]

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -18,9 +19,11 @@ class Task:
     """Subclasses give: dataset(split), loss(model, batch, step), prompts(), score(model, batch), metrics(rows, prompts).
 
     best: the metric that chooses the best checkpoint. uses_fusion: whether the loss trains the fusion encoder; if not,
-    its parameters are left as they are. clips_in_sample: rows of a batch's video for each sample.
+    its parameters are left as they are. clips_in_sample: rows of a batch's video for each sample. published: of a task that
+    is a user's file, the metrics that the ledger shows, each with its published number, or None where there is none.
     """
     best = ""
+    published: ClassVar[dict[str, float | None]] = {}
     uses_fusion = False
     clips_in_sample = 1
 

@@ -1,0 +1,36 @@
+"""The code that a job runs: copies of egokit and of a user's task, so that what is edited later reaches no queued job."""
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from egokit.resolve import own_task
+
+
+def take(folder: Path, keep: bool, task: str = "") -> Path:
+    """Copy this egokit, and the file of a user's `task`, to folder/code.
+
+    keep: a run that resumes goes on with the code it began with. Otherwise a new start takes the code of now.
+    """
+    source, target = Path(__file__).parent, folder / "code"
+    if target.is_dir() and not keep:
+        shutil.rmtree(target)
+    if not target.is_dir():
+        part = folder / f".code-{os.getpid()}"
+        shutil.copytree(source, part / "egokit", ignore=shutil.ignore_patterns("__pycache__"))
+        if own := own_task(task):
+            (part / "task").mkdir()  # not beside egokit: the job would import a file called json.py in place of Python's
+            shutil.copy(own[0], part / "task")
+        os.replace(part, target)
+    return target
+
+
+def task_sha256(task: str) -> str:
+    """The hash of a user's task file; empty for egokit's tasks. What is wrong with the file is said here, not in a job's log."""
+    own = own_task(task)
+    if not own:
+        return ""
+    from egokit import checkpoints, tasks
+    tasks.find(task)
+    return checkpoints.fingerprint(own[0])

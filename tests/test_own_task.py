@@ -1,0 +1,96 @@
+"""A benchmark in one file of the user's: evaluated in a job, from a copy; shown in the ledger; a changed file is noticed."""
+import shutil
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+import egokit
+from egokit import cli, evaluate, ledger, snapshot, tasks, train
+from egokit.resolve import ConfigError
+from egokit.runs import Run
+
+EXAMPLE = ROOT / "docs/examples/narration_retrieval"
+
+
+@pytest.fixture
+def mine(project, resolve, tmp_path):
+    """The example as a user's file, and its config on the tiny data set."""
+    file = shutil.copy(EXAMPLE.with_suffix(".py"), tmp_path)
+    return file, resolve(str(EXAMPLE.with_suffix(".yaml")), f"task={file}:NarrationRetrieval", run="random")
+
+
+def test_its_numbers_are_those_of_a_plain_count(mine, checkpoint):
+    task, model = tasks.make(mine[1]), train.initial_model(mine[1]).eval()
+    metrics, rows, prompts_KE = evaluate.evaluate(model, task)
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (rows["video"], prompts_KE)]
+    order = np.argsort(-(unit[0] @ unit[1].T), axis=1)
+    for k in (1, 5):
+        found = [task.clips[v]["clip_text"] in [task.texts[i] for i in order[v, :k]] for v in range(len(order))]
+        assert metrics[f"R@{k}"] == pytest.approx(100 * np.mean(found))
+    assert metrics["samples"] == 24 and 0 < task.chance()["R@1"] < task.chance()["R@5"] < 100
+
+
+def test_a_changed_or_wrong_file_is_said_before_a_job_starts(mine, checkpoint, tmp_path):
+    (file, config), run = mine, Run(tmp_path / "run")
+    before, text = snapshot.task_sha256(config.task), EXAMPLE.with_suffix(".py").read_text()
+    (run.path / "jobs/evaluate").mkdir(parents=True)
+    spec = {"config": egokit.resolve.to_dict(config), "init_sha256": egokit.launch.starting_point(config), "task_sha256": before}
+    (run.path / "jobs/evaluate/spec.json").write_text(egokit.launch.json.dumps(spec))
+    run.write_metrics("evaluate", {"finished": True, "R@1": 1.0})
+    assert egokit.submit(config, run, "evaluate").metrics()["R@1"] == 1.0
+    with open(file, "a") as opened:
+        opened.write("# another\n")
+    with pytest.raises(ConfigError, match=f"the file of task .*: {before} -> {snapshot.task_sha256(config.task)}.*another run name"):
+        egokit.submit(config, run, "evaluate")
+    with open(file, "w") as opened:
+        opened.write(text.replace("NarrationRetrieval", "Narrations"))
+    with pytest.raises(ConfigError, match=r"no task 'NarrationRetrieval'.*did you mean 'Narrations'"):
+        egokit.submit(config, Run(tmp_path / "new"), "evaluate")
+
+
+def test_a_job_reads_its_copy(mine, checkpoint, tmp_path):
+    file, config = mine
+    code = snapshot.take(tmp_path, keep=False, task=config.task)
+    with open(file, "w") as opened:
+        opened.write("edited = while queued")
+    assert tasks.make(config, code=code).best == "R@1"
+    with pytest.raises(SyntaxError, match=r"narration_retrieval\.py"):
+        tasks.make(config)
+    assert snapshot.take(tmp_path, keep=True, task=config.task) == code and tasks.make(config, code=code).best == "R@1"
+
+
+def test_names_that_are_none(resolve):
+    with pytest.raises(ConfigError, match=r"nowhere\.py is missing; write folder/file\.py:Class"):
+        resolve(overrides="task=nowhere.py:Task")
+    with pytest.raises(ConfigError, match="names no task: expected one of egoclip"):
+        resolve(overrides="task=")
+
+
+@pytest.mark.slow
+def test_training_and_going_on(resolve, checkpoint, tmp_path):
+    file, run = tmp_path / "mine.py", Run(tmp_path / "run")
+    file.write_text("from egokit.tasks.charades import CharadesEgo\nclass Mine(CharadesEgo):\n    published = {'mAP': 26.2}\n")
+    config = resolve("toy/charades_finetune", f"task={file}:Mine", run="random")
+    metrics = egokit.submit(config, run).wait(progress=False)
+    assert metrics["published"] == {"mAP": 26.2} and metrics["action"] == "train" and metrics["steps"] > 0
+    (run.path / "metrics.json").unlink()  # as if it had been killed before its result: it has checkpoints
+    file.write_text(file.read_text() + "# edited\n")
+    with pytest.raises(ConfigError, match="the file of task"):
+        egokit.submit(config, run)
+
+
+@pytest.mark.slow
+def test_from_the_shell_to_the_ledger(mine, checkpoint, project, capsys):
+    shutil.copytree(EXAMPLE.parent, project / "docs/examples", dirs_exist_ok=True)
+    recipe = str(project / "docs/examples/narration_retrieval.yaml")
+    cli.main(["submit", recipe, "--site", "tiny", "--run", "random", "--wait", "--overrides", "launch.processes=2"])
+    section = Run(project / "outputs/narration_retrieval/random").metrics()["evaluate"]
+    assert section["processes"] == 2 and section["samples"] == section["expected"] and set(section["data"]) == {"egomcq.json"}
+    entry = next(one for one in ledger.entries(project / "outputs") if one.run == "narration_retrieval/random")
+    assert (entry.result.name, entry.value) == ("NarrationRetrieval R@1, evaluate", section["R@1"])
+    assert entry.recipe[-1] == f"defined in narration_retrieval.py ({section['task_sha256']})"
+    capsys.readouterr()
+    cli.main(["ledger"])
+    assert "NarrationRetrieval R@5, evaluate  narration_retrieval/random           –" in capsys.readouterr().out
+    assert "–" in egokit.look.ledger(project / "outputs").to_html()
