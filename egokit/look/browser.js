@@ -1,0 +1,61 @@
+// The browser of a page: search, order, filters, random. What a query looks like, and every order, come with the data.
+(() => {
+  const make = (tag, properties = {}, ...children) => {
+    const node = Object.assign(document.createElement(tag), properties);
+    node.append(...children);
+    return node;
+  };
+
+  function start(root) {
+    root.dataset.ready = "yes"; // JupyterLab may run this again
+    root.dataset.lmSuppressShortcuts = "true"; // a key pressed in here is not one of JupyterLab's
+    const data = JSON.parse(root.querySelector("script[type='application/json']").textContent);
+    const text = make("input", {type: "search", name: "text", placeholder: "part of a query"});
+    const order = make("select", {name: "order"}, ...Object.keys(data.orders).map(name => make("option", {}, name)));
+    const filters = Object.fromEntries(data.filters.map(name => {
+      const counts = new Map();
+      data.queries.forEach(query => query.tags[name].forEach(label => counts.set(label, (counts.get(label) || 0) + 1)));
+      const options = [...counts].sort().map(([label, count]) => make("option", {value: label}, `${label} (${count})`));
+      return [name, make("select", {name}, make("option", {value: ""}, "any"), ...options)];
+    }));
+    const random = make("button", {type: "button"}, "Random query");
+    const form = make("form", {}, make("label", {className: "egokit-text"}, "text", text), make("label", {}, "order", order),
+      ...Object.entries(filters).map(([name, menu]) => make("label", {}, name, menu)), random, make("button", {type: "reset"}, "Reset"));
+    form.setAttribute("role", "search");
+    const count = make("output", {});
+    count.setAttribute("aria-live", "polite");
+    const list = make("select", {size: 8, className: "egokit-list"});
+    list.setAttribute("aria-label", "queries");
+    const view = make("div", {className: "egokit-view"});
+    view.setAttribute("role", "region");
+    view.setAttribute("aria-label", "the query's clips");
+
+    function show() {
+      view.innerHTML = list.value === "" ? "<p>No query has all that: clear the text or a filter.</p>" : data.queries[list.value].html;
+      view.querySelectorAll("img").forEach(image => { image.src = "data:image/jpeg;base64," + data.pictures[image.dataset.clip]; });
+    }
+
+    function choose() {
+      const words = text.value.toLowerCase().split(/\s+/);
+      const found = data.orders[order.value].filter(at => words.every(word => data.queries[at].text.toLowerCase().includes(word))
+        && Object.entries(filters).every(([name, menu]) => !menu.value || data.queries[at].tags[name].includes(menu.value)));
+      list.replaceChildren(...found.map(at => make("option", {value: at}, data.queries[at].line)));
+      list.selectedIndex = found.length ? 0 : -1;
+      count.textContent = `${found.length} of ${data.said}`;
+      show();
+    }
+
+    form.addEventListener("submit", event => event.preventDefault());
+    form.addEventListener("input", choose);
+    form.addEventListener("reset", () => setTimeout(choose)); // after the fields have been reset
+    list.addEventListener("change", show);
+    random.addEventListener("click", () => {
+      list.selectedIndex = Math.floor(Math.random() * list.length);
+      show();
+    });
+    root.querySelector(".egokit-unfolding").replaceWith(form, count, list, view);
+    choose();
+  }
+
+  document.querySelectorAll(".egokit-browser:not([data-ready])").forEach(start);
+})();
