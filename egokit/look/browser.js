@@ -6,6 +6,12 @@
     return node;
   };
 
+  let labels = 0;
+  const labelled = (name, control) => {
+    control.id = `egokit-${Date.now()}-${labels += 1}`; // unique among several browsers in a notebook
+    return make("div", {className: `egokit-${control.localName}`}, make("label", {htmlFor: control.id}, name), control);
+  };
+
   function start(root) {
     root.dataset.ready = "yes"; // JupyterLab may run this again
     root.dataset.lmSuppressShortcuts = "true"; // a key pressed in here is not one of JupyterLab's
@@ -18,9 +24,9 @@
       const options = [...counts].sort().map(([label, count]) => make("option", {value: label}, `${label} (${count})`));
       return [name, make("select", {name}, make("option", {value: ""}, "any"), ...options)];
     }));
-    const random = make("button", {type: "button"}, "Random query");
-    const form = make("form", {}, make("label", {className: "egokit-text"}, "text", text), make("label", {}, "order", order),
-      ...Object.entries(filters).map(([name, menu]) => make("label", {}, name, menu)), random, make("button", {type: "reset"}, "Reset"));
+    const random = make("button", {type: "button"}, "Random query"), reset = make("button", {type: "button"}, "Reset");
+    const form = make("form", {}, labelled("text", text), labelled("order", order),
+      ...Object.entries(filters).map(([name, menu]) => labelled(name, menu)), random, reset);
     form.setAttribute("role", "search");
     const count = make("output", {});
     count.setAttribute("aria-live", "polite");
@@ -47,7 +53,7 @@
 
     form.addEventListener("submit", event => event.preventDefault());
     form.addEventListener("input", choose);
-    form.addEventListener("reset", () => setTimeout(choose)); // after the fields have been reset
+    reset.addEventListener("click", () => { form.reset(); choose(); });
     list.addEventListener("change", show);
     random.addEventListener("click", () => {
       list.selectedIndex = Math.floor(Math.random() * list.length);

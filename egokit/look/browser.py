@@ -122,8 +122,8 @@ def widgets(content, picture):
     wide = {"layout": {"width": "98%"}, "style": {"description_width": "70px"}}
     text = ipywidgets.Text(description="text", placeholder="part of a query", **wide)
     order = ipywidgets.Dropdown(description="order", options=list(content.orders), **wide)
-    filters = {name: ipywidgets.Dropdown(description=name, options=[("any", ""), *sorted({one for some in column for one in some})], **wide)
-               for name, column in content.tags.items()}
+    filters = {name: ipywidgets.Dropdown(description=name, options=[("any", ""), *sorted({(one, one) for some in column for one in some})],
+                                         **wide) for name, column in content.tags.items()}
     random, count = ipywidgets.Button(description="Random query"), ipywidgets.Label()
     found = ipywidgets.Select(description="queries", rows=8, **wide)
     view, rng = ipywidgets.HTML(), np.random.default_rng()
