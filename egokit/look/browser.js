@@ -14,7 +14,8 @@
 
   function start(root) {
     root.dataset.ready = "yes"; // JupyterLab may run this again
-    root.dataset.lmSuppressShortcuts = "true"; // a key pressed in here is not one of JupyterLab's
+    // a key pressed here, or in the widgets beside it, is not JupyterLab's: two d in a list would delete the cell
+    (root.closest(".jp-OutputArea") || root).addEventListener("focusin", event => { event.target.dataset.lmSuppressShortcuts = "true"; });
     const data = JSON.parse(root.querySelector("script[type='application/json']").textContent);
     const text = make("input", {type: "search", name: "text", placeholder: "part of a query"});
     const order = make("select", {name: "order"}, ...Object.keys(data.orders).map(name => make("option", {}, name)));

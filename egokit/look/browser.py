@@ -124,7 +124,7 @@ def widgets(content, picture):
     order = ipywidgets.Dropdown(description="order", options=list(content.orders), **wide)
     filters = {name: ipywidgets.Dropdown(description=name, options=[("any", ""), *sorted({(one, one) for some in column for one in some})],
                                          **wide) for name, column in content.tags.items()}
-    random, count = ipywidgets.Button(description="Random query"), ipywidgets.Label()
+    random, count = ipywidgets.Button(description="Random query", layout={"flex": "0 0 auto", "width": "auto"}), ipywidgets.Label()
     found = ipywidgets.Select(description="queries", rows=8, **wide)
     view, rng = ipywidgets.HTML(), np.random.default_rng()
 
@@ -136,7 +136,8 @@ def widgets(content, picture):
         show()
 
     def show(_=None):
-        view.value = "No query has all that." if found.value is None else card(content, found.value, inside(picture))
+        shown = "<p>No query has all that.</p>" if found.value is None else card(content, found.value, inside(picture))
+        view.value = f'<div class="egokit-browser" data-ready="yes">{shown}</div>'  # the page's style is this one's, too
 
     def pick(_):
         some = content.chosen(text.value, order.value, **{name: menu.value for name, menu in filters.items()})
