@@ -19,7 +19,7 @@ from egokit.look.base import CYCLE, RIGHT, WRONG, strip, thin
 from egokit.notebook import live
 from egokit.runs import Run, write_text
 
-PICTURES = 400  # distinct clips in a page: at most about 4 MB
+PICTURES = 600  # distinct clips in a page, about 8 kB each
 UNFOLDING = 8   # queries in the list that needs no script
 LINES = 500     # queries in the live list
 BORDERS = {"right": f"4px solid {RIGHT}", "partly": f"4px dotted {CYCLE[4]}", "wrong": f"4px dashed {WRONG}", "": "4px solid transparent"}
@@ -48,10 +48,10 @@ def browser(task, run: Run, section: str, against=None):
 
 
 def jpeg(frames_TCHW) -> str:
-    """Frames side by side, each at most 96 pixels high, in base64."""
+    """Frames side by side, each at most 72 pixels high, in base64."""
     from PIL import Image
     image = Image.fromarray(strip(thin(frames_TCHW)))
-    image.thumbnail((image.width, 96))
+    image.thumbnail((image.width, 72))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=75)
     return base64.b64encode(buffer.getvalue()).decode()
