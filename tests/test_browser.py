@@ -1,7 +1,6 @@
 """The retrieval browser: its page against the files, its errors, and in Chromium with and without scripts."""
 import json
 import re
-import sys
 import types
 
 import numpy as np
@@ -97,7 +96,7 @@ def test_egomcq_has_five_clips_with_three_scores(evaluated):
 
 def test_a_page_of_many_clips_is_bounded_and_says_so(evaluated, monkeypatch):
     task, run = evaluated("egomcq")
-    monkeypatch.setattr(sys.modules[browser.__module__], "PICTURES", 20)
+    monkeypatch.setitem(selected.__globals__, "PICTURES", 20)
     html = browser(task, run, "zeroshot").data
     data = data_of(html)
     assert 3 <= len(data["queries"]) < len(task.texts) and len(data["pictures"]) <= 20
