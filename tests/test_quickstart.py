@@ -65,6 +65,7 @@ def test_reranking_finds_by_cosine_and_orders_anew_by_the_sum(ready, tmp_path):
     both = cosine[found] + model.match(normalise(pixels[found]), [text])
     figure = look.reranked(model, task, text, Run(tmp_path), clips=10 ** 6)
     labels = [axis.get_xlabel() for axis in figure.axes]
+    assert ["was" in label for label in labels] == [False] * 5 + [True] * 5
     assert [float(re.search(r"-?\d\.\d\d", label)[0]) for label in labels[:5]] == pytest.approx(cosine[found[:5]].tolist(), abs=0.006)
     order = both.argsort(descending=True)[:5].tolist()
     assert [int(re.search(r"was (\d+)\.", label)[1]) - 1 for label in labels[5:]] == order

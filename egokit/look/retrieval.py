@@ -90,12 +90,12 @@ def reranked(model, task, text: str, run: Run | None = None, clips: int = 300, c
     orders = {f"dual: the {top} best of {len(places)} clips by cosine": range(len(found)),
               f"fusion: the {len(found)} best ordered anew, by cosine + matching probability": both.argsort(descending=True).tolist()}
     figure, axes = plt.subplots(len(orders), top, figsize=(3.6 * top, 2 * len(orders)), squeeze=False, layout="constrained")
-    for line, (name, order) in zip(axes, orders.items(), strict=True):
+    for again, (line, (name, order)) in enumerate(zip(axes, orders.items(), strict=True)):
         line[0].set_title(name, loc="left")
         for rank, (axis, i) in enumerate(zip(line, order, strict=False), 1):
             clip = about[task.clips[places[found[i]]]]
             colour, mark = kinship(asked, clip)
-            numbers = f"{dual[found[i]]:.2f}" if line is axes[0] else f"{dual[found[i]]:.2f} + {fusion[i]:.2f} (was {i + 1}.)"
+            numbers = f"{dual[found[i]]:.2f}" + (f" + {fusion[i]:.2f} (was {i + 1}.)" if again else "")
             caption = textwrap.shorten(clip.get("clip_text", ""), 42, placeholder=" …")
             frame(axis, strip(thin(pixels[i])), f"{rank}. {mark} {numbers}\n{caption}", colour, colour != RIGHT)
     figure.suptitle(f"“{text}”")
