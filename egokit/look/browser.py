@@ -23,7 +23,6 @@ PICTURES = 600  # distinct clips in a page, about 8 kB each
 UNFOLDING = 8   # queries in the list that needs no script
 LINES = 500     # queries in the live list
 BORDERS = {"right": f"4px solid {RIGHT}", "partly": f"4px dotted {CYCLE[4]}", "wrong": f"4px dashed {WRONG}", "": "4px solid transparent"}
-LEGEND = "Solid green ✓ right. Dotted orange ◐ partly relevant. Dashed red ✗ wrong."
 
 
 def browser(task, run: Run, section: str, against=None):
@@ -94,7 +93,7 @@ def page(content, picture, title: str) -> str:
                         f"{card(content, chosen[q], inside(picture))}</details>" for i, q in enumerate(some))
     here = Path(__file__).parent
     return (f'<div class="egokit-browser"><style>{(here / "browser.css").read_text()}</style>'
-            f"<p><b>{html.escape(title)}</b>. {said}. {LEGEND}</p>"
+            f"<p><b>{html.escape(title)}</b>. {said}. {content.legend}</p>"
             f'<div class="egokit-unfolding"><p>Scripts don\'t run here, so these are the worst and the best {len(some)}. To search, sort '
             f"and filter all: trust this notebook (File, Trust Notebook), or open the page in the run's figures.</p>{unfolding}</div>"
             f'<script type="application/json">{json.dumps(data).replace("<", chr(92) + "u003c")}</script></div>'
@@ -153,4 +152,4 @@ def widgets(content, picture):
     random.on_click(pick)
     choose()
     return ipywidgets.VBox([ipywidgets.HBox([text, order, random]), ipywidgets.HBox(list(filters.values())), count, found, view,
-                            ipywidgets.Label(LEGEND)])
+                            ipywidgets.Label(content.legend)])

@@ -85,10 +85,11 @@ def checked_rows(task, side: Side) -> tuple[dict, np.ndarray | None]:
 
 
 class Queries:
-    """Subclasses give, for side s and query k: hits(s, k), said(s, k), right(s, k); and fill in what is listed here.
+    """Subclasses give, for side s and query k: hits(s, k), said(s, k), brief(s, k), right(s, k); and fill in what is listed here.
 
     texts: of each query. tags: {filter: labels of each query}. orders: {name: queries, sorted}; clip(v): what clip v is.
     """
+    legend: str
     texts: list[str]
     tags: dict[str, list[list[str]]]
     orders: dict[str, np.ndarray]
@@ -125,6 +126,7 @@ class Queries:
 
 class Retrieval(Queries):
     """A text, its best clips, and the best of the right ones that are not among them."""
+    legend = "Solid green ✓ right. Dotted orange ◐ partly relevant. Dashed red ✗ wrong."
 
     def __init__(self, task, found: list[Side]):
         super().__init__(found)
@@ -174,6 +176,7 @@ class Retrieval(Queries):
 
 class Questions(Queries):
     """A narration and its five clips, each with three scores; the ensemble's choice counts."""
+    legend = "Solid green ✓ the answer. Dashed red ✗ what the ensemble chose instead."
 
     def __init__(self, task, found: list[Side]):
         super().__init__(found)
