@@ -93,7 +93,7 @@ def page(content, picture, title: str) -> str:
                         f"{card(content, chosen[q], inside(picture))}</details>" for i, q in enumerate(some))
     here = Path(__file__).parent
     return (f'<div class="egokit-browser"><style>{(here / "browser.css").read_text()}</style>'
-            f"<p><b>{html.escape(title)}</b>. {said}. {content.legend}</p>"
+            f'<p role="heading" aria-level="2"><b>{html.escape(title)}</b></p><p>{said}. {content.legend}</p>'
             f'<div class="egokit-unfolding"><p>Scripts don\'t run here, so these are the worst and the best {len(some)}. To search, sort '
             f"and filter all: trust this notebook (File, Trust Notebook), or open the page in the run's figures.</p>{unfolding}</div>"
             f'<script type="application/json">{json.dumps(data).replace("<", chr(92) + "u003c")}</script></div>'

@@ -17,6 +17,8 @@ from egokit.tables import numbers
 
 LINES = 20  # classes named one under another
 MARKERS = "osD^"
+FUNCTION_WORDS = set(re.findall("[a-z]+", "someone something somewhere is are a an the some of to in into on onto at from with and or up "
+                                          "down out by for their his her its it them"))
 
 
 def average_precisions(task, run: Run, *sections: str):
@@ -141,3 +143,21 @@ def class_names(texts: list[str], column: list[list[int]]) -> list[list[str]]:
             members[one].append(q)
     names = {one: typical_words(words, of, all_words) for one, of in members.items()}
     return [list(dict.fromkeys(names[one] for one in classes)) for classes in column]
+
+
+def query_words(task) -> dict[str, list[list[str]]]:
+    """{"verb", "noun"}: for each text the names of its classes; for Charades-Ego's sentences, their words."""
+    if hasattr(task, "questions"):
+        return {kind: class_names(task.texts, [classes_of(question["query"].get(f"tag_{kind}", [])) for question in task.questions])
+                for kind in ("verb", "noun")}
+    if not hasattr(task, "classes"):
+        clips = task.test.clips.set_index("narration_id").loc[task.test.sentences.narration_id]
+        return {kind: class_names(task.prompts(), column) for kind, column in
+                (("verb", [[one] for one in clips.verb_class]), ("noun", clips.all_noun_classes.tolist()))}
+    found: dict[str, list[list[str]]] = {"verb": [], "noun": []}
+    for sentence in task.prompts():
+        words = re.findall(r"[a-z]+", sentence.lower())
+        verb = next((word for word in words if word.endswith("ing") and word not in FUNCTION_WORDS), words[0])
+        found["verb"].append([verb])
+        found["noun"].append(list(dict.fromkeys(word for word in words if word != verb and word not in FUNCTION_WORDS)))
+    return found

@@ -4,20 +4,19 @@ Retrieval is EK-100's and Charades-Ego's: a text and all clips. Questions are Eg
 """
 from __future__ import annotations
 
-import re
+import textwrap
 from typing import NamedTuple
 
 import numpy as np
 
-from egokit.look.classes import class_names, classes_of
+from egokit.look.classes import query_words
 from egokit.resolve import nearest
 from egokit.runs import Run
 
 TOP = 5       # clips shown of a text
 MISSED = 1    # right clips shown that are not among them
 SCORES = ("dual", "fusion", "ensemble")
-FUNCTION_WORDS = set(re.findall("[a-z]+", "someone something somewhere is are a an the some of to in into on onto at from with and or up "
-                                          "down out by for their his her its it them"))
+
 
 
 class Shown(NamedTuple):
@@ -169,7 +168,8 @@ class Retrieval(Queries):
 
     def clip(self, v: int) -> str:
         if hasattr(self.task, "ids"):
-            return f"video {self.task.ids[v]}"
+            actions = "; ".join(self.texts[k] for k in np.flatnonzero(self.truth_VK[v] == 1))
+            return textwrap.shorten(f"{self.task.ids[v]}: {actions or 'no action'}", 100, placeholder=" …")
         row = self.task.test.clips.iloc[v]
         return f"{row.narration} ({row.video_id}, {row.start_timestamp:.1f} to {row.stop_timestamp:.1f} s)"
 
@@ -212,7 +212,7 @@ class Questions(Queries):
         for c, v in enumerate(self.clips_QC[k]):
             values = {name: float(self.scores_S[s][name][k, c]) for name in SCORES}
             answer = c == self.answers[k]
-            mark = f"{c + 1}." + (" ✓ answer" if answer else "") + (("" if answer else " ✗") + " chosen" if c == chosen else "")
+            mark = f"{c + 1}." + (" ✓ answer" if answer else "") + (("," if answer else " ✗") + " chosen" if c == chosen else "")
             grade = 1.0 if answer else 0.0 if c == chosen else None
             score = ", ".join(f"{name} {value:.2f}" for name, value in values.items())
             found.append(Shown(v, grade, mark, score, {"choice": c + 1} | values))
@@ -237,21 +237,3 @@ def margins(scores_QC: np.ndarray, answers_Q: np.ndarray) -> np.ndarray:
     rows, others_QC = np.arange(len(answers_Q)), scores_QC.astype(float)
     others_QC[rows, answers_Q] = -np.inf
     return scores_QC[rows, answers_Q] - others_QC.max(1)
-
-
-def query_words(task) -> dict[str, list[list[str]]]:
-    """{"verb", "noun"}: for each text the names of its classes; for Charades-Ego's sentences, their words."""
-    if hasattr(task, "questions"):
-        return {kind: class_names(task.texts, [classes_of(question["query"].get(f"tag_{kind}", [])) for question in task.questions])
-                for kind in ("verb", "noun")}
-    if not hasattr(task, "classes"):
-        clips = task.test.clips.set_index("narration_id").loc[task.test.sentences.narration_id]
-        return {kind: class_names(task.prompts(), column) for kind, column in
-                (("verb", [[one] for one in clips.verb_class]), ("noun", clips.all_noun_classes.tolist()))}
-    found: dict[str, list[list[str]]] = {"verb": [], "noun": []}
-    for sentence in task.prompts():
-        words = re.findall(r"[a-z]+", sentence.lower())
-        verb = next((word for word in words if word.endswith("ing") and word not in FUNCTION_WORDS), words[0])
-        found["verb"].append([verb])
-        found["noun"].append(list(dict.fromkeys(word for word in words if word != verb and word not in FUNCTION_WORDS)))
-    return found
