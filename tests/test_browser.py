@@ -1,4 +1,5 @@
 """The retrieval browser: its page against the files, its errors, and in Chromium with and without scripts."""
+import io
 import json
 import re
 import types
@@ -6,8 +7,9 @@ import types
 import numpy as np
 import pytest
 from conftest import MODEL, SMALL
+from PIL import Image
 
-from egokit import tasks
+from egokit import notebook, tasks
 from egokit.look import browser, queries
 from egokit.look.browser import selected, widgets
 from egokit.runs import Run
@@ -179,6 +181,18 @@ def test_live_widgets_choose_and_show_what_the_page_does(evaluated):
     assert content.texts[named["queries"].value] in view.value
 
 
+def test_live_there_are_widgets_and_the_page_folded_for_later(evaluated, monkeypatch, capsys):
+    task, run = evaluated("charades")
+    monkeypatch.setattr(notebook, "injected_cells", list)
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    assert not browser(task, run, "zeroshot").data.startswith("<details>")
+    monkeypatch.setenv("JPY_SESSION_NAME", "someone's.ipynb")
+    shown = browser(task, run, "zeroshot").data
+    assert capsys.readouterr().out.startswith("VBox(") and shown.startswith("<details><summary>") and len(data_of(shown)["queries"]) > 0
+    monkeypatch.setattr(notebook, "injected_cells", lambda: ["# Parameters\nrun = 'x'"])
+    assert not browser(task, run, "zeroshot").data.startswith("<details>"), "papermill in JupyterLab is nobody's session"
+
+
 def every(widget):
     yield widget
     for child in getattr(widget, "children", ()):
@@ -244,7 +258,7 @@ def test_searching_sorting_and_filtering_in_chromium(opened, evaluated):
     for order in data["orders"]:
         page.get_by_label("order").select_option(order)
         assert listed(page) == lines(data, order)
-    page.get_by_label("text").fill("no such query")
+    page.get_by_label("text").fill(f"{texts[0].split()[0]} and-nothing")
     assert listed(page) == [] and "No query has all that" in page.locator(".egokit-view").inner_text()
 
 
@@ -263,6 +277,7 @@ def test_pictures_random_keyboard_and_comparison_in_chromium(opened):
               for i, hit in enumerate(hit for side in shown["hits"] for hit in side)}
     assert styles[True] == "solid" and styles.get(False, "dashed") != "solid"
     page.locator(".egokit-list").focus()
+    assert page.locator(".egokit-list").get_attribute("data-lm-suppress-shortcuts"), "JupyterLab would delete the cell at two d"
     page.keyboard.press("ArrowDown")
     second = data["queries"][data["orders"]["worst first"][1]]
     assert second["text"] in page.locator(".egokit-view p").first.inner_text()
@@ -271,6 +286,22 @@ def test_pictures_random_keyboard_and_comparison_in_chromium(opened):
         page.get_by_role("button", name="Random query").click()
         seen.add(page.locator(".egokit-view p").first.inner_text())
     assert len(seen) > 5
+
+
+@pytest.mark.slow
+def test_texts_are_texts_and_no_page_s_parts(opened, evaluated):
+    task, _ = evaluated("egomcq")
+    kept, text = task.texts, "</script><img src=x onerror=alert(1)> & \"quotes\" <!--<script>"
+    task.texts = [text, *kept[1:]]
+    try:
+        for scripts in (True, False):
+            page = opened("egomcq", java_script_enabled=scripts)
+            assert page.locator("img[onerror]").count() == 0
+            if scripts:
+                page.get_by_label("text").fill("onerror")
+                assert page.locator(".egokit-view p").first.inner_text() == f"“{text}”"
+    finally:
+        task.texts = kept
 
 
 @pytest.mark.slow
@@ -291,6 +322,10 @@ def test_kinds_of_questions_in_chromium(opened, evaluated):
 def test_without_scripts_the_list_unfolds(opened, scheme):
     page = opened("charades", "perfect", java_script_enabled=False, color_scheme=scheme)
     assert "Scripts don't run here" in page.locator(".egokit-unfolding").inner_text()
+    drawn = Image.open(io.BytesIO(page.screenshot())).convert("L")
+    assert np.median(drawn) > 200 if scheme == "light" else np.median(drawn) < 60
+    text = page.locator(".egokit-unfolding figcaption").first
+    assert text.evaluate("node => getComputedStyle(node).color") == {"light": "rgb(0, 0, 0)", "dark": "rgb(255, 255, 255)"}[scheme]
     assert page.locator("details").count() > 4 and page.locator("details[open] img").first.is_visible()
     page.locator("summary").nth(1).click()
     assert page.locator("details").nth(1).locator("img").first.is_visible()
