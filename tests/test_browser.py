@@ -74,6 +74,10 @@ def test_the_page_holds_the_scores_and_grades_of_the_files(evaluated, name):
     assert [first[at] for at in data["orders"]["best first"]][:len(possible)] == possible[::-1]
     lost = [first[at] for at in data["orders"]["lost most against perfect"]]  # which has rank 1 everywhere
     assert lost[:len(possible)] == possible
+    gained = [first[at] for at in data["orders"]["gained most over perfect"]]
+    assert gained[:len(possible)] == possible[::-1]
+    for rank, query in zip(first, data["queries"], strict=True):
+        assert ("worse than perfect" in query["tags"]["result"]) == (rank > 1) and "better than perfect" not in query["tags"]["result"]
     words = data["queries"][0]["tags"]
     assert words["verb"] and words["noun"] and all(word in data["queries"][0]["text"] for word in words["noun"][0].split())
 
@@ -111,9 +115,11 @@ def test_two_runs_of_the_same_data(evaluated, tmp_path):
     other = Run(run.path.parent / "other")
     rows, prompts = run.read_rows("perfect")
     other.write_rows("finetune", rows, prompts)
-    for against in (("other", "finetune"), (other, "finetune"), (str(other.path), "finetune")):
+    other.write_rows("zeroshot", rows, prompts)
+    for against in (("other", "finetune"), (other, "finetune"), (str(other.path), "finetune"), other):
         data = data_of(browser(task, run, "zeroshot", against=against).data)
-        assert "gained most over other: finetune" in data["orders"] and len(data["queries"][0]["hits"]) == 2
+        assert f"gained most over other: {'zeroshot' if against is other else 'finetune'}" in data["orders"]
+        assert len(data["queries"][0]["hits"]) == 2
 
 
 def test_wrong_names_and_other_data_are_errors_that_say_what_to_do(evaluated):

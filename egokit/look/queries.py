@@ -36,7 +36,7 @@ class Side(NamedTuple):
 
 
 def sides(run: Run, section: str, against) -> list[Side]:
-    """[what is browsed, and what with]. against: a section of the run, or (another run, its section).
+    """[what is browsed, and what with]. against: a section of the run, a Run, or (another run, its section).
 
     Another run is a Run, a folder, or the name of a run beside this one.
     """
@@ -44,7 +44,7 @@ def sides(run: Run, section: str, against) -> list[Side]:
     if isinstance(against, str):
         found.append(Side(against, run, against))
     elif against is not None:
-        other, other_section = against
+        other, other_section = (against, section) if isinstance(against, Run) else against
         path = other.path if isinstance(other, Run) else run.path.parent / other
         if not path.is_dir():
             raise FileNotFoundError(f"there is no run folder {path}: {nearest(path.name, [p.name for p in run.path.parent.iterdir()])}")
