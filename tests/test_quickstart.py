@@ -4,7 +4,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from conftest import MODEL, SMALL
+from conftest import MODEL, SMALL, opened
 
 import egokit
 from egokit import look, tasks
@@ -26,29 +26,49 @@ def said(axis) -> list[str]:
     return [text.get_text() for text in axis.texts]
 
 
-def test_fusion_shows_every_gate_and_maps_that_add_up(ready, tmp_path):
-    model, task = ready
+def test_fusion_shows_every_gate_and_the_maps_of_the_widest(ready, tmp_path):
+    from egokit.resolve import resolve
+    task = ready[1]
+    model = opened(resolve("toy/pretrain", "tiny", MODEL.replace("fused=1", "fused=2")))
     with torch.no_grad():
-        model.text.layers[-1].gate.fill_(-0.25)
+        model.text.layers[0].gate.fill_(-0.9)
     question = look.question(task, 0)
-    pixels = question.pixels[question.answer]
+    pixels, T = question.pixels[question.answer], len(question.pixels[0])
     figure = look.fusion(model, pixels, question.text, Run(tmp_path))
     towers, *pictures = figure.axes
-    gates = [block.text.gate.item() for block in model.video.blocks if block.text is not None] + [-0.25]
-    assert sorted(text for text in said(towers) if re.fullmatch(r"[+−]\d\.\d\d", text)) == sorted(
-        f"{gate:+.2f}".replace("-", "−") for gate in gates)
-    assert [text for text in said(towers) if text.startswith("video ")] == [f"video {n + 1}" for n in range(model.config.depth)]
+    assert sorted(text for text in said(towers) if re.fullmatch(r"[+−]\d\.\d\d", text)) == ["+0.70", "+0.70", "+0.70", "−0.90"]
+    assert [text for text in said(towers) if text.startswith("video ")] == ["video 1", "video 2"]
     frames = normalise(pixels)[None]
-    probability, maps = inside.word_maps(model, frames, question.text, len(model.text.layers) - 1)
+    probability, maps = inside.word_maps(model, frames, question.text, 0)
     assert probability == pytest.approx(model.match(frames, [question.text]).item())
     assert f"{probability:.2f}" in figure.get_suptitle()
-    assert maps.shape[1:] == (len(pixels), 4, 4) and (maps >= 0).all() and (maps.sum((1, 2, 3)) < 1.001).all()
-    assert (maps.sum((1, 2, 3)) > 0.5).all(), "what is left is the attention to the video's CLS"
-    first = len(pixels)  # the first row is the clip itself
-    word = re.match("where “(.*)” looks, in text layer 2", pictures[first].get_title(loc="left"))[1]
+    assert maps.shape[1:] == (T, 4, 4) and (maps >= 0).all() and (maps.sum((1, 2, 3)) < 1.001).all(), "the rest is for the video's CLS"
+    first = pictures[T:2 * T]  # the first row is the clip itself
+    word = re.match("where “(.*)” looks, in text layer 1", first[0].get_title(loc="left"))[1]
     i = inside_words(model, question.text).index(word)
-    assert [axis.get_xlabel() for axis in pictures[first:first + len(pixels)]] == [
-        f"{100 * share:.0f} % of its attention" for share in maps[i].sum((1, 2))]
+    assert [axis.get_xlabel() for axis in first] == [f"{100 * share:.0f} % of its attention" for share in maps[i].sum((1, 2))]
+    other = inside.word_maps(model, frames, question.text, 1)[1]
+    assert np.abs(other - maps).max() > 0.01
+
+
+def test_the_maps_are_the_attention_that_the_model_uses(ready):
+    """With two equal heads, what a word reads is the values of CLS and the patches, weighed by its map."""
+    model, task = ready
+    layer, read = model.text.layers[-1].video, []
+    with torch.no_grad():
+        for linear in (layer.query, layer.key):
+            for parameter in (linear.weight, linear.bias):
+                one, other = parameter.chunk(2)
+                other.copy_(one)
+    hook = layer.register_forward_hook(lambda module, inputs, output: read.append((inputs[1], output)))
+    try:
+        _, maps = inside.word_maps(model, look.question(task, 0).frames[:1], task.texts[0], len(model.text.layers) - 1)
+    finally:
+        hook.remove()
+    (source, output), patches = read[-1], torch.from_numpy(maps).flatten(1)
+    weights = torch.cat([1 - patches.sum(1, keepdim=True), patches], dim=1)
+    with torch.no_grad():
+        assert torch.allclose(layer.dense(weights @ layer.value(source)[0]), output[0], atol=1e-4)
 
 
 def inside_words(model, text):
