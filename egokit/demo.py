@@ -84,7 +84,7 @@ def report(name: str, summary: dict[str, float]) -> str:
     lines.append(f"{'EgoMQ clips with features':34}{'':>8}{summary['mq.clips']:>10.0f}")
     lines += ["", "The published numbers are of the real data sets and the full-size model; they are not to be reached by a toy.", "",
               "Look at:"]
-    for notebook, figure in (("05_egomcq", "questions-egomcq.png"), ("03_ek100", "retrieved-finetune.png"),
+    for notebook, figure in (("05_egomcq", "questions-egomcq.png"), ("03_ek100", "browser-finetune.html"),
                              ("04_charades_ego", "retrieved-finetune.png"), ("02_pretrain", "curves.png"),
                              ("06_egomq_features", "features.png"), ("00_quickstart", "fusion.png")):
         lines.append(f"  outputs/{notebook}/{name}/figures/{figure}")

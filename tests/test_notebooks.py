@@ -74,7 +74,7 @@ def test_retrieval_notebooks(run_notebook, name):
     assert (run.path / "figures" / {"03_ek100": "words.png", "04_charades_ego": "average-precisions.png"}[name]).stat().st_size > 10_000
     assert metrics["zeroshot"]["init_sha256"] == metrics["finetune"]["init_sha256"] != ""
     page = (run.path / "figures/browser-finetune.html").read_text()
-    assert page.count("<details") > 5 and "data:image/jpeg" in page
+    assert page.count("<details") > 5 and "data:image/jpeg" in page and "gained most over zeroshot" in page
     assert (run.path / "figures/retrieved-zeroshot.png").exists()
     html = [output for cell in book.cells for output in cell.get("outputs", []) if "text/html" in output.get("data", {})]
     assert any("<details" in "".join(output["data"]["text/html"]) for output in html), "the browser is in the saved notebook"
@@ -86,13 +86,15 @@ def test_05_egomcq_06_features_and_00_quickstart(run_notebook):
     metrics = run.metrics()
     assert not errors(book) and metrics["egomcq"]["samples"] == 32 * 5
     assert (run.path / "figures/words-egomcq.png").stat().st_size > 10_000
+    assert "fusion corrects dual" in (run.path / "figures/browser-egomcq.html").read_text()
     assert metrics["chance"]["inter"] == pytest.approx(20, abs=2)
     book, run = run_notebook("06_egomq_features", "launch.processes=2")
     manifest = json.loads((run.path / "features/manifest.json").read_text())
     files = list((run.path / "features").glob("*.pt"))
     assert not errors(book) and run.metrics()["features"]["clips"] == len(manifest["clips"]) == len(files)
     book, run = run_notebook("00_quickstart")
-    assert not errors(book) and len(run.metrics()["quickstart"]["match"]) == 5 and (run.path / "figures/fusion.png").exists()
+    assert not errors(book) and len(run.metrics()["quickstart"]["match"]) == 5
+    assert {path.name for path in (run.path / "figures").iterdir()} == {"question.png", "fusion.png", "reranked.png", "published.png"}
 
 
 def test_no_epochs_give_chance(project):

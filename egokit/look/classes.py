@@ -17,6 +17,8 @@ from egokit.tables import numbers
 
 LINES = 20  # classes named one under another
 MARKERS = "osD^"
+FUNCTION_WORDS = set(re.findall("[a-z]+", "someone something somewhere is are a an the some of to in into on onto at from with and or up "
+                                          "down out by for their his her its it them"))
 
 
 def average_precisions(task, run: Run, *sections: str):
@@ -78,7 +80,7 @@ def by_word(texts: list[str], tags: dict[str, list[list[int]]], series: dict[str
             chance: float | None = None):
     """Figure of the mean of each series over the samples of a class, for the most frequent verbs and nouns. NaN doesn't count."""
     plt = pyplot()
-    words = [dict.fromkeys(re.findall(r"[a-z][a-z-]+", text.lower()), 1) for text in texts]  # each once, in their order
+    words, all_words = words_of(texts)
     count = {kind: collections.Counter(one for classes in column for one in set(classes)) for kind, column in tags.items()}
     most = max(min(LINES, len(counted)) for counted in count.values())
     figure, axes = plt.subplots(1, 2, figsize=(14, 1.8 + 0.32 * max(most, 5)), layout="constrained")
@@ -86,7 +88,7 @@ def by_word(texts: list[str], tags: dict[str, list[list[int]]], series: dict[str
         names, means = [], {name: [] for name in series}
         for one, samples in count[kind].most_common(LINES):
             inside = np.array([one in classes for classes in column])
-            names.append(f"{typical_words(words, inside)}  ({samples:,})")
+            names.append(f"{typical_words(words, np.flatnonzero(inside), all_words)}  ({samples:,})")
             for name, values in series.items():
                 some = values[inside & np.isfinite(values)]
                 means[name].append(some.mean() if len(some) else np.nan)
@@ -114,13 +116,48 @@ def dots(axis, names: list[str], series: dict[str, np.ndarray]) -> None:
     axis.set_axisbelow(True)
 
 
-def typical_words(words_Q: list[dict[str, int]], inside_Q: np.ndarray) -> str:
-    """What marks the texts inside a class off from the others, a word or several that mostly go together.
+def words_of(texts: list[str]) -> tuple[list[dict[str, int]], collections.Counter]:
+    """Each text's words, each once and in their order; and in how many texts a word is."""
+    words = [dict.fromkeys(re.findall(r"[a-z][a-z-]+", text.lower()), 1) for text in texts]
+    return words, collections.Counter(word for one in words for word in one)
+
+
+def typical_words(words_Q: list[dict[str, int]], members, all_words: collections.Counter) -> str:
+    """What marks the texts of a class, the numbers `members`, off from the others: a word or several that mostly go together.
 
     Tags are numbers, and what they are called is not in the tables.
     """
-    has = collections.Counter(), collections.Counter()
-    for words, inside in zip(words_Q, inside_Q, strict=True):
-        has[bool(inside)].update(words)
-    share = {word: number / inside_Q.sum() - has[False][word] / max(1, (~inside_Q).sum()) for word, number in has[True].items()}
+    has, others = collections.Counter(), max(1, len(words_Q) - len(members))
+    for q in members:
+        has.update(words_Q[q])
+    share = {word: number / len(members) - (all_words[word] - number) / others for word, number in has.items()}
     return " ".join([word for word, value in share.items() if value >= 0.75 * max(share.values())][:3]) or "?"
+
+
+def class_names(texts: list[str], column: list[list[int]]) -> list[list[str]]:
+    """Texts and the numbers of their classes -> the classes' names for each text."""
+    words, all_words = words_of(texts)
+    members = collections.defaultdict(list)
+    for q, classes in enumerate(column):
+        for one in dict.fromkeys(classes):
+            members[one].append(q)
+    names = {one: typical_words(words, of, all_words) for one, of in members.items()}
+    return [list(dict.fromkeys(names[one] for one in classes)) for classes in column]
+
+
+def query_words(task) -> dict[str, list[list[str]]]:
+    """{"verb", "noun"}: for each text the names of its classes; for Charades-Ego's sentences, their words."""
+    if hasattr(task, "questions"):
+        return {kind: class_names(task.texts, [classes_of(question["query"].get(f"tag_{kind}", [])) for question in task.questions])
+                for kind in ("verb", "noun")}
+    if not hasattr(task, "classes"):
+        clips = task.test.clips.set_index("narration_id").loc[task.test.sentences.narration_id]
+        return {kind: class_names(task.prompts(), column) for kind, column in
+                (("verb", [[one] for one in clips.verb_class]), ("noun", clips.all_noun_classes.tolist()))}
+    found: dict[str, list[list[str]]] = {"verb": [], "noun": []}
+    for sentence in task.prompts():
+        words = re.findall(r"[a-z]+", sentence.lower())
+        verb = next((word for word in words if word.endswith("ing") and word not in FUNCTION_WORDS), words[0])
+        found["verb"].append([verb])
+        found["noun"].append(list(dict.fromkeys(word for word in words if word != verb and word not in FUNCTION_WORDS)))
+    return found

@@ -63,6 +63,55 @@ def retrieved(task, run: Run, section: str, count: int = 6, top: int = 5, seed: 
     return finish(figure, run, f"retrieved-{section}")
 
 
+def reranked(model, task, text: str, run: Run | None = None, clips: int = 300, candidates: int = 10, top: int = 5):
+    """One text against many clips of EgoMCQ: the dual encoder finds `candidates` of them, the fusion encoder orders those anew.
+
+    Clips are embedded a few at a time; of more than `clips`, some evenly. Where the text is one of the task's narrations, clips
+    of the same verb and noun class are marked right, of one of the two partly.
+    """
+    import torch
+
+    from egokit.model import similarity
+    from egokit.tasks.egomcq import clip_key
+    from egokit.transforms import normalise
+    plt = pyplot()
+    dataset = task.dataset("test")
+    places = np.linspace(0, len(dataset) - 1, min(clips, len(dataset))).round().astype(int).tolist()
+    with torch.no_grad():
+        video_VE = torch.cat([model.encode_video(normalise(torch.stack([dataset[0, v]["video"] for v in places[at:at + 16]])))
+                              for at in range(0, len(places), 16)])
+        dual = similarity(model.encode_text([text]), video_VE)[0].cpu()
+        found = dual.topk(min(candidates, len(places))).indices.tolist()
+        pixels = [dataset[0, places[i]]["video"] for i in found]
+        fusion = model.match(normalise(torch.stack(pixels)), [text]).cpu()
+    both = dual[found] + fusion
+    about = {clip_key(clip): clip for five in task.choices for clip in five}
+    asked = next((question["query"] for question in task.questions if question["query"]["clip_text"] == text), None)
+    orders = {f"dual: the {top} best of {len(places)} clips by cosine": range(len(found)),
+              f"fusion: the {len(found)} best ordered anew, by cosine + matching probability": both.argsort(descending=True).tolist()}
+    figure, axes = plt.subplots(len(orders), top, figsize=(3.6 * top, 2 * len(orders)), squeeze=False, layout="constrained")
+    for again, (line, (name, order)) in enumerate(zip(axes, orders.items(), strict=True)):
+        line[0].set_title(name, loc="left")
+        for rank, (axis, i) in enumerate(zip(line, order, strict=False), 1):
+            clip = about[task.clips[places[found[i]]]]
+            colour, mark = kinship(asked, clip)
+            numbers = f"{dual[found[i]]:.2f}" + (f" + {fusion[i]:.2f} (was {i + 1}.)" if again else "")
+            caption = textwrap.shorten(clip.get("clip_text", ""), 42, placeholder=" …")
+            frame(axis, strip(thin(pixels[i])), f"{rank}. {mark} {numbers}\n{caption}", colour, colour != RIGHT)
+    figure.suptitle(f"“{text}”")
+    return finish(figure, run, "reranked")
+
+
+def kinship(asked: dict | None, clip: dict) -> tuple[str | None, str]:
+    """(colour, mark) of a clip for a narration, by the verb and noun classes that both are tagged with; neither without tags."""
+    from egokit.look.classes import classes_of
+    tags = [(classes_of((asked or {}).get(f"tag_{kind}", [])), classes_of(clip.get(f"tag_{kind}", []))) for kind in ("verb", "noun")]
+    if not all(wanted for wanted, _ in tags):
+        return None, ""
+    same = sum(bool(set(wanted) & set(has)) for wanted, has in tags)
+    return [(WRONG, "✗"), (CYCLE[4], "◐"), (RIGHT, "✓")][same]
+
+
 @dataclasses.dataclass
 class Question:
     """One EgoMCQ question, read: pixels (5, T, 3, size, size) uint8, frames the same normalised, answer from 0."""

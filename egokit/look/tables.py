@@ -1,4 +1,4 @@
-"""Numbers and files as tables."""
+"""Numbers and files, as tables and a chart."""
 from __future__ import annotations
 
 from egokit.published import DUAL_SOFTMAX, RESULTS
@@ -19,6 +19,28 @@ def table(found: list[tuple]):
              None if result.metric.endswith(DUAL_SOFTMAX) else result.published) for result, metrics in found]
     frame = pd.DataFrame(rows, columns=["benchmark (%)", "chance", "this run", "published, real data"])
     return frame.style.format(precision=1, na_rep="–").hide(axis="index")
+
+
+def published(run: Run):
+    """Chart of the published numbers beside those of the runs of the same name in the other notebooks, where they exist."""
+    import numpy as np
+
+    from egokit.look.base import finish, pyplot
+    from egokit.look.classes import dots
+    results = [one for one in RESULTS if one.published is not None and not one.metric.endswith(DUAL_SOFTMAX)]
+    found = {name: Run(path).metrics() if (path := run.path.parents[1] / name / run.path.name).is_dir() else {}
+             for name in dict.fromkeys(one.notebook for one in results)}
+    ours = [found[one.notebook].get(one.section, {}).get(one.metric) for one in results]
+    chance = [found[one.notebook].get("chance", {}).get(one.chance) for one in results]
+    series = {"published, real data": [one.published for one in results], "here": ours, "chance here": chance}
+    figure, axis = pyplot().subplots(figsize=(11, 0.8 + 0.42 * len(results)), layout="constrained")
+    dots(axis, [one.name for one in results], {name: np.array(values, float) for name, values in series.items()})
+    for line, (one, value) in enumerate(zip(results, ours, strict=True)):
+        text = f"{one.published:.1f} published, " + (f"{value:.1f} here" if value is not None else f"not yet here: run {one.notebook}")
+        axis.text(102, line, text, va="center", fontsize=11)
+    axis.set(xlabel="%", title=f"runs “{run.path.name}” of the other notebooks")
+    axis.legend(fontsize=10, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False)
+    return finish(figure, run, "published")
 
 
 def ledger(outputs=None):

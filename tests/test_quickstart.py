@@ -1,0 +1,113 @@
+"""The quickstart's pictures: what they say is what the model and the files say."""
+import re
+
+import numpy as np
+import pytest
+import torch
+from conftest import MODEL, SMALL, opened
+
+import egokit
+from egokit import look, tasks
+from egokit.look import inside
+from egokit.runs import Run
+from egokit.tasks.egomcq import clip_key
+from egokit.transforms import normalise
+
+
+@pytest.fixture(scope="module")
+def ready(project, checkpoint):
+    """(model with open gates and random weights, the tiny EgoMCQ)."""
+    from egokit.resolve import resolve
+    config = resolve("toy/egomcq", "tiny", f"{MODEL} {SMALL} data.limit=0", "random")
+    return egokit.load(checkpoint, tokenizer=config.site.tokenizer), tasks.make(config)
+
+
+def said(axis) -> list[str]:
+    return [text.get_text() for text in axis.texts]
+
+
+def test_fusion_shows_every_gate_and_the_maps_of_the_widest(ready, tmp_path):
+    from egokit.resolve import resolve
+    task = ready[1]
+    model = opened(resolve("toy/pretrain", "tiny", MODEL.replace("fused=1", "fused=2")))
+    with torch.no_grad():
+        model.text.layers[0].gate.fill_(-0.9)
+    question = look.question(task, 0)
+    pixels, T = question.pixels[question.answer], len(question.pixels[0])
+    figure = look.fusion(model, pixels, question.text, Run(tmp_path))
+    towers, *pictures = figure.axes
+    assert sorted(text for text in said(towers) if re.fullmatch(r"[+−]\d\.\d\d", text)) == ["+0.70", "+0.70", "+0.70", "−0.90"]
+    assert [text for text in said(towers) if text.startswith("video ")] == ["video 1", "video 2"]
+    frames = normalise(pixels)[None]
+    probability, maps = inside.word_maps(model, frames, question.text, 0)
+    assert probability == pytest.approx(model.match(frames, [question.text]).item())
+    assert f"{probability:.2f}" in figure.get_suptitle()
+    assert maps.shape[1:] == (T, 4, 4) and (maps >= 0).all() and (maps.sum((1, 2, 3)) < 1.001).all(), "the rest is for the video's CLS"
+    first = pictures[T:2 * T]  # the first row is the clip itself
+    word = re.match("where “(.*)” looks, in text layer 1", first[0].get_title(loc="left"))[1]
+    i = inside_words(model, question.text).index(word)
+    assert [axis.get_xlabel() for axis in first] == [f"{100 * share:.0f} % of its attention" for share in maps[i].sum((1, 2))]
+    other = inside.word_maps(model, frames, question.text, 1)[1]
+    assert np.abs(other - maps).max() > 0.01
+
+
+def test_the_maps_are_the_attention_that_the_model_uses(ready):
+    """With two equal heads, what a word reads is the values of CLS and the patches, weighed by its map."""
+    model, task = ready
+    layer, read = model.text.layers[-1].video, []
+    with torch.no_grad():
+        for linear in (layer.query, layer.key):
+            for parameter in (linear.weight, linear.bias):
+                one, other = parameter.chunk(2)
+                other.copy_(one)
+    hook = layer.register_forward_hook(lambda module, inputs, output: read.append((inputs[1], output)))
+    try:
+        _, maps = inside.word_maps(model, look.question(task, 0).frames[:1], task.texts[0], len(model.text.layers) - 1)
+    finally:
+        hook.remove()
+    (source, output), patches = read[-1], torch.from_numpy(maps).flatten(1)
+    weights = torch.cat([1 - patches.sum(1, keepdim=True), patches], dim=1)
+    with torch.no_grad():
+        assert torch.allclose(layer.dense(weights @ layer.value(source)[0]), output[0], atol=1e-4)
+
+
+def inside_words(model, text):
+    from egokit.language import load_tokenizer
+    return load_tokenizer(model.tokenizer_source).words(model.tokens([text])["input_ids"][0])
+
+
+def test_reranking_finds_by_cosine_and_orders_anew_by_the_sum(ready, tmp_path):
+    model, task = ready
+    text, dataset = task.texts[0], task.dataset("test")
+    pixels = torch.stack([dataset[0, v]["video"] for v in range(len(dataset))])
+    cosine = egokit.similarity(model.encode_text([text]), model.encode_video(normalise(pixels)))[0]
+    found = cosine.topk(10).indices
+    both = cosine[found] + model.match(normalise(pixels[found]), [text])
+    figure = look.reranked(model, task, text, Run(tmp_path), clips=10 ** 6)
+    labels = [axis.get_xlabel() for axis in figure.axes]
+    assert ["was" in label for label in labels] == [False] * 5 + [True] * 5
+    assert [float(re.search(r"-?\d\.\d\d", label)[0]) for label in labels[:5]] == pytest.approx(cosine[found[:5]].tolist(), abs=0.006)
+    order = both.argsort(descending=True)[:5].tolist()
+    assert [int(re.search(r"was (\d+)\.", label)[1]) - 1 for label in labels[5:]] == order
+    assert f"of {len(dataset)} clips" in figure.axes[0].get_title(loc="left")
+    asked = task.questions[0]["query"]
+    about = {clip_key(clip): clip for five in task.choices for clip in five}
+    for label, v in zip(labels, found[:5].tolist(), strict=False):
+        clip = about[task.clips[v]]
+        same = (clip["tag_verb"] == asked["tag_verb"]) + (clip["tag_noun"] == asked["tag_noun"])
+        assert f" {'✗◐✓'[same]} " in label and clip["clip_text"][:20] in label
+    free = look.reranked(model, task, "a text that no narration has", clips=12)
+    assert not re.search("[✗◐✓]", free.axes[0].get_xlabel()) and "of 12 clips" in free.axes[0].get_title(loc="left")
+
+
+def test_published_numbers_stand_beside_those_that_are_there(tmp_path):
+    run = Run(tmp_path / "00_quickstart/mine")
+    Run(tmp_path / "05_egomcq/other").write_metrics("egomcq", {"ensemble_inter": 99.0})
+    Run(tmp_path / "03_ek100/mine").write_metrics("zeroshot", {"mAP": 12.34})
+    axis = look.published(run).axes[0]
+    texts = dict(zip([tick.get_text() for tick in axis.get_yticklabels()], said(axis), strict=True))
+    assert texts["EK-100 MIR mAP, zero-shot"] == "26.7 published, 12.3 here"
+    assert texts["EgoMCQ inter-video, ensemble"] == "91.0 published, not yet here: run 05_egomcq"
+    drawn = {line.get_label(): np.array(line.get_xdata(), float) for line in axis.lines}
+    assert drawn["published, real data"][0] == 91.0 and np.isfinite(drawn["here"]).sum() == 1
+    assert not (tmp_path / "05_egomcq/mine").exists(), "looking makes no run folders"
