@@ -1,0 +1,69 @@
+"""Text search over 10 million clips: recall, seconds a query, sizes. Synthetic vectors, clustered as a day's videos are.
+
+    python benchmarks/search.py          (the table it printed stands at the end of this file; 6 GB of disk, removed again)
+"""
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from egokit.vectors import Vectors, save
+
+CLIPS, DIMENSION, FILE, CLUSTERS, QUERIES = int(float(sys.argv[1])) if len(sys.argv) > 1 else 10_000_000, 256, 100_000, 50_000, 50
+
+
+def draw(rng: np.random.Generator, centre_KE: np.ndarray, count: int, spread: float) -> np.ndarray:
+    """Vectors about centres, of which a few have many: the k-th most frequent in proportion to 1/k. Clips of one place lie together."""
+    weight = 1 / np.arange(1, len(centre_KE) + 1)
+    which = rng.choice(len(centre_KE), -(-count // 20), p=weight / weight.sum()).repeat(20)[:count]
+    return centre_KE[which] + spread * rng.standard_normal((count, centre_KE.shape[1]), np.float32)
+
+
+def measure(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    # a network's embeddings have few strong directions and many weak ones
+    scale_E = (np.arange(1, DIMENSION + 1) ** -0.5).astype(np.float32)
+    centre_KE = rng.standard_normal((CLUSTERS, DIMENSION), np.float32) * scale_E
+    names, clips = [], []
+    for at in range(0, CLIPS, FILE):
+        x = draw(rng, centre_KE, min(FILE, CLIPS - at), 0.0) + 0.5 * scale_E * rng.standard_normal((min(FILE, CLIPS - at), DIMENSION), np.float32)
+        save(folder / f"{at}.npy", np.zeros(len(x)), np.ones(len(x)), x)
+        names.append(str(at))
+        clips.append(len(x))
+    # texts are not among the clips: about the same centres, further away, and shifted as a whole
+    query_QE = (draw(rng, centre_KE, QUERIES * 20, 0.0)[::20] + 0.7 * scale_E * rng.standard_normal((QUERIES, DIMENSION), np.float32)
+                + scale_E * rng.standard_normal(DIMENSION, np.float32))
+    vectors = Vectors(folder, names, clips, DIMENSION)
+    print(f"{CLIPS:,} clips of {DIMENSION} numbers, {vectors.bytes / 1e9:.1f} GB on disk; {os.cpu_count()} cores", flush=True)
+    began = time.perf_counter()
+    exact = vectors.nearest(query_QE, 10)[1]
+    print(f"exact: {QUERIES} queries at once in {time.perf_counter() - began:.1f} s", flush=True)
+    began = time.perf_counter()
+    vectors.nearest(query_QE[0], 10)
+    print(f"exact: one query in {time.perf_counter() - began:.1f} s", flush=True)
+    began = time.perf_counter()
+    vectors.build()
+    size = sum(path.stat().st_size for path in (folder / "approximate").iterdir())
+    print(f"faiss: built in {time.perf_counter() - began:.0f} s, {size / 1e9:.2f} GB", flush=True)
+    began = time.perf_counter()
+    vectors = Vectors(folder, names, clips, DIMENSION)
+    vectors.nearest(query_QE[0], 10)
+    print(f"faiss: the first query, with reading the index, {time.perf_counter() - began:.2f} s")
+    took, found = [], []
+    for query_E in query_QE:
+        began = time.perf_counter()
+        found.append(vectors.nearest(query_E, 10)[1][0])
+        took.append(time.perf_counter() - began)
+    recall = np.mean([len(set(one) & set(other)) / 10 for one, other in zip(found, exact, strict=True)])
+    print(f"faiss: a query {statistics.median(took):.3f} s (median of {QUERIES}; the longest {max(took):.3f}), recall@10 {recall:.3f}")
+    peak = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    print(f"peak memory {int(peak) / 2**20:.1f} GiB, which counts what is read of the files")
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as temporary:
+        measure(Path(temporary))
