@@ -3,6 +3,7 @@
     python benchmarks/search.py          (the table it printed stands at the end of this file; 6 GB of disk, removed again)
 """
 import os
+import re
 import statistics
 import sys
 import tempfile
@@ -16,11 +17,11 @@ from egokit.vectors import Vectors, save
 CLIPS, DIMENSION, FILE, CLUSTERS, QUERIES = int(float(sys.argv[1])) if len(sys.argv) > 1 else 10_000_000, 256, 100_000, 50_000, 50
 
 
-def draw(rng: np.random.Generator, centre_KE: np.ndarray, count: int, spread: float) -> np.ndarray:
+def draw(rng: np.random.Generator, centre_KE: np.ndarray, count: int, spread_E: np.ndarray) -> np.ndarray:
     """Vectors about centres, of which a few have many: the k-th most frequent in proportion to 1/k. Clips of one place lie together."""
     weight = 1 / np.arange(1, len(centre_KE) + 1)
     which = rng.choice(len(centre_KE), -(-count // 20), p=weight / weight.sum()).repeat(20)[:count]
-    return centre_KE[which] + spread * rng.standard_normal((count, centre_KE.shape[1]), np.float32)
+    return centre_KE[which] + spread_E * rng.standard_normal((count, centre_KE.shape[1]), np.float32)
 
 
 def measure(folder: Path) -> None:
@@ -30,13 +31,12 @@ def measure(folder: Path) -> None:
     centre_KE = rng.standard_normal((CLUSTERS, DIMENSION), np.float32) * scale_E
     names, clips = [], []
     for at in range(0, CLIPS, FILE):
-        x = draw(rng, centre_KE, min(FILE, CLIPS - at), 0.0) + 0.5 * scale_E * rng.standard_normal((min(FILE, CLIPS - at), DIMENSION), np.float32)
+        x = draw(rng, centre_KE, min(FILE, CLIPS - at), 0.5 * scale_E)
         save(folder / f"{at}.npy", np.zeros(len(x)), np.ones(len(x)), x)
         names.append(str(at))
         clips.append(len(x))
     # texts are not among the clips: about the same centres, further away, and shifted as a whole
-    query_QE = (draw(rng, centre_KE, QUERIES * 20, 0.0)[::20] + 0.7 * scale_E * rng.standard_normal((QUERIES, DIMENSION), np.float32)
-                + scale_E * rng.standard_normal(DIMENSION, np.float32))
+    query_QE = draw(rng, centre_KE, QUERIES * 20, 0.7 * scale_E)[::20] + scale_E * rng.standard_normal(DIMENSION, np.float32)
     vectors = Vectors(folder, names, clips, DIMENSION)
     print(f"{CLIPS:,} clips of {DIMENSION} numbers, {vectors.bytes / 1e9:.1f} GB on disk; {os.cpu_count()} cores", flush=True)
     began = time.perf_counter()
@@ -60,8 +60,8 @@ def measure(folder: Path) -> None:
         took.append(time.perf_counter() - began)
     recall = np.mean([len(set(one) & set(other)) / 10 for one, other in zip(found, exact, strict=True)])
     print(f"faiss: a query {statistics.median(took):.3f} s (median of {QUERIES}; the longest {max(took):.3f}), recall@10 {recall:.3f}")
-    peak = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
-    print(f"peak memory {int(peak) / 2**20:.1f} GiB, which counts what is read of the files")
+    peak = int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 2**20
+    print(f"peak memory {peak:.1f} GiB, which counts what is read of the files")
 
 
 if __name__ == "__main__":

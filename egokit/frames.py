@@ -54,6 +54,22 @@ def open_video(path: str | os.PathLike, reader: str = "pyav"):
     return opened
 
 
+def seconds(video) -> float:
+    """How long a video is shown, to its last frame's end."""
+    times = getattr(video, "times", None)  # of a file whose frames have no constant rate
+    return video.length / video.fps if times is None else float((times[-1] - times[0]) * video.stream.time_base) + 1 / video.fps
+
+
+def number_at(video, time: float) -> int:
+    """The number of the frame that is shown at a time in seconds, whatever the frames' rate."""
+    times = getattr(video, "times", None)
+    if times is None:
+        number = int(time * video.fps + 1e-3)  # a time that was computed may lie a rounding error before its frame
+    else:
+        number = int(times.searchsorted(times[0] + (time + 1e-5) / float(video.stream.time_base), "right")) - 1
+    return max(0, min(number, video.length - 1))
+
+
 def _identity(path: Path) -> tuple | None:
     """What changes when a file is replaced; None where there is no file."""
     try:

@@ -21,7 +21,7 @@ CANDIDATES = 2000    # of faiss for a query, whose cosines are then computed fro
 
 
 def record(dimension: int) -> np.dtype:
-    return np.dtype([("start", "<f4"), ("stop", "<f4"), ("vector", "<f2", (dimension,))])
+    return np.dtype([("start", "<f8"), ("stop", "<f8"), ("vector", "<f2", (dimension,))])
 
 
 def save(path: Path, start_N: np.ndarray, stop_N: np.ndarray, vector_NE: np.ndarray) -> None:

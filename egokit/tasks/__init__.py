@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import importlib
 
-NAMES = {"egoclip": "EgoClip", "egomcq": "EgoMCQ", "ek100": "EK100", "charades": "CharadesEgo", "mq": "EgoMQ"}
+NAMES = {"egoclip": "EgoClip", "egomcq": "EgoMCQ", "ek100": "EK100", "charades": "CharadesEgo", "mq": "EgoMQ", "search": "Search"}
 
 
 def make(config, name: str | None = None):
