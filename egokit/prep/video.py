@@ -118,8 +118,9 @@ def cut(resized: Path, folder: Path, plan: Plan) -> list[Path]:
     """Cut at the keyframes that `resize` put at the boundaries, without encoding again: 0.mp4, 1.mp4, …"""
     names = str(folder).replace("%", "%%") + "/%d.mp4"  # a folder may be called "50%"
     # B-frames give the first packet a negative time; shifted to zero, with all others, cuts would fall before the boundaries
-    run_ffmpeg(["-i", str(resized), "-c", "copy", "-avoid_negative_ts", "disabled", "-f", "segment", "-segment_time",
-                str(plan.chunk_seconds), "-reset_timestamps", "1", "-segment_format_options", "movflags=+faststart", names], resized, folder)
+    run_ffmpeg(["-i", str(resized), "-c", "copy", "-avoid_negative_ts", "disabled", "-f", "segment",
+                "-segment_time", str(plan.chunk_seconds), "-reset_timestamps", "1",
+                "-segment_format_options", "movflags=+faststart", names], resized, folder)
     return [folder / f"{number}.mp4" for number in range(len(list(folder.glob("*.mp4"))))]
 
 
