@@ -12,9 +12,10 @@ import os
 import stat
 from pathlib import Path
 
+from egokit.counting import CountingReader
 from egokit.readers import DecordReader, PyAVReader, VideoError
 
-READERS = {"pyav": PyAVReader, "decord": DecordReader}
+READERS = {"pyav": PyAVReader, "decord": DecordReader, "counting": CountingReader}
 _open: collections.OrderedDict = collections.OrderedDict()  # this process's open files, oldest first
 OPEN_FILES = 24
 _owner = os.getpid()
@@ -52,6 +53,17 @@ def open_video(path: str | os.PathLike, reader: str = "pyav"):
     while len(_open) > OPEN_FILES:
         _open.popitem(last=False)[1].close()
     return opened
+
+
+def open_any(path: str | os.PathLike, reader: str = "pyav"):
+    """`open_video` for files that nobody has prepared: where a container has no times, frames are counted."""
+    try:
+        return open_video(path, reader)
+    except VideoError as error:
+        try:
+            return open_video(path, "counting")
+        except VideoError:
+            raise error from None
 
 
 def seconds(video) -> float:

@@ -30,10 +30,10 @@ def _figure(rank: int, hit: Hit) -> str:
     scores = f"cosine {hit.cosine:.2f}" + ("" if hit.match is None else f" · match {hit.match:.2f}")
     name, said = html.escape(hit.video), html.escape(f"{rank}: {hit.video}, {hit.time}, {scores}")
     return (f'<figure style="display:inline-block;vertical-align:top;width:240px;margin:6px">'
-            f'<video controls loop muted playsinline preload="none" width="240" title="{said}" aria-label="{said}" '
+            f'<video controls loop muted playsinline preload="metadata" width="240" title="{said}" aria-label="{said}" '
             f'style="width:240px;border-radius:4px;background:#000" poster="data:image/jpeg;base64,{picture}" '
             f'src="data:video/mp4;base64,{video}">{said}</video>'
-            f'<figcaption style="font-size:13px;line-height:1.4;overflow-wrap:anywhere"><b>{rank}. {hit.time}</b> · {scores}<br>{name}'
+            f'<figcaption style="font-size:13px;line-height:1.4;overflow-wrap:anywhere"><b>{rank}. {hit.time}</b> {name}<br>{scores}'
             '</figcaption></figure>')
 
 

@@ -42,8 +42,8 @@ def timecode(seconds: float) -> str:
 
 def submit(config: Config, run: Run) -> launch.Handle:
     """The job that brings the run's index up to date with the folder, finished where nothing has changed; see launch.submit."""
-    handle = launch.Handle(run, SECTION)
-    if handle.metrics() and not task.current(config, run.path / "features"):
+    handle, current = launch.Handle(run, SECTION), task.current(config, run.path / "features")
+    if handle.metrics() and not current:
         run.write_metrics(SECTION, {})  # finished, but of another day's videos
     return launch.submit(config, run, "extract", SECTION)
 

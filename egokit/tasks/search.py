@@ -96,6 +96,9 @@ class VideoWindows(Windows):
     def __init__(self, task: Search, path: Path):
         super().__init__(task, path, task.config.evaluate.batch_size)
 
+    def open(self):
+        return frames.open_any(self.path, self.task.config.data.reader)
+
     def indices(self, video) -> np.ndarray:
         times = clips(self.seconds, self.task.config.search.window, self.task.config.search.stride)
         return np.stack([self.task.clip_indices(video, start, stop) for start, stop in zip(*times, strict=True)])
@@ -115,7 +118,7 @@ class Search(Task):
 
     def clip(self, path: Path, start: float, stop: float) -> torch.Tensor:
         """uint8 (T, 3, size, size): a clip's frames, the same as in the index."""
-        video = frames.open_video(path, self.config.data.reader)
+        video = frames.open_any(path, self.config.data.reader)
         return self.transform(video.read(self.clip_indices(video, start, stop)), None)
 
     def settings(self) -> dict:

@@ -29,9 +29,13 @@ class Windows(Samples):
         """(windows, T) numbers of frames, none of a row before the row's first, and no row's first before an earlier one's."""
         raise NotImplementedError
 
+    def open(self):
+        """The video's reader."""
+        return frames.open_video(self.path, self.task.config.data.reader)
+
     def windows(self):
         """(T, 3, size, size) of each window. Frame by frame: sixteen of a video that has not been resized may be 400 MB."""
-        video = frames.open_video(self.path, self.task.config.data.reader)
+        video = self.open()
         self.seconds = frames.seconds(video)
         indices_WT = self.indices(video)
         wanted, held = np.unique(indices_WT), {}
