@@ -76,9 +76,9 @@ def number_at(video, time: float) -> int:
     """The number of the frame that is shown at a time in seconds, whatever the frames' rate."""
     times = getattr(video, "times", None)
     if times is None:
-        number = int(time * video.fps + 1e-3)  # a time that was computed may lie a rounding error before its frame
+        number = int(time * video.fps + 1e-3)  # a time that was computed may lie a moment before its frame, and files round to 1 ms
     else:
-        number = int(times.searchsorted(times[0] + (time + 1e-5) / float(video.stream.time_base), "right")) - 1
+        number = int(times.searchsorted(times[0] + (time + 1e-3) / float(video.stream.time_base), "right")) - 1
     return max(0, min(number, video.length - 1))
 
 

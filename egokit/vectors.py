@@ -65,13 +65,13 @@ class Vectors:
         file = int(np.searchsorted(self.first, number, side="right")) - 1
         return file, self.rows(file)[number - self.first[file]]
 
-    def blocks(self, files=None):
-        """(number of the first clip, vectors (n, E) float32) through all files, or through some."""
-        step = max(1, BLOCK // (4 * self.dimension))
+    def blocks(self, files=None, share: int = 1):
+        """(number of the first clip, vectors (n, E) float32) through all files, or some; every `share`-th clip alone."""
+        step = share * max(1, BLOCK // (4 * self.dimension))
         for file in range(len(self.names)) if files is None else files:
             rows = self.rows(file)
-            for at in range(0, len(rows), step):
-                yield int(self.first[file]) + at, rows["vector"][at:at + step].astype(np.float32)
+            for at in range(-int(self.first[file]) % share, len(rows), step):
+                yield int(self.first[file]) + at, rows["vector"][at:at + step:share].astype(np.float32)
 
     def nearest(self, query_QE: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """(cosines, numbers), each (Q, at most count), the highest first; of equal ones the first number."""
@@ -118,7 +118,7 @@ class Vectors:
         import faiss
         share = max(1, len(self) // 262_144)  # of the clips, for the training
         reduce_DE = self.directions(max(1, len(self) // 65_536))
-        sample_ND = np.concatenate([vector_NE[-number % share::share] @ reduce_DE.T for number, vector_NE in self.blocks()])
+        sample_ND = np.concatenate([vector_NE @ reduce_DE.T for _, vector_NE in self.blocks(share=share)])
         lists = 1 << int(np.clip(np.log2(len(self)) / 2 + 0.5, 0, 12))
         lists = max(1, min(lists, len(sample_ND) // 39))  # centres need so many clips each
         D = len(reduce_DE)
@@ -143,9 +143,8 @@ class Vectors:
         of a code has as much to say as every other.
         """
         moment_EE = np.zeros((self.dimension, self.dimension), np.float64)
-        for number, vector_NE in self.blocks():
-            part = vector_NE[-number % share::share]
-            moment_EE += part.T @ part
+        for _, vector_NE in self.blocks(share=share):
+            moment_EE += vector_NE.T @ vector_NE
         kept = np.linalg.eigh(moment_EE)[1][:, ::-1][:, :REDUCED].T
         turn = np.linalg.qr(np.random.default_rng(0).standard_normal((len(kept), len(kept))))[0]
         return np.ascontiguousarray(turn @ kept, np.float32)

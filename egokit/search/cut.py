@@ -43,8 +43,8 @@ def export(hits: list[Hit], folder: str | Path) -> list[Path]:
     return paths
 
 
-def small(hit: Hit) -> tuple[bytes, bytes]:
-    """(MP4 of at most 240 lines, JPEG of its middle frame) for a page."""
+def small(hit: Hit) -> tuple[bytes, bytes, float]:
+    """(MP4 of at most 240 lines, JPEG of its middle frame, height / width) for a page."""
     import io
 
     from PIL import Image
@@ -54,6 +54,7 @@ def small(hit: Hit) -> tuple[bytes, bytes]:
         path = Path(folder) / "clip.mp4"
         cut(hit, path, height=240, quality=27)
         reader, picture = PyAVReader(path), io.BytesIO()
-        Image.fromarray(reader.read([reader.length // 2])[0]).save(picture, "JPEG", quality=80)
+        middle = Image.fromarray(reader.read([reader.length // 2])[0])
+        middle.save(picture, "JPEG", quality=80)
         reader.close()
-        return path.read_bytes(), picture.getvalue()
+        return path.read_bytes(), picture.getvalue(), middle.height / middle.width

@@ -13,6 +13,7 @@ from egokit.runs import write_text
 from egokit.search.cut import small
 from egokit.search.searcher import Hit, Searcher
 
+WIDTH, BAR = 240, 52  # pixels of a picture, and below it for the player's controls, which would hide what is there
 # colours are the surroundings': JupyterLab's themes and a browser's dark mode set them
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{title}</title><style>:root{{color-scheme:light dark}}body{{font:16px sans-serif;max-width:1100px;margin:1em auto;padding:0 1em}}
@@ -20,19 +21,22 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewp
 
 
 @functools.lru_cache(maxsize=512)
-def _encoded(hit: Hit) -> tuple[str, str]:
-    return tuple(base64.b64encode(data).decode() for data in small(hit))
+def _encoded(hit: Hit) -> tuple[str, str, float]:
+    """The clip and its picture in base64, and height / width."""
+    *files, shape = small(hit)
+    return *(base64.b64encode(data).decode() for data in files), shape
 
 
 def _figure(rank: int, hit: Hit) -> str:
     """A hit: its clip, which plays where it is clicked or by keyboard, and what it is."""
-    video, picture = _encoded(hit)
+    video, picture, shape = _encoded(hit)
+    height = round(WIDTH * min(shape, 1.0)) + BAR
     scores = f"cosine {hit.cosine:.2f}" + ("" if hit.match is None else f" · match {hit.match:.2f}")
     name, said = html.escape(hit.video), html.escape(f"{rank}: {hit.video}, {hit.time}, {scores}")
-    return (f'<figure style="display:inline-block;vertical-align:top;width:240px;margin:6px">'
-            f'<video controls loop muted playsinline preload="metadata" width="240" title="{said}" aria-label="{said}" '
-            f'style="width:240px;border-radius:4px;background:#000" poster="data:image/jpeg;base64,{picture}" '
-            f'src="data:video/mp4;base64,{video}">{said}</video>'
+    return (f'<figure style="display:inline-block;vertical-align:top;width:{WIDTH}px;margin:6px">'
+            f'<video controls loop muted playsinline preload="metadata" title="{said}" aria-label="{said}" width="{WIDTH}" height="{height}" '
+            f'style="width:{WIDTH}px;height:{height}px;object-fit:contain;object-position:top;border-radius:4px;background:#000" '
+            f'poster="data:image/jpeg;base64,{picture}" src="data:video/mp4;base64,{video}">{said}</video>'
             f'<figcaption style="font-size:13px;line-height:1.4;overflow-wrap:anywhere"><b>{rank}. {hit.time}</b> {name}<br>{scores}'
             '</figcaption></figure>')
 

@@ -112,9 +112,10 @@ class Search(Task):
                               "0 and up to the window, or moments would lie in no clip")
 
     def clip_indices(self, video, start: float, stop: float) -> np.ndarray:
-        """(T,) numbers of a clip's frames."""
-        first, last = frames.number_at(video, start), frames.number_at(video, stop - 1e-2 / video.fps) + 1
-        return sampling.inside(sampling.egoclip(first, max(first + 1, last), self.config.model.frames), video.length)
+        """(T,) numbers of a clip's frames: the middles of equal parts, in time, as frames may be shown for different times."""
+        edges = np.array([frames.number_at(video, time) for time in np.linspace(start, stop, self.config.model.frames + 1)])
+        edges[-1] = frames.number_at(video, stop - 1e-2 / video.fps) + 1
+        return sampling.inside((edges[:-1] + edges[1:] - 1) // 2, video.length)
 
     def clip(self, path: Path, start: float, stop: float) -> torch.Tensor:
         """uint8 (T, 3, size, size): a clip's frames, the same as in the index."""
