@@ -34,7 +34,7 @@ def _figure(rank: int, hit: Hit) -> str:
     scores = f"cosine {hit.cosine:.2f}" + ("" if hit.match is None else f" · match {hit.match:.2f}")
     name, said = html.escape(hit.video), html.escape(f"{rank}: {hit.video}, {hit.time}, {scores}")
     return (f'<figure style="display:inline-block;vertical-align:top;width:{WIDTH}px;margin:6px">'
-            f'<video controls loop muted playsinline preload="metadata" title="{said}" aria-label="{said}" width="{WIDTH}" height="{height}" '
+            f'<video controls loop muted playsinline preload="metadata" aria-label="{said}" width="{WIDTH}" height="{height}" '
             f'style="width:{WIDTH}px;height:{height}px;object-fit:contain;object-position:top;border-radius:4px;background:#000" '
             f'poster="data:image/jpeg;base64,{picture}" src="data:video/mp4;base64,{video}">{said}</video>'
             f'<figcaption style="font-size:13px;line-height:1.4;overflow-wrap:anywhere"><b>{rank}. {hit.time}</b> {name}<br>{scores}'

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,8 @@ def submit(config: Config, run: Run) -> launch.Handle:
     """The job that brings the run's index up to date with the folder, finished where nothing has changed; see launch.submit."""
     handle, current = launch.Handle(run, SECTION), task.current(config, run.path / "features")
     if handle.metrics() and not current:
+        while handle.alive():
+            time.sleep(0.5)  # the job has finished and is about to end; it must not be taken for the next one
         run.write_metrics(SECTION, {})  # finished, but of another day's videos
     return launch.submit(config, run, "extract", SECTION)
 
