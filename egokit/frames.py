@@ -7,6 +7,7 @@ Which frames make a clip is sampling.py's; files that a clip spans are clips.py'
 from __future__ import annotations
 
 import collections
+import contextlib
 import importlib
 import os
 import stat
@@ -64,6 +65,18 @@ def open_any(path: str | os.PathLike, reader: str = "pyav"):
             return open_video(path, "counting")
         except VideoError:
             raise error from None
+
+
+def turns(video) -> int:
+    """Quarter turns, counter-clockwise, in which a player shows a file's frames: a phone held upright films lying, and says so."""
+    if not hasattr(video, "turns"):
+        video.turns = 0
+        if hasattr(video, "container"):
+            import av
+            with contextlib.suppress(av.error.FFmpegError, StopIteration):  # what can't be decoded is said where it is asked for
+                video.container.seek(0)
+                video.turns = round(next(video.container.decode(video.stream)).rotation / 90) % 4
+    return video.turns
 
 
 def seconds(video) -> float:

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import time
 
@@ -164,6 +165,21 @@ def test_variable_frame_rates_are_cut_by_time(searched, tmp_path):
     for start in (0, 3, 5):
         shown = times[task.clip_indices(reader, start, start + 2)]
         assert (np.abs(shown - (start + np.array([0.25, 0.75, 1.25, 1.75]))) < 0.26).all()
+
+
+@pytest.mark.parametrize("matrix", [(0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0)])
+def test_a_phone_held_upright(searched, tmp_path, matrix):
+    """Frames are turned as players turn them, by the matrix in the file's header; ffmpeg does, too, when it encodes."""
+    lying, upright, task = tmp_path / "lying.mp4", tmp_path / "upright.mp4", tasks.make(searched[0]())
+    flat = video(tmp_path / "flat.mp4", 3)
+    a, b, c, d = (value << 16 for value in matrix)
+    data = bytearray(flat.read_bytes())
+    struct.pack_into(">9i", data, data.index(b"tkhd") + 44, a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    lying.write_bytes(data)
+    subprocess.run([ffmpeg(), "-loglevel", "error", "-i", str(lying), "-crf", "5", str(upright)], check=True)
+    turned, expected, unturned = (task.clip(path, 0, 2).float() for path in (lying, upright, flat))
+    assert (turned - expected).abs().mean() < 0.1 * (unturned - expected).abs().mean()
+    assert torch.equal(task_of_search.VideoWindows(task, lying).read(0, None)["video"][0].float(), turned)
 
 
 @pytest.mark.parametrize("name, more", [("a.avi", ("-c:v", "mpeg4")), ("b.avi", ("-c:v", "libx264")), ("c.mpg", ()), ("d.ts", ()),

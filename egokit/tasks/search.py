@@ -120,7 +120,8 @@ class Search(Task):
     def clip(self, path: Path, start: float, stop: float) -> torch.Tensor:
         """uint8 (T, 3, size, size): a clip's frames, the same as in the index."""
         video = frames.open_any(path, self.config.data.reader)
-        return self.transform(video.read(self.clip_indices(video, start, stop)), None)
+        turns = frames.turns(video)
+        return self.transform(np.rot90(video.read(self.clip_indices(video, start, stop)), turns, (1, 2)), None)
 
     def settings(self) -> dict:
         """What the vectors depend on."""

@@ -38,7 +38,7 @@ class Windows(Samples):
         video = self.open()
         self.seconds = frames.seconds(video)
         indices_WT = self.indices(video)
-        wanted, held = np.unique(indices_WT), {}
+        wanted, held, turns = np.unique(indices_WT), {}, frames.turns(video)
         stream = zip(wanted.tolist(), video.stream_frames(wanted), strict=True)
         for row in indices_WT.tolist():
             if frames.notice:
@@ -46,7 +46,7 @@ class Windows(Samples):
             held = {index: frame for index, frame in held.items() if index >= row[0]}
             while max(row) not in held:
                 index, frame = next(stream)
-                held[index] = self.task.transform(frame[None], None)
+                held[index] = self.task.transform(np.rot90(frame[None], turns, (1, 2)), None)
             yield torch.cat([held[index] for index in row])
 
     def read(self, index: int, rng) -> dict:
