@@ -29,7 +29,9 @@ def lines(hits: list[Hit]) -> str:
 def answer(arguments) -> None:
     """One query: arguments as the command line has them."""
     videos = Path(arguments.folder).expanduser().resolve()
-    given = {"search.videos": str(videos)} | ({"init": arguments.checkpoint} if arguments.checkpoint else {})
+    given = {"search.videos": str(videos)}
+    if arguments.checkpoint:  # a path from here; or run:… or a name in site.weights
+        given["init"] = str(Path(arguments.checkpoint).resolve()) if Path(arguments.checkpoint).exists() else arguments.checkpoint
     config = resolve(arguments.params, arguments.site, merge(parse_overrides(arguments.overrides), parse_overrides(given)),
                      arguments.run or "demo")
     run = Run(outputs_folder() / NOTEBOOK / (arguments.run or run_name(videos)))
