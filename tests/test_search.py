@@ -233,6 +233,7 @@ def test_faiss_proposes_what_exact_search_finds(tmp_path, monkeypatch):
     exact = found.nearest(query, 10)[1]
     monkeypatch.setattr(vectors, "EXACT", 100_000)
     monkeypatch.setattr(vectors, "CANDIDATES", 200)
+    monkeypatch.setattr(vectors, "CODE", 8)  # quicker to train
     assert found.large()
     found.build()
     assert not found.large() and found.approximate()

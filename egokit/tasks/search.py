@@ -41,7 +41,10 @@ class Source:
 
 
 def folder_of(config: Config) -> Path:
-    """The folder of the videos. Raises ConfigError if there is none."""
+    """The folder of the videos. Raises ConfigError if there is none, or if its videos can't be cut as asked."""
+    if not 0 < config.search.stride <= config.search.window:
+        raise ConfigError(f"search.stride={config.search.stride:g} and search.window={config.search.window:g}: expected a stride above 0 "
+                          "and up to the window, or moments would lie in no clip")
     if not config.search.videos:
         raise ConfigError("search.videos is empty: name the folder of your videos, a path or a folder under site.root")
     folder = Path(config.site.root) / Path(config.search.videos).expanduser()
@@ -105,12 +108,6 @@ class VideoWindows(Windows):
 
 
 class Search(Task):
-    def __init__(self, config: Config):
-        super().__init__(config)
-        if not 0 < config.search.stride <= config.search.window:
-            raise ConfigError(f"search.stride={config.search.stride:g} and search.window={config.search.window:g}: expected a stride above "
-                              "0 and up to the window, or moments would lie in no clip")
-
     def clip_indices(self, video, start: float, stop: float) -> np.ndarray:
         """(T,) numbers of a clip's frames: the middles of equal parts, in time, as frames may be shown for different times."""
         edges = np.array([frames.number_at(video, time) for time in np.linspace(start, stop, self.config.model.frames + 1)])
