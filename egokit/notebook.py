@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import sys
 
 from egokit.config import Config
@@ -15,6 +16,11 @@ def injected_cells() -> list[str]:
     """The cells that papermill put into the notebook that is running; none outside a notebook."""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     return [cell for cell in (shell.user_ns.get("In", []) if shell else []) if cell.startswith("# Parameters\n")]
+
+
+def live() -> bool:
+    """Whether someone sits before the notebook: papermill and nbconvert set no JPY_SESSION_NAME, and papermill injects its cell."""
+    return bool(os.environ.get("JPY_SESSION_NAME")) and not injected_cells()
 
 
 def check_injected() -> None:
