@@ -82,4 +82,12 @@ if __name__ == "__main__":
 # peak memory 1.0 GiB, which counts what is read of the files
 #
 # The released model's vectors have 4096 numbers: 10 million take 82 GB, and faiss 0.40 GB as here, as it codes 128 directions of them;
-# a query then reads 16 MB of the files, 8 kB for each of 2,000 candidates.
+# a query then reads 16 MB of the files, 8 kB for each of 2,000 candidates. Of 1e5 4096, on the same busy machine:
+#
+# 100,000 clips of 4096 numbers, 0.8 GB on disk; 2 cores
+# exact: 50 queries at once in 67.1 s
+# exact: one query in 9.1 s
+# faiss: built in 446 s, 0.01 GB
+# faiss: the first query, with reading the index, 0.40 s
+# faiss: a query 0.212 s (median of 50; the longest 0.418), recall@10 0.990
+# peak memory 0.8 GiB, which counts what is read of the files
