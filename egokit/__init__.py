@@ -9,7 +9,8 @@ _PUBLIC = {  # name: module; imported where it is first used
     "load": "weights", "similarity": "model", "read_clip": "clips", "describe": "resolve", "open_run": "notebook",
     "submit": "launch", "runs_table": "overview", "ConfigError": "resolve", "WeightsError": "checkpoints",
 }
-_MODULES = ("metrics", "losses", "prep", "doctor", "toy", "look", "tasks", "launch", "evaluate", "transforms", "frames", "resolve")
+_MODULES = ("metrics", "losses", "prep", "doctor", "toy", "look", "tasks", "launch", "evaluate", "transforms", "frames", "resolve",
+            "search")
 __all__ = ["__version__", *_PUBLIC, *_MODULES]
 
 

@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 
-def _recipe(parser: argparse.ArgumentParser, params: str | None = None) -> None:
+def _recipe(parser: argparse.ArgumentParser, params: str | None = None, run: str | None = "demo") -> None:
     if params:
         parser.add_argument("params", help="recipe: a name under params/ or a YAML file")
     parser.add_argument("--site", default="toy", help="a name under params/sites/ or a YAML file (default: toy)")
     parser.add_argument("--overrides", default="", help="'section.key=value …', for example 'train.epochs=1 optim.lr=1e-4'")
-    parser.add_argument("--run", default="demo", help="name of the run folder (default: demo)")
+    parser.add_argument("--run", default=run, help=f"name of the run folder (default: {run or 'of the index of that folder'})")
 
 
 def demo(arguments) -> None:
@@ -90,7 +90,8 @@ def run(arguments) -> None:
 # where the notebook of a task keeps its jobs, and their names there by action; the first action is the default
 PLACES = {"egoclip": ("02_pretrain", {"train": "pretrain"}), "ek100": ("03_ek100", {"train": "finetune", "evaluate": "zeroshot"}),
           "charades": ("04_charades_ego", {"train": "finetune", "evaluate": "zeroshot"}),
-          "egomcq": ("05_egomcq", {"evaluate": "egomcq"}), "mq": ("06_egomq_features", {"extract": "features"})}
+          "egomcq": ("05_egomcq", {"evaluate": "egomcq"}), "mq": ("06_egomq_features", {"extract": "features"}),
+          "search": ("07_search_your_videos", {"extract": "index"})}
 
 
 def submit(arguments) -> None:
@@ -113,6 +114,11 @@ def submit(arguments) -> None:
     print(handle)
     if arguments.wait:
         print(json.dumps(handle.wait(), indent=1))
+
+
+def search(arguments) -> None:
+    from egokit.search import command
+    command.answer(arguments)
 
 
 def runs(arguments) -> None:
@@ -199,6 +205,18 @@ def parser() -> argparse.ArgumentParser:
     then = sub.add_mutually_exclusive_group()
     then.add_argument("--wait", action="store_true", help="show progress until it has finished")
     then.add_argument("--print", action="store_true", help="print the sbatch script instead; nothing is submitted or written")
+    sub = add("search", search, "Search the videos of a folder by text; what is not indexed yet is indexed first.",
+              'egokit search ~/videos "#C C opens the box" --params search --site local\n'
+              '  egokit search ~/videos "#C C opens the box" --rerank 50 --csv hits.csv --clips hits   the best 50 looked at again; files')
+    sub.add_argument("folder", help="folder of videos, sub-folders included")
+    sub.add_argument("query", help="what is done, as in the narrations that the model was trained with: '#C C opens the box'")
+    sub.add_argument("--params", default="toy/search", help="a recipe (default: toy/search; with the released weights: search)")
+    _recipe(sub, run=None)
+    sub.add_argument("--checkpoint", help="any checkpoint instead of the recipe's")
+    sub.add_argument("--top", type=positive, default=10, metavar="N", help="so many moments (default: 10)")
+    sub.add_argument("--rerank", type=positive, default=0, metavar="N", help="order the best N by the fusion encoder")
+    sub.add_argument("--csv", metavar="FILE", help="write them as a table")
+    sub.add_argument("--clips", metavar="FOLDER", help="write each as an MP4")
     sub = add("runs", runs, "Every run's jobs: state, step, time left, last metric. The newest first.", "egokit runs")
     sub.add_argument("--outputs", help="folder of the runs (default: outputs)")
     sub = add("doctor", doctor, "Say what a site has and lacks, and where to get it. Changes nothing.", "egokit doctor --site local")

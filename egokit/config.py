@@ -88,6 +88,14 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
+class SearchConfig:
+    """One's own videos, cut into overlapping clips; a clip has model.frames frames."""
+    videos: str = ""                               # folder of the videos, sub-folders included: a path, or a name under site.root
+    window: float = 4.0                            # seconds of a clip
+    stride: float = 2.0                            # seconds from one clip's start to the next one's
+
+
+@dataclass(frozen=True)
 class Site:
     """What differs between machines: where things lie."""
     name: str = ""
@@ -124,7 +132,7 @@ class LaunchConfig:
 
 @dataclass(frozen=True)
 class Config:
-    task: str = ""                                 # egoclip, egomcq, ek100, charades, mq, or yours: folder/file.py:Class
+    task: str = ""                                 # egoclip, egomcq, ek100, charades, mq, search, or yours: folder/file.py:Class
     init: str = ""                                 # checkpoint: a file, run:<notebook>/<run>, or a name in site.weights
     seed: int = 0
     site: Site = field(default_factory=Site)
@@ -133,6 +141,7 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
 
 
@@ -141,7 +150,7 @@ TRAINED = ("egoclip", "ek100", "charades")         # tasks with a loss; the othe
 LEAST = {"train.batch_size": 1, "train.micro_batch": 0, "evaluate.dual_softmax": 0, "launch.nodes": 1, "launch.processes": 1,
          "launch.cpus": 1, "launch.timeout_minutes": 1, "launch.requeues": 0, "launch.memory_gb": 0}
 CHOICES = {
-    "task": ("egoclip", "egomcq", "ek100", "charades", "mq"),
+    "task": ("egoclip", "egomcq", "ek100", "charades", "mq", "search"),
     "model.time_init": ("released", "zero_output"),
     "site.encoding": ("random_access", "original"),
     "data.reader": ("pyav", "decord"),

@@ -11,7 +11,8 @@ from egokit.published import RESULTS
 from egokit.resolve import outputs_folder
 from egokit.runs import Run, write_text
 
-ORDER = ("01_data_prep", "02_pretrain", "03_ek100", "04_charades_ego", "05_egomcq", "06_egomq_features", "00_quickstart")
+ORDER = ("01_data_prep", "02_pretrain", "03_ek100", "04_charades_ego", "05_egomcq", "06_egomq_features", "07_search_your_videos",
+         "00_quickstart")
 
 
 def run(name: str = "demo", overrides: str = "") -> dict[str, float]:
@@ -86,7 +87,8 @@ def report(name: str, summary: dict[str, float]) -> str:
               "Look at:"]
     for notebook, figure in (("05_egomcq", "questions-egomcq.png"), ("03_ek100", "browser-finetune.html"),
                              ("04_charades_ego", "retrieved-finetune.png"), ("02_pretrain", "curves.png"),
-                             ("06_egomq_features", "features.png"), ("00_quickstart", "fusion.png")):
+                             ("06_egomq_features", "features.png"),
+                             ("07_search_your_videos", "search-c-c-picks-up-the-red-cup.html"), ("00_quickstart", "fusion.png")):
         lines.append(f"  outputs/{notebook}/{name}/figures/{figure}")
     lines.append(f"  outputs/<notebook>/{name}/notebook.ipynb   the executed notebooks; open them with: make lab")
     return "\n".join(lines)

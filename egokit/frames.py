@@ -7,14 +7,16 @@ Which frames make a clip is sampling.py's; files that a clip spans are clips.py'
 from __future__ import annotations
 
 import collections
+import contextlib
 import importlib
 import os
 import stat
 from pathlib import Path
 
+from egokit.counting import CountingReader
 from egokit.readers import DecordReader, PyAVReader, VideoError
 
-READERS = {"pyav": PyAVReader, "decord": DecordReader}
+READERS = {"pyav": PyAVReader, "decord": DecordReader, "counting": CountingReader}
 _open: collections.OrderedDict = collections.OrderedDict()  # this process's open files, oldest first
 OPEN_FILES = 24
 _owner = os.getpid()
@@ -52,6 +54,45 @@ def open_video(path: str | os.PathLike, reader: str = "pyav"):
     while len(_open) > OPEN_FILES:
         _open.popitem(last=False)[1].close()
     return opened
+
+
+def open_any(path: str | os.PathLike, reader: str = "pyav"):
+    """`open_video` for files that nobody has prepared: where a container has no times, frames are counted."""
+    try:
+        return open_video(path, reader)
+    except VideoError as error:
+        try:
+            return open_video(path, "counting")
+        except VideoError:
+            raise error from None
+
+
+def turns(video) -> int:
+    """Quarter turns, counter-clockwise, in which a player shows a file's frames: a phone held upright films lying, and says so."""
+    if not hasattr(video, "turns"):
+        video.turns = 0
+        if hasattr(video, "container"):
+            import av
+            with contextlib.suppress(av.error.FFmpegError, StopIteration):  # what can't be decoded is said where it is asked for
+                video.container.seek(0)
+                video.turns = round(next(video.container.decode(video.stream)).rotation / 90) % 4
+    return video.turns
+
+
+def seconds(video) -> float:
+    """How long a video is shown, to its last frame's end."""
+    times = getattr(video, "times", None)  # of a file whose frames have no constant rate
+    return video.length / video.fps if times is None else float((times[-1] - times[0]) * video.stream.time_base) + 1 / video.fps
+
+
+def number_at(video, time: float) -> int:
+    """The number of the frame that is shown at a time in seconds, whatever the frames' rate."""
+    times = getattr(video, "times", None)
+    if times is None:
+        number = int(time * video.fps + 1e-3)  # a time that was computed may lie a moment before its frame, and files round to 1 ms
+    else:
+        number = int(times.searchsorted(times[0] + (time + 1e-3) / float(video.stream.time_base), "right")) - 1
+    return max(0, min(number, video.length - 1))
 
 
 def _identity(path: Path) -> tuple | None:

@@ -4,7 +4,7 @@ import pytest
 from egokit import cli
 
 
-@pytest.mark.parametrize("command", ["demo", "toy", "prep", "run", "submit"])
+@pytest.mark.parametrize("command", ["demo", "toy", "prep", "run", "submit", "search"])
 def test_help_shows_an_example(command, capsys):
     with pytest.raises(SystemExit, match="0"):
         cli.main([command, "--help"])

@@ -80,7 +80,7 @@ def test_retrieval_notebooks(run_notebook, name):
     assert any("<details" in "".join(output["data"]["text/html"]) for output in html), "the browser is in the saved notebook"
 
 
-def test_05_egomcq_06_features_and_00_quickstart(run_notebook):
+def test_05_egomcq_06_features_07_search_and_00_quickstart(run_notebook):
     run_notebook("02_pretrain", f"{SMALL} {MODEL} launch.processes=2 train.epochs=2")
     book, run = run_notebook("05_egomcq", "launch.processes=2")
     metrics = run.metrics()
@@ -92,6 +92,12 @@ def test_05_egomcq_06_features_and_00_quickstart(run_notebook):
     manifest = json.loads((run.path / "features/manifest.json").read_text())
     files = list((run.path / "features").glob("*.pt"))
     assert not errors(book) and run.metrics()["features"]["clips"] == len(manifest["clips"]) == len(files)
+    book, run = run_notebook("07_search_your_videos", "launch.processes=2 data.limit=3")
+    metrics = run.metrics()["index"]
+    assert not errors(book) and metrics["videos"] == 3 == len(list((run.path / "features").glob("*.npy"))) and metrics["clips"] > 30
+    assert len(list((run.path / "clips").glob("*.mp4"))) == 3 and len((run.path / "hits.csv").read_text().splitlines()) == 13
+    html = ["".join(output["data"].get("text/html", "")) for cell in book.cells for output in cell.get("outputs", []) if "data" in output]
+    assert sum(text.count('src="data:video/mp4;base64,') for text in html) == 12, "the clips are in the saved notebook"
     book, run = run_notebook("00_quickstart")
     assert not errors(book) and len(run.metrics()["quickstart"]["match"]) == 5
     assert {path.name for path in (run.path / "figures").iterdir()} == {"question.png", "fusion.png", "reranked.png", "published.png"}

@@ -79,7 +79,8 @@ def metrics(values: dict):
 
 def _pairs(name: str, values: dict):
     import pandas as pd
-    frame = pd.DataFrame([(key.replace("_", " "), value) for key, value in values.items()], columns=[name, "value"])
+    frame = pd.DataFrame([(key.replace("_", " "), value) for key, value in values.items()], columns=[name, "value"],
+                         dtype=object)  # a whole number stays one beside others
     return frame.style.format({"value": lambda value: f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"}).hide(axis="index")
 
 

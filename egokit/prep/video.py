@@ -87,7 +87,8 @@ def ffmpeg() -> str:
         raise SetupError("no ffmpeg in PATH: apt install ffmpeg, conda install ffmpeg or pip install imageio-ffmpeg") from None
 
 
-def _run(arguments: list[str], source: Path, target: Path) -> None:
+def run_ffmpeg(arguments: list[str], source: Path, target: Path) -> None:
+    """Raises PrepError that names the source, or SetupError if the reason is not the source."""
     done = subprocess.run([ffmpeg(), "-hide_banner", "-loglevel", "error", "-nostdin", "-y", *arguments],
                           capture_output=True, text=True, errors="replace")
     lines = done.stderr.strip().splitlines()
@@ -109,16 +110,17 @@ def resize(source: Path, target: Path, plan: Plan, facts: dict, rate: Fraction) 
     if not facts["constant_rate"]:  # ffmpeg's versions differ in how long they show the last frame: repeated here, and cut off
         filters = f"setpts=PTS-STARTPTS,fps={rate},tpad=stop=-1:stop_mode=clone,{filters}"
         pace, end = [], ["-t", str(facts["seconds"])]
-    _run([*pace, "-i", str(source), "-map", "0:v:0", "-vf", filters, *end, *ENCODINGS[plan.encoding],
-          "-force_key_frames", f"expr:gte(t,n_forced*{plan.chunk_seconds})", str(target)], source, target)
+    run_ffmpeg([*pace, "-i", str(source), "-map", "0:v:0", "-vf", filters, *end, *ENCODINGS[plan.encoding],
+                "-force_key_frames", f"expr:gte(t,n_forced*{plan.chunk_seconds})", str(target)], source, target)
 
 
 def cut(resized: Path, folder: Path, plan: Plan) -> list[Path]:
     """Cut at the keyframes that `resize` put at the boundaries, without encoding again: 0.mp4, 1.mp4, …"""
     names = str(folder).replace("%", "%%") + "/%d.mp4"  # a folder may be called "50%"
     # B-frames give the first packet a negative time; shifted to zero, with all others, cuts would fall before the boundaries
-    _run(["-i", str(resized), "-c", "copy", "-avoid_negative_ts", "disabled", "-f", "segment", "-segment_time", str(plan.chunk_seconds),
-          "-reset_timestamps", "1", "-segment_format_options", "movflags=+faststart", names], resized, folder)
+    run_ffmpeg(["-i", str(resized), "-c", "copy", "-avoid_negative_ts", "disabled", "-f", "segment",
+                "-segment_time", str(plan.chunk_seconds), "-reset_timestamps", "1",
+                "-segment_format_options", "movflags=+faststart", names], resized, folder)
     return [folder / f"{number}.mp4" for number in range(len(list(folder.glob("*.mp4"))))]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from egokit.resolve import ConfigError, nearest, own_task
 
-NAMES = {"egoclip": "EgoClip", "egomcq": "EgoMCQ", "ek100": "EK100", "charades": "CharadesEgo", "mq": "EgoMQ"}
+NAMES = {"egoclip": "EgoClip", "egomcq": "EgoMCQ", "ek100": "EK100", "charades": "CharadesEgo", "mq": "EgoMQ", "search": "Search"}
 
 
 def make(config, name: str | None = None, code: Path | None = None):

@@ -4,63 +4,38 @@ Other files that list clips the same way will do (NLQ's), and lists of whole vid
 """
 from __future__ import annotations
 
-import itertools
 import json
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from egokit import checkpoints, dist, documents, frames, sampling
+from egokit import checkpoints, dist, documents, sampling
 from egokit.documents import SPLITS
 from egokit.frames import VideoError
-from egokit.loading import Samples, loader, move
-from egokit.model import autocast
 from egokit.runs import Run, abandoned, atomic_path, write_text
 from egokit.tasks.base import Task
-from egokit.transforms import normalise
+from egokit.tasks.windows import Windows, embed
 
 
-class Windows(Samples):
-    """The windows of one clip, an item a batch of them, read in order, once; after the last item come empty ones.
-
-    The video is opened in the process that reads, as decoders may hang or die there, too, and decoded as windows are asked for.
-    """
+class ClipWindows(Windows):
+    """The windows of one clip, one after the other."""
 
     def __init__(self, task: EgoMQ, clip: dict):
-        super().__init__(0, task.config.seed, train=False)  # how many there are depends on the video's frame rate
-        self.task, self.clip, self.stream = task, clip, None
-        self.path = task.videos / f"{clip['video_uid']}.mp4"
+        super().__init__(task, task.videos / f"{clip['video_uid']}.mp4", task.config.evaluate.batch_size)
+        self.clip = clip
 
     def indices(self, video) -> np.ndarray:
-        """Numbers of the frames of all windows."""
-        start, stop, evaluate, end = self.clip["start"], self.clip["stop"], self.task.config.evaluate, video.length / video.fps
+        start, stop, evaluate, fps = self.clip["start"], self.clip["stop"], self.task.config.evaluate, video.fps
+        end = video.length / fps
         if stop > end + sampling.LATE:  # features of a frame held still are none
             raise VideoError(f"{self.path}: clip {self.clip['clip_uid']} ends at {stop:.2f} s, but the video ends at {end:.2f} s; "
                              "has it lost its end, or is it another video?")
-        indices = sampling.inside(sampling.mq(int(start * video.fps), int(stop * video.fps), evaluate.features_per_second, video.fps,
+        indices = sampling.inside(sampling.mq(int(start * fps), int(stop * fps), evaluate.features_per_second, fps,
                                               evaluate.feature_frames), video.length)
         if len(indices) < evaluate.feature_frames:
             raise VideoError(f"{self.path}: clip {self.clip['clip_uid']} of {stop - start:.2f} s is too short for one feature")
-        return indices[:len(indices) // evaluate.feature_frames * evaluate.feature_frames]
-
-    def window(self) -> list[torch.Tensor]:
-        if self.stream is None:
-            video = frames.open_video(self.path, self.task.config.data.reader)
-            self.stream = video.stream_frames(self.indices(video))
-        elif frames.notice:
-            frames.notice(str(self.path))
-        # frame by frame: sixteen of a video that has not been resized may be 400 MB
-        return [self.task.transform(frame[None], None) for frame in itertools.islice(self.stream, self.task.config.evaluate.feature_frames)]
-
-    def read(self, index: int, rng) -> dict:
-        try:
-            windows = itertools.takewhile(len, (self.window() for _ in range(self.task.config.evaluate.batch_size)))
-            windows = [torch.cat(window) for window in windows]
-        except VideoError:
-            frames.forget(self.path)  # a decoder that has failed is not asked again
-            raise
-        return {"video": torch.stack(windows) if windows else torch.empty(0)}
+        return indices[:len(indices) // evaluate.feature_frames * evaluate.feature_frames].reshape(-1, evaluate.feature_frames)
 
 
 class EgoMQ(Task):
@@ -79,21 +54,9 @@ class EgoMQ(Task):
                     raise ValueError(f"{path}: clip {clip['clip_uid']} has other times or another video than where it stands before")
         return [found[uid] for uid in sorted(found)][:self.limited(len(found))]
 
-    @torch.no_grad()
     def features(self, model, clip: dict) -> torch.Tensor:
-        """(features, E) float32 of one clip; a loader process, if there are any, decodes ahead, in order."""
-        config, out = self.config, []
-        items = ([(0, number)] for number in itertools.count())
-        for video in loader(Windows(self, clip), items, lambda items: items[0]["video"], min(1, config.data.workers),
-                            config.data.read_timeout):
-            if not len(video):
-                break
-            with autocast(model.device, config.evaluate.precision):
-                out.append(model.embed_video(normalise(move(video, model.device))).cpu())
-        feature = torch.cat(out)
-        if not feature.isfinite().all():
-            raise ValueError(f"clip {clip['clip_uid']}: NaN or Inf in its features; evaluate.precision is {config.evaluate.precision}")
-        return feature
+        """(features, E) float32 of one clip."""
+        return embed(model, ClipWindows(self, clip), f"clip {clip['clip_uid']}")[0]
 
     def extract(self, model, run: Run) -> dict[str, float]:
         """Write features/<clip_uid>.pt for every clip that has none yet, this rank's share; rank 0 writes the manifest.

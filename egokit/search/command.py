@@ -1,0 +1,49 @@
+"""`egokit search`: bring the index of a folder up to date, ask, print."""
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+from egokit.resolve import merge, outputs_folder, parse_overrides, resolve, to_yaml
+from egokit.runs import Run, write_text
+from egokit.search.cut import export, write_csv
+from egokit.search.searcher import Hit, open, submit
+
+NOTEBOOK = "07_search_your_videos"
+
+
+def run_name(folder: Path) -> str:
+    """Of the index of a folder: two folders of one name have two."""
+    return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', folder.name).strip('-.') or 'videos'}-{hashlib.sha256(str(folder).encode()).hexdigest()[:6]}"
+
+
+def lines(hits: list[Hit]) -> str:
+    """The hits as a table of text."""
+    wide = max((len(hit.video) for hit in hits), default=5)
+    return "\n".join([f"{'rank':>4}  {'video':{wide}}  {'time':17}{'cosine':>8}{'match':>8}", *(
+        f"{rank:4}  {hit.video:{wide}}  {hit.time:17}{hit.cosine:8.3f}{'–' if hit.match is None else f'{hit.match:.3f}':>8}"
+        for rank, hit in enumerate(hits, 1))])
+
+
+def answer(arguments) -> None:
+    """One query: arguments as the command line has them."""
+    videos = Path(arguments.folder).expanduser().resolve()
+    given = {"search.videos": str(videos)}
+    if arguments.checkpoint:  # a path from here; or run:… or a name in site.weights
+        given["init"] = str(Path(arguments.checkpoint).resolve()) if Path(arguments.checkpoint).exists() else arguments.checkpoint
+    config = resolve(arguments.params, arguments.site, merge(parse_overrides(arguments.overrides), parse_overrides(given)),
+                     arguments.run or "demo")
+    run = Run(outputs_folder() / NOTEBOOK / (arguments.run or run_name(videos)))
+    write_text(run.path / "params.yaml", to_yaml(config))
+    submit(config, run).wait()
+    searcher = open(config, run)
+    print(searcher)
+    for line in searcher.manifest["unreadable"]:
+        print(f"can't be read: {line['reason']}")
+    hits = searcher(arguments.query, arguments.top, arguments.rerank)
+    print(f"\n{lines(hits)}")
+    if arguments.csv:
+        print(f"\n{write_csv(hits, arguments.csv)}: {len(hits)} hits")
+    if arguments.clips:
+        print(f"\n{len(export(hits, arguments.clips))} clips in {arguments.clips}")

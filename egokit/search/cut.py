@@ -1,0 +1,60 @@
+"""What was found as files: a table as CSV, clips as MP4 (H.264, yuv420p, index first) that any browser plays."""
+from __future__ import annotations
+
+import csv
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from os import cpu_count
+from pathlib import Path
+
+from egokit.prep.video import run_ffmpeg
+from egokit.runs import atomic_path
+from egokit.search.searcher import Hit, timecode
+
+
+def write_csv(hits: list[Hit], path: str | Path) -> Path:
+    """video, start, stop (seconds), cosine, match (empty if the fusion encoder was not asked): one line a hit, the best first."""
+    with atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["video", "start", "stop", "cosine", "match"])
+        writer.writerows([hit.path, f"{hit.start:.3f}", f"{hit.stop:.3f}", f"{hit.cosine:.6f}",
+                          "" if hit.match is None else f"{hit.match:.6f}"] for hit in hits)
+    return Path(path)
+
+
+def cut(hit: Hit, target: Path, height: int = 0, quality: int = 20) -> None:
+    """Encode a hit's stretch of its video, without sound. height: at most so many pixels; 0: as it is."""
+    # sides are even in yuv420p
+    scale = f"scale=-2:'min({height},trunc(ih/2)*2)'" if height else "scale=trunc(iw/2)*2:trunc(ih/2)*2"
+    run_ffmpeg(["-ss", f"{hit.start:.3f}", "-t", f"{hit.stop - hit.start:.3f}", "-i", str(hit.path), "-map", "0:v:0", "-an", "-vf", scale,
+                "-c:v", "libx264", "-preset", "veryfast", "-crf", str(quality), "-pix_fmt", "yuv420p", "-movflags", "+faststart",
+                "-map_metadata", "-1", str(target)], hit.path, target)
+
+
+def export(hits: list[Hit], folder: str | Path) -> list[Path]:
+    """Each hit as <rank>_<video>_<time>.mp4 in a folder, in the video's own size."""
+    paths = [Path(folder) / f"{rank:02d}_{hit.path.stem}_{timecode(hit.start).replace(':', '-')}.mp4" for rank, hit in enumerate(hits, 1)]
+
+    def one(hit: Hit, path: Path) -> None:
+        with atomic_path(path) as temporary:
+            cut(hit, temporary)
+    with ThreadPoolExecutor(cpu_count()) as pool:
+        list(pool.map(one, hits, paths))
+    return paths
+
+
+def small(hit: Hit) -> tuple[bytes, bytes, float]:
+    """(MP4 of at most 240 lines, JPEG of its middle frame, height / width) for a page."""
+    import io
+
+    from PIL import Image
+
+    from egokit.readers import PyAVReader
+    with tempfile.TemporaryDirectory(prefix="egokit-") as folder:
+        path = Path(folder) / "clip.mp4"
+        cut(hit, path, height=240, quality=27)
+        reader, picture = PyAVReader(path), io.BytesIO()
+        middle = Image.fromarray(reader.read([reader.length // 2])[0])
+        middle.save(picture, "JPEG", quality=80)
+        reader.close()
+        return path.read_bytes(), picture.getvalue(), middle.height / middle.width
