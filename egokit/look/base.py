@@ -52,6 +52,14 @@ def frame(axis, image: np.ndarray, title: str, colour: str | None = None, dashed
         side.set_linestyle((0, (2, 1)) if dashed else "solid")
 
 
+def board(frames_TCHW) -> np.ndarray:
+    """Four frames of one clip as two rows of two, in reading order: for narrow places. Returns (2H, 2W, 3)."""
+    four = np.asarray(frames_TCHW)[np.linspace(0, len(frames_TCHW) - 1, 4).round().astype(int)]
+    rows = [strip(four[:2]), strip(four[2:])]
+    gap = np.full((max(1, rows[0].shape[0] // 32), rows[0].shape[1], 3), 255, np.uint8)
+    return np.concatenate([rows[0], gap, rows[1]])
+
+
 def thin(frames, most: int = 4):
     """At most `most` frames of a clip, evenly, for small pictures."""
     return frames[np.linspace(0, len(frames) - 1, min(most, len(frames))).round().astype(int)]

@@ -8,6 +8,7 @@ import time
 import numpy as np
 
 from egokit.history import History
+from egokit.look import predictions
 from egokit.look.base import CYCLE, WRONG, finish, pyplot
 from egokit.runs import Run
 
@@ -23,10 +24,11 @@ def curves(run: Run):
     return draw(run, history, "" if history.step is None or history.step < history.steps else "finished")
 
 
-def watch(job) -> dict:
-    """Wait for a training job and return its metrics; in a notebook its curves grow meanwhile. Raises JobFailed.
+def watch(job, task=None) -> dict:
+    """Wait for a training job and return its metrics; in a notebook its curves grow meanwhile, and of its task's held-out samples
+    what the model predicts. Raises JobFailed.
 
-    Interrupting it leaves the job running. The figure as it stood at the end is saved as figures/curves.png.
+    Interrupting it leaves the job running. The figures as they stood at the end are saved as figures/{curves,predictions}.png.
     """
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if getattr(shell, "kernel", None) is None:  # no notebook to draw in: the progress bar
@@ -34,28 +36,39 @@ def watch(job) -> dict:
             return job.wait()
         finally:
             curves(job.run)
-    return job.wait(show=Display(job))
+            if task is not None:
+                predictions.predictions(task, job.run)
+    return job.wait(show=Display(job, task))
 
 
 class Display:
-    """The figure in one place of a notebook, drawn again when there is something new; drawing takes a tenth of one core at most."""
+    """Each figure in one place of a notebook, drawn again when there is something new; drawing takes a tenth of one core at most."""
 
-    def __init__(self, job):
-        self.job, self.place, self.due, self.drawn = job, None, 0.0, None
+    def __init__(self, job, task=None):
+        self.job, self.task, self.places, self.due, self.drawn, self.validated = job, task, {}, 0.0, None, 0
+        self.pictures = predictions.pictures(task) if task else None
 
     def __call__(self, history: History, state: str) -> None:
         news = (state, history.training.rows, history.validation.rows)
         if news == self.drawn or (state == "running" and time.monotonic() < self.due):
             return
-        from IPython.display import Image, display
         began = time.process_time()
         draw(self.job.run, history, state)
-        image = Image(str(self.job.run.figure("curves.png")))  # a figure would be rendered once more
-        if self.place is None:
-            self.place = display(image, display_id=True)
-        else:
-            self.place.update(image)
+        self.show("curves")
+        if self.task and len(history.predictions) != self.validated:
+            predictions.draw(self.job.run, history, self.pictures)
+            self.show("predictions")
+            self.validated = len(history.predictions)
         self.drawn, self.due = news, time.monotonic() + max(3.0, 10 * (time.process_time() - began))
+
+    def show(self, name: str) -> None:
+        """Put the saved figure into its place; a figure itself would be rendered once more."""
+        from IPython.display import Image, display
+        image = Image(str(self.job.run.figure(f"{name}.png")))
+        if name in self.places:
+            self.places[name].update(image)
+        else:
+            self.places[name] = display(image, display_id=True)
 
 
 def draw(run: Run, history: History, state: str):

@@ -8,6 +8,7 @@ import numpy as np
 
 from egokit.look.base import CYCLE, RIGHT, WRONG, finish, frame, pyplot, strip, thin
 from egokit.runs import Run
+from egokit.sampling import spread
 
 
 def questions(task, run: Run, section: str, count: int = 6):
@@ -21,13 +22,13 @@ def questions(task, run: Run, section: str, count: int = 6):
     right = scores["ensemble"].argmax(1) == task.answers
     wrong_count = min(count // 2, int((~right).sum()))
     picked = [*spread(np.flatnonzero(right), count - wrong_count), *spread(np.flatnonzero(~right), wrong_count)]
-    clips, dataset = {key: i for i, key in enumerate(task.clips)}, task.dataset("test")
+    dataset = task.dataset("test")
     figure, axes = plt.subplots(len(picked), 5, figsize=(17, 1.45 * len(picked) + 0.4), squeeze=False, layout="constrained")
     from egokit.tasks.egomcq import clip_key
     for q, line in zip(picked, axes, strict=True):
         chosen = int(scores["ensemble"][q].argmax())
         for c, axis in enumerate(line):
-            pixels = dataset[0, clips[clip_key(task.choices[q][c])]]["video"]
+            pixels = dataset[0, task.number[clip_key(task.choices[q][c])]]["video"]
             values = " ".join(f"{name[0]} {scores[name][q, c]:.2f}" for name in ("dual", "fusion", "ensemble"))
             answer = c == task.answers[q]
             mark = "✓ answer" if answer else "✗ chosen" if c == chosen else ""
@@ -37,11 +38,6 @@ def questions(task, run: Run, section: str, count: int = 6):
                           color=RIGHT if right[q] else WRONG)
     figure.suptitle("d: dual (cosine), f: fusion (matching probability), e: ensemble (their sum)", fontsize=11)
     return finish(figure, run, f"questions-{section}")
-
-
-def spread(items: np.ndarray, count: int) -> list[int]:
-    """`count` of the items, evenly over them."""
-    return [] if not len(items) or count < 1 else items[np.unique(np.linspace(0, len(items) - 1, count).astype(int))].tolist()
 
 
 def retrieved(task, run: Run, section: str, count: int = 6, top: int = 5, seed: int = 0):
@@ -80,8 +76,8 @@ def question(task, number: int, run: Run | None = None) -> Question:
     from egokit.tasks.egomcq import clip_key
     from egokit.transforms import normalise
     plt = pyplot()
-    index, dataset = {key: i for i, key in enumerate(task.clips)}, task.dataset("test")
-    pixels = torch.stack([dataset[0, index[clip_key(clip)]]["video"] for clip in task.choices[number]])
+    dataset = task.dataset("test")
+    pixels = torch.stack([dataset[0, task.number[clip_key(clip)]]["video"] for clip in task.choices[number]])
     figure, axes = plt.subplots(1, len(pixels), figsize=(17, 1.7), layout="constrained")
     for c, axis in enumerate(axes):
         frame(axis, strip(thin(pixels[c])), f"clip {c + 1}")

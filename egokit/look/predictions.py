@@ -1,0 +1,78 @@
+"""What a model in training thinks of a few held-out samples, and how it changed its mind: log.jsonl's `predictions`."""
+from __future__ import annotations
+
+import functools
+import textwrap
+
+from egokit.history import History
+from egokit.look.base import CYCLE, RIGHT, WRONG, board, finish, frame, pyplot
+from egokit.runs import Run
+
+MARKS = dict(zip("osD^v", "●■◆▲▼", strict=True))  # matplotlib's markers as characters
+
+
+def predictions(task, run: Run):
+    """A few held-out texts with five clips each: the model's choice at the last validation, and its scores at all before."""
+    history = History(run.path)
+    history.update()
+    return draw(run, history, pictures(task))
+
+
+def pictures(task):
+    """number of a held-out clip -> its picture, kept: the same ones are shown after every epoch."""
+    dataset = task.validation().dataset("test")
+    return functools.lru_cache(maxsize=100)(lambda number: board(dataset[0, number]["video"]))
+
+
+def draw(run: Run, history: History, picture):
+    """The figure, saved as figures/predictions.png; picture: what `pictures` gave."""
+    plt = pyplot()
+    from matplotlib.ticker import MaxNLocator
+    epochs = [epoch for epoch, _ in history.predictions]
+    samples = history.predictions[-1][1] if epochs else []
+    figure, axes = plt.subplots(max(1, len(samples)), 6, figsize=(12, 0.5 + 2.45 * max(1, len(samples))), squeeze=False,
+                                layout="constrained", width_ratios=[1, 1, 1, 1, 1, 1.55])
+    figure.suptitle(f"{run.path.parent.name}/{run.path.name}   held-out samples after epoch {epochs[-1]}" if samples else
+                    "no predictions in the log yet", x=0.01, ha="left")
+    for number, (sample, line) in enumerate(zip(samples, axes, strict=True)):
+        before = [predicted[number] for _, predicted in history.predictions]
+        chosen = max(range(len(sample["clips"])), key=lambda c: sample["scores"][c])
+        right = sample["relevancy"][chosen] == 1
+        for c, axis in enumerate(line[:-1]):
+            if c >= len(sample["clips"]):
+                axis.set_axis_off()
+                continue
+            answer, grade = sample["relevancy"][c] == 1, sample["relevancy"][c]
+            said = "✓ right" if answer else f"partly, {grade:.2f}" if grade else "✗ chosen" if c == chosen else ""
+            colour = RIGHT if answer else WRONG if c == chosen else None
+            name = f"{c + 1}." if "rank" in sample else [*MARKS.values()][c]
+            frame(axis, picture(sample["clips"][c]), f"{name} {sample['scores'][c]:.2f}  {said}", colour, not answer)
+        line[0].set_title("\n".join(textwrap.wrap(f"{'RIGHT' if right else 'WRONG'}: {sample['text']}", 90)), loc="left",
+                          color=RIGHT if right else WRONG)
+        (ranks if "rank" in sample else scores)(line[-1], epochs, before)
+        line[-1].xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    for axis in axes[:-1, -1]:
+        axis.sharex(axes[-1, -1])
+    axes[-1, -1].set_xlabel("epoch")
+    if not samples:
+        for axis in axes.flat:
+            axis.set_axis_off()
+    return finish(figure, run, "predictions")
+
+
+def scores(axis, epochs: list[int], before: list[dict]) -> None:
+    """The five clips' scores over the epochs; the answer's in green."""
+    for c, mark in enumerate(MARKS):
+        answer = before[-1]["relevancy"][c] == 1
+        axis.plot(epochs, [sample["scores"][c] for sample in before], marker=mark, markersize=5 if answer else 4,
+                  color=RIGHT if answer else "0.45", linewidth=2.5 if answer else 1, linestyle="-" if answer else "--", zorder=2 + answer)
+    axis.set(ylabel="score")
+
+
+def ranks(axis, epochs: list[int], before: list[dict]) -> None:
+    """Where among all clips the first right one came, over the epochs."""
+    from matplotlib.ticker import LogFormatter
+    found = [sample["rank"] for sample in before]
+    axis.plot(epochs, found, marker="o", color=CYCLE[0])
+    axis.set(ylabel="rank of first right", yscale="log", ylim=(1.3 * max(*found, 10), 0.8))
+    axis.yaxis.set_major_formatter(LogFormatter())
