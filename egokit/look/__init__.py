@@ -1,9 +1,8 @@
 """Pictures and tables. Each function saves under the run's figures/ and returns what a notebook shows.
 
-base.py  style and strips;  training.py  what goes in;  curves.py  training as it goes on;  predictions.py  of a few
-samples meanwhile;  retrieval.py  questions and
-results;  classes.py  numbers class by class;  browser.py  the retrieval browser;  inside.py  gates, attention, features;
-tables.py  numbers and files. matplotlib is imported in use.
+base.py  style and strips;  training.py  what goes in;  curves.py  training as it goes on;  predictions.py  what it predicts of
+a few samples meanwhile;  retrieval.py  questions and results;  classes.py  numbers class by class;  browser.py  the retrieval
+browser;  inside.py  gates, attention, features;  tables.py  numbers and files. matplotlib is imported in use.
 """
 from egokit.look.base import strip
 from egokit.look.browser import browser
@@ -16,5 +15,5 @@ from egokit.look.tables import counts, files, findings, ledger, metrics, results
 from egokit.look.training import batch, narrations
 
 __all__ = ["accuracy_by_word", "average_precisions", "batch", "browser", "counts", "curves", "features", "files", "findings", "fusion",
-           "ledger", "metrics", "narrations", "predictions", "question", "questions", "results", "retrieval_by_word", "retrieved", "strip", "table",
-           "watch"]
+           "ledger", "metrics", "narrations", "predictions", "question", "questions", "results", "retrieval_by_word", "retrieved",
+           "strip", "table", "watch"]

@@ -8,8 +8,8 @@ import time
 import numpy as np
 
 from egokit.history import History
-from egokit.look import predictions
-from egokit.look.base import CYCLE, WRONG, finish, pyplot
+from egokit.look.base import CYCLE, WIDTH, WRONG, finish, pyplot
+from egokit.look.predictions import draw_predictions, pictures, predictions
 from egokit.runs import Run
 
 POINTS = 200       # a curve of more is drawn as the means of so many stretches, with their range behind
@@ -37,7 +37,7 @@ def watch(job, task=None) -> dict:
         finally:
             curves(job.run)
             if task is not None:
-                predictions.predictions(task, job.run)
+                predictions(task, job.run)
     return job.wait(show=Display(job, task))
 
 
@@ -46,7 +46,7 @@ class Display:
 
     def __init__(self, job, task=None):
         self.job, self.task, self.places, self.due, self.drawn, self.validated = job, task, {}, 0.0, None, 0
-        self.pictures = predictions.pictures(task) if task else None
+        self.pictures = pictures(task) if task else None
 
     def __call__(self, history: History, state: str) -> None:
         news = (state, history.training.rows, history.validation.rows)
@@ -56,7 +56,7 @@ class Display:
         draw(self.job.run, history, state)
         self.show("curves")
         if self.task and len(history.predictions) != self.validated:
-            predictions.draw(self.job.run, history, self.pictures)
+            draw_predictions(self.job.run, history, self.pictures)
             self.show("predictions")
             self.validated = len(history.predictions)
         self.drawn, self.due = news, time.monotonic() + max(3.0, 10 * (time.process_time() - began))
@@ -74,7 +74,7 @@ class Display:
 def draw(run: Run, history: History, state: str):
     plt = pyplot()
     from matplotlib.ticker import EngFormatter, LogFormatter, MaxNLocator
-    figure, axes = plt.subplots(2, 3, figsize=(15, 7.2), layout="constrained", sharex=True)
+    figure, axes = plt.subplots(2, 3, figsize=(WIDTH, 7.2), layout="constrained", sharex=True)
     figure.suptitle(headline(run, history, state), fontsize=14, x=0.01, ha="left")
     (losses, validation, rates), (speed, waiting, norm) = axes
     training, steps = history.training, history.training["step"]
@@ -115,7 +115,7 @@ def draw(run: Run, history: History, state: str):
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     for axis in axes.flat:
         if axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize=10, framealpha=0.8)
+            axis.legend(framealpha=0.8)
     return finish(figure, run, "curves")
 
 

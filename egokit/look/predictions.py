@@ -2,10 +2,9 @@
 from __future__ import annotations
 
 import functools
-import textwrap
 
 from egokit.history import History
-from egokit.look.base import CYCLE, RIGHT, WRONG, board, finish, frame, pyplot
+from egokit.look.base import CYCLE, RIGHT, WIDTH, WRONG, board, finish, frame, heading, pyplot
 from egokit.runs import Run
 
 MARKS = dict(zip("osD^v", "●■◆▲▼", strict=True))  # matplotlib's markers as characters
@@ -15,7 +14,7 @@ def predictions(task, run: Run):
     """A few held-out texts with five clips each: the model's choice at the last validation, and its scores at all before."""
     history = History(run.path)
     history.update()
-    return draw(run, history, pictures(task))
+    return draw_predictions(run, history, pictures(task))
 
 
 def pictures(task):
@@ -24,13 +23,13 @@ def pictures(task):
     return functools.lru_cache(maxsize=100)(lambda number: board(dataset[0, number]["video"]))
 
 
-def draw(run: Run, history: History, picture):
+def draw_predictions(run: Run, history: History, picture):
     """The figure, saved as figures/predictions.png; picture: what `pictures` gave."""
     plt = pyplot()
     from matplotlib.ticker import MaxNLocator
     epochs = [epoch for epoch, _ in history.predictions]
     samples = history.predictions[-1][1] if epochs else []
-    figure, axes = plt.subplots(max(1, len(samples)), 6, figsize=(12, 0.5 + 2.45 * max(1, len(samples))), squeeze=False,
+    figure, axes = plt.subplots(max(1, len(samples)), 6, figsize=(WIDTH, 0.5 + 2.45 * max(1, len(samples))), squeeze=False,
                                 layout="constrained", width_ratios=[1, 1, 1, 1, 1, 1.55])
     figure.suptitle(f"{run.path.parent.name}/{run.path.name}   held-out samples after epoch {epochs[-1]}" if samples else
                     "no predictions in the log yet", x=0.01, ha="left")
@@ -47,8 +46,7 @@ def draw(run: Run, history: History, picture):
             colour = RIGHT if answer else WRONG if c == chosen else None
             name = f"{c + 1}." if "rank" in sample else [*MARKS.values()][c]
             frame(axis, picture(sample["clips"][c]), f"{name} {sample['scores'][c]:.2f}  {said}", colour, not answer)
-        line[0].set_title("\n".join(textwrap.wrap(f"{'RIGHT' if right else 'WRONG'}: {sample['text']}", 90)), loc="left",
-                          color=RIGHT if right else WRONG)
+        heading(line[0], f"{'RIGHT' if right else 'WRONG'}: {sample['text']}", RIGHT if right else WRONG)
         (ranks if "rank" in sample else scores)(line[-1], epochs, before)
         line[-1].xaxis.set_major_locator(MaxNLocator(4, integer=True))
     for axis in axes[:-1, -1]:

@@ -2,11 +2,10 @@
 from __future__ import annotations
 
 import dataclasses
-import textwrap
 
 import numpy as np
 
-from egokit.look.base import CYCLE, RIGHT, WRONG, finish, frame, pyplot, strip, thin
+from egokit.look.base import CYCLE, RIGHT, WIDTH, WRONG, finish, frame, heading, pyplot, strip, thin
 from egokit.runs import Run
 from egokit.sampling import spread
 
@@ -23,7 +22,7 @@ def questions(task, run: Run, section: str, count: int = 6):
     wrong_count = min(count // 2, int((~right).sum()))
     picked = [*spread(np.flatnonzero(right), count - wrong_count), *spread(np.flatnonzero(~right), wrong_count)]
     dataset = task.dataset("test")
-    figure, axes = plt.subplots(len(picked), 5, figsize=(17, 1.45 * len(picked) + 0.4), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(len(picked), 5, figsize=(WIDTH, 1.45 * len(picked) + 0.4), squeeze=False, layout="constrained")
     from egokit.tasks.egomcq import clip_key
     for q, line in zip(picked, axes, strict=True):
         chosen = int(scores["ensemble"][q].argmax())
@@ -32,10 +31,9 @@ def questions(task, run: Run, section: str, count: int = 6):
             values = " ".join(f"{name[0]} {scores[name][q, c]:.2f}" for name in ("dual", "fusion", "ensemble"))
             answer = c == task.answers[q]
             mark = "✓ answer" if answer else "✗ chosen" if c == chosen else ""
-            frame(axis, strip(pixels), f"{values}  {mark}", RIGHT if answer else WRONG if c == chosen else None, not answer)
+            frame(axis, strip(pixels), f"{values}\n{mark}", RIGHT if answer else WRONG if c == chosen else None, not answer)
         kind = "verb only" if task.verb_only[q] else {1: "inter-video", 2: "intra-video"}[int(task.types[q])]
-        line[0].set_title(f"{'RIGHT' if right[q] else 'WRONG'} ({kind}): {task.texts[q]}", loc="left",
-                          color=RIGHT if right[q] else WRONG)
+        heading(line[0], f"{'RIGHT' if right[q] else 'WRONG'} ({kind}): {task.texts[q]}", RIGHT if right[q] else WRONG)
     figure.suptitle("d: dual (cosine), f: fusion (matching probability), e: ensemble (their sum)", fontsize=11)
     return finish(figure, run, f"questions-{section}")
 
@@ -48,14 +46,14 @@ def retrieved(task, run: Run, section: str, count: int = 6, top: int = 5, seed: 
     dataset, texts = task.dataset("test"), task.prompts()
     possible = np.flatnonzero(relevancy_VK.max(0) == 1)
     picked = np.sort(np.random.default_rng(seed).choice(possible, min(count, len(possible)), replace=False))
-    figure, axes = plt.subplots(len(picked), top, figsize=(3.4 * top, 1.5 * len(picked)), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(len(picked), top, figsize=(WIDTH, 1.3 * len(picked)), squeeze=False, layout="constrained")
     for k, line in zip(picked, axes, strict=True):
         for rank, (axis, v) in enumerate(zip(line, np.argsort(-scores_VK[:, k], kind="stable"), strict=False)):
             grade = relevancy_VK[v, k]
             mark = "✓ right" if grade == 1 else "✗ wrong" if grade == 0 else f"partly, {grade:.2f}"
             colour = RIGHT if grade == 1 else WRONG if grade == 0 else CYCLE[4]
             frame(axis, strip(thin(dataset[0, int(v)]["video"])), f"{rank + 1}. {mark}   {scores_VK[v, k]:.2f}", colour, grade < 1)
-        line[0].set_title("\n".join(textwrap.wrap(f"“{texts[k]}”", 60)), loc="left")
+        heading(line[0], f"“{texts[k]}”")
     return finish(figure, run, f"retrieved-{section}")
 
 
@@ -78,7 +76,7 @@ def question(task, number: int, run: Run | None = None) -> Question:
     plt = pyplot()
     dataset = task.dataset("test")
     pixels = torch.stack([dataset[0, task.number[clip_key(clip)]]["video"] for clip in task.choices[number]])
-    figure, axes = plt.subplots(1, len(pixels), figsize=(17, 1.7), layout="constrained")
+    figure, axes = plt.subplots(1, len(pixels), figsize=(WIDTH, 1.5), layout="constrained")
     for c, axis in enumerate(axes):
         frame(axis, strip(thin(pixels[c])), f"clip {c + 1}")
     figure.suptitle(f"Which clip is “{task.texts[number]}”?")
