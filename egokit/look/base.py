@@ -71,6 +71,13 @@ def board(frames_TCHW) -> np.ndarray:
     return np.concatenate([rows[0], gap, rows[1]])
 
 
+def graded(grade: float) -> tuple[str, str, bool]:
+    """(mark, colour, whether dashed) of a retrieved clip of that relevancy."""
+    if grade == 1:
+        return "✓ right", RIGHT, False
+    return (f"partly, {grade:.2f}", CYCLE[4], True) if grade else ("✗ wrong", WRONG, True)
+
+
 def thin(frames, most: int = 4):
     """At most `most` frames of a clip, evenly, for small pictures."""
     return frames[np.linspace(0, len(frames) - 1, min(most, len(frames))).round().astype(int)]

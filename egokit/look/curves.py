@@ -24,9 +24,9 @@ def curves(run: Run):
     return draw(run, history, "" if history.step is None or history.step < history.steps else "finished")
 
 
-def watch(job, task=None) -> dict:
-    """Wait for a training job and return its metrics; in a notebook its curves grow meanwhile, and of its task's held-out samples
-    what the model predicts. Raises JobFailed.
+def watch(job) -> dict:
+    """Wait for a training job and return its metrics; in a notebook its curves grow meanwhile, and what the model predicts of a few
+    held-out samples. Raises JobFailed.
 
     Interrupting it leaves the job running. The figures as they stood at the end are saved as figures/{curves,predictions}.png.
     """
@@ -36,17 +36,15 @@ def watch(job, task=None) -> dict:
             return job.wait()
         finally:
             curves(job.run)
-            if task is not None:
-                predictions(task, job.run)
-    return job.wait(show=Display(job, task))
+            predictions(job)
+    return job.wait(show=Display(job))
 
 
 class Display:
     """Each figure in one place of a notebook, drawn again when there is something new; drawing takes a tenth of one core at most."""
 
-    def __init__(self, job, task=None):
-        self.job, self.task, self.places, self.due, self.drawn, self.validated = job, task, {}, 0.0, None, 0
-        self.pictures = pictures(task) if task else None
+    def __init__(self, job):
+        self.job, self.places, self.due, self.drawn, self.validated, self.picture = job, {}, 0.0, None, 0, pictures(job)
 
     def __call__(self, history: History, state: str) -> None:
         news = (state, history.training.rows, history.validation.rows)
@@ -55,10 +53,10 @@ class Display:
         began = time.process_time()
         draw(self.job.run, history, state)
         self.show("curves")
-        if self.task and len(history.predictions) != self.validated:
-            draw_predictions(self.job.run, history, self.pictures)
+        if history.predictions and self.validated != history.validation.rows:
+            draw_predictions(self.job.run, history, self.picture)
             self.show("predictions")
-            self.validated = len(history.predictions)
+            self.validated = history.validation.rows
         self.drawn, self.due = news, time.monotonic() + max(3.0, 10 * (time.process_time() - began))
 
     def show(self, name: str) -> None:

@@ -4,23 +4,31 @@ from __future__ import annotations
 import functools
 
 from egokit.history import History
-from egokit.look.base import CYCLE, RIGHT, WIDTH, WRONG, board, finish, frame, heading, pyplot
+from egokit.look.base import CYCLE, RIGHT, WIDTH, WRONG, board, finish, frame, graded, heading, pyplot
 from egokit.runs import Run
 
 MARKS = dict(zip("osD^v", "●■◆▲▼", strict=True))  # matplotlib's markers as characters
 
 
-def predictions(task, run: Run):
-    """A few held-out texts with five clips each: the model's choice at the last validation, and its scores at all before."""
-    history = History(run.path)
+def predictions(job):
+    """A few held-out texts with five clips each: the model's choice at a training job's last validation, and its scores at all before."""
+    history = History(job.run.path)
     history.update()
-    return draw_predictions(run, history, pictures(task))
+    if not history.predictions:
+        return f"{job.run.path} has no validation yet: nothing to show here"
+    return draw_predictions(job.run, history, pictures(job))
 
 
-def pictures(task):
-    """number of a held-out clip -> its picture, kept: the same ones are shown after every epoch."""
-    dataset = task.validation().dataset("test")
-    return functools.lru_cache(maxsize=100)(lambda number: board(dataset[0, number]["video"]))
+def pictures(job):
+    """Number of a clip among those that the job validates on -> its picture, kept: most are shown after every epoch."""
+    @functools.cache
+    def dataset():
+        from egokit import tasks
+        from egokit.config import Config
+        from egokit.resolve import build
+        return tasks.make(build(Config, job.spec()["config"])).validation().dataset("test")
+
+    return functools.lru_cache(maxsize=100)(lambda number: board(dataset()[0, number]["video"]))
 
 
 def draw_predictions(run: Run, history: History, picture):
@@ -28,11 +36,10 @@ def draw_predictions(run: Run, history: History, picture):
     plt = pyplot()
     from matplotlib.ticker import MaxNLocator
     epochs = [epoch for epoch, _ in history.predictions]
-    samples = history.predictions[-1][1] if epochs else []
-    figure, axes = plt.subplots(max(1, len(samples)), 6, figsize=(WIDTH, 0.5 + 2.45 * max(1, len(samples))), squeeze=False,
+    samples = history.predictions[-1][1]
+    figure, axes = plt.subplots(len(samples), 6, figsize=(WIDTH, 0.5 + 2.6 * len(samples)), squeeze=False,
                                 layout="constrained", width_ratios=[1, 1, 1, 1, 1, 1.55])
-    figure.suptitle(f"{run.path.parent.name}/{run.path.name}   held-out samples after epoch {epochs[-1]}" if samples else
-                    "no predictions in the log yet", x=0.01, ha="left")
+    figure.suptitle(f"{run.path.parent.name}/{run.path.name}   held-out samples after epoch {epochs[-1]}", x=0.01, ha="left")
     for number, (sample, line) in enumerate(zip(samples, axes, strict=True)):
         before = [predicted[number] for _, predicted in history.predictions]
         chosen = max(range(len(sample["clips"])), key=lambda c: sample["scores"][c])
@@ -41,20 +48,17 @@ def draw_predictions(run: Run, history: History, picture):
             if c >= len(sample["clips"]):
                 axis.set_axis_off()
                 continue
-            answer, grade = sample["relevancy"][c] == 1, sample["relevancy"][c]
-            said = "✓ right" if answer else f"partly, {grade:.2f}" if grade else "✗ chosen" if c == chosen else ""
-            colour = RIGHT if answer else WRONG if c == chosen else None
-            name = f"{c + 1}." if "rank" in sample else [*MARKS.values()][c]
-            frame(axis, picture(sample["clips"][c]), f"{name} {sample['scores'][c]:.2f}  {said}", colour, not answer)
+            name, (mark, *border) = f"{c + 1}.", graded(sample["relevancy"][c])
+            if "rank" not in sample:  # a question: of the clips that are no answer, the chosen one is marked
+                name = [*MARKS.values()][c]
+                mark, *border = (mark, *border) if border[0] == RIGHT else ("✗ chosen", *border) if c == chosen else ("", None)
+            frame(axis, picture(sample["clips"][c]), f"{name} {sample['scores'][c]:.2f}\n{mark}", *border)
         heading(line[0], f"{'RIGHT' if right else 'WRONG'}: {sample['text']}", RIGHT if right else WRONG)
         (ranks if "rank" in sample else scores)(line[-1], epochs, before)
         line[-1].xaxis.set_major_locator(MaxNLocator(4, integer=True))
     for axis in axes[:-1, -1]:
         axis.sharex(axes[-1, -1])
     axes[-1, -1].set_xlabel("epoch")
-    if not samples:
-        for axis in axes.flat:
-            axis.set_axis_off()
     return finish(figure, run, "predictions")
 
 
@@ -64,7 +68,7 @@ def scores(axis, epochs: list[int], before: list[dict]) -> None:
         answer = before[-1]["relevancy"][c] == 1
         axis.plot(epochs, [sample["scores"][c] for sample in before], marker=mark, markersize=5 if answer else 4,
                   color=RIGHT if answer else "0.45", linewidth=2.5 if answer else 1, linestyle="-" if answer else "--", zorder=2 + answer)
-    axis.set(ylabel="score")
+    axis.set(ylabel="ensemble score")
 
 
 def ranks(axis, epochs: list[int], before: list[dict]) -> None:

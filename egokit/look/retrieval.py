@@ -5,7 +5,7 @@ import dataclasses
 
 import numpy as np
 
-from egokit.look.base import CYCLE, RIGHT, WIDTH, WRONG, finish, frame, heading, pyplot, strip, thin
+from egokit.look.base import RIGHT, WIDTH, WRONG, finish, frame, graded, heading, pyplot, strip, thin
 from egokit.runs import Run
 from egokit.sampling import spread
 
@@ -49,10 +49,8 @@ def retrieved(task, run: Run, section: str, count: int = 6, top: int = 5, seed: 
     figure, axes = plt.subplots(len(picked), top, figsize=(WIDTH, 1.3 * len(picked)), squeeze=False, layout="constrained")
     for k, line in zip(picked, axes, strict=True):
         for rank, (axis, v) in enumerate(zip(line, np.argsort(-scores_VK[:, k], kind="stable"), strict=False)):
-            grade = relevancy_VK[v, k]
-            mark = "✓ right" if grade == 1 else "✗ wrong" if grade == 0 else f"partly, {grade:.2f}"
-            colour = RIGHT if grade == 1 else WRONG if grade == 0 else CYCLE[4]
-            frame(axis, strip(thin(dataset[0, int(v)]["video"])), f"{rank + 1}. {mark}   {scores_VK[v, k]:.2f}", colour, grade < 1)
+            mark, *border = graded(relevancy_VK[v, k])
+            frame(axis, strip(thin(dataset[0, int(v)]["video"])), f"{rank + 1}. {mark}   {scores_VK[v, k]:.2f}", *border)
         heading(line[0], f"“{texts[k]}”")
     return finish(figure, run, f"retrieved-{section}")
 
