@@ -218,18 +218,18 @@ def browse(book) -> None:
     widgets = cell.locator(".jupyter-widgets").first
     widgets.wait_for(state="visible")
     shown = widgets.locator("img")
-    everything = widgets.locator("select[size] option, select[multiple] option").all_inner_texts()
-    assert len(everything) > 3 and shown.count() > 0
-    widgets.get_by_placeholder("part of a query").fill("open")
     listed = widgets.locator("select[size] option")
-    book.page.wait_for_function("""([cell, before]) => { const options = [...cell.querySelectorAll('select[size] option')];
+    everything = listed.count()
+    assert everything > 3 and shown.count() > 0
+    widgets.get_by_placeholder("part of a query").fill("open")
+    book.page.wait_for_function("""([widgets, before]) => { const options = [...widgets.querySelectorAll('select[size] option')];
         return options.length && options.length < before && options.every(one => one.textContent.toLowerCase().includes('open')) }""",
-                                arg=[cell.element_handle(), len(everything)])
-    before = widgets.inner_html()
+                                arg=[widgets.element_handle(), everything])
+    before = shown.first.evaluate("image => image.src")
     widgets.locator("select[size]").select_option(index=listed.count() - 1)
-    book.page.wait_for_function("([widgets, before]) => widgets.innerHTML !== before", arg=[widgets.element_handle(), before])
-    book.page.wait_for_function("""cell => [...cell.querySelectorAll('.jupyter-widgets img')].every(
-        image => image.complete && image.naturalWidth > 0)""", arg=cell.element_handle())
+    book.page.wait_for_function("""([widgets, before]) => { const images = [...widgets.querySelectorAll('img')];
+        return images.length && images[0].src !== before && images.every(image => image.complete && image.naturalWidth > 0) }""",
+                                arg=[widgets.element_handle(), before])
     seen(book, "browse")
 
 
