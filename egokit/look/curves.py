@@ -94,7 +94,7 @@ def draw(run: Run, history: History, state: str):
     speed.set_ylim(bottom=0)
     bound = middle(share) > DATA_BOUND
     verdict = "data-bound: more data.workers" if bound else "not data-bound"
-    waiting.set_title(f"{100 * middle(share):.0f} % waiting for data: {verdict}" if len(share) else "waiting for data",
+    waiting.set_title(f"{100 * middle(share):.0f} % waiting for data:\n{verdict}" if len(share) else "waiting for data",
                       color=WRONG if bound else "black")
     waiting.set(ylabel="share of step time (%)", ylim=(0, 100))
     line(waiting, steps, 100 * share)
