@@ -237,7 +237,7 @@ def browse(book) -> None:
 def test_a_search_plays_what_it_finds(lab):
     book = lab(SEARCH)
     look_through(book, run_all(book))
-    widgets = book.page.locator(".jp-Notebook .jp-OutputArea .jupyter-widgets:has(input[type=text])").last
+    widgets = book.page.locator(".jp-Notebook .jp-OutputArea .jupyter-widgets:has(input[type=text])").first  # the outermost
     widgets.scroll_into_view_if_needed()
     grid = "() => [...document.querySelectorAll('.jp-Notebook .jp-OutputArea .jupyter-widgets video')].map(video => video.src).join()"
     before = book.page.evaluate(grid)
