@@ -96,8 +96,9 @@ def by_word(texts: list[str], tags: dict[str, list[list[int]]], series: dict[str
             axis.set_title(f"the annotations name no {kind}s")
             continue
         dots(axis, names, means)
-        shown = "" if len(names) == len(count[kind]) else f"the {len(names)} most frequent of "
-        axis.set(xlabel=label, title=f"{shown}{len(count[kind])} {kind}s (number of {unit})")
+        few = f"{len(count[kind])} {kind}s "
+        axis.set(xlabel=label, title=(few if len(names) == len(count[kind]) else f"the {len(names)} most frequent of {few}\n")
+                 + f"(number of {unit})")
         if chance is not None:
             axis.axvline(chance, color="black", linestyle=":", label="chance")
         axis.legend()
