@@ -66,11 +66,13 @@ def test_figures_are_readable(resolve, tmp_path):
         assert not small, (name, small)
         for axis in figure.axes:
             if axis.lines and axis.get_visible():
+                widest = figure.bbox.width / axis.get_gridspec().ncols
+                assert axis.title.get_window_extent().width <= widest, (name, axis.get_title())
                 below = axis.get_subplotspec().is_last_row()
                 assert (axis.get_xlabel() or not below) and (axis.get_ylabel() or axis.get_yticklabels()), (name, axis.get_title())
         labels = [text for axis in figure.axes for text in (axis.xaxis.label, axis.yaxis.label, axis.title, axis._left_title, *axis.texts)]
         boxes = [(text.get_text(), text.get_window_extent()) for text in labels if text.get_text().strip()]
-        over = [(one, other) for (one, a), (other, b) in itertools.combinations(boxes, 2) if a.overlaps(b.expanded(0.98, 0.9))]
+        over = [(one, other) for (one, a), (other, b) in itertools.combinations(boxes, 2) if a.overlaps(b.padded(8, -2))]
         assert not over, (name, over)
         outside = [text for text, box in boxes if box.x0 < -1 or box.x1 > figure.bbox.width + 1]
         assert not outside, (name, outside)
