@@ -8,7 +8,6 @@ import json
 import os
 import re
 import secrets
-import shutil
 import subprocess
 import sys
 import time
@@ -25,7 +24,6 @@ from egokit import attach
 pytestmark = pytest.mark.slow
 
 RUN = "lab"
-CHROMIUM = shutil.which("chromium")
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 SEARCH = next((name for name in NOTEBOOKS if name.startswith("07")), None)
 TRAINED = "launch.processes=1 init=run:02_pretrain/random"
@@ -47,11 +45,8 @@ KERNEL = "() => jupyterapp.shell.currentWidget?.context?.sessionContext?.session
 
 
 @pytest.fixture(scope="module")
-def server(project, checkpoint, tmp_path_factory):
+def server(chromium, project, checkpoint, tmp_path_factory):
     """JupyterLab over the tiny project, its notebooks' parameters shrunken: (address, token)."""
-    if not CHROMIUM:
-        missing = "Chromium is not installed: tests/browser.sh"
-        pytest.fail(missing) if os.environ.get("EGOKIT_BROWSER") == "required" else pytest.skip(missing)
     for path in (project / "notebooks").glob("*.ipynb"):
         book = nbformat.read(path, as_version=4)
         cell = next(cell for cell in book.cells if "parameters" in cell.metadata.get("tags", []))
@@ -92,15 +87,6 @@ def address(process, home) -> str:
                 return json.loads(found.read_text())["url"]
         time.sleep(0.1)
     raise AssertionError(f"JupyterLab did not start: {(home / 'server.log').read_text()[-2000:]}")
-
-
-@pytest.fixture(scope="module")
-def chromium(server):
-    from playwright.sync_api import sync_playwright
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--autoplay-policy=no-user-gesture-required"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
