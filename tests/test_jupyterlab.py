@@ -211,12 +211,15 @@ def browse(book) -> None:
     book.page.wait_for_function("""([widgets, before]) => { const options = [...widgets.querySelectorAll('select[size] option')];
         return options.length && options.length < before && options.every(one => one.textContent.toLowerCase().includes('open')) }""",
                                 arg=[widgets.element_handle(), everything])
-    before = shown.first.evaluate("image => image.src")
-    widgets.locator("select[size]").select_option(index=listed.count() - 1)
-    book.page.wait_for_function("""([widgets, before]) => { const images = [...widgets.querySelectorAll('img')];
-        return images.length && images[0].src !== before && images.every(image => image.complete && image.naturalWidth > 0) }""",
-                                arg=[widgets.element_handle(), before])
     seen(book, "browse")
+    widgets.get_by_placeholder("part of a query").fill("")
+    book.page.wait_for_function("([widgets, all]) => widgets.querySelectorAll('select[size] option').length === all",
+                                arg=[widgets.element_handle(), everything])
+    before = shown.evaluate_all("images => images.map(image => image.src).join()")
+    widgets.locator("select[size]").select_option(index=everything - 1)
+    book.page.wait_for_function("""([widgets, before]) => { const images = [...widgets.querySelectorAll('img')];
+        return images.length && images.map(image => image.src).join() !== before
+            && images.every(image => image.complete && image.naturalWidth > 0) }""", arg=[widgets.element_handle(), before])
 
 
 @pytest.mark.skipif(SEARCH is None, reason="there is no notebook 07 yet")
