@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test test-slow lint lab clean
+.PHONY: install demo test test-slow lint hooks lab clean
 
 install: $(VENV)/installed
 
@@ -25,7 +25,11 @@ test-slow: install
 	$(BIN)/python -m pytest -m slow
 
 lint: install
-	$(BIN)/ruff check .
+	$(BIN)/ruff check .  # notebooks' cells, too
+
+# before each commit: notebooks lose their outputs, and ruff looks at them and at the code
+hooks: install
+	$(BIN)/pre-commit install
 
 lab: install
 	$(BIN)/jupyter lab

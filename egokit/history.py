@@ -59,6 +59,7 @@ class History:
 
     def _clear(self) -> None:
         self.training, self.validation, self.best = Columns(), Columns(), None  # best: the step of best.pt
+        self.predictions = []  # (epoch, what was predicted of a few samples) of each validation
         self.step = self.steps = self.epoch = None  # where the last line stands
         self._offset, self._last = 0, b""
 
@@ -86,6 +87,8 @@ class History:
         if row := scalars(event):
             if event.get("best"):
                 self.best = event["step"]
+            if event.get("predictions"):
+                self.predictions.append((event["epoch"], event["predictions"]))
             (self.validation if event["kind"] == "validation" else self.training).append({"step": event["step"]} | row)
 
     def last(self, name: str) -> float:

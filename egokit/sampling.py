@@ -61,3 +61,8 @@ def pad(indices: np.ndarray, frames: int) -> np.ndarray:
 def inside(indices: np.ndarray, length: int) -> np.ndarray:
     """Indices held inside a video of `length` frames: annotations may end a little after their video."""
     return np.clip(indices, 0, length - 1)
+
+
+def spread(items: np.ndarray, count: int) -> list[int]:
+    """`count` of the items, evenly over them."""
+    return [] if not len(items) or count < 1 else items[np.unique(np.linspace(0, len(items) - 1, count).astype(int))].tolist()

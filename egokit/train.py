@@ -241,7 +241,8 @@ class Trainer:
             self.best = {"step": self.step, "metrics": metrics}
         if dist.rank() == 0:
             self.run.log({"kind": "validation", "step": self.step, "steps": self.steps,
-                          "epoch": self.step // self.steps_per_epoch, "best": better, **metrics})
+                          "epoch": self.step // self.steps_per_epoch, "best": better, **metrics,
+                          "predictions": self.validation.predictions(rows, prompts_KE)})
             if better:
                 weights.save(self.model, self.run.checkpoints / "best.pt", step=self.step, metrics=metrics)
                 self.validation.keep(self.run, self.section, rows, prompts_KE)

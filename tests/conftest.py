@@ -91,6 +91,20 @@ def copied(project, tmp_path):
     return lambda config: dataclasses.replace(config, site=dataclasses.replace(config.site, root=str(root))), root
 
 
+@pytest.fixture(scope="module")
+def chromium():
+    """Debian's Chromium, headless, for one file: while Playwright's loop runs no other, such as papermill's, can."""
+    program = shutil.which("chromium")
+    if not program:
+        missing = "Chromium is not installed: tests/browser.sh"
+        pytest.fail(missing) if os.environ.get("EGOKIT_BROWSER") == "required" else pytest.skip(missing)
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
 @pytest.fixture(scope="session")
 def released(tmp_path_factory):
     """kind -> a file in the released format, written once for the session."""

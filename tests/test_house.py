@@ -1,11 +1,14 @@
 """The house: floors, sizes, start-up, one list of dependencies, clean notebooks."""
 import ast
 import importlib
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from unittest.mock import ANY
 
 import nbformat
 import pytest
@@ -113,6 +116,77 @@ def test_every_dependency_has_its_reason():
     assert all("#" in line for line in block.splitlines() if line.strip().startswith('"'))
 
 
+@pytest.fixture
+def committing(tmp_path, monkeypatch):
+    """A repository of its own with the project's hooks and one notebook; a function that runs them: (exit code, what they said)."""
+    monkeypatch.setenv("PRE_COMMIT_HOME", str(tmp_path / "pre-commit"))
+    for name in [name for name in os.environ if name.startswith("GIT_")]:  # the tests themselves may be run by a hook
+        monkeypatch.delenv(name)
+    folder = tmp_path / "repository"
+    (folder / "notebooks").mkdir(parents=True)
+    (folder / ".venv").symlink_to(sys.prefix)
+    for name in (".pre-commit-config.yaml", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder)
+    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
+
+    def run():
+        subprocess.run(["git", "add", ".pre-commit-config.yaml", "notebooks"], cwd=folder, check=True)
+        done = subprocess.run([Path(sys.executable).with_name("pre-commit"), "run"], cwd=folder, capture_output=True, text=True)
+        return done.returncode, done.stdout + done.stderr
+    return folder, run
+
+
+def test_committed_notebooks_are_as_the_hook_leaves_them(committing):
+    folder, run = committing
+    for path in NOTEBOOKS:
+        shutil.copy(path, folder / "notebooks")
+    assert run() == (0, ANY)
+
+
+def test_the_hook_cleans_what_was_run_and_lints_cells(committing):
+    """A notebook as JupyterLab and papermill leave it; and one with an import that nothing uses."""
+    folder, run = committing
+    book = nbformat.read(NOTEBOOKS[0], as_version=4)
+    for count, cell in enumerate(cell for cell in book.cells if cell.cell_type == "code"):
+        cell.execution_count = count + 1
+        cell.outputs = [nbformat.v4.new_output("stream", text="said")]
+        cell.metadata |= {"execution": {"iopub.execute_input": "2026-01-01T00:00:00Z"}, "papermill": {"duration": 1.0},
+                          "scrolled": True, "ExecuteTime": {}, "jupyter": {"source_hidden": False}, "editable": True}
+    book.metadata |= {"papermill": {"duration": 1.0}, "widgets": {"application/vnd.jupyter.widget-state+json": {}}}
+    book.metadata.language_info |= {"version": "3.11.2", "mimetype": "text/x-python", "codemirror_mode": {"name": "ipython", "version": 3},
+                                    "file_extension": ".py", "nbconvert_exporter": "python", "pygments_lexer": "ipython3"}
+    dirty = folder / "notebooks" / NOTEBOOKS[0].name
+    nbformat.write(book, dirty)
+    code, said = run()
+    assert code == 1 and "files were modified by this hook" in said
+    assert dirty.read_bytes() == NOTEBOOKS[0].read_bytes() and run()[0] == 0
+    book = nbformat.read(dirty, as_version=4)
+    next(cell for cell in book.cells if cell.cell_type == "code").source += "\nimport os"
+    nbformat.write(book, dirty)
+    code, said = run()
+    assert code == 1 and "F401" in said and "notebooks" in said
+
+
+ORDER = ["Parameters", "The resolved configuration", "A batch", "Zero-shot", "Train", "Fine-tune", "Evaluate", "Extract", "Result",
+         "The ledger", "Retrieval, zero-shot", "Retrieval, fine-tuned", "By verb and by noun", "Class by class",
+         "Questions, right and wrong", "Browse", "What was written"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_have_one_order_of_sections(path):
+    """Who knows one finds their way in all: what it is for, the parameters, the config, the work, its results, the files."""
+    cells = nbformat.read(path, as_version=4).cells
+    first, *texts = [cell.source for cell in cells if cell.cell_type == "markdown"]
+    number, name = path.stem.split("_", 1)
+    assert first.startswith(f"# {number} · "), name
+    assert re.findall(r"^\*\*(.*?)\.\*\*", first, re.MULTILINE) in (["Purpose", "Inputs", "Published"], ["Purpose", "Inputs", "To expect"])
+    headings = [re.match("## (.*)", text)[1] for text in texts if text.startswith("## ")]
+    assert len(headings) == len(texts) and headings[:2] == ORDER[:2] and headings[-1] == ORDER[-1]
+    known = [heading for heading in headings if heading in ORDER]
+    assert known == sorted(known, key=ORDER.index)
+    assert [cell.cell_type for cell in cells[:5]] == ["markdown", "markdown", "code", "markdown", "code"]
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebooks_are_clean_and_call_only(path):
     book = nbformat.read(path, as_version=4)
@@ -123,7 +197,6 @@ def test_notebooks_are_clean_and_call_only(path):
     names = [target.id for node in ast.parse(tagged[0].source).body for target in node.targets]
     assert names == ["params", "site", "overrides", "run"]
     for cell in code:
-        assert not cell.outputs and cell.execution_count is None, "outputs are stripped before a commit"
         assert len(cell.source.splitlines()) <= 12
         tree = ast.parse(cell.source)
         assert not [n for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.ClassDef, ast.Lambda))], "notebooks define nothing"

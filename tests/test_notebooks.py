@@ -48,12 +48,14 @@ def test_02_pretrain(run_notebook):
     metrics = run.metrics()["pretrain"]
     assert metrics["finished"] and metrics["steps"] == 6 and metrics["processes"] == 2 and not errors(book)
     assert {f"{score}_{kind}" for score in ("dual", "fusion", "ensemble") for kind in ("inter", "intra", "verb_only")} <= metrics.keys()
-    assert {path.name for path in (run.path / "figures").iterdir()} >= {"batch.png", "curves.png", "questions-pretrain.png"}
+    figures = {path.stem for path in (run.path / "figures").iterdir()}
+    assert figures >= {"batch", "curves", "predictions", "questions-pretrain"}
     assert {path.name for path in run.checkpoints.iterdir()} == {"best.pt", "step-0000003.pt", "step-0000006.pt"}
     assert "task: egoclip" in (run.path / "params.yaml").read_text()
     train = next(cell for cell in book.cells if "look.watch(" in cell.source)
-    assert ["image/png" in output.get("data", {}) for output in train.outputs] == [True], "one figure, however often it was drawn"
-    assert base64.b64decode(train.outputs[0]["data"]["image/png"]) == (run.path / "figures/curves.png").read_bytes()
+    assert ["image/png" in output.get("data", {}) for output in train.outputs] == [True, True], "each figure once, however often drawn"
+    for output, name in zip(train.outputs, ("curves", "predictions"), strict=True):
+        assert base64.b64decode(output["data"]["image/png"]) == (run.path / f"figures/{name}.png").read_bytes()
 
 
 @pytest.mark.parametrize("name", ["03_ek100", "04_charades_ego"])

@@ -56,7 +56,7 @@ def weights_of(run):
 
 
 def essential(run):
-    kept = ("step", "loss", "egonce", "mlm", "itm", "lr", "grad_norm", "ensemble_inter", "ensemble_intra")
+    kept = ("step", "loss", "egonce", "mlm", "itm", "lr", "grad_norm", "ensemble_inter", "ensemble_intra", "predictions")
     return [{key: event[key] for key in kept if key in event} for event in run.read_log()]
 
 

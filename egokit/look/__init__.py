@@ -1,18 +1,20 @@
 """Pictures and tables. Each function saves under the run's figures/ and returns what a notebook shows.
 
-base.py  style and strips;  training.py  what goes in;  curves.py  training as it goes on;  retrieval.py  questions and
-results;  classes.py  numbers class by class;  browser.py  the retrieval browser, queries.py  what it shows;  inside.py  gates,
-attention, features;  tables.py  numbers and files. matplotlib is imported in use.
+base.py  style and strips;  training.py  what goes in;  curves.py  training as it goes on;  predictions.py  what it predicts of
+a few samples meanwhile;  retrieval.py  questions and results;  classes.py  numbers class by class;  browser.py  the retrieval
+browser, queries.py  what it shows;  inside.py  gates, attention, features;  tables.py  numbers and files. matplotlib is imported in use.
 """
 from egokit.look.base import strip
 from egokit.look.browser import browser
 from egokit.look.classes import accuracy_by_word, average_precisions, retrieval_by_word
 from egokit.look.curves import curves, watch
 from egokit.look.inside import features, fusion
+from egokit.look.predictions import predictions
 from egokit.look.retrieval import question, questions, reranked, retrieved
 from egokit.look.tables import counts, files, findings, ledger, metrics, published, results, table
 from egokit.look.training import batch, narrations
 
 __all__ = ["accuracy_by_word", "average_precisions", "batch", "browser", "counts", "curves", "features", "files", "findings", "fusion",
-           "ledger", "metrics", "narrations", "published", "question", "questions", "reranked", "results", "retrieval_by_word", "retrieved",
+           "ledger", "metrics", "narrations", "predictions", "published", "question", "questions", "reranked", "results",
+           "retrieval_by_word", "retrieved",
            "strip", "table", "watch"]

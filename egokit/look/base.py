@@ -4,14 +4,17 @@ Colours are Okabe and Ito's, safe for the colour-blind; right and wrong also dif
 """
 from __future__ import annotations
 
+import textwrap
+
 import numpy as np
 
 from egokit.runs import Run
 
 RIGHT, WRONG, NEUTRAL = "#009E73", "#D55E00", "#0072B2"
 CYCLE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
-STYLE = {"font.size": 12, "axes.prop_cycle": None, "figure.facecolor": "white", "savefig.facecolor": "white",
-         "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 80, "axes.titlesize": 13}
+WIDTH = 12  # inches; wider ones JupyterLab and a slide would shrink, and their text with them: none is below 11 points
+STYLE = {"font.size": 12, "axes.titlesize": 13, "legend.fontsize": 11, "xtick.labelsize": 11, "ytick.labelsize": 11, "figure.dpi": 100,
+         "figure.facecolor": "white", "savefig.facecolor": "white", "axes.spines.top": False, "axes.spines.right": False}
 
 
 def pyplot():
@@ -43,13 +46,36 @@ def frame(axis, image: np.ndarray, title: str, colour: str | None = None, dashed
     axis.imshow(image, interpolation="nearest", aspect="equal")
     axis.set_xticks([])
     axis.set_yticks([])
-    axis.set_xlabel(title, fontsize=10, color="black")
+    axis.set_xlabel(title, fontsize=11, color="black")
     for side in axis.spines.values():
         side.set_visible(colour is not None)
         side.set_color(colour or "black")
         side.set_linewidth(4)
         side.set_capstyle("butt")  # a spine's own caps fill the gaps of a dashed line
         side.set_linestyle((0, (2, 1)) if dashed else "solid")
+
+
+def heading(axis, text: str, colour: str = "black") -> None:
+    """A title over a row of pictures, from the first one's left; however long, it doesn't widen that one's column."""
+    lines = textwrap.wrap(text, 100)
+    title = axis.set_title("\n".join(" " * len(lines)), loc="left")  # as high, for the layout
+    axis.annotate("\n".join(lines), (0, 1), (0, 6), "axes fraction", "offset points", va="bottom", color=colour,
+                  fontsize=title.get_fontsize(), in_layout=False)
+
+
+def board(frames_TCHW) -> np.ndarray:
+    """Four frames of one clip as two rows of two, in reading order: for narrow places. Returns (2H, 2W, 3)."""
+    four = np.asarray(frames_TCHW)[np.linspace(0, len(frames_TCHW) - 1, 4).round().astype(int)]
+    rows = [strip(four[:2]), strip(four[2:])]
+    gap = np.full((max(1, rows[0].shape[0] // 32), rows[0].shape[1], 3), 255, np.uint8)
+    return np.concatenate([rows[0], gap, rows[1]])
+
+
+def graded(grade: float) -> tuple[str, str, bool]:
+    """(mark, colour, whether dashed) of a retrieved clip of that relevancy."""
+    if grade == 1:
+        return "✓ right", RIGHT, False
+    return (f"partly, {grade:.2f}", CYCLE[4], True) if grade else ("✗ wrong", WRONG, True)
 
 
 def thin(frames, most: int = 4):

@@ -11,7 +11,7 @@ import textwrap
 import numpy as np
 
 from egokit import metrics
-from egokit.look.base import CYCLE, finish, pyplot
+from egokit.look.base import CYCLE, WIDTH, finish, pyplot
 from egokit.runs import Run
 from egokit.tables import numbers
 
@@ -29,7 +29,8 @@ def average_precisions(task, run: Run, *sections: str):
     last = found[sections[-1]]
     order = np.argsort(-last, kind="stable")[:int(np.isfinite(last).sum())]  # NaN, classes that don't occur, come last
     named = order if len(order) <= 2 * LINES else np.concatenate([order[:LINES], order[-LINES:]])
-    figure, (left, right) = plt.subplots(1, 2, figsize=(14, 1.6 + 0.3 * max(len(named), 10)), layout="constrained", width_ratios=[1, 1.2])
+    height = 1.6 + 0.3 * max(len(named), 10)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, height), layout="constrained", width_ratios=[1, 1.2])
     for number, (section, values) in enumerate(found.items()):
         ranked = np.sort(values[order])[::-1]
         left.step(np.arange(1, len(ranked) + 1), ranked, where="mid", color=CYCLE[number], linestyle=["-", "--", "-.", ":"][number % 4],
@@ -46,7 +47,7 @@ def average_precisions(task, run: Run, *sections: str):
               f"the {LINES} best and the {LINES} worst of {sections[-1]}")
     if len(named) < len(order):
         right.axhline(LINES - 0.5, color="black", linewidth=1)
-    right.legend(fontsize=10)
+    right.legend()
     return finish(figure, run, "average-precisions")
 
 
@@ -83,7 +84,7 @@ def by_word(texts: list[str], tags: dict[str, list[list[int]]], series: dict[str
     words, all_words = words_of(texts)
     count = {kind: collections.Counter(one for classes in column for one in set(classes)) for kind, column in tags.items()}
     most = max(min(LINES, len(counted)) for counted in count.values())
-    figure, axes = plt.subplots(1, 2, figsize=(14, 1.8 + 0.32 * max(most, 5)), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 1.8 + 0.32 * max(most, 5)), layout="constrained")
     for axis, (kind, column) in zip(axes, tags.items(), strict=True):
         names, means = [], {name: [] for name in series}
         for one, samples in count[kind].most_common(LINES):
@@ -97,11 +98,12 @@ def by_word(texts: list[str], tags: dict[str, list[list[int]]], series: dict[str
             axis.set_title(f"the annotations name no {kind}s")
             continue
         dots(axis, names, means)
-        shown = "" if len(names) == len(count[kind]) else f"the {len(names)} most frequent of "
-        axis.set(xlabel=label, title=f"{shown}{len(count[kind])} {kind}s (number of {unit})")
+        few = f"{len(count[kind])} {kind}s "
+        axis.set(xlabel=label, title=(few if len(names) == len(count[kind]) else f"the {len(names)} most frequent of {few}\n")
+                 + f"(number of {unit})")
         if chance is not None:
             axis.axvline(chance, color="black", linestyle=":", label="chance")
-        axis.legend(fontsize=10)
+        axis.legend()
     return figure
 
 
@@ -110,7 +112,7 @@ def dots(axis, names: list[str], series: dict[str, np.ndarray]) -> None:
     for number, (label, values) in enumerate(series.items()):
         axis.plot(values, range(len(names)), MARKERS[number % len(MARKERS)], color=CYCLE[number], markersize=8,
                   markerfacecolor="none" if number else CYCLE[number], markeredgewidth=2, label=label, clip_on=False)
-    axis.set_yticks(range(len(names)), names, fontsize=11)
+    axis.set_yticks(range(len(names)), names)
     axis.set(xlim=(0, 100), ylim=(len(names) - 0.4, -0.6))
     axis.grid(axis="both", color="0.88")
     axis.set_axisbelow(True)

@@ -8,7 +8,8 @@ import time
 import numpy as np
 
 from egokit.history import History
-from egokit.look.base import CYCLE, WRONG, finish, pyplot
+from egokit.look.base import CYCLE, WIDTH, WRONG, finish, pyplot
+from egokit.look.predictions import draw_predictions, pictures, predictions
 from egokit.runs import Run
 
 POINTS = 200       # a curve of more is drawn as the means of so many stretches, with their range behind
@@ -24,9 +25,10 @@ def curves(run: Run):
 
 
 def watch(job) -> dict:
-    """Wait for a training job and return its metrics; in a notebook its curves grow meanwhile. Raises JobFailed.
+    """Wait for a training job and return its metrics; in a notebook its curves grow meanwhile, and what the model predicts of a few
+    held-out samples. Raises JobFailed.
 
-    Interrupting it leaves the job running. The figure as it stood at the end is saved as figures/curves.png.
+    Interrupting it leaves the job running. The figures as they stood at the end are saved as figures/{curves,predictions}.png.
     """
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if getattr(shell, "kernel", None) is None:  # no notebook to draw in: the progress bar
@@ -34,34 +36,43 @@ def watch(job) -> dict:
             return job.wait()
         finally:
             curves(job.run)
+            predictions(job)
     return job.wait(show=Display(job))
 
 
 class Display:
-    """The figure in one place of a notebook, drawn again when there is something new; drawing takes a tenth of one core at most."""
+    """Each figure in one place of a notebook, drawn again when there is something new; drawing takes a tenth of one core at most."""
 
     def __init__(self, job):
-        self.job, self.place, self.due, self.drawn = job, None, 0.0, None
+        self.job, self.places, self.due, self.drawn, self.validated, self.picture = job, {}, 0.0, None, 0, pictures(job)
 
     def __call__(self, history: History, state: str) -> None:
         news = (state, history.training.rows, history.validation.rows)
         if news == self.drawn or (state == "running" and time.monotonic() < self.due):
             return
-        from IPython.display import Image, display
         began = time.process_time()
         draw(self.job.run, history, state)
-        image = Image(str(self.job.run.figure("curves.png")))  # a figure would be rendered once more
-        if self.place is None:
-            self.place = display(image, display_id=True)
-        else:
-            self.place.update(image)
+        self.show("curves")
+        if history.predictions and self.validated != history.validation.rows:
+            draw_predictions(self.job.run, history, self.picture)
+            self.show("predictions")
+            self.validated = history.validation.rows
         self.drawn, self.due = news, time.monotonic() + max(3.0, 10 * (time.process_time() - began))
+
+    def show(self, name: str) -> None:
+        """Put the saved figure into its place; a figure itself would be rendered once more."""
+        from IPython.display import Image, display
+        image = Image(str(self.job.run.figure(f"{name}.png")))
+        if name in self.places:
+            self.places[name].update(image)
+        else:
+            self.places[name] = display(image, display_id=True)
 
 
 def draw(run: Run, history: History, state: str):
     plt = pyplot()
     from matplotlib.ticker import EngFormatter, LogFormatter, MaxNLocator
-    figure, axes = plt.subplots(2, 3, figsize=(15, 7.2), layout="constrained", sharex=True)
+    figure, axes = plt.subplots(2, 3, figsize=(WIDTH, 7.2), layout="constrained", sharex=True)
     figure.suptitle(headline(run, history, state), fontsize=14, x=0.01, ha="left")
     (losses, validation, rates), (speed, waiting, norm) = axes
     training, steps = history.training, history.training["step"]
@@ -83,7 +94,7 @@ def draw(run: Run, history: History, state: str):
     speed.set_ylim(bottom=0)
     bound = middle(share) > DATA_BOUND
     verdict = "data-bound: more data.workers" if bound else "not data-bound"
-    waiting.set_title(f"{100 * middle(share):.0f} % waiting for data: {verdict}" if len(share) else "waiting for data",
+    waiting.set_title(f"{100 * middle(share):.0f} % waiting for data:\n{verdict}" if len(share) else "waiting for data",
                       color=WRONG if bound else "black")
     waiting.set(ylabel="share of step time (%)", ylim=(0, 100))
     line(waiting, steps, 100 * share)
@@ -102,7 +113,7 @@ def draw(run: Run, history: History, state: str):
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     for axis in axes.flat:
         if axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize=10, framealpha=0.8)
+            axis.legend(framealpha=0.8)
     return finish(figure, run, "curves")
 
 

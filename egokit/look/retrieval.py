@@ -2,12 +2,12 @@
 from __future__ import annotations
 
 import dataclasses
-import textwrap
 
 import numpy as np
 
-from egokit.look.base import CYCLE, RIGHT, WRONG, finish, frame, pyplot, strip, thin
+from egokit.look.base import RIGHT, WIDTH, WRONG, finish, frame, graded, heading, pyplot, strip, thin
 from egokit.runs import Run
+from egokit.sampling import spread
 
 
 def questions(task, run: Run, section: str, count: int = 6):
@@ -21,27 +21,21 @@ def questions(task, run: Run, section: str, count: int = 6):
     right = scores["ensemble"].argmax(1) == task.answers
     wrong_count = min(count // 2, int((~right).sum()))
     picked = [*spread(np.flatnonzero(right), count - wrong_count), *spread(np.flatnonzero(~right), wrong_count)]
-    clips, dataset = {key: i for i, key in enumerate(task.clips)}, task.dataset("test")
-    figure, axes = plt.subplots(len(picked), 5, figsize=(17, 1.45 * len(picked) + 0.4), squeeze=False, layout="constrained")
+    dataset = task.dataset("test")
+    figure, axes = plt.subplots(len(picked), 5, figsize=(WIDTH, 1.45 * len(picked) + 0.4), squeeze=False, layout="constrained")
     from egokit.tasks.egomcq import clip_key
     for q, line in zip(picked, axes, strict=True):
         chosen = int(scores["ensemble"][q].argmax())
         for c, axis in enumerate(line):
-            pixels = dataset[0, clips[clip_key(task.choices[q][c])]]["video"]
+            pixels = dataset[0, task.number[clip_key(task.choices[q][c])]]["video"]
             values = " ".join(f"{name[0]} {scores[name][q, c]:.2f}" for name in ("dual", "fusion", "ensemble"))
             answer = c == task.answers[q]
             mark = "✓ answer" if answer else "✗ chosen" if c == chosen else ""
-            frame(axis, strip(pixels), f"{values}  {mark}", RIGHT if answer else WRONG if c == chosen else None, not answer)
+            frame(axis, strip(pixels), f"{values}\n{mark}", RIGHT if answer else WRONG if c == chosen else None, not answer)
         kind = "verb only" if task.verb_only[q] else {1: "inter-video", 2: "intra-video"}[int(task.types[q])]
-        line[0].set_title(f"{'RIGHT' if right[q] else 'WRONG'} ({kind}): {task.texts[q]}", loc="left",
-                          color=RIGHT if right[q] else WRONG)
+        heading(line[0], f"{'RIGHT' if right[q] else 'WRONG'} ({kind}): {task.texts[q]}", RIGHT if right[q] else WRONG)
     figure.suptitle("d: dual (cosine), f: fusion (matching probability), e: ensemble (their sum)", fontsize=11)
     return finish(figure, run, f"questions-{section}")
-
-
-def spread(items: np.ndarray, count: int) -> list[int]:
-    """`count` of the items, evenly over them."""
-    return [] if not len(items) or count < 1 else items[np.unique(np.linspace(0, len(items) - 1, count).astype(int))].tolist()
 
 
 def retrieved(task, run: Run, section: str, count: int = 6, top: int = 5, seed: int = 0):
@@ -52,14 +46,12 @@ def retrieved(task, run: Run, section: str, count: int = 6, top: int = 5, seed: 
     dataset, texts = task.dataset("test"), task.prompts()
     possible = np.flatnonzero(relevancy_VK.max(0) == 1)
     picked = np.sort(np.random.default_rng(seed).choice(possible, min(count, len(possible)), replace=False))
-    figure, axes = plt.subplots(len(picked), top, figsize=(3.4 * top, 1.5 * len(picked)), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(len(picked), top, figsize=(WIDTH, 1.3 * len(picked)), squeeze=False, layout="constrained")
     for k, line in zip(picked, axes, strict=True):
         for rank, (axis, v) in enumerate(zip(line, np.argsort(-scores_VK[:, k], kind="stable"), strict=False)):
-            grade = relevancy_VK[v, k]
-            mark = "✓ right" if grade == 1 else "✗ wrong" if grade == 0 else f"partly, {grade:.2f}"
-            colour = RIGHT if grade == 1 else WRONG if grade == 0 else CYCLE[4]
-            frame(axis, strip(thin(dataset[0, int(v)]["video"])), f"{rank + 1}. {mark}   {scores_VK[v, k]:.2f}", colour, grade < 1)
-        line[0].set_title("\n".join(textwrap.wrap(f"“{texts[k]}”", 60)), loc="left")
+            mark, *border = graded(relevancy_VK[v, k])
+            frame(axis, strip(thin(dataset[0, int(v)]["video"])), f"{rank + 1}. {mark}   {scores_VK[v, k]:.2f}", *border)
+        heading(line[0], f"“{texts[k]}”")
     return finish(figure, run, f"retrieved-{section}")
 
 
@@ -129,9 +121,9 @@ def question(task, number: int, run: Run | None = None) -> Question:
     from egokit.tasks.egomcq import clip_key
     from egokit.transforms import normalise
     plt = pyplot()
-    index, dataset = {key: i for i, key in enumerate(task.clips)}, task.dataset("test")
-    pixels = torch.stack([dataset[0, index[clip_key(clip)]]["video"] for clip in task.choices[number]])
-    figure, axes = plt.subplots(1, len(pixels), figsize=(17, 1.7), layout="constrained")
+    dataset = task.dataset("test")
+    pixels = torch.stack([dataset[0, task.number[clip_key(clip)]]["video"] for clip in task.choices[number]])
+    figure, axes = plt.subplots(1, len(pixels), figsize=(WIDTH, 1.5), layout="constrained")
     for c, axis in enumerate(axes):
         frame(axis, strip(thin(pixels[c])), f"clip {c + 1}")
     figure.suptitle(f"Which clip is “{task.texts[number]}”?")

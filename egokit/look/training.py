@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from egokit.look.base import finish, frame, pyplot, strip
+from egokit.look.base import WIDTH, finish, frame, pyplot, strip
 from egokit.runs import Run
 
 
@@ -15,7 +15,7 @@ def batch(task, run: Run | None = None, count: int = 4, split: str = "train"):
     dataset = task.dataset(split)
     items = [dataset[0, i] for i in range(min(count, len(dataset)))]
     items = [one for item in items for one in item.get("pair", [item])][:2 * count]
-    figure, axes = plt.subplots(-(-len(items) // 2), 2, figsize=(12, 1.9 * -(-len(items) // 2)), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(-(-len(items) // 2), 2, figsize=(WIDTH, 1.9 * -(-len(items) // 2)), squeeze=False, layout="constrained")
     for axis in axes.flat:
         axis.set_visible(False)
     for axis, item in zip(axes.flat, items, strict=False):
@@ -34,7 +34,7 @@ def narrations(config, run: Run | None = None, count: int = 8):
         return f"no {root / 'egoclip.csv'}: nothing to show here"
     table = EgoClipTable(root / "egoclip.csv")
     rows = [table.row(int(i)) for i in np.linspace(0, len(table) - 1, min(count, len(table)))]
-    figure, axes = plt.subplots(-(-len(rows) // 2), 2, figsize=(13, 1.6 * -(-len(rows) // 2)), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(-(-len(rows) // 2), 2, figsize=(WIDTH, 1.6 * -(-len(rows) // 2)), squeeze=False, layout="constrained")
     for axis in axes.flat[len(rows):]:
         axis.set_visible(False)
     for axis, row in zip(axes.flat, rows, strict=False):

@@ -14,6 +14,8 @@ from egokit.language import load_tokenizer
 from egokit.microbatch import by_micro_batches
 from egokit.runs import Run
 
+WATCHED = 4  # held-out samples that the training view shows
+
 
 class Task:
     """Subclasses give: dataset(split), loss(model, batch, step), prompts(), score(model, batch), metrics(rows, prompts).
@@ -51,6 +53,11 @@ class Task:
 
     def metrics(self, rows: dict[str, np.ndarray], prompts_KE: np.ndarray | None) -> dict[str, float]:
         raise NotImplementedError(f"{type(self).__name__} has no metrics")
+
+    def predictions(self, rows: dict[str, np.ndarray], prompts_KE: np.ndarray | None) -> list[dict]:
+        """What the model says now about WATCHED samples, always the same ones, for log.jsonl: text, clips (numbers of the data set),
+        their scores and relevancy (1: right)."""
+        return []
 
     def expected(self) -> int:
         """Rows that a complete evaluation has."""

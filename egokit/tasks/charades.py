@@ -11,8 +11,8 @@ from egokit.loading import Samples
 from egokit.model import similarity
 from egokit.runs import Run, write_text
 from egokit.tables import charades_classes, charades_videos, read_metadata
-from egokit.tasks.base import Task, cosine
-from egokit.transforms import normalise
+from egokit.tasks.base import cosine
+from egokit.tasks.retrieval import Retrieval
 
 FOLDER = ("CharadesEgo", "CharadesEgo")
 
@@ -51,9 +51,7 @@ class Videos(Samples):
         return {"video": self.task.transform(pixels, None), "index": index}
 
 
-class CharadesEgo(Task):
-    best = "mAP"
-
+class CharadesEgo(Retrieval):
     def __init__(self, config):
         super().__init__(config)
         self.classes = charades_classes(self.need(*FOLDER, "Charades_v1_classes.txt"))
@@ -75,10 +73,6 @@ class CharadesEgo(Task):
     def loss(self, model, batch: dict, step: int) -> dict[str, Tensor]:
         video_BE, text_BE = self.embeddings(model, batch)
         return {"infonce": losses.infonce(similarity(text_BE, video_BE), self.config.train.temperature)}
-
-    def score(self, model, batch: dict) -> dict[str, np.ndarray]:
-        return {"index": batch["index"].numpy(force=True),
-                "video": model.embed_video(normalise(batch["video"])).numpy(force=True)}
 
     def scores(self, rows: dict[str, np.ndarray], prompts_KE: np.ndarray) -> np.ndarray:
         """(videos, classes) cosine"""

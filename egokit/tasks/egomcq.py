@@ -15,7 +15,8 @@ from egokit import clips, documents, metrics, sampling
 from egokit.documents import CHOICES
 from egokit.loading import Samples
 from egokit.model import similarity
-from egokit.tasks.base import Task
+from egokit.sampling import spread
+from egokit.tasks.base import WATCHED, Task
 from egokit.transforms import normalise
 
 
@@ -53,11 +54,11 @@ class EgoMCQ(Task):
         # all five share their nouns: only the verb, that is the order of frames, decides
         self.verb_only = np.array([len({str(clip.get("tag_noun", i)) for i, clip in enumerate(five)}) == 1 for five in self.choices])
         self.clips = sorted({clip_key(clip) for five in self.choices for clip in five})
-        number = {key: i for i, key in enumerate(self.clips)}
+        self.number = {key: i for i, key in enumerate(self.clips)}
         self.pairs_of = collections.defaultdict(list)  # clip -> [question * 5 + choice]
         for q, five in enumerate(self.choices):
             for c, clip in enumerate(five):
-                self.pairs_of[number[clip_key(clip)]].append(q * CHOICES + c)
+                self.pairs_of[self.number[clip_key(clip)]].append(q * CHOICES + c)
 
     def dataset(self, split: str) -> DistinctClips:
         return DistinctClips(self)
@@ -104,6 +105,14 @@ class EgoMCQ(Task):
         """Rows -> (questions, 5) for dual, fusion and ensemble."""
         out = {name: rows[name].reshape(-1, CHOICES) for name in ("dual", "fusion")}
         return out | {"ensemble": out["dual"] + out["fusion"]}
+
+    def predictions(self, rows: dict[str, np.ndarray], prompts_KE) -> list[dict]:
+        """Questions of both kinds with the ensemble's five scores."""
+        scores_Q5 = self.scores(rows)["ensemble"]
+        return [{"text": self.texts[q], "clips": [self.number[clip_key(clip)] for clip in self.choices[q]],
+                 "scores": scores_Q5[q].astype(float).round(4).tolist(),
+                 "relevancy": (np.arange(CHOICES) == self.answers[q]).astype(int).tolist()}
+                for q in spread(np.argsort(self.types, kind="stable"), WATCHED)]
 
     def metrics(self, rows: dict[str, np.ndarray], prompts_KE) -> dict[str, float]:
         out = {}

@@ -12,8 +12,8 @@ from egokit import clips, dist, losses, metrics, relevancy, sampling
 from egokit.loading import Samples
 from egokit.model import similarity
 from egokit.tables import EK100_ANNOTATIONS, ek100_annotations
-from egokit.tasks.base import Task, cosine
-from egokit.transforms import normalise
+from egokit.tasks.base import cosine
+from egokit.tasks.retrieval import Retrieval
 
 
 class Actions(Samples):
@@ -52,9 +52,7 @@ class Actions(Samples):
         return item
 
 
-class EK100(Task):
-    best = "mAP"
-
+class EK100(Retrieval):
     def __init__(self, config):
         super().__init__(config)
         self.test = Actions(self, "test")
@@ -83,10 +81,6 @@ class EK100(Task):
         relevancy_BB = torch.from_numpy(self.train.relevancy.pairs(clips_B, sentences_B).T).to(similarity_BB.device)
         return {"symmetric_multi_similarity": losses.symmetric_multi_similarity(
             similarity_BB, relevancy_BB, train.similarity_margin, train.similarity_slack)}
-
-    def score(self, model, batch: dict) -> dict[str, np.ndarray]:
-        return {"index": batch["index"].numpy(force=True),
-                "video": model.embed_video(normalise(batch["video"])).numpy(force=True)}
 
     def scores(self, rows: dict[str, np.ndarray], prompts_KE: np.ndarray) -> np.ndarray:
         """(clips, sentences) in [0, 1]"""

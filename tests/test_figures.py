@@ -1,0 +1,78 @@
+"""Figures can be read in a notebook and on a slide: width, size of text, labels, nothing over anything else."""
+import itertools
+
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
+from test_curves import step_event, validation_event
+from test_predictions import asked, grey, sought
+
+from egokit import look, tasks
+from egokit.history import History
+from egokit.look.base import WIDTH
+from egokit.look.classes import by_word
+from egokit.look.curves import curves
+from egokit.look.predictions import draw_predictions
+from egokit.runs import Run
+
+LONG = "#C C puts the large green chopping board down beside the sink with both hands"
+
+
+def logged(tmp_path, *predictions):
+    run = Run(tmp_path / "02_pretrain/a_run_of_mine")
+    for step in range(1, 21):
+        run.log(step_event(step, data_s=0.2))
+    for epoch in range(3):
+        run.log(validation_event(10 * epoch, ensemble_inter=55.0, ensemble_intra=35.0, ensemble_verb_only=30.0,
+                                 predictions=[*predictions]) | {"epoch": epoch})
+    history = History(run.path)
+    history.update()
+    return run, history
+
+
+def figures(resolve, tmp_path):
+    """name -> figure, with what is longest in them."""
+    rng = np.random.default_rng(0)
+    yield "narrations", look.narrations(resolve())
+    yield "batch", look.batch(tasks.make(resolve()))
+    task, run = tasks.make(resolve()).validation(), Run(tmp_path / "run")
+    task.texts = [LONG] * len(task.texts)
+    yield "question", look.question(task, 1).figure
+    run.write_rows("some", {"dual": rng.uniform(-1, 0, task.expected()), "fusion": rng.random(task.expected())})
+    yield "questions", look.questions(task, run, "some")
+    task = tasks.make(resolve("toy/ek100_finetune", "init="))
+    run.write_rows("any", {"video": rng.normal(size=(len(task.test), 8))}, rng.normal(size=(len(task.prompts()), 8)))
+    yield "retrieved", look.retrieved(task, run, "any")
+    task = tasks.make(resolve("toy/charades_finetune", "init="))
+    run.write_rows("all", {"video": rng.normal(size=(len(task.ids), 8))}, rng.normal(size=(len(task.classes), 8)))
+    yield "average precisions", look.average_precisions(task, run, "all")
+    yield "words", by_word([LONG] * 50, {"verb": [[n] for n in range(50)], "noun": [[n] for n in range(50)]},
+                           {"inter-video": rng.uniform(0, 100, 50)}, "ensemble accuracy, %", "questions", chance=20)
+    run, history = logged(tmp_path, *[asked([-.11, .21, .31, .41, .51]) | {"text": LONG}] * 4)
+    yield "curves", curves(run)
+    yield "predictions", draw_predictions(run, history, grey)
+    run, history = logged(tmp_path / "other", *[sought(1234, [.91, .81, .71, .61, .51], [1, .5, .25, 0, 0]) | {"text": LONG}] * 4)
+    yield "best clips", draw_predictions(run, history, grey)
+
+
+@pytest.mark.slow
+def test_figures_are_readable(resolve, tmp_path):
+    for name, figure in figures(resolve, tmp_path):
+        FigureCanvasAgg(figure).draw()
+        assert figure.get_figwidth() <= WIDTH, name
+        texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip() and text.get_figure()]
+        small = [(text.get_text(), text.get_fontsize()) for text in texts if text.get_fontsize() < 10.9]
+        assert not small, (name, small)
+        for axis in figure.axes:
+            if axis.lines and axis.get_visible():
+                widest = figure.bbox.width / axis.get_gridspec().ncols
+                assert axis.title.get_window_extent().width <= widest, (name, axis.get_title())
+                below = axis.get_subplotspec().is_last_row()
+                assert (axis.get_xlabel() or not below) and (axis.get_ylabel() or axis.get_yticklabels()), (name, axis.get_title())
+        labels = [text for axis in figure.axes for text in (axis.xaxis.label, axis.yaxis.label, axis.title, axis._left_title, *axis.texts)]
+        boxes = [(text.get_text(), text.get_window_extent()) for text in labels if text.get_text().strip()]
+        over = [(one, other) for (one, a), (other, b) in itertools.combinations(boxes, 2) if a.overlaps(b.padded(8, -2))]
+        assert not over, (name, over)
+        outside = [text for text, box in boxes if box.x0 < -1 or box.x1 > figure.bbox.width + 1]
+        assert not outside, (name, outside)

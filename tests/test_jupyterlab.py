@@ -1,0 +1,242 @@
+"""A real JupyterLab, used as a person would: headless Chromium opens each notebook, runs all cells, and looks at what is shown.
+
+It needs Debian's Chromium, which tests/browser.sh installs; .ci/run does, and lets no test here be left out.
+EGOKIT_SCREENSHOTS names a folder for pictures of what was seen.
+"""
+import contextlib
+import json
+import os
+import re
+import secrets
+import subprocess
+import sys
+import time
+import types
+import urllib.parse
+from pathlib import Path
+
+import nbformat
+import pytest
+from conftest import MODEL, ROOT, SMALL
+
+from egokit import attach
+
+pytestmark = pytest.mark.slow
+
+RUN = "lab"
+NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+SEARCH = next((name for name in NOTEBOOKS if name.startswith("07")), None)
+TRAINED = "launch.processes=1 init=run:02_pretrain/random"
+OVERRIDES = {
+    "01_data_prep": "",
+    "02_pretrain": f"{SMALL} {MODEL} train.epochs=3",
+    "03_ek100": f"{TRAINED} {SMALL} data.limit=16",
+    "04_charades_ego": f"{TRAINED} {SMALL} data.limit=16",
+}
+SETTINGS = {  # no question and no request of JupyterLab's own comes between
+    "@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+    "@jupyterlab/docmanager-extension/plugin": {"autosave": False},
+}
+CELLS = """() => jupyterapp.shell.currentWidget.content.widgets.filter(cell => cell.model.type === 'code').map(cell => ({
+    source: cell.model.sharedModel.getSource(), count: cell.model.executionCount,
+    outputs: cell.model.outputs.toJSON().map(one => ({type: one.output_type, kinds: Object.keys(one.data || {}),
+        error: one.output_type === 'error' ? one.traceback.join('\\n') : ''}))}))"""
+KERNEL = "() => jupyterapp.shell.currentWidget?.context?.sessionContext?.session?.kernel?.status ?? 'none'"
+
+
+@pytest.fixture(scope="module")
+def server(chromium, project, checkpoint, tmp_path_factory):
+    """JupyterLab over the tiny project, its notebooks' parameters shrunken: (address, token)."""
+    for path in (project / "notebooks").glob("*.ipynb"):
+        book = nbformat.read(path, as_version=4)
+        cell = next(cell for cell in book.cells if "parameters" in cell.metadata.get("tags", []))
+        cell.source += f'\nsite, run, overrides = "tiny", "{RUN}", "{OVERRIDES.get(path.stem, TRAINED)}"'
+        nbformat.write(book, path)
+    home = tmp_path_factory.mktemp("jupyter")
+    for name, values in SETTINGS.items():
+        path = home / "lab/user-settings" / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(values))
+    environment = os.environ | {"JUPYTER_CONFIG_DIR": str(home), "JUPYTER_RUNTIME_DIR": str(home / "runtime"),
+                                "JUPYTER_DATA_DIR": str(home / "data"), "IPYTHONDIR": str(home / "ipython"),
+                                "JUPYTERLAB_SETTINGS_DIR": str(home / "lab/user-settings"),
+                                "JUPYTERLAB_WORKSPACES_DIR": str(home / "lab/workspaces")}
+    token = secrets.token_hex()
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", "--ServerApp.port=0",
+               f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={project}", "--LabApp.expose_app_in_browser=True"]
+    with open(home / "server.log", "w") as log:
+        process = subprocess.Popen(command, cwd=project, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        yield address(process, home), token
+    finally:
+        process.terminate()  # the server ends its kernels
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(30)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, 9)
+        for job in (project / "outputs").glob(f"*/{RUN}/jobs/*"):
+            attach.cancel(job)
+
+
+def address(process, home) -> str:
+    """Where the server listens: port 0 is any free one."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        for found in (home / "runtime").glob("jpserver-*.json"):
+            with contextlib.suppress(ValueError):
+                return json.loads(found.read_text())["url"]
+        time.sleep(0.1)
+    raise AssertionError(f"JupyterLab did not start: {(home / 'server.log').read_text()[-2000:]}")
+
+
+@pytest.fixture
+def lab(server, chromium, tmp_path_factory):
+    """name -> a page with that notebook open. Afterwards its kernel is ended."""
+    url, token = server
+    folder = Path(os.environ.get("EGOKIT_SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
+    folder.mkdir(parents=True, exist_ok=True)
+    context = chromium.new_context(viewport={"width": 1400, "height": 1000})
+    page, said = context.new_page(), []
+    page.on("console", lambda message: said.append(f"{message.text} ({message.location['url']})") if message.type == "error" else None)
+    page.on("pageerror", lambda error: said.append(str(error)))
+
+    def opened(name: str):
+        page.goto(f"{url}lab/tree/notebooks/{name}.ipynb?reset&token={urllib.parse.quote(token)}")
+        page.wait_for_function(f"() => window.jupyterapp && ({KERNEL})() === 'idle'", timeout=60_000)
+        return types.SimpleNamespace(page=page, said=said, name=name, folder=folder)
+
+    yield opened
+    with contextlib.suppress(Exception):
+        page.evaluate("() => jupyterapp.serviceManager.sessions.shutdownAll()")
+    context.close()
+
+
+def run_all(lab, seconds: float = 240, meanwhile=None) -> list[dict]:
+    """Run all cells from the menu and wait for the last; returns the code cells. meanwhile(cells) is called again and again."""
+    lab.page.get_by_role("menuitem", name="Run", exact=True).click()
+    lab.page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    deadline = time.monotonic() + seconds
+    while True:
+        cells, kernel = lab.page.evaluate(CELLS), lab.page.evaluate(KERNEL)
+        failed = [output["error"] for cell in cells for output in cell["outputs"] if output["error"]]
+        assert not failed, f"{lab.name}: {plain(failed[0])}"
+        if kernel == "idle" and all(cell["count"] for cell in cells):
+            return cells
+        assert kernel not in ("dead", "none", "autorestarting") and time.monotonic() < deadline, (kernel, [cell["count"] for cell in cells])
+        if meanwhile:
+            meanwhile(cells)
+        lab.page.wait_for_timeout(200)
+
+
+def plain(traceback: str) -> str:
+    return re.sub(r"\x1b\[[\d;]*m", "", traceback)[-3000:]
+
+
+def visit(lab, needle: str):
+    """Scroll to the code cell whose source has `needle`; returns its locator."""
+    number = lab.page.evaluate("""needle => { const book = jupyterapp.shell.currentWidget.content;
+        const at = book.widgets.findIndex(cell => cell.model.type === 'code' && cell.model.sharedModel.getSource().includes(needle));
+        book.activeCellIndex = at; book.scrollToItem(at, 'start'); return at }""", needle)
+    assert number >= 0, f"{lab.name} has no cell with {needle!r}"
+    cell = lab.page.locator(f'.jp-Notebook .jp-Cell[data-windowed-list-index="{number}"]')
+    cell.wait_for(state="visible")
+    return cell
+
+
+def seen(lab, name: str) -> None:
+    lab.page.screenshot(path=lab.folder / f"{lab.name}-{name}.png")
+
+
+def look_through(lab, cells: list[dict]) -> None:
+    """Scroll through the notebook as a reader: every output is drawn, every picture loaded, every widget there."""
+    for number, cell in enumerate(cells):
+        if not cell["outputs"]:
+            continue
+        shown = visit(lab, cell["source"])
+        outputs = shown.locator(".jp-OutputArea-output")
+        outputs.first.wait_for(state="visible")
+        lab.page.wait_for_function("""cell => [...cell.querySelectorAll('.jp-OutputArea img')].every(
+            image => image.complete && image.naturalWidth > 0)""", arg=shown.element_handle())
+        text = shown.locator(".jp-OutputArea").inner_text()
+        assert not re.search("Error displaying widget|Loading widget|Javascript Error|model not found", text), (lab.name, text)
+        if any("application/vnd.jupyter.widget-view+json" in output["kinds"] for output in cell["outputs"]):
+            shown.locator(".jupyter-widgets").first.wait_for(state="visible")
+        seen(lab, f"{number:02d}")
+
+
+def cell_with(cells: list[dict], needle: str) -> dict:
+    return next(cell for cell in cells if needle in cell["source"])
+
+
+@pytest.mark.parametrize("name", [name for name in NOTEBOOKS if not name.startswith(("02", "03", "07"))])
+def test_every_cell_runs_and_everything_is_shown(lab, name):
+    book = lab(name)
+    look_through(book, run_all(book))
+    assert not book.said
+
+
+def test_curves_grow_while_it_trains(lab):
+    book, pictures = lab("02_pretrain"), set()
+    where = '.jp-Notebook .jp-Cell:has-text("look.watch(") .jp-OutputArea img'
+
+    def glance(cells):
+        if not cell_with(cells, "look.watch(")["count"]:  # it trains
+            pictures.update(book.page.locator(where).evaluate_all("images => images.slice(0, 1).map(image => image.src)"))
+
+    cells = run_all(book, meanwhile=glance)
+    assert len(pictures) > 1, "drawn again before the cell was done"
+    kinds = [output["kinds"] for output in cell_with(cells, "look.watch(")["outputs"]]
+    assert ["image/png" in one for one in kinds] == [True, True], "the curves and the predictions, each in one place"
+    look_through(book, cells)
+    assert not book.said
+
+
+def test_the_retrieval_browser(lab):
+    book = lab("03_ek100")
+    look_through(book, run_all(book))
+    browse(book)
+    assert not book.said
+
+
+def browse(book) -> None:
+    """Search, order and choose in the live browser of the retrieval results: what is listed and shown follows."""
+    cell = visit(book, "look.browser(")
+    widgets = cell.locator(".jupyter-widgets").first
+    widgets.wait_for(state="visible")
+    shown = widgets.locator("img")
+    listed = widgets.locator("select[size] option")
+    everything = listed.count()
+    assert everything > 3 and shown.count() > 0
+    widgets.get_by_placeholder("part of a query").fill("open")
+    book.page.wait_for_function("""([widgets, before]) => { const options = [...widgets.querySelectorAll('select[size] option')];
+        return options.length && options.length < before && options.every(one => one.textContent.toLowerCase().includes('open')) }""",
+                                arg=[widgets.element_handle(), everything])
+    seen(book, "browse")
+    widgets.get_by_placeholder("part of a query").fill("")
+    book.page.wait_for_function("([widgets, all]) => widgets.querySelectorAll('select[size] option').length === all",
+                                arg=[widgets.element_handle(), everything])
+    before = shown.evaluate_all("images => images.map(image => image.src).join()")
+    widgets.locator("select[size]").select_option(index=everything - 1)
+    book.page.wait_for_function("""([widgets, before]) => { const images = [...widgets.querySelectorAll('img')];
+        return images.length && images.map(image => image.src).join() !== before
+            && images.every(image => image.complete && image.naturalWidth > 0) }""", arg=[widgets.element_handle(), before])
+
+
+@pytest.mark.skipif(SEARCH is None, reason="there is no notebook 07 yet")
+def test_a_search_plays_what_it_finds(lab):
+    book = lab(SEARCH)
+    look_through(book, run_all(book))
+    widgets = book.page.locator(".jp-Notebook .jp-OutputArea .jupyter-widgets:has(input[type=text])").first  # the outermost
+    widgets.scroll_into_view_if_needed()
+    grid = "() => [...document.querySelectorAll('.jp-Notebook .jp-OutputArea .jupyter-widgets video')].map(video => video.src).join()"
+    before = book.page.evaluate(grid)
+    query = widgets.locator("input[type=text]").first
+    query.fill("#C C opens the box")
+    query.press("Enter")
+    book.page.wait_for_function(f"before => {{ const now = ({grid})(); return now && now !== before }}", arg=before)
+    video = widgets.locator("video").first
+    video.scroll_into_view_if_needed()
+    video.click()
+    book.page.wait_for_function("video => video.videoWidth > 0 && video.currentTime > 0.2", arg=video.element_handle())
+    seen(book, "search")
+    assert not book.said

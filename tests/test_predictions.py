@@ -1,0 +1,114 @@
+"""What a training logs of a few held-out samples at each validation, and how it is drawn."""
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from test_curves import read, step_event, validation_event
+
+from egokit import tasks
+from egokit.look.curves import Display
+from egokit.look.predictions import draw_predictions, pictures, predictions
+from egokit.resolve import to_dict
+from egokit.runs import Run
+from egokit.tasks.egomcq import clip_key
+
+
+def test_questions_of_both_kinds_with_the_scores_that_are_evaluated(resolve):
+    task = tasks.make(resolve()).validation()
+    rng = np.random.default_rng(0)
+    rows = {"index": np.arange(task.expected()), "dual": rng.random(task.expected()), "fusion": rng.random(task.expected())}
+    found, right = task.predictions(rows, None), []
+    assert len(found) == 4 and found == task.predictions(rows, None) and len(json.dumps(found)) < 2000
+    for one in found:
+        q = next(q for q, five in enumerate(task.choices) if [task.number[clip_key(clip)] for clip in five] == one["clips"])
+        assert one["text"] == task.texts[q] and one["relevancy"].index(1) == task.answers[q] and sum(one["relevancy"]) == 1
+        assert one["scores"] == pytest.approx(task.scores(rows)["ensemble"][q], abs=1e-4)
+        right.append(task.types[q])
+    assert set(right) == {1, 2}
+
+
+@pytest.mark.parametrize("params", ["toy/ek100_finetune", "toy/charades_finetune"])
+def test_texts_with_their_best_clips_and_the_first_right_ones_rank(resolve, params):
+    task = tasks.make(resolve(params, "init="))
+    rng = np.random.default_rng(0)
+    truth_VK, texts = task.truth(), task.prompts()
+    rows = {"index": np.arange(len(truth_VK)), "video": rng.normal(size=(len(truth_VK), 8)).astype(np.float32)}
+    prompts_KE = rng.normal(size=(len(texts), 8)).astype(np.float32)
+    scores_VK, found = task.scores(rows, prompts_KE), task.predictions(rows, prompts_KE)
+    assert len(found) == len({one["text"] for one in found}) == 4 and len(json.dumps(found)) < 2000
+    for one in found:
+        k = texts.index(one["text"])
+        assert one["scores"] == pytest.approx(np.sort(scores_VK[:, k])[::-1][:5], abs=1e-4)
+        assert one["scores"] == pytest.approx(scores_VK[one["clips"], k], abs=1e-4)
+        assert one["relevancy"] == pytest.approx(truth_VK[one["clips"], k], abs=1e-4)
+        assert one["rank"] == 1 + (scores_VK[:, k] > scores_VK[truth_VK[:, k] == 1, k].max()).sum()
+
+
+def asked(scores, answer=2):
+    return {"text": "#C C cuts the onion", "clips": [5, 6, 7, 8, 9], "scores": scores, "relevancy": [int(c == answer) for c in range(5)]}
+
+
+def sought(rank, scores, relevancy):
+    return {"text": "cut onion", "clips": [3, 1, 2, 0, 4], "scores": scores, "relevancy": relevancy, "rank": rank}
+
+
+def grey(number):
+    return np.full((8, 8, 3), 20 * number, np.uint8)
+
+
+def test_the_figure_shows_the_choice_of_now_and_the_scores_of_before(tmp_path):
+    run = Run(tmp_path / "02_pretrain/mine")
+    run.log(validation_event(0, predictions=[asked([.1, .2, .3, .4, .5])]) | {"epoch": 0})
+    run.log(validation_event(9, predictions=[asked([.1, .9, .6, .4, .5])]) | {"epoch": 1})
+    *clips, scores = draw_predictions(run, read(run), grey).axes
+    assert [axis.get_xlabel() for axis in clips] == ["● 0.10\n", "■ 0.90\n✗ chosen", "◆ 0.60\n✓ right", "▲ 0.40\n", "▼ 0.50\n"]
+    assert [int(axis.images[0].get_array()[0, 0, 0]) for axis in clips] == [100, 120, 140, 160, 180]
+    assert clips[0].texts[0].get_text() == "WRONG: #C C cuts the onion"
+    assert [[*line.get_ydata()] for line in scores.lines] == [[.1, .1], [.2, .9], [.3, .6], [.4, .4], [.5, .5]]
+    assert [[*line.get_xdata()] for line in scores.lines] == [[0, 1]] * 5 and scores.lines[2].get_linewidth() == 2.5
+    assert (run.path / "figures/predictions.png").stat().st_size > 5_000
+
+
+def test_a_texts_best_clips_and_their_way_up(tmp_path):
+    run = Run(tmp_path / "03_ek100/mine")
+    run.log(validation_event(0, predictions=[sought(40, [.9, .8, .7, .6, .5], [0, 0, 0, 0, 0])]) | {"epoch": 0})
+    run.log(validation_event(9, predictions=[sought(1, [.9, .8, .7, .6, .5], [1, .5, 0, 0, 0])]) | {"epoch": 1})
+    *clips, ranks = draw_predictions(run, read(run), grey).axes
+    assert [axis.get_xlabel().split("\n")[1] for axis in clips] == ["✓ right", "partly, 0.50", "✗ wrong", "✗ wrong", "✗ wrong"]
+    assert clips[0].texts[0].get_text() == "RIGHT: cut onion" and [*ranks.lines[0].get_ydata()] == [40, 1]
+    assert ranks.get_ylim()[0] > ranks.get_ylim()[1], "the first rank is on top"
+
+
+def test_what_was_cut_from_the_log_is_forgotten(tmp_path):
+    run = Run(tmp_path / "run")
+    assert "no validation yet" in predictions(SimpleNamespace(run=run))
+    for step in (0, 9):
+        run.log(validation_event(step, predictions=[asked([.1, .2, .3, .4, step])]))
+    history = read(run)
+    run.truncate_log(lambda event: event["step"] < 9)
+    run.log(validation_event(9, predictions=[asked([.1, .2, .3, .4, 7])]))
+    assert history.update() and [samples[0]["scores"][4] for _, samples in history.predictions] == [0, 7]
+
+
+def test_live_they_have_a_place_of_their_own(tmp_path, monkeypatch, resolve):
+    """Drawn after a validation, and not for every step; the clips are those of the job's own config."""
+    import IPython.display
+    shown = []
+
+    def display(image, display_id):
+        shown.append([image.data])
+        return SimpleNamespace(update=lambda image, place=shown[-1]: place.append(image.data))
+
+    monkeypatch.setattr(IPython.display, "display", display)
+    run = Run(tmp_path / "run")
+    job = SimpleNamespace(run=run, spec=lambda: {"config": to_dict(resolve(overrides="data.limit=2"))})
+    task, live = tasks.make(resolve(overrides="data.limit=2")).validation(), Display(job)
+    rows = {"index": np.arange(10), "dual": np.arange(10.0), "fusion": np.zeros(10)}
+    for event in (step_event(1), validation_event(2, predictions=task.predictions(rows, None)), step_event(3)):
+        run.log(event)
+        live.due = 0.0
+        live(read(run), "running")
+    assert [len(images) for images in shown] == [3, 1], "the curves three times, the predictions once"
+    assert shown[1][0] == (run.path / "figures/predictions.png").read_bytes()
+    assert pictures(job)(len(task.clips) - 1).shape[2] == 3
