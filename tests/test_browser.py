@@ -31,7 +31,7 @@ def evaluated(project, checkpoint):
             recipe = {"ek100": "ek100_finetune", "charades": "charades_finetune", "egomcq": "egomcq"}[name]
             config = resolve(f"toy/{recipe}", "tiny", f"{MODEL} {SMALL} data.limit=0 data.workers=0", "random")
             task, run = tasks.make(config), Run(project / "outputs" / recipe / "random")
-            spec = {"init_sha256": "", "version": "", "action": "evaluate"}
+            spec = {"init_sha256": "", "version": "", "action": "evaluate", "task_sha256": "", "config": {"task": config.task}}
             metrics = job.Job.evaluate(config, task, run, "zeroshot", "cpu")
             run.write_metrics("zeroshot", metrics | job.provenance(task, spec, 1))
             if name != "egomcq":

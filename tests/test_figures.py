@@ -8,6 +8,7 @@ from matplotlib.text import Text
 from test_curves import step_event, validation_event
 from test_predictions import asked, grey, sought
 
+import egokit
 from egokit import look, tasks
 from egokit.history import History
 from egokit.look.base import WIDTH
@@ -31,12 +32,17 @@ def logged(tmp_path, *predictions):
     return run, history
 
 
-def figures(resolve, tmp_path):
+def figures(resolve, checkpoint, tmp_path):
     """name -> figure, with what is longest in them."""
     rng = np.random.default_rng(0)
-    yield "narrations", look.narrations(resolve())
-    yield "batch", look.batch(tasks.make(resolve()))
-    task, run = tasks.make(resolve()).validation(), Run(tmp_path / "run")
+    config = resolve()
+    model, task = egokit.load(checkpoint, tokenizer=config.site.tokenizer), tasks.make(config).validation()
+    yield "reranked", look.reranked(model, task, task.texts[0])
+    yield "fusion", look.fusion(model, look.question(task, 0).pixels[0], LONG)
+    yield "published", look.published(Run(tmp_path / "outputs/00_quickstart/a_run_of_mine"))
+    yield "narrations", look.narrations(config)
+    yield "batch", look.batch(tasks.make(config))
+    run = Run(tmp_path / "run")
     task.texts = [LONG] * len(task.texts)
     yield "question", look.question(task, 1).figure
     run.write_rows("some", {"dual": rng.uniform(-1, 0, task.expected()), "fusion": rng.random(task.expected())})
@@ -57,8 +63,8 @@ def figures(resolve, tmp_path):
 
 
 @pytest.mark.slow
-def test_figures_are_readable(resolve, tmp_path):
-    for name, figure in figures(resolve, tmp_path):
+def test_figures_are_readable(resolve, checkpoint, tmp_path):
+    for name, figure in figures(resolve, checkpoint, tmp_path):
         FigureCanvasAgg(figure).draw()
         assert figure.get_figwidth() <= WIDTH, name
         texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip() and text.get_figure()]
@@ -71,6 +77,7 @@ def test_figures_are_readable(resolve, tmp_path):
                 below = axis.get_subplotspec().is_last_row()
                 assert (axis.get_xlabel() or not below) and (axis.get_ylabel() or axis.get_yticklabels()), (name, axis.get_title())
         labels = [text for axis in figure.axes for text in (axis.xaxis.label, axis.yaxis.label, axis.title, axis._left_title, *axis.texts)]
+        labels += [figure._suptitle] * bool(figure._suptitle)
         boxes = [(text.get_text(), text.get_window_extent()) for text in labels if text.get_text().strip()]
         over = [(one, other) for (one, a), (other, b) in itertools.combinations(boxes, 2) if a.overlaps(b.padded(8, -2))]
         assert not over, (name, over)

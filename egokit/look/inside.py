@@ -5,11 +5,11 @@ import json
 
 import numpy as np
 
-from egokit.look.base import CYCLE, finish, frame, pyplot
+from egokit.look.base import CYCLE, WIDTH, finish, frame, pyplot
 from egokit.runs import Run
 
 PLAIN = {"the", "a", "to", "with", "of", "c"}  # words that nothing in a picture answers to
-FRAMES = 6  # shown of a clip
+FRAMES = 4  # shown of a clip
 WORDS = 4
 
 
@@ -29,7 +29,7 @@ def fusion(model, frames_TCHW, text: str, run: Run | None = None):
     shown = [i for i, word in enumerate(words) if word.isalpha() and word.lower() not in PLAIN][:WORDS]
     times = np.linspace(0, len(frames_TCHW) - 1, min(FRAMES, len(frames_TCHW))).round().astype(int)
     pictures = np.asarray(frames_TCHW).transpose(0, 2, 3, 1)
-    figure = plt.figure(figsize=(4.6 + 2.2 * len(times), 0.7 + 2.7 * (1 + len(shown))), layout="constrained")
+    figure = plt.figure(figsize=(WIDTH, 0.7 + 2.5 * (1 + len(shown))), layout="constrained")
     figure.get_layout_engine().set(h_pad=0.12)
     grid = figure.add_gridspec(1 + len(shown), 1 + len(times), width_ratios=[2.1] + [1] * len(times))
     draw_gates(figure.add_subplot(grid[:, 0]), model.config.depth, *gates, model.unfused + widest)
@@ -45,7 +45,7 @@ def fusion(model, frames_TCHW, text: str, run: Run | None = None):
             if column == 1:
                 axis.set_title("the clip" if i is None else f"where “{words[i]}” looks, in text layer {model.unfused + widest + 1}",
                                loc="left", fontsize=12)
-    figure.suptitle(f"“{text}”   The fusion encoder says: they match with probability {probability:.2f}")
+    figure.suptitle(f"“{text}”\nThe fusion encoder says: they match with probability {probability:.2f}")
     return finish(figure, run, "fusion")
 
 
@@ -78,18 +78,18 @@ def draw_gates(axis, depth: int, video_reads: list[float], text_reads: list[floa
     for x, name in ((0, "video"), (1, "text")):
         for layer in range(depth):
             inside = layer >= fused
-            axis.text(x, layer, f"{name} {layer + 1}", ha="center", va="center", fontsize=10, color="white" if inside else "black",
+            axis.text(x, layer, f"{name} {layer + 1}", ha="center", va="center", fontsize=11, color="white" if inside else "black",
                       bbox={"boxstyle": "round,pad=0.45", "facecolor": colours[name] if inside else "white", "edgecolor": colours[name],
                             "linewidth": 3 if name == "text" and layer == pictured else 1})
         axis.annotate("", (x, depth - 0.3), (x, -0.8), arrowprops={"arrowstyle": "->", "color": "0.6"}, zorder=-1)
         source = {"video": "patches of\nthe frames", "text": "words of the\nnarration"}[name]
-        axis.text(x, -0.95, source, ha="center", va="top", fontsize=10)
+        axis.text(x, -0.95, source, ha="center", va="top", fontsize=11)
     for layer, (to_video, to_text) in enumerate(zip(video_reads, text_reads, strict=True), fused):
         for gate, source, target, up, side in ((to_text, 0.2, 0.8, 0.16, "bottom"), (to_video, 0.8, 0.2, -0.16, "top")):
             axis.annotate("", (target, layer + up), (source, layer + up), arrowprops={
                 "arrowstyle": "-|>", "linewidth": 0.5 + 4.5 * abs(gate) / most, "shrinkA": 0, "shrinkB": 0,
                 "color": colours["video" if target > source else "text"]})
-            axis.text(0.5, layer + 1.3 * up, f"{gate:+.2f}".replace("-", "−"), ha="center", va=side, fontsize=10)
+            axis.text(0.5, layer + 1.3 * up, f"{gate:+.2f}".replace("-", "−"), ha="center", va=side, fontsize=11)
     axis.text(0.5, depth - 0.1, "does it match?", ha="center", va="bottom", fontsize=11, weight="bold")
     axis.set(xlim=(-0.4, 1.4), ylim=(-1.9, depth + 0.3))
     axis.set_title("White: each encoder by itself.\nFilled: each reads the other, through\na gate (0: shut, as training starts).",
@@ -103,7 +103,7 @@ def features(run: Run, count: int = 3):
     plt = pyplot()
     clips = json.loads((run.path / "features" / "manifest.json").read_text())
     picked = clips["clips"][:count]
-    figure, axes = plt.subplots(1, len(picked), figsize=(5 * len(picked), 4.4), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(1, len(picked), figsize=(min(WIDTH, 5 * len(picked)), 3.6), squeeze=False, layout="constrained")
     for axis, clip in zip(axes[0], picked, strict=True):
         x = stored(run.path / "features" / f"{clip['clip_uid']}.{clips['format']}")
         x = x / np.linalg.norm(x, axis=1, keepdims=True)

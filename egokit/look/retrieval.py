@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 
 import numpy as np
 
@@ -81,14 +82,14 @@ def reranked(model, task, text: str, run: Run | None = None, clips: int = 300, c
     asked = next((question["query"] for question in task.questions if question["query"]["clip_text"] == text), None)
     orders = {f"dual: the {top} best of {len(places)} clips by cosine": range(len(found)),
               f"fusion: the {len(found)} best ordered anew, by cosine + matching probability": both.argsort(descending=True).tolist()}
-    figure, axes = plt.subplots(len(orders), top, figsize=(3.6 * top, 2 * len(orders)), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(len(orders), top, figsize=(WIDTH, 0.4 + 1.7 * len(orders)), squeeze=False, layout="constrained")
     for again, (line, (name, order)) in enumerate(zip(axes, orders.items(), strict=True)):
-        line[0].set_title(name, loc="left")
+        heading(line[0], name)
         for rank, (axis, i) in enumerate(zip(line, order, strict=False), 1):
             clip = about[task.clips[places[found[i]]]]
             colour, mark = kinship(asked, clip)
             numbers = f"{dual[found[i]]:.2f}" + (f" + {fusion[i]:.2f} (was {i + 1}.)" if again else "")
-            caption = textwrap.shorten(clip.get("clip_text", ""), 42, placeholder=" …")
+            caption = textwrap.fill(textwrap.shorten(clip.get("clip_text", ""), 50, placeholder=" …"), 26)
             frame(axis, strip(thin(pixels[i])), f"{rank}. {mark} {numbers}\n{caption}", colour, colour != RIGHT)
     figure.suptitle(f"“{text}”")
     return finish(figure, run, "reranked")
@@ -101,7 +102,7 @@ def kinship(asked: dict | None, clip: dict) -> tuple[str | None, str]:
     if not all(wanted for wanted, _ in tags):
         return None, ""
     same = sum(bool(set(wanted) & set(has)) for wanted, has in tags)
-    return [(WRONG, "✗"), (CYCLE[4], "◐"), (RIGHT, "✓")][same]
+    return graded(same / 2)[1], "✗◐✓"[same]
 
 
 @dataclasses.dataclass

@@ -39,7 +39,7 @@ def published(run: Run):
         text = f"{one.published:.1f} published, " + (f"{value:.1f} here" if value is not None else f"not yet here: run {one.notebook}")
         axis.text(102, line, text, va="center", fontsize=11)
     axis.set(xlabel="%", title=f"runs “{run.path.name}” of the other notebooks")
-    axis.legend(fontsize=10, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False)
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False)
     return finish(figure, run, "published")
 
 
