@@ -89,7 +89,7 @@ def test_reranking_finds_by_cosine_and_orders_anew_by_the_sum(ready, tmp_path):
     assert [float(re.search(r"-?\d\.\d\d", label)[0]) for label in labels[:5]] == pytest.approx(cosine[found[:5]].tolist(), abs=0.006)
     order = both.argsort(descending=True)[:5].tolist()
     assert [int(re.search(r"was (\d+)\.", label)[1]) - 1 for label in labels[5:]] == order
-    assert f"of {len(dataset)} clips" in figure.axes[0].get_title(loc="left")
+    assert f"of {len(dataset)} clips" in said(figure.axes[0])[0]
     asked = task.questions[0]["query"]
     about = {clip_key(clip): clip for five in task.choices for clip in five}
     for label, v in zip(labels, found[:5].tolist(), strict=False):
@@ -97,7 +97,7 @@ def test_reranking_finds_by_cosine_and_orders_anew_by_the_sum(ready, tmp_path):
         same = (clip["tag_verb"] == asked["tag_verb"]) + (clip["tag_noun"] == asked["tag_noun"])
         assert f" {'✗◐✓'[same]} " in label and clip["clip_text"][:20] in label
     free = look.reranked(model, task, "a text that no narration has", clips=12)
-    assert not re.search("[✗◐✓]", free.axes[0].get_xlabel()) and "of 12 clips" in free.axes[0].get_title(loc="left")
+    assert not re.search("[✗◐✓]", free.axes[0].get_xlabel()) and "of 12 clips" in said(free.axes[0])[0]
 
 
 def test_published_numbers_stand_beside_those_that_are_there(tmp_path):
