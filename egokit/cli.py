@@ -110,7 +110,11 @@ def submit(arguments) -> None:
         print(launch.script(config, outputs_folder() / notebook / arguments.run, action, actions[action]))
         return
     config, folder = open_run(notebook, arguments.params, arguments.site, arguments.overrides, arguments.run)
-    handle = launch.submit(config, folder, action, actions[action])
+    if config.task == "search":  # a finished index is brought up to date
+        from egokit.search import submit as update
+        handle = update(config, folder)
+    else:
+        handle = launch.submit(config, folder, action, actions[action])
     print(handle)
     if arguments.wait:
         print(json.dumps(handle.wait(), indent=1))

@@ -38,6 +38,7 @@ def figures(resolve, checkpoint, tmp_path):
     config = resolve()
     model, task = egokit.load(checkpoint, tokenizer=config.site.tokenizer), tasks.make(config).validation()
     yield "reranked", look.reranked(model, task, task.texts[0])
+    yield "few candidates", look.reranked(model, task, LONG, candidates=3)
     yield "fusion", look.fusion(model, look.question(task, 0).pixels[0], LONG)
     yield "published", look.published(Run(tmp_path / "outputs/00_quickstart/a_run_of_mine"))
     yield "narrations", look.narrations(config)
@@ -52,6 +53,7 @@ def figures(resolve, checkpoint, tmp_path):
     yield "retrieved", look.retrieved(task, run, "any")
     task = tasks.make(resolve("toy/charades_finetune", "init="))
     run.write_rows("all", {"video": rng.normal(size=(len(task.ids), 8))}, rng.normal(size=(len(task.classes), 8)))
+    yield "few clips", look.retrieved(task, run, "all")
     yield "average precisions", look.average_precisions(task, run, "all")
     yield "words", by_word([LONG] * 50, {"verb": [[n] for n in range(50)], "noun": [[n] for n in range(50)]},
                            {"inter-video": rng.uniform(0, 100, 50)}, "ensemble accuracy, %", "questions", chance=20)
@@ -71,6 +73,7 @@ def test_figures_are_readable(resolve, checkpoint, tmp_path):
         small = [(text.get_text(), text.get_fontsize()) for text in texts if text.get_fontsize() < 10.9]
         assert not small, (name, small)
         for axis in figure.axes:
+            assert axis.has_data() or axis.texts or not axis.axison, (name, "an empty plot")
             if axis.lines and axis.get_visible():
                 widest = figure.bbox.width / axis.get_gridspec().ncols
                 assert axis.title.get_window_extent().width <= widest, (name, axis.get_title())

@@ -340,3 +340,6 @@ def test_the_command_indexes_and_answers(searched, folder, project, tmp_path, ca
     (folder / "bad.mp4").write_bytes(b"no video")
     cli.main(arguments)
     assert f"can't be read: {folder / 'bad.mp4'}" in capsys.readouterr().out
+    (folder / "bad.mp4").unlink()
+    cli.main(["submit", RECIPE, "--site", "tiny", "--run", "random", "--overrides", f"search.videos={folder}", "--wait"])
+    assert '"unreadable": 0' in capsys.readouterr().out, "a finished index is brought up to date"

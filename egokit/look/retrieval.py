@@ -44,12 +44,13 @@ def retrieved(task, run: Run, section: str, count: int = 6, top: int = 5, seed: 
     plt = pyplot()
     rows, prompts_KE = run.read_rows(section)
     scores_VK, relevancy_VK = task.scores(rows, prompts_KE), task.truth()
-    dataset, texts = task.dataset("test"), task.prompts()
+    dataset, texts, top = task.dataset("test"), task.prompts(), min(top, len(scores_VK))
     possible = np.flatnonzero(relevancy_VK.max(0) == 1)
     picked = np.sort(np.random.default_rng(seed).choice(possible, min(count, len(possible)), replace=False))
-    figure, axes = plt.subplots(len(picked), top, figsize=(WIDTH, 1.3 * len(picked)), squeeze=False, layout="constrained")
+    height = (WIDTH / top / 4 + 0.7) * len(picked)
+    figure, axes = plt.subplots(len(picked), top, figsize=(WIDTH, height), squeeze=False, layout="constrained")
     for k, line in zip(picked, axes, strict=True):
-        for rank, (axis, v) in enumerate(zip(line, np.argsort(-scores_VK[:, k], kind="stable"), strict=False)):
+        for rank, (axis, v) in enumerate(zip(line, np.argsort(-scores_VK[:, k], kind="stable")[:top], strict=True)):
             mark, *border = graded(relevancy_VK[v, k])
             frame(axis, strip(thin(dataset[0, int(v)]["video"])), f"{rank + 1}. {mark}   {scores_VK[v, k]:.2f}", *border)
         heading(line[0], f"“{texts[k]}”")
@@ -77,15 +78,16 @@ def reranked(model, task, text: str, run: Run | None = None, clips: int = 300, c
         found = dual.topk(min(candidates, len(places))).indices.tolist()
         pixels = [dataset[0, places[i]]["video"] for i in found]
         fusion = model.match(normalise(torch.stack(pixels)), [text]).cpu()
-    both = dual[found] + fusion
+    both, top = dual[found] + fusion, min(top, len(found))
     about = {clip_key(clip): clip for five in task.choices for clip in five}
     asked = next((question["query"] for question in task.questions if question["query"]["clip_text"] == text), None)
     orders = {f"dual: the {top} best of {len(places)} clips by cosine": range(len(found)),
               f"fusion: the {len(found)} best ordered anew, by cosine + matching probability": both.argsort(descending=True).tolist()}
-    figure, axes = plt.subplots(len(orders), top, figsize=(WIDTH, 0.4 + 1.7 * len(orders)), squeeze=False, layout="constrained")
+    height = 0.4 + (WIDTH / top / 4 + 1.1) * len(orders)
+    figure, axes = plt.subplots(len(orders), top, figsize=(WIDTH, height), squeeze=False, layout="constrained")
     for again, (line, (name, order)) in enumerate(zip(axes, orders.items(), strict=True)):
         heading(line[0], name)
-        for rank, (axis, i) in enumerate(zip(line, order, strict=False), 1):
+        for rank, (axis, i) in enumerate(zip(line, order[:top], strict=True), 1):
             clip = about[task.clips[places[found[i]]]]
             colour, mark = kinship(asked, clip)
             numbers = f"{dual[found[i]]:.2f}" + (f" + {fusion[i]:.2f} (was {i + 1}.)" if again else "")
