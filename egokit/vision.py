@@ -13,6 +13,8 @@ from torch.utils.checkpoint import checkpoint
 from egokit.config import ModelConfig
 from egokit.layers import NORM_EPS, Linear, attend, cpu_inference, fresh_std, heads_first, read_short
 
+PART = 2 ** 20  # numbers of a layer that a CPU recomputes at once: a clip of 4 frames at width 768 has 0.6 million
+
 
 class TextGate(nn.Module):
     """Cross-attention of video tokens to text tokens, added through a scalar gate that starts at 0."""
@@ -169,11 +171,12 @@ class VideoEncoder(nn.Module):
              mask_B11L: Tensor | None = None, cls_only: bool = False) -> Tensor:
         """One block, recomputed in the backward pass if the config says so.
 
-        On a CPU that is done clip by clip: it takes hardly longer, and the other clips need no memory meanwhile.
+        On a CPU that is done in parts, of the full-size model clip by clip: it takes hardly longer, and the other clips need no
+        memory meanwhile.
         """
         if not (self.config.checkpointing and self.training):
             return block(x_BSD, frames, text_BLD, mask_B11L, cls_only)
-        clips = 1 if x_BSD.device.type == "cpu" else len(x_BSD)
+        clips = max(1, PART // x_BSD[0].numel()) if x_BSD.device.type == "cpu" else len(x_BSD)
         parts = zip(*(x.split(clips) for x in (x_BSD, text_BLD, mask_B11L) if x is not None), strict=True)
         out = [checkpoint(block, part[0], frames, *(part[1:] or (None, None)), cls_only, use_reentrant=False) for part in parts]
         return out[0] if len(out) == 1 else torch.cat(out)

@@ -7,7 +7,7 @@ from conftest import ROOT
 from golden_inputs import draw, release, release_state, weight
 
 import egokit
-from egokit import weights
+from egokit import vision, weights
 from egokit.config import ModelConfig
 from egokit.model import EgoVLP, autocast
 from egokit.names import rename
@@ -140,9 +140,13 @@ def test_gradients_of_every_parameter(seed):
     assert not wrong
 
 
-@pytest.mark.parametrize("frames", [4, 3])
-def test_recomputation_changes_no_gradient(frames):
-    """Blocks computed again in the backward pass, clip by clip."""
+@pytest.mark.parametrize("frames, clips", [(4, 1), (3, 2), (4, 5)])
+def test_recomputation_changes_no_gradient(monkeypatch, frames, clips):
+    """Blocks computed again in the backward pass: `clips` of the five clips at once, all of a small model."""
+    sizes, checkpoint, tokens = [], vision.checkpoint, 1 + frames * (SMALL.image_size // SMALL.patch_size) ** 2
+    monkeypatch.setattr(vision, "checkpoint", lambda block, x, *rest, **how: sizes.append(len(x)) or checkpoint(block, x, *rest, **how))
+    if clips < 5:
+        monkeypatch.setattr(vision, "PART", int((clips + 0.9) * tokens * SMALL.width))
     model = seeded(SMALL, "H").train()
     model.config = ModelConfig(**{**vars(SMALL), "dropout": 0.0, "checkpointing": True})
     for part in model.text.modules():
@@ -158,6 +162,7 @@ def test_recomputation_changes_no_gradient(frames):
         (itm.square().mean() + mlm.square().mean() + dual.square().sum()).backward()
         found.append({name: parameter.grad for name, parameter in model.named_parameters()})
         model.zero_grad(set_to_none=True)
+    assert set(sizes) == {clips, 5 % clips or clips}
     floor = 1e-6 * max(grad.norm() for grad in found[0].values())  # a gate's gradient is a sum of many terms that cancel
     for name, grad in found[0].items():
         assert (found[1][name] - grad).norm() <= 1e-5 * grad.norm() + floor, name
