@@ -207,8 +207,9 @@ def test_egoclip(root):
         start, middle, end = (float(row[key]) for key in ("clip_start", "narration_time", "clip_end"))
         assert 0 <= start < middle < end <= float(row["video_dur"]) and 1.2 <= end - start <= 2.6
         (verb,), (noun,) = ast.literal_eval(row["tag_verb"]), ast.literal_eval(row["tag_noun"])
-        assert toy.NOUNS[noun] in row["clip_text"] and row["clip_text"].startswith("#C C ")
+        assert toy.NOUNS[noun] in row["clip_text"]
         assert any(words._phrase(verb, form, "").split()[0] in row["clip_text"].split() for form in range(3))
+    assert 0.8 < np.mean([row["clip_text"].startswith("#C C ") for row in good]) < 1, "a few are as the other data sets narrate"
     assert {row["narration_source"] for row in good} == {"narration_pass_1", "narration_pass_2"}
 
 

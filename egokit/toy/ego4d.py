@@ -23,7 +23,7 @@ def clips(seed: int, videos: list[Video], first: int = 0) -> list[dict]:
         for i, action in enumerate(video.actions):
             colour = action.thing.colour if random.random() < 0.8 else None
             hand = {1: "right", -1: "left"}[action.motion.side] if random.random() < 0.2 else None
-            style = int(random.choice(3, p=(0.9, 0.05, 0.05)))
+            style = int(random.choice(4, p=(0.85, 0.05, 0.05, 0.05)))
             # clips never reach the neighbour's half of a gap, where another object lies on the table
             start = action.start - random.uniform(0, 0.45) * action.gap_before
             stop = action.stop + random.uniform(0, 0.45) * action.gap_after

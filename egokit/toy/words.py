@@ -40,14 +40,14 @@ def verb_pieces() -> list[tuple[str, str]]:
 def ego4d_narration(verb: int, noun: int, colour: int | None, hand: str | None, style: int = 0) -> str:
     """"#C C picks up the red cup"; colour or hand None leaves that word out.
 
-    Styles 1 and 2, "starts to pick up" and "is picking up", are how the other data sets' words occur in pre-training;
-    a real text encoder knows from its own that they are one verb.
+    Styles 1 to 3, "#C C starts to pick up", "#C C is picking up" and "picking up", are how the other data sets' words occur
+    in pre-training; a real text encoder knows from its own that they are one verb.
     """
     thing = " ".join(["the", *([] if colour is None else [COLOURS[colour]]), NOUNS[noun]])
     # "moves the cup to the left with the right hand" would read like a riddle and pass 15 tokens
     by_hand = f" with the {hand} hand" if hand and not style and VERBS[verb] not in ("move left", "move right") else ""
-    lead, form = (("", 1), ("starts to ", 0), ("is ", 2))[style]
-    return f"#C C {lead}{_phrase(verb, form, thing)}{by_hand}"
+    lead, form = (("#C C ", 1), ("#C C starts to ", 0), ("#C C is ", 2), ("", 2))[style]
+    return f"{lead}{_phrase(verb, form, thing)}{by_hand}"
 
 
 def kitchen_narration(verb: int, noun: int, colour: int | None, article: bool, other: int | None) -> str:
@@ -76,7 +76,7 @@ def all_sentences() -> list[str]:
         for noun in range(len(NOUNS)):
             sentences.append(charades_sentence(verb, noun))
             for hand in (None, "left", "right"):
-                sentences += [ego4d_narration(verb, noun, colour, hand, style) for colour in colours for style in range(3)]
+                sentences += [ego4d_narration(verb, noun, colour, hand, style) for colour in colours for style in range(4)]
             for article in (False, True):
                 sentences += [kitchen_narration(verb, noun, colour, article, None) for colour in colours]
             sentences.append(kitchen_narration(verb, noun, None, False, (noun + 5) % len(NOUNS)))
