@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from pathlib import Path
@@ -27,7 +28,6 @@ def toy(arguments) -> None:
 
 def prep(arguments) -> None:
     import dataclasses
-    import json
 
     from egokit import prep as preparation
     from egokit.prep.source import site_options
@@ -95,8 +95,6 @@ PLACES = {"egoclip": ("02_pretrain", {"train": "pretrain"}), "ek100": ("03_ek100
 
 
 def submit(arguments) -> None:
-    import json
-
     from egokit import launch
     from egokit.notebook import open_run
     from egokit.resolve import ConfigError, outputs_folder, own_task, resolve
