@@ -105,8 +105,7 @@ def submit(arguments) -> None:
     if action not in actions:
         raise ConfigError(f"task {config.task!r} has no action {action!r}: expected {' or '.join(actions)}")
     if arguments.print:
-        print(launch.script(config, outputs_folder() / notebook / arguments.run, action, actions[action]))
-        return
+        return print(launch.script(config, outputs_folder() / notebook / arguments.run, action, actions[action]))
     config, folder = open_run(notebook, arguments.params, arguments.site, arguments.overrides, arguments.run)
     if config.task == "search":  # a finished index is brought up to date
         from egokit.search import submit as update
