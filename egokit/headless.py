@@ -51,7 +51,10 @@ def resolved(path: Path, parameters: dict) -> tuple[Config, Path]:
     import nbformat
     cells = nbformat.read(path, as_version=4).cells
     tagged = next(cell.source for cell in cells if "parameters" in cell.metadata.get("tags", []))
-    values = {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(tagged).body}
+    try:
+        values = {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(tagged).body}
+    except (SyntaxError, ValueError, AttributeError):
+        raise ConfigError(f"{path}: its cell of parameters has more than lines such as run = \"mine\"") from None
     values |= parameters
     for name, value in values.items():
         if not isinstance(value, str) and not (name == "overrides" and isinstance(value, (list, tuple, dict))):

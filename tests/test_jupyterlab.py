@@ -46,12 +46,13 @@ KERNEL = "() => jupyterapp.shell.currentWidget?.context?.sessionContext?.session
 
 @pytest.fixture(scope="module")
 def server(chromium, project, checkpoint, tmp_path_factory):
-    """JupyterLab over the tiny project, its notebooks' parameters shrunken: (address, token)."""
+    """JupyterLab over the tiny project, with copies of its notebooks in lab/, their parameters shrunken: (address, token)."""
+    (project / "lab").mkdir()
     for path in (project / "notebooks").glob("*.ipynb"):
         book = nbformat.read(path, as_version=4)
         cell = next(cell for cell in book.cells if "parameters" in cell.metadata.get("tags", []))
         cell.source += f'\nsite, run, overrides = "tiny", "{RUN}", "{OVERRIDES.get(path.stem, TRAINED)}"'
-        nbformat.write(book, path)
+        nbformat.write(book, project / "lab" / path.name)
     home = tmp_path_factory.mktemp("jupyter")
     for name, values in SETTINGS.items():
         path = home / "lab/user-settings" / f"{name}.jupyterlab-settings"
@@ -101,7 +102,7 @@ def lab(server, chromium, tmp_path_factory):
     page.on("pageerror", lambda error: said.append(str(error)))
 
     def opened(name: str):
-        page.goto(f"{url}lab/tree/notebooks/{name}.ipynb?reset&token={urllib.parse.quote(token)}")
+        page.goto(f"{url}lab/tree/lab/{name}.ipynb?reset&token={urllib.parse.quote(token)}")
         page.wait_for_function(f"() => window.jupyterapp && ({KERNEL})() === 'idle'", timeout=60_000)
         return types.SimpleNamespace(page=page, said=said, name=name, folder=folder)
 

@@ -153,9 +153,9 @@ def test_cancelled_jobs_stay_cancelled(recipe, run):
 
 
 def test_a_time_limit_is_survived(recipe, run, straight, project):
-    """The job asks for a minute, and gets the signal 40 s before it is over."""
+    """The job asks for a minute, and gets the signal 30 s before it is over."""
     site = yaml.safe_load((project / "params/sites/slurm.yaml").read_text())
-    site["launch"] |= {"timeout_minutes": 1, "slurm": {"signal_delay_s": 40}}
+    site["launch"] |= {"timeout_minutes": 1, "slurm": {"signal_delay_s": 30}}
     (project / "params/sites/brief.yaml").write_text(yaml.safe_dump(site))
     slower = "train.epochs=60 train.evaluate_epochs=60 train.checkpoint_steps=1000"
     handle = egokit.submit(recipe(slower, "brief"), run, "train", "pretrain")
