@@ -132,7 +132,7 @@ def test_unknown_parameters_and_values_stop_before_anything_runs(project):
     book, mine = nbformat.read(project / "notebooks/05_egomcq.ipynb", as_version=4), project / "notebooks/08_mine.ipynb"
     next(cell for cell in book.cells if "parameters" in cell.metadata.get("tags", [])).source += '\nsite, run = "tiny", "mine"'
     nbformat.write(book, mine)
-    with pytest.raises(ConfigError, match="08_mine.*its cell of parameters has more"):
+    with pytest.raises(ConfigError, match=r"08_mine.*its cell of parameters has more"):
         headless.execute("08_mine", {})
     mine.unlink()
 

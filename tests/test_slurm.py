@@ -153,13 +153,15 @@ def test_cancelled_jobs_stay_cancelled(recipe, run):
 
 
 def test_a_time_limit_is_survived(recipe, run, straight, project):
-    """The job asks for a minute, and gets the signal 30 s before it is over."""
+    """The job asks for a minute, and gets the signal 20 s before it is over; Slurm may send it half a minute earlier."""
     site = yaml.safe_load((project / "params/sites/slurm.yaml").read_text())
-    site["launch"] |= {"timeout_minutes": 1, "slurm": {"signal_delay_s": 30}}
+    site["launch"] |= {"timeout_minutes": 1, "slurm": {"signal_delay_s": 20}}
     (project / "params/sites/brief.yaml").write_text(yaml.safe_dump(site))
     slower = "train.epochs=60 train.evaluate_epochs=60 train.checkpoint_steps=1000"
     handle = egokit.submit(recipe(slower, "brief"), run, "train", "pretrain")
-    wait_for(lambda: "Restarts=1" in slurm_says("scontrol", "show", "job", handle.job()["job_id"]), seconds=100)
+    # a checkpoint is the signal's; one that comes before the first step leaves step 0, or nothing
+    wait_for(lambda: any(int(path.stem.rpartition("-")[2]) for path in run.checkpoints.glob("step-*.pt")), seconds=240)
+    wait_for(lambda: "Restarts=0" not in slurm_says("scontrol", "show", "job", handle.job()["job_id"]))
     assert steps(run)[-1] == int(checkpoints.latest(run.checkpoints).stem.rpartition("-")[2])
     assert handle.wait(progress=False, poll=0.1)["steps"] == 180
 
