@@ -176,7 +176,7 @@ class VideoEncoder(nn.Module):
         """
         if not (self.config.checkpointing and self.training):
             return block(x_BSD, frames, text_BLD, mask_B11L, cls_only)
-        clips = max(1, PART // x_BSD[0].numel()) if x_BSD.device.type == "cpu" else len(x_BSD)
+        clips = max(1, PART // x_BSD.shape[1:].numel()) if x_BSD.device.type == "cpu" else len(x_BSD)
         parts = zip(*(x.split(clips) for x in (x_BSD, text_BLD, mask_B11L) if x is not None), strict=True)
         out = [checkpoint(block, part[0], frames, *(part[1:] or (None, None)), cls_only, use_reentrant=False) for part in parts]
         return out[0] if len(out) == 1 else torch.cat(out)
