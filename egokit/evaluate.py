@@ -5,6 +5,7 @@ It builds no optimizer and knows no benchmark. A count that is not the expected 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -25,10 +26,11 @@ def collect(parts: list[dict[str, np.ndarray]], expected: int) -> dict[str, np.n
 
 
 @torch.no_grad()
-def evaluate(model, task: Task, split: str = "test") -> tuple[dict, dict, np.ndarray | None]:
+def evaluate(model, task: Task, split: str = "test",
+             tell: Callable[[int, int], None] = lambda done, batches: None) -> tuple[dict, dict, np.ndarray | None]:
     """(metrics, rows, prompt embeddings) of a task, the same on every rank and for any number of ranks.
 
-    metrics also has 'samples' (rows scored) and 'seconds'.
+    metrics also has 'samples' (rows scored) and 'seconds'. tell: called with (batches done, batches) of this rank.
     """
     began = time.perf_counter()
     config, was_training = task.config, model.training
@@ -39,8 +41,11 @@ def evaluate(model, task: Task, split: str = "test") -> tuple[dict, dict, np.nda
             prompts_KE = embed_texts(model, prompts, config.data.evaluation_tokens) if prompts else None
             dataset = task.dataset(split)
             batches = evaluation_batches(len(dataset), config.evaluate.batch_size, dist.rank(), dist.world_size())
-            scored = [task.score(model, move(batch, model.device))
-                      for batch in loader(dataset, batches, task.collate, config.data.workers, config.data.read_timeout)]
+            scored = []
+            tell(0, len(batches))
+            for batch in loader(dataset, batches, task.collate, config.data.workers, config.data.read_timeout):
+                scored.append(task.score(model, move(batch, model.device)))
+                tell(len(scored), len(batches))
     finally:
         model.train(was_training)
     mine = {key: np.concatenate([part[key] for part in scored]) for key in scored[0]} if scored else {}

@@ -73,9 +73,11 @@ class Job:
     def evaluate(config, task, run, section, device) -> dict:
         from egokit import dist
         from egokit.evaluate import evaluate
+        from egokit.progress import Told
         from egokit.train import initial_model
+        told = {"tell": Told(run.path / "jobs" / section)} if dist.rank() == 0 else {}
         model = initial_model(config, frames=config.data.evaluation_frames)
-        metrics, rows, prompts_KE = evaluate(model.to(device), task)
+        metrics, rows, prompts_KE = evaluate(model.to(device), task, **told)
         if dist.rank() == 0:
             task.keep(run, section, rows, prompts_KE)
         return metrics

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from egokit import attach, slurm, snapshot
 from egokit.config import RANDOM, Config, LaunchConfig
+from egokit.progress import Bar, told
 from egokit.requeue import lost_peer
 from egokit.resolve import ConfigError, differences, to_dict
 from egokit.runs import Run, write_text
@@ -40,7 +41,6 @@ class Handle:
     def __init__(self, run: Run, section: str):
         self.run, self.section = run, section
         self.folder = run.path / "jobs" / section
-        self._shown = 0.0  # when the progress bar was brought up to date
 
     def __repr__(self) -> str:
         state, detail = self.status()
@@ -83,9 +83,11 @@ class Handle:
         return "failed", (raised or ended or lines)[-1][:100]
 
     def progress(self) -> dict:
-        """The newest of everything that this job has logged: step, steps, eta_s, metrics of the last validation, … Empty before that."""
-        kinds = {"train": ("step", "validation"), "extract": ("extract",)}.get((self.spec() or {}).get("action"), ())
-        newest: dict = {}
+        """The newest of everything that this job has told: step, steps, eta_s, metrics of the last validation, … Empty before that."""
+        action = (self.spec() or {}).get("action")
+        if action == "evaluate":
+            return told(self.folder)
+        kinds, newest = {"train": ("step", "validation"), "extract": ("extract",)}.get(action, ()), {}
         for event in self.run.read_log():  # which the sections of a run share
             if event["kind"] in kinds:
                 newest |= event
@@ -112,12 +114,9 @@ class Handle:
         show: called with (History, state) after every poll, instead of the bar. Interrupting the wait leaves the job running;
         the next submit attaches to it.
         """
-        from tqdm import tqdm
-
         from egokit.history import History
-        history, gone = History(self.run.path), False
-        bar = tqdm(desc=self.section, unit="step", ncols=110, file=sys.stdout, disable=show is not None or not progress)
-        show = show or functools.partial(self._show, bar)
+        history, gone, bar = History(self.run.path), False, Bar(self.section)
+        show = show or (functools.partial(self._show, bar) if progress else lambda history, state: None)
         try:
             while True:
                 place, local = attach.place(self.folder), (self.job() or {}).get("cluster") != "slurm"
@@ -134,25 +133,15 @@ class Handle:
         finally:
             bar.close()
 
-    def _show(self, bar, history, state: str, every: float = 10.0) -> None:
-        """Bring the bar up to date, at most every ten seconds: each time is a line of its own in a saved notebook."""
-        if bar.disable:
+    def _show(self, bar: Bar, history, state: str) -> None:
+        """Bring the bar up to date."""
+        if (self.spec() or {}).get("action") == "evaluate":  # the log's steps are those of another job of the run
+            at = self.progress()
+            bar.show(state, at.get("step"), at.get("steps"))
             return
-        waits = state.startswith(("pending", "unknown"))
-        said = f"{self.section} {state}" if waits else f"{self.section}: "
-        if bar.desc != said:
-            bar.bar_format = "{desc}" if waits else None
-            bar.set_description_str(said, refresh=waits)
-        if history.steps is None or (history.step, history.steps) == (bar.n, bar.total):
-            return
-        if history.step < history.steps and time.monotonic() - self._shown < every:
-            return
-        self._shown = time.monotonic()
-        bar.total, bar.n = history.steps, history.step
-        if history.training.rows:
-            bar.set_postfix_str(f"loss {history.last('loss/loss'):.3f}, {history.last('speed/clips_per_s'):.0f} clips/s, "
-                                f"{100 * history.waiting()[-1]:.0f} % waiting for data", refresh=False)
-        bar.refresh()
+        detail = (f"loss {history.last('loss/loss'):.3f}, {history.last('speed/clips_per_s'):.0f} clips/s, "
+                  f"{100 * history.waiting()[-1]:.0f} % waiting for data") if history.training.rows else ""
+        bar.show(state, history.step, history.steps, detail)
 
 
 def comparable(config: dict) -> dict:

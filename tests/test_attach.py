@@ -12,6 +12,7 @@ from test_train import wait_for
 import egokit
 from egokit import attach, cli, launch, overview, slurm
 from egokit.config import LaunchConfig
+from egokit.progress import Told, told
 from egokit.resolve import ConfigError, outputs_folder
 from egokit.runs import Run, write_text
 
@@ -160,6 +161,42 @@ def test_wait_shows_the_queue_then_the_steps(cluster, tmp_path, capsys):
     said = capsys.readouterr().out
     assert said.index("pretrain pending: Priority, 4th of 5") < said.index("| 40/200 [")
     assert "pending" not in said[said.index("| 40/200 ["):]
+
+
+def test_an_evaluation_tells_its_own_batches_not_the_steps_of_its_runs_training(cluster, tmp_path, capsys):
+    run = Run(tmp_path / "03_ek100/mine")
+    run.log(STEP)
+    handle = made(run, "zeroshot", "evaluate", cluster="slurm", job_id="3")
+    write_text(cluster / "queue", "3|RUNNING|main|60|N/A|None")
+    assert handle.progress() == {}
+    tell = Told(handle.folder, every=0)
+
+    def happens():
+        for done in (0, 1, 7):
+            seen = len(asked(cluster))
+            wait_for(lambda seen=seen: len(asked(cluster)) >= seen + 2)
+            tell(done, 7)
+        run.write_metrics("zeroshot", {"finished": True, "mAP": 1.0})
+    thread = threading.Thread(target=happens)
+    thread.start()
+    handle.wait(poll=0.02)
+    thread.join()
+    said = capsys.readouterr().out
+    assert said.index("zeroshot starts") < said.index("| 7/7 [") and "40/200" not in said and "loss" not in said
+    assert handle.progress()["step"] == handle.progress()["steps"] == 7
+    handle.wait()
+    assert capsys.readouterr().out == "", "it had finished before"
+
+
+def test_progress_is_told_now_and_then_and_anew_at_each_start(tmp_path):
+    tell = Told(tmp_path, every=60)
+    for done in (0, 1):
+        tell(done, 2)
+    assert told(tmp_path)["step"] == 0
+    tell(2, 2)
+    assert told(tmp_path)["step"] == 2 and told(tmp_path)["eta_s"] == 0
+    Told(tmp_path)
+    assert not told(tmp_path)["steps"]
 
 
 def test_a_job_that_is_gone_for_good_fails_the_wait(cluster, tmp_path):
