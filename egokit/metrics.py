@@ -13,9 +13,18 @@ import numpy as np
 BLOCK = 64  # queries ranked at once: their arrays stay in a core's cache
 
 
+def finite(scores_QI, queries: str) -> np.ndarray:
+    """The scores, or a ValueError: a sort puts NaN first or last, and nobody would see it. queries: what the rows are."""
+    scores_QI = np.asarray(scores_QI)
+    bad = np.flatnonzero(~np.isfinite(scores_QI).all(axis=1))
+    if len(bad):
+        raise ValueError(f"the scores of {len(bad)} {queries} are not finite, such as of number {bad[0]}: the model gave NaN or Inf")
+    return scores_QI
+
+
 def accuracy(scores_QC, answers_Q, chosen_Q=None) -> float:
     """Share of questions whose highest score is the answer's, among `chosen_Q` (all if absent); NaN if there are none."""
-    right = np.argmax(np.asarray(scores_QC), axis=1) == np.asarray(answers_Q)
+    right = np.argmax(finite(scores_QC, "questions"), axis=1) == np.asarray(answers_Q)
     if chosen_Q is not None:
         right = right[np.asarray(chosen_Q, dtype=bool)]
     return float(100 * right.mean()) if len(right) else float("nan")
@@ -83,9 +92,7 @@ def retrieval(similarity_VT, relevancy_VT, dual_softmax_temperature: float = 0) 
     similarity_VT, relevancy_VT = np.asarray(similarity_VT), np.asarray(relevancy_VT)
     if similarity_VT.shape != relevancy_VT.shape:
         raise ValueError(f"similarity {similarity_VT.shape} and relevancy {relevancy_VT.shape} differ: both are clips x sentences")
-    if not np.isfinite(similarity_VT).all():
-        clips = np.flatnonzero(~np.isfinite(similarity_VT).all(axis=1))
-        raise ValueError(f"the similarities of {len(clips)} clips are not finite, such as of clip {clips[0]}: the model gave NaN or Inf")
+    finite(similarity_VT, "clips")
     out = {}
     for name, s, r in (("V2T", similarity_VT, relevancy_VT), ("T2V", similarity_VT.T, relevancy_VT.T)):
         ap, ndcg = each_query(dual_softmax(s, dual_softmax_temperature) if dual_softmax_temperature else s, r)
@@ -103,7 +110,7 @@ def average_precision(scores_V, targets_V) -> float:
 
 def each_class(scores_VK, targets_VK) -> np.ndarray:
     """(K,) average precision of Charades' classes in 0..1; NaN of one that doesn't occur. A video without any label scores -inf."""
-    scores, targets = np.array(scores_VK, np.float64), np.asarray(targets_VK)
+    scores, targets = finite(scores_VK, "videos").astype(np.float64), np.asarray(targets_VK)
     scores[targets.sum(1) == 0] = -np.inf
     return np.array([average_precision(scores[:, k], targets[:, k]) for k in range(targets.shape[1])])
 

@@ -121,8 +121,14 @@ def test_retrieval_of_many_ties_and_of_arrays_that_stay_as_they_are():
             assert got[f"mAP_{name}"] == pytest.approx(100 * np.mean(aps)) and got[f"nDCG_{name}"] == pytest.approx(100 * np.mean(ndcgs))
 
 
-def test_a_similarity_that_is_not_finite_is_an_error():
-    similarity = np.zeros((4, 3), np.float32)
-    similarity[2, 1] = np.nan
-    with pytest.raises(ValueError, match="similarities of 1 clips are not finite, such as of clip 2"):
-        metrics.retrieval(similarity, np.ones((4, 3)))
+@pytest.mark.parametrize(("rows", "metric"), [
+    ("clips", lambda scores: metrics.retrieval(scores, np.ones((4, 3)))),
+    ("videos", lambda scores: metrics.charades(scores, np.ones((4, 3)))),
+    ("questions", lambda scores: metrics.egomcq(scores, [0, 1, 2, 0], [1, 1, 2, 2]))])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_scores_that_are_not_finite_are_an_error(rows, metric, value):
+    scores = np.zeros((4, 3), np.float32)
+    assert metric(scores)
+    scores[2, 1] = value
+    with pytest.raises(ValueError, match=f"scores of 1 {rows} are not finite, such as of number 2"):
+        metric(scores)
