@@ -1,4 +1,4 @@
-"""The reader of files whose container has no presentation times, such as AVI: frames are counted as they are decoded."""
+"""The reader of files that don't say when each frame is shown, such as AVI: frames are counted as they are decoded."""
 from __future__ import annotations
 
 import itertools
@@ -21,8 +21,8 @@ class CountingReader(PyAVReader):
         try:
             self.container = av.open(str(path), metadata_errors="replace")
             self.stream = self.container.streams.video[0]
-            if self._timed() or self.stream.codec_context is None:
-                raise VideoError(f"{path}: has times, or no decoder")
+            if self.stream.codec_context is None:
+                raise VideoError(f"{path}: no decoder knows its codec")
             rate = self.stream.average_rate or self.stream.guessed_rate
             self.length = sum(packet.size > 0 for packet in self.container.demux(self.stream))
         except (av.error.FFmpegError, IndexError, OSError) as error:
@@ -37,7 +37,7 @@ class CountingReader(PyAVReader):
         wanted, number, pixels = sorted(int(index) for index in indices), -1, None
         self._checked(wanted)
         try:
-            self.container.seek(0)
+            self.rewind()
             self.stream.codec_context.flush_buffers()
             for number, frame in enumerate(self.container.decode(self.stream)):
                 count = sum(1 for _ in itertools.takewhile(lambda index, number=number: index == number, wanted))

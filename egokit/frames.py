@@ -14,7 +14,8 @@ import stat
 from pathlib import Path
 
 from egokit.counting import CountingReader
-from egokit.readers import DecordReader, PyAVReader, VideoError
+from egokit.decord_reader import DecordReader
+from egokit.readers import PyAVReader, Untimed, VideoError
 
 READERS = {"pyav": PyAVReader, "decord": DecordReader, "counting": CountingReader}
 _open: collections.OrderedDict = collections.OrderedDict()  # this process's open files, oldest first
@@ -57,14 +58,11 @@ def open_video(path: str | os.PathLike, reader: str = "pyav"):
 
 
 def open_any(path: str | os.PathLike, reader: str = "pyav"):
-    """`open_video` for files that nobody has prepared: where a container has no times, frames are counted."""
+    """`open_video` for files that nobody has prepared: where frames have no times of their own, they are counted."""
     try:
         return open_video(path, reader)
-    except VideoError as error:
-        try:
-            return open_video(path, "counting")
-        except VideoError:
-            raise error from None
+    except Untimed:
+        return open_video(path, "counting")
 
 
 def turns(video) -> int:
@@ -74,7 +72,7 @@ def turns(video) -> int:
         if hasattr(video, "container"):
             import av
             with contextlib.suppress(av.error.FFmpegError, StopIteration):  # what can't be decoded is said where it is asked for
-                video.container.seek(0)
+                video.rewind()
                 video.turns = round(next(video.container.decode(video.stream)).rotation / 90) % 4
     return video.turns
 

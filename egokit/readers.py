@@ -13,6 +13,10 @@ class VideoError(RuntimeError):
     """A video can't be read as asked; the message names the file, the frame or time, and the reason."""
 
 
+class Untimed(VideoError):
+    """The file doesn't say when each frame is shown."""
+
+
 SKIPPING = {"h264", "hevc"}  # decoders that can leave out a frame when they meet it
 DELAY = 16  # a frame may refer to one that is shown so many frames later, and be damaged where that is
 
@@ -33,7 +37,7 @@ class PyAVReader:
             if self.stream.codec_context is None:
                 raise VideoError(f"{path}: no decoder knows its codec")
             if not self._timed():
-                raise VideoError(f"{path}: {self.container.format.long_name} doesn't say when a frame is shown")
+                raise Untimed(f"{path}: {self.container.format.long_name} doesn't say when a frame is shown")
             self.stream.codec_context.thread_count = 1
             constant = self._constant()
             rate = self.stream.base_rate if constant else self.stream.average_rate or self.stream.guessed_rate
@@ -47,8 +51,9 @@ class PyAVReader:
                 self._list_packets()
         except (VideoError, av.error.FFmpegError, IndexError, OSError) as error:
             reason = "no video stream" if isinstance(error, IndexError) else getattr(error, "strerror", None) or str(error)
-            raise VideoError(f"{path}: not a video that can be opened ({reason.removeprefix(f'{path}: ')}); "
-                             "make it again from its source with 'egokit prep', or replace it") from None
+            kind = Untimed if isinstance(error, Untimed) else VideoError
+            raise kind(f"{path}: not a video that can be opened ({reason.removeprefix(f'{path}: ')}); "
+                       "make it again from its source with 'egokit prep', or replace it") from None
         self.to_rgb = av.video.reformatter.VideoReformatter()
 
     def _timed(self) -> bool:
@@ -73,14 +78,22 @@ class PyAVReader:
         step, first = 1 / (stream.base_rate * stream.time_base), entries[0].timestamp
         return all(abs(entries[i].timestamp - first - i * step) < 0.2 * step for i in range(0, len(entries), len(entries) // 8 or 1))
 
+    def rewind(self) -> None:
+        """To the file's start."""
+        import av
+        try:
+            self.container.seek(0)
+        except av.error.FFmpegError:  # FLV whose pictures begin after its sound
+            self.container.seek(self.stream.start_time or 0, stream=self.stream)
+
     def _list_packets(self) -> None:
         """Presentation times of all frames, sorted: the truth about a file whose times are not number / rate."""
-        self.container.seek(0)
+        self.rewind()
         self.times = np.sort([packet.pts for packet in self.container.demux(self.stream)
                               if packet.pts is not None and not packet.is_discard])
         self.length = len(self.times)
         if not self.length or (np.diff(self.times) == 0).any():
-            raise VideoError(f"{self.path}: frames without a time of their own")
+            raise Untimed(f"{self.path}: frames without a time of their own")
 
     def _number(self, pts: int) -> float:
         """The number of the frame of a time; between two numbers for a frame that isn't shown (before an edit list's start)."""
@@ -192,7 +205,7 @@ class PyAVReader:
             if time - back > self.origin:
                 self.container.seek(time - back, stream=self.stream, backward=True)
             else:
-                self.container.seek(0)
+                self.rewind()
             packets = self.container.demux(self.stream)
             head = next(packets)
             if time - back <= self.origin or (head.is_keyframe and head.pts is not None and self._number(head.pts) <= index):
@@ -230,31 +243,3 @@ class PyAVReader:
 
 class _Irregular(Exception):
     """The file's times are not number / rate, although its header says so."""
-
-
-class DecordReader:
-    """decord, one thread: the reader that the original's users know."""
-
-    def __init__(self, path: Path):
-        import decord
-        self.path = path
-        try:
-            self.reader = decord.VideoReader(str(path), num_threads=1)
-            self.fps, self.length = float(self.reader.get_avg_fps()), len(self.reader)
-        except (decord.DECORDError, RuntimeError) as error:
-            raise VideoError(f"{path}: decord can't open it ({str(error).splitlines()[-1][:120]})") from None
-
-    def read(self, indices) -> np.ndarray:
-        import decord
-        try:
-            return self.reader.get_batch([int(i) for i in indices]).asnumpy()
-        except (decord.DECORDError, IndexError, RuntimeError) as error:
-            raise VideoError(f"{self.path}: frames {list(map(int, indices))} can't be read by decord "
-                             f"({str(error).splitlines()[-1][:120]}; the file has {self.length})") from None
-
-    def stream_frames(self, indices) -> Iterator[np.ndarray]:
-        for at in range(0, len(indices), 32):
-            yield from self.read(indices[at:at + 32])
-
-    def close(self) -> None:
-        self.reader = None

@@ -183,11 +183,13 @@ def test_a_phone_held_upright(searched, tmp_path, matrix):
 
 
 @pytest.mark.parametrize("name, more", [("a.avi", ("-c:v", "mpeg4")), ("b.avi", ("-c:v", "libx264")), ("c.mpg", ()), ("d.ts", ()),
-                                        ("e.MOV", ("-c:v", "mjpeg")), ("f.wmv", ())])
+                                        ("e.MOV", ("-c:v", "mjpeg")), ("f.wmv", ()), ("g.flv", ()), ("h.vob", ()), ("i.m2ts", ()),
+                                        ("j.3gp", ("-c:v", "libx264")), ("k.ogv", ()), ("l.mpg", ("-g", "15"))])
 def test_any_container_gives_the_same_clips(searched, tmp_path, name, more):
     """Of a video that was written into each; of AVI, which has no times, frames are counted."""
     task = tasks.make(searched[0]())
-    same, other = video(tmp_path / "same.mp4", 6), video(tmp_path / name, 6, rate=25 if name == "c.mpg" else 10, more=(*more, "-b:v", "4M"))
+    rate = 25 if name.endswith((".mpg", ".vob")) else 10
+    same, other = video(tmp_path / "same.mp4", 6), video(tmp_path / name, 6, rate, more=(*more, "-b:v", "4M"))
     for start in (0.0, 2.0, 4.0):
         one, two = (task.clip(path, start, start + 2).float() for path in (same, other))
         shown = [(one - two).abs().mean() for two in (two, task.clip(same, (start + 2) % 6, (start + 2) % 6 + 2).float())]

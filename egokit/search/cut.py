@@ -22,11 +22,33 @@ def write_csv(hits: list[Hit], path: str | Path) -> Path:
     return Path(path)
 
 
+INDEXED = {"mov", "mp4", "matroska", "webm", "avi", "asf", "ogg"}  # containers in which ffmpeg finds the frame of a time
+BEFORE = 60.0  # seconds: in the others it lands on a later keyframe
+
+
+def _sought(path: Path, start: float) -> tuple[list[str], list[str]]:
+    """ffmpeg's options before and after its input: from `start` seconds after the first picture, exactly."""
+    import av
+    from av.format import Flags
+    with av.open(str(path), metadata_errors="replace") as container:
+        stream, indexed = container.streams.video[0], INDEXED & set(container.format.name.split(","))
+        discontinuous = container.format.flags & Flags.ts_discont.value
+        if not discontinuous and stream.start_time is not None and container.start_time is not None:  # else ffmpeg's 0 is the picture's
+            start += max(0.0, float(stream.start_time * stream.time_base) - container.start_time / av.time_base)
+    start = max(0.0, start - 0.001)  # times are written in thousandths: a frame must not lie before its own
+    if indexed:
+        return ["-ss", f"{start:.3f}"], []
+    early = max(0.0, start - BEFORE)
+    regular = ["-fps_mode", "cfr"] if discontinuous else []  # MPEG's streams have one rate, and not always a time for each frame
+    return (["-ss", f"{early:.3f}"] if early else []), ["-ss", f"{start - early:.3f}", *regular]
+
+
 def cut(hit: Hit, target: Path, height: int = 0, quality: int = 20) -> None:
     """Encode a hit's stretch of its video, without sound. height: at most so many pixels; 0: as it is."""
     # sides are even in yuv420p
     scale = f"scale=-2:'min({height},trunc(ih/2)*2)'" if height else "scale=trunc(iw/2)*2:trunc(ih/2)*2"
-    run_ffmpeg(["-ss", f"{hit.start:.3f}", "-t", f"{hit.stop - hit.start:.3f}", "-i", str(hit.path), "-map", "0:v:0", "-an", "-vf", scale,
+    before, after = _sought(hit.path, hit.start)
+    run_ffmpeg([*before, "-i", str(hit.path), *after, "-t", f"{hit.stop - hit.start:.3f}", "-map", "0:v:0", "-an", "-vf", scale,
                 "-c:v", "libx264", "-preset", "veryfast", "-crf", str(quality), "-pix_fmt", "yuv420p", "-movflags", "+faststart",
                 "-map_metadata", "-1", str(target)], hit.path, target)
 

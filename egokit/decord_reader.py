@@ -1,0 +1,37 @@
+"""The reader that the original's users know: decord, one thread."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from egokit.readers import VideoError
+
+
+class DecordReader:
+    """Frames are decord's, and its numbering."""
+
+    def __init__(self, path: Path):
+        import decord
+        self.path = path
+        try:
+            self.reader = decord.VideoReader(str(path), num_threads=1)
+            self.fps, self.length = float(self.reader.get_avg_fps()), len(self.reader)
+        except (decord.DECORDError, RuntimeError) as error:
+            raise VideoError(f"{path}: decord can't open it ({str(error).splitlines()[-1][:120]})") from None
+
+    def read(self, indices) -> np.ndarray:
+        import decord
+        try:
+            return self.reader.get_batch([int(i) for i in indices]).asnumpy()
+        except (decord.DECORDError, IndexError, RuntimeError) as error:
+            raise VideoError(f"{self.path}: frames {list(map(int, indices))} can't be read by decord "
+                             f"({str(error).splitlines()[-1][:120]}; the file has {self.length})") from None
+
+    def stream_frames(self, indices) -> Iterator[np.ndarray]:
+        for at in range(0, len(indices), 32):
+            yield from self.read(indices[at:at + 32])
+
+    def close(self) -> None:
+        self.reader = None
