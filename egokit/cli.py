@@ -248,7 +248,7 @@ def main(argv: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on where this one stopped", file=sys.stderr)
         sys.exit(130)
-    except (ValueError, FileNotFoundError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         # ConfigError, WeightsError, NotebookFailed, PrepError, … are ours; a library's bare RuntimeError is not
         if type(error).__module__.split(".")[0] not in ("egokit", "builtins") or type(error) is RuntimeError:
             raise

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from egokit.config import Config
 from egokit.launch import comparable
-from egokit.notebook import check_names
+from egokit.notebook import PARAMETERS, check_names
 from egokit.resolve import ConfigError, differences, nearest, outputs_folder, project_root, resolve, to_dict, to_yaml
 from egokit.runs import Run
 
@@ -31,31 +31,45 @@ class NotebookFailed(RuntimeError):
 def notebook_path(name: str) -> Path:
     """notebooks/<name>.ipynb; a number ('03') or any unambiguous beginning will do."""
     folder = project_root() / "notebooks"
-    found = sorted(path for path in folder.glob("*.ipynb") if path.stem.startswith(Path(name).stem))
+    if Path(name).name != name and Path(name).resolve().parent != folder.resolve() != (project_root() / name).resolve().parent:
+        raise ConfigError(f"notebook {name!r} is not in {folder}: copy it there; its runs are kept in outputs under its name")
+    known = {path.stem: path for path in folder.glob("*.ipynb")}
+    stem = Path(name).name.removesuffix(".ipynb")
+    found = [stem] if stem in known else [one for one in known if one.startswith(stem)]
     if len(found) != 1:
-        names = [path.stem for path in folder.glob("*.ipynb")]
-        raise ConfigError(f"{'no' if not found else 'more than one'} notebook {name!r}: {nearest(name, names)}")
-    return found[0]
+        raise ConfigError(f"{'no' if not found else 'more than one'} notebook {name!r}: {nearest(name, known)}")
+    return known[found[0]]
+
+
+def read_cells(path: Path) -> list:
+    """The cells of a notebook."""
+    import nbformat
+    try:
+        return nbformat.read(path, as_version=4).cells
+    except (ValueError, AttributeError, nbformat.ValidationError) as error:
+        raise ConfigError(f"{path}: not a notebook that can be read ({str(error).splitlines()[0][:80]}); restore it, for example from "
+                          "version control") from None
 
 
 def sources(path: Path) -> list[str]:
     """The cells' sources, without those that papermill adds."""
-    import nbformat
-    return [cell.source for cell in nbformat.read(path, as_version=4).cells
+    return [cell.source for cell in read_cells(path)
             if not {"injected-parameters", "papermill-error-cell-tag"} & set(cell.metadata.get("tags", []))]
 
 
 def resolved(path: Path, parameters: dict) -> tuple[Config, Path]:
     """(config, run folder) of a notebook: its own four parameters with the given ones in their place, names checked."""
     check_names(parameters)
-    import nbformat
-    cells = nbformat.read(path, as_version=4).cells
-    tagged = next(cell.source for cell in cells if "parameters" in cell.metadata.get("tags", []))
+    tagged = next((cell.source for cell in read_cells(path) if "parameters" in cell.metadata.get("tags", [])), None)
+    if tagged is None:
+        raise ConfigError(f"{path}: none of its cells has the tag 'parameters'; give it to the one with {', '.join(PARAMETERS)}")
     try:
         values = {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(tagged).body}
     except (SyntaxError, ValueError, AttributeError):
         raise ConfigError(f"{path}: its cell of parameters has more than lines such as run = \"mine\"") from None
     values |= parameters
+    if missing := [name for name in PARAMETERS if name not in values]:
+        raise ConfigError(f"{path}: its cell of parameters lacks {', '.join(missing)}; write them as in the numbered notebooks")
     for name, value in values.items():
         if not isinstance(value, str) and not (name == "overrides" and isinstance(value, (list, tuple, dict))):
             raise ConfigError(f"notebook parameter {name!r}: expected a text, got {value!r}")

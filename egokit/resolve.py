@@ -130,16 +130,22 @@ def read_yaml(name: str, folder: Path, kind: str) -> dict:
 
 
 def parse_overrides(overrides) -> dict:
-    """'train.epochs=3 optim.lr=1e-4', a list of such pairs, or a (nested or dotted) dict, as a nested dict."""
+    """'train.epochs=3 optim.lr=1e-4', a list of such pairs, or a (nested or dotted) dict, as a nested dict.
+
+    A value may have spaces: a pair begins where a key and = do.
+    """
     if isinstance(overrides, str):
-        overrides = overrides.split()
+        overrides = re.split(r"\s+(?=[A-Za-z_][\w.]*=)", overrides.strip()) if overrides.strip() else []
     if not isinstance(overrides, dict):
         pairs = {}
         for item in overrides or ():
             key, equals, value = str(item).partition("=")
             if not equals or not key:
                 raise ConfigError(f"override {item!r}: write section.key=value, for example train.epochs=3")
-            pairs[key] = yaml.safe_load(value) if value else ""
+            try:
+                pairs[key] = yaml.safe_load(value) if value else ""
+            except yaml.YAMLError:
+                raise ConfigError(f"override {item!r}: its value is not YAML; put a text with : # [ {{ or * in quotes") from None
         overrides = pairs
     nested: dict = {}
     for key, value in overrides.items():

@@ -82,6 +82,39 @@ def test_everything_is_checked_before_anything_starts(home):
 
 
 @pytest.mark.slow
+def test_a_notebook_is_found_by_its_name(home, tmp_path, monkeypatch):
+    """JupyterLab's copy of a notebook begins with its name; a notebook elsewhere is not the one of that name here."""
+    (home / "notebooks/90_good-Copy1.ipynb").write_bytes((home / "notebooks/90_good.ipynb").read_bytes())
+    try:
+        assert {headless.notebook_path(name).name for name in ("90_good", "90_good.ipynb", "notebooks/90_good.ipynb")} == {"90_good.ipynb"}
+        assert headless.notebook_path("91").stem == "91_fails" and headless.notebook_path("90_good-C").stem == "90_good-Copy1"
+        monkeypatch.chdir(home / "notebooks")
+        assert headless.notebook_path("./90_good.ipynb") == home / "notebooks/90_good.ipynb"
+        with pytest.raises(ConfigError, match="more than one notebook '90'"):
+            headless.notebook_path("90")
+    finally:
+        (home / "notebooks/90_good-Copy1.ipynb").unlink()
+    other = tmp_path / "90_good.ipynb"
+    other.write_bytes((home / "notebooks/90_good.ipynb").read_bytes())
+    with pytest.raises(ConfigError, match=r"is not in .*notebooks: copy it there"):
+        headless.notebook_path(str(other))
+
+
+@pytest.mark.parametrize("text, said", [
+    ("", "not a notebook that can be read"), ("[]", "not a notebook that can be read"), ("{\"cells\"", "not a notebook that can be read"),
+    (nbformat.writes(nbformat.v4.new_notebook()), "none of its cells has the tag 'parameters'"),
+    (nbformat.writes(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("run = 'x'", metadata={"tags": ["parameters"]})])),
+     "its cell of parameters lacks params, site, overrides")])
+def test_notebooks_without_parameters(home, text, said):
+    path = home / "notebooks/94_other.ipynb"
+    path.write_text(text)
+    try:
+        with pytest.raises(ConfigError, match=rf"94_other\.ipynb: {said}"):
+            batch.checked(["94"], {})
+    finally:
+        path.unlink()
+
+
 def test_in_order_up_to_the_first_that_fails(home):
     done = subprocess.run(command("90", "91", "92", "--run", "order"), capture_output=True, text=True, timeout=120)
     assert done.returncode == 1

@@ -71,3 +71,18 @@ def test_every_recipe_and_site_resolves(project):
     for recipe in recipes:
         for site in ("toy", "example", "cluster_example"):
             assert resolve(str(recipe), site).task
+
+
+@pytest.mark.parametrize("overrides, expected", [
+    ("search.videos=/my videos/at home train.epochs=3", {"search": {"videos": "/my videos/at home"}, "train": {"epochs": 3}}),
+    ("  train.epochs=3\n optim.lr=1e-4 ", {"train": {"epochs": 3}, "optim": {"lr": "1e-4"}}),
+    ("search.videos=/a=b/c init=", {"search": {"videos": "/a=b/c"}, "init": ""}),
+    ("", {})])
+def test_values_with_spaces(overrides, expected):
+    assert parse_overrides(overrides) == expected
+
+
+@pytest.mark.parametrize("value", ["[1, 2", "{a", "*x", "a: b: c"])
+def test_values_that_are_not_yaml(value):
+    with pytest.raises(ConfigError, match=r"override 'init=.*its value is not YAML"):
+        parse_overrides(f"train.epochs=3 init={value}")

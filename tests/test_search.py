@@ -300,6 +300,19 @@ def test_mistakes_are_one_line(project, capsys, tmp_path):
         assert said in capsys.readouterr().err
 
 
+def test_what_is_asked_for_can_be_written(project, capsys, tmp_path):
+    """Said before hours of indexing; what nobody foresaw is one line, too."""
+    (tmp_path / "file").write_text("")
+    for more, said in ((["--csv", str(tmp_path)], "is a folder: name a file in it"), (["--clips", str(tmp_path / "file")], "is a file"),
+                       (["--csv", str(tmp_path / "file/hits.csv")], "nothing can be written in")):
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(["search", str(tmp_path / "nowhere"), "x", "--site", "tiny", *more])
+        assert said in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["convert", str(tmp_path), str(tmp_path / "out.pt")])
+    assert re.fullmatch(r"egokit: .*\n", capsys.readouterr().err)
+
+
 @pytest.mark.slow
 def test_killed_in_the_middle_and_in_two_processes_the_index_is_the_same(searched, folder, tmp_path):
     for number in range(8):

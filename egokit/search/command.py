@@ -2,10 +2,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from pathlib import Path
 
-from egokit.resolve import merge, outputs_folder, parse_overrides, resolve, to_yaml
+from egokit.resolve import ConfigError, merge, outputs_folder, parse_overrides, resolve, to_yaml
 from egokit.runs import Run, write_text
 from egokit.search.cut import export, write_csv
 from egokit.search.searcher import Hit, open, submit
@@ -26,8 +27,21 @@ def lines(hits: list[Hit]) -> str:
         for rank, hit in enumerate(hits, 1))])
 
 
+def check_target(option: str, target: str, folder: bool) -> None:
+    """Before the work: whether what is asked for can be written where it is to go."""
+    path = Path(target).absolute()
+    if path.exists() and path.is_dir() != folder:
+        raise ConfigError(f"{option} {target} is a {'file: name a folder' if folder else 'folder: name a file in it'}")
+    above = next(one for one in (path, *path.parents) if one.exists())
+    if not os.access(above, os.W_OK) or not (above == path or above.is_dir()):
+        raise ConfigError(f"{option} {target}: nothing can be written in {above}; name another place")
+
+
 def answer(arguments) -> None:
     """One query: arguments as the command line has them."""
+    for option, target, is_folder in (("--csv", arguments.csv, False), ("--clips", arguments.clips, True)):
+        if target:
+            check_target(option, target, is_folder)
     videos = Path(arguments.folder).expanduser().resolve()
     given = {"search.videos": str(videos)}
     if arguments.checkpoint:  # a path from here; or run:… or a name in site.weights
