@@ -21,6 +21,7 @@ import egokit
 from egokit import attach, cli, frames, launch, search, tasks, train, vectors
 from egokit.prep.video import ffmpeg
 from egokit.runs import Run
+from egokit.search import command
 from egokit.tasks import search as task_of_search
 
 RECIPE = "toy/search"
@@ -137,6 +138,24 @@ def test_a_broken_video_is_named_and_the_others_are_searched(searched, folder, c
     for line, name in zip(manifest["unreadable"], ("cut.mp4", "noise.mov"), strict=True):
         assert line["video"] == name and str(folder / name) in line["reason"]
     assert sum(event["kind"] == "bad" for event in run.read_log()) == 2 and "2 can't be read" in repr(search.open(config, run))
+
+
+def test_names_that_are_long_or_no_text(searched, folder, tmp_path, capsys):
+    """Such as those of an old disk: a file system takes any bytes, and 255 of them."""
+    shutil.copy(folder / "one.mp4", folder / f"{'ü' * 125}.mp4")
+    shutil.copy(folder / "inner/two.MP4", os.fsencode(folder) + b"/bad-\xff\xe9.mp4")
+    with open(os.fsencode(folder) + b"/noise-\xff.mp4", "wb") as file:
+        file.write(b"no video")
+    config, run, metrics = searched[1]()
+    searcher = search.open(config, run)
+    hits = searcher("#C C opens the box", top=20)
+    assert metrics["unreadable"] == 1 and "noise-\ufffd.mp4" in searcher.manifest["unreadable"][0]["reason"]
+    assert {"bad-\ufffd\ufffd.mp4", f"{'ü' * 125}.mp4"} < {hit.video for hit in hits}
+    print(command.lines(hits), search.table(hits).to_html(), search.browser(searcher, "box", 20).data)
+    assert "bad-\ufffd\ufffd" in capsys.readouterr().out.encode().decode()
+    assert b"bad-\xff\xe9.mp4," in search.write_csv(hits, tmp_path / "hits.csv").read_bytes()
+    paths = search.export(hits, tmp_path / "clips")
+    assert all(path.is_file() for path in paths) and len({path.name for path in paths}) == len(hits)
 
 
 def test_another_checkpoint_or_window_is_an_error(searched, checkpoint):

@@ -2,28 +2,29 @@
 from __future__ import annotations
 
 import csv
+import os
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from os import cpu_count
 from pathlib import Path
 
 from egokit.prep.video import run_ffmpeg
 from egokit.runs import atomic_path
 from egokit.search.searcher import Hit, timecode
 
+INDEXED = {"mov", "mp4", "matroska", "webm", "avi", "asf", "ogg"}  # containers in which ffmpeg finds the frame of a time
+BEFORE = 60.0  # seconds: in the others it lands on a later keyframe
+STEM = 150  # bytes of an exported clip's name that are its video's; file systems allow 255 in all
+
 
 def write_csv(hits: list[Hit], path: str | Path) -> Path:
     """video, start, stop (seconds), cosine, match (empty if the fusion encoder was not asked): one line a hit, the best first."""
-    with atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
+    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="",
+                                                    errors="surrogateescape") as file:  # names as they are
         writer = csv.writer(file)
         writer.writerow(["video", "start", "stop", "cosine", "match"])
         writer.writerows([hit.path, f"{hit.start:.3f}", f"{hit.stop:.3f}", f"{hit.cosine:.6f}",
                           "" if hit.match is None else f"{hit.match:.6f}"] for hit in hits)
     return Path(path)
-
-
-INDEXED = {"mov", "mp4", "matroska", "webm", "avi", "asf", "ogg"}  # containers in which ffmpeg finds the frame of a time
-BEFORE = 60.0  # seconds: in the others it lands on a later keyframe
 
 
 def _sought(path: Path, start: float) -> tuple[list[str], list[str]]:
@@ -54,13 +55,15 @@ def cut(hit: Hit, target: Path, height: int = 0, quality: int = 20) -> None:
 
 
 def export(hits: list[Hit], folder: str | Path) -> list[Path]:
-    """Each hit as <rank>_<video>_<time>.mp4 in a folder, in the video's own size."""
-    paths = [Path(folder) / f"{rank:02d}_{hit.path.stem}_{timecode(hit.start).replace(':', '-')}.mp4" for rank, hit in enumerate(hits, 1)]
+    """Each hit as <rank>_<video>_<time>.mp4 in a folder, in the video's own size; of a long name, the beginning."""
+    stems = [os.fsencode(hit.path.stem)[:STEM].decode(errors="ignore") for hit in hits]
+    paths = [Path(folder) / f"{rank:02d}_{stem}_{timecode(hit.start).replace(':', '-')}.mp4"
+             for rank, (stem, hit) in enumerate(zip(stems, hits, strict=True), 1)]
 
     def one(hit: Hit, path: Path) -> None:
         with atomic_path(path) as temporary:
             cut(hit, temporary)
-    with ThreadPoolExecutor(cpu_count()) as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(one, hits, paths))
     return paths
 

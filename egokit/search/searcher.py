@@ -22,7 +22,7 @@ SECTION = "index"
 @dataclasses.dataclass(frozen=True)
 class Hit:
     """A moment of a video. match: the fusion encoder's probability, None if it was not asked."""
-    video: str  # its path in the folder
+    video: str  # its path in the folder, to be shown
     start: float
     stop: float
     cosine: float
@@ -100,7 +100,7 @@ class Searcher:
                 others = kept.setdefault(file, [])
                 if all(stop <= other.start or start >= other.stop for other in others):
                     video = self.manifest["videos"][file]["video"]
-                    others.append(Hit(video, start, stop, float(cosine), None, self.folder / video))
+                    others.append(Hit(task.printable(video), start, stop, float(cosine), None, self.folder / video))
                     hits.append(others[-1])
                     if len(hits) == count:
                         return hits

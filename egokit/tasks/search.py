@@ -40,6 +40,11 @@ class Source:
         return hashlib.sha256(f"{self.video}\0{self.bytes}\0{self.modified_ns}".encode(errors="surrogateescape")).hexdigest()[:24]
 
 
+def printable(name: str) -> str:
+    """A file's name as it can be shown: bytes that are no text become question marks."""
+    return os.fsencode(name).decode(errors="replace")
+
+
 def folder_of(config: Config) -> Path:
     """The folder of the videos. Raises ConfigError if there is none, or if its videos can't be cut as asked."""
     if not 0 < config.search.stride <= config.search.window:
@@ -157,7 +162,7 @@ class Search(Task):
                 vector, seconds = embed(model, VideoWindows(self, videos / source.video), source.video)
                 vectors.save(folder / f"{source.name}.npy", *clips(seconds, settings["window"], settings["stride"]), vector.numpy())
             except (VideoError, FileNotFoundError) as error:
-                failed.append({"video": source.video, "name": source.name, "reason": str(error).splitlines()[-1]})
+                failed.append({"video": source.video, "name": source.name, "reason": printable(str(error).splitlines()[-1])})
             if dist.rank() == 0:
                 run.log({"kind": "extract", "step": number, "steps": steps})
         failed = [line for part in dist.gather_objects(failed) for line in part]
