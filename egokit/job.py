@@ -122,7 +122,8 @@ def provenance(task, spec: dict, world: int) -> dict:
     if spec["task_sha256"]:
         found |= {"task_sha256": spec["task_sha256"], "published": task.published}
     if tables:  # it has been scored; that ends at the first sample that can't be read, so in what is written none failed
-        found |= {"expected": task.expected(), "failed": 0, "frames": config.data.evaluation_frames, "toy": config.site.toy,
+        found |= {"expected": task.expected() // task.rows_in_sample, "failed": 0,
+                  "frames": config.data.evaluation_frames, "toy": config.site.toy,
                   "data": {path.name: checkpoints.fingerprint(path) for path in tables}} | task.recipe(spec["action"] == "train")
     return found
 

@@ -15,7 +15,7 @@ class Result(NamedTuple):
     metric: str       # in that section
     chance: str       # its metric in the section "chance"
     published: float | None
-    samples: int      # rows scored on the real data set; 0: the paper doesn't say
+    samples: int      # scored on the real data set; 0: the paper doesn't say
     checkpoint: str   # released file that the published number is of
 
 
@@ -26,7 +26,7 @@ DUAL_SOFTMAX = "_dual_softmax"  # at the end of a metric's name: the same with d
 def _egomcq(score: str, kind: str, published: float | None = None) -> Result:
     label = {"inter": "inter-video", "intra": "intra-video", "verb_only": "verb-only"}[kind]
     return Result(f"EgoMCQ {label}, {score}", f"egomcq.{score}.{kind}", "05_egomcq", "egomcq", f"{score}_{kind}",
-                  "inter" if kind == "verb_only" else kind, published, 5 * 39751, "EgoVLPv2.pth")
+                  "inter" if kind == "verb_only" else kind, published, 39751, "EgoVLPv2.pth")
 
 
 def _ek100(section: str, metric: str, published: float, checkpoint: str) -> Result:

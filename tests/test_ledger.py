@@ -8,7 +8,7 @@ REAL = {"finished": True, "action": "evaluate", "toy": False, "frames": 16, "pre
 
 def test_a_run_of_the_published_recipe_and_others(tmp_path, capsys):
     Run(tmp_path / "05_egomcq" / "released").write_metrics("egomcq", REAL | {
-        "ensemble_inter": 90.5, "ensemble_intra": 61.2, "dual_inter": 88.0, "samples": 5 * 39751, "init": "weights/EgoVLPv2.pth"})
+        "ensemble_inter": 90.5, "ensemble_intra": 61.2, "dual_inter": 88.0, "samples": 39751, "init": "weights/EgoVLPv2.pth"})
     Run(tmp_path / "03_ek100" / "mine").write_metrics("zeroshot", REAL | {
         "mAP": 20.0, "samples": 100, "frames": 4, "precision": "bf16", "init": "other.pt"})
     Run(tmp_path / "03_ek100" / "tuned").write_metrics("zeroshot", REAL | {"mAP": 47.3, "samples": 9668, "init": "EK-100_finetune.pth"})

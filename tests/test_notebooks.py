@@ -86,7 +86,7 @@ def test_05_egomcq_06_features_07_search_and_00_quickstart(run_notebook):
     run_notebook("02_pretrain", f"{SMALL} {MODEL} launch.processes=2 train.epochs=2")
     book, run = run_notebook("05_egomcq", "launch.processes=2")
     metrics = run.metrics()
-    assert not errors(book) and metrics["egomcq"]["samples"] == 32 * 5
+    assert not errors(book) and metrics["egomcq"]["samples"] == 32
     assert (run.path / "figures/words-egomcq.png").stat().st_size > 10_000
     assert "fusion corrects dual" in (run.path / "figures/browser-egomcq.html").read_text()
     assert metrics["chance"]["inter"] == pytest.approx(20, abs=2)
