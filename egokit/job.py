@@ -10,6 +10,7 @@ import os
 import platform
 import socket
 import sys
+import time
 from pathlib import Path
 
 from egokit import requeue, slurm
@@ -75,12 +76,13 @@ class Job:
         from egokit.evaluate import evaluate
         from egokit.progress import Told
         from egokit.train import initial_model
+        began = time.perf_counter()
         told = {"tell": Told(run.path / "jobs" / section)} if dist.rank() == 0 else {}
         model = initial_model(config, frames=config.data.evaluation_frames)
         metrics, rows, prompts_KE = evaluate(model.to(device), task, **told)
         if dist.rank() == 0:
             task.keep(run, section, rows, prompts_KE)
-        return metrics
+        return metrics | {"evaluation_seconds": metrics["seconds"], "seconds": time.perf_counter() - began}
 
     @staticmethod
     def extract(config, task, run, section, device) -> dict:

@@ -107,7 +107,7 @@ def test_a_job_says_what_it_scored(checkpoint, resolve):
     config = resolve("toy/egomcq", "launch.processes=2 data.limit=0", run="random")
     found = egokit.submit(config, Run(outputs_folder() / "tests" / "scored"), "evaluate", "egomcq").wait(progress=False)
     assert found["samples"] == found["expected"] == len(tasks.make(config).questions) and found["failed"] == 0 and found["processes"] == 2
-    assert len(found["init_sha256"]) == 12
+    assert len(found["init_sha256"]) == 12 and 0 < found["evaluation_seconds"] < found["seconds"]
 
 
 def test_egomcq_equals_the_plain_way(checkpoint, resolve):
