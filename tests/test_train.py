@@ -40,6 +40,8 @@ def test_two_ranks_train_and_a_second_submit_attaches(resolve, run):
     assert egokit.submit(config, run, "train", "pretrain").job() == handle.job()  # attached, not started again
     metrics = handle.wait(progress=False)
     assert metrics["processes"] == 2 and metrics["steps"] == 6 and metrics["samples"] == metrics["expected"] == 24
+    recipe = metrics["recipe"]
+    assert recipe["train.epochs"] == recipe["selection.validations"] == 2 and recipe["train.batch_size"] == 8
     steps = [event for event in run.read_log() if event["kind"] == "step"]
     assert [event["step"] for event in steps] == [1, 2, 3, 4, 5, 6]
     assert {"egonce", "mlm", "itm", "lr", "lr_heads", "grad_norm", "data_s", "step_s", "clips_per_s", "eta_s"} <= steps[0].keys()

@@ -69,10 +69,6 @@ class Task:
         """Annotation files that the metrics depend on."""
         return []
 
-    def recipe(self, trained: bool) -> dict:
-        """For metrics.json: choices of the config, beyond every task's, by which its numbers differ from the published recipe's."""
-        return {}
-
     def keep(self, run: Run, section: str, rows: dict[str, np.ndarray], prompts_KE: np.ndarray | None) -> None:
         """What an evaluation leaves in the run folder beside its metrics."""
         run.write_rows(section, rows, prompts_KE)
