@@ -138,7 +138,7 @@ def doctor(arguments) -> None:
 
 def ledger(arguments) -> None:
     from egokit import ledger as book
-    print(book.lines(book.entries(arguments.outputs)))
+    print(book.lines(book.read(arguments.outputs)))
 
 
 def convert(arguments) -> None:

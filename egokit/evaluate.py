@@ -21,7 +21,7 @@ def collect(parts: list[dict[str, np.ndarray]], expected: int) -> dict[str, np.n
     rows = {key: np.concatenate([part[key] for part in parts if part]) for key in next(p for p in parts if p)}
     _, first = np.unique(rows["index"], return_index=True)
     if len(first) != expected:
-        raise RuntimeError(f"evaluation saw {len(first)} samples, expected {expected}: some were skipped; see the ranks' logs")
+        raise RuntimeError(f"evaluation saw {len(first)} rows, expected {expected}: some were skipped; see the ranks' logs")
     return {key: value[first] for key, value in rows.items()}
 
 
@@ -30,7 +30,7 @@ def evaluate(model, task: Task, split: str = "test",
              tell: Callable[[int, int], None] = lambda done, batches: None) -> tuple[dict, dict, np.ndarray | None]:
     """(metrics, rows, prompt embeddings) of a task, the same on every rank and for any number of ranks.
 
-    metrics also has 'samples' (rows scored) and 'seconds'. tell: called with (batches done, batches) of this rank.
+    metrics also has 'samples' (how many were scored) and 'seconds'. tell: called with (batches done, batches) of this rank.
     """
     began = time.perf_counter()
     config, was_training = task.config, model.training
@@ -51,4 +51,4 @@ def evaluate(model, task: Task, split: str = "test",
     mine = {key: np.concatenate([part[key] for part in scored]) for key in scored[0]} if scored else {}
     rows = collect(dist.gather_objects(mine), task.expected())
     metrics = task.metrics(rows, prompts_KE)
-    return metrics | {"samples": len(rows["index"]), "seconds": time.perf_counter() - began}, rows, prompts_KE
+    return metrics | {"samples": len(rows["index"]) // task.rows_in_sample, "seconds": time.perf_counter() - began}, rows, prompts_KE

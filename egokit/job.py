@@ -6,18 +6,24 @@ it submits the job and leaves, so neither closing JupyterLab nor Ctrl-C reaches 
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import socket
 import sys
+import time
 from pathlib import Path
 
 from egokit import requeue, slurm
 from egokit.config import Config, LaunchConfig
-from egokit.resolve import build
+from egokit.launch import comparable
+from egokit.resolve import build, to_dict
 from egokit.runs import Run, write_text
 
-ACTIONS = ("train", "evaluate", "extract")
+# what an evaluation depends on, beside its checkpoint and its data; training on these and all of the sections after them
+EVALUATED = ("model.image_size", "data.evaluation_frames", "data.evaluation_resize", "data.evaluation_tokens", "data.reader",
+             "evaluate.precision", "evaluate.dual_softmax")
+TRAINED = ("data.", "optim.", "train.")
 
 
 class Job:
@@ -75,12 +81,13 @@ class Job:
         from egokit.evaluate import evaluate
         from egokit.progress import Told
         from egokit.train import initial_model
+        began = time.perf_counter()
         told = {"tell": Told(run.path / "jobs" / section)} if dist.rank() == 0 else {}
         model = initial_model(config, frames=config.data.evaluation_frames)
         metrics, rows, prompts_KE = evaluate(model.to(device), task, **told)
         if dist.rank() == 0:
             task.keep(run, section, rows, prompts_KE)
-        return metrics
+        return metrics | {"evaluation_seconds": metrics["seconds"], "seconds": time.perf_counter() - began}
 
     @staticmethod
     def extract(config, task, run, section, device) -> dict:
@@ -114,17 +121,31 @@ def provenance(task, spec: dict, world: int) -> dict:
     import torch
 
     from egokit import checkpoints
-    config, tables = task.config, task.tables()
+    config = task.config
     found = {"finished": True, "action": spec["action"], "task": spec["config"]["task"],
              "init": str(checkpoints.find(config.init)) if config.init else "",
              "init_sha256": spec["init_sha256"], "processes": world, "precision": config.evaluate.precision,
              "versions": {"egokit": spec["version"], "torch": torch.__version__, "python": platform.python_version()}}
     if spec["task_sha256"]:
         found |= {"task_sha256": spec["task_sha256"], "published": task.published}
-    if tables:  # it has been scored; that ends at the first sample that can't be read, so in what is written none failed
-        found |= {"expected": task.expected(), "failed": 0, "frames": config.data.evaluation_frames, "toy": config.site.toy,
-                  "data": {path.name: checkpoints.fingerprint(path) for path in tables}} | task.recipe(spec["action"] == "train")
+    if spec["action"] != "extract":  # scoring ends at the first sample that can't be read, so in what is written none failed
+        found |= {"expected": task.expected() // task.rows_in_sample, "failed": 0, "frames": config.data.evaluation_frames,
+                  "toy": config.site.toy, "data": {path.name: checkpoints.fingerprint(path) for path in task.tables()},
+                  "recipe": recipe(task, spec["action"] == "train")}
     return found
+
+
+def recipe(task, trained: bool) -> dict:
+    """What the figures of a task depend on, by the config's keys; of training also how its checkpoint was chosen."""
+    config = comparable(to_dict(task.config))
+    flat = {f"{section}.{key}": value for section, values in config.items() if isinstance(values, dict) for key, value in values.items()}
+    if not trained:
+        return {key: flat[key] for key in EVALUATED}
+    shape = () if task.config.init else ("model.",)  # of a checkpoint's, the config says only the size of a frame
+    train = task.config.train
+    return {key: value for key, value in flat.items() if key in EVALUATED or key.startswith((*TRAINED, *shape))} | {
+        "seed": task.config.seed, "selection.metric": task.best, "selection.split": "test",  # Task.validation's only one
+        "selection.validations": math.ceil(train.epochs / max(1, train.evaluate_epochs))}  # the one before training doesn't compete
 
 
 def executor(launch: LaunchConfig, folder: Path, name: str):

@@ -25,6 +25,7 @@ from egokit.runs import Run, write_text
 
 # may change without making another run: where and how it is computed, not what
 LOCAL_ONLY = {"launch", "data.workers", "evaluate.batch_size", "train.micro_batch", "train.compile", "model.checkpointing"}
+ACTIONS = ("train", "evaluate", "extract")
 
 
 class JobFailed(RuntimeError):
@@ -195,7 +196,6 @@ def submit(config: Config, run: Run, action: str = "train", section: str | None 
     parameters, and NotSubmitted if the job can't be submitted.
     """
     from egokit import __version__
-    from egokit.job import ACTIONS
     if action not in ACTIONS:
         raise ValueError(f"action {action!r}: expected one of {', '.join(ACTIONS)}")
     start, task = starting_point(config), snapshot.task_sha256(config.task)

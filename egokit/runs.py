@@ -19,6 +19,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+AGAIN = "delete it, and the run's notebook, or 'egokit submit', writes it again"  # metrics.json
+
 
 def beside(path: Path) -> Path:
     """A new hidden name beside `path`, suffix kept: no other thread, process or machine that shares the folder picks it."""
@@ -169,8 +171,17 @@ class Run:
 
     # metrics.json: {section: {metric: number}}; the truth about results, never a cell's output
     def metrics(self) -> dict[str, dict]:
+        """Of all sections. Raises ValueError, which names the file, if it is damaged."""
         path = self.path / "metrics.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        if not path.exists():
+            return {}
+        try:
+            found = json.loads(path.read_text())
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}: not JSON ({error}); {AGAIN}") from None
+        if not isinstance(found, dict) or not all(isinstance(section, dict) for section in found.values()):
+            raise ValueError(f'{path}: expected sections of metrics {{"finetune": {{"mAP": …}}, …}}, found {repr(found)[:60]}; {AGAIN}')
+        return found
 
     def write_metrics(self, section: str, values: dict) -> None:
         self.check_owner()

@@ -80,7 +80,7 @@ class Trainer:
     def content(self) -> dict:
         return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(), "step": self.step,
                 "validated": self.validated, "best": self.best, "skipped": self.skipped, "bad": self.bad, "bad_in_epoch": self.bad_in_epoch,
-                "world_size": dist.world_size(),
+                "world_size": dist.world_size(), "seconds": time.perf_counter() - self.began,
                 "recipe": {"task": self.config.task, "steps": self.steps, "batch_size": self.config.train.batch_size}}
 
     def save(self) -> None:
@@ -112,6 +112,7 @@ class Trainer:
         self.step, self.best, self.skipped = saved["step"], saved["best"], saved["skipped"]
         self.validated = saved["validated"]
         self.bad, self.bad_in_epoch = saved.get("bad", 0), saved.get("bad_in_epoch", 0)
+        self.began -= saved.get("seconds", 0)  # of all starts together
         self.truncate_log()
 
     def truncate_log(self) -> None:
@@ -122,9 +123,9 @@ class Trainer:
     # the loop
     def fit(self) -> dict[str, float]:
         """Train to the end and return the best validation metrics with what training cost."""
+        self.began = time.perf_counter()
         self.resume()
         self.say_plan()
-        began = time.perf_counter()
         data = self.config.data
         batches = loader(self.dataset, self.batches(self.step), self.task.collate, data.workers, data.read_timeout)
         while True:
@@ -141,7 +142,8 @@ class Trainer:
                 self.epoch(epoch, itertools.islice(batches, self.steps_per_epoch - first))
                 self.save()
         return self.best["metrics"] | {"step": self.best["step"], "steps": self.steps, "skipped_steps": self.skipped,
-                                       "bad_samples": self.bad, "seconds": time.perf_counter() - began}
+                                       "bad_samples": self.bad, "evaluation_seconds": self.best["metrics"]["seconds"],
+                                       "seconds": time.perf_counter() - self.began}
 
     def say_plan(self) -> None:
         """How the batch is spread, for the job's log; in log.jsonl when it is another than before."""

@@ -41,7 +41,6 @@ def test_dual_softmax_stands_beside_the_plain_numbers(checkpoint, resolve):
     task = tasks.make(resolve("toy/ek100_finetune", "evaluate.dual_softmax=0.05", run="random"))
     expected = metrics.retrieval(task.scores(*both[1:]), task.truth(), 0.05)
     assert {name: both[0][f"{name}_dual_softmax"] for name in names} == expected and expected["mAP"] != plain[0]["mAP"]
-    assert task.recipe(trained=False) == {"dual_softmax_temperature": 0.05}
 
 
 def test_symmetric_multi_similarity_knows_every_pairs_relevancy(checkpoint, resolve):
@@ -106,15 +105,17 @@ def test_neither_processes_nor_batch_size_matter(checkpoint, project, tmp_path):
 def test_a_job_says_what_it_scored(checkpoint, resolve):
     config = resolve("toy/egomcq", "launch.processes=2 data.limit=0", run="random")
     found = egokit.submit(config, Run(outputs_folder() / "tests" / "scored"), "evaluate", "egomcq").wait(progress=False)
-    assert found["samples"] == found["expected"] > 0 and found["failed"] == 0 and found["processes"] == 2
-    assert len(found["init_sha256"]) == 12
+    assert found["samples"] == found["expected"] == len(tasks.make(config).questions) and found["failed"] == 0 and found["processes"] == 2
+    assert len(found["init_sha256"]) == 12 and 0 < found["evaluation_seconds"] < found["seconds"]
+    assert found["recipe"]["data.evaluation_frames"] == found["frames"] and found["recipe"]["evaluate.precision"] == found["precision"]
 
 
 def test_egomcq_equals_the_plain_way(checkpoint, resolve):
     """Every question by itself, each of its five clips through the public methods."""
     config = resolve("toy/egomcq", "data.limit=0", run="random")
     task, model = tasks.make(config), train.initial_model(config).eval()
-    _, rows, _ = evaluate.evaluate(model, task)
+    found, rows, _ = evaluate.evaluate(model, task)
+    assert found["samples"] == len(task.questions) and len(rows["index"]) == task.expected() == 5 * len(task.questions)
     scores = task.scores(rows)
     from egokit.look import question
     for q in (0, 7, 20):
@@ -172,8 +173,10 @@ def test_a_score_that_is_no_number_is_an_error_that_names_it(checkpoint, resolve
 
 def test_a_missing_sample_is_an_error():
     rows = {"index": np.array([0, 1, 1, 3]), "score": np.zeros(4)}
-    with pytest.raises(RuntimeError, match="saw 3 samples, expected 4"):
+    with pytest.raises(RuntimeError, match="saw 3 rows, expected 4"):
         evaluate.collect([rows], 4)
+    with pytest.raises(RuntimeError, match="saw 3 rows, expected 2"):
+        evaluate.collect([rows], 2)
     ordered = evaluate.collect([{"index": np.array([2, 0])}, {"index": np.array([1, 2])}, {}], 3)
     assert ordered["index"].tolist() == [0, 1, 2]
 

@@ -1,38 +1,137 @@
 """The ledger: published numbers against the runs', read from metrics.json."""
-from egokit import cli, ledger
+import json
+
+import pytest
+
+from egokit import cli, ledger, published, tasks
+from egokit.job import recipe
 from egokit.look import tables
+from egokit.resolve import resolve
 from egokit.runs import Run
 
-REAL = {"finished": True, "action": "evaluate", "toy": False, "frames": 16, "precision": "fp32", "init_sha256": "0" * 12}
+REAL = {"finished": True, "action": "evaluate", "task": "any", "toy": False, "frames": 16, "precision": "fp32", "init_sha256": "0" * 12,
+        "data": {"a table": "1" * 12}}
+CHOSEN = {"selection.metric": "mAP", "selection.split": "test"}
+
+
+def evaluated(notebook, **other):
+    return REAL | {"recipe": published.EVALUATIONS[notebook] | {"evaluate.dual_softmax": 0} | other}
+
+
+def fine_tuned(notebook, init, **other):
+    trained = {key: value for key, value in published.TRAININGS[notebook].items() if key != "init"}
+    return evaluated(notebook, **trained | CHOSEN | {"selection.validations": 100} | other) | {"action": "train", "init": init}
 
 
 def test_a_run_of_the_published_recipe_and_others(tmp_path, capsys):
-    Run(tmp_path / "05_egomcq" / "released").write_metrics("egomcq", REAL | {
-        "ensemble_inter": 90.5, "ensemble_intra": 61.2, "dual_inter": 88.0, "samples": 5 * 39751, "init": "weights/EgoVLPv2.pth"})
-    Run(tmp_path / "03_ek100" / "mine").write_metrics("zeroshot", REAL | {
+    Run(tmp_path / "05_egomcq" / "released").write_metrics("egomcq", evaluated("05_egomcq") | {
+        "ensemble_inter": 90.5, "ensemble_intra": 61.2, "dual_inter": 88.0, "samples": 39751, "init": "weights/EgoVLPv2.pth"})
+    Run(tmp_path / "05_egomcq" / "mine").write_metrics("egomcq", evaluated("05_egomcq") | {
+        "ensemble_intra": 50.0, "samples": 100, "init": "/any/outputs/02_pretrain/mine/checkpoints/best.pt"})
+    other = {"data.evaluation_frames": 4, "data.evaluation_resize": 256}
+    Run(tmp_path / "03_ek100" / "mine").write_metrics("zeroshot", evaluated("03_ek100", **other) | {
         "mAP": 20.0, "samples": 100, "frames": 4, "precision": "bf16", "init": "other.pt"})
-    Run(tmp_path / "03_ek100" / "tuned").write_metrics("zeroshot", REAL | {"mAP": 47.3, "samples": 9668, "init": "EK-100_finetune.pth"})
+    Run(tmp_path / "03_ek100" / "tuned").write_metrics("zeroshot", evaluated("03_ek100") | {
+        "mAP": 47.3, "samples": 9668, "init": "EK-100_finetune.pth"})
     Run(tmp_path / "03_ek100" / "older").write_metrics("finetune", {"mAP": 40.0, "finished": True})
-    found = {(entry.run, entry.result.name): entry for entry in ledger.entries(tmp_path)}
-    assert {run for run, _ in found} == {"05_egomcq/released", "03_ek100/mine", "03_ek100/tuned", "03_ek100/older"} and len(found) == 5
+    Run(tmp_path / "03_ek100" / "older").write_metrics("zeroshot", REAL | {"mAP": 1.0, "toy": True, "init": "x.pt", "samples": 24})
+    found = {(entry.run, entry.result.name): entry for entry in ledger.read(tmp_path).entries}
+    assert len(found) == 7
     assert found["05_egomcq/released", "EgoMCQ inter-video, ensemble"].recipe == []
+    assert found["05_egomcq/mine", "EgoMCQ intra-video, ensemble"].recipe == [
+        "100 questions, published on 39,751", "checkpoint 02_pretrain/mine (000000000000), published of EgoVLPv2.pth"]
     assert found["03_ek100/mine", "EK-100 MIR mAP, zero-shot"].recipe == [
-        "100 samples, published on 9,668", "4 frames, published with 16",
+        "100 clips, published on 9,668", "4 frames, published 16", "resized to 256 px, published 224",
         "checkpoint other.pt (000000000000), published of EgoVLPv2_smallproj.pth", "evaluated in bf16"]
     assert found["03_ek100/tuned", "EK-100 MIR mAP, fine-tuned"].recipe == []
     assert found["03_ek100/older", "EK-100 MIR mAP, fine-tuned"].recipe == ["its recipe is not recorded"]
-    Run(tmp_path / "03_ek100" / "other").write_metrics("finetune", REAL | {
-        "action": "train", "samples": 9668, "init": "EgoVLPv2_smallproj.pth", "mAP": 48.0, "mAP_dual_softmax": 50.0,
-        "dual_softmax_temperature": 0.01, "retrieval_loss": "symmetric_multi_similarity"})
-    plain, dual = [entry for entry in ledger.entries(tmp_path) if entry.run == "03_ek100/other"]
-    trained = ["fine-tuned here from EgoVLPv2_smallproj.pth", "loss symmetric_multi_similarity, published with max_margin"]
-    assert (plain.value, plain.recipe) == (48.0, trained) and (dual.value, dual.result.published) == (50.0, 47.3)
-    assert dual.recipe == ["dual softmax over the whole test set (temperature 0.01), published without", *trained]
-    table = tables.table([(entry.result, Run(tmp_path / "03_ek100" / "other").metrics()) for entry in (plain, dual)])
-    assert table.data["published, real data"].isna().tolist() == [False, True], "no number is published of this"
+    assert found["03_ek100/older", "EK-100 MIR mAP, zero-shot"].recipe == ["toy data", "its recipe is not recorded"]
     cli.main(["ledger", "--outputs", str(tmp_path)])
     said = capsys.readouterr().out
     assert "91.0      90.5        -0.5\n    the published recipe" in said
     html = tables.ledger(tmp_path).to_html()
-    assert "the published recipe" in html and "-0.5" in html and "+0.3" in html
-    assert ledger.lines([]).startswith("no run has a number that was published")
+    assert "the published recipe" in html and "-0.5" in html and "+0.3" in html and "left out" not in said + html
+    assert ledger.lines(ledger.read(tmp_path / "none")).startswith("no run has a number that was published")
+
+
+def test_what_was_trained_here_says_how(tmp_path):
+    run = Run(tmp_path / "03_ek100" / "any")
+
+    def said(init="EgoVLPv2_smallproj.pth", section=None, **other):
+        run.write_metrics("finetune", fine_tuned("03_ek100", init, **other) | {"mAP": 48.0, "samples": 9668} | (section or {}))
+        return ledger.read(tmp_path).entries
+    chosen = "best of 100 validations on the test set, how the published one was chosen is not said"
+    assert said()[0].recipe == ["fine-tuned here from EgoVLPv2_smallproj.pth", chosen]
+    other = {"train.epochs": 1, "train.batch_size": 16, "optim.lr": 0.001, "train.retrieval_loss": "symmetric_multi_similarity",
+             "optim.schedule": "linear", "data.limit": 24, "selection.validations": 1}
+    assert said("x.pt", {"bad_samples": 3}, **other)[0].recipe == [
+        "fine-tuned here from x.pt, published from EgoVLPv2_smallproj.pth", "trained 1 epoch, published 100", "batch 16, published 128",
+        "learning rate 0.001, published 0.0002", "loss symmetric_multi_similarity, published max_margin",
+        "optim.schedule linear, published cosine", "data.limit 24, published 0", "3 samples could not be read"]
+    plain, dual = said(section={"mAP_dual_softmax": 50.0}, **{"evaluate.dual_softmax": 0.01})
+    assert (plain.value, plain.recipe) == (48.0, ["fine-tuned here from EgoVLPv2_smallproj.pth", chosen])
+    assert (dual.value, dual.result.published) == (50.0, 47.3)
+    assert dual.recipe == ["dual softmax over the whole test set (temperature 0.01), published without", *plain.recipe]
+    table = tables.table([(entry.result, run.metrics()) for entry in (plain, dual)])
+    assert table.data["published, real data"].isna().tolist() == [False, True], "no number is published of this"
+
+
+@pytest.mark.parametrize("notebook, params", [("03_ek100", "ek100_finetune"), ("04_charades_ego", "charades_finetune"),
+                                              ("05_egomcq", "egomcq")])
+def test_the_recipes_of_params_are_the_published_ones(project, notebook, params):
+    """As a job records them: what is compared is there, under these names, and equal; one changed value is told."""
+    def recorded(overrides=""):
+        class Scored:
+            config, best = resolve(params, "example", overrides), "mAP"
+        return json.loads(json.dumps(recipe(Scored, notebook in published.TRAININGS)))
+    wanted = published.EVALUATIONS[notebook] | published.TRAININGS.get(notebook, {})
+    assert ledger.compared(recorded(), wanted) == [] and len(wanted) > 3
+    assert ledger.compared(recorded("data.evaluation_frames=1"), wanted) == ["1 frame, published 16"]
+
+
+def test_what_a_job_records(resolve):
+    config = resolve("toy/ek100_finetune", "init= train.epochs=5 train.evaluate_epochs=2 evaluate.dual_softmax=0.05")
+    task = tasks.make(config)
+    trained, scored = recipe(task, True), recipe(task, False)
+    assert (trained["selection.validations"], trained["selection.metric"], trained["selection.split"]) == (3, "mAP", "test")
+    assert trained["train.batch_size"] == 8 and trained["model.width"] == config.model.width and trained["seed"] == 0
+    assert not {"data.workers", "train.micro_batch", "evaluate.batch_size", "model.checkpointing"} & trained.keys()
+    assert scored["evaluate.dual_softmax"] == 0.05 and scored["data.evaluation_frames"] == config.data.evaluation_frames
+    assert scored.items() <= trained.items() and not any(key.startswith(("train.", "optim.", "data.frames")) for key in scored)
+    started = recipe(tasks.make(resolve("toy/ek100_finetune")), True)
+    assert "model.image_size" in started and "model.width" not in started, "a checkpoint's shape is its own, not the config's"
+
+
+@pytest.mark.parametrize("content, said", [
+    ('{"finetune": {"mAP": 4', "not JSON"),
+    ("", "not JSON"),
+    ("[" * 100_000, "not JSON"),
+    ('["finetune"]', "expected sections of metrics"),
+    ('{"finetune": 3}', "expected sections of metrics"),
+    ('{"finetune": {"mAP": "forty"}}', "'mAP' of section 'finetune' is 'forty', expected a number"),
+    ('{"finetune": {"mAP": NaN}}', "expected a number"),
+    ('{"finetune": {"mAP": 1' + 400 * "0" + "}}", "expected a number"),
+    ('{"finetune": {"mAP": 4.0, "recipe": []}}', "'recipe' of section 'finetune' is [], expected dict"),
+    ('{"finetune": {"mAP": 4.0, "recipe": {}}}', "'action' of section 'finetune' is None, expected str"),
+    ('{"finetune": {"mAP": 4.0, "init": 3}}', "'init' of section 'finetune' is 3, expected str"),
+    (json.dumps({"finetune": fine_tuned("03_ek100", "x.pt") | {"mAP": 4.0, "samples": "all"}}), "'samples' of section 'finetune' is 'all'"),
+    ('{"evaluate": {"published": ["R@1"], "R@1": 4.0}}', "'task' and 'published' of section 'evaluate'"),
+    ('{"evaluate": {"published": {"R@1": "many"}, "R@1": 4.0, "task": "a.py:A"}}', "'published R@1' of section 'evaluate'"),
+    ("<folder>", "Is a directory"),
+    (b"\xff\xfe", "not JSON"),
+])
+def test_a_damaged_file_leaves_out_its_own_run_alone(tmp_path, capsys, content, said):
+    Run(tmp_path / "03_ek100" / "whole").write_metrics("finetune", fine_tuned("03_ek100", "x.pt") | {"mAP": 40.0, "samples": 9668})
+    path = Run(tmp_path / "03_ek100" / "damaged").path / "metrics.json"
+    if content == "<folder>":
+        path.mkdir()
+    else:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    cli.main(["ledger", "--outputs", str(tmp_path)])
+    _, _, differs, *_, last = lines = capsys.readouterr().out.splitlines()
+    assert differs.startswith("    fine-tuned here from x.pt") and max(map(len, lines[:-1])) <= 120
+    assert last.startswith("left out: ") and str(path) in last and said in last
+    assert content == "<folder>" or last.endswith("delete it, and the run's notebook, or 'egokit submit', writes it again")
+    assert [entry.run for entry in ledger.read(tmp_path).entries] == ["03_ek100/whole"]
+    html = tables.ledger(tmp_path).to_html()
+    assert "left out: " in html and str(path) in html and "40.0" in html

@@ -39,7 +39,9 @@ def test_two_ranks_train_and_a_second_submit_attaches(resolve, run):
     handle = egokit.submit(config, run, "train", "pretrain")
     assert egokit.submit(config, run, "train", "pretrain").job() == handle.job()  # attached, not started again
     metrics = handle.wait(progress=False)
-    assert metrics["processes"] == 2 and metrics["steps"] == 6 and metrics["samples"] == 24 * 5
+    assert metrics["processes"] == 2 and metrics["steps"] == 6 and metrics["samples"] == metrics["expected"] == 24
+    recipe = metrics["recipe"]
+    assert recipe["train.epochs"] == recipe["selection.validations"] == 2 and recipe["train.batch_size"] == 8
     steps = [event for event in run.read_log() if event["kind"] == "step"]
     assert [event["step"] for event in steps] == [1, 2, 3, 4, 5, 6]
     assert {"egonce", "mlm", "itm", "lr", "lr_heads", "grad_norm", "data_s", "step_s", "clips_per_s", "eta_s"} <= steps[0].keys()
@@ -145,6 +147,32 @@ def test_a_signal_is_passed_on_after_the_checkpoint(resolve, run, monkeypatch):
         assert len(heard) == 2  # the job's own handler is back
     finally:
         signal.signal(signal.SIGUSR2, before)
+
+
+def test_seconds_are_those_of_all_starts(resolve, run, monkeypatch):
+    """The first start, which is stopped, takes 1000 seconds by its clock; the second one, which ends the training, a few."""
+    from egokit import tasks
+    from egokit.train import Trainer, train
+    config, log, clock, ahead = resolve(overrides=f"{MODEL} train.batch_size=4"), Trainer.log, time.perf_counter, [0]
+
+    def at_step_2(self, *given):
+        log(self, *given)
+        if self.step == 2 and not ahead[0]:
+            ahead[0] = 1000
+            signal.raise_signal(signal.SIGUSR2)
+    monkeypatch.setattr(Trainer, "log", at_step_2)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock() + ahead[0])
+    before = signal.signal(signal.SIGUSR2, lambda *_: None)
+    try:
+        with pytest.raises(SystemExit):
+            train(config, tasks.make(config), run, "pretrain", torch.device("cpu"))
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    saved = checkpoints.read(checkpoints.latest(run.checkpoints))["seconds"]
+    began = clock()
+    metrics = train(config, tasks.make(config), run, "pretrain", torch.device("cpu"))
+    assert 1000 < saved < metrics["seconds"] < saved + clock() - began
+    assert 0 < metrics["evaluation_seconds"] < clock() - began
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(resolve, run):

@@ -45,13 +45,16 @@ def published(run: Run):
 
 def ledger(outputs=None):
     """Published numbers against those of every run so far, and in what their recipes differ."""
+    import html
+
     import pandas as pd
 
-    from egokit.ledger import entries
-    rows = [(one.result.name, one.run, one.result.published, one.value, one.value - one.result.published,
-             "; ".join(one.recipe) or "the published recipe") for one in entries(outputs)]
-    frame = pd.DataFrame(rows, columns=["benchmark (%)", "run", "published", "this run", "difference", "differs in"])
+    from egokit.ledger import read, rows
+    found = read(outputs)
+    frame = pd.DataFrame(rows(found), columns=["benchmark (%)", "run", "published", "this run", "difference", "differs in"])
     style = frame.style.format({"published": "{:.1f}", "this run": "{:.1f}", "difference": "{:+.1f}"}, na_rep="–").hide(axis="index")
+    style.set_table_styles([{"selector": "caption", "props": "caption-side: bottom; text-align: left"}])
+    style.set_caption("<br>".join(map(html.escape, found.left_out)))
     return style.set_properties(subset=["run", "differs in"], **{"text-align": "left"})
 
 

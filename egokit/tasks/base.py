@@ -21,13 +21,15 @@ class Task:
     """Subclasses give: dataset(split), loss(model, batch, step), prompts(), score(model, batch), metrics(rows, prompts).
 
     best: the metric that chooses the best checkpoint. uses_fusion: whether the loss trains the fusion encoder; if not,
-    its parameters are left as they are. clips_in_sample: rows of a batch's video for each sample. published: of a task that
-    is a user's file, the metrics that the ledger shows, each with its published number, or None where there is none.
+    its parameters are left as they are. clips_in_sample: rows of a batch's video for each sample. rows_in_sample: rows of its scores.
+    published: of a task that is a user's file, the metrics that the ledger shows, each with its published number, or None where
+    there is none.
     """
     best = ""
     published: ClassVar[dict[str, float | None]] = {}
     uses_fusion = False
     clips_in_sample = 1
+    rows_in_sample = 1
 
     def __init__(self, config: Config):
         self.config = config
@@ -66,10 +68,6 @@ class Task:
     def tables(self) -> list[Path]:
         """Annotation files that the metrics depend on."""
         return []
-
-    def recipe(self, trained: bool) -> dict:
-        """For metrics.json: choices of the config, beyond every task's, by which its numbers differ from the published recipe's."""
-        return {}
 
     def keep(self, run: Run, section: str, rows: dict[str, np.ndarray], prompts_KE: np.ndarray | None) -> None:
         """What an evaluation leaves in the run folder beside its metrics."""

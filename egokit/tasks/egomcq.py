@@ -42,6 +42,7 @@ class DistinctClips(Samples):
 class EgoMCQ(Task):
     best = "ensemble_intra"
     uses_fusion = True
+    rows_in_sample = CHOICES  # a sample is a question, a row its pair with one clip
 
     def __init__(self, config):
         super().__init__(config)

@@ -99,10 +99,6 @@ class EK100(Retrieval):
             found |= {f"{name}_dual_softmax": value for name, value in metrics.retrieval(scores, truth, temperature).items()}
         return found
 
-    def recipe(self, trained: bool) -> dict:
-        return ({"retrieval_loss": self.config.train.retrieval_loss} if trained else {}) | {
-            "dual_softmax_temperature": self.config.evaluate.dual_softmax}
-
     def chance(self) -> dict[str, float]:
         truth = self.truth()
         return metrics.chance(metrics.retrieval, truth.shape, truth, draws=20 if truth.size < 1e6 else 2)
