@@ -57,7 +57,7 @@ def test_train_val_and_test_are_under_one_root_and_described(checkpoint, resolve
     clips = manifest.pop("clips")
     assert manifest == {"init": config.init, "init_sha256": checkpoints.fingerprint(checkpoint), "format": "pt",
                         "features_per_second": 1.87, "frames": 4, "stride": 4, "frame_rate": 7.48, "layer": "video_projection",
-                        "dimension": 16}
+                        "dimension": 16, "unlisted": []}
     listed = {split: {clip["clip_uid"] for video in json.loads((project / f"outputs/toy/moments_{split}.json").read_text())["videos"]
                       for clip in video["clips"]} for split in ("train", "val", "test_unannotated")}
     found = collections.defaultdict(set)
@@ -138,13 +138,50 @@ def test_clips_that_cannot_be_read_are_named_and_the_others_written(checkpoint, 
     assert len(features) == listed and all(file.stat().st_mtime_ns == at for file, at in written.items())
 
 
+def test_features_of_a_clip_that_has_changed_since_are_made_again(checkpoint, resolve, copied, tmp_path):
+    """The list is edited after an interruption: other times, another video, one clip removed, one added; the rest is kept."""
+    on_copy, root = copied
+    config = on_copy(resolve(RECIPE, "data.limit=0", run="random"))
+    path, folder = root / "moments_train.json", tmp_path / "run/features"
+    document = json.loads(path.read_text())
+    first, second = document["videos"][0], document["videos"][1]
+    moved, removed, other = first["clips"][0], first["clips"][1], second["clips"][0]
+    lost = root / "Ego4D_256" / f"{json.loads((root / 'moments_val.json').read_text())['videos'][0]['video_uid']}.mp4"
+    lost.rename(tmp_path / "away.mp4")
+    with pytest.raises(frames.VideoError, match=r"clips have no features"):
+        extracted(config, tmp_path / "run")
+    (tmp_path / "away.mp4").rename(lost)
+    before = {file.stem: file.stat().st_mtime_ns for file in folder.glob("*.pt")}
+    assert {moved["clip_uid"], removed["clip_uid"], other["clip_uid"]} < before.keys()
+    moved["video_start_sec"] += 1.5
+    first["clips"].remove(removed)
+    second["clips"].remove(other)
+    first["clips"] += [other, dict(removed, clip_uid="added")]
+    path.write_text(json.dumps(document))
+    features, manifest = extracted(config, tmp_path / "run")
+    fresh, _ = extracted(config, tmp_path / "fresh")
+    assert same(features, fresh) and "added" in features and removed["clip_uid"] not in features
+    after = {file.stem: file.stat().st_mtime_ns for file in folder.glob("*.pt")}
+    assert {uid for uid in before if after[uid] != before[uid]} == {moved["clip_uid"], other["clip_uid"]}
+    assert manifest["unlisted"] == [removed["clip_uid"]]
+    said, = [event for event in Run(tmp_path / "run").read_log() if event["kind"] == "clips"]
+    assert said["changed"] == sorted([moved["clip_uid"], other["clip_uid"]]) and said["unlisted"] == [removed["clip_uid"]]
+    # listed again, but as another stretch
+    removed["video_end_sec"] -= 1.0
+    first["clips"] += [removed]
+    path.write_text(json.dumps(document))
+    again, manifest = extracted(config, tmp_path / "run")
+    assert manifest["unlisted"] == [] and len(again[removed["clip_uid"]]) < len(again["added"])
+    assert same(features, {uid: again[uid] for uid in features})
+
+
 def test_features_that_are_no_numbers_are_an_error(checkpoint, resolve, tmp_path):
     config = resolve(RECIPE, run="random")
     model = train.initial_model(config)
     model.video_projection.register_forward_hook(lambda module, inputs, output: output / 0)
     with pytest.raises(ValueError, match=r"clip [\w-]+: NaN or Inf in its features; evaluate.precision is fp32"):
         extracted(config, tmp_path, model)
-    assert not list(tmp_path.glob("features/*"))
+    assert not list(tmp_path.glob("features/*.pt"))
 
 
 @pytest.mark.slow
@@ -154,14 +191,14 @@ def test_killed_and_shared_out_the_files_are_the_same(checkpoint, resolve, tmp_p
     run = Run(tmp_path / "two")
     handle = egokit.submit(config, run, "extract", "features")
     deadline = time.monotonic() + 120
-    while not (before := {file.name: file.stat().st_mtime_ns for file in run.path.glob("features/[!.]*")}):
+    while not (before := {file.name: file.stat().st_mtime_ns for file in run.path.glob("features/[!.]*.pt")}):
         assert time.monotonic() < deadline and handle.alive()
         time.sleep(0.001)
     for process in attach.processes(handle.folder):
         os.kill(process, signal.SIGKILL)
     while handle.alive():
         time.sleep(0.05)
-    assert len([*run.path.glob("features/[!.]*")]) < len(tasks.make(config).clips())
+    assert len([*run.path.glob("features/[!.]*.pt")]) < len(tasks.make(config).clips())
     (run.path / "features" / f".left.{os.uname().nodename}-999999999-00000000.part.pt").touch()  # as of a kill while a file was written
     with pytest.raises(egokit.ConfigError, match=r"other parameters \(evaluate.features_per_second"):
         egokit.submit(resolve(RECIPE, "data.limit=0 evaluate.features_per_second=1", run="random"), run, "extract", "features")
@@ -169,7 +206,7 @@ def test_killed_and_shared_out_the_files_are_the_same(checkpoint, resolve, tmp_p
     one, manifest = extracted(config, tmp_path / "one")
     two = {uid: np.array(mq.stored(run.path / f"features/{uid}.pt")) for uid in one}
     assert same(one, two) and json.loads((run.path / "features/manifest.json").read_text()) == manifest
-    assert {file.name for file in (run.path / "features").iterdir()} == {"manifest.json", *(f"{uid}.pt" for uid in one)}
+    assert {file.name for file in (run.path / "features").iterdir()} == {"manifest.json", "clips.json", *(f"{uid}.pt" for uid in one)}
     assert all((run.path / "features" / name).stat().st_mtime_ns == at for name, at in before.items())
     assert metrics["processes"] == 2 and metrics["features"] == sum(map(len, one.values()))
 

@@ -63,7 +63,9 @@ class EgoMQ(Task):
 
         A clip that can't be read does not keep the others from being written; all that can't are an error at the end.
         """
-        folder, clips, failed = run.path / "features", self.clips(), []
+        folder, clips, failed = run.path / "features", dist.gather_objects(self.clips())[0], []  # of one reading, if the list is edited
+        unlisted = settle(run, folder, clips, self.config.evaluate.feature_format) if dist.rank() == 0 else []
+        dist.barrier()
         path_of = {clip["clip_uid"]: folder / f"{clip['clip_uid']}.{self.config.evaluate.feature_format}" for clip in clips}
         digest = checkpoints.fingerprint(checkpoints.find(self.config.init)) if self.config.init and dist.rank() == 0 else ""
         for number, clip in enumerate(clips[dist.rank()::dist.world_size()]):
@@ -93,8 +95,29 @@ class EgoMQ(Task):
              "features_per_second": evaluate.features_per_second, "frames": evaluate.feature_frames, "stride": evaluate.feature_frames,
              "frame_rate": round(evaluate.features_per_second * evaluate.feature_frames, 6),  # of the samples, not of a video
              "layer": "video_projection", "dimension": next(iter(shapes.values()))[1],
-             "clips": [clip | {"features": shapes[clip["clip_uid"]][0]} for clip in clips]}, indent=1))
-        return {"clips": len(clips), "features": sum(shape[0] for shape in shapes.values())}
+             "clips": [clip | {"features": shapes[clip["clip_uid"]][0]} for clip in clips], "unlisted": unlisted}, indent=1))
+        return {"clips": len(clips), "features": sum(shape[0] for shape in shapes.values()), "unlisted": len(unlisted)}
+
+
+def settle(run: Run, folder: Path, clips: list[dict], suffix: str) -> list[str]:
+    """Delete the features of clips that are another stretch or of another video than when they were made; clips.json says of what they are.
+
+    Returns the clips that have features, but stand in no list any more. Theirs stay, should that be a slip.
+    """
+    path, now = folder / "clips.json", {clip["clip_uid"]: [clip["video_uid"], clip["start"], clip["stop"]] for clip in clips}
+    known, made = json.loads(path.read_text()) if path.exists() else {}, sorted(file.stem for file in folder.glob(f"[!.]*.{suffix}"))
+    changed = [uid for uid in made if uid in now and known.get(uid) != now[uid]]
+    unlisted = [uid for uid in made if uid not in now]
+    if changed or unlisted:
+        run.log({"kind": "clips", "changed": changed, "unlisted": unlisted})
+        print(f"the list of clips has changed: {len(changed)} are made again; {len(unlisted)} are listed no more, and stay", flush=True)
+    for uid in changed:
+        (folder / f"{uid}.{suffix}").unlink()
+    now |= {uid: known[uid] for uid in unlisted if uid in known}
+    if now != known:
+        (folder / "manifest.json").unlink(missing_ok=True)  # of another list
+        write_text(path, json.dumps(now))  # last: a kill before it leaves nothing wrong
+    return unlisted
 
 
 def save(path: Path, feature: torch.Tensor) -> None:
