@@ -16,8 +16,10 @@ import torch
 
 import egokit
 from egokit import attach, checkpoints, frames, sampling, tasks, train
+from egokit.prep.video import ffmpeg
 from egokit.runs import Run
 from egokit.tasks import mq
+from egokit.toy import read_frame_number
 from egokit.transforms import normalise
 
 RECIPE = "toy/egomq_features"
@@ -83,6 +85,36 @@ def test_a_clip_is_decoded_once_in_order(checkpoint, resolve, monkeypatch):
     clip = task.clips()[0]
     task.features(model, clip)
     assert len(walked) > 6 * (clip["stop"] - clip["start"]) and (np.diff(walked) > 0).all()  # 7.48 samples a second
+
+
+def test_moments_of_a_video_of_variable_rate_are_taken_by_time(checkpoint, resolve, copied):
+    """Four seconds of ten frames a second, four of two, ten again: what is embedded is what a player shows at those moments."""
+    on_copy, root = copied
+    task = tasks.make(on_copy(resolve(RECIPE, "data.limit=0", run="random")))
+    clip = task.clips()[0] | {"start": 2.0, "stop": 14.0}
+    path = task.videos / f"{clip['video_uid']}.mp4"
+    source = root / "Ego4D" / path.name  # its frames bear their numbers
+    for name, options in (("v.mp4", ["-vf", "select='lt(t,4)+gte(t,8)+not(mod(n,5))'", "-fps_mode", "vfr"]), ("c.mkv", ["-c", "copy"])):
+        subprocess.run([ffmpeg(), "-loglevel", "error", "-i", str(source), "-t", "20", *options, str(root / name)], check=True)
+    (root / "v.mp4").replace(path)
+    video = frames.open_video(path)
+    assert video.times is not None and frames.rate(video) == 1000
+    windows = mq.ClipWindows(task, clip)
+    shown = np.array([read_frame_number(frame) for frame in video.read(windows.indices(video).ravel())])
+    kept = np.array([n for n in range(200) if n < 40 or n >= 80 or n % 5 == 0])
+    assert len(shown) == int(12 * 1.87 * 4 + 1) // 4 * 4
+    moments = 2 + 12 * (np.arange(len(shown)) + 0.5) / int(12 * 1.87 * 4 + 1)
+    ends = np.append(kept[1:], 200)
+    assert all(n in kept and n / 10 < moment + 0.01 and moment - 0.01 < ends[kept == n] / 10
+               for n, moment in zip(shown, moments, strict=True))
+    pixels = torch.cat(list(windows.windows()))
+    assert torch.equal(pixels, task.transform(video.read(windows.indices(video).ravel()), None))
+    # a constant rate counts frames, in a container that lists all times, too
+    constant, listed = frames.open_video(source), frames.open_video(root / "c.mkv")
+    assert constant.times is None and listed.times is not None
+    expected = sampling.mq(20, 140, 1.87, 10, 4)
+    for video in (constant, listed):
+        assert windows.indices(video).ravel().tolist() == expected[:len(shown)].tolist()
 
 
 def test_a_json_of_other_clips_and_whole_videos(checkpoint, resolve, copied, tmp_path):
@@ -259,7 +291,6 @@ def test_a_clip_of_480_seconds_gives_897_features_in_less_than_2_gib(project, tm
 
     Its model would be 1.5 GB by itself: this one is small. The loader process is counted in full, what it shares with the other too.
     """
-    from egokit.prep.video import ffmpeg
     folder = tmp_path / "root"
     (folder / "Ego4D_256").mkdir(parents=True)
     subprocess.run([ffmpeg(), "-loglevel", "error", "-f", "lavfi", "-i", "testsrc2=size=340x256:rate=30:duration=490", "-c:v", "libx264",

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from egokit import checkpoints, dist, documents, sampling
+from egokit import checkpoints, dist, documents, frames, sampling
 from egokit.documents import SPLITS
 from egokit.frames import VideoError
 from egokit.runs import Run, abandoned, atomic_path, write_text
@@ -26,13 +26,13 @@ class ClipWindows(Windows):
         self.clip = clip
 
     def indices(self, video) -> np.ndarray:
-        start, stop, evaluate, fps = self.clip["start"], self.clip["stop"], self.task.config.evaluate, video.fps
-        end = video.length / fps
+        start, stop, evaluate = self.clip["start"], self.clip["stop"], self.task.config.evaluate
+        end, rate = frames.seconds(video), frames.rate(video)
         if stop > end + sampling.LATE:  # features of a frame held still are none
             raise VideoError(f"{self.path}: clip {self.clip['clip_uid']} ends at {stop:.2f} s, but the video ends at {end:.2f} s; "
                              "has it lost its end, or is it another video?")
-        indices = sampling.inside(sampling.mq(int(start * fps), int(stop * fps), evaluate.features_per_second, fps,
-                                              evaluate.feature_frames), video.length)
+        moments = sampling.mq(int(start * rate), int(stop * rate), evaluate.features_per_second, rate, evaluate.feature_frames) / rate
+        indices = np.array([frames.number_at(video, moment) for moment in moments])
         if len(indices) < evaluate.feature_frames:
             raise VideoError(f"{self.path}: clip {self.clip['clip_uid']} of {stop - start:.2f} s is too short for one feature")
         return indices[:len(indices) // evaluate.feature_frames * evaluate.feature_frames].reshape(-1, evaluate.feature_frames)
