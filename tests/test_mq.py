@@ -1,6 +1,7 @@
 """EgoMQ features: of the right frames, in bounded memory, shared out, resumed, of any list of clips, and described."""
 import collections
 import ctypes
+import hashlib
 import json
 import os
 import shutil
@@ -27,9 +28,11 @@ RECIPE = "toy/egomq_features"
 
 def extracted(config, folder, model=None):
     """({clip_uid: features}, manifest) of an extraction in this process."""
-    metrics = tasks.make(config).extract((model or train.initial_model(config)).eval(), Run(folder))
+    task = tasks.make(config)
+    metrics = task.extract((model or train.initial_model(config)).eval(), Run(folder))
     manifest = json.loads((folder / "features/manifest.json").read_text())
-    assert metrics["clips"] == len(manifest["clips"])
+    assert metrics["clips"] == metrics["samples"] == metrics["expected"] == len(manifest["clips"]) and metrics["failed"] == 0
+    assert metrics["data"] == {path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:12] for path in task.lists().values()}
     return {clip["clip_uid"]: np.array(mq.stored(folder / "features" / f"{clip['clip_uid']}.{manifest['format']}"))
             for clip in manifest["clips"]}, manifest
 
@@ -240,6 +243,8 @@ def test_killed_and_shared_out_the_files_are_the_same(checkpoint, resolve, tmp_p
     assert same(one, two) and json.loads((run.path / "features/manifest.json").read_text()) == manifest
     assert {file.name for file in (run.path / "features").iterdir()} == {"manifest.json", "clips.json", *(f"{uid}.pt" for uid in one)}
     assert all((run.path / "features" / name).stat().st_mtime_ns == at for name, at in before.items())
+    assert metrics["samples"] == metrics["expected"] == len(one) and metrics["frames"] == 4 and metrics["seconds"] > 0
+    assert metrics["data"].keys() == {f"moments_{split}.json" for split in ("train", "val", "test_unannotated")}
     assert metrics["processes"] == 2 and metrics["features"] == sum(map(len, one.values()))
 
 

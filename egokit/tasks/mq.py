@@ -5,6 +5,7 @@ Other files that list clips the same way will do (NLQ's), and lists of whole vid
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -43,11 +44,15 @@ class EgoMQ(Task):
     def videos(self) -> Path:
         return self.need(self.config.evaluate.feature_videos)
 
+    def lists(self) -> dict[str, Path]:
+        """The file of each split's clips."""
+        pattern = self.config.evaluate.feature_clips
+        return {split: self.need(pattern.replace("*", split)) for split in (SPLITS if "*" in pattern else (Path(pattern).stem,))}
+
     def clips(self) -> list[dict]:
         """Distinct clips of all splits: clip_uid, video_uid, start and stop in seconds, split."""
-        pattern, found = self.config.evaluate.feature_clips, {}
-        for split in SPLITS if "*" in pattern else (Path(pattern).stem,):
-            path = self.need(pattern.replace("*", split))
+        found = {}
+        for split, path in self.lists().items():
             for clip in documents.moments(path):
                 known = found.setdefault(clip["clip_uid"], clip | {"split": split})
                 if clip.items() - known.items():
@@ -63,6 +68,7 @@ class EgoMQ(Task):
 
         A clip that can't be read does not keep the others from being written; all that can't are an error at the end.
         """
+        began, data = time.perf_counter(), {path.name: checkpoints.fingerprint(path) for path in self.lists().values()}
         folder, clips, failed = run.path / "features", dist.gather_objects(self.clips())[0], []  # of one reading, if the list is edited
         unlisted = settle(run, folder, clips, self.config.evaluate.feature_format) if dist.rank() == 0 else []
         dist.barrier()
@@ -96,7 +102,9 @@ class EgoMQ(Task):
              "frame_rate": round(evaluate.features_per_second * evaluate.feature_frames, 6),  # of the samples, not of a video
              "layer": "video_projection", "dimension": next(iter(shapes.values()))[1],
              "clips": [clip | {"features": shapes[clip["clip_uid"]][0]} for clip in clips], "unlisted": unlisted}, indent=1))
-        return {"clips": len(clips), "features": sum(shape[0] for shape in shapes.values()), "unlisted": len(unlisted)}
+        return {"clips": len(clips), "features": sum(shape[0] for shape in shapes.values()), "unlisted": len(unlisted),
+                "samples": len(clips), "expected": len(clips), "failed": 0, "frames": evaluate.feature_frames,
+                "toy": self.config.site.toy, "data": data, "seconds": time.perf_counter() - began}
 
 
 def settle(run: Run, folder: Path, clips: list[dict], suffix: str) -> list[str]:
