@@ -129,8 +129,7 @@ class Trainer:
         batches = loader(self.dataset, self.batches(self.step), self.task.collate, data.workers, data.read_timeout)
         while True:
             epoch, first = divmod(self.step, self.steps_per_epoch)
-            if first == 0 and self.validated < self.step and (epoch % max(1, self.config.train.evaluate_epochs) == 0
-                                                              or self.step == self.steps):
+            if first == 0 and self.validated < self.step and (epoch % self.config.train.evaluate_epochs == 0 or self.step == self.steps):
                 self.validate()
                 self.save()
             if self.step == self.steps:

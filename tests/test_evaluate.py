@@ -174,6 +174,8 @@ def test_a_missing_sample_is_an_error():
     rows = {"index": np.array([0, 1, 1, 3]), "score": np.zeros(4)}
     with pytest.raises(RuntimeError, match="saw 3 samples, expected 4"):
         evaluate.collect([rows], 4)
+    with pytest.raises(ValueError, match=r"no samples to evaluate \(expected 0\)"):
+        evaluate.collect([{}, {}], 0)
     ordered = evaluate.collect([{"index": np.array([2, 0])}, {"index": np.array([1, 2])}, {}], 3)
     assert ordered["index"].tolist() == [0, 1, 2]
 
