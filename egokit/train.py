@@ -233,9 +233,10 @@ class Trainer:
 
     def validate(self) -> None:
         metrics, rows, prompts_KE = evaluate(self.model, self.validation)
-        score = metrics[self.validation.best]
-        self.validated = self.step
-        better = self.best is None or self.best["step"] == 0 or score > self.best["metrics"][self.validation.best]
+        score, self.validated = metrics[self.validation.best], self.step
+        before = self.best["metrics"][self.validation.best] if self.best else math.nan
+        # nothing compares with NaN: it replaces no number, and any replaces it; while there is none, the newest model is kept
+        better = not math.isfinite(before) or (math.isfinite(score) and (self.best["step"] == 0 or score > before))
         if better:
             self.best = {"step": self.step, "metrics": metrics}
         if dist.rank() == 0:
