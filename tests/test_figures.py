@@ -34,7 +34,10 @@ def logged(tmp_path, *predictions):
 
 def figures(resolve, checkpoint, tmp_path):
     """name -> figure, with what is longest in them."""
-    rng = np.random.default_rng(0)
+    rng, run = np.random.default_rng(0), Run(tmp_path / "run")
+
+    def write(section, rows, prompts_KE=None):
+        run.write_rows(section, {"index": np.arange(len(next(iter(rows.values()))))} | rows, prompts_KE)
     config = resolve()
     model, task = egokit.load(checkpoint, tokenizer=config.site.tokenizer), tasks.make(config).validation()
     yield "reranked", look.reranked(model, task, task.texts[0])
@@ -43,16 +46,15 @@ def figures(resolve, checkpoint, tmp_path):
     yield "published", look.published(Run(tmp_path / "outputs/00_quickstart/a_run_of_mine"))
     yield "narrations", look.narrations(config)
     yield "batch", look.batch(tasks.make(config))
-    run = Run(tmp_path / "run")
     task.texts = [LONG] * len(task.texts)
     yield "question", look.question(task, 1).figure
-    run.write_rows("some", {"dual": rng.uniform(-1, 0, task.expected()), "fusion": rng.random(task.expected())})
+    write("some", {"dual": rng.uniform(-1, 0, task.expected()), "fusion": rng.random(task.expected())})
     yield "questions", look.questions(task, run, "some")
     task = tasks.make(resolve("toy/ek100_finetune", "init="))
-    run.write_rows("any", {"video": rng.normal(size=(len(task.test), 8))}, rng.normal(size=(len(task.prompts()), 8)))
+    write("any", {"video": rng.normal(size=(len(task.test), 8))}, rng.normal(size=(len(task.prompts()), 8)))
     yield "retrieved", look.retrieved(task, run, "any")
     task = tasks.make(resolve("toy/charades_finetune", "init="))
-    run.write_rows("all", {"video": rng.normal(size=(len(task.ids), 8))}, rng.normal(size=(len(task.classes), 8)))
+    write("all", {"video": rng.normal(size=(len(task.ids), 8))}, rng.normal(size=(len(task.classes), 8)))
     yield "few clips", look.retrieved(task, run, "all")
     yield "average precisions", look.average_precisions(task, run, "all")
     yield "words", by_word([LONG] * 50, {"verb": [[n] for n in range(50)], "noun": [[n] for n in range(50)]},
