@@ -33,6 +33,7 @@ def test_average_precisions_are_the_metrics_sorted_and_absent_classes_are_said(t
     rng = np.random.default_rng(0)
     targets = (rng.random((60, 50)) < 0.2).astype(float)
     targets[:, [4, 30]] = 0
+    targets[:12] = 0
     task = scored(tmp_path, 50, 60, classes={f"c{k:03d}": f"doing {k}" for k in range(50)}, truth=lambda: targets)
     run = Run(tmp_path)
     scores = {name: much * targets + rng.normal(size=targets.shape) for name, much in {"zeroshot": 1, "finetune": 2}.items()}
@@ -48,6 +49,8 @@ def test_average_precisions_are_the_metrics_sorted_and_absent_classes_are_said(t
     shown = [int(name.split()[1]) for name in dots["finetune"]]
     assert len(shown) == 40 and not {4, 30} & set(shown) and [*dots["finetune"].values()] == sorted(dots["finetune"].values(), reverse=True)
     assert expected[shown] == pytest.approx([*dots["finetune"].values()])
+    by_chance = dots["chance: share of labelled videos with it"]
+    assert [*by_chance.values()] == pytest.approx(100 * targets.sum(0)[shown] / np.count_nonzero(targets.sum(1)))
     assert (tmp_path / "figures/average-precisions.png").stat().st_size > 10_000
 
 

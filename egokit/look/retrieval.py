@@ -9,6 +9,7 @@ import numpy as np
 from egokit.look.base import RIGHT, WIDTH, WRONG, checked_rows, finish, frame, graded, heading, pyplot, strip, thin
 from egokit.runs import Run
 from egokit.sampling import spread
+from egokit.tables import classes_of
 
 
 def questions(task, run: Run, section: str, count: int = 6):
@@ -99,7 +100,6 @@ def reranked(model, task, text: str, run: Run | None = None, clips: int = 300, c
 
 def kinship(asked: dict | None, clip: dict) -> tuple[str | None, str]:
     """(colour, mark) of a clip for a narration, by the verb and noun classes that both are tagged with; neither without tags."""
-    from egokit.look.classes import classes_of
     tags = [(classes_of((asked or {}).get(f"tag_{kind}", [])), classes_of(clip.get(f"tag_{kind}", []))) for kind in ("verb", "noun")]
     if not all(wanted for wanted, _ in tags):
         return None, ""
