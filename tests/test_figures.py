@@ -1,5 +1,7 @@
 """Figures can be read in a notebook and on a slide: width, size of text, labels, nothing over anything else."""
 import itertools
+import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -88,3 +90,33 @@ def test_figures_are_readable(resolve, checkpoint, tmp_path):
         assert not over, (name, over)
         outside = [text for text, box in boxes if box.x0 < -1 or box.x1 > figure.bbox.width + 1]
         assert not outside, (name, outside)
+
+
+def test_features_of_a_long_clip_are_means_of_stretches_in_bounded_memory(tmp_path):
+    """Three hours of them would be a picture of 1.6 GB; a short clip has a point for each."""
+    rng, run = np.random.default_rng(0), Run(tmp_path)
+    made = {"long": rng.normal(size=(20_195, 64)).astype(np.float32), "short": rng.normal(size=(897, 64)).astype(np.float32)}
+    (tmp_path / "features").mkdir()
+    for uid, x in made.items():
+        np.save(tmp_path / "features" / f"{uid}.npy", x)
+    clips = [{"clip_uid": uid, "split": "test_unannotated", "start": 0.0, "stop": len(x) / 1.87} for uid, x in made.items()]
+    clips.append(clips[1])
+    (tmp_path / "features/manifest.json").write_text(json.dumps({"format": "npy", "clips": clips}))
+    tracemalloc.start()
+    figure = look.features(run)
+    assert tracemalloc.get_traced_memory()[1] < 200 << 20
+    tracemalloc.stop()
+    long, short = (axis.images[0].get_array() for axis in figure.axes[:2])
+    assert len(long) == -(-20_195 // 21) and len(short) == 897
+    means = np.array([part.mean(0) for part in np.split(made["long"], range(21, 20_195, 21))])
+    for drawn, rows in ((long, means), (short, made["short"])):
+        unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        assert np.allclose(drawn, unit @ unit.T, atol=1e-5)
+    assert [axis.get_title() for axis in figure.axes[:3]] == ["test_unannotated\n20,195 features of 10,799 s\na point: the mean of 21",
+                                                              *["test_unannotated\n897 features of 480 s"] * 2]
+    FigureCanvasAgg(figure).draw()
+    for axis in figure.axes[:3]:
+        boxes = [text.get_window_extent() for text in (*axis.get_xticklabels(), axis.title) if text.get_text()]
+        assert not any(one.padded(2).overlaps(other) for one, other in itertools.combinations(boxes, 2))
+    titles = [axis.title.get_window_extent() for axis in figure.axes[:3]]
+    assert not any(one.padded(4).overlaps(other) for one, other in itertools.combinations(titles, 2))
