@@ -147,8 +147,22 @@ class Config:
 
 RANDOM = "random"                                  # as site.vit or site.roberta: weights of its own
 TRAINED = ("egoclip", "ek100", "charades")         # tasks with a loss; the others are evaluated only
-LEAST = {"train.batch_size": 1, "train.micro_batch": 0, "evaluate.dual_softmax": 0, "launch.nodes": 1, "launch.processes": 1,
-         "launch.cpus": 1, "launch.timeout_minutes": 1, "launch.requeues": 0, "launch.memory_gb": 0}
+LEAST = {name: least for least, names in {         # what a number may be: from here on …
+    0: "seed model.vocabulary model.dropout data.workers data.max_bad_fraction data.limit data.relevancy_threshold optim.heads_multiplier "
+       "optim.betas optim.eps optim.weight_decay optim.warmup_epochs optim.final_lr optim.clip_grad_norm train.epochs train.micro_batch "
+       "train.margin train.similarity_margin train.similarity_slack train.itm_weight train.mask_probability evaluate.dual_softmax "
+       "launch.requeues launch.memory_gb",
+    1: "model.image_size model.patch_size model.frames model.width model.heads model.depth model.fused model.positions data.frames "
+       "data.evaluation_frames data.validation_frames data.evaluation_resize train.batch_size train.checkpoint_steps train.log_steps "
+       "train.evaluate_epochs train.nonfinite_limit evaluate.batch_size evaluate.feature_frames launch.nodes launch.processes "
+       "launch.cpus launch.timeout_minutes",
+    2: "site.short_side",
+    3: "data.tokens data.evaluation_tokens",       # a word between a text's start and end
+}.items() for name in names.split()}
+ABOVE_ZERO = {"model.mlp_ratio", "data.crop_scale", "data.read_timeout", "optim.lr", "train.temperature", "train.negative_temperature",
+              "evaluate.features_per_second", "search.window", "search.stride", "site.chunk_seconds"}  # … or above this …
+MOST = dict.fromkeys(("model.dropout", "data.crop_scale", "data.max_bad_fraction", "data.relevancy_threshold", "optim.betas",
+                      "train.mask_probability"), 1)  # … up to this
 CHOICES = {
     "task": ("egoclip", "egomcq", "ek100", "charades", "mq", "search"),
     "model.time_init": ("released", "zero_output"),
@@ -162,3 +176,12 @@ CHOICES = {
     "launch.cluster": ("local", "slurm"),
     "launch.gpus": (0, 1),
 }
+
+
+def expected(key: str, number) -> str:
+    """What the number of a key should have been; empty where it can be this one."""
+    if key in LEAST and number < LEAST[key]:
+        return f"{LEAST[key]} or more"
+    if key in ABOVE_ZERO and number <= 0:
+        return "more than 0"
+    return f"{MOST[key]} or less" if key in MOST and number > MOST[key] else ""

@@ -95,6 +95,9 @@ def moments(path: Path) -> list[dict]:
                     raise ValueError("expected clip_uid, video_start_sec and video_end_sec")
                 start, stop = _times(clip, "video_start_sec", "video_end_sec")
                 found.append({"clip_uid": _field(clip, "clip_uid", str, "its name"), "video_uid": uid, "start": start, "stop": stop})
+        if not found:
+            where = str(path)
+            raise ValueError("it lists no clips; download it again, or name another list in evaluate.feature_clips")
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     return found

@@ -18,6 +18,8 @@ from egokit.tasks.base import Task, embed_texts
 
 def collect(parts: list[dict[str, np.ndarray]], expected: int) -> dict[str, np.ndarray]:
     """Rows of all ranks in the order of 'index', each once. Raises if there are not exactly `expected`."""
+    if not any(parts):
+        raise ValueError(f"there are no samples to evaluate (expected {expected}): does the task's list of them, or its data, hold any?")
     rows = {key: np.concatenate([part[key] for part in parts if part]) for key in next(p for p in parts if p)}
     _, first = np.unique(rows["index"], return_index=True)
     if len(first) != expected:

@@ -13,6 +13,8 @@ import os
 import stat
 from pathlib import Path
 
+import numpy as np
+
 from egokit.counting import CountingReader
 from egokit.decord_reader import DecordReader
 from egokit.readers import PyAVReader, Untimed, VideoError
@@ -91,6 +93,13 @@ def number_at(video, time: float) -> int:
     else:
         number = int(times.searchsorted(times[0] + (time + 1e-3) / float(video.stream.time_base), "right")) - 1
     return max(0, min(number, video.length - 1))
+
+
+def rate(video) -> float:
+    """Moments a second that a rule tells apart: a video's frames; where those come at no constant rate, milliseconds."""
+    times = getattr(video, "times", None)
+    gaps = np.empty(0) if times is None else np.diff(times)  # a Matroska's times are listed, too, and rounded to 1 ms
+    return 1000.0 if len(gaps) and (gaps.max() - gaps.min()) * float(video.stream.time_base) > 2.5e-3 else video.fps
 
 
 def _identity(path: Path) -> tuple | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import os
 import re
 import types
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import yaml
 
-from egokit.config import CHOICES, LEAST, TRAINED, Config
+from egokit.config import CHOICES, TRAINED, Config, expected
 from egokit.plan import plan
 
 
@@ -69,13 +70,14 @@ def _coerce(value, wanted, where: str):
     elif not isinstance(value, bool) and isinstance(value, (int, float, str)):  # YAML reads 3e-5 as a string
         try:
             number = float(value)
-            if wanted is float or number == int(number):
+            if math.isfinite(number) and (wanted is float or number == int(number)):
                 return wanted(number)
         except (ValueError, OverflowError):
             pass
     kind = str(wanted) if isinstance(wanted, types.GenericAlias) else getattr(wanted, "__name__", str(wanted))
     if typing.get_args(wanted)[-1:] == (...,):
         kind = f"a list of {typing.get_args(wanted)[0].__name__}"
+    kind = "a finite number" if wanted is float else kind
     raise ConfigError(f"{where}: expected {kind}, got {value!r}")
 
 
@@ -96,8 +98,9 @@ def build(cls, values: dict, where: str = "", source: str = "") -> typing.Any:
             given[key] = _coerce(value, hints[key], name + source)
             if name in CHOICES and given[key] not in CHOICES[name] and given[key] != "" and not (name == "task" and own_task(given[key])):
                 raise ConfigError(f"{name}{source}: {given[key]!r}: {nearest(given[key], CHOICES[name])}")
-            if name in LEAST and given[key] < LEAST[name]:
-                raise ConfigError(f"{name}{source}: expected {LEAST[name]} or more, got {given[key]}")
+            for number in given[key] if isinstance(given[key], tuple) else (given[key],):
+                if said := expected(name, number):
+                    raise ConfigError(f"{name}{source}: expected {said}, got {number}")
     return cls(**given)
 
 
@@ -171,7 +174,10 @@ def resolve(params: str, site: str = "toy", overrides="", run: str = "demo") -> 
         build(Config, layer, source=source)  # strict on each alone, so that the error names its source
         values = merge(values, layer)
     config = build(Config, values)
-    name = Path(site).stem
+    shape, name = config.model, Path(site).stem
+    if shape.width % shape.heads or shape.image_size % shape.patch_size or shape.fused > shape.depth:
+        raise ConfigError(f"model: expected width ({shape.width}) a multiple of heads ({shape.heads}), image_size ({shape.image_size}) of "
+                          f"patch_size ({shape.patch_size}), and fused ({shape.fused}) at most depth ({shape.depth})")
     places = {key: _absolute(getattr(config.site, key), root) for key in ("root", "weights")}
     for key in ("tokenizer", "vit", "roberta"):  # a name from a hub, or a folder or file
         value = getattr(config.site, key)

@@ -57,6 +57,14 @@ def numbers(literal: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", literal)]
 
 
+def classes_of(tag) -> list[int]:
+    """A tag's classes: a list, or as the published table has it, its literal; none if absent or something else."""
+    try:
+        return tag if isinstance(tag, list) else numbers(str(tag))
+    except ValueError:
+        return []
+
+
 def actions(literal) -> list[tuple[str, float, float]]:
     """'c152 11.0 17.1;c008 0.0 4.3' -> [(class, start, stop)]; empty where there are none."""
     if not isinstance(literal, str) or not literal.strip():

@@ -130,8 +130,7 @@ class Trainer:
         batches = loader(self.dataset, self.batches(self.step), self.task.collate, data.workers, data.read_timeout)
         while True:
             epoch, first = divmod(self.step, self.steps_per_epoch)
-            if first == 0 and self.validated < self.step and (epoch % max(1, self.config.train.evaluate_epochs) == 0
-                                                              or self.step == self.steps):
+            if first == 0 and self.validated < self.step and (epoch % self.config.train.evaluate_epochs == 0 or self.step == self.steps):
                 self.validate()
                 self.save()
             if self.step == self.steps:
@@ -236,9 +235,10 @@ class Trainer:
 
     def validate(self) -> None:
         metrics, rows, prompts_KE = evaluate(self.model, self.validation)
-        score = metrics[self.validation.best]
-        self.validated = self.step
-        better = self.best is None or self.best["step"] == 0 or score > self.best["metrics"][self.validation.best]
+        score, self.validated = metrics[self.validation.best], self.step
+        before = self.best["metrics"][self.validation.best] if self.best else math.nan
+        # nothing compares with NaN: it replaces no number, and any replaces it; while there is none, the newest model is kept
+        better = not math.isfinite(before) or (math.isfinite(score) and (self.best["step"] == 0 or score > before))
         if better:
             self.best = {"step": self.step, "metrics": metrics}
         if dist.rank() == 0:

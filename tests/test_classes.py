@@ -1,12 +1,26 @@
 """Pictures class by class: what they draw, read back from the figure."""
+import re
 import types
 
 import numpy as np
 import pytest
 
-from egokit import metrics
+from egokit import look, metrics, tasks
+from egokit.checkpoints import fingerprint
 from egokit.look import classes
 from egokit.runs import Run
+
+
+def scored(tmp_path, prompts: int, of: int, **given):
+    """A task of that many prompts (0: its questions have their own texts) and rows, as far as pictures need it."""
+    return types.SimpleNamespace(prompts=lambda: ["a text"] * prompts, expected=lambda: of, tables=lambda: [], root=tmp_path,
+                                 scores=lambda rows, *prompts_KE: rows["scores"] if prompts else {"ensemble": rows["scores"]}, **given)
+
+
+def write(run, section, scores, prompts: int):
+    """Rows of which `scored` makes these scores."""
+    run.write_rows(section, {"index": np.arange(len(scores)), "video" if prompts else "fusion": scores, "scores": scores},
+                   np.zeros((prompts, 1)) if prompts else None)
 
 
 def drawn(axis):
@@ -19,12 +33,12 @@ def test_average_precisions_are_the_metrics_sorted_and_absent_classes_are_said(t
     rng = np.random.default_rng(0)
     targets = (rng.random((60, 50)) < 0.2).astype(float)
     targets[:, [4, 30]] = 0
-    task = types.SimpleNamespace(classes={f"c{k:03d}": f"doing {k}" for k in range(50)}, truth=lambda: targets,
-                                 scores=lambda rows, prompts_KE: rows["scores"])
+    targets[:12] = 0
+    task = scored(tmp_path, 50, 60, classes={f"c{k:03d}": f"doing {k}" for k in range(50)}, truth=lambda: targets)
     run = Run(tmp_path)
     scores = {name: much * targets + rng.normal(size=targets.shape) for name, much in {"zeroshot": 1, "finetune": 2}.items()}
     for section, values in scores.items():
-        run.write_rows(section, {"scores": values})
+        write(run, section, values, 50)
     figure = classes.average_precisions(task, run, "zeroshot", "finetune")
     left, right = figure.axes
     assert left.get_title() == "48 of 50 classes occur, 2 have no value"
@@ -35,6 +49,8 @@ def test_average_precisions_are_the_metrics_sorted_and_absent_classes_are_said(t
     shown = [int(name.split()[1]) for name in dots["finetune"]]
     assert len(shown) == 40 and not {4, 30} & set(shown) and [*dots["finetune"].values()] == sorted(dots["finetune"].values(), reverse=True)
     assert expected[shown] == pytest.approx([*dots["finetune"].values()])
+    by_chance = dots["chance: share of labelled videos with it"]
+    assert [*by_chance.values()] == pytest.approx(100 * targets.sum(0)[shown] / np.count_nonzero(targets.sum(1)))
     assert (tmp_path / "figures/average-precisions.png").stat().st_size > 10_000
 
 
@@ -43,10 +59,9 @@ def test_accuracy_by_word(tmp_path):
     texts = ["#C C picks up the cup", "#C C picks up the red cup", "#C C cuts the cup", "#C C cuts the cup slowly", "#O A man waves"]
     tags = [([0], "[7]"), ("[0]", [7]), ([1], [7, 7]), ([1], "[7]"), (None, "nan")]
     questions = [{"query": {"tag_verb": verb, "tag_noun": noun} if verb else {"tag_noun": noun}} for verb, noun in tags]
-    task = types.SimpleNamespace(texts=texts, questions=questions, answers=np.zeros(5, int), types=np.array([1, 2, 1, 1, 1]),
-                                 scores=lambda rows: {"ensemble": rows["ensemble"]})
+    task = scored(tmp_path, 0, 5, texts=texts, questions=questions, answers=np.zeros(5, int), types=np.array([1, 2, 1, 1, 1]))
     run = Run(tmp_path)
-    run.write_rows("egomcq", {"ensemble": np.array([[1, 0], [0, 1], [1, 0], [0, 1], [1, 0.0]])})
+    write(run, "egomcq", np.array([[1, 0], [0, 1], [1, 0], [0, 1], [1, 0.0]]), 0)
     verbs, nouns = (drawn(axis) for axis in classes.accuracy_by_word(task, run, "egomcq").axes)
     assert verbs["inter-video"] == {"picks up  (2)": 100, "cuts  (2)": 50}
     assert verbs["intra-video"]["picks up  (2)"] == 0 and np.isnan(verbs["intra-video"]["cuts  (2)"])
@@ -54,9 +69,8 @@ def test_accuracy_by_word(tmp_path):
 
 
 def test_annotations_without_tags_are_said(tmp_path):
-    task = types.SimpleNamespace(texts=["#C C walks"], questions=[{"query": {}}], answers=np.zeros(1, int), types=np.ones(1, int),
-                                 scores=lambda rows: {"ensemble": rows["ensemble"]})
-    Run(tmp_path).write_rows("egomcq", {"ensemble": np.eye(1, 5)})
+    task = scored(tmp_path, 0, 1, texts=["#C C walks"], questions=[{"query": {}}], answers=np.zeros(1, int), types=np.ones(1, int))
+    write(Run(tmp_path), "egomcq", np.eye(1, 5), 0)
     figure = classes.accuracy_by_word(task, Run(tmp_path), "egomcq")
     assert [axis.get_title() for axis in figure.axes] == ["the annotations name no verbs", "the annotations name no nouns"]
 
@@ -68,10 +82,34 @@ def test_ndcg_by_word_is_each_clips_of_its_class(tmp_path):
     truth[:, 0] = 1
     clips = pd.DataFrame({"narration": ["cut onion", "cut tomato", "wash pan", "cut onion and tomato"], "verb_class": [3, 3, 5, 3],
                           "all_noun_classes": [[0], [1], [2], [0, 1]]})
-    task = types.SimpleNamespace(test=types.SimpleNamespace(clips=clips), truth=lambda: truth,
-                                 scores=lambda rows, prompts_KE: rows["scores"])
-    Run(tmp_path).write_rows("zeroshot", {"scores": scores})
+    task = scored(tmp_path, 6, 4, test=types.SimpleNamespace(clips=clips), truth=lambda: truth)
+    write(Run(tmp_path), "zeroshot", scores, 6)
     verbs, nouns = (drawn(axis)["zeroshot"] for axis in classes.retrieval_by_word(task, Run(tmp_path), "zeroshot").axes)
     ndcg = [metrics.retrieval(scores[[row, row]], truth[[row, row]])["nDCG_V2T"] for row in range(4)]
     assert verbs == pytest.approx({"cut  (3)": np.mean([ndcg[0], ndcg[1], ndcg[3]]), "wash pan  (1)": ndcg[2]})
     assert nouns["onion  (2)"] == pytest.approx(np.mean([ndcg[0], ndcg[3]]))
+
+
+@pytest.mark.parametrize("recipe, draw, table", [
+    ("charades_finetune", look.average_precisions, "CharadesEgo_v1_test_only1st.csv"),
+    ("charades_finetune", look.retrieved, "CharadesEgo_v1_test_only1st.csv"),
+    ("ek100_finetune", look.retrieval_by_word, "EPIC_100_retrieval_test.csv"),
+    ("ek100_finetune", look.retrieved, "EPIC_100_retrieval_test.csv"),
+    ("egomcq", look.accuracy_by_word, "egomcq.json"),
+    ("egomcq", look.questions, "egomcq.json"),
+])
+def test_annotations_edited_since_the_evaluation_are_an_error(resolve, copied, tmp_path, recipe, draw, table):
+    """Scores beside the rows of another table would be a picture of wrong things."""
+    on_copy, root = copied
+    config, run = on_copy(resolve(f"toy/{recipe}", "data.limit=0 init=")), Run(tmp_path / "run")
+    task = tasks.make(config)
+    texts, rng = len(task.prompts()), np.random.default_rng(0)
+    rows = {"index": np.arange(task.expected())} | ({"video": rng.normal(size=(task.expected(), 4))} if texts else
+                                                    {name: rng.random(task.expected()) for name in ("dual", "fusion")})
+    run.write_rows("scored", rows, rng.normal(size=(texts, 4)) if texts else None)
+    run.write_metrics("scored", {"data": {path.name: fingerprint(path) for path in task.tables()}})
+    assert draw(task, run, "scored")
+    path, = root.rglob(table)
+    path.write_bytes(path.read_bytes() + b"\n")
+    with pytest.raises(ValueError, match=rf"rows-scored\.npz was scored with another {re.escape(table)} .* evaluate it again"):
+        draw(tasks.make(config), run, "scored")

@@ -1,7 +1,9 @@
 """Configuration: layers, strictness, and errors that say what to do."""
+import dataclasses
+
 import pytest
 
-from egokit.config import Config
+from egokit.config import ABOVE_ZERO, CHOICES, LEAST, MOST, Config
 from egokit.resolve import ConfigError, build, differences, merge, parse_overrides, resolve, to_dict, to_yaml
 
 
@@ -31,6 +33,20 @@ def test_round_trip(project):
     ("train.precision=fp8", "train.precision.*'fp8'.*fp16"),
     ("train.retrieval_loss=max-margin", "train.retrieval_loss.*'max-margin'.*did you mean 'max_margin'"),
     ("evaluate.dual_softmax=-1", "evaluate.dual_softmax.*expected 0 or more"),
+    ("optim.lr=nan", r"optim.lr \(in overrides\): expected a finite number, got 'nan'"),
+    ("optim.lr=.inf", "optim.lr.*expected a finite number, got inf"),
+    ("train.temperature=-.inf", "train.temperature.*expected a finite number, got -inf"),
+    ("optim.lr=0", "optim.lr.*expected more than 0, got 0"),
+    ("train.temperature=0", "train.temperature.*expected more than 0, got 0"),
+    ("train.temperature=cold", "train.temperature.*expected a finite number, got 'cold'"),
+    ("evaluate.batch_size=0", "evaluate.batch_size.*expected 1 or more, got 0"),
+    ("train.epochs=-1", "train.epochs.*expected 0 or more, got -1"),
+    ("data.workers=-2", "data.workers.*expected 0 or more, got -2"),
+    ("data.tokens=2", "data.tokens.*expected 3 or more, got 2"),
+    ("data.max_bad_fraction=1.5", "data.max_bad_fraction.*expected 1 or less, got 1.5"),
+    ("data.crop_scale=[0.0,1.0]", "data.crop_scale.*expected more than 0, got 0.0"),
+    ("optim.betas=[0.9,.nan]", "optim.betas.*expected a finite number, got nan"),
+    ("model.heads=5", r"expected width \(96\) a multiple of heads \(5\)"),
     ("task=egomqc", "task.*'egomqc'.*did you mean 'egomcq'|did you mean"),
     ("train=3", "train.*expected a section"),
     ("epochs", "section.key=value"),
@@ -38,6 +54,14 @@ def test_round_trip(project):
 def test_mistakes_name_the_key_and_the_nearest(project, overrides, said):
     with pytest.raises(ConfigError, match=said):
         resolve("toy/pretrain", "tiny", overrides)
+
+
+def test_every_number_has_its_bounds():
+    numbers = {f"{section.name}.{one.name}": getattr(getattr(Config(), section.name), one.name) for section in dataclasses.fields(Config)
+               if dataclasses.is_dataclass(getattr(Config(), section.name)) for one in dataclasses.fields(getattr(Config(), section.name))}
+    numbers = {name: value for name, value in (numbers | {"seed": 0}).items() if name not in CHOICES and not isinstance(value, bool)
+               and all(isinstance(one, int | float) for one in (value if isinstance(value, tuple) else (value,))) and value != ()}
+    assert numbers.keys() == LEAST.keys() | ABOVE_ZERO and not LEAST.keys() & ABOVE_ZERO and MOST.keys() < numbers.keys()
 
 
 def test_wrong_names_of_files(project):

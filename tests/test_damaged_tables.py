@@ -315,6 +315,13 @@ def test_moments_of_another_shape(use, document):
     refused(lambda: do(MOMENTS), root / MOMENTS, "expected")
 
 
+@pytest.mark.parametrize("videos", [[], [{"video_uid": "v", "clips": []}]])
+def test_a_list_without_clips_is_named(use, videos):
+    do, root = use
+    (root / MOMENTS).write_text(json.dumps({"videos": videos}))
+    refused(lambda: do(MOMENTS), root / MOMENTS, "it lists no clips")
+
+
 def test_one_name_for_two_clips(use):
     do, root = use
     document = json.loads((root / MOMENTS).read_text())

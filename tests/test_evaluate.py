@@ -1,6 +1,7 @@
 """Evaluation: the same numbers for any batch size and number of processes, each sample once; EgoMCQ's passes counted."""
 import csv
 import itertools
+import json
 import weakref
 
 import numpy as np
@@ -127,6 +128,21 @@ def test_egomcq_equals_the_plain_way(checkpoint, resolve):
         assert np.allclose(scores["ensemble"][q], dual + fusion, atol=1e-5) and asked.answer == task.answers[q]
 
 
+def test_verb_only_questions_share_their_set_of_nouns(resolve, copied):
+    """In whatever order and form the tags are; no tags are not the same tags."""
+    on_copy, root = copied
+    path = root / "egomcq.json"
+    document = json.loads(path.read_text())
+    tags = {"0": [[3, 17], [17, 3], "[3, 17]", "[17,3]", [3, 17, 3]], "1": [[]] * 5, "2": [None] * 5, "3": ["nan"] * 5,
+            "4": [[3], [3], [3], [3], [4]], "5": [[3], [3], [3], [3], [3, 4]], "6": ["[8]", [8], [8], [8], [8]]}
+    for q, five in tags.items():
+        for clip, nouns in zip(document[q]["choices"].values(), five, strict=True):
+            clip["tag_noun"] = nouns
+    path.write_text(json.dumps(document))
+    task = tasks.make(on_copy(resolve("toy/egomcq", "data.limit=7 init=")))
+    assert task.verb_only.tolist() == [True, False, False, False, False, False, True]
+
+
 def test_egomcq_passes_are_counted_and_memory_is_bounded(resolve):
     """At most 18 video blocks a distinct clip and 6 a pair, of the released depth; never more clips at once than a batch has."""
     config = resolve("toy/egomcq", f"{MODEL} init= model.depth=12 model.fused=6 data.limit=0 evaluate.batch_size=4")
@@ -177,6 +193,8 @@ def test_a_missing_sample_is_an_error():
         evaluate.collect([rows], 4)
     with pytest.raises(RuntimeError, match="saw 3 rows, expected 2"):
         evaluate.collect([rows], 2)
+    with pytest.raises(ValueError, match=r"no samples to evaluate \(expected 0\)"):
+        evaluate.collect([{}, {}], 0)
     ordered = evaluate.collect([{"index": np.array([2, 0])}, {"index": np.array([1, 2])}, {}], 3)
     assert ordered["index"].tolist() == [0, 1, 2]
 
@@ -199,7 +217,6 @@ def test_malformed_rows_are_counted_not_read(resolve, project):
     path = project / "outputs/toy/egoclip.csv"
     with pytest.warns(UserWarning, match=r"5 malformed rows of \d+ left out"):
         table = EgoClipTable(path)
-    import json
     assert len(table) == json.loads((project / "outputs/toy/toy.json").read_text())["counts"]["egoclip_clips"]
 
 

@@ -1,5 +1,7 @@
 """Figures can be read in a notebook and on a slide: width, size of text, labels, nothing over anything else."""
 import itertools
+import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -34,7 +36,10 @@ def logged(tmp_path, *predictions):
 
 def figures(resolve, checkpoint, tmp_path):
     """name -> figure, with what is longest in them."""
-    rng = np.random.default_rng(0)
+    rng, run = np.random.default_rng(0), Run(tmp_path / "run")
+
+    def write(section, rows, prompts_KE=None):
+        run.write_rows(section, {"index": np.arange(len(next(iter(rows.values()))))} | rows, prompts_KE)
     config = resolve()
     model, task = egokit.load(checkpoint, tokenizer=config.site.tokenizer), tasks.make(config).validation()
     yield "reranked", look.reranked(model, task, task.texts[0])
@@ -43,16 +48,15 @@ def figures(resolve, checkpoint, tmp_path):
     yield "published", look.published(Run(tmp_path / "outputs/00_quickstart/a_run_of_mine"))
     yield "narrations", look.narrations(config)
     yield "batch", look.batch(tasks.make(config))
-    run = Run(tmp_path / "run")
     task.texts = [LONG] * len(task.texts)
     yield "question", look.question(task, 1).figure
-    run.write_rows("some", {"dual": rng.uniform(-1, 0, task.expected()), "fusion": rng.random(task.expected())})
+    write("some", {"dual": rng.uniform(-1, 0, task.expected()), "fusion": rng.random(task.expected())})
     yield "questions", look.questions(task, run, "some")
     task = tasks.make(resolve("toy/ek100_finetune", "init="))
-    run.write_rows("any", {"video": rng.normal(size=(len(task.test), 8))}, rng.normal(size=(len(task.prompts()), 8)))
+    write("any", {"video": rng.normal(size=(len(task.test), 8))}, rng.normal(size=(len(task.prompts()), 8)))
     yield "retrieved", look.retrieved(task, run, "any")
     task = tasks.make(resolve("toy/charades_finetune", "init="))
-    run.write_rows("all", {"video": rng.normal(size=(len(task.ids), 8))}, rng.normal(size=(len(task.classes), 8)))
+    write("all", {"video": rng.normal(size=(len(task.ids), 8))}, rng.normal(size=(len(task.classes), 8)))
     yield "few clips", look.retrieved(task, run, "all")
     yield "average precisions", look.average_precisions(task, run, "all")
     yield "words", by_word([LONG] * 50, {"verb": [[n] for n in range(50)], "noun": [[n] for n in range(50)]},
@@ -86,3 +90,33 @@ def test_figures_are_readable(resolve, checkpoint, tmp_path):
         assert not over, (name, over)
         outside = [text for text, box in boxes if box.x0 < -1 or box.x1 > figure.bbox.width + 1]
         assert not outside, (name, outside)
+
+
+def test_features_of_a_long_clip_are_means_of_stretches_in_bounded_memory(tmp_path):
+    """Three hours of them would be a picture of 1.6 GB; a short clip has a point for each."""
+    rng, run = np.random.default_rng(0), Run(tmp_path)
+    made = {"long": rng.normal(size=(20_195, 64)).astype(np.float32), "short": rng.normal(size=(897, 64)).astype(np.float32)}
+    (tmp_path / "features").mkdir()
+    for uid, x in made.items():
+        np.save(tmp_path / "features" / f"{uid}.npy", x)
+    clips = [{"clip_uid": uid, "split": "test_unannotated", "start": 0.0, "stop": len(x) / 1.87} for uid, x in made.items()]
+    clips.append(clips[1])
+    (tmp_path / "features/manifest.json").write_text(json.dumps({"format": "npy", "clips": clips}))
+    tracemalloc.start()
+    figure = look.features(run)
+    assert tracemalloc.get_traced_memory()[1] < 200 << 20
+    tracemalloc.stop()
+    long, short = (axis.images[0].get_array() for axis in figure.axes[:2])
+    assert len(long) == -(-20_195 // 21) and len(short) == 897
+    means = np.array([part.mean(0) for part in np.split(made["long"], range(21, 20_195, 21))])
+    for drawn, rows in ((long, means), (short, made["short"])):
+        unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        assert np.allclose(drawn, unit @ unit.T, atol=1e-5)
+    assert [axis.get_title() for axis in figure.axes[:3]] == ["test_unannotated\n20,195 features of 10,799 s\na point: the mean of 21",
+                                                              *["test_unannotated\n897 features of 480 s"] * 2]
+    FigureCanvasAgg(figure).draw()
+    for axis in figure.axes[:3]:
+        boxes = [text.get_window_extent() for text in (*axis.get_xticklabels(), axis.title) if text.get_text()]
+        assert not any(one.padded(2).overlaps(other) for one, other in itertools.combinations(boxes, 2))
+    titles = [axis.title.get_window_extent() for axis in figure.axes[:3]]
+    assert not any(one.padded(4).overlaps(other) for one, other in itertools.combinations(titles, 2))

@@ -1,6 +1,7 @@
 """EgoMQ features: of the right frames, in bounded memory, shared out, resumed, of any list of clips, and described."""
 import collections
 import ctypes
+import hashlib
 import json
 import os
 import shutil
@@ -16,8 +17,10 @@ import torch
 
 import egokit
 from egokit import attach, checkpoints, frames, sampling, tasks, train
+from egokit.prep.video import ffmpeg
 from egokit.runs import Run
 from egokit.tasks import mq
+from egokit.toy import read_frame_number
 from egokit.transforms import normalise
 
 RECIPE = "toy/egomq_features"
@@ -25,9 +28,11 @@ RECIPE = "toy/egomq_features"
 
 def extracted(config, folder, model=None):
     """({clip_uid: features}, manifest) of an extraction in this process."""
-    metrics = tasks.make(config).extract((model or train.initial_model(config)).eval(), Run(folder))
+    task = tasks.make(config)
+    metrics = task.extract((model or train.initial_model(config)).eval(), Run(folder))
     manifest = json.loads((folder / "features/manifest.json").read_text())
-    assert metrics["clips"] == len(manifest["clips"])
+    assert metrics["clips"] == metrics["samples"] == metrics["expected"] == len(manifest["clips"]) and metrics["failed"] == 0
+    assert metrics["data"] == {path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:12] for path in task.lists().values()}
     return {clip["clip_uid"]: np.array(mq.stored(folder / "features" / f"{clip['clip_uid']}.{manifest['format']}"))
             for clip in manifest["clips"]}, manifest
 
@@ -57,7 +62,7 @@ def test_train_val_and_test_are_under_one_root_and_described(checkpoint, resolve
     clips = manifest.pop("clips")
     assert manifest == {"init": config.init, "init_sha256": checkpoints.fingerprint(checkpoint), "format": "pt",
                         "features_per_second": 1.87, "frames": 4, "stride": 4, "frame_rate": 7.48, "layer": "video_projection",
-                        "dimension": 16}
+                        "dimension": 16, "unlisted": []}
     listed = {split: {clip["clip_uid"] for video in json.loads((project / f"outputs/toy/moments_{split}.json").read_text())["videos"]
                       for clip in video["clips"]} for split in ("train", "val", "test_unannotated")}
     found = collections.defaultdict(set)
@@ -83,6 +88,36 @@ def test_a_clip_is_decoded_once_in_order(checkpoint, resolve, monkeypatch):
     clip = task.clips()[0]
     task.features(model, clip)
     assert len(walked) > 6 * (clip["stop"] - clip["start"]) and (np.diff(walked) > 0).all()  # 7.48 samples a second
+
+
+def test_moments_of_a_video_of_variable_rate_are_taken_by_time(checkpoint, resolve, copied):
+    """Four seconds of ten frames a second, four of two, ten again: what is embedded is what a player shows at those moments."""
+    on_copy, root = copied
+    task = tasks.make(on_copy(resolve(RECIPE, "data.limit=0", run="random")))
+    clip = task.clips()[0] | {"start": 2.0, "stop": 14.0}
+    path = task.videos / f"{clip['video_uid']}.mp4"
+    source = root / "Ego4D" / path.name  # its frames bear their numbers
+    for name, options in (("v.mp4", ["-vf", "select='lt(t,4)+gte(t,8)+not(mod(n,5))'", "-fps_mode", "vfr"]), ("c.mkv", ["-c", "copy"])):
+        subprocess.run([ffmpeg(), "-loglevel", "error", "-i", str(source), "-t", "20", *options, str(root / name)], check=True)
+    (root / "v.mp4").replace(path)
+    video = frames.open_video(path)
+    assert video.times is not None and frames.rate(video) == 1000
+    windows = mq.ClipWindows(task, clip)
+    shown = np.array([read_frame_number(frame) for frame in video.read(windows.indices(video).ravel())])
+    kept = np.array([n for n in range(200) if n < 40 or n >= 80 or n % 5 == 0])
+    assert len(shown) == int(12 * 1.87 * 4 + 1) // 4 * 4
+    moments = 2 + 12 * (np.arange(len(shown)) + 0.5) / int(12 * 1.87 * 4 + 1)
+    ends = np.append(kept[1:], 200)
+    assert all(n in kept and n / 10 < moment + 0.01 and moment - 0.01 < ends[kept == n] / 10
+               for n, moment in zip(shown, moments, strict=True))
+    pixels = torch.cat(list(windows.windows()))
+    assert torch.equal(pixels, task.transform(video.read(windows.indices(video).ravel()), None))
+    # a constant rate counts frames, in a container that lists all times, too
+    constant, listed = frames.open_video(source), frames.open_video(root / "c.mkv")
+    assert constant.times is None and listed.times is not None
+    expected = sampling.mq(20, 140, 1.87, 10, 4)
+    for video in (constant, listed):
+        assert windows.indices(video).ravel().tolist() == expected[:len(shown)].tolist()
 
 
 def test_a_json_of_other_clips_and_whole_videos(checkpoint, resolve, copied, tmp_path):
@@ -138,13 +173,50 @@ def test_clips_that_cannot_be_read_are_named_and_the_others_written(checkpoint, 
     assert len(features) == listed and all(file.stat().st_mtime_ns == at for file, at in written.items())
 
 
+def test_features_of_a_clip_that_has_changed_since_are_made_again(checkpoint, resolve, copied, tmp_path):
+    """The list is edited after an interruption: other times, another video, one clip removed, one added; the rest is kept."""
+    on_copy, root = copied
+    config = on_copy(resolve(RECIPE, "data.limit=0", run="random"))
+    path, folder = root / "moments_train.json", tmp_path / "run/features"
+    document = json.loads(path.read_text())
+    first, second = document["videos"][0], document["videos"][1]
+    moved, removed, other = first["clips"][0], first["clips"][1], second["clips"][0]
+    lost = root / "Ego4D_256" / f"{json.loads((root / 'moments_val.json').read_text())['videos'][0]['video_uid']}.mp4"
+    lost.rename(tmp_path / "away.mp4")
+    with pytest.raises(frames.VideoError, match=r"clips have no features"):
+        extracted(config, tmp_path / "run")
+    (tmp_path / "away.mp4").rename(lost)
+    before = {file.stem: file.stat().st_mtime_ns for file in folder.glob("*.pt")}
+    assert {moved["clip_uid"], removed["clip_uid"], other["clip_uid"]} < before.keys()
+    moved["video_start_sec"] += 1.5
+    first["clips"].remove(removed)
+    second["clips"].remove(other)
+    first["clips"] += [other, dict(removed, clip_uid="added")]
+    path.write_text(json.dumps(document))
+    features, manifest = extracted(config, tmp_path / "run")
+    fresh, _ = extracted(config, tmp_path / "fresh")
+    assert same(features, fresh) and "added" in features and removed["clip_uid"] not in features
+    after = {file.stem: file.stat().st_mtime_ns for file in folder.glob("*.pt")}
+    assert {uid for uid in before if after[uid] != before[uid]} == {moved["clip_uid"], other["clip_uid"]}
+    assert manifest["unlisted"] == [removed["clip_uid"]]
+    said, = [event for event in Run(tmp_path / "run").read_log() if event["kind"] == "clips"]
+    assert said["changed"] == sorted([moved["clip_uid"], other["clip_uid"]]) and said["unlisted"] == [removed["clip_uid"]]
+    # listed again, but as another stretch
+    removed["video_end_sec"] -= 1.0
+    first["clips"] += [removed]
+    path.write_text(json.dumps(document))
+    again, manifest = extracted(config, tmp_path / "run")
+    assert manifest["unlisted"] == [] and len(again[removed["clip_uid"]]) < len(again["added"])
+    assert same(features, {uid: again[uid] for uid in features})
+
+
 def test_features_that_are_no_numbers_are_an_error(checkpoint, resolve, tmp_path):
     config = resolve(RECIPE, run="random")
     model = train.initial_model(config)
     model.video_projection.register_forward_hook(lambda module, inputs, output: output / 0)
     with pytest.raises(ValueError, match=r"clip [\w-]+: NaN or Inf in its features; evaluate.precision is fp32"):
         extracted(config, tmp_path, model)
-    assert not list(tmp_path.glob("features/*"))
+    assert not list(tmp_path.glob("features/*.pt"))
 
 
 @pytest.mark.slow
@@ -154,14 +226,14 @@ def test_killed_and_shared_out_the_files_are_the_same(checkpoint, resolve, tmp_p
     run = Run(tmp_path / "two")
     handle = egokit.submit(config, run, "extract", "features")
     deadline = time.monotonic() + 120
-    while not (before := {file.name: file.stat().st_mtime_ns for file in run.path.glob("features/[!.]*")}):
+    while not (before := {file.name: file.stat().st_mtime_ns for file in run.path.glob("features/[!.]*.pt")}):
         assert time.monotonic() < deadline and handle.alive()
         time.sleep(0.001)
     for process in attach.processes(handle.folder):
         os.kill(process, signal.SIGKILL)
     while handle.alive():
         time.sleep(0.05)
-    assert len([*run.path.glob("features/[!.]*")]) < len(tasks.make(config).clips())
+    assert len([*run.path.glob("features/[!.]*.pt")]) < len(tasks.make(config).clips())
     (run.path / "features" / f".left.{os.uname().nodename}-999999999-00000000.part.pt").touch()  # as of a kill while a file was written
     with pytest.raises(egokit.ConfigError, match=r"other parameters \(evaluate.features_per_second"):
         egokit.submit(resolve(RECIPE, "data.limit=0 evaluate.features_per_second=1", run="random"), run, "extract", "features")
@@ -169,8 +241,10 @@ def test_killed_and_shared_out_the_files_are_the_same(checkpoint, resolve, tmp_p
     one, manifest = extracted(config, tmp_path / "one")
     two = {uid: np.array(mq.stored(run.path / f"features/{uid}.pt")) for uid in one}
     assert same(one, two) and json.loads((run.path / "features/manifest.json").read_text()) == manifest
-    assert {file.name for file in (run.path / "features").iterdir()} == {"manifest.json", *(f"{uid}.pt" for uid in one)}
+    assert {file.name for file in (run.path / "features").iterdir()} == {"manifest.json", "clips.json", *(f"{uid}.pt" for uid in one)}
     assert all((run.path / "features" / name).stat().st_mtime_ns == at for name, at in before.items())
+    assert metrics["samples"] == metrics["expected"] == len(one) and metrics["frames"] == 4 and metrics["seconds"] > 0
+    assert metrics["data"].keys() == {f"moments_{split}.json" for split in ("train", "val", "test_unannotated")}
     assert metrics["processes"] == 2 and metrics["features"] == sum(map(len, one.values()))
 
 
@@ -222,7 +296,6 @@ def test_a_clip_of_480_seconds_gives_897_features_in_less_than_2_gib(project, tm
 
     Its model would be 1.5 GB by itself: this one is small. The loader process is counted in full, what it shares with the other too.
     """
-    from egokit.prep.video import ffmpeg
     folder = tmp_path / "root"
     (folder / "Ego4D_256").mkdir(parents=True)
     subprocess.run([ffmpeg(), "-loglevel", "error", "-f", "lavfi", "-i", "testsrc2=size=340x256:rate=30:duration=490", "-c:v", "libx264",

@@ -1,5 +1,6 @@
 """Training in real processes: learning, resuming after kill -9 to the bit, attaching, and failing loudly."""
 import json
+import math
 import os
 import random
 import resource
@@ -196,6 +197,24 @@ def test_a_full_disk_leaves_the_checkpoint_before(resolve, run):
     straight = Run(run.path / "straight")
     train(config, tasks.make(config), straight, "pretrain", torch.device("cpu"))
     assert essential(run) == essential(straight)
+
+
+@pytest.mark.parametrize("scores, chosen", [
+    ([50.0, math.nan, 40.0, math.nan, 41.0, 30.0], [0, 0, 2, 2, 4, 4]),
+    ([math.nan, math.nan, 10.0, math.nan, math.inf, 11.0], [0, 1, 2, 2, 2, 5]),
+    ([5.0, 1.0, 3.0, 2.0], [0, 1, 2, 2]),  # step 0 is the start: any trained model is preferred
+])
+def test_a_score_that_is_no_number_is_never_the_best_and_blocks_none(resolve, run, scores, chosen):
+    """A metric may have no value, such as the accuracy on intra-video questions where there are none."""
+    from egokit import tasks, train
+    config = resolve("toy/charades_finetune", f"{MODEL} init=")
+    run.checkpoints.mkdir()
+    trainer = train.Trainer(config, tasks.make(config), run, "finetune", torch.device("cpu"))
+    for step, (score, best) in enumerate(zip(scores, chosen, strict=True)):
+        trainer.step, trainer.validation.metrics = step, lambda rows, prompts_KE, score=score: {"mAP": score}
+        trainer.validate()
+        assert checkpoints.read(run.checkpoints / "best.pt")["step"] == trainer.best["step"] == best
+    assert [event["step"] for event in run.read_log() if event["best"]] == sorted(set(chosen))
 
 
 @pytest.mark.slow

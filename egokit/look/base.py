@@ -1,4 +1,4 @@
-"""Style, frame strips and saving: what every picture shares.
+"""Style, frame strips and saving, and scores that are the data's: what every picture shares.
 
 Colours are Okabe and Ito's, safe for the colour-blind; right and wrong also differ by sign and line style.
 """
@@ -8,6 +8,7 @@ import textwrap
 
 import numpy as np
 
+from egokit.resolve import nearest
 from egokit.runs import Run
 
 RIGHT, WRONG, NEUTRAL = "#009E73", "#D55E00", "#0072B2"
@@ -32,6 +33,30 @@ def finish(figure, run: Run | None, name: str):
         figure.savefig(run.figure(f"{name}.png"), bbox_inches="tight", dpi=100)
     plt.close(figure)
     return figure
+
+
+def checked_rows(task, run: Run, section: str) -> tuple[dict, np.ndarray | None]:
+    """(rows, prompt embeddings) of a section; or an error that says why its scores are not this task's, and what to do."""
+    path, again = run.path / f"rows-{section}.npz", "evaluate it again, or make the task from that run's params.yaml"
+    if not path.is_file():
+        known = [file.stem.removeprefix("rows-") for file in run.path.glob("rows-*.npz")]
+        said = nearest(section, known) if known else "nothing in this run has been evaluated yet; run its notebook first"
+        raise FileNotFoundError(f"{path} is missing, the scores of section {section!r}: {said}")
+    rows, prompts_KE = run.read_rows(section)
+    wanted, texts = "video" if task.prompts() else "fusion", len(task.prompts())
+    if wanted not in rows or (prompts_KE is None) != (not texts):
+        raise ValueError(f"{path} holds the scores of another benchmark than {task.config.task!r}: name a run of this notebook")
+    if len(rows["index"]) != task.expected() or (texts and len(prompts_KE) != texts):
+        raise ValueError(f"{path} holds {len(rows['index']):,} rows" + (f" and {len(prompts_KE):,} texts" if texts else "") + ", but the "
+                         f"data under {task.root} have {task.expected():,}" + (f" and {texts:,}" if texts else "") + f": {again}")
+    recorded = run.metrics().get(section, {}).get("data", {})  # runs of older versions don't have it
+    if recorded:
+        from egokit.checkpoints import fingerprint
+        for table in task.tables():
+            if recorded.get(table.name) != fingerprint(table):
+                raise ValueError(f"{path} was scored with another {table.name} ({recorded.get(table.name)}) than {table} "
+                                 f"({fingerprint(table)}): {again}")
+    return rows, prompts_KE
 
 
 def strip(frames_TCHW) -> np.ndarray:

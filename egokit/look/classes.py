@@ -11,9 +11,9 @@ import textwrap
 import numpy as np
 
 from egokit import metrics
-from egokit.look.base import CYCLE, WIDTH, finish, pyplot
+from egokit.look.base import CYCLE, WIDTH, checked_rows, finish, pyplot
 from egokit.runs import Run
-from egokit.tables import numbers
+from egokit.tables import classes_of
 
 LINES = 20  # classes named one under another
 MARKERS = "osD^"
@@ -23,9 +23,9 @@ FUNCTION_WORDS = set(re.findall("[a-z]+", "someone something somewhere is are a 
 
 def average_precisions(task, run: Run, *sections: str):
     """Charades-Ego: every class's average precision, sorted, and by name the best and worst of the last section."""
-    plt = pyplot()
-    found = {section: 100 * metrics.each_class(task.scores(*run.read_rows(section)), task.truth()) for section in sections}
-    share_K = 100 * task.truth().mean(0)
+    plt, truth_VK = pyplot(), task.truth()
+    found = {section: 100 * metrics.each_class(task.scores(*checked_rows(task, run, section)), truth_VK) for section in sections}
+    share_K = 100 * truth_VK[truth_VK.any(1)].mean(0)  # a video without a label ranks behind all others, for every class
     last = found[sections[-1]]
     order = np.argsort(-last, kind="stable")[:int(np.isfinite(last).sum())]  # NaN, classes that don't occur, come last
     named = order if len(order) <= 2 * LINES else np.concatenate([order[:LINES], order[-LINES:]])
@@ -42,7 +42,7 @@ def average_precisions(task, run: Run, *sections: str):
     names = list(task.classes.values())
     dots(right, [textwrap.shorten(names[k], 44, placeholder=" …") for k in named],
          {section: values[named] for section, values in found.items()})
-    right.plot(share_K[named], range(len(named)), "|", color="black", markersize=11, label="chance: share of videos with it")
+    right.plot(share_K[named], range(len(named)), "|", color="black", markersize=11, label="chance: share of labelled videos with it")
     right.set(xlabel="average precision, %", title=f"all of them, sorted by {sections[-1]}" if len(named) == len(order) else
               f"the {LINES} best and the {LINES} worst of {sections[-1]}")
     if len(named) < len(order):
@@ -53,7 +53,7 @@ def average_precisions(task, run: Run, *sections: str):
 
 def accuracy_by_word(task, run: Run, section: str):
     """EgoMCQ: accuracy of the ensemble by the verb and by the noun that a narration's tags name, inter-video and intra-video apart."""
-    right_Q = 100.0 * (task.scores(run.read_rows(section)[0])["ensemble"].argmax(1) == task.answers)
+    right_Q = 100.0 * (task.scores(checked_rows(task, run, section)[0])["ensemble"].argmax(1) == task.answers)
     series = {name: np.where(task.types == kind, right_Q, np.nan) for kind, name in ((1, "inter-video"), (2, "intra-video"))}
     tags = {kind: [classes_of(question["query"].get(f"tag_{kind}", [])) for question in task.questions] for kind in ("verb", "noun")}
     figure = by_word(task.texts, tags, series, "ensemble accuracy, %", "questions", chance=20)
@@ -64,17 +64,9 @@ def retrieval_by_word(task, run: Run, *sections: str):
     """EK-100: nDCG from a clip to sentences, by the clip's verb class and by its noun classes."""
     clips, series = task.test.clips, {}
     for section in sections:
-        series[section] = 100 * metrics.each_query(task.scores(*run.read_rows(section)), task.truth())[1]
+        series[section] = 100 * metrics.each_query(task.scores(*checked_rows(task, run, section)), task.truth())[1]
     tags = {"verb": [[verb] for verb in clips.verb_class], "noun": clips.all_noun_classes.tolist()}
     return finish(by_word(clips.narration.tolist(), tags, series, "nDCG of clip to sentences, %", "clips"), run, "words")
-
-
-def classes_of(tag) -> list[int]:
-    """A tag's classes: a list, or as the published table has it, its literal; none if absent or something else."""
-    try:
-        return tag if isinstance(tag, list) else numbers(str(tag))
-    except ValueError:
-        return []
 
 
 def by_word(texts: list[str], tags: dict[str, list[list[int]]], series: dict[str, np.ndarray], label: str, unit: str,

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from egokit.look.base import checked_rows
 from egokit.look.classes import query_words
 from egokit.resolve import nearest
 from egokit.runs import Run
@@ -59,30 +60,6 @@ def make(task, found: list[Side]) -> Queries:
     return (Retrieval if hasattr(task, "truth") else Questions)(task, found)
 
 
-def checked_rows(task, side: Side) -> tuple[dict, np.ndarray | None]:
-    """(rows, prompt embeddings) of a section; or an error that says why its scores are not this task's, and what to do."""
-    path, again = side.run.path / f"rows-{side.section}.npz", "evaluate it again, or make the task from that run's params.yaml"
-    if not path.is_file():
-        known = [file.stem.removeprefix("rows-") for file in side.run.path.glob("rows-*.npz")]
-        said = nearest(side.section, known) if known else "nothing in this run has been evaluated yet; run its notebook first"
-        raise FileNotFoundError(f"{path} is missing, the scores of section {side.section!r}: {said}")
-    rows, prompts_KE = side.run.read_rows(side.section)
-    wanted, texts = "video" if task.prompts() else "fusion", len(task.prompts())
-    if wanted not in rows or (prompts_KE is None) != (not texts):
-        raise ValueError(f"{path} holds the scores of another benchmark than {task.config.task!r}: name a run of this notebook")
-    if len(rows["index"]) != task.expected() or (texts and len(prompts_KE) != texts):
-        raise ValueError(f"{path} holds {len(rows['index']):,} rows" + (f" and {len(prompts_KE):,} texts" if texts else "") + ", but the "
-                         f"data under {task.root} have {task.expected():,}" + (f" and {texts:,}" if texts else "") + f": {again}")
-    recorded = side.run.metrics().get(side.section, {}).get("data", {})  # runs of older versions don't have it
-    if recorded:
-        from egokit.checkpoints import fingerprint
-        for table in task.tables():
-            if recorded.get(table.name) != fingerprint(table):
-                raise ValueError(f"{path} was scored with another {table.name} ({recorded.get(table.name)}) than {table} "
-                                 f"({fingerprint(table)}): {again}")
-    return rows, prompts_KE
-
-
 class Queries:
     """Subclasses give, for side s and query k: hits(s, k), said(s, k), brief(s, k), right(s, k); and fill in what is listed here.
 
@@ -130,7 +107,7 @@ class Retrieval(Queries):
     def __init__(self, task, found: list[Side]):
         super().__init__(found)
         self.task, self.texts, self.truth_VK = task, task.prompts(), task.truth()
-        self.scores_SVK = [task.scores(*checked_rows(task, side)) for side in found]
+        self.scores_SVK = [task.scores(*checked_rows(task, side.run, side.section)) for side in found]
         right_VK = self.truth_VK == 1
         self.right_K = right_VK.sum(0)
         ranked = [first_right(scores_VK, right_VK) for scores_VK in self.scores_SVK]
@@ -182,7 +159,7 @@ class Questions(Queries):
         super().__init__(found)
         from egokit.tasks.egomcq import clip_key
         self.task, self.texts, self.answers = task, task.texts, task.answers
-        self.scores_S = [task.scores(checked_rows(task, side)[0]) for side in found]
+        self.scores_S = [task.scores(checked_rows(task, side.run, side.section)[0]) for side in found]
         number = {key: v for v, key in enumerate(task.clips)}
         self.clips_QC = [[number[clip_key(clip)] for clip in five] for five in task.choices]
         self.names = {v: f"{clip.get('clip_text', 'a clip')} ({clip['clip_start']:.1f} to {clip['clip_end']:.1f} s)"

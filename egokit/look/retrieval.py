@@ -6,9 +6,10 @@ import textwrap
 
 import numpy as np
 
-from egokit.look.base import RIGHT, WIDTH, WRONG, finish, frame, graded, heading, pyplot, strip, thin
+from egokit.look.base import RIGHT, WIDTH, WRONG, checked_rows, finish, frame, graded, heading, pyplot, strip, thin
 from egokit.runs import Run
 from egokit.sampling import spread
+from egokit.tables import classes_of
 
 
 def questions(task, run: Run, section: str, count: int = 6):
@@ -17,7 +18,7 @@ def questions(task, run: Run, section: str, count: int = 6):
     Half of the questions shown were answered right, half wrong, as far as there are such.
     """
     plt = pyplot()
-    rows, _ = run.read_rows(section)
+    rows, _ = checked_rows(task, run, section)
     scores = task.scores(rows)
     right = scores["ensemble"].argmax(1) == task.answers
     wrong_count = min(count // 2, int((~right).sum()))
@@ -42,7 +43,7 @@ def questions(task, run: Run, section: str, count: int = 6):
 def retrieved(task, run: Run, section: str, count: int = 6, top: int = 5, seed: int = 0):
     """Texts with their best clips as frame strips; right (relevancy 1), partly right and wrong marked."""
     plt = pyplot()
-    rows, prompts_KE = run.read_rows(section)
+    rows, prompts_KE = checked_rows(task, run, section)
     scores_VK, relevancy_VK = task.scores(rows, prompts_KE), task.truth()
     dataset, texts, top = task.dataset("test"), task.prompts(), min(top, len(scores_VK))
     possible = np.flatnonzero(relevancy_VK.max(0) == 1)
@@ -99,7 +100,6 @@ def reranked(model, task, text: str, run: Run | None = None, clips: int = 300, c
 
 def kinship(asked: dict | None, clip: dict) -> tuple[str | None, str]:
     """(colour, mark) of a clip for a narration, by the verb and noun classes that both are tagged with; neither without tags."""
-    from egokit.look.classes import classes_of
     tags = [(classes_of((asked or {}).get(f"tag_{kind}", [])), classes_of(clip.get(f"tag_{kind}", []))) for kind in ("verb", "noun")]
     if not all(wanted for wanted, _ in tags):
         return None, ""

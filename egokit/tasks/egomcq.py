@@ -16,6 +16,7 @@ from egokit.documents import CHOICES
 from egokit.loading import Samples
 from egokit.model import similarity
 from egokit.sampling import spread
+from egokit.tables import classes_of
 from egokit.tasks.base import WATCHED, Task
 from egokit.transforms import normalise
 
@@ -53,7 +54,8 @@ class EgoMCQ(Task):
         self.answers = np.array([int(question["answer"]) for question in questions])
         self.types = np.array([int(question["types"]) for question in questions])
         # all five share their nouns: only the verb, that is the order of frames, decides
-        self.verb_only = np.array([len({str(clip.get("tag_noun", i)) for i, clip in enumerate(five)}) == 1 for five in self.choices])
+        nouns = [{frozenset(classes_of(clip.get("tag_noun", []))) for clip in five} for five in self.choices]
+        self.verb_only = np.array([len(sets) == 1 and sets != {frozenset()} for sets in nouns])
         self.clips = sorted({clip_key(clip) for five in self.choices for clip in five})
         self.number = {key: i for i, key in enumerate(self.clips)}
         self.pairs_of = collections.defaultdict(list)  # clip -> [question * 5 + choice]

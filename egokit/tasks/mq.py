@@ -5,12 +5,13 @@ Other files that list clips the same way will do (NLQ's), and lists of whole vid
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from egokit import checkpoints, dist, documents, sampling
+from egokit import checkpoints, dist, documents, frames, sampling
 from egokit.documents import SPLITS
 from egokit.frames import VideoError
 from egokit.runs import Run, abandoned, atomic_path, write_text
@@ -26,13 +27,13 @@ class ClipWindows(Windows):
         self.clip = clip
 
     def indices(self, video) -> np.ndarray:
-        start, stop, evaluate, fps = self.clip["start"], self.clip["stop"], self.task.config.evaluate, video.fps
-        end = video.length / fps
+        start, stop, evaluate = self.clip["start"], self.clip["stop"], self.task.config.evaluate
+        end, rate = frames.seconds(video), frames.rate(video)
         if stop > end + sampling.LATE:  # features of a frame held still are none
             raise VideoError(f"{self.path}: clip {self.clip['clip_uid']} ends at {stop:.2f} s, but the video ends at {end:.2f} s; "
                              "has it lost its end, or is it another video?")
-        indices = sampling.inside(sampling.mq(int(start * fps), int(stop * fps), evaluate.features_per_second, fps,
-                                              evaluate.feature_frames), video.length)
+        moments = sampling.mq(int(start * rate), int(stop * rate), evaluate.features_per_second, rate, evaluate.feature_frames) / rate
+        indices = np.array([frames.number_at(video, moment) for moment in moments])
         if len(indices) < evaluate.feature_frames:
             raise VideoError(f"{self.path}: clip {self.clip['clip_uid']} of {stop - start:.2f} s is too short for one feature")
         return indices[:len(indices) // evaluate.feature_frames * evaluate.feature_frames].reshape(-1, evaluate.feature_frames)
@@ -43,11 +44,15 @@ class EgoMQ(Task):
     def videos(self) -> Path:
         return self.need(self.config.evaluate.feature_videos)
 
+    def lists(self) -> dict[str, Path]:
+        """The file of each split's clips."""
+        pattern = self.config.evaluate.feature_clips
+        return {split: self.need(pattern.replace("*", split)) for split in (SPLITS if "*" in pattern else (Path(pattern).stem,))}
+
     def clips(self) -> list[dict]:
         """Distinct clips of all splits: clip_uid, video_uid, start and stop in seconds, split."""
-        pattern, found = self.config.evaluate.feature_clips, {}
-        for split in SPLITS if "*" in pattern else (Path(pattern).stem,):
-            path = self.need(pattern.replace("*", split))
+        found = {}
+        for split, path in self.lists().items():
             for clip in documents.moments(path):
                 known = found.setdefault(clip["clip_uid"], clip | {"split": split})
                 if clip.items() - known.items():
@@ -63,7 +68,10 @@ class EgoMQ(Task):
 
         A clip that can't be read does not keep the others from being written; all that can't are an error at the end.
         """
-        folder, clips, failed = run.path / "features", self.clips(), []
+        began, data = time.perf_counter(), {path.name: checkpoints.fingerprint(path) for path in self.lists().values()}
+        folder, clips, failed = run.path / "features", dist.gather_objects(self.clips())[0], []  # of one reading, if the list is edited
+        unlisted = settle(run, folder, clips, self.config.evaluate.feature_format) if dist.rank() == 0 else []
+        dist.barrier()
         path_of = {clip["clip_uid"]: folder / f"{clip['clip_uid']}.{self.config.evaluate.feature_format}" for clip in clips}
         digest = checkpoints.fingerprint(checkpoints.find(self.config.init)) if self.config.init and dist.rank() == 0 else ""
         for number, clip in enumerate(clips[dist.rank()::dist.world_size()]):
@@ -93,8 +101,31 @@ class EgoMQ(Task):
              "features_per_second": evaluate.features_per_second, "frames": evaluate.feature_frames, "stride": evaluate.feature_frames,
              "frame_rate": round(evaluate.features_per_second * evaluate.feature_frames, 6),  # of the samples, not of a video
              "layer": "video_projection", "dimension": next(iter(shapes.values()))[1],
-             "clips": [clip | {"features": shapes[clip["clip_uid"]][0]} for clip in clips]}, indent=1))
-        return {"clips": len(clips), "features": sum(shape[0] for shape in shapes.values())}
+             "clips": [clip | {"features": shapes[clip["clip_uid"]][0]} for clip in clips], "unlisted": unlisted}, indent=1))
+        return {"clips": len(clips), "features": sum(shape[0] for shape in shapes.values()), "unlisted": len(unlisted),
+                "samples": len(clips), "expected": len(clips), "failed": 0, "frames": evaluate.feature_frames,
+                "toy": self.config.site.toy, "data": data, "seconds": time.perf_counter() - began}
+
+
+def settle(run: Run, folder: Path, clips: list[dict], suffix: str) -> list[str]:
+    """Delete the features of clips that are another stretch or of another video than when they were made; clips.json says of what they are.
+
+    Returns the clips that have features, but stand in no list any more. Theirs stay, should that be a slip.
+    """
+    path, now = folder / "clips.json", {clip["clip_uid"]: [clip["video_uid"], clip["start"], clip["stop"]] for clip in clips}
+    known, made = json.loads(path.read_text()) if path.exists() else {}, sorted(file.stem for file in folder.glob(f"[!.]*.{suffix}"))
+    changed = [uid for uid in made if uid in now and known.get(uid) != now[uid]]
+    unlisted = [uid for uid in made if uid not in now]
+    if changed or unlisted:
+        run.log({"kind": "clips", "changed": changed, "unlisted": unlisted})
+        print(f"the list of clips has changed: {len(changed)} are made again; {len(unlisted)} are listed no more, and stay", flush=True)
+    for uid in changed:
+        (folder / f"{uid}.{suffix}").unlink()
+    now |= {uid: known[uid] for uid in unlisted if uid in known}
+    if now != known:
+        (folder / "manifest.json").unlink(missing_ok=True)  # of another list
+        write_text(path, json.dumps(now))  # last: a kill before it leaves nothing wrong
+    return unlisted
 
 
 def save(path: Path, feature: torch.Tensor) -> None:
