@@ -7,7 +7,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {  # name: module; imported where it is first used
     "load": "weights", "similarity": "model", "read_clip": "clips", "describe": "resolve", "open_run": "notebook",
-    "submit": "launch", "runs_table": "overview", "ConfigError": "resolve", "WeightsError": "checkpoints",
+    "submit": "launch", "runs_table": "overview", "ConfigError": "typed", "WeightsError": "checkpoints",
 }
 _MODULES = ("metrics", "losses", "prep", "doctor", "toy", "look", "tasks", "launch", "evaluate", "transforms", "frames", "resolve",
             "search")

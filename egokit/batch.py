@@ -16,8 +16,9 @@ from pathlib import Path
 from egokit import attach, headless, launch, slurm, snapshot
 from egokit.config import Config
 from egokit.job import executor
-from egokit.resolve import ConfigError, build, outputs_folder, project_root, to_dict
+from egokit.resolve import outputs_folder, project_root
 from egokit.runs import write_text
+from egokit.typed import ConfigError, build, to_dict
 
 CPUS = 2  # of a notebook's job: it waits for its own jobs, and draws
 

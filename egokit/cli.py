@@ -2,10 +2,13 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
 from pathlib import Path
+
+from egokit.typed import ConfigError, own_task
 
 
 def _recipe(parser: argparse.ArgumentParser, params: str | None = None, run: str | None = "demo") -> None:
@@ -27,11 +30,9 @@ def toy(arguments) -> None:
 
 
 def prep(arguments) -> None:
-    import dataclasses
-
     from egokit import prep as preparation
     from egokit.prep.source import site_options
-    from egokit.resolve import ConfigError, resolve
+    from egokit.resolve import resolve
     config = resolve(arguments.params, arguments.site, arguments.overrides)
     if arguments.root:
         config = dataclasses.replace(config, site=dataclasses.replace(config.site, root=os.path.abspath(arguments.root), toy=False))
@@ -97,7 +98,7 @@ PLACES = {"egoclip": ("02_pretrain", {"train": "pretrain"}), "ek100": ("03_ek100
 def submit(arguments) -> None:
     from egokit import launch
     from egokit.notebook import open_run
-    from egokit.resolve import ConfigError, outputs_folder, own_task, resolve
+    from egokit.resolve import outputs_folder, resolve
     config = resolve(arguments.params, arguments.site, arguments.overrides, arguments.run)
     own = own_task(config.task)
     notebook, actions = (Path(own[0]).stem, {"evaluate": "evaluate", "train": "train"}) if own else PLACES[config.task]

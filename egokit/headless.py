@@ -20,8 +20,9 @@ from pathlib import Path
 from egokit.config import Config
 from egokit.launch import comparable
 from egokit.notebook import PARAMETERS, check_names
-from egokit.resolve import ConfigError, differences, nearest, outputs_folder, project_root, resolve, to_dict, to_yaml
+from egokit.resolve import outputs_folder, project_root, resolve, to_yaml
 from egokit.runs import Run
+from egokit.typed import ConfigError, differences, nearest, to_dict
 
 
 class NotebookFailed(RuntimeError):

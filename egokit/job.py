@@ -17,8 +17,8 @@ from pathlib import Path
 from egokit import requeue, slurm
 from egokit.config import Config, LaunchConfig
 from egokit.launch import comparable
-from egokit.resolve import build, to_dict
 from egokit.runs import Run, write_text
+from egokit.typed import build, to_dict
 
 # what an evaluation depends on, beside its checkpoint and its data; training on these and all of the sections after them
 EVALUATED = ("model.image_size", "data.evaluation_frames", "data.evaluation_resize", "data.evaluation_tokens", "data.reader",

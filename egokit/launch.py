@@ -20,8 +20,8 @@ from egokit import attach, slurm, snapshot
 from egokit.config import RANDOM, Config, LaunchConfig
 from egokit.progress import Bar, told
 from egokit.requeue import lost_peer
-from egokit.resolve import ConfigError, differences, to_dict
 from egokit.runs import Run, write_text
+from egokit.typed import ConfigError, differences, to_dict
 
 # may change without making another run: where and how it is computed, not what
 LOCAL_ONLY = {"launch", "data.workers", "evaluate.batch_size", "train.micro_batch", "train.compile", "model.checkpointing"}

@@ -6,8 +6,9 @@ import os
 import sys
 
 from egokit.config import Config
-from egokit.resolve import ConfigError, nearest, outputs_folder, resolve, to_yaml
+from egokit.resolve import outputs_folder, resolve, to_yaml
 from egokit.runs import Run, write_text
+from egokit.typed import ConfigError, nearest
 
 PARAMETERS = ("params", "site", "overrides", "run")
 

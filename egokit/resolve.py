@@ -8,29 +8,15 @@ right one. Nothing here imports torch or touches data.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import math
 import os
 import re
-import types
-import typing
 from pathlib import Path
 
 import yaml
 
-from egokit.config import CHOICES, TRAINED, Config, expected
+from egokit.config import CHOICES, TRAINED, Config
 from egokit.plan import plan
-
-
-class ConfigError(ValueError):
-    """A mistake in a parameter, a key or a path; the message says which and what to do."""
-
-
-def nearest(word: str, known) -> str:
-    """A 'did you mean' for an error message, or the list of what there is."""
-    known = sorted(str(item) for item in known)
-    close = difflib.get_close_matches(str(word), known, n=1)
-    return f"did you mean {close[0]!r}?" if close else "known: " + ", ".join(known)
+from egokit.typed import ConfigError, build, merge, nearest, own_task, to_dict
 
 
 def project_root() -> Path:
@@ -48,69 +34,6 @@ def outputs_folder() -> Path:
     """Where runs go: outputs/ of the project, or $EGOKIT_OUTPUTS."""
     given = os.environ.get("EGOKIT_OUTPUTS")
     return Path(given).expanduser().resolve() if given else project_root() / "outputs"
-
-
-def _coerce(value, wanted, where: str):
-    origin = typing.get_origin(wanted)
-    if wanted is dict or origin is dict:
-        if isinstance(value, dict):
-            return value
-    elif origin is tuple:
-        inner = typing.get_args(wanted)
-        if inner[-1] is ...:
-            inner = inner[:1] * len(value) if isinstance(value, (list, tuple)) else ()
-        if isinstance(value, (list, tuple)) and len(value) == len(inner):
-            return tuple(_coerce(item, kind, where) for item, kind in zip(value, inner, strict=True))
-    elif wanted is bool:
-        if isinstance(value, bool):
-            return value
-    elif wanted is str:
-        if isinstance(value, str):
-            return value
-    elif not isinstance(value, bool) and isinstance(value, (int, float, str)):  # YAML reads 3e-5 as a string
-        try:
-            number = float(value)
-            if math.isfinite(number) and (wanted is float or number == int(number)):
-                return wanted(number)
-        except (ValueError, OverflowError):
-            pass
-    kind = str(wanted) if isinstance(wanted, types.GenericAlias) else getattr(wanted, "__name__", str(wanted))
-    if typing.get_args(wanted)[-1:] == (...,):
-        kind = f"a list of {typing.get_args(wanted)[0].__name__}"
-    kind = "a finite number" if wanted is float else kind
-    raise ConfigError(f"{where}: expected {kind}, got {value!r}")
-
-
-def build(cls, values: dict, where: str = "", source: str = "") -> typing.Any:
-    """A dataclass from nested mappings; strict on names and types."""
-    hints = typing.get_type_hints(cls)
-    given = {}
-    for key, value in (values or {}).items():
-        name = f"{where}.{key}" if where else str(key)
-        if key not in hints:
-            raise ConfigError(f"unknown key {name!r}{source}: {nearest(key, hints)}")
-        if dataclasses.is_dataclass(hints[key]):
-            if not isinstance(value, dict):
-                inner = ", ".join(typing.get_type_hints(hints[key]))
-                raise ConfigError(f"{name}{source}: expected a section with keys {inner}; got {value!r}")
-            given[key] = build(hints[key], value, name, source)
-        else:
-            given[key] = _coerce(value, hints[key], name + source)
-            if name in CHOICES and given[key] not in CHOICES[name] and given[key] != "" and not (name == "task" and own_task(given[key])):
-                raise ConfigError(f"{name}{source}: {given[key]!r}: {nearest(given[key], CHOICES[name])}")
-            for number in given[key] if isinstance(given[key], tuple) else (given[key],):
-                if said := expected(name, number):
-                    raise ConfigError(f"{name}{source}: expected {said}, got {number}")
-    return cls(**given)
-
-
-def merge(base: dict, over: dict) -> dict:
-    """`over` laid on `base`, section by section; neither is changed."""
-    out = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(out.get(key), dict)
-        out[key] = merge(out[key], value) if both else value
-    return out
 
 
 def read_yaml(name: str, folder: Path, kind: str) -> dict:
@@ -188,12 +111,6 @@ def resolve(params: str, site: str = "toy", overrides="", run: str = "demo") -> 
                                init=find_init(config.init.replace("{run}", run), site_config))
 
 
-def own_task(task: str) -> tuple[str, str] | None:
-    """(file, class) of a task of the user's, which is named as 'folder/file.py:Class'; None for one of egokit's."""
-    found = re.fullmatch(r"(.+\.py):(\w+)", task)
-    return (found[1], found[2]) if found else None
-
-
 def find_task(task: str, root: Path, params: str) -> str:
     """`task` with the path of its file, if it has one, made absolute."""
     if not task:
@@ -224,18 +141,6 @@ def check_run_name(run: str) -> None:
         raise ConfigError(f"run {run!r}: use letters, digits, '-', '_' and '.' (it names a folder)")
 
 
-def to_dict(config) -> dict:
-    """Plain nested dict of a Config (tuples as lists), for YAML, checkpoints and comparison."""
-    plain = dataclasses.asdict(config)
-    return yaml.safe_load(yaml.safe_dump(_lists(plain)))
-
-
-def _lists(value):
-    if isinstance(value, dict):
-        return {key: _lists(item) for key, item in value.items()}
-    return list(value) if isinstance(value, tuple) else value
-
-
 def to_yaml(config) -> str:
     return yaml.safe_dump(to_dict(config), sort_keys=False)
 
@@ -250,15 +155,3 @@ def describe(config) -> str:
     if config.task in TRAINED:
         lines.append(f"plan: {plan(config)}")
     return "\n".join(lines)
-
-
-def differences(one: dict, other: dict, where: str = "") -> list[str]:
-    """The dotted keys at which two plain configs differ, as 'key: old -> new'."""
-    found = []
-    for key in sorted(one.keys() | other.keys()):
-        name, left, right = f"{where}{key}", one.get(key), other.get(key)
-        if isinstance(left, dict) and isinstance(right, dict):
-            found += differences(left, right, name + ".")
-        elif left != right:
-            found.append(f"{name}: {left} -> {right}")
-    return found

@@ -5,7 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
-from egokit.resolve import own_task
+from egokit.typed import own_task
 
 
 def take(folder: Path, keep: bool, task: str = "") -> Path:

@@ -18,7 +18,7 @@ from egokit.checkpoints import WeightsError
 from egokit.config import RANDOM, ModelConfig
 from egokit.model import EgoVLP
 from egokit.names import our_keys, rename
-from egokit.resolve import build
+from egokit.typed import build
 
 
 def infer_config(state: dict[str, Tensor]) -> ModelConfig:

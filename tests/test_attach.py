@@ -13,8 +13,9 @@ import egokit
 from egokit import attach, cli, launch, overview, slurm
 from egokit.config import LaunchConfig
 from egokit.progress import Told, told
-from egokit.resolve import ConfigError, outputs_folder
+from egokit.resolve import outputs_folder
 from egokit.runs import Run, write_text
+from egokit.typed import ConfigError
 
 # squeue prints `queue`, a line "%F|%T|%P|%Q|%S|%r" a job, as its -j, -t and -p say; each call leaves its arguments in `asked`
 SQUEUE = """#!{python} -IS

@@ -12,7 +12,7 @@ import nbformat
 import pytest
 
 from egokit import attach, batch, headless
-from egokit.resolve import ConfigError
+from egokit.typed import ConfigError
 
 PARAMETERS = 'params = "toy/egomcq"\nsite = "tiny"\noverrides = ""\nrun = "demo"'
 CELLS = {

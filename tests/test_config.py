@@ -4,7 +4,8 @@ import dataclasses
 import pytest
 
 from egokit.config import ABOVE_ZERO, CHOICES, LEAST, MOST, Config
-from egokit.resolve import ConfigError, build, differences, merge, parse_overrides, resolve, to_dict, to_yaml
+from egokit.resolve import parse_overrides, resolve, to_yaml
+from egokit.typed import ConfigError, build, differences, merge, to_dict
 
 
 def test_layers_in_order(project):

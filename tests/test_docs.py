@@ -16,7 +16,8 @@ from conftest import ROOT
 import egokit
 from egokit import cli
 from egokit.config import Config
-from egokit.resolve import build, merge, parse_overrides
+from egokit.resolve import parse_overrides
+from egokit.typed import build, merge
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 each = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
@@ -177,7 +178,8 @@ def test_the_layout_is_what_the_toy_and_preparation_make(project):
 
 
 def test_the_table_of_recipes_is_what_resolves(project):
-    from egokit.resolve import resolve, to_dict
+    from egokit.resolve import resolve
+    from egokit.typed import to_dict
     rows = re.findall(r"^\| `(\w+)\.(\w+)` \| (.*?) \| (.*?) \| (.*?) \|", (ROOT / "docs/recipes.md").read_text(), re.MULTILINE)
     resolved = [to_dict(resolve(name, "example")) for name in ("pretrain", "ek100_finetune", "charades_finetune")]
     assert len(rows) > 20

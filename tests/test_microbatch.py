@@ -9,8 +9,9 @@ import egokit
 from egokit import launch, loading, tasks, train
 from egokit.microbatch import by_micro_batches
 from egokit.plan import plan, what_would_fit
-from egokit.resolve import ConfigError, outputs_folder, to_dict
+from egokit.resolve import outputs_folder
 from egokit.runs import Run
+from egokit.typed import ConfigError, to_dict
 
 CPU = torch.device("cpu")
 BF16 = {"device_type": "cpu", "dtype": torch.bfloat16}

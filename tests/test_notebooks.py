@@ -12,8 +12,8 @@ import pytest
 from conftest import MODEL, SMALL
 
 from egokit import headless
-from egokit.resolve import ConfigError
 from egokit.runs import Run
+from egokit.typed import ConfigError
 
 pytestmark = pytest.mark.slow
 

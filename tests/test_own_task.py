@@ -8,8 +8,8 @@ from conftest import ROOT
 
 import egokit
 from egokit import cli, evaluate, ledger, snapshot, tasks, train
-from egokit.resolve import ConfigError
 from egokit.runs import Run
+from egokit.typed import ConfigError, to_dict
 
 EXAMPLE = ROOT / "docs/examples/narration_retrieval"
 
@@ -36,7 +36,7 @@ def test_a_changed_or_wrong_file_is_said_before_a_job_starts(mine, checkpoint, t
     (file, config), run = mine, Run(tmp_path / "run")
     before, text = snapshot.task_sha256(config.task), EXAMPLE.with_suffix(".py").read_text()
     (run.path / "jobs/evaluate").mkdir(parents=True)
-    spec = {"config": egokit.resolve.to_dict(config), "init_sha256": egokit.launch.starting_point(config), "task_sha256": before}
+    spec = {"config": to_dict(config), "init_sha256": egokit.launch.starting_point(config), "task_sha256": before}
     (run.path / "jobs/evaluate/spec.json").write_text(egokit.launch.json.dumps(spec))
     run.write_metrics("evaluate", {"finished": True, "R@1": 1.0})
     assert egokit.submit(config, run, "evaluate").metrics()["R@1"] == 1.0

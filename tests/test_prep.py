@@ -120,7 +120,8 @@ def test_encodings_cut_at_their_keyframes(tmp_path, name):
 
 
 def test_encodings_are_the_choices_of_the_configuration(project, tmp_path):
-    from egokit.resolve import ConfigError, resolve
+    from egokit.resolve import resolve
+    from egokit.typed import ConfigError
     assert tuple(video.ENCODINGS) == config.CHOICES["site.encoding"] and config.Site().encoding in video.ENCODINGS
     with pytest.raises(ConfigError, match=r"site\.encoding .*'originel': did you mean 'original'"):
         resolve("toy/pretrain", "tiny", "site.encoding=originel")

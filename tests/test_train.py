@@ -18,8 +18,9 @@ from conftest import MODEL, ROOT, board_of, rarest
 import egokit
 from egokit import attach, checkpoints, job, launch, look
 from egokit.config import LaunchConfig
-from egokit.resolve import ConfigError, outputs_folder
+from egokit.resolve import outputs_folder
 from egokit.runs import Run
+from egokit.typed import ConfigError
 
 
 @pytest.fixture

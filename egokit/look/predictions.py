@@ -25,7 +25,7 @@ def pictures(job):
     def dataset():
         from egokit import tasks
         from egokit.config import Config
-        from egokit.resolve import build
+        from egokit.typed import build
         return tasks.make(build(Config, job.spec()["config"])).validation().dataset("test")
 
     return functools.lru_cache(maxsize=100)(lambda number: board(dataset()[0, number]["video"]))

@@ -11,8 +11,8 @@ import numpy as np
 
 from egokit.look.base import checked_rows
 from egokit.look.classes import query_words
-from egokit.resolve import nearest
 from egokit.runs import Run
+from egokit.typed import nearest
 
 TOP = 5       # clips shown of a text
 MISSED = 1    # right clips shown that are not among them

@@ -6,10 +6,11 @@ import os
 import re
 from pathlib import Path
 
-from egokit.resolve import ConfigError, merge, outputs_folder, parse_overrides, resolve, to_yaml
+from egokit.resolve import outputs_folder, parse_overrides, resolve, to_yaml
 from egokit.runs import Run, write_text
 from egokit.search.cut import export, write_csv
 from egokit.search.searcher import Hit, open, submit
+from egokit.typed import ConfigError, merge
 
 NOTEBOOK = "07_search_your_videos"
 

@@ -11,10 +11,10 @@ import torch
 from egokit import launch, train, vectors
 from egokit.config import Config
 from egokit.model import autocast
-from egokit.resolve import ConfigError
 from egokit.runs import Run
 from egokit.tasks import search as task
 from egokit.transforms import normalise
+from egokit.typed import ConfigError
 
 SECTION = "index"
 
