@@ -41,8 +41,7 @@ def prep(arguments) -> None:
     if arguments.what != "ego4d":
         if arguments.shard or arguments.array or arguments.source:
             raise ConfigError("--source, --shard and --array are of Ego4D alone: egokit prep ego4d …")
-        print(json.dumps(preparation.prepare(config), indent=1))
-        return
+        return print(json.dumps(preparation.prepare(config), indent=1))
     if arguments.array:
         array = preparation.submit_array(config, arguments.array, arguments.source)
         print(array or "nothing to submit: every video is verified")
