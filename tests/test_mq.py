@@ -241,7 +241,7 @@ def test_killed_and_shared_out_the_files_are_the_same(checkpoint, resolve, tmp_p
     one, manifest = extracted(config, tmp_path / "one")
     two = {uid: np.array(mq.stored(run.path / f"features/{uid}.pt")) for uid in one}
     assert same(one, two) and json.loads((run.path / "features/manifest.json").read_text()) == manifest
-    assert {file.name for file in (run.path / "features").iterdir()} == {"manifest.json", "clips.json", *(f"{uid}.pt" for uid in one)}
+    assert {file.name for file in (run.path / "features").iterdir()} == {"manifest.json", *(f"{uid}.pt" for uid in one)}
     assert all((run.path / "features" / name).stat().st_mtime_ns == at for name, at in before.items())
     assert metrics["samples"] == metrics["expected"] == len(one) and metrics["frames"] == 4 and metrics["seconds"] > 0
     assert metrics["data"].keys() == {f"moments_{split}.json" for split in ("train", "val", "test_unannotated")}

@@ -108,11 +108,11 @@ class EgoMQ(Task):
 
 
 def settle(run: Run, folder: Path, clips: list[dict], suffix: str) -> list[str]:
-    """Delete the features of clips that are another stretch or of another video than when they were made; clips.json says of what they are.
+    """Delete the features of clips that are another stretch, or of another video, than when they were made.
 
-    Returns the clips that have features, but stand in no list any more. Theirs stay, should that be a slip.
+    The run's clips.json says of what that is. Returns the clips that have features, but stand in no list any more: theirs stay.
     """
-    path, now = folder / "clips.json", {clip["clip_uid"]: [clip["video_uid"], clip["start"], clip["stop"]] for clip in clips}
+    path, now = run.path / "clips.json", {clip["clip_uid"]: [clip["video_uid"], clip["start"], clip["stop"]] for clip in clips}
     known, made = json.loads(path.read_text()) if path.exists() else {}, sorted(file.stem for file in folder.glob(f"[!.]*.{suffix}"))
     changed = [uid for uid in made if uid in now and known.get(uid) != now[uid]]
     unlisted = [uid for uid in made if uid not in now]
