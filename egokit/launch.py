@@ -18,7 +18,7 @@ from pathlib import Path
 
 from egokit import attach, slurm, snapshot
 from egokit.config import RANDOM, Config, LaunchConfig
-from egokit.progress import Bar, told
+from egokit.progress import FILE, Bar, reached
 from egokit.requeue import lost_peer
 from egokit.resolve import ConfigError, differences, to_dict
 from egokit.runs import Run, write_text
@@ -83,15 +83,8 @@ class Handle:
         return "failed", (raised or ended or lines)[-1][:100]
 
     def progress(self) -> dict:
-        """The newest of everything that this job has told: step, steps, eta_s, metrics of the last validation, … Empty before that."""
-        action = (self.spec() or {}).get("action")
-        if action == "evaluate":
-            return told(self.folder)
-        kinds, newest = {"train": ("step", "validation"), "extract": ("extract",)}.get(action, ()), {}
-        for event in self.run.read_log():  # which the sections of a run share
-            if event["kind"] in kinds:
-                newest |= event
-        return newest
+        """The newest of everything that this job has told: see progress.reached."""
+        return reached(self.run, self.folder, (self.spec() or {}).get("action"))
 
     def log_tail(self, lines: int = 25) -> str:
         """The end of the log that tells most: of the rank that failed by itself, not of those that lost a peer."""
@@ -219,7 +212,9 @@ def submit(config: Config, run: Run, action: str = "train", section: str | None 
         spec = {"config": to_dict(config), "run": str(run.path.resolve()), "action": action,
                 "section": handle.section, "version": __version__, "init_sha256": start, "task_sha256": task}
         write_text(handle.folder / "spec.json", json.dumps(spec, indent=1))
-        (handle.folder / "job.json").unlink(missing_ok=True)
+        for name in ("job.json", "failures.json", FILE):  # of the job before: its failures are no failures of this one
+            (handle.folder / name).unlink(missing_ok=True)
+        shutil.rmtree(handle.folder / "failures", ignore_errors=True)
         code = snapshot.take(handle.folder, keep=bool(partial), task=config.task)
         start_job("egokit.job", handle.folder, code, config.launch)
     return handle

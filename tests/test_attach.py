@@ -219,6 +219,12 @@ def test_what_is_printed_is_what_is_submitted(resolve, run, cluster):
     assert (cluster / "cancelled").read_text() == "42\n" and handle.state() == "failed"
     handle.cancel()
     assert (cluster / "cancelled").read_text() == "42\n", "an ended job is left alone: its number may be another's"
+    for name in ("failures.json", "failures/42-0-rank0.txt", "progress.json"):
+        write_text(handle.folder / name, "[]")
+    egokit.submit(config, run)
+    left = {path.name for path in handle.folder.iterdir()}
+    assert not {"failures.json", "failures", "progress.json"} & left, "what the job before left is nothing of this one"
+    assert "job.json" in left
 
 
 def test_print_in_the_shell_writes_nothing(project, monkeypatch, capsys, tmp_path):

@@ -172,6 +172,7 @@ def test_killed_and_shared_out_the_files_are_the_same(checkpoint, resolve, tmp_p
     assert {file.name for file in (run.path / "features").iterdir()} == {"manifest.json", *(f"{uid}.pt" for uid in one)}
     assert all((run.path / "features" / name).stat().st_mtime_ns == at for name, at in before.items())
     assert metrics["processes"] == 2 and metrics["features"] == sum(map(len, one.values()))
+    assert handle.progress()["step"] == handle.progress()["steps"] == len(one), "steps are clips, of all processes and attempts"
 
 
 @pytest.mark.slow
