@@ -19,7 +19,6 @@ from pathlib import Path
 from egokit import attach, slurm, snapshot
 from egokit.config import RANDOM, Config, LaunchConfig
 from egokit.progress import FILE, Bar, reached
-from egokit.requeue import lost_peer
 from egokit.resolve import ConfigError, differences, to_dict
 from egokit.runs import Run, write_text
 
@@ -77,25 +76,14 @@ class Handle:
         # looked at again: it may have finished in between
         if self.metrics() or not self.job():
             return ("finished" if self.metrics() else "new"), ""
-        lines = self.log_tail().splitlines()
-        raised = [line for line in lines if re.match(r"(\[rank\d+\]: )?[\w.]*(Error|Exception|Failed)\b", line)]
-        ended = [line for line in lines if "*** " in line]  # slurmstepd: error: *** JOB 7 ON node1 CANCELLED AT …
-        return "failed", (raised or ended or lines)[-1][:100]
+        return "failed", attach.why(self.folder)
 
     def progress(self) -> dict:
         """The newest of everything that this job has told: see progress.reached."""
         return reached(self.run, self.folder, (self.spec() or {}).get("action"))
 
     def log_tail(self, lines: int = 25) -> str:
-        """The end of the log that tells most: of the rank that failed by itself, not of those that lost a peer."""
-        job = self.job()
-        files = sorted((self.folder / "submitit").glob(f"{job['job_id']}_*_log.err")) if job else []
-        texts = {file: file.read_text(errors="replace").strip() for file in files}
-        own = {file: text for file, text in texts.items() if "Traceback" in text and not lost_peer(text)}
-        for file, text in (own or texts).items():
-            if text:
-                return f"{file}:\n" + "\n".join(text.splitlines()[-lines:])
-        return f"no log in {self.folder / 'submitit'}"
+        return attach.log_tail(self.folder, lines)
 
     def cancel(self) -> None:
         """End the job; the run keeps its checkpoints and can be submitted again."""

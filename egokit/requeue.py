@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import traceback
@@ -20,10 +21,22 @@ from egokit.runs import Run, write_text
 
 # what a rank says that lost another one
 LOST_PEER = ("Connection closed by peer", "Connection reset", "ConnectionError", "DistNetworkError", "Bypassing signal", "DistBackendError")
+TRACEBACK = "Traceback (most recent call last):"
+# Python's words between two tracebacks of one error; torch has each line begin with [rank1]:
+CHAINED = re.compile(r"(another exception occurred|direct cause of the following exception):\n(\[rank\d+\]: ?)?\n(\[rank\d+\]: ?)?$")
 
 
 def lost_peer(text: str) -> bool:
     return any(mark in text for mark in LOST_PEER)
+
+
+def last_error(log: str) -> str:
+    """The last traceback of a log, which may hold several attempts, with those it is chained to and all after it; empty without one."""
+    pieces = log.split(TRACEBACK)
+    first = len(pieces) - 1
+    while first > 1 and CHAINED.search(pieces[first - 1]):
+        first -= 1
+    return TRACEBACK.join(["", *pieces[first:]]) if first else ""
 
 
 def attempt() -> str:

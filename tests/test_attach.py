@@ -10,7 +10,7 @@ from conftest import MODEL
 from test_train import wait_for
 
 import egokit
-from egokit import attach, cli, launch, overview, slurm
+from egokit import attach, cli, launch, overview, requeue, slurm
 from egokit.config import LaunchConfig
 from egokit.progress import Told, told
 from egokit.resolve import ConfigError, outputs_folder
@@ -129,6 +129,24 @@ def test_a_handle_follows_its_job(cluster, tmp_path):
     assert handle.status() == ("failed", "[rank1]: egokit.train.TrainingError: no")
     run.write_metrics("pretrain", {"finished": True})
     assert handle.status() == ("finished", "")
+
+
+# one attempt's end of a rank that lost another, and of one that failed by itself, as Python writes an error in a handler
+LOST = ("Traceback (most recent call last):\n  File\ntorch.distributed.DistNetworkError: no\n\n"
+        "During handling of the above exception, another exception occurred:\n\n"
+        "Traceback (most recent call last):\n  File\nRuntimeError: could not leave the group\n")
+OWN = "[rank1]: Traceback (most recent call last):\n[rank1]:   File\n[rank1]: ValueError: of the second attempt\n"
+
+
+def test_the_last_attempt_says_why_a_job_failed(tmp_path):
+    """Both attempts of a rank write to one file; rank 1 lost its peer in the first, and failed by itself in the second."""
+    handle = made(Run(tmp_path / "nb/mine"), cluster="slurm", job_id="3")
+    for rank, text in enumerate((OWN.replace("second", "first") + LOST, LOST + OWN, LOST + LOST)):
+        (handle.folder / f"submitit/3_{rank}_log.err").write_text(f"starts\n{text}srun: error\n")
+    assert handle.log_tail(2).splitlines()[1] == "[rank1]: ValueError: of the second attempt"
+    assert attach.why(handle.folder) == "[rank1]: ValueError: of the second attempt"
+    ranks = LOST.replace("\n", "\n[rank0]: ")
+    assert [requeue.last_error(text) for text in ("none", OWN + "x\n" + LOST, "x\n" + ranks)] == ["", LOST, ranks]
 
 
 def test_without_squeue_and_on_another_machine(tmp_path, monkeypatch):
