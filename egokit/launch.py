@@ -5,6 +5,7 @@ resumes from what it left. Nothing is trained in the caller's process. What runs
 """
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import functools
 import json
@@ -14,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from egokit import attach, slurm, snapshot
@@ -131,6 +133,15 @@ def comparable(config: dict) -> dict:
             if isinstance(values, dict) else values for section, values in config.items() if section not in LOCAL_ONLY}
 
 
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a job's folder, which is made: two that submit the same at once start one job."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def start_job(module: str, folder: Path, code: Path, launch: LaunchConfig) -> None:
     """Run `python -m module folder/spec.json`, which submits and writes folder/job.json, with the snapshot `code` on its path.
 
@@ -181,9 +192,7 @@ def submit(config: Config, run: Run, action: str = "train", section: str | None 
         raise ValueError(f"action {action!r}: expected one of {', '.join(ACTIONS)}")
     start, task = starting_point(config), snapshot.task_sha256(config.task)
     handle = Handle(run, section or action)
-    handle.folder.mkdir(parents=True, exist_ok=True)
-    with open(handle.folder / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # two notebooks of one run start one job
+    with locked(handle.folder):
         before = handle.spec()
         partial = [*run.checkpoints.glob("*.pt")] if action == "train" else [*run.path.glob("features/*")] if action == "extract" else []
         if before and (handle.metrics() or handle.alive() or partial):

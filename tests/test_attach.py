@@ -303,6 +303,25 @@ def test_a_wrong_site_is_said_before_a_job(resolve, run, override, said):
         launch.script(resolve(overrides=f"{ON_SLURM} {override}"), run)
 
 
+def notebooks(outputs):
+    """Jobs of two notebooks each, in run folders that hold an earlier run's results, and what they left there."""
+    for name, number, made in (("queued", "3", ()), ("done", "9", ("05_egomcq/done/notebook.ipynb", "03_ek100/done/notebook.ipynb")),
+                               ("stopped", "9", ("05_egomcq/stopped/notebook.ipynb", "03_ek100/stopped/notebook.failed.ipynb")),
+                               ("cancelled", "9", ())):
+        folders = [outputs / book / name for book in ("05_egomcq", "03_ek100")]
+        for folder in folders:
+            write_text(folder / "notebook.ipynb", "of an earlier job")
+            write_text(folder / "notebook.failed.ipynb", "of a still earlier one")
+            said = f"{folder.parent.name}.ipynb, cell In[4] (x): ValueError: no\nthe executed notebook: …\n"
+            write_text(folder / "notebook.log", f"2026-01-01 10:00:00,123 {said}")
+        batch = folders[0] / "batch"
+        write_text(batch / "spec.json", json.dumps({"before": {f"{one.parent.name}/{name}": overview.left(one) for one in folders}}))
+        write_text(batch / "job.json", json.dumps({"cluster": "slurm", "job_id": number}))
+        write_text(batch / "submitit/9_0_log.err", "slurmstepd: error: *** JOB 9 ON node1 CANCELLED AT noon ***\n")
+        for path in made:
+            write_text(outputs / path, "of this job")
+
+
 def test_the_table_of_runs(cluster, tmp_path, capsys):
     (cluster / "queue").write_text(QUEUE)
     for number, name in enumerate(("running", "waits", "gone")):
@@ -314,9 +333,16 @@ def test_the_table_of_runs(cluster, tmp_path, capsys):
     done.run.write_metrics("zeroshot", {"finished": True, "mAP": 26.0})
     torn = made(Run(tmp_path / "05_egomcq/torn"), "egomcq", "evaluate", cluster="slurm", job_id="2")
     (torn.run.path / "metrics.json").write_text("{")
-    for age, folder in enumerate(sorted(tmp_path.glob("*/*/jobs/*/spec.json"))):
+    notebooks(tmp_path)
+    for age, folder in enumerate(sorted([*tmp_path.glob("*/*/jobs/*/spec.json"), *tmp_path.glob("*/*/batch/spec.json")])):
         os.utime(folder, (time.time() - 3600 * (age + 1),) * 2)
     found = {f"{one.notebook}/{one.run}": overview.cells(one)[2:7] for one in overview.entries(tmp_path)}
+    told = {run.removeprefix("05_egomcq/"): found.pop(run)[:3] for run in list(found) if found[run][0] == "notebook"}
+    assert told == {
+        "queued": ["notebook", "pending: Priority, 4th of 5, may start 2026-01-02 03:04:05", "0/2"],
+        "done": ["notebook", "finished", "2/2"],
+        "stopped": ["notebook", "failed: 03_ek100.ipynb, cell In[4] (x): ValueError: no", "1/2"],
+        "cancelled": ["notebook", "failed: slurmstepd: error: *** JOB 9 ON node1 CANCELLED AT noon ***", "0/2"]}
     assert len(asked(cluster)) == 2, "SLURM is asked once for all runs, and once for the queue"
     waits, torn = found.pop("02_pretrain/waits"), found.pop("05_egomcq/torn")
     assert waits[1].startswith("pending: Priority, 4th of 5") and torn[1].startswith("unreadable: ")
@@ -325,7 +351,7 @@ def test_the_table_of_runs(cluster, tmp_path, capsys):
     assert found["02_pretrain/gone"][1].startswith("failed: no log in")
     cli.main(["runs", "--outputs", str(tmp_path)])
     lines = capsys.readouterr().out.splitlines()
-    assert [name in lines[0] for name in overview.COLUMNS] == [True] * 8 and len(lines) == 6
+    assert [name in lines[0] for name in overview.COLUMNS] == [True] * 8 and len(lines) == 10
     table = egokit.runs_table(tmp_path)
     assert list(table["run"]) == [line.split()[1] for line in lines[1:]] and table["run"][0] == "running"  # the newest: it logs
     assert overview.lines(overview.entries(tmp_path / "none")).startswith("no run has had a job")

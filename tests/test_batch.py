@@ -11,7 +11,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from egokit import attach, batch, headless
+from egokit import attach, batch, headless, overview
 from egokit.resolve import ConfigError
 
 PARAMETERS = 'params = "toy/egomcq"\nsite = "tiny"\noverrides = ""\nrun = "demo"'
@@ -140,6 +140,7 @@ def test_as_a_job(home):
     assert "90_good, 91_fails: job " in batch.submit(notebooks)
     said = batch.submit(hanging)
     number = kernel(home / "outputs/92_hangs/job/notebook.log")
+    assert [one.state for one in overview.entries() if (one.notebook, one.run) == ("92_hangs", "job")] == ["running"]
     assert batch.submit(hanging) == said
     with pytest.raises(ConfigError, match="runs other notebooks or parameters"):
         batch.submit(batch.checked(["92", "90"], {"run": "job"}))
@@ -153,8 +154,26 @@ def test_as_a_job(home):
     while any(attach.alive(home / f"outputs/{name}/job/batch") for name in ("90_good", "92_hangs")):
         assert time.monotonic() < deadline
         time.sleep(0.2)
+    told = {one.notebook: one for one in overview.entries() if one.run == "job" and one.section == "notebook"}
+    why = "91_fails.ipynb, cell In[4] (raise ValueError('broken on purpose')): ValueError: broken on purpose"
+    assert told["90_good"][3:7] == ("failed", why, 1, 2)
+    assert told["92_hangs"].detail == "92_hangs.ipynb, cell In[3] (import os, time): its kernel died: was it killed, or out of memory?"
     errors = "".join(path.read_text() for path in (home / "outputs/90_good/job/batch/submitit").glob("*_log.err"))
     assert "a notebook failed (exit code 1)" in errors and (folder / "notebook.failed.ipynb").exists()
+
+
+@pytest.mark.slow
+def test_two_who_submit_at_once_start_one_job(home):
+    both = [subprocess.Popen(command("90", "--run", "once", "--submit"), stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=120)[0] for process in both]
+    folder = home / "outputs/90_good/once"
+    assert said[0] == said[1] and "90_good: job " in said[0] and len(list((folder / "batch/submitit").glob("*_submitted.pkl"))) == 1
+    deadline = time.monotonic() + 120
+    while attach.alive(folder / "batch"):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert printed(folder / "notebook.ipynb") == "hello once\n"
+    assert [one[3:7] for one in overview.entries() if one.run == "once"] == [("finished", "", 1, 1)]
 
 
 def test_a_notebooks_job_is_small():
