@@ -131,12 +131,14 @@ def submit(notebooks: Notebooks) -> str:
     config, run_folder = headless.resolved(headless.notebook_path(notebooks.work[0][0]), notebooks.work[0][1])
     folder = run_folder / "batch"
     spec = {"notebooks": json.loads(json.dumps(dataclasses.asdict(notebooks))), "launch": to_dict(small(config.launch)),
-            "environment": {"EGOKIT_HOME": str(project_root()), "EGOKIT_OUTPUTS": str(outputs_folder())}}
+            "environment": {"EGOKIT_HOME": str(project_root()), "EGOKIT_OUTPUTS": str(outputs_folder()),
+                            "EGOKIT_SUBMITTED": str(folder / "submitted")}}
     with launch.locked(folder):
         if not attach.alive(folder):
             folders = [headless.resolved(headless.notebook_path(name), parameters)[1] for name, parameters in notebooks.work]
             spec["before"] = {f"{one.parent.name}/{one.name}": overview.left(one) for one in folders}
             write_text(folder / "spec.json", json.dumps(spec, indent=1))
+            snapshot.keep(folder, files(notebooks))
             (folder / "job.json").unlink(missing_ok=True)
             launch.start_job("egokit.batch", folder, snapshot.take(folder, keep=False), config.launch)
         elif json.loads((folder / "spec.json").read_text())["notebooks"] != spec["notebooks"]:
@@ -145,6 +147,17 @@ def submit(notebooks: Notebooks) -> str:
         number = attach.read_job(folder)["job_id"]
     names, logs = ", ".join(name for name, _ in notebooks.work), "\n".join(f"  {log(*one)}" for one in notebooks.work)
     return f"{names}: job {number} on {config.launch.cluster}; follow it in\n{logs}\nthe job's own log: {folder}"
+
+
+def files(notebooks: Notebooks) -> list[Path]:
+    """What the notebooks are read from: they themselves, params/, and recipes and sites that are files elsewhere."""
+    found = {project_root() / "params"}
+    for name, parameters in notebooks.work:
+        path = headless.notebook_path(name)
+        values = headless.parameters_of(path, parameters)
+        named = (Path(values[key]).expanduser().absolute() for key in ("params", "site"))
+        found |= {project_root() / "notebooks" / path.name, *(one for one in named if one.suffix in (".yaml", ".yml") and one.is_file())}
+    return sorted(found)
 
 
 def small(site):

@@ -20,7 +20,7 @@ from pathlib import Path
 from egokit.config import Config
 from egokit.launch import comparable
 from egokit.notebook import check_names
-from egokit.resolve import ConfigError, differences, nearest, outputs_folder, project_root, resolve, to_dict, to_yaml
+from egokit.resolve import ConfigError, as_submitted, differences, nearest, outputs_folder, project_root, resolve, to_dict, to_yaml
 from egokit.runs import Run
 
 
@@ -30,7 +30,7 @@ class NotebookFailed(RuntimeError):
 
 def notebook_path(name: str) -> Path:
     """notebooks/<name>.ipynb; a number ('03') or any unambiguous beginning will do."""
-    folder = project_root() / "notebooks"
+    folder = as_submitted(project_root() / "notebooks")
     found = sorted(path for path in folder.glob("*.ipynb") if path.stem.startswith(Path(name).stem))
     if len(found) != 1:
         names = [path.stem for path in folder.glob("*.ipynb")]
@@ -45,8 +45,8 @@ def sources(path: Path) -> list[str]:
             if not {"injected-parameters", "papermill-error-cell-tag"} & set(cell.metadata.get("tags", []))]
 
 
-def resolved(path: Path, parameters: dict) -> tuple[Config, Path]:
-    """(config, run folder) of a notebook: its own four parameters with the given ones in their place, names checked."""
+def parameters_of(path: Path, parameters: dict) -> dict:
+    """A notebook's own four parameters with the given ones in their place, names checked."""
     check_names(parameters)
     import nbformat
     cells = nbformat.read(path, as_version=4).cells
@@ -59,6 +59,12 @@ def resolved(path: Path, parameters: dict) -> tuple[Config, Path]:
     for name, value in values.items():
         if not isinstance(value, str) and not (name == "overrides" and isinstance(value, (list, tuple, dict))):
             raise ConfigError(f"notebook parameter {name!r}: expected a text, got {value!r}")
+    return values
+
+
+def resolved(path: Path, parameters: dict) -> tuple[Config, Path]:
+    """(config, run folder) of a notebook with these parameters in place of its own."""
+    values = parameters_of(path, parameters)
     config = resolve(values["params"], values["site"], values["overrides"], values["run"])
     return config, outputs_folder() / path.stem / values["run"]
 

@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -160,6 +161,39 @@ def test_as_a_job(home):
     assert told["92_hangs"].detail == "92_hangs.ipynb, cell In[3] (import os, time): its kernel died: was it killed, or out of memory?"
     errors = "".join(path.read_text() for path in (home / "outputs/90_good/job/batch/submitit").glob("*_log.err"))
     assert "a notebook failed (exit code 1)" in errors and (folder / "notebook.failed.ipynb").exists()
+
+
+@pytest.mark.slow
+def test_what_is_edited_later_reaches_no_queued_notebook(home, tmp_path):
+    """The first notebook waits, as a queue would let the job wait, while the second, its recipe and its site are edited."""
+    book = nbformat.read(home / "notebooks/90_good.ipynb", as_version=4)
+    waits = f"import time\nfrom pathlib import Path\nwhile not Path({str(tmp_path / 'go')!r}).exists():\n    time.sleep(0.1)"
+    tells = ("from egokit.notebook import open_run\nconfig, folder = open_run('95_tells', params, site, overrides, run)\n"
+             "print(config.data.limit, config.site.root, folder.path)")
+    for name, cell in (("94_waits", waits), ("95_tells", tells)):
+        book.cells[1].source = cell
+        nbformat.write(nbformat.v4.new_notebook(metadata=book.metadata, cells=book.cells[:2]), home / f"notebooks/{name}.ipynb")
+    recipe, site = home / "params/toy/queued.yaml", home / "params/sites/queued.yaml"
+    recipe.write_text((home / "params/toy/egomcq.yaml").read_text().replace("data: {", "data: {limit: 11, "))
+    site.write_text((home / "params/sites/tiny.yaml").read_text() + "\n")
+    shutil.copy(recipe, tmp_path / "own.yaml")
+    for name, params in (("inside", "toy/queued"), ("outside", str(tmp_path / "own.yaml"))):
+        batch.submit(batch.checked(["94", "95"], {"run": name, "params": params, "site": "queued"}))
+    for path in (recipe, tmp_path / "own.yaml"):
+        path.write_text(path.read_text().replace("limit: 11", "limit: 22"))
+    site.unlink()
+    edited = home / "notebooks/95_tells.ipynb"
+    edited.write_text(edited.read_text().replace("print(", "print('edited', "))
+    (tmp_path / "go").touch()
+    deadline = time.monotonic() + 180
+    for name in ("inside", "outside"):
+        while attach.alive(home / f"outputs/94_waits/{name}/batch"):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        folder = home / "outputs/95_tells" / name
+        assert printed(folder / "notebook.ipynb") == f"11 {home / 'outputs/toy'} {folder}\n"
+    for path in (*home.glob("notebooks/9[45]*.ipynb"), recipe):
+        path.unlink()
 
 
 @pytest.mark.slow
