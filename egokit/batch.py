@@ -36,7 +36,8 @@ def checked(notebooks: list[str], parameters: dict, timeout: float | None = None
         name, _, recipe = text.partition(":")
         own = parameters | ({"params": recipe} if recipe else {})
         path = headless.notebook_path(name)
-        _, folder = headless.resolved(path, own)
+        config, folder = headless.resolved(path, own)
+        headless.expect_same_jobs(config, folder)
         if folder in work:
             raise ConfigError(f"{path.stem} is named twice: both would write to {folder}")
         work[folder] = path.stem, own

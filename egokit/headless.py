@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from egokit.config import Config
-from egokit.launch import comparable
+from egokit.launch import Handle, comparable, expect_same, locked
 from egokit.notebook import check_names
 from egokit.resolve import ConfigError, as_submitted, differences, nearest, outputs_folder, project_root, resolve, to_dict, to_yaml
 from egokit.runs import Run
@@ -92,11 +92,23 @@ def execute(name: str, parameters: dict, timeout: float | None = None) -> Path:
 
     parameters: some of params, site, overrides, run; names and values are checked before anything starts. timeout: seconds
     for the whole notebook. Raises NotebookFailed; until a notebook has run to its end it is notebook.failed.ipynb, whatever
-    ends it: an error, the time-out, Ctrl-C, SIGTERM or kill -9. The kernel ends too; jobs that it submitted go on.
+    ends it: an error, the time-out, Ctrl-C, SIGTERM or kill -9. The kernel ends too; jobs that it submitted go on. Two processes
+    that run it under one name do so one after the other. Raises ConfigError if the run was made with other parameters.
     """
     path = notebook_path(name)
-    _, folder = resolved(path, parameters)
-    folder.mkdir(parents=True, exist_ok=True)
+    config, folder = resolved(path, parameters)
+    with locked(folder, f"{path.stem}: waits for another process that runs it as {folder.name}\n"):
+        expect_same_jobs(config, folder)
+        return _execute(path, folder, parameters, timeout)
+
+
+def expect_same_jobs(config: Config, folder: Path) -> None:
+    """Raises ConfigError if the run has jobs of other parameters: its notebook is not to be replaced by one that can't go on."""
+    for spec in sorted(folder.glob("jobs/*/spec.json")):
+        expect_same(Handle(Run(folder), spec.parent.name), config)
+
+
+def _execute(path: Path, folder: Path, parameters: dict, timeout: float | None) -> Path:
     whole, unfinished = folder / "notebook.ipynb", folder / "notebook.failed.ipynb"
     whole.unlink(missing_ok=True)  # it stands for a finished run with these very parameters
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

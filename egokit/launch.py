@@ -21,8 +21,8 @@ from pathlib import Path
 from egokit import attach, slurm, snapshot
 from egokit.config import RANDOM, Config, LaunchConfig
 from egokit.progress import FILE, Bar, reached
-from egokit.resolve import ConfigError, differences, to_dict
-from egokit.runs import Run, write_text
+from egokit.resolve import ConfigError, differences, to_dict, to_yaml
+from egokit.runs import Run, ours, write_text
 
 # may change without making another run: where and how it is computed, not what
 LOCAL_ONLY = {"launch", "data.workers", "evaluate.batch_size", "train.micro_batch", "train.compile", "model.checkpointing"}
@@ -133,12 +133,41 @@ def comparable(config: dict) -> dict:
             if isinstance(values, dict) else values for section, values in config.items() if section not in LOCAL_ONLY}
 
 
+def partial(run: Run, action: str) -> list[Path]:
+    """What a job that has not finished left to go on from."""
+    return [*run.checkpoints.glob("*.pt")] if action == "train" else [*run.path.glob("features/*")] if action == "extract" else []
+
+
+def expect_same(handle: Handle, config: Config, hashes: tuple[str, str] | None = None) -> None:
+    """Raises ConfigError if the job was made with other parameters, and lives or has left something.
+
+    hashes: of the checkpoint `init` and the file of the task, to be compared, too.
+    """
+    before = handle.spec()
+    if not before or not (handle.metrics() or handle.alive() or partial(handle.run, before["action"])):
+        return
+    changed = differences(comparable(before["config"]), comparable(to_dict(config)))
+    then = before["init_sha256"], before.get("task_sha256", "")
+    for what, old, new in zip((f"checkpoint {config.init}", f"file of task {config.task}"), then, hashes or then, strict=True):
+        if old != new:
+            changed.append(f"the {what} itself: {old} -> {new}")
+    if changed:
+        raise ConfigError(f"{handle.section} in {handle.run.path} was made with other parameters ({'; '.join(changed[:6])}); "
+                          "choose another run name, or delete that folder to start again")
+
+
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a job's folder, which is made: two that submit the same at once start one job."""
-    folder.mkdir(parents=True, exist_ok=True)
+def locked(folder: Path, busy: str = "") -> Iterator[None]:
+    """Hold a folder, which is made: two that submit the same at once start one job. busy: printed if another process holds it."""
+    with ours():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "lock").touch()
     with open(folder / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(end=busy, flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
@@ -193,17 +222,8 @@ def submit(config: Config, run: Run, action: str = "train", section: str | None 
     start, task = starting_point(config), snapshot.task_sha256(config.task)
     handle = Handle(run, section or action)
     with locked(handle.folder):
-        before = handle.spec()
-        partial = [*run.checkpoints.glob("*.pt")] if action == "train" else [*run.path.glob("features/*")] if action == "extract" else []
-        if before and (handle.metrics() or handle.alive() or partial):
-            changed = differences(comparable(before["config"]), comparable(to_dict(config)))
-            if before["init_sha256"] != start:
-                changed.append(f"the checkpoint {config.init} itself: {before['init_sha256']} -> {start}")
-            if before.get("task_sha256", "") != task:
-                changed.append(f"the file of task {config.task} itself: {before.get('task_sha256', '')} -> {task}")
-            if changed:
-                raise ConfigError(f"{handle.section} in {run.path} was made with other parameters ({'; '.join(changed[:6])}); "
-                                  "choose another run name, or delete that folder to start again")
+        expect_same(handle, config, (start, task))
+        write_text(run.path / "params.yaml", to_yaml(config))  # whoever is refused leaves it as it was
         if handle.metrics() or handle.alive():
             return handle
         spec = {"config": to_dict(config), "run": str(run.path.resolve()), "action": action,
@@ -212,7 +232,7 @@ def submit(config: Config, run: Run, action: str = "train", section: str | None 
         for name in ("job.json", "failures.json", FILE):  # of the job before: its failures are no failures of this one
             (handle.folder / name).unlink(missing_ok=True)
         shutil.rmtree(handle.folder / "failures", ignore_errors=True)
-        code = snapshot.take(handle.folder, keep=bool(partial), task=config.task)
+        code = snapshot.take(handle.folder, keep=bool(partial(run, action)), task=config.task)
         start_job("egokit.job", handle.folder, code, config.launch)
     return handle
 

@@ -6,12 +6,13 @@ import threading
 import time
 
 import pytest
-from conftest import MODEL
+from conftest import MODEL, SMALL
 from test_train import wait_for
 
 import egokit
 from egokit import attach, cli, launch, overview, requeue, slurm
 from egokit.config import LaunchConfig
+from egokit.notebook import open_run
 from egokit.progress import Told, told
 from egokit.resolve import ConfigError, outputs_folder
 from egokit.runs import Run, write_text
@@ -243,6 +244,20 @@ def test_what_is_printed_is_what_is_submitted(resolve, run, cluster):
     left = {path.name for path in handle.folder.iterdir()}
     assert not {"failures.json", "failures", "progress.json"} & left, "what the job before left is nothing of this one"
     assert "job.json" in left
+
+
+def test_who_is_refused_changes_nothing(resolve, run, cluster):
+    """A second user of one run name: what stands in params.yaml stays that of the job."""
+    handle = egokit.submit(resolve(overrides=f"{MODEL} {ON_SLURM}"), run)
+    (cluster / "queue").write_text("42|RUNNING|main|1|N/A|None")
+    kept = [(run.path / "params.yaml").read_text(), (handle.folder / "spec.json").read_text()]
+    config, _ = open_run("tests", "toy/pretrain", "tiny", f"{SMALL} {MODEL} {ON_SLURM} optim.lr=0.5", run.path.name)
+    with pytest.raises(ConfigError, match=r"other parameters \(optim.lr: 0.001 -> 0.5\)"):
+        egokit.submit(config, run)
+    assert [(run.path / "params.yaml").read_text(), (handle.folder / "spec.json").read_text()] == kept
+    (cluster / "queue").write_text("")
+    egokit.submit(config, run)  # the first ended, and has left nothing
+    assert "lr: 0.5" in (run.path / "params.yaml").read_text()
 
 
 def test_print_in_the_shell_writes_nothing(project, monkeypatch, capsys, tmp_path):

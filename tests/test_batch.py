@@ -12,8 +12,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from egokit import attach, batch, headless, overview
-from egokit.resolve import ConfigError
+from egokit import attach, batch, headless, launch, overview
+from egokit.resolve import ConfigError, resolve, to_dict
+from egokit.runs import Run, write_text
 
 PARAMETERS = 'params = "toy/egomcq"\nsite = "tiny"\noverrides = ""\nrun = "demo"'
 CELLS = {
@@ -196,6 +197,31 @@ def test_what_is_edited_later_reaches_no_queued_notebook(home, tmp_path):
         path.unlink()
 
 
+def test_a_finished_run_of_other_parameters_keeps_its_notebook(home):
+    run = Run(home / "outputs/90_good/theirs")
+    run.write_metrics("egomcq", {"finished": True})
+    config = to_dict(resolve("toy/egomcq", "tiny", "evaluate.batch_size=3 seed=7", "theirs"))
+    write_text(run.path / "jobs/egomcq/spec.json", json.dumps({"action": "evaluate", "config": config, "init_sha256": "a"}))
+    write_text(run.path / "notebook.ipynb", "theirs")
+    for start in (lambda **given: batch.checked(["90"], given), lambda **given: headless.execute("90", given)):
+        with pytest.raises(ConfigError, match=r"egomcq in .*90_good/theirs was made with other parameters \(seed: 7 -> 0\)"):
+            start(run="theirs")
+    assert (run.path / "notebook.ipynb").read_text() == "theirs" and not (run.path / "notebook.failed.ipynb").exists()
+    assert batch.checked(["90"], {"run": "theirs", "overrides": "seed=7"}).work
+
+
+@pytest.mark.slow
+def test_a_notebook_that_is_being_run_is_waited_for(home):
+    folder = home / "outputs/90_good/turns"
+    with launch.locked(folder):
+        process = subprocess.Popen(command("90", "--run", "turns"), stdout=subprocess.PIPE, text=True)
+        said = [process.stdout.readline(), process.stdout.readline()]
+        time.sleep(1)
+        assert said[1] == "90_good: waits for another process that runs it as turns\n"
+        assert {file.name for file in folder.iterdir()} == {"lock"}
+    assert not process.wait(timeout=120) and printed(folder / "notebook.ipynb") == "hello turns\n"
+
+
 @pytest.mark.slow
 def test_two_who_submit_at_once_start_one_job(home):
     both = [subprocess.Popen(command("90", "--run", "once", "--submit"), stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -229,7 +255,6 @@ def test_a_failing_kernel_start_is_a_failed_notebook(home, monkeypatch):
 
 def test_what_is_submitted_in_a_job_is_no_part_of_it(tmp_path, monkeypatch):
     """Its own job's memory or CPUs in the environment would be taken for the new one's."""
-    from egokit import launch
     from egokit.config import LaunchConfig
     for key, value in {"SLURM_JOB_ID": "7", "SLURM_MEM_PER_NODE": "500", "SRUN_CPUS_PER_TASK": "2", "SLURM_CONF": "here"}.items():
         monkeypatch.setenv(key, value)
