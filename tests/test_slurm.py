@@ -31,10 +31,7 @@ def slurm(tmp_path_factory, project):
         missing = "Slurm is not installed, or this is not root: tests/slurm/cluster.sh install"
         pytest.fail(missing) if os.environ.get("EGOKIT_SLURM") == "required" else pytest.skip(missing)
     root = tmp_path_factory.mktemp("slurm")
-    for folder in (root, *root.parents):  # munge wants to pass
-        if folder.stat().st_uid == os.getuid() and not folder.stat().st_mode & 1:
-            folder.chmod(folder.stat().st_mode | 0o111)
-    subprocess.run([CLUSTER, "start", root], check=True)
+    cluster("start", root)
     before = dict(os.environ)
     said = subprocess.run(["bash", "-c", f"source {root}/env && echo $SLURM_CONF && echo $PATH"], capture_output=True, text=True)
     os.environ["SLURM_CONF"], os.environ["PATH"] = said.stdout.splitlines()
@@ -44,7 +41,14 @@ def slurm(tmp_path_factory, project):
     yield root
     os.environ.clear()
     os.environ.update(before)
-    subprocess.run([CLUSTER, "stop", root], check=True)
+    cluster("stop", root)
+
+
+def cluster(what, root):
+    for folder in (root, *root.parents):  # munge wants to pass, and a pytest that starts beside this one closes its folder
+        if folder.stat().st_uid == os.getuid() and not folder.stat().st_mode & 1:
+            folder.chmod(folder.stat().st_mode | 0o111)
+    subprocess.run([CLUSTER, what, root], check=True, timeout=150)
 
 
 RECIPE = f"data.limit=24 train.log_steps=1 train.batch_size=8 {MODEL}"
@@ -246,15 +250,12 @@ def test_an_array_of_preparation_jobs_with_one_that_fails(recipe, project, tmp_p
 
 def test_the_cluster_starts_and_stops_twice(slurm):
     """A second start changes nothing, a second stop finds nothing to do; what stopped starts again."""
-    def daemons():
+    def daemons(what):
+        cluster(what, slurm)
         found = {file.name: int(file.read_text()) for file in (slurm / "run").glob("*.pid")}
-        return {name: process for name, process in found.items() if Path(f"/proc/{process}").exists()
-                and "zombie" not in Path(f"/proc/{process}/status").read_text()}
-
-    def cluster(what):
-        subprocess.run([CLUSTER, what, slurm], check=True, timeout=120)
-        return daemons()
-    before = daemons()
-    assert len(before) == 4 and cluster("start") == before
-    assert cluster("stop") == {} and cluster("stop") == {}
-    assert cluster("start").keys() == before.keys() and slurm_says("srun", "-N2", "--immediate=60", "hostname").count("\n") == 1
+        return {name: number for name, number in found.items() if Path(f"/proc/{number}").exists()
+                and "zombie" not in Path(f"/proc/{number}/status").read_text()}
+    before = daemons("start")
+    assert len(before) == 4 and daemons("start") == before
+    assert daemons("stop") == {} and daemons("stop") == {}
+    assert daemons("start").keys() == before.keys() and slurm_says("srun", "-N2", "--immediate=60", "hostname").count("\n") == 1
