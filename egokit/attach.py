@@ -1,9 +1,10 @@
-"""Where a job is, asked from outside: in SLURM's queue and why it waits there, or among this machine's processes."""
+"""Where a job is, asked from outside: in SLURM's queue and why it waits there, or among this machine's processes; why it ended."""
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -11,6 +12,8 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
+
+from egokit.requeue import last_error, lost_peer
 
 WAITING = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}  # any other state squeue lists has a node
 
@@ -122,6 +125,27 @@ def processes(folder: Path) -> list[int]:
             if b"-m\0submitit." in command and wanted in command:  # not a pager that shows the job's log
                 found.append(int(entry.name))
     return found
+
+
+def log_tail(folder: Path, lines: int = 25) -> str:
+    """The end of the log that tells most: of the rank that failed by itself, not of those that lost a peer."""
+    job = read_job(folder)
+    files = sorted((folder / "submitit").glob(f"{job['job_id']}_*_log.err")) if job else []
+    texts = {file: file.read_text(errors="replace").strip() for file in files}
+    last = {file: last_error(text) for file, text in texts.items()}  # of the last attempt: they all write to one file
+    own = {file: texts[file] for file, error in last.items() if error and not lost_peer(error)}
+    for file, text in (own or texts).items():
+        if text:
+            return f"{file}:\n" + "\n".join(text.splitlines()[-lines:])
+    return f"no log in {folder / 'submitit'}"
+
+
+def why(folder: Path) -> str:
+    """The line of its log that says best why a job ended."""
+    lines = log_tail(folder).splitlines()
+    raised = [line for line in lines if re.match(r"(\[rank\d+\]: )?[\w.]*(Error|Exception|Failed)\b", line)]
+    ended = [line for line in lines if "*** " in line]  # slurmstepd: error: *** JOB 7 ON node1 CANCELLED AT …
+    return (raised or ended or lines)[-1][:100]
 
 
 def cancel(folder: Path) -> None:

@@ -13,9 +13,8 @@ import sys
 import time
 from pathlib import Path
 
-from egokit import attach, headless, launch, slurm, snapshot
+from egokit import attach, headless, job, launch, overview, slurm, snapshot
 from egokit.config import Config
-from egokit.job import executor
 from egokit.resolve import outputs_folder, project_root
 from egokit.runs import write_text
 from egokit.typed import ConfigError, build, to_dict
@@ -38,7 +37,8 @@ def checked(notebooks: list[str], parameters: dict, timeout: float | None = None
         name, _, recipe = text.partition(":")
         own = parameters | ({"params": recipe} if recipe else {})
         path = headless.notebook_path(name)
-        _, folder = headless.resolved(path, own)
+        config, folder = headless.resolved(path, own)
+        headless.expect_same_jobs(config, folder)
         if folder in work:
             raise ConfigError(f"{path.stem} is named twice: both would write to {folder}")
         work[folder] = path.stem, own
@@ -132,20 +132,34 @@ def submit(notebooks: Notebooks) -> str:
     """
     config, run_folder = headless.resolved(headless.notebook_path(notebooks.work[0][0]), notebooks.work[0][1])
     folder = run_folder / "batch"
-    folder.mkdir(parents=True, exist_ok=True)
     spec = {"notebooks": json.loads(json.dumps(dataclasses.asdict(notebooks))), "launch": to_dict(small(config.launch)),
-            "environment": {"EGOKIT_HOME": str(project_root()), "EGOKIT_OUTPUTS": str(outputs_folder())}}
-    if attach.alive(folder):
-        if json.loads((folder / "spec.json").read_text())["notebooks"] != spec["notebooks"]:
+            "environment": {"EGOKIT_HOME": str(project_root()), "EGOKIT_OUTPUTS": str(outputs_folder()),
+                            "EGOKIT_SUBMITTED": str(folder / "submitted")}}
+    with launch.locked(folder):
+        if not attach.alive(folder):
+            folders = [headless.resolved(headless.notebook_path(name), parameters)[1] for name, parameters in notebooks.work]
+            spec["before"] = {f"{one.parent.name}/{one.name}": overview.left(one) for one in folders}
+            write_text(folder / "spec.json", json.dumps(spec, indent=1))
+            snapshot.keep(folder, files(notebooks))
+            (folder / "job.json").unlink(missing_ok=True)
+            launch.start_job("egokit.batch", folder, snapshot.take(folder, keep=False), config.launch)
+        elif json.loads((folder / "spec.json").read_text())["notebooks"] != spec["notebooks"]:
             raise ConfigError(f"{folder} belongs to a job that runs other notebooks or parameters: wait for it, end it, or choose "
                               "another run name")
-    else:
-        write_text(folder / "spec.json", json.dumps(spec, indent=1))
-        (folder / "job.json").unlink(missing_ok=True)
-        launch.start_job("egokit.batch", folder, snapshot.take(folder, keep=False), config.launch)
-    job = json.loads((folder / "job.json").read_text())
+        number = attach.read_job(folder)["job_id"]
     names, logs = ", ".join(name for name, _ in notebooks.work), "\n".join(f"  {log(*one)}" for one in notebooks.work)
-    return f"{names}: job {job['job_id']} on {job['cluster']}; follow it in\n{logs}\nthe job's own log: {folder}"
+    return f"{names}: job {number} on {config.launch.cluster}; follow it in\n{logs}\nthe job's own log: {folder}"
+
+
+def files(notebooks: Notebooks) -> list[Path]:
+    """What the notebooks are read from: they themselves, params/, and recipes and sites that are files elsewhere."""
+    found = {project_root() / "params"}
+    for name, parameters in notebooks.work:
+        path = headless.notebook_path(name)
+        values = headless.parameters_of(path, parameters)
+        named = (Path(values[key]).expanduser().absolute() for key in ("params", "site"))
+        found |= {project_root() / "notebooks" / path.name, *(one for one in named if one.suffix in (".yaml", ".yml") and one.is_file())}
+    return sorted(found)
 
 
 def small(site):
@@ -161,8 +175,7 @@ def main(spec_path: str, here: bool) -> None:
         work = [(name, parameters) for name, parameters in spec["notebooks"]["work"]]
         sys.exit(run(Notebooks(work, spec["notebooks"]["timeout"], spec["notebooks"]["abreast"])))
     site = build(Config, {"launch": spec["launch"]}).launch
-    job = executor(site, spec_file.parent, f"egokit-{spec['notebooks']['work'][0][0]}").submit(Job(str(spec_file)))
-    write_text(spec_file.parent / "job.json", json.dumps({"cluster": site.cluster, "job_id": job.job_id}))
+    job.submit(site, spec_file.parent, f"egokit-{spec['notebooks']['work'][0][0]}", Job(str(spec_file)))
 
 
 if __name__ == "__main__":

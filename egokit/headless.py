@@ -18,9 +18,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from egokit.config import Config
-from egokit.launch import comparable
+from egokit.launch import Handle, comparable, expect_same, locked
 from egokit.notebook import PARAMETERS, check_names
-from egokit.resolve import outputs_folder, project_root, resolve, to_yaml
+from egokit.resolve import as_submitted, outputs_folder, project_root, resolve, to_yaml
 from egokit.runs import Run
 from egokit.typed import ConfigError, differences, nearest, to_dict
 
@@ -34,7 +34,7 @@ def notebook_path(name: str) -> Path:
     folder = project_root() / "notebooks"
     if Path(name).name != name and Path(name).resolve().parent != folder.resolve() != (project_root() / name).resolve().parent:
         raise ConfigError(f"notebook {name!r} is not in {folder}: copy it there; its runs are kept in outputs under its name")
-    known = {path.stem: path for path in folder.glob("*.ipynb")}
+    known = {path.stem: path for path in as_submitted(folder).glob("*.ipynb")}
     stem = Path(name).name.removesuffix(".ipynb")
     found = [stem] if stem in known else [one for one in known if one.startswith(stem)]
     if len(found) != 1:
@@ -58,8 +58,8 @@ def sources(path: Path) -> list[str]:
             if not {"injected-parameters", "papermill-error-cell-tag"} & set(cell.metadata.get("tags", []))]
 
 
-def resolved(path: Path, parameters: dict) -> tuple[Config, Path]:
-    """(config, run folder) of a notebook: its own four parameters with the given ones in their place, names checked."""
+def parameters_of(path: Path, parameters: dict) -> dict:
+    """A notebook's own four parameters with the given ones in their place, names checked."""
     check_names(parameters)
     tagged = next((cell.source for cell in read_cells(path) if "parameters" in cell.metadata.get("tags", [])), None)
     if tagged is None:
@@ -74,6 +74,12 @@ def resolved(path: Path, parameters: dict) -> tuple[Config, Path]:
     for name, value in values.items():
         if not isinstance(value, str) and not (name == "overrides" and isinstance(value, (list, tuple, dict))):
             raise ConfigError(f"notebook parameter {name!r}: expected a text, got {value!r}")
+    return values
+
+
+def resolved(path: Path, parameters: dict) -> tuple[Config, Path]:
+    """(config, run folder) of a notebook with these parameters in place of its own."""
+    values = parameters_of(path, parameters)
     config = resolve(values["params"], values["site"], values["overrides"], values["run"])
     return config, outputs_folder() / path.stem / values["run"]
 
@@ -101,11 +107,23 @@ def execute(name: str, parameters: dict, timeout: float | None = None) -> Path:
 
     parameters: some of params, site, overrides, run; names and values are checked before anything starts. timeout: seconds
     for the whole notebook. Raises NotebookFailed; until a notebook has run to its end it is notebook.failed.ipynb, whatever
-    ends it: an error, the time-out, Ctrl-C, SIGTERM or kill -9. The kernel ends too; jobs that it submitted go on.
+    ends it: an error, the time-out, Ctrl-C, SIGTERM or kill -9. The kernel ends too; jobs that it submitted go on. Two processes
+    that run it under one name do so one after the other. Raises ConfigError if the run was made with other parameters.
     """
     path = notebook_path(name)
-    _, folder = resolved(path, parameters)
-    folder.mkdir(parents=True, exist_ok=True)
+    config, folder = resolved(path, parameters)
+    with locked(folder, f"{path.stem}: waits for another process that runs it as {folder.name}\n"):
+        expect_same_jobs(config, folder)
+        return _execute(path, folder, parameters, timeout)
+
+
+def expect_same_jobs(config: Config, folder: Path) -> None:
+    """Raises ConfigError if the run has jobs of other parameters: its notebook is not to be replaced by one that can't go on."""
+    for spec in sorted(folder.glob("jobs/*/spec.json")):
+        expect_same(Handle(Run(folder), spec.parent.name), config)
+
+
+def _execute(path: Path, folder: Path, parameters: dict, timeout: float | None) -> Path:
     whole, unfinished = folder / "notebook.ipynb", folder / "notebook.failed.ipynb"
     whole.unlink(missing_ok=True)  # it stands for a finished run with these very parameters
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

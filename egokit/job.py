@@ -159,12 +159,16 @@ def executor(launch: LaunchConfig, folder: Path, name: str):
     return executor
 
 
+def submit(launch: LaunchConfig, folder: Path, name: str, call) -> None:
+    """Submit `call`, and write down in folder/job.json what it takes to find the job again."""
+    job = executor(launch, folder, name).submit(call)
+    write_text(folder / "job.json", json.dumps({"cluster": launch.cluster, "job_id": job.job_id, "host": socket.gethostname()}))
+
+
 def start(spec_path: str) -> None:
-    """Submit the job of a spec and write down what it takes to find it again."""
-    spec_file = Path(spec_path)
-    launch = build(Config, json.loads(spec_file.read_text())["config"]).launch
-    job = executor(launch, spec_file.parent, f"egokit-{spec_file.parent.name}").submit(Job(str(spec_file)))
-    write_text(spec_file.parent / "job.json", json.dumps({"cluster": launch.cluster, "job_id": job.job_id, "host": socket.gethostname()}))
+    """Submit the job of a spec."""
+    folder = Path(spec_path).parent
+    submit(build(Config, json.loads(Path(spec_path).read_text())["config"]).launch, folder, f"egokit-{folder.name}", Job(spec_path))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ resumes from what it left. Nothing is trained in the caller's process. What runs
 """
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import functools
 import json
@@ -14,13 +15,14 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from egokit import attach, slurm, snapshot
 from egokit.config import RANDOM, Config, LaunchConfig
-from egokit.progress import Bar, told
-from egokit.requeue import lost_peer
-from egokit.runs import Run, write_text
+from egokit.progress import FILE, Bar, reached
+from egokit.resolve import to_yaml
+from egokit.runs import Run, ours, write_text
 from egokit.typed import ConfigError, differences, to_dict
 
 # may change without making another run: where and how it is computed, not what
@@ -78,32 +80,14 @@ class Handle:
         # looked at again: it may have finished in between
         if self.metrics() or not self.job():
             return ("finished" if self.metrics() else "new"), ""
-        lines = self.log_tail().splitlines()
-        raised = [line for line in lines if re.match(r"(\[rank\d+\]: )?[\w.]*(Error|Exception|Failed)\b", line)]
-        ended = [line for line in lines if "*** " in line]  # slurmstepd: error: *** JOB 7 ON node1 CANCELLED AT …
-        return "failed", (raised or ended or lines)[-1][:100]
+        return "failed", attach.why(self.folder)
 
     def progress(self) -> dict:
-        """The newest of everything that this job has told: step, steps, eta_s, metrics of the last validation, … Empty before that."""
-        action = (self.spec() or {}).get("action")
-        if action == "evaluate":
-            return told(self.folder)
-        kinds, newest = {"train": ("step", "validation"), "extract": ("extract",)}.get(action, ()), {}
-        for event in self.run.read_log():  # which the sections of a run share
-            if event["kind"] in kinds:
-                newest |= event
-        return newest
+        """The newest of everything that this job has told: see progress.reached."""
+        return reached(self.run, self.folder, (self.spec() or {}).get("action"))
 
     def log_tail(self, lines: int = 25) -> str:
-        """The end of the log that tells most: of the rank that failed by itself, not of those that lost a peer."""
-        job = self.job()
-        files = sorted((self.folder / "submitit").glob(f"{job['job_id']}_*_log.err")) if job else []
-        texts = {file: file.read_text(errors="replace").strip() for file in files}
-        own = {file: text for file, text in texts.items() if "Traceback" in text and not lost_peer(text)}
-        for file, text in (own or texts).items():
-            if text:
-                return f"{file}:\n" + "\n".join(text.splitlines()[-lines:])
-        return f"no log in {self.folder / 'submitit'}"
+        return attach.log_tail(self.folder, lines)
 
     def cancel(self) -> None:
         """End the job; the run keeps its checkpoints and can be submitted again."""
@@ -149,6 +133,44 @@ def comparable(config: dict) -> dict:
     """The part of a plain config that a run's numbers depend on."""
     return {section: {key: value for key, value in values.items() if f"{section}.{key}" not in LOCAL_ONLY}
             if isinstance(values, dict) else values for section, values in config.items() if section not in LOCAL_ONLY}
+
+
+def partial(run: Run, action: str) -> list[Path]:
+    """What a job that has not finished left to go on from."""
+    return [*run.checkpoints.glob("*.pt")] if action == "train" else [*run.path.glob("features/*")] if action == "extract" else []
+
+
+def expect_same(handle: Handle, config: Config, hashes: tuple[str, str] | None = None) -> None:
+    """Raises ConfigError if the job was made with other parameters, and lives or has left something.
+
+    hashes: of the checkpoint `init` and the file of the task, to be compared, too.
+    """
+    before = handle.spec()
+    if not before or not (handle.metrics() or handle.alive() or partial(handle.run, before["action"])):
+        return
+    changed = differences(comparable(before["config"]), comparable(to_dict(config)))
+    then = before["init_sha256"], before.get("task_sha256", "")
+    for what, old, new in zip((f"checkpoint {config.init}", f"file of task {config.task}"), then, hashes or then, strict=True):
+        if old != new:
+            changed.append(f"the {what} itself: {old} -> {new}")
+    if changed:
+        raise ConfigError(f"{handle.section} in {handle.run.path} was made with other parameters ({'; '.join(changed[:6])}); "
+                          "choose another run name, or delete that folder to start again")
+
+
+@contextlib.contextmanager
+def locked(folder: Path, busy: str = "") -> Iterator[None]:
+    """Hold a folder, which is made: two that submit the same at once start one job. busy: printed if another process holds it."""
+    with ours():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "lock").touch()
+    with open(folder / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(end=busy, flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def start_job(module: str, folder: Path, code: Path, launch: LaunchConfig) -> None:
@@ -200,27 +222,18 @@ def submit(config: Config, run: Run, action: str = "train", section: str | None 
         raise ValueError(f"action {action!r}: expected one of {', '.join(ACTIONS)}")
     start, task = starting_point(config), snapshot.task_sha256(config.task)
     handle = Handle(run, section or action)
-    handle.folder.mkdir(parents=True, exist_ok=True)
-    with open(handle.folder / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # two notebooks of one run start one job
-        before = handle.spec()
-        partial = [*run.checkpoints.glob("*.pt")] if action == "train" else [*run.path.glob("features/*")] if action == "extract" else []
-        if before and (handle.metrics() or handle.alive() or partial):
-            changed = differences(comparable(before["config"]), comparable(to_dict(config)))
-            if before["init_sha256"] != start:
-                changed.append(f"the checkpoint {config.init} itself: {before['init_sha256']} -> {start}")
-            if before.get("task_sha256", "") != task:
-                changed.append(f"the file of task {config.task} itself: {before.get('task_sha256', '')} -> {task}")
-            if changed:
-                raise ConfigError(f"{handle.section} in {run.path} was made with other parameters ({'; '.join(changed[:6])}); "
-                                  "choose another run name, or delete that folder to start again")
+    with locked(handle.folder):
+        expect_same(handle, config, (start, task))
+        write_text(run.path / "params.yaml", to_yaml(config))  # whoever is refused leaves it as it was
         if handle.metrics() or handle.alive():
             return handle
         spec = {"config": to_dict(config), "run": str(run.path.resolve()), "action": action,
                 "section": handle.section, "version": __version__, "init_sha256": start, "task_sha256": task}
         write_text(handle.folder / "spec.json", json.dumps(spec, indent=1))
-        (handle.folder / "job.json").unlink(missing_ok=True)
-        code = snapshot.take(handle.folder, keep=bool(partial), task=config.task)
+        for name in ("job.json", "failures.json", FILE):  # of the job before: its failures are no failures of this one
+            (handle.folder / name).unlink(missing_ok=True)
+        shutil.rmtree(handle.folder / "failures", ignore_errors=True)
+        code = snapshot.take(handle.folder, keep=bool(partial(run, action)), task=config.task)
         start_job("egokit.job", handle.folder, code, config.launch)
     return handle
 

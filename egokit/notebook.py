@@ -7,7 +7,7 @@ import sys
 
 from egokit.config import Config
 from egokit.resolve import outputs_folder, resolve, to_yaml
-from egokit.runs import Run, write_text
+from egokit.runs import Run, ours, write_text
 from egokit.typed import ConfigError, nearest
 
 PARAMETERS = ("params", "site", "overrides", "run")
@@ -42,11 +42,13 @@ def check_names(names) -> None:
 def open_run(notebook: str, params: str, site: str, overrides, run: str) -> tuple[Config, Run]:
     """(resolved config, run folder outputs/<notebook>/<run>) for a notebook's four parameters.
 
-    The config is written to params.yaml in the folder. Raises ConfigError for an unknown parameter, key, site or recipe,
-    naming the nearest right one.
+    The config is written to params.yaml in the folder; once a job of the run has been submitted, launch.submit does so, if it accepts
+    these parameters. Raises ConfigError for an unknown parameter, key, site or recipe, naming the nearest right one.
     """
     check_injected()
     config = resolve(params, site, overrides, run)
-    folder = Run(outputs_folder() / notebook / run)
-    write_text(folder.path / "params.yaml", to_yaml(config))
+    with ours():
+        folder = Run(outputs_folder() / notebook / run)
+        if not any(folder.path.glob("jobs/*/spec.json")):
+            write_text(folder.path / "params.yaml", to_yaml(config))
     return config, folder

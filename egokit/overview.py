@@ -1,4 +1,7 @@
-"""All runs at a glance: the jobs of every run folder, where they are, how far, and the last score. Read from their files and squeue."""
+"""All runs at a glance: the jobs of every run folder, notebooks' too: where they are, how far, and the last score.
+
+Read from their files and squeue.
+"""
 from __future__ import annotations
 
 import time
@@ -27,11 +30,54 @@ class Entry(NamedTuple):
     when: float             # the last sign of it
 
 
+class NotebookJob(Handle):
+    """A job that runs notebooks (batch.submit), told from its folder `batch/` and from what the notebooks have left."""
+
+    def __init__(self, run: Run):
+        super().__init__(run, "notebook")
+        self.folder = run.path / "batch"
+
+    def made(self) -> dict[Path, set[str]]:
+        """The notebooks' run folders, and what the job has written there: WHOLE, UNFINISHED or nothing yet."""
+        folders = {self.run.path.parents[1] / name: before for name, before in self.spec()["before"].items()}
+        return {folder: {name for name, at in left(folder).items() if at not in (0, before[name])} for folder, before in folders.items()}
+
+    def status(self, known: dict[str, attach.Place] | None = None) -> tuple[str, str]:
+        if place := attach.place(self.folder, known):
+            return place.state, place.detail
+        made = self.made()
+        missing = [folder for folder, names in made.items() if WHOLE not in names]
+        if not self.job() or not missing:
+            return ("finished" if not missing else "new"), ""
+        said = [last_words(folder) for folder in missing if UNFINISHED in made[folder]]
+        return "failed", next(filter(None, said), attach.why(self.folder))
+
+    def progress(self) -> dict:
+        """step and steps are notebooks."""
+        made = self.made()
+        return {"step": sum(WHOLE in names for names in made.values()), "steps": len(made)}
+
+
+WHOLE, UNFINISHED = "notebook.ipynb", "notebook.failed.ipynb"
+
+
+def left(folder: Path) -> dict[str, int]:
+    """When a notebook's results, by name, were written, in the file system's nanoseconds; 0 for what isn't there."""
+    return {name: (folder / name).stat().st_mtime_ns if (folder / name).exists() else 0 for name in (WHOLE, UNFINISHED)}
+
+
+def last_words(folder: Path) -> str:
+    """What ended a notebook, in its log's words; nothing is said of a kill -9."""
+    lines = (folder / "notebook.log").read_text(errors="replace").splitlines()
+    last = next((line for line in reversed(lines) if f" {folder.parent.name}.ipynb" in line), "")
+    return last[last.index(folder.parent.name):][:100] if f"{folder.parent.name}.ipynb, " in last else ""
+
+
 def entries(outputs: str | Path | None = None) -> list[Entry]:
     """One for every job that a run under `outputs` has had, the newest first. SLURM is asked once for all of them."""
     outputs = outputs_folder() if outputs is None else Path(outputs)
-    specs = sorted(outputs.glob("*/*/jobs/*/spec.json"))
-    handles = [Handle(Run(spec.parents[2]), spec.parent.name) for spec in specs]
+    handles = [Handle(Run(spec.parents[2]), spec.parent.name) for spec in sorted(outputs.glob("*/*/jobs/*/spec.json"))]
+    handles += [NotebookJob(Run(spec.parents[1])) for spec in sorted(outputs.glob("*/*/batch/spec.json"))]
     asked = {}
     for handle in handles:
         try:

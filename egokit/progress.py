@@ -1,4 +1,4 @@
-"""How far a job is: the file in which an evaluation tells it, and the bar that shows it.
+"""How far a job is: what it has told, the file in which an evaluation tells it, and the bar that shows it.
 
 Training and extraction tell theirs in the run's log.jsonl, which all jobs of a run share; of an evaluation nothing is to stay there.
 """
@@ -9,9 +9,24 @@ import sys
 import time
 from pathlib import Path
 
-from egokit.runs import write_text
+from egokit.runs import Run, write_text
 
 FILE = "progress.json"
+KINDS = {"train": ("step", "validation"), "extract": ("extract",)}  # an action's events in log.jsonl
+
+
+def reached(run: Run, folder: Path, action: str | None) -> dict:
+    """The newest of everything that the job in `folder` has told: step, steps, eta_s, metrics of the last validation, …
+
+    Empty before that. Other jobs of the run, whose events stand in the same log, don't count.
+    """
+    if action == "evaluate":
+        return told(folder)
+    newest = {}
+    for event in run.read_log():
+        if event["kind"] in KINDS.get(action, ()):
+            newest |= event
+    return newest
 
 
 class Told:

@@ -9,20 +9,34 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
+from egokit.progress import reached
 from egokit.runs import Run, write_text
 
 # what a rank says that lost another one
 LOST_PEER = ("Connection closed by peer", "Connection reset", "ConnectionError", "DistNetworkError", "Bypassing signal", "DistBackendError")
+TRACEBACK = "Traceback (most recent call last):"
+# Python's words between two tracebacks of one error; torch has each line begin with [rank1]:
+CHAINED = re.compile(r"(another exception occurred|direct cause of the following exception):\n(\[rank\d+\]: ?)?\n(\[rank\d+\]: ?)?$")
 
 
 def lost_peer(text: str) -> bool:
     return any(mark in text for mark in LOST_PEER)
+
+
+def last_error(log: str) -> str:
+    """The last traceback of a log, which may hold several attempts, with those it is chained to and all after it; empty without one."""
+    pieces = log.split(TRACEBACK)
+    first = len(pieces) - 1
+    while first > 1 and CHAINED.search(pieces[first - 1]):
+        first -= 1
+    return TRACEBACK.join(["", *pieces[first:]]) if first else ""
 
 
 def attempt() -> str:
@@ -41,11 +55,11 @@ def last_words(folder: Path, rank: int) -> Iterator[None]:
         raise
 
 
-def decide(folder: Path, run: Run, limit: int) -> tuple[bool, str]:
-    """(whether to queue the job again, why), by the last words of this attempt's ranks and the run's log; keeps the attempt in mind."""
+def decide(folder: Path, run: Run, action: str, limit: int) -> tuple[bool, str]:
+    """(whether to queue the job again, why), by the last words of this attempt's ranks and how far it got; keeps the attempt in mind."""
     history = folder / "failures.json"
     before = json.loads(history.read_text()) if history.exists() else []
-    step = max((event.get("step", 0) for event in run.read_log()), default=0)
+    step = reached(run, folder, action).get("step", 0)
     write_text(history, json.dumps([*before, {"attempt": attempt(), "step": step}], indent=1))
     own = {path: text for path in sorted((folder / "failures").glob(f"{attempt()}-rank*.txt")) if not lost_peer(text := path.read_text())}
     if own:
@@ -69,7 +83,7 @@ def main(folder: str) -> None:
     spec = json.loads(Path(folder, "spec.json").read_text())
     if "run" not in spec:
         return  # a shard of data preparation: what it left is submitted again by the same command
-    again, why = decide(Path(folder), Run(spec["run"]), spec["config"]["launch"]["requeues"])
+    again, why = decide(Path(folder), Run(spec["run"]), spec["action"], spec["config"]["launch"]["requeues"])
     print(f"egokit: {why}", file=sys.stderr, flush=True)
     if again:
         subprocess.run(["scontrol", "requeue", job], check=True)

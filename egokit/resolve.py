@@ -36,9 +36,16 @@ def outputs_folder() -> Path:
     return Path(given).expanduser().resolve() if given else project_root() / "outputs"
 
 
+def as_submitted(path: Path) -> Path:
+    """What stands for `path` in a notebook's job: the copy that its submission made (snapshot.keep), or the path itself."""
+    copies = os.environ.get("EGOKIT_SUBMITTED")
+    copy = Path(copies + os.path.abspath(path)) if copies else path
+    return copy if copy.exists() else path
+
+
 def read_yaml(name: str, folder: Path, kind: str) -> dict:
     """The mapping in `name`: a file, or the name of one in `folder`."""
-    path = Path(name).expanduser()
+    path = as_submitted(Path(name).expanduser())
     if path.suffix not in (".yaml", ".yml") or not path.is_file():
         path = folder / (name if name.endswith((".yaml", ".yml")) else f"{name}.yaml")
     if not path.is_file() and path.is_relative_to(folder) and folder.name == "params":
@@ -89,9 +96,9 @@ def resolve(params: str, site: str = "toy", overrides="", run: str = "demo") -> 
     """
     check_run_name(run)
     root = project_root()
-    values: dict = {}
-    layers = ((f" (in site {site})", read_yaml(site, root / "params" / "sites", "site")),
-              (f" (in {params})", read_yaml(params, root / "params", "recipe")),
+    folder, values = as_submitted(root / "params"), {}
+    layers = ((f" (in site {site})", read_yaml(site, folder / "sites", "site")),
+              (f" (in {params})", read_yaml(params, folder, "recipe")),
               (" (in overrides)", parse_overrides(overrides)))
     for source, layer in layers:
         build(Config, layer, source=source)  # strict on each alone, so that the error names its source

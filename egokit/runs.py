@@ -19,6 +19,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from egokit.typed import ConfigError
+
 AGAIN = "delete it, and the run's notebook, or 'egokit submit', writes it again"  # metrics.json
 
 
@@ -106,6 +108,16 @@ def _plain(value):
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+@contextlib.contextmanager
+def ours() -> Iterator[None]:
+    """Around the first writing to a run folder: another user's is a ConfigError that says what to do."""
+    try:
+        yield
+    except PermissionError as error:
+        raise ConfigError(f"{error.filename} can't be written: is the run another user's? Choose another run name, or set "
+                          "EGOKIT_OUTPUTS to a folder of your own") from None
 
 
 class LostRun(RuntimeError):

@@ -1,10 +1,11 @@
-"""The code that a job runs: copies of egokit and of a user's task, so that what is edited later reaches no queued job."""
+"""Copies of what a job runs: egokit, a user's task, notebooks and their parameters; what is edited later reaches no queued job."""
 from __future__ import annotations
 
 import os
 import shutil
 from pathlib import Path
 
+from egokit.resolve import as_submitted
 from egokit.typed import own_task
 
 
@@ -23,6 +24,20 @@ def take(folder: Path, keep: bool, task: str = "") -> Path:
             (part / "task").mkdir()  # not beside egokit: the job would import a file called json.py in place of Python's
             shutil.copy(own[0], part / "task")
         os.replace(part, target)
+    return target
+
+
+def keep(folder: Path, originals: list[Path]) -> Path:
+    """Copy files and folders to folder/submitted, each under its whole path, for resolve.as_submitted to find."""
+    target = folder / "submitted"
+    shutil.rmtree(target, ignore_errors=True)
+    for original in originals:
+        copy, source = Path(f"{target}{os.path.abspath(original)}"), as_submitted(original)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, copy, ignore=shutil.ignore_patterns(".*"), dirs_exist_ok=True)
+        else:
+            shutil.copy(source, copy)
     return target
 
 

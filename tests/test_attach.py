@@ -6,12 +6,13 @@ import threading
 import time
 
 import pytest
-from conftest import MODEL
+from conftest import MODEL, SMALL
 from test_train import wait_for
 
 import egokit
-from egokit import attach, cli, launch, overview, slurm
+from egokit import attach, cli, launch, overview, requeue, slurm
 from egokit.config import LaunchConfig
+from egokit.notebook import open_run
 from egokit.progress import Told, told
 from egokit.resolve import outputs_folder
 from egokit.runs import Run, write_text
@@ -132,6 +133,24 @@ def test_a_handle_follows_its_job(cluster, tmp_path):
     assert handle.status() == ("finished", "")
 
 
+# one attempt's end of a rank that lost another, and of one that failed by itself, as Python writes an error in a handler
+LOST = ("Traceback (most recent call last):\n  File\ntorch.distributed.DistNetworkError: no\n\n"
+        "During handling of the above exception, another exception occurred:\n\n"
+        "Traceback (most recent call last):\n  File\nRuntimeError: could not leave the group\n")
+OWN = "[rank1]: Traceback (most recent call last):\n[rank1]:   File\n[rank1]: ValueError: of the second attempt\n"
+
+
+def test_the_last_attempt_says_why_a_job_failed(tmp_path):
+    """Both attempts of a rank write to one file; rank 1 lost its peer in the first, and failed by itself in the second."""
+    handle = made(Run(tmp_path / "nb/mine"), cluster="slurm", job_id="3")
+    for rank, text in enumerate((OWN.replace("second", "first") + LOST, LOST + OWN, LOST + LOST)):
+        (handle.folder / f"submitit/3_{rank}_log.err").write_text(f"starts\n{text}srun: error\n")
+    assert handle.log_tail(2).splitlines()[1] == "[rank1]: ValueError: of the second attempt"
+    assert attach.why(handle.folder) == "[rank1]: ValueError: of the second attempt"
+    ranks = LOST.replace("\n", "\n[rank0]: ")
+    assert [requeue.last_error(text) for text in ("none", OWN + "x\n" + LOST, "x\n" + ranks)] == ["", LOST, ranks]
+
+
 def test_without_squeue_and_on_another_machine(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     handle = made(Run(tmp_path / "nb/one"), cluster="slurm", job_id="3")
@@ -220,6 +239,26 @@ def test_what_is_printed_is_what_is_submitted(resolve, run, cluster):
     assert (cluster / "cancelled").read_text() == "42\n" and handle.state() == "failed"
     handle.cancel()
     assert (cluster / "cancelled").read_text() == "42\n", "an ended job is left alone: its number may be another's"
+    for name in ("failures.json", "failures/42-0-rank0.txt", "progress.json"):
+        write_text(handle.folder / name, "[]")
+    egokit.submit(config, run)
+    left = {path.name for path in handle.folder.iterdir()}
+    assert not {"failures.json", "failures", "progress.json"} & left, "what the job before left is nothing of this one"
+    assert "job.json" in left
+
+
+def test_who_is_refused_changes_nothing(resolve, run, cluster):
+    """A second user of one run name: what stands in params.yaml stays that of the job."""
+    handle = egokit.submit(resolve(overrides=f"{MODEL} {ON_SLURM}"), run)
+    (cluster / "queue").write_text("42|RUNNING|main|1|N/A|None")
+    kept = [(run.path / "params.yaml").read_text(), (handle.folder / "spec.json").read_text()]
+    config, _ = open_run("tests", "toy/pretrain", "tiny", f"{SMALL} {MODEL} {ON_SLURM} optim.lr=0.5", run.path.name)
+    with pytest.raises(ConfigError, match=r"other parameters \(optim.lr: 0.001 -> 0.5\)"):
+        egokit.submit(config, run)
+    assert [(run.path / "params.yaml").read_text(), (handle.folder / "spec.json").read_text()] == kept
+    (cluster / "queue").write_text("")
+    egokit.submit(config, run)  # the first ended, and has left nothing
+    assert "lr: 0.5" in (run.path / "params.yaml").read_text()
 
 
 def test_print_in_the_shell_writes_nothing(project, monkeypatch, capsys, tmp_path):
@@ -280,6 +319,25 @@ def test_a_wrong_site_is_said_before_a_job(resolve, run, override, said):
         launch.script(resolve(overrides=f"{ON_SLURM} {override}"), run)
 
 
+def notebooks(outputs):
+    """Jobs of two notebooks each, in run folders that hold an earlier run's results, and what they left there."""
+    for name, number, made in (("queued", "3", ()), ("done", "9", ("05_egomcq/done/notebook.ipynb", "03_ek100/done/notebook.ipynb")),
+                               ("stopped", "9", ("05_egomcq/stopped/notebook.ipynb", "03_ek100/stopped/notebook.failed.ipynb")),
+                               ("cancelled", "9", ())):
+        folders = [outputs / book / name for book in ("05_egomcq", "03_ek100")]
+        for folder in folders:
+            write_text(folder / "notebook.ipynb", "of an earlier job")
+            write_text(folder / "notebook.failed.ipynb", "of a still earlier one")
+            said = f"{folder.parent.name}.ipynb, cell In[4] (x): ValueError: no\nthe executed notebook: …\n"
+            write_text(folder / "notebook.log", f"2026-01-01 10:00:00,123 {said}")
+        batch = folders[0] / "batch"
+        write_text(batch / "spec.json", json.dumps({"before": {f"{one.parent.name}/{name}": overview.left(one) for one in folders}}))
+        write_text(batch / "job.json", json.dumps({"cluster": "slurm", "job_id": number}))
+        write_text(batch / "submitit/9_0_log.err", "slurmstepd: error: *** JOB 9 ON node1 CANCELLED AT noon ***\n")
+        for path in made:
+            write_text(outputs / path, "of this job")
+
+
 def test_the_table_of_runs(cluster, tmp_path, capsys):
     (cluster / "queue").write_text(QUEUE)
     for number, name in enumerate(("running", "waits", "gone")):
@@ -291,9 +349,16 @@ def test_the_table_of_runs(cluster, tmp_path, capsys):
     done.run.write_metrics("zeroshot", {"finished": True, "mAP": 26.0})
     torn = made(Run(tmp_path / "05_egomcq/torn"), "egomcq", "evaluate", cluster="slurm", job_id="2")
     (torn.run.path / "metrics.json").write_text("{")
-    for age, folder in enumerate(sorted(tmp_path.glob("*/*/jobs/*/spec.json"))):
+    notebooks(tmp_path)
+    for age, folder in enumerate(sorted([*tmp_path.glob("*/*/jobs/*/spec.json"), *tmp_path.glob("*/*/batch/spec.json")])):
         os.utime(folder, (time.time() - 3600 * (age + 1),) * 2)
     found = {f"{one.notebook}/{one.run}": overview.cells(one)[2:7] for one in overview.entries(tmp_path)}
+    told = {run.removeprefix("05_egomcq/"): found.pop(run)[:3] for run in list(found) if found[run][0] == "notebook"}
+    assert told == {
+        "queued": ["notebook", "pending: Priority, 4th of 5, may start 2026-01-02 03:04:05", "0/2"],
+        "done": ["notebook", "finished", "2/2"],
+        "stopped": ["notebook", "failed: 03_ek100.ipynb, cell In[4] (x): ValueError: no", "1/2"],
+        "cancelled": ["notebook", "failed: slurmstepd: error: *** JOB 9 ON node1 CANCELLED AT noon ***", "0/2"]}
     assert len(asked(cluster)) == 2, "SLURM is asked once for all runs, and once for the queue"
     waits, torn = found.pop("02_pretrain/waits"), found.pop("05_egomcq/torn")
     assert waits[1].startswith("pending: Priority, 4th of 5") and torn[1].startswith("unreadable: ")
@@ -302,7 +367,7 @@ def test_the_table_of_runs(cluster, tmp_path, capsys):
     assert found["02_pretrain/gone"][1].startswith("failed: no log in")
     cli.main(["runs", "--outputs", str(tmp_path)])
     lines = capsys.readouterr().out.splitlines()
-    assert [name in lines[0] for name in overview.COLUMNS] == [True] * 8 and len(lines) == 6
+    assert [name in lines[0] for name in overview.COLUMNS] == [True] * 8 and len(lines) == 10
     table = egokit.runs_table(tmp_path)
     assert list(table["run"]) == [line.split()[1] for line in lines[1:]] and table["run"][0] == "running"  # the newest: it logs
     assert overview.lines(overview.entries(tmp_path / "none")).startswith("no run has had a job")

@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,8 +12,10 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from egokit import attach, batch, headless
-from egokit.typed import ConfigError
+from egokit import attach, batch, headless, launch, overview
+from egokit.resolve import resolve
+from egokit.runs import Run, write_text
+from egokit.typed import ConfigError, to_dict
 
 PARAMETERS = 'params = "toy/egomcq"\nsite = "tiny"\noverrides = ""\nrun = "demo"'
 CELLS = {
@@ -173,6 +176,7 @@ def test_as_a_job(home):
     assert "90_good, 91_fails: job " in batch.submit(notebooks)
     said = batch.submit(hanging)
     number = kernel(home / "outputs/92_hangs/job/notebook.log")
+    assert [one.state for one in overview.entries() if (one.notebook, one.run) == ("92_hangs", "job")] == ["running"]
     assert batch.submit(hanging) == said
     with pytest.raises(ConfigError, match="runs other notebooks or parameters"):
         batch.submit(batch.checked(["92", "90"], {"run": "job"}))
@@ -186,8 +190,84 @@ def test_as_a_job(home):
     while any(attach.alive(home / f"outputs/{name}/job/batch") for name in ("90_good", "92_hangs")):
         assert time.monotonic() < deadline
         time.sleep(0.2)
+    told = {one.notebook: one for one in overview.entries() if one.run == "job" and one.section == "notebook"}
+    why = "91_fails.ipynb, cell In[4] (raise ValueError('broken on purpose')): ValueError: broken on purpose"
+    assert told["90_good"][3:7] == ("failed", why, 1, 2)
+    assert told["92_hangs"].detail == "92_hangs.ipynb, cell In[3] (import os, time): its kernel died: was it killed, or out of memory?"
     errors = "".join(path.read_text() for path in (home / "outputs/90_good/job/batch/submitit").glob("*_log.err"))
     assert "a notebook failed (exit code 1)" in errors and (folder / "notebook.failed.ipynb").exists()
+
+
+@pytest.mark.slow
+def test_what_is_edited_later_reaches_no_queued_notebook(home, tmp_path):
+    """The first notebook waits, as a queue would let the job wait, while the second, its recipe and its site are edited."""
+    book = nbformat.read(home / "notebooks/90_good.ipynb", as_version=4)
+    waits = f"import time\nfrom pathlib import Path\nwhile not Path({str(tmp_path / 'go')!r}).exists():\n    time.sleep(0.1)"
+    tells = ("from egokit.notebook import open_run\nconfig, folder = open_run('95_tells', params, site, overrides, run)\n"
+             "print(config.data.limit, config.site.root, folder.path)")
+    for name, cell in (("94_waits", waits), ("95_tells", tells)):
+        book.cells[1].source = cell
+        nbformat.write(nbformat.v4.new_notebook(metadata=book.metadata, cells=book.cells[:2]), home / f"notebooks/{name}.ipynb")
+    recipe, site = home / "params/toy/queued.yaml", home / "params/sites/queued.yaml"
+    recipe.write_text((home / "params/toy/egomcq.yaml").read_text().replace("data: {", "data: {limit: 11, "))
+    site.write_text((home / "params/sites/tiny.yaml").read_text() + "\n")
+    shutil.copy(recipe, tmp_path / "own.yaml")
+    for name, params in (("inside", "toy/queued"), ("outside", str(tmp_path / "own.yaml"))):
+        batch.submit(batch.checked(["94", "95"], {"run": name, "params": params, "site": "queued"}))
+    for path in (recipe, tmp_path / "own.yaml"):
+        path.write_text(path.read_text().replace("limit: 11", "limit: 22"))
+    site.unlink()
+    edited = home / "notebooks/95_tells.ipynb"
+    edited.write_text(edited.read_text().replace("print(", "print('edited', "))
+    (tmp_path / "go").touch()
+    deadline = time.monotonic() + 180
+    for name in ("inside", "outside"):
+        while attach.alive(home / f"outputs/94_waits/{name}/batch"):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        folder = home / "outputs/95_tells" / name
+        assert printed(folder / "notebook.ipynb") == f"11 {home / 'outputs/toy'} {folder}\n"
+    for path in (*home.glob("notebooks/9[45]*.ipynb"), recipe):
+        path.unlink()
+
+
+def test_a_finished_run_of_other_parameters_keeps_its_notebook(home):
+    run = Run(home / "outputs/90_good/theirs")
+    run.write_metrics("egomcq", {"finished": True})
+    config = to_dict(resolve("toy/egomcq", "tiny", "evaluate.batch_size=3 seed=7", "theirs"))
+    write_text(run.path / "jobs/egomcq/spec.json", json.dumps({"action": "evaluate", "config": config, "init_sha256": "a"}))
+    write_text(run.path / "notebook.ipynb", "theirs")
+    for start in (lambda **given: batch.checked(["90"], given), lambda **given: headless.execute("90", given)):
+        with pytest.raises(ConfigError, match=r"egomcq in .*90_good/theirs was made with other parameters \(seed: 7 -> 0\)"):
+            start(run="theirs")
+    assert (run.path / "notebook.ipynb").read_text() == "theirs" and not (run.path / "notebook.failed.ipynb").exists()
+    assert batch.checked(["90"], {"run": "theirs", "overrides": "seed=7"}).work
+
+
+@pytest.mark.slow
+def test_a_notebook_that_is_being_run_is_waited_for(home):
+    folder = home / "outputs/90_good/turns"
+    with launch.locked(folder):
+        process = subprocess.Popen(command("90", "--run", "turns"), stdout=subprocess.PIPE, text=True)
+        said = [process.stdout.readline(), process.stdout.readline()]
+        time.sleep(1)
+        assert said[1] == "90_good: waits for another process that runs it as turns\n"
+        assert {file.name for file in folder.iterdir()} == {"lock"}
+    assert not process.wait(timeout=120) and printed(folder / "notebook.ipynb") == "hello turns\n"
+
+
+@pytest.mark.slow
+def test_two_who_submit_at_once_start_one_job(home):
+    both = [subprocess.Popen(command("90", "--run", "once", "--submit"), stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=120)[0] for process in both]
+    folder = home / "outputs/90_good/once"
+    assert said[0] == said[1] and "90_good: job " in said[0] and len(list((folder / "batch/submitit").glob("*_submitted.pkl"))) == 1
+    deadline = time.monotonic() + 120
+    while attach.alive(folder / "batch"):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert printed(folder / "notebook.ipynb") == "hello once\n"
+    assert [one[3:7] for one in overview.entries() if one.run == "once"] == [("finished", "", 1, 1)]
 
 
 def test_a_notebooks_job_is_small():
@@ -209,7 +289,6 @@ def test_a_failing_kernel_start_is_a_failed_notebook(home, monkeypatch):
 
 def test_what_is_submitted_in_a_job_is_no_part_of_it(tmp_path, monkeypatch):
     """Its own job's memory or CPUs in the environment would be taken for the new one's."""
-    from egokit import launch
     from egokit.config import LaunchConfig
     for key, value in {"SLURM_JOB_ID": "7", "SLURM_MEM_PER_NODE": "500", "SRUN_CPUS_PER_TASK": "2", "SLURM_CONF": "here"}.items():
         monkeypatch.setenv(key, value)

@@ -246,6 +246,7 @@ def test_killed_and_shared_out_the_files_are_the_same(checkpoint, resolve, tmp_p
     assert metrics["samples"] == metrics["expected"] == len(one) and metrics["frames"] == 4 and metrics["seconds"] > 0
     assert metrics["data"].keys() == {f"moments_{split}.json" for split in ("train", "val", "test_unannotated")}
     assert metrics["processes"] == 2 and metrics["features"] == sum(map(len, one.values()))
+    assert handle.progress()["step"] == handle.progress()["steps"] == len(one), "steps are clips, of all processes and attempts"
 
 
 @pytest.mark.slow

@@ -313,6 +313,16 @@ def test_files_and_pages(searched, tmp_path, monkeypatch):
         searcher("#C C opens <the> box", top=4, rerank=2)
 
 
+def test_steps_are_videos_of_all_attempts(searched):
+    """A rank that is lost at another video each time is no video that loses it each time (requeue.decide)."""
+    _, run, metrics = searched[1]()
+    total = metrics["videos"]
+    next(run.path.glob("features/[!.]*.npy")).unlink()
+    searched[1]()
+    told = [(event["step"], event["steps"]) for event in run.read_log() if event["kind"] == "extract"]
+    assert told == [(done, total) for done in (*range(total + 1), total - 1, total)]
+
+
 def test_mistakes_are_one_line(project, capsys, tmp_path):
     for arguments, said in (([str(tmp_path / "nowhere"), "x"], "search.videos: no folder"), ([str(tmp_path), "x"], "no videos in")):
         with pytest.raises(SystemExit, match="2"):

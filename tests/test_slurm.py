@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,10 +31,7 @@ def slurm(tmp_path_factory, project):
         missing = "Slurm is not installed, or this is not root: tests/slurm/cluster.sh install"
         pytest.fail(missing) if os.environ.get("EGOKIT_SLURM") == "required" else pytest.skip(missing)
     root = tmp_path_factory.mktemp("slurm")
-    for folder in (root, *root.parents):  # munge wants to pass
-        if folder.stat().st_uid == os.getuid() and not folder.stat().st_mode & 1:
-            folder.chmod(folder.stat().st_mode | 0o111)
-    subprocess.run([CLUSTER, "start", root], check=True)
+    cluster("start", root)
     before = dict(os.environ)
     said = subprocess.run(["bash", "-c", f"source {root}/env && echo $SLURM_CONF && echo $PATH"], capture_output=True, text=True)
     os.environ["SLURM_CONF"], os.environ["PATH"] = said.stdout.splitlines()
@@ -43,7 +41,14 @@ def slurm(tmp_path_factory, project):
     yield root
     os.environ.clear()
     os.environ.update(before)
-    subprocess.run([CLUSTER, "stop", root], check=True)
+    cluster("stop", root)
+
+
+def cluster(what, root):
+    for folder in (root, *root.parents):  # munge wants to pass, and a pytest that starts beside this one closes its folder
+        if folder.stat().st_uid == os.getuid() and not folder.stat().st_mode & 1:
+            folder.chmod(folder.stat().st_mode | 0o111)
+    subprocess.run([CLUSTER, what, root], check=True, timeout=150)
 
 
 RECIPE = f"data.limit=24 train.log_steps=1 train.batch_size=8 {MODEL}"
@@ -118,11 +123,19 @@ def test_a_requeued_job_ends_as_an_uninterrupted_one(recipe, run, straight):
     same(run, straight)
 
 
-def test_a_killed_rank_ends_the_others_and_the_job_goes_on(recipe, run, straight):
+@pytest.mark.parametrize("lost", [[3], [2, 3], []], ids=["a rank", "a node's", "the step"])
+def test_lost_ranks_end_the_others_and_the_job_goes_on(recipe, run, straight, lost):
+    """Killed; or all by scancel JOB.0, the step's and not the job's, so that the script is left to ask for more."""
     handle = egokit.submit(recipe(LONG), run, "train", "pretrain")
     wait_for(lambda: len(steps(run)) > 5)
-    os.kill(rank_processes(handle)[3], signal.SIGKILL)
-    wait_for(lambda: "Restarts=1" in slurm_says("scontrol", "show", "job", handle.job()["job_id"]), seconds=40)
+    ranks, number = rank_processes(handle), handle.job()["job_id"]
+    if not lost:
+        slurm_says("scancel", f"{number}.0")
+    for rank in lost:
+        os.kill(ranks[rank], signal.SIGKILL)
+    wait_for(lambda: not any(Path(f"/proc/{process}").exists() for process in ranks.values()), seconds=20)
+    wait_for(lambda: "Restarts=1" in slurm_says("scontrol", "show", "job", number), seconds=20)
+    assert len(ranks) == 4 and "egokit: a rank or node was lost at step" in (handle.folder / f"submitit/{number}_0_log.err").read_text()
     handle.wait(progress=False, poll=0.1)
     same(run, straight)
 
@@ -183,6 +196,30 @@ def test_two_users_runs_of_one_name(recipe, run):
     same(handles[0].run, handles[1].run)
 
 
+NOBODY = "setpriv --reuid=65534 --regid=65534 --clear-groups --inh-caps=+dac_read_search --ambient-caps=+dac_read_search"  # reads all
+
+
+def test_submitters_of_one_name_in_one_folder(slurm, project):
+    """The same at once is one job, which both wait for. Other parameters, and another user, are refused, and change nothing."""
+    def command(overrides):
+        return [sys.executable, "-m", "egokit.cli", "submit", "toy/pretrain", "--site", "slurm", "--run", "ours",
+                "--overrides", f"{RECIPE} {overrides}"]
+    both = [subprocess.Popen([*command("train.epochs=4"), "--wait"], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    run = Run(outputs_folder() / "02_pretrain/ours")
+    wait_for(lambda: len(steps(run)) > 0)
+
+    def left():
+        return {path: path.read_bytes() for path in (run.path / "params.yaml", *run.path.glob("jobs/pretrain/*.json"))}
+    before = left()
+    for user, overrides, said in (("", "train.epochs=5", "was made with other parameters (train.epochs: 4 -> 5)"),
+                                  (NOBODY, "train.epochs=4", "jobs/pretrain/lock can't be written: is the run another user's?")):
+        refused = subprocess.run([*user.split(), *command(overrides)], capture_output=True, text=True)
+        assert refused.returncode == 2 and said in refused.stderr and left() == before, refused.stderr
+    shown = [text[text.index("{"):] for text, _ in (process.communicate(timeout=120) for process in both)]
+    assert shown[0] == shown[1] and json.loads(shown[0])["steps"] == 12 and steps(run) == list(range(1, 13))
+    assert len(before) == 3 and len(list(run.path.glob("jobs/pretrain/submitit/*_submitted.pkl"))) == 1
+
+
 def test_a_notebook_as_a_job_that_submits_a_job(recipe, run, project):
     """egokit run 02_pretrain --submit: a job of its own on one node, whose cells train on both; the notebook is the job's result."""
     parameters = {"params": "toy/pretrain", "site": "slurm", "overrides": f"{RECIPE} train.epochs=1", "run": "as-a-job"}
@@ -209,3 +246,16 @@ def test_an_array_of_preparation_jobs_with_one_that_fails(recipe, project, tmp_p
     shutil.copy(project / "outputs/toy/Ego4D" / videos[0].name, videos[0])
     again = submit_array(config, 3)
     assert len(again.wait(progress=False, poll=0.1)["failed"]) == 0
+
+
+def test_the_cluster_starts_and_stops_twice(slurm):
+    """A second start changes nothing, a second stop finds nothing to do; what stopped starts again."""
+    def daemons(what):
+        cluster(what, slurm)
+        found = {file.name: int(file.read_text()) for file in (slurm / "run").glob("*.pid")}
+        return {name: number for name, number in found.items() if Path(f"/proc/{number}").exists()
+                and "zombie" not in Path(f"/proc/{number}/status").read_text()}
+    before = daemons("start")
+    assert len(before) == 4 and daemons("start") == before
+    assert daemons("stop") == {} and daemons("stop") == {}
+    assert daemons("start").keys() == before.keys() and slurm_says("srun", "-N2", "--immediate=60", "hostname").count("\n") == 1

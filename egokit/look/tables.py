@@ -91,7 +91,7 @@ def files(run: Run):
     """What the run folder holds, with sizes."""
     import pandas as pd
     found = [path for path in sorted(run.path.rglob("*")) if path.is_file() and not path.name.startswith(".")
-             and not {"code", "jobs"} & set(path.relative_to(run.path).parts)]
+             and not {"jobs", "batch", "lock"} & set(path.relative_to(run.path).parts)]
     rows = [(str(path.relative_to(run.path)), f"{path.stat().st_size / 1024:,.0f} kB") for path in found[:40]]
     rows += [(f"… and {len(found) - 40} more", "")] if len(found) > 40 else []
     return pd.DataFrame(rows, columns=[f"in outputs/{run.path.parent.name}/{run.path.name}", "size"]).style.hide(axis="index")

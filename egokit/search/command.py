@@ -6,8 +6,8 @@ import os
 import re
 from pathlib import Path
 
-from egokit.resolve import outputs_folder, parse_overrides, resolve, to_yaml
-from egokit.runs import Run, write_text
+from egokit.resolve import outputs_folder, parse_overrides, resolve
+from egokit.runs import Run
 from egokit.search.cut import export, write_csv
 from egokit.search.searcher import Hit, open, submit
 from egokit.typed import ConfigError, merge
@@ -50,7 +50,6 @@ def answer(arguments) -> None:
     config = resolve(arguments.params, arguments.site, merge(parse_overrides(arguments.overrides), parse_overrides(given)),
                      arguments.run or "demo")
     run = Run(outputs_folder() / NOTEBOOK / (arguments.run or run_name(videos)))
-    write_text(run.path / "params.yaml", to_yaml(config))
     submit(config, run).wait()
     searcher = open(config, run)
     print(searcher)

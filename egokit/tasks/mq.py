@@ -74,7 +74,7 @@ class EgoMQ(Task):
         dist.barrier()
         path_of = {clip["clip_uid"]: folder / f"{clip['clip_uid']}.{self.config.evaluate.feature_format}" for clip in clips}
         digest = checkpoints.fingerprint(checkpoints.find(self.config.init)) if self.config.init and dist.rank() == 0 else ""
-        for number, clip in enumerate(clips[dist.rank()::dist.world_size()]):
+        for number, clip in enumerate(clips[dist.rank()::dist.world_size()], 1):
             path = path_of[clip["clip_uid"]]
             try:
                 if not path.exists():
@@ -82,7 +82,7 @@ class EgoMQ(Task):
             except (VideoError, FileNotFoundError) as error:
                 failed.append(str(error).splitlines()[-1])  # a loader process gives a traceback, too
             if dist.rank() == 0:
-                run.log({"kind": "extract", "step": number + 1, "steps": -(-len(clips) // dist.world_size())})
+                run.log({"kind": "extract", "step": min(number * dist.world_size(), len(clips)), "steps": len(clips)})
         failed = [said for part in dist.gather_objects(failed) for said in part]
         if failed:
             if dist.rank() == 0:

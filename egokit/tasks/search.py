@@ -154,9 +154,9 @@ class Search(Task):
             write_text(folder / "manifest.json", json.dumps(settings | {"videos": [], "unreadable": []}))
         pending = [source for source in sources if not (folder / f"{source.name}.npy").exists()]
         pending = sorted(dist.gather_objects(pending)[0], key=lambda source: -source.bytes)  # the longest first: all end together
-        steps = -(-len(pending) // dist.world_size())
+        done = len(sources) - len(pending)
         if dist.rank() == 0:
-            run.log({"kind": "extract", "step": 0, "steps": steps})
+            run.log({"kind": "extract", "step": done, "steps": len(sources)})
         for number, source in enumerate(pending[dist.rank()::dist.world_size()], 1):
             try:
                 vector, seconds = embed(model, VideoWindows(self, videos / source.video), source.video)
@@ -164,7 +164,7 @@ class Search(Task):
             except (VideoError, FileNotFoundError) as error:
                 failed.append({"video": source.video, "name": source.name, "reason": printable(str(error).splitlines()[-1])})
             if dist.rank() == 0:
-                run.log({"kind": "extract", "step": number, "steps": steps})
+                run.log({"kind": "extract", "step": done + min(number * dist.world_size(), len(pending)), "steps": len(sources)})
         failed = [line for part in dist.gather_objects(failed) for line in part]
         return self.publish(run, settings, sources, failed) if dist.rank() == 0 else {}
 
