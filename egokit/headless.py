@@ -97,8 +97,8 @@ def finished(name: str, parameters: dict) -> bool:
             used -= {checkpoints.fingerprint(checkpoints.find(config.init))}
         except checkpoints.WeightsError:
             return False
-    specs = [json.loads(path.read_text())["config"] for path in (folder / "jobs").glob("*/spec.json")]
-    same = all(not differences(comparable(spec), comparable(to_dict(config))) for spec in specs)
+    specs = [json.loads(path.read_text()) for path in (folder / "jobs").glob("*/spec.json")]
+    same = all(not differences(comparable(spec.get("opened", spec["config"])), comparable(to_dict(config))) for spec in specs)
     return not used and same and (folder / "params.yaml").read_text() == to_yaml(config)
 
 
@@ -120,7 +120,7 @@ def execute(name: str, parameters: dict, timeout: float | None = None) -> Path:
 def expect_same_jobs(config: Config, folder: Path) -> None:
     """Raises ConfigError if the run has jobs of other parameters: its notebook is not to be replaced by one that can't go on."""
     for spec in sorted(folder.glob("jobs/*/spec.json")):
-        expect_same(Handle(Run(folder), spec.parent.name), config)
+        expect_same(Handle(Run(folder), spec.parent.name), config, of="opened")
 
 
 def _execute(path: Path, folder: Path, parameters: dict, timeout: float | None) -> Path:

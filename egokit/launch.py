@@ -140,15 +140,16 @@ def partial(run: Run, action: str) -> list[Path]:
     return [*run.checkpoints.glob("*.pt")] if action == "train" else [*run.path.glob("features/*")] if action == "extract" else []
 
 
-def expect_same(handle: Handle, config: Config, hashes: tuple[str, str] | None = None) -> None:
+def expect_same(handle: Handle, config: Config, hashes: tuple[str, str] | None = None, of: str = "config") -> None:
     """Raises ConfigError if the job was made with other parameters, and lives or has left something.
 
-    hashes: of the checkpoint `init` and the file of the task, to be compared, too.
+    hashes: of the checkpoint `init` and the file of the task, to be compared, too. of: "opened" compares with the parameters of the
+    notebook that submitted it.
     """
     before = handle.spec()
     if not before or not (handle.metrics() or handle.alive() or partial(handle.run, before["action"])):
         return
-    changed = differences(comparable(before["config"]), comparable(to_dict(config)))
+    changed = differences(comparable(before.get(of, before["config"])), comparable(to_dict(config)))
     then = before["init_sha256"], before.get("task_sha256", "")
     for what, old, new in zip((f"checkpoint {config.init}", f"file of task {config.task}"), then, hashes or then, strict=True):
         if old != new:
@@ -224,10 +225,11 @@ def submit(config: Config, run: Run, action: str = "train", section: str | None 
     handle = Handle(run, section or action)
     with locked(handle.folder):
         expect_same(handle, config, (start, task))
-        write_text(run.path / "params.yaml", to_yaml(config))  # whoever is refused leaves it as it was
+        opened = run.opened or config
+        write_text(run.path / "params.yaml", to_yaml(opened))  # whoever is refused leaves it as it was
         if handle.metrics() or handle.alive():
             return handle
-        spec = {"config": to_dict(config), "run": str(run.path.resolve()), "action": action,
+        spec = {"config": to_dict(config), "opened": to_dict(opened), "run": str(run.path.resolve()), "action": action,
                 "section": handle.section, "version": __version__, "init_sha256": start, "task_sha256": task}
         write_text(handle.folder / "spec.json", json.dumps(spec, indent=1))
         for name in ("job.json", "failures.json", FILE):  # of the job before: its failures are no failures of this one

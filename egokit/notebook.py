@@ -51,4 +51,5 @@ def open_run(notebook: str, params: str, site: str, overrides, run: str) -> tupl
         folder = Run(outputs_folder() / notebook / run)
         if not any(folder.path.glob("jobs/*/spec.json")):
             write_text(folder.path / "params.yaml", to_yaml(config))
+        folder.opened = config
     return config, folder

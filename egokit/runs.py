@@ -130,6 +130,7 @@ class Run:
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
         self.path.mkdir(parents=True, exist_ok=True)
+        self.opened = None  # notebook.open_run's Config: a job may be of another, such as one of a sweep's
         self.board = None  # TensorBoard's copy of log.jsonl, in the process that trains
         self._claim: tuple[Path, str] | None = None
 

@@ -1,4 +1,5 @@
 """Notebooks in batch, with papermill and processes as users have them: what is saved and said, whatever ends them."""
+import dataclasses
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import nbformat
 import pytest
 
 from egokit import attach, batch, headless, launch, overview
+from egokit.notebook import open_run
 from egokit.resolve import resolve
 from egokit.runs import Run, write_text
 from egokit.typed import ConfigError, to_dict
@@ -242,6 +244,19 @@ def test_a_finished_run_of_other_parameters_keeps_its_notebook(home):
             start(run="theirs")
     assert (run.path / "notebook.ipynb").read_text() == "theirs" and not (run.path / "notebook.failed.ipynb").exists()
     assert batch.checked(["90"], {"run": "theirs", "overrides": "seed=7"}).work
+
+
+def test_a_sweeps_notebook_runs_again(home, monkeypatch):
+    """Its jobs are of other parameters than its own four, which are compared."""
+    config, run = open_run("90_good", "toy/egomcq", "tiny", "", "sweep")
+    monkeypatch.setattr(launch, "starting_point", lambda config: "a")
+    monkeypatch.setattr(launch, "start_job", lambda *job: None)
+    for seed in (1, 2):
+        launch.submit(dataclasses.replace(config, seed=seed), run, "evaluate", f"seed{seed}")
+        run.write_metrics(f"seed{seed}", {"finished": True})
+    assert "seed: 0" in (run.path / "params.yaml").read_text() and batch.checked(["90"], {"run": "sweep"}).work
+    with pytest.raises(ConfigError, match=r"seed1 in .*90_good/sweep was made with other parameters \(seed: 0 -> 5\)"):
+        batch.checked(["90"], {"run": "sweep", "overrides": "seed=5"})
 
 
 @pytest.mark.slow
