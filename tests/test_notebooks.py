@@ -89,6 +89,8 @@ def test_05_egomcq_06_features_07_search_and_00_quickstart(run_notebook):
     book, run = run_notebook("05_egomcq", "launch.processes=2")
     metrics = run.metrics()
     assert not errors(book) and metrics["egomcq"]["samples"] == 32
+    shown = str([cell.get("outputs") for cell in book.cells])
+    assert "rows-egomcq.npz" in shown and "notebook.failed" not in shown, "a notebook that has run to its end shows what it left"
     assert (run.path / "figures/words-egomcq.png").stat().st_size > 10_000
     assert "fusion corrects dual" in (run.path / "figures/browser-egomcq.html").read_text()
     assert metrics["chance"]["inter"] == pytest.approx(20, abs=2)

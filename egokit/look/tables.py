@@ -18,7 +18,7 @@ def table(found: list[tuple]):
     rows = [(result.name, metrics.get("chance", {}).get(result.chance), metrics[result.section].get(result.metric),
              None if result.metric.endswith(DUAL_SOFTMAX) else result.published) for result, metrics in found]
     frame = pd.DataFrame(rows, columns=["benchmark (%)", "chance", "this run", "published, real data"])
-    return frame.style.format(precision=1, na_rep="–").hide(axis="index")
+    return _left(frame.style.format(precision=1, na_rep="–").hide(axis="index"), ["benchmark (%)"])
 
 
 def published(run: Run):
@@ -55,7 +55,8 @@ def ledger(outputs=None):
     style = frame.style.format({"published": "{:.1f}", "this run": "{:.1f}", "difference": "{:+.1f}"}, na_rep="–").hide(axis="index")
     style.set_table_styles([{"selector": "caption", "props": "caption-side: bottom; text-align: left"}])
     style.set_caption("<br>".join(map(html.escape, found.left_out)))
-    return style.set_properties(subset=["run", "differs in"], **{"text-align": "left"})
+    style.set_properties(subset=["benchmark (%)", "run"], **{"white-space": "nowrap"})
+    return _left(style, ["benchmark (%)", "run", "differs in"])
 
 
 def counts(values: dict):
@@ -71,7 +72,7 @@ def findings(found: list):
         fine = sum(one.part == part and one.state == "ok" for one in found)
         rows += [(part, "ok", f"{fine} checks", "in order", "")] if fine else []
     frame = pd.DataFrame(rows, columns=["part", "state", "what", "found", "what to do"])
-    return frame.style.hide(axis="index").set_properties(**{"text-align": "left"})
+    return _left(frame.style.hide(axis="index"), list(frame.columns))
 
 
 def metrics(values: dict):
@@ -84,14 +85,22 @@ def _pairs(name: str, values: dict):
     import pandas as pd
     frame = pd.DataFrame([(key.replace("_", " "), value) for key, value in values.items()], columns=[name, "value"],
                          dtype=object)  # a whole number stays one beside others
-    return frame.style.format({"value": lambda value: f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"}).hide(axis="index")
+    style = frame.style.format({"value": lambda value: f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"}).hide(axis="index")
+    return _left(style, [name])
+
+
+def _left(style, columns: list[str]):
+    """Columns of text, with their headings, begin at the left."""
+    style.set_table_styles({name: [{"selector": "th", "props": "text-align: left"}] for name in columns}, overwrite=False)
+    return style.set_properties(subset=columns, **{"text-align": "left"})
 
 
 def files(run: Run):
-    """What the run folder holds, with sizes."""
+    """What the run folder holds, with sizes; without what is there while a notebook runs headless."""
     import pandas as pd
     found = [path for path in sorted(run.path.rglob("*")) if path.is_file() and not path.name.startswith(".")
-             and not {"jobs", "batch", "lock"} & set(path.relative_to(run.path).parts)]
+             and not {"jobs", "batch", "lock", "notebook.failed.ipynb"} & set(path.relative_to(run.path).parts)]
     rows = [(str(path.relative_to(run.path)), f"{path.stat().st_size / 1024:,.0f} kB") for path in found[:40]]
     rows += [(f"… and {len(found) - 40} more", "")] if len(found) > 40 else []
-    return pd.DataFrame(rows, columns=[f"in outputs/{run.path.parent.name}/{run.path.name}", "size"]).style.hide(axis="index")
+    frame = pd.DataFrame(rows, columns=[f"in outputs/{run.path.parent.name}/{run.path.name}", "size"])
+    return _left(frame.style.hide(axis="index"), [frame.columns[0]])
