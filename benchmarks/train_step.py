@@ -259,16 +259,20 @@ if __name__ == "__main__":
         compare_memory(clips)
         compare_time(clips, turns)
 
-# Printed on a shared machine of 2 cores (AMD EPYC) under a load of 8 to 16, where nothing can be said of wall time.
+# Printed on a machine of 2 cores (AMD EPYC) that did nothing else:
 #
 # CPU, 2 threads, torch 2.15.0+cu132, float32, 4 clips of 4 frames (scene-aware negatives included)
-#                                          plain    egokit   ratio
-# MiB at the peak of a step                 6997      6814   0.97 x
-#   above weights and moments               1936      1754   0.91 x
-#   above weights, moments, gradients        480       298   0.62 x
-# 2 clips: largest relative difference of the first step: losses 2.6e-07, gradients 4.3e-05 (text_projection.4.bias)
-#
-# seconds a step, CPU time, 2 clips            60.0      45.9   1.31 x    (one turn; 4 clips are still to be timed)
+#                                          plain egokit, recomputed      egokit, kept
+# MiB at the peak of a step               7000.5    6812.7  0.97 x   13616.1  1.95 x
+#   above weights and moments             1940.1    1752.3  0.90 x    8555.6  4.41 x
+#   above weights, moments, gradients      484.4     296.6  0.61 x    7099.9 14.66 x
+# seconds a step, wall                      58.8      47.2  1.25 x      45.3  1.30 x
+# seconds a step, CPU time                 110.5      86.5  1.28 x      85.2  1.30 x
+#   of one, profiled: linear layers         46.4      37.5  1.24 x      30.0  1.55 x
+#   of one, profiled: attention              3.9       3.2  1.23 x       2.7  1.44 x
+#   of one, profiled: optimizer              1.1       0.2  5.10 x       0.2  5.10 x
+#   of one, profiled: the rest               7.6       6.1  1.24 x      10.3  0.73 x
+# largest relative difference of the first step: losses 1.8e-07, gradients 5.6e-05 (text.layers.11.attention.key.weight)
 #
 # Weights, gradients and moments are 5823 MiB on either side: no schedule can do
 # anything about those. What each piece gives, CPU seconds of a step of 4 clips in one thread, 2 of 12 blocks, one turn each:
