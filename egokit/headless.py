@@ -18,11 +18,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from egokit.config import Config
-from egokit.launch import Handle, comparable, expect_same, locked
+from egokit.launch import Handle, changed, expect_same, locked
 from egokit.notebook import PARAMETERS, check_names
 from egokit.resolve import as_submitted, outputs_folder, project_root, resolve, to_yaml
-from egokit.runs import Run
-from egokit.typed import ConfigError, differences, nearest, to_dict
+from egokit.runs import UNFINISHED, WHOLE, Run
+from egokit.typed import ConfigError, nearest
 
 
 class NotebookFailed(RuntimeError):
@@ -88,7 +88,7 @@ def finished(name: str, parameters: dict) -> bool:
     """Whether this very notebook has been run to its end with these parameters and the checkpoint that is there now."""
     path = notebook_path(name)
     config, folder = resolved(path, parameters)
-    if not (folder / "notebook.ipynb").is_file() or sources(path) != sources(folder / "notebook.ipynb"):
+    if not (folder / WHOLE).is_file() or sources(path) != sources(folder / WHOLE):
         return False
     used = {section.get("init_sha256") for section in Run(folder).metrics().values()} - {None, ""}
     if used:
@@ -97,8 +97,7 @@ def finished(name: str, parameters: dict) -> bool:
             used -= {checkpoints.fingerprint(checkpoints.find(config.init))}
         except checkpoints.WeightsError:
             return False
-    specs = [json.loads(path.read_text()) for path in (folder / "jobs").glob("*/spec.json")]
-    same = all(not differences(comparable(spec.get("opened", spec["config"])), comparable(to_dict(config))) for spec in specs)
+    same = not any(changed(json.loads(path.read_text()), config, "opened") for path in (folder / "jobs").glob("*/spec.json"))
     return not used and same and (folder / "params.yaml").read_text() == to_yaml(config)
 
 
@@ -124,7 +123,7 @@ def expect_same_jobs(config: Config, folder: Path) -> None:
 
 
 def _execute(path: Path, folder: Path, parameters: dict, timeout: float | None) -> Path:
-    whole, unfinished = folder / "notebook.ipynb", folder / "notebook.failed.ipynb"
+    whole, unfinished = folder / WHOLE, folder / UNFINISHED
     whole.unlink(missing_ok=True)  # it stands for a finished run with these very parameters
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")

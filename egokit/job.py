@@ -23,7 +23,7 @@ from egokit.typed import build, to_dict
 # what an evaluation depends on, beside its checkpoint and its data; training on these and all of the sections after them
 EVALUATED = ("model.image_size", "data.evaluation_frames", "data.evaluation_resize", "data.evaluation_tokens", "data.reader",
              "evaluate.precision", "evaluate.dual_softmax")
-TRAINED = ("data.", "optim.", "train.")
+SECTIONS = ("data.", "optim.", "train.")
 
 
 class Job:
@@ -143,9 +143,9 @@ def recipe(task, trained: bool) -> dict:
         return {key: flat[key] for key in EVALUATED}
     shape = () if task.config.init else ("model.",)  # of a checkpoint's, the config says only the size of a frame
     train = task.config.train
-    return {key: value for key, value in flat.items() if key in EVALUATED or key.startswith((*TRAINED, *shape))} | {
+    return {key: value for key, value in flat.items() if key in EVALUATED or key.startswith((*SECTIONS, *shape))} | {
         "seed": task.config.seed, "selection.metric": task.best, "selection.split": "test",  # Task.validation's only one
-        "selection.validations": math.ceil(train.epochs / max(1, train.evaluate_epochs))}  # the one before training doesn't compete
+        "selection.validations": math.ceil(train.epochs / train.evaluate_epochs)}  # the one before training doesn't compete
 
 
 def executor(launch: LaunchConfig, folder: Path, name: str):

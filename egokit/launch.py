@@ -140,22 +140,26 @@ def partial(run: Run, action: str) -> list[Path]:
     return [*run.checkpoints.glob("*.pt")] if action == "train" else [*run.path.glob("features/*")] if action == "extract" else []
 
 
+def changed(spec: dict, config: Config, of: str = "config") -> list[str]:
+    """In what `config` differs from that of a job's spec. of: "opened" is that of the notebook that submitted it."""
+    return differences(comparable(spec.get(of, spec["config"])), comparable(to_dict(config)))
+
+
 def expect_same(handle: Handle, config: Config, hashes: tuple[str, str] | None = None, of: str = "config") -> None:
     """Raises ConfigError if the job was made with other parameters, and lives or has left something.
 
-    hashes: of the checkpoint `init` and the file of the task, to be compared, too. of: "opened" compares with the parameters of the
-    notebook that submitted it.
+    hashes: of the checkpoint `init` and the file of the task, to be compared, too. of: see `changed`.
     """
     before = handle.spec()
     if not before or not (handle.metrics() or handle.alive() or partial(handle.run, before["action"])):
         return
-    changed = differences(comparable(before.get(of, before["config"])), comparable(to_dict(config)))
+    other = changed(before, config, of)
     then = before["init_sha256"], before.get("task_sha256", "")
     for what, old, new in zip((f"checkpoint {config.init}", f"file of task {config.task}"), then, hashes or then, strict=True):
         if old != new:
-            changed.append(f"the {what} itself: {old} -> {new}")
-    if changed:
-        raise ConfigError(f"{handle.section} in {handle.run.path} was made with other parameters ({'; '.join(changed[:6])}); "
+            other.append(f"the {what} itself: {old} -> {new}")
+    if other:
+        raise ConfigError(f"{handle.section} in {handle.run.path} was made with other parameters ({'; '.join(other[:6])}); "
                           "choose another run name, or delete that folder to start again")
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from egokit import attach
 from egokit.launch import Handle
 from egokit.resolve import outputs_folder
-from egokit.runs import Run
+from egokit.runs import UNFINISHED, WHOLE, Run
 
 SCORES = ("ensemble_intra", "mAP")  # the metrics that choose a best checkpoint, in %
 
@@ -56,9 +56,6 @@ class NotebookJob(Handle):
         """step and steps are notebooks."""
         made = self.made()
         return {"step": sum(WHOLE in names for names in made.values()), "steps": len(made)}
-
-
-WHOLE, UNFINISHED = "notebook.ipynb", "notebook.failed.ipynb"
 
 
 def left(folder: Path) -> dict[str, int]:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from egokit.typed import ConfigError
 
+WHOLE, UNFINISHED = "notebook.ipynb", "notebook.failed.ipynb"  # an executed notebook in its run folder
 AGAIN = "delete it, and the run's notebook, or 'egokit submit', writes it again"  # metrics.json
 
 
