@@ -60,6 +60,7 @@ class TrainConfig:
     batch_size: int = 256                          # global: over all processes together
     micro_batch: int = 0                           # samples a process computes at once (0: its share); the gradient is the batch's
     precision: str = "fp16"                        # fp16, bf16 or fp32
+    deterministic: bool = False                    # the same bits each time on GPUs, too, which is slower; on CPUs they are anyway
     compile: bool = False                          # torch.compile of the encoders' blocks; needs a C++ compiler
     checkpoint_steps: int = 500
     log_steps: int = 10
@@ -78,7 +79,7 @@ class TrainConfig:
 @dataclass(frozen=True)
 class EvaluateConfig:
     batch_size: int = 32
-    precision: str = "fp32"
+    precision: str = "fp32"                        # fp32, as published; on GPUs tf32 (rounded products), bf16 or fp16 are faster
     features_per_second: float = 1.87              # EgoMQ
     feature_frames: int = 16                       # EgoMQ: samples in one feature
     dual_softmax: float = 0.0                      # EK-100: temperature of a second set of numbers, scored so; 0: none
@@ -112,14 +113,14 @@ class Site:
 
 @dataclass(frozen=True)
 class LaunchConfig:
-    """How a job is run. Local processes ignore everything below timeout_minutes."""
+    """How a job is run. Local processes ignore everything below gpus."""
     cluster: str = "local"                         # local or slurm
     nodes: int = 1
     processes: int = 1                             # for each node: one for each of its GPUs
-    cpus: int = 1                                  # for each process
+    cpus: int = 0                                  # for each process; 0: one for itself and one for each of data.workers
     timeout_minutes: int = 4320                    # of a job; when it is over, the job is queued again and goes on
     requeues: int = 100                            # at time limits and preemptions, and after lost ranks
-    gpus: int = 1                                  # for each process: 1, or 0 on a cluster without GPUs
+    gpus: int = 1                                  # for each process: 1, or 0 to compute on CPUs; GPUs are hidden then
     memory_gb: float = 0.0                         # for each process; 0: the cluster's default, or a whole node's if exclusive
     partition: str = ""                            # this and the next three: as sbatch's option of that name; "": the cluster's default
     account: str = ""
@@ -151,11 +152,11 @@ LEAST = {name: least for least, names in {         # what a number may be: from 
     0: "seed model.vocabulary model.dropout data.workers data.max_bad_fraction data.limit data.relevancy_threshold optim.heads_multiplier "
        "optim.betas optim.eps optim.weight_decay optim.warmup_epochs optim.final_lr optim.clip_grad_norm train.epochs train.micro_batch "
        "train.margin train.similarity_margin train.similarity_slack train.itm_weight train.mask_probability evaluate.dual_softmax "
-       "launch.requeues launch.memory_gb",
+       "launch.requeues launch.cpus launch.memory_gb",
     1: "model.image_size model.patch_size model.frames model.width model.heads model.depth model.fused model.positions data.frames "
        "data.evaluation_frames data.validation_frames data.evaluation_resize train.batch_size train.checkpoint_steps train.log_steps "
        "train.evaluate_epochs train.nonfinite_limit evaluate.batch_size evaluate.feature_frames launch.nodes launch.processes "
-       "launch.cpus launch.timeout_minutes",
+       "launch.timeout_minutes",
     2: "site.short_side",
     3: "data.tokens data.evaluation_tokens",       # a word between a text's start and end
 }.items() for name in names.split()}
@@ -171,7 +172,7 @@ CHOICES = {
     "optim.schedule": ("linear", "cosine"),
     "train.retrieval_loss": ("max_margin", "symmetric_multi_similarity"),
     "train.precision": ("fp16", "bf16", "fp32"),
-    "evaluate.precision": ("fp16", "bf16", "fp32"),
+    "evaluate.precision": ("fp32", "tf32", "bf16", "fp16"),
     "evaluate.feature_format": ("pt", "npy"),
     "launch.cluster": ("local", "slurm"),
     "launch.gpus": (0, 1),

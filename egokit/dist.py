@@ -11,7 +11,7 @@ import datetime
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 TIMEOUT = datetime.timedelta(minutes=10)  # of a collective: bounds the wait for a rank that has died
+BUCKET = 2**26                            # bytes of gradients that are sent together
 PATIENCE = datetime.timedelta(hours=12)   # where ranks meet after work of uneven length; a closed connection still ends it
 _patient = None                           # a gloo group with that patience; it also keeps pickles off the GPU
 
@@ -36,11 +37,12 @@ def world_size() -> int:
 
 
 @contextlib.contextmanager
-def joined(rank: int, world: int, meeting: Path, local: bool):
-    """Join the process group of `world` ranks for the duration of the block.
+def joined(rank: int, world: int, meeting: Path, local: bool, device: torch.device | None = None):
+    """Join the process group of `world` ranks for the duration of the block: NCCL's of this rank's GPU, or gloo's on a CPU.
 
     Rank 0 opens a free port and writes it to the file `meeting` (on a folder all ranks see); a file that belongs to
-    this start alone, so that ranks of an earlier one can't join.
+    this start alone, so that ranks of an earlier one can't join. A rank that fails leaves an NCCL group at once: it aborts it,
+    as to destroy it is to wait for collectives in which the others may never meet it.
     """
     if world == 1:
         yield
@@ -61,15 +63,22 @@ def joined(rank: int, world: int, meeting: Path, local: bool):
             time.sleep(0.05)
         host, port = meeting.read_text().split()
         store = dist.TCPStore(host, int(port), world, is_master=False, timeout=TIMEOUT)
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=TIMEOUT)
+    on_gpu = device is not None and device.type == "cuda"
+    dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=world, timeout=TIMEOUT,
+                            device_id=device if on_gpu else None)  # known now, its communicator is made, and fails, here
     global _patient
-    _patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+    _patient, failed = dist.new_group(backend="gloo", timeout=PATIENCE), False
     try:
         yield
+    except (Exception, KeyboardInterrupt):
+        failed = True
+        raise
     finally:
         _patient = None
-        dist.destroy_process_group()
+        if failed and on_gpu:
+            dist.group.WORLD.abort()
+        else:
+            dist.destroy_process_group()
         if rank == 0:
             meeting.unlink(missing_ok=True)
 
@@ -171,9 +180,25 @@ def average_gradients(module: torch.nn.Module) -> None:
     if not is_on():
         return
     grads = [parameter.grad for parameter in module.parameters() if parameter.requires_grad]
-    for work in [dist.all_reduce(grad, async_op=True) for grad in grads]:
-        work.wait()
-    torch._foreach_div_(grads, world_size())
+    for bucket in buckets(grads):
+        flat = torch.cat([grad.flatten() for grad in bucket])
+        dist.all_reduce(flat)
+        parts = flat.div_(world_size()).split([grad.numel() for grad in bucket])
+        torch._foreach_copy_(bucket, [part.view_as(grad) for part, grad in zip(parts, bucket, strict=True)])
+
+
+def buckets(grads: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Consecutive gradients of one type, BUCKET bytes or one gradient at least together: few messages, as each has its latency."""
+    bucket: list[Tensor] = []
+    size = 0
+    for grad in grads:
+        if bucket and (grad.dtype != bucket[0].dtype or size >= BUCKET):
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(grad)
+        size += grad.nbytes
+    if bucket:
+        yield bucket
 
 
 def share_parameters(module: torch.nn.Module) -> None:

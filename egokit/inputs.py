@@ -8,13 +8,15 @@ import collections.abc
 import warnings
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from egokit.config import ModelConfig
-from egokit.language import load_tokenizer
+from egokit.language import PADDING, load_tokenizer
 
 # of one pass through the public methods: bounds their memory, and on a CPU keeps what a layer gives within its caches
 FRAMES_ON_CPU, FRAMES_ON_GPU, TEXTS_AT_ONCE = 8, 128, 256
+FEW_SHAPES = 8  # on a GPU lengths and numbers of texts are padded to multiples of it: each new shape costs its kernels' plans
 LARGEST = 20.0  # normalised frames stay within 2.7 of zero; pixels of 0-255 don't
 
 
@@ -41,6 +43,18 @@ def checked_tokens(text, config: ModelConfig, tokenizer: str, longest: int) -> d
         raise ValueError(f"tokens: ids from {ids.min()} to {ids.max()}, but the model knows {config.vocabulary} words: "
                          f"was another tokenizer used than its own, {tokenizer}?")
     return {"input_ids": ids.long(), "attention_mask": mask.long()}
+
+
+def rounded_up(size: int, device: torch.device) -> int:
+    """A length or number of rows that few sizes stand for on a GPU; itself on a CPU, where padding only costs."""
+    return -(-size // FEW_SHAPES) * FEW_SHAPES if device.type == "cuda" else size
+
+
+def of_few_lengths(tokens: dict[str, Tensor], longest: int) -> dict[str, Tensor]:
+    """Tokens (B, L) on a GPU with padding up to one of few lengths, `longest` at most; as they are on a CPU."""
+    ids = tokens["input_ids"]
+    more = (0, max(0, min(longest, rounded_up(ids.shape[1], ids.device)) - ids.shape[1]))
+    return {"input_ids": F.pad(ids, more, value=PADDING), "attention_mask": F.pad(tokens["attention_mask"], more)}
 
 
 def checked_frames(frames_BTCHW, config: ModelConfig) -> Tensor:

@@ -111,7 +111,8 @@ class TextEncoder(nn.Module):
     def step(self, layer: TextLayer, x_BLD: Tensor, mask_B11L: Tensor, video_BSD: Tensor | None = None, first_only: bool = False) -> Tensor:
         """One layer; if the config says so it is recomputed in the backward pass, where it reads a video: words alone are few."""
         if video_BSD is not None and self.config.checkpointing and self.training:
-            return checkpoint(layer, x_BLD, mask_B11L, video_BSD, first_only, use_reentrant=False)
+            return checkpoint(layer, x_BLD, mask_B11L, video_BSD, first_only, use_reentrant=False,
+                              preserve_rng_state=self.config.dropout > 0)
         return layer(x_BLD, mask_B11L, video_BSD, first_only)
 
     def forward(self, tokens: dict[str, Tensor]) -> Tensor:
@@ -144,9 +145,9 @@ class Tokenizer:
         self.mask_id = self.inner.mask_token_id
         self.special_ids = sorted(self.inner.all_special_ids)
 
-    def __call__(self, texts: list[str], longest: int) -> dict[str, Tensor]:
-        """Texts -> {"input_ids": (B, L), "attention_mask": (B, L)}, L <= longest, padded to the longest of them."""
-        out = self.inner(list(texts), padding=True, truncation=True, max_length=longest, return_tensors="pt")
+    def __call__(self, texts: list[str], longest: int, fixed: bool = False) -> dict[str, Tensor]:
+        """Texts -> {"input_ids": (B, L), "attention_mask": (B, L)}, L <= longest, padded to the longest of them, or to `longest`."""
+        out = self.inner(list(texts), padding="max_length" if fixed else True, truncation=True, max_length=longest, return_tensors="pt")
         return {"input_ids": out["input_ids"], "attention_mask": out["attention_mask"]}
 
     def words(self, input_ids) -> list[str]:

@@ -4,12 +4,15 @@ Shapes: B items, S tokens, D width, H heads, K = D/H.
 """
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 NORM_EPS = 1e-5
 FEW = 17  # keys: those of time attention at up to 16 frames
+MOST_ITEMS = 65_535  # of a CUDA grid's second dimension, which PyTorch's attention kernels give to the batch (pytorch#146704)
 
 
 def fresh_std(width: int) -> float:
@@ -46,7 +49,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = F
 class Linear(nn.Linear):
     """nn.Linear by `linear`; `rows` takes some of the outputs only, `gelu` is applied to them."""
 
-    def forward(self, x: Tensor, rows: slice = slice(None), gelu: bool = False) -> Tensor:
+    def forward(self, x: Tensor, rows: slice | None = None, gelu: bool = False) -> Tensor:
+        if rows is None:  # the parameter itself, not a slice of it: autocast keeps the half-precision copy of a leaf alone
+            return linear(x, self.weight, self.bias, gelu)
         return linear(x, self.weight[rows], None if self.bias is None else self.bias[rows], gelu)
 
 
@@ -67,6 +72,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
                 return attend(query.float(), key.float(), value.float(), mask, dropout).to(query.dtype)
         if key.shape[2] <= FEW and mask is None and not dropout:
             return ((query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)).softmax(-1) @ value
+    elif len(query) > MOST_ITEMS:  # time attention has an item for each position of each clip: 335 clips are too many
+        masks = itertools.repeat(None) if mask is None else mask.expand(len(query), -1, -1, -1).split(MOST_ITEMS)
+        parts = zip(*(x.split(MOST_ITEMS) for x in (query, key, value)), masks, strict=False)
+        return torch.cat([attend(*part, dropout) for part in parts])
     return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout,
                                           attn_mask=None if mask is None else mask.to(query.dtype))
 

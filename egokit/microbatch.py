@@ -15,13 +15,13 @@ from torch import Tensor
 
 
 def by_micro_batches(function: Callable, rows: int, *inputs: Tensor):
-    """function(*inputs), `rows` rows at a time; in one piece if rows is 0 or no fewer than there are.
+    """function(*inputs), `rows` rows at a time; in one piece, with nothing computed again, if rows is 0.
 
     inputs: tensors (b, …) of one length. function: gives a tensor or several, to be concatenated along their first
     axis; it may not mix rows, nor talk to other ranks, which may have another number of micro-batches. Its parameters'
     gradients are added where they belong in the backward pass, once for each micro-batch: not for DDP's hooks.
     """
-    if not 0 < rows < len(inputs[0]):
+    if not rows:
         return function(*inputs)
     # autograd asks for a backward pass only where an input has a gradient; frames and tokens have none
     return _Recomputed.apply(function, rows, torch.zeros(0, requires_grad=True), *inputs)

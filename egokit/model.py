@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -15,16 +16,21 @@ from egokit.config import ModelConfig
 from egokit.inputs import TEXTS_AT_ONCE, checked_frames, checked_tokens, clips_at_once, in_parts
 from egokit.language import TextEncoder, additive_mask
 from egokit.layers import Linear, fresh_std
+from egokit.precision import float32_products
 from egokit.vision import VideoEncoder
 
-PRECISION = {"fp16": torch.float16, "bf16": torch.bfloat16}
+HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def autocast(device: torch.device, precision: str):
-    """Mixed precision of the named kind; nothing for fp32."""
-    if precision == "fp32":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=PRECISION[precision])
+@contextlib.contextmanager
+def autocast(device: torch.device, precision: str) -> Iterator[None]:
+    """Compute in the precision of that name: mixed (fp16, bf16), or float32 with its products exact (fp32) or rounded (tf32)."""
+    with float32_products(device, tf32=precision == "tf32"):
+        if precision in HALF:
+            with torch.autocast(device.type, dtype=HALF[precision]):
+                yield
+        else:
+            yield
 
 
 def projection(kind: str, width: int, text: bool) -> nn.Sequential:

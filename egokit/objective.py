@@ -12,6 +12,7 @@ from egokit import compiling, dist
 from egokit.config import Config
 from egokit.model import autocast
 from egokit.plan import plan
+from egokit.precision import float32_products
 from egokit.tasks.base import Task
 
 
@@ -39,7 +40,7 @@ class Objective:
         if config.train.compile:
             compiling.compile_blocks(model)
         self.loss = Loss(model, task)
-        self.in_pieces = self.plan.micro_batches > 1
+        self.in_pieces = config.train.micro_batch > 0  # one piece of a rank's whole share included: half the memory of its three passes
         self.settled = self.in_pieces or dist.world_size() < 3
         if self.in_pieces:
             dist.share_parameters(model)
@@ -60,9 +61,10 @@ class Objective:
 
     def gradient(self, batch: dict, step: int, scaler: torch.amp.GradScaler) -> dict[str, Tensor]:
         """Add the global batch's gradient, scaled, to the parameters' .grad; `batch` is this rank's share. Returns the terms."""
-        with autocast(self.model.device, self.precision):
-            loss, terms = self.loss(batch, step)
-        scaler.scale(loss).backward()
+        with float32_products(self.model.device, tf32=False):  # of the backward pass; autocast is for the forward pass alone
+            with autocast(self.model.device, self.precision):
+                loss, terms = self.loss(batch, step)
+            scaler.scale(loss).backward()
         if self.in_pieces:
             dist.average_gradients(self.model)
         return terms

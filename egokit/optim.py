@@ -24,6 +24,14 @@ def optimizer(model, config: OptimConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups(model, config), lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 
+def clip(model, most: float) -> torch.Tensor:
+    """The norm of all gradients together, which are shortened to `most` where they are longer; 0: they stay as they are."""
+    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
+    if most:
+        torch.nn.utils.clip_grads_with_norm_(model.parameters(), most, norm)
+    return norm
+
+
 def learning_rate(step: int, steps: int, steps_per_epoch: int, config: OptimConfig) -> float:
     """Rate of step `step` (from 0) of `steps`: linear warm-up over warmup_epochs, then linear or cosine decay to final_lr."""
     warmup = min(int(config.warmup_epochs * steps_per_epoch), steps)

@@ -114,7 +114,8 @@ def resolve(params: str, site: str = "toy", overrides="", run: str = "demo") -> 
         here = value.startswith(("/", "~", ".", "$")) or (root / value.split("/")[0]).is_dir()
         places[key] = _absolute(value, root) if "/" in value and here else value
     site_config = dataclasses.replace(config.site, name=name, **places)
-    return dataclasses.replace(config, task=find_task(config.task, root, params), site=site_config,
+    launch = dataclasses.replace(config.launch, cpus=config.launch.cpus or 1 + config.data.workers)
+    return dataclasses.replace(config, task=find_task(config.task, root, params), site=site_config, launch=launch,
                                init=find_init(config.init.replace("{run}", run), site_config))
 
 

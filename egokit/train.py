@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterable, Iterator
 
 import torch
-from torch import nn
 
 from egokit import checkpoints, dist, optim, weights
 from egokit.config import Config
@@ -23,6 +22,7 @@ from egokit.language import load_tokenizer
 from egokit.loading import loader, move, steps_in_epoch, training_batches
 from egokit.objective import Objective
 from egokit.plan import what_would_fit
+from egokit.precision import deterministic
 from egokit.runs import Run
 from egokit.stopping import StopSignal
 from egokit.tasks.base import Task
@@ -55,6 +55,7 @@ def initial_model(config: Config, frames: int | None = None):
 class Trainer:
     def __init__(self, config: Config, task: Task, run: Run, section: str, device: torch.device):
         self.config, self.task, self.run, self.section, self.device = config, task, run, section, device
+        task.fixed_length = device.type == "cuda"
         self.validation = task.validation()
         self.dataset = task.dataset("train")
         self.dataset.tolerant = config.data.max_bad_fraction > 0
@@ -125,7 +126,7 @@ class Trainer:
         """Train to the end and return the best validation metrics with what training cost."""
         self.began = time.perf_counter()
         self.resume()
-        self.say_plan()
+        self.log_plan()
         data = self.config.data
         batches = loader(self.dataset, self.batches(self.step), self.task.collate, data.workers, data.read_timeout)
         while True:
@@ -144,15 +145,14 @@ class Trainer:
                                        "bad_samples": self.bad, "evaluation_seconds": self.best["metrics"]["seconds"],
                                        "seconds": time.perf_counter() - self.began}
 
-    def say_plan(self) -> None:
-        """How the batch is spread, for the job's log; in log.jsonl when it is another than before."""
-        plan = self.objective.plan
+    def log_plan(self) -> None:
+        """How the batch is spread, in log.jsonl when it is another than before."""
         if dist.rank() == 0:
-            print(f"plan: {plan}", flush=True)
+            plan = self.objective.plan
             told = [event["plan"] for event in self.run.read_log() if event["kind"] == "plan"]
             if told[-1:] != [str(plan)]:
-                self.run.log({"kind": "plan", "step": self.step, "plan": str(plan), "batch_size": plan.batch_size,
-                              "processes": plan.processes, "micro_batches": plan.micro_batches, "micro_batch": plan.micro_batch})
+                self.run.log({"kind": "plan", "step": self.step, "plan": str(plan), "micro_batches": plan.micro_batches,
+                              **dataclasses.asdict(plan)})
 
     def report_bad(self) -> None:
         """Log what could not be read since the last report, on any rank; stop at more than an epoch's bounded share."""
@@ -212,7 +212,7 @@ class Trainer:
     def update(self, rate: float) -> float:
         """One optimizer step at `rate`; returns the gradient's norm. A step with NaN or Inf is left out."""
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip_grad_norm or math.inf).item()
+        norm = optim.clip(self.model, self.config.optim.clip_grad_norm).item()  # waits for the GPU: is this step to be skipped?
         optim.set_rate(self.optimizer, rate)
         if self.scaler.is_enabled() or math.isfinite(norm):
             self.scaler.step(self.optimizer)
@@ -254,7 +254,7 @@ class Trainer:
 def train(config: Config, task: Task, run: Run, section: str, device: torch.device) -> dict[str, float]:
     """Train `task` in the run folder, from its newest checkpoint if there is one; returns the best metrics."""
     if config.train.precision == "fp16" and device.type == "cpu":
-        raise TrainingError("train.precision is fp16, but this process sees no GPU: request one (launch.gpus: 1), "
-                            "or set train.precision=bf16")
+        raise TrainingError("train.precision is fp16, but this process sees no GPU: give it one, or set train.precision=bf16")
     run.checkpoints.mkdir(exist_ok=True)
-    return Trainer(config, task, run, section, device).fit()
+    with deterministic(config.train.deterministic):
+        return Trainer(config, task, run, section, device).fit()

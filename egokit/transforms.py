@@ -13,7 +13,8 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 
 def normalise(frames_TCHW: Tensor) -> Tensor:
     """uint8 (…, 3, H, W) -> float32, ImageNet mean and standard deviation."""
-    mean, std = (torch.tensor(v, device=frames_TCHW.device).view(3, 1, 1) * 255 for v in (MEAN, STD))
+    # made on the CPU and copied without waiting for it: torch.tensor(…, device=…) would have the GPU's stream waited for
+    mean, std = (torch.tensor(v, device="cpu").view(3, 1, 1).mul(255).to(frames_TCHW.device, non_blocking=True) for v in (MEAN, STD))
     return (frames_TCHW.float() - mean) / std
 
 

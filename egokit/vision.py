@@ -178,7 +178,9 @@ class VideoEncoder(nn.Module):
             return block(x_BSD, frames, text_BLD, mask_B11L, cls_only)
         clips = max(1, PART // x_BSD.shape[1:].numel()) if x_BSD.device.type == "cpu" else len(x_BSD)
         parts = zip(*(x.split(clips) for x in (x_BSD, text_BLD, mask_B11L) if x is not None), strict=True)
-        out = [checkpoint(block, part[0], frames, *(part[1:] or (None, None)), cls_only, use_reentrant=False) for part in parts]
+        # blocks have no dropout, so there is no random state to keep and set again
+        out = [checkpoint(block, part[0], frames, *(part[1:] or (None, None)), cls_only, use_reentrant=False, preserve_rng_state=False)
+               for part in parts]
         return out[0] if len(out) == 1 else torch.cat(out)
 
     def forward(self, frames_BTCHW: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from egokit import dist, frames, transforms
 from egokit.config import Config
+from egokit.inputs import of_few_lengths
 from egokit.language import load_tokenizer
 from egokit.microbatch import by_micro_batches
 from egokit.runs import Run
@@ -20,14 +21,16 @@ WATCHED = 4  # held-out samples that the training view shows
 class Task:
     """Subclasses give: dataset(split), loss(model, batch, step), prompts(), score(model, batch), metrics(rows, prompts).
 
-    best: the metric that chooses the best checkpoint. uses_fusion: whether the loss trains the fusion encoder; if not,
-    its parameters are left as they are. clips_in_sample: rows of a batch's video for each sample. rows_in_sample: rows of its scores.
-    published: of a task that is a user's file, the metrics that the ledger shows, each with its published number, or None where
-    there is none.
+    best: the metric that chooses the best checkpoint. uses_fusion: whether the loss trains the fusion encoder; if not, its
+    parameters are left as they are. fixed_length: whether training pads all texts to data.tokens, as it does on a GPU, where
+    every new shape costs time, or to the longest of a batch. clips_in_sample: rows of a batch's video for each sample.
+    rows_in_sample: rows of its scores. published: of a task that is a user's file, the metrics that the ledger shows, each with
+    its published number, or None where there is none.
     """
     best = ""
     published: ClassVar[dict[str, float | None]] = {}
     uses_fusion = False
+    fixed_length = False
     clips_in_sample = 1
     rows_in_sample = 1
 
@@ -120,7 +123,7 @@ class Task:
         for key in items[0]:
             values = [item[key] for item in items]
             if key == "text":
-                batch["tokens"] = self.tokenizer(values, self.config.data.tokens)
+                batch["tokens"] = self.tokenizer(values, self.config.data.tokens, self.fixed_length)
                 batch["text"] = values
             elif isinstance(values[0], Tensor):
                 batch[key] = torch.stack(values)
@@ -133,7 +136,8 @@ class Task:
 
 def embed_texts(model, texts: list[str], longest: int, batch_size: int = 256) -> np.ndarray:
     """Texts -> (K, E) float32 embeddings, batch by batch."""
-    parts = [model.embed_text(model.tokens(texts[at:at + batch_size], longest)).cpu() for at in range(0, len(texts), batch_size)]
+    parts = [model.embed_text(of_few_lengths(model.tokens(texts[at:at + batch_size], longest), longest)).cpu()
+             for at in range(0, len(texts), batch_size)]
     return torch.cat(parts).numpy()
 
 

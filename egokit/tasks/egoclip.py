@@ -95,9 +95,11 @@ class EgoClip(Task):
 
         def masked_words(trunk_BSD: Tensor, ids: Tensor, mask: Tensor, labels_BL: Tensor) -> Tensor:
             """(1,) cross-entropy, summed over the words."""
-            states, chosen = fused(trunk_BSD, ids, mask, "mlm")[1], labels_BL != -100
+            labels = labels_BL.flatten()
+            chosen = (labels != -100).nonzero()[:, 0]  # once for both: a GPU waits until the CPU knows how many there are
+            states = fused(trunk_BSD, ids, mask, "mlm")[1].flatten(0, 1)
             logits = model.words_from_states(states[chosen]).float()
-            return F.cross_entropy(logits, labels_BL[chosen], reduction="sum")[None]
+            return F.cross_entropy(logits, labels[chosen], reduction="sum")[None]
 
         def matching(trunk_BSD: Tensor, ids: Tensor, mask: Tensor, label_B: Tensor) -> Tensor:
             """(1,) cross-entropy, summed over the pairs."""
@@ -105,8 +107,8 @@ class EgoClip(Task):
             return F.cross_entropy(logits, label_B, reduction="sum")[None]
 
         words = self.in_parts(masked_words, trunk, batch["masked_ids"], tokens["attention_mask"], labels).sum()
-        total = sum(dist.sizes(int((labels != -100).sum()), device))
-        terms["mlm"] = words * world / max(total, 1)
+        on_average = dist.mean((labels != -100).sum().float())  # masked words of a rank; not read, as a GPU would be waited for
+        terms["mlm"] = words / on_average.clamp_min(1 / world)
 
         text_index, video_index, label = self.pairs(similarity_BB, positives, step)
         texts, own = self.chosen_texts(tokens, text_index, counts), label.split(counts)[dist.rank()].to(device)
@@ -121,10 +123,10 @@ class EgoClip(Task):
         return dist.broadcast(list(drawn), similarity_BB.device)
 
     def chosen_texts(self, tokens: dict, text_index_B: Tensor, counts: list[int]) -> tuple[Tensor, Tensor]:
-        """Token rows for this rank's pairs. Texts are small: all are gathered, at one length."""
+        """Token rows for this rank's pairs. Texts are small: all are gathered, at one length, and stay at it if `fixed_length`."""
         pad = self.config.data.tokens - tokens["input_ids"].shape[1]
         mine = text_index_B.split(counts)[dist.rank()].to(tokens["input_ids"].device)
         ids = dist.gather(F.pad(tokens["input_ids"], (0, pad), value=1), counts)[mine]
         mask = dist.gather(F.pad(tokens["attention_mask"], (0, pad)), counts)[mine]
-        longest = int(mask.sum(1).max())
+        longest = self.config.data.tokens if self.fixed_length else int(mask.sum(1).max())
         return ids[:, :longest], mask[:, :longest]

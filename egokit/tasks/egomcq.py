@@ -13,6 +13,7 @@ import numpy as np
 
 from egokit import clips, documents, metrics, sampling
 from egokit.documents import CHOICES
+from egokit.inputs import of_few_lengths, rounded_up
 from egokit.loading import Samples
 from egokit.model import similarity
 from egokit.sampling import spread
@@ -76,12 +77,16 @@ class EgoMCQ(Task):
         size = self.config.evaluate.batch_size
         for at in range(0, len(pairs), size):
             index, own = np.array(pairs[at:at + size]).T
+            n = len(index)
+            index, own = (np.pad(x, (0, rounded_up(n, model.device) - n), mode="edge") for x in (index, own))  # cut off again below
             questions, asked = np.unique(index // CHOICES, return_inverse=True)
-            tokens = model.tokens([self.texts[q] for q in questions], self.config.data.evaluation_tokens)
+            questions = np.pad(questions, (0, rounded_up(len(questions), model.device) - len(questions)), mode="edge")
+            longest = self.config.data.evaluation_tokens
+            tokens = of_few_lengths(model.tokens([self.texts[q] for q in questions], longest), longest)
             states = model.fuse(trunk[own], model.text_trunk(tokens)[asked], tokens["attention_mask"][asked], frames.shape[1], "itm")
-            rows["fusion"].append(model.itm_from_states(*states).float().softmax(-1)[:, 1].cpu().numpy())
-            rows["dual"].append(similarity(model.embed_text(tokens), video_BE).cpu().numpy()[asked, own])
-            rows["index"].append(index)
+            rows["fusion"].append(model.itm_from_states(*states).float().softmax(-1)[:n, 1].cpu().numpy())
+            rows["dual"].append(similarity(model.embed_text(tokens), video_BE).cpu().numpy()[asked[:n], own[:n]])
+            rows["index"].append(index[:n])
         return self.finite({key: np.concatenate(parts) for key, parts in rows.items()})
 
     def finite(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

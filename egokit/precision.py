@@ -1,0 +1,51 @@
+"""How exactly a GPU computes: float32 in full or rounded to TensorFloat-32, and the same bits each time or not."""
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import torch
+
+
+@contextlib.contextmanager
+def float32_products(device, tf32: bool) -> Iterator[None]:
+    """Have a GPU compute float32 products and convolutions in float32, or (several times as fast) rounded to TensorFloat-32.
+
+    PyTorch's defaults are float32 for products, but TensorFloat-32 for convolutions.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
+@contextlib.contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """Have PyTorch compute the same bits each time, on GPUs too (train.deterministic); an operation that can't raises RuntimeError.
+
+    cuBLAS needs a workspace of a fixed size, which it reads from the environment at its first product. Of the attention kernels
+    cuDNN's backward pass is never deterministic; PyTorch's others are in this mode.
+    """
+    if not wanted:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    attention, benchmark = torch.backends.cuda.cudnn_sdp_enabled(), torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.backends.cuda.enable_cudnn_sdp(attention)
+        torch.backends.cudnn.benchmark = benchmark
