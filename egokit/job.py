@@ -9,15 +9,17 @@ import json
 import math
 import os
 import platform
+import shlex
 import socket
 import sys
 import time
 from pathlib import Path
 
-from egokit import requeue, slurm
+from egokit import devices, requeue, slurm
 from egokit.config import Config, LaunchConfig
 from egokit.launch import comparable
-from egokit.runs import Run, write_text
+from egokit.plan import plan
+from egokit.runs import DEVICES, Run, write_text
 from egokit.typed import build, to_dict
 
 # what an evaluation depends on, beside its checkpoint and its data; training on these and all of the sections after them
@@ -46,24 +48,32 @@ class Job:
         spec = json.loads(Path(self.spec).read_text())
         config, folder, attempt = build(Config, spec["config"]), Path(self.spec).parent, requeue.attempt()
         expect_processes(config.launch, environment.num_tasks)
-        torch.set_num_threads(int(os.environ.get("SLURM_CPUS_PER_TASK", config.launch.cpus)))
-        device = torch.device("cpu")
-        if torch.cuda.is_available():
-            device = torch.device("cuda", environment.local_rank % torch.cuda.device_count())
+        torch.set_num_threads(int(os.environ.get("SLURM_CPUS_PER_TASK", min(config.launch.cpus, len(os.sched_getaffinity(0))))))
+        device = devices.of_rank(environment.local_rank, spec.get("gpus", []))
+        if device.type == "cuda":
             torch.cuda.set_device(device)
-        with dist.joined(environment.global_rank, environment.num_tasks, folder / f"meeting-{attempt}", local=config.launch.nodes == 1):
+        elif config.launch.gpus and config.launch.cluster == "slurm":
+            raise RuntimeError(f"launch.gpus is 1, but rank {environment.global_rank} on {socket.gethostname()} sees no GPU: "
+                               f"{devices.why_none()}; or set launch.gpus=0 to compute on CPUs")
+        train = spec["action"] == "train"
+        described = devices.describe(device, config.train.precision if train else config.evaluate.precision)
+        with dist.joined(environment.global_rank, environment.num_tasks, folder / f"meeting-{attempt}",
+                         local=config.launch.nodes == 1, device=device):
             if device.type == "cuda":
-                expect_own_gpus(dist.gather_objects((socket.gethostname(), str(torch.cuda.get_device_properties(device).uuid))))
-            run = Run(spec["run"])
+                expect_own_gpus(dist.gather_objects((socket.gethostname(), devices.uuid_of(device.index))))
+            run, ranks = Run(spec["run"]), dist.gather_objects(described)
             if dist.rank() == 0:
                 run.claim(folder / "owner", attempt)
+                write_text(folder / DEVICES, json.dumps(ranks))
+                work = plan(config, dist.world_size()) if train else f"{spec['action']} {config.evaluate.batch_size} clips at once"
+                print(f"plan: {work}, on {devices.in_words(ranks)}", flush=True)
             task = tasks.make(config, code=folder / "code")
             result = getattr(self, spec["action"])(config, task, run, spec["section"], device)
             if dist.rank() == 0:
                 scored = task.validation()  # pre-training's reads its annotations anew each time
                 if chance := scored.chance():
                     run.write_metrics("chance", chance)
-                run.write_metrics(spec["section"], result | provenance(scored, spec, dist.world_size()))
+                run.write_metrics(spec["section"], result | provenance(scored, spec, dist.world_size()) | {"devices": ranks})
 
     def checkpoint(self):
         """submitit's call at a time limit or preemption: the same job again; it resumes from its newest checkpoint."""
@@ -153,8 +163,13 @@ def executor(launch: LaunchConfig, folder: Path, name: str):
     import submitit
     if launch.cluster == "slurm":
         return slurm.executor(launch, folder, name)
-    executor = submitit.AutoExecutor(folder=folder / "submitit", cluster=launch.cluster, local_max_num_timeout=launch.requeues)
-    executor.update_parameters(nodes=launch.nodes, tasks_per_node=launch.processes, cpus_per_task=launch.cpus,
+    # submitit hides all GPUs from local processes that ask for none, and shows those from number 0 on to others: theirs are the
+    # caller's instead. By env, not by submitit's `setup`, which starts a shell whose process number some shells hand on
+    seen = os.environ.get(devices.VARIABLE)
+    variable = ["-u", devices.VARIABLE] if launch.gpus and seen is None else [f"{devices.VARIABLE}={seen if launch.gpus else ''}"]
+    executor = submitit.AutoExecutor(folder=folder / "submitit", cluster=launch.cluster, local_max_num_timeout=launch.requeues,
+                                     local_python=shlex.join(["env", *variable, sys.executable]))
+    executor.update_parameters(nodes=launch.nodes, tasks_per_node=launch.processes, cpus_per_task=max(1, launch.cpus),
                                timeout_min=launch.timeout_minutes, name=name)
     return executor
 

@@ -18,15 +18,16 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from egokit import attach, slurm, snapshot
+from egokit import attach, devices, slurm, snapshot
 from egokit.config import RANDOM, Config, LaunchConfig
 from egokit.progress import FILE, Bar, reached
 from egokit.resolve import to_yaml
-from egokit.runs import Run, ours, write_text
+from egokit.runs import DEVICES, Run, ours, write_text
 from egokit.typed import ConfigError, differences, to_dict
 
 # may change without making another run: where and how it is computed, not what
-LOCAL_ONLY = {"launch", "data.workers", "evaluate.batch_size", "train.micro_batch", "train.compile", "model.checkpointing"}
+LOCAL_ONLY = {"launch", "data.workers", "evaluate.batch_size", "train.micro_batch", "train.compile", "train.deterministic",
+              "model.checkpointing"}
 ACTIONS = ("train", "evaluate", "extract")
 
 
@@ -192,7 +193,9 @@ def start_job(module: str, folder: Path, code: Path, launch: LaunchConfig) -> No
     if "SLURM_JOB_ID" in inherited:  # a notebook in a job, or in a session on a node: what it submits is no part of that job
         inherited = {key: value for key, value in inherited.items() if key == "SLURM_CONF" or not key.startswith(("SLURM_", "SRUN_"))}
     environment = dict(inherited, PYTHONPATH=str(code.resolve()), PYTHONSAFEPATH="1", TOKENIZERS_PARALLELISM="false")
-    environment.setdefault("OMP_NUM_THREADS", str(launch.cpus))
+    if launch.cluster == "slurm":
+        environment.pop(devices.VARIABLE, None)  # sbatch would hand on which GPUs this process has; the job's are SLURM's to give
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, launch.cpus)))
     with open(folder / "start.log", "w") as start_log:
         started = subprocess.run([sys.executable, "-m", module, str((folder / "spec.json").resolve())], env=environment,
                                  start_new_session=True, stdin=subprocess.DEVNULL, stdout=start_log, stderr=subprocess.STDOUT)
@@ -229,18 +232,23 @@ def submit(config: Config, run: Run, action: str = "train", section: str | None 
     handle = Handle(run, section or action)
     with locked(handle.folder):
         expect_same(handle, config, (start, task))
+        there = handle.metrics() or handle.alive()
+        notice = "" if there else devices.check(config, action)
         opened = run.opened or config
         write_text(run.path / "params.yaml", to_yaml(opened))  # whoever is refused leaves it as it was
-        if handle.metrics() or handle.alive():
+        if there:
             return handle
-        spec = {"config": to_dict(config), "opened": to_dict(opened), "run": str(run.path.resolve()), "action": action,
-                "section": handle.section, "version": __version__, "init_sha256": start, "task_sha256": task}
-        write_text(handle.folder / "spec.json", json.dumps(spec, indent=1))
-        for name in ("job.json", "failures.json", FILE):  # of the job before: its failures are no failures of this one
+        for name in ("job.json", "failures.json", FILE, DEVICES):  # of the job before: its failures are no failures of this one
             (handle.folder / name).unlink(missing_ok=True)
         shutil.rmtree(handle.folder / "failures", ignore_errors=True)
         code = snapshot.take(handle.folder, keep=bool(partial(run, action)), task=config.task)
-        start_job("egokit.job", handle.folder, code, config.launch)
+        with devices.choice(config.launch) as chosen:
+            spec = {"config": to_dict(config), "opened": to_dict(opened), "run": str(run.path.resolve()), "action": action,
+                    "section": handle.section, "version": __version__, "init_sha256": start, "task_sha256": task, "gpus": chosen.uuids}
+            write_text(handle.folder / "spec.json", json.dumps(spec, indent=1))
+            start_job("egokit.job", handle.folder, code, config.launch)
+            chosen.take(handle.folder.resolve())
+    print(end="".join(f"{handle.section} {said}\n" for said in (notice, chosen.notice) if said), flush=True)
     return handle
 
 

@@ -4,14 +4,15 @@ Read from their files and squeue.
 """
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import NamedTuple
 
-from egokit import attach
+from egokit import attach, devices
 from egokit.launch import Handle
 from egokit.resolve import outputs_folder
-from egokit.runs import UNFINISHED, WHOLE, Run
+from egokit.runs import DEVICES, UNFINISHED, WHOLE, Run
 
 SCORES = ("ensemble_intra", "mAP")  # the metrics that choose a best checkpoint, in %
 
@@ -27,6 +28,7 @@ class Entry(NamedTuple):
     left_s: float | None    # of a running job
     metric: str             # of the last validation, or of the result
     value: float | None
+    device: str             # of its ranks, as in its plan; empty before they have started
     when: float             # the last sign of it
 
 
@@ -92,22 +94,23 @@ def entry(handle: Handle, known: dict[str, attach.Place]) -> Entry:
     began = (handle.folder / "spec.json").stat().st_mtime
     try:
         (state, detail), at = handle.status(known), handle.progress()
+        ranks = json.loads((handle.folder / DEVICES).read_text()) if (handle.folder / DEVICES).exists() else []
         scored = handle.metrics() or at
     except (OSError, ValueError) as error:  # another user's, or damaged
-        return Entry(*names, "unreadable", str(error), None, None, None, "", None, began)
+        return Entry(*names, "unreadable", str(error), None, None, None, "", None, "", began)
     metric = next((name for name in (*SCORES, *scored.get("published", ())) if scored.get(name) is not None), "")
     return Entry(*names, state, detail, at.get("step"), at.get("steps"), at.get("eta_s") if state == "running" else None,
-                 metric, scored.get(metric), max(began, at.get("time", 0)))
+                 metric, scored.get(metric), devices.in_words(ranks), max(began, at.get("time", 0)))
 
 
 def cells(one: Entry) -> list[str]:
     """An entry in words, a column each."""
     return [one.notebook, one.run, one.section, f"{one.state}: {one.detail}" if one.detail else one.state,
             f"{one.step}/{one.steps}" if one.steps else "", "" if one.left_s is None else attach.duration(one.left_s),
-            f"{one.metric} {one.value:.1f}" if one.metric else "", time.strftime("%Y-%m-%d %H:%M", time.localtime(one.when))]
+            f"{one.metric} {one.value:.1f}" if one.metric else "", one.device, time.strftime("%Y-%m-%d %H:%M", time.localtime(one.when))]
 
 
-COLUMNS = ("notebook", "run", "job", "state", "step", "time left", "last metric, %", "last sign")
+COLUMNS = ("notebook", "run", "job", "state", "step", "time left", "last metric, %", "device", "last sign")
 
 
 def lines(found: list[Entry]) -> str:

@@ -29,13 +29,18 @@ def check(launch: LaunchConfig) -> None:
 
 
 def asks_for_gpus(key: str, value) -> bool:
-    return key in ("gpus_per_node", "gpus_per_task", "num_gpus") or (key == "gres" and "gpu" in str(value))
+    """Whether an option under launch.slurm, sbatch's own in additional_parameters included, requests GPUs."""
+    if key == "additional_parameters":
+        return any(asks_for_gpus(one.replace("-", "_"), inner) for one, inner in value.items())
+    return key in ("gpus", "gpus_per_node", "gpus_per_socket", "gpus_per_task", "num_gpus") or (
+        key in ("gres", "tres_per_task") and "gpu" in str(value))
 
 
 def one_process(launch: LaunchConfig) -> LaunchConfig:
-    """The same for work of a single process that needs no GPU."""
+    """The same for work of a single process that needs no GPU. On one machine none is requested: what it starts sees them."""
     slurm = {key: value for key, value in launch.slurm.items() if not asks_for_gpus(key, value)}
-    return dataclasses.replace(launch, nodes=1, processes=1, gpus=0, exclusive=False, slurm=slurm)
+    return dataclasses.replace(launch, nodes=1, processes=1, gpus=0 if launch.cluster == "slurm" else launch.gpus, exclusive=False,
+                               slurm=slurm)
 
 
 def options(launch: LaunchConfig, folder: Path, name: str) -> dict:
@@ -54,8 +59,10 @@ def options(launch: LaunchConfig, folder: Path, name: str) -> dict:
     again = shlex.join([sys.executable, "-m", "egokit.requeue", str(folder.resolve())])
     # the user's lines first: modules like to change PYTHONPATH. srun forgets cpus-per-task since Slurm 22.05.
     # The trap runs after srun: what that ended with decides whether the job is worth another try
+    gpus = launch.gpus or any(asks_for_gpus(key, value) for key, value in launch.slurm.items())
     asked["setup"] = [
-        *launch.setup, f"export PYTHONPATH={shlex.quote(str(folder.resolve() / 'code'))} PYTHONSAFEPATH=1",
+        *([] if gpus else ["export CUDA_VISIBLE_DEVICES="]), *launch.setup,
+        f"export PYTHONPATH={shlex.quote(str(folder.resolve() / 'code'))} PYTHONSAFEPATH=1",
         "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK",
         f"trap {shlex.quote(f'code=$?; [ $code = 0 ] || {again}; exit $code')} EXIT"]
     return asked

@@ -367,7 +367,7 @@ def test_the_table_of_runs(cluster, tmp_path, capsys):
     assert found["02_pretrain/gone"][1].startswith("failed: no log in")
     cli.main(["runs", "--outputs", str(tmp_path)])
     lines = capsys.readouterr().out.splitlines()
-    assert [name in lines[0] for name in overview.COLUMNS] == [True] * 8 and len(lines) == 10
+    assert [name in lines[0] for name in overview.COLUMNS] == [True] * 9 and len(lines) == 10
     table = egokit.runs_table(tmp_path)
     assert list(table["run"]) == [line.split()[1] for line in lines[1:]] and table["run"][0] == "running"  # the newest: it logs
     assert overview.lines(overview.entries(tmp_path / "none")).startswith("no run has had a job")

@@ -22,11 +22,11 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 FLOORS = {  # imports run only downward (or along a floor, without circles)
     "config": 0, "typed": 0, "resolve": 0, "runs": 0, "history": 0, "dist": 0, "readers": 0, "counting": 0, "decord_reader": 0,
     "frames": 0, "sampling": 0, "metrics": 0, "transforms": 0, "tables": 0, "documents": 0, "published": 0, "layers": 0,
-    "egoclip_table": 0, "plan": 0, "vectors": 0,
+    "egoclip_table": 0, "plan": 0, "vectors": 0, "precision": 0,
     "notebook": 1, "microbatch": 1, "stopping": 1, "safepickle": 1, "tensorfile": 1, "inputs": 1, "names": 1, "relevancy": 1,
     "vision": 1, "language": 1, "losses": 1, "optim": 1, "clips": 1, "loading": 1, "compiling": 1, "progress": 1,
     "model": 2, "checkpoints": 2, "weights": 2, "tasks": 3, "objective": 4, "train": 4, "evaluate": 4, "requeue": 4,
-    "slurm": 4, "attach": 4, "snapshot": 4,
+    "slurm": 4, "attach": 4, "snapshot": 4, "devices": 4,
     "job": 5, "launch": 5, "ledger": 5, "overview": 6, "look": 6, "search": 6, "prep": 6, "doctor": 6, "toy": 6,
     "headless": 7, "batch": 7, "demo": 7, "cli": 8, "__init__": 9,
 }

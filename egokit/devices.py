@@ -1,0 +1,223 @@
+"""GPUs and CPUs: which GPUs a job sees and takes, what its ranks compute on, and whether that suits its recipe.
+
+Only a local job's GPUs are chosen here: in a SLURM job they are SLURM's to give. Nothing at the top imports torch.
+"""
+from __future__ import annotations
+
+import collections
+import contextlib
+import fcntl
+import json
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from egokit import attach, slurm
+from egokit.config import Config, LaunchConfig
+from egokit.typed import ConfigError
+
+VARIABLE = "CUDA_VISIBLE_DEVICES"
+IDLE_GIB = 1.0  # a GPU with less memory in use is free: drivers and displays take some
+QUERY = ["nvidia-smi", "--query-gpu=index,uuid,name,memory.used,memory.total", "--format=csv,noheader,nounits"]
+
+
+class Gpu(NamedTuple):
+    """One of this machine's GPUs, as nvidia-smi lists it."""
+    index: int
+    uuid: str
+    name: str
+    used_gib: float
+    total_gib: float
+
+    def __str__(self) -> str:
+        return f"GPU {self.index} ({self.name}, {self.used_gib:.1f} of {self.total_gib:.0f} GiB in use)"
+
+
+# what is there
+
+def installed() -> list[Gpu]:
+    """List this machine's GPUs, also those that CUDA_VISIBLE_DEVICES hides; none where nvidia-smi gives no answer."""
+    try:
+        listed = subprocess.run(QUERY, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    found = []
+    for line in listed.stdout.splitlines() if listed.returncode == 0 else []:
+        index, uuid, name, used, total = (part.strip() for part in line.split(","))
+        with contextlib.suppress(ValueError):  # "[N/A]" where a GPU shares the machine's memory
+            found.append(Gpu(int(index), uuid, name, float(used) / 1024, float(total) / 1024))
+    return found
+
+
+def visible(gpus: list[Gpu], environment: Mapping[str, str] = os.environ) -> list[Gpu]:
+    """Those of `gpus` that a process with this environment sees, in its order; all where CUDA_VISIBLE_DEVICES is unset.
+
+    Empty where that can't be told: for parts of a GPU (MIG), and for numbers on a machine of different GPUs, which CUDA counts
+    in another order than nvidia-smi.
+    """
+    value = environment.get(VARIABLE)
+    if value is None:
+        return list(gpus)
+    counted_alike = len({gpu.name for gpu in gpus}) == 1 or environment.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
+    found = []
+    for item in filter(None, (item.strip() for item in value.split(","))):
+        same = [gpu for gpu in gpus if item == str(gpu.index) and counted_alike]
+        same += [gpu for gpu in gpus if item.startswith("GPU-") and gpu.uuid.startswith(item)]
+        if len(same) != 1:
+            break  # CUDA, too, takes none from the first unknown one on
+        found += same
+    return found
+
+
+def count() -> int:
+    """How many GPUs PyTorch sees from here."""
+    import torch
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def why_none() -> str:
+    """Say why PyTorch sees no GPU from here."""
+    import torch
+    there, value = len(installed()), os.environ.get(VARIABLE)
+    gpus = f"{there} GPU{'s' * (there > 1)}"
+    if not there:
+        return "this machine has no GPU"
+    if value is not None:
+        return f"{VARIABLE}={value!r} hides this machine's {gpus}: unset it, or name one"
+    if not torch.version.cuda:
+        return f"this machine has {gpus}, but PyTorch {torch.__version__} is a build without CUDA: install one with it"
+    return (f"this machine has {gpus}, but PyTorch {torch.__version__} (CUDA {torch.version.cuda}) can't use them: is the driver "
+            "too old for it? nvidia-smi shows its version")
+
+
+# before a job starts
+
+def asks_for_gpus(launch: LaunchConfig) -> bool:
+    """Whether a job's processes are to have GPUs: by launch.gpus, or by options of SLURM's own."""
+    own_options = launch.slurm.items() if launch.cluster == "slurm" else ()
+    return bool(launch.gpus) or any(slurm.asks_for_gpus(key, value) for key, value in own_options)
+
+
+def check(config: Config, action: str) -> str:
+    """Say in a sentence that a local job meant for GPUs will run on the CPU; empty where there is nothing to say.
+
+    Raises:
+        ConfigError: the recipe trains in fp16 where there will be no GPU, or a local job wants more GPUs than are visible.
+    """
+    launch, fp16 = config.launch, action == "train" and config.train.precision == "fp16"
+    wanted = asks_for_gpus(launch)
+    if fp16 and not wanted:
+        raise ConfigError("train.precision is fp16, but launch.gpus=0 hides the GPUs: set launch.gpus=1, or train.precision=bf16, "
+                          "which a CPU computes, too")
+    if launch.cluster != "local" or not wanted:
+        return ""
+    there = count()
+    if not there and fp16:
+        raise ConfigError(f"train.precision is fp16, but {why_none()}. On a CPU train in bf16: train.precision=bf16 launch.gpus=0")
+    if 0 < there < launch.processes:
+        raise ConfigError(f"launch.processes={launch.processes}, but {there} GPU{'s are' if there > 1 else ' is'} visible here: set "
+                          f"launch.processes={there}, one process for each GPU, or launch.gpus=0 to compute on the CPU")
+    return "" if there else f"computes on the CPU: {why_none()} (launch.gpus=0 says that it is meant so)"
+
+
+class Choice(NamedTuple):
+    """The GPUs that a local job takes, and where it is written down that it has them."""
+    gpus: list[Gpu]
+    notice: str  # which of them are in use already; empty if none is
+    folder: Path
+
+    @property
+    def uuids(self) -> list[str]:
+        return [gpu.uuid for gpu in self.gpus]
+
+    def take(self, job: Path) -> None:
+        """Write down that the job in that folder, which has been started, has these GPUs."""
+        for gpu in self.gpus:
+            claim = {"process": attach.read_job(job)["job_id"], "job": str(job)}  # the number of its controller's process
+            with contextlib.suppress(OSError):  # a full disk: the job runs, and the next one sees its memory
+                (self.folder / f"{gpu.uuid}.json").write_text(json.dumps(claim))
+
+
+@contextlib.contextmanager
+def choice(launch: LaunchConfig) -> Iterator[Choice]:
+    """Choose a local job's GPUs, idle ones first; none where SLURM chooses, none are wanted, or too few are visible.
+
+    Two jobs submitted at once take different ones: the choice is held to the block's end, where the job has started. A job
+    has what it took as long as its process lives; of other programs the memory in use tells.
+    """
+    gpus = visible(installed()) if launch.cluster == "local" and launch.gpus else []
+    folder = Path(tempfile.gettempdir()) / f"egokit-gpus-{os.getuid()}"
+    if len(gpus) < launch.processes:
+        yield Choice([], "", folder)
+        return
+    with held(folder):
+        owners = {gpu.uuid: owner(folder, gpu) for gpu in gpus}
+        used = {gpu.uuid: 0.0 if gpu.used_gib <= IDLE_GIB else gpu.used_gib for gpu in gpus}
+        best = sorted(gpus, key=lambda gpu: (owners[gpu.uuid] != "", used[gpu.uuid]))[:launch.processes]
+        mine = [gpu for gpu in gpus if gpu in best]
+        shared = [f"{gpu}{owners[gpu.uuid] and f', taken by the job in {owners[gpu.uuid]}'}"
+                  for gpu in mine if owners[gpu.uuid] or used[gpu.uuid]]
+        yield Choice(mine, f"shares what others use: {'; '.join(shared)}" if shared else "", folder)
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a folder of this user's, which is made, for the duration of the block."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def owner(folder: Path, gpu: Gpu) -> str:
+    """The folder of the living job that has taken the GPU; empty if there is none."""
+    try:
+        claim = json.loads((folder / f"{gpu.uuid}.json").read_text())
+        command = Path(f"/proc/{int(claim['process'])}/cmdline").read_bytes()
+        return claim["job"] if b"submitit" in command and claim["job"].encode() in command else ""
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+# in a rank
+
+def of_rank(local_rank: int, chosen: list[str] = ()):
+    """This rank's device: the GPU of its number among the chosen ones (UUIDs), or among the visible ones; the CPU without any."""
+    import torch
+    number = count()
+    if not number:
+        return torch.device("cpu")
+    there = {uuid_of(index): index for index in range(number)} if chosen else {}
+    index = there.get(chosen[local_rank].removeprefix("GPU-")) if local_rank < len(chosen) else None
+    return torch.device("cuda", local_rank % number if index is None else index)
+
+
+def uuid_of(index: int) -> str:
+    """A visible GPU's UUID, without 'GPU-'."""
+    import torch
+    return str(torch.cuda.get_device_properties(index).uuid)
+
+
+def describe(device, precision: str) -> str:
+    """Name, memory and precision of what a rank computes on, with the memory that other programs hold: before its own takes any."""
+    import torch
+    if device.type == "cuda":
+        free, total = (size / 2**30 for size in torch.cuda.mem_get_info(device))
+        others = total - free - torch.cuda.memory_reserved(device) / 2**30
+        used = f" ({others:.1f} in use by others)" if others > 2 * IDLE_GIB else ""  # CUDA's own share is some half GiB
+        return f"{torch.cuda.get_device_name(device)}, {total:.0f} GiB{used}, {precision}"
+    return f"CPU{cpu_name()}, {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB, {precision}"
+
+
+def cpu_name() -> str:
+    found = re.search(r"^model name\s*: (.*?)( \d+-Core)?( Processor)?$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return f" {found[1]}" if found else ""
+
+
+def in_words(devices: list[str]) -> str:
+    """The devices of all ranks, equal ones together."""
+    return "; ".join(f"{number} x {device}" for device, number in collections.Counter(devices).items())

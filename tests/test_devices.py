@@ -1,0 +1,270 @@
+"""Which GPUs a job sees, takes and shares, and what is said where there are none. nvidia-smi is stood in for; CUDA is not needed."""
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import MODEL
+from test_train import wait_for
+
+import egokit
+from egokit import attach, devices, job, launch, overview, slurm, train
+from egokit.config import LaunchConfig
+from egokit.precision import deterministic, float32_products
+from egokit.resolve import outputs_folder
+from egokit.runs import Run, write_text
+from egokit.typed import ConfigError
+
+UUIDS = [f"GPU-{letter * 8}-0000-0000-0000-000000000000" for letter in "abcd"]
+
+
+def smi(folder: Path, *used_mib: int, names: str = "NVIDIA H100") -> None:
+    """An nvidia-smi in `folder` that lists a GPU for each number of MiB in use."""
+    lines = [f"{index}, {UUIDS[index]}, {names.format(index)}, {mib}, 81559" for index, mib in enumerate(used_mib)]
+    (folder / "nvidia-smi").write_text("#!/bin/sh\n" + "".join(f'echo "{line}"\n' for line in lines))
+    (folder / "nvidia-smi").chmod(0o755)
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """A machine of four H100 that nobody uses; returns the folder of its nvidia-smi. PyTorch here still sees no GPU."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    smi(folder, 4, 4, 4, 4)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.delenv(devices.VARIABLE, raising=False)
+    return folder
+
+
+@pytest.mark.parametrize("callers, gpus, expected", [
+    ("3", 1, "3"), ("3", 0, ""), (None, 1, "unset"), (None, 0, ""), ("", 1, ""), (f"{UUIDS[2]},{UUIDS[0]}", 1, f"{UUIDS[2]},{UUIDS[0]}")])
+def test_a_local_rank_gets_the_callers_gpus(tmp_path, monkeypatch, callers, gpus, expected):
+    if callers is None:
+        monkeypatch.delenv(devices.VARIABLE, raising=False)
+    else:
+        monkeypatch.setenv(devices.VARIABLE, callers)
+    started = job.executor(LaunchConfig(gpus=gpus, processes=2), tmp_path, "seen").submit(os.getenv, devices.VARIABLE, "unset")
+    assert started.results() == [expected, expected]
+
+
+def test_on_slurm_gpus_are_hidden_where_none_are_wanted(tmp_path):
+    def setup(**launch):
+        return slurm.options(LaunchConfig(cluster="slurm", setup=("module load x",), **launch), tmp_path, "name")["setup"]
+
+    hidden = "export CUDA_VISIBLE_DEVICES="
+    assert setup(gpus=0)[:2] == [hidden, "module load x"]  # before the user's own lines, which may show them again
+    assert hidden not in setup(gpus=1) and hidden not in setup(gpus=0, slurm={"gres": "gpu:a100:8"})
+    assert hidden not in setup(gpus=0, slurm={"additional_parameters": {"gpus-per-task": 1}})
+
+
+def test_the_callers_gpus_are_no_business_of_a_slurm_job(tmp_path, monkeypatch):
+    monkeypatch.setenv(devices.VARIABLE, "3")
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "prints.py").write_text("import json, os, sys\n"
+                                    "open(sys.argv[1].replace('spec', 'job'), 'w').write(json.dumps(dict(os.environ)))\n")
+    (code / "sbatch").write_text("")
+    (code / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{code}{os.pathsep}{os.environ['PATH']}")
+    for cluster, expected in (("slurm", None), ("local", "3")):
+        launch.start_job("prints", tmp_path, code, LaunchConfig(cluster=cluster))
+        assert json.loads((tmp_path / "job.json").read_text()).get(devices.VARIABLE) == expected
+
+
+def test_visible_gpus(machine):
+    gpus = devices.installed()
+    assert [gpu.uuid for gpu in gpus] == UUIDS and gpus[3].index == 3 and gpus[0].total_gib == pytest.approx(79.65, abs=0.01)
+
+    def numbers(value=None, gpus=gpus, **more):
+        return [gpu.index for gpu in devices.visible(gpus, more | ({} if value is None else {devices.VARIABLE: value}))]
+
+    assert numbers() == [0, 1, 2, 3] and numbers("") == [] and numbers("3, 1") == [3, 1]
+    assert numbers("GPU-cc,GPU-aaaaaaaa") == [2, 0] and numbers("1,7,2") == [1], "CUDA stops at the first unknown one"
+    assert numbers("MIG-1/2/3") == []
+    smi(machine, 4, 4, names="Card {}")
+    different = devices.installed()
+    assert numbers("1", different) == [] and numbers("GPU-b", different) == [1], "CUDA's numbers are those of the fastest first"
+    assert numbers("1", different, CUDA_DEVICE_ORDER="PCI_BUS_ID") == [1]
+
+
+def test_without_nvidia_smi_or_with_words_of_its_own(machine):
+    (machine / "nvidia-smi").write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed'; exit 9\n")
+    assert devices.installed() == []
+    (machine / "nvidia-smi").write_text(f"#!/bin/sh\necho '0, {UUIDS[0]}, NVIDIA GB10, [N/A], [N/A]'\n")
+    assert devices.installed() == []
+
+
+def test_a_job_takes_an_idle_gpu(machine):
+    with devices.choice(LaunchConfig()) as first:
+        assert first.uuids == UUIDS[:1] and first.notice == ""
+    smi(machine, 40000, 4, 30000, 700)
+    with devices.choice(LaunchConfig(processes=2)) as two:
+        assert two.uuids == [UUIDS[1], UUIDS[3]] and two.notice == ""
+    with devices.choice(LaunchConfig(processes=3)) as three:
+        assert three.uuids == [UUIDS[1], UUIDS[2], UUIDS[3]]
+        assert three.notice == "shares what others use: GPU 2 (NVIDIA H100, 29.3 of 80 GiB in use)"
+    for none in (LaunchConfig(gpus=0), LaunchConfig(cluster="slurm"), LaunchConfig(processes=5)):
+        with devices.choice(none) as chosen:
+            assert chosen.uuids == []
+
+
+def test_two_jobs_take_two_gpus_as_long_as_both_live(machine, tmp_path, monkeypatch):
+    """A job that has just started holds no memory yet: what it took is written down."""
+    folder = tmp_path / "outputs/05_egomcq/mine/jobs/egomcq"
+    living = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "submitit", str(folder)])
+    write_text(folder / "job.json", json.dumps({"job_id": str(living.pid)}))
+    with devices.choice(LaunchConfig()) as first:
+        first.take(folder)
+    with devices.choice(LaunchConfig()) as second:
+        assert (first.uuids, second.uuids, second.notice) == (UUIDS[:1], UUIDS[1:2], "")
+    monkeypatch.setenv(devices.VARIABLE, "0")
+    with devices.choice(LaunchConfig()) as same:  # the caller's wish; not in silence
+        assert same.uuids == UUIDS[:1] and same.notice.endswith(f"80 GiB in use), taken by the job in {folder}")
+    living.kill()
+    living.wait()
+    with devices.choice(LaunchConfig()) as alone:
+        assert alone.uuids == UUIDS[:1] and alone.notice == ""
+
+
+def test_a_choice_waits_for_the_one_before(machine):
+    """Until the first has started its job and written down what it took."""
+    second = ("from egokit import devices; from egokit.config import LaunchConfig; print('ready', flush=True)\n"
+              "with devices.choice(LaunchConfig()) as chosen: print(*chosen.uuids)")
+    with devices.choice(LaunchConfig()):
+        process = subprocess.Popen([sys.executable, "-c", second], stdout=subprocess.PIPE, text=True)
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.5)
+        assert process.poll() is None
+    assert process.communicate(timeout=30)[0] == f"{UUIDS[0]}\n"
+
+
+def test_a_rank_finds_the_gpu_that_was_chosen_for_it(monkeypatch):
+    monkeypatch.setattr(devices, "count", lambda: 4)
+    monkeypatch.setattr(devices, "uuid_of", lambda index: UUIDS[3 - index].removeprefix("GPU-"))  # counted otherwise than by nvidia-smi
+    assert devices.of_rank(0, [UUIDS[1], UUIDS[2]]) == torch.device("cuda", 2)
+    assert devices.of_rank(1, [UUIDS[1], UUIDS[2]]) == torch.device("cuda", 1)
+    assert devices.of_rank(6, []) == torch.device("cuda", 2) and devices.of_rank(0, ["GPU-gone"]) == torch.device("cuda", 0)
+    monkeypatch.setattr(devices, "count", lambda: 0)
+    assert devices.of_rank(0, UUIDS) == torch.device("cpu")
+
+
+def test_what_a_rank_computes_on(monkeypatch):
+    on_cpu = devices.describe(torch.device("cpu"), "bf16")
+    assert on_cpu.startswith("CPU") and on_cpu.endswith(" GiB, bf16")
+    free = 79 * 2**30
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 80 * 2**30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100")
+    alone = devices.describe(torch.device("cuda", 1), "fp16")
+    free = 20 * 2**30
+    shared = devices.describe(torch.device("cuda", 1), "fp16")
+    assert (alone, shared) == ("NVIDIA H100, 80 GiB, fp16", "NVIDIA H100, 80 GiB (60.0 in use by others), fp16")
+    assert devices.in_words([alone, alone, shared]) == f"2 x {alone}; 1 x {shared}"
+
+
+FP16 = f"{MODEL} train.precision=fp16"
+
+
+@pytest.mark.parametrize("overrides, there, variable, expected", [
+    (f"{FP16} launch.gpus=0", 4, None, "train.precision is fp16, but launch.gpus=0 hides the GPUs: set launch.gpus=1"),
+    (f"{FP16} launch.gpus=1", 0, None, "train.precision is fp16, but this machine has no GPU. On a CPU train in bf16"),
+    (f"{FP16} launch.gpus=1", 4, "", "train.precision is fp16, but CUDA_VISIBLE_DEVICES='' hides this machine's 4 GPUs: unset it"),
+    (f"{FP16} launch.gpus=1", 4, None, "train.precision is fp16, but this machine has 4 GPUs, but PyTorch"),
+    (f"{FP16} launch.gpus=0 launch.cluster=slurm", 0, None, "train.precision is fp16, but launch.gpus=0 hides")])
+def test_a_recipe_for_a_gpu_is_refused_before_a_job_is_started(resolve, machine, tmp_path, monkeypatch, overrides, there, variable,
+                                                               expected):
+    smi(machine, *[4] * there)
+    if variable is not None:
+        monkeypatch.setenv(devices.VARIABLE, variable)
+    run = Run(tmp_path / "02_pretrain/mine")
+    with pytest.raises(ConfigError) as raised:
+        egokit.submit(resolve(overrides=overrides), run, "train")
+    assert expected in str(raised.value)
+    assert not (run.path / "params.yaml").exists() and not [*run.path.rglob("spec.json")], "whoever is refused leaves nothing"
+
+
+def test_more_processes_than_gpus_are_refused(resolve, monkeypatch):
+    monkeypatch.setattr(devices, "count", lambda: 1)
+    with pytest.raises(ConfigError, match=r"launch.processes=2, but 1 GPU is visible here: set launch.processes=1, one process for each"):
+        devices.check(resolve(overrides="launch.gpus=1 launch.processes=2"), "evaluate")
+    assert devices.check(resolve(overrides=f"{FP16} launch.gpus=1"), "train") == ""
+    assert devices.check(resolve(overrides="launch.gpus=0 launch.processes=2"), "evaluate") == ""
+
+
+def test_fp16_in_a_process_without_a_gpu(resolve, tmp_path):
+    with pytest.raises(train.TrainingError, match="fp16, but this process sees no GPU"):
+        train.train(resolve(overrides=FP16), None, Run(tmp_path / "run"), "pretrain", torch.device("cpu"))
+
+
+@pytest.mark.slow
+def test_a_job_that_was_meant_for_a_gpu_says_where_it_runs(resolve, machine, monkeypatch, capsys):
+    """At its submission, in its log, in the table of runs and beside its numbers. Its rank has the caller's GPUs."""
+    monkeypatch.setenv(devices.VARIABLE, "2")
+    run = Run(outputs_folder() / "tests/devices")
+    config = resolve(overrides=f"{MODEL} launch.gpus=1 train.precision=bf16")
+    handle = egokit.submit(config, run, "train", "pretrain")
+    assert "pretrain computes on the CPU: CUDA_VISIBLE_DEVICES='2' hides this machine's 4 GPUs" in capsys.readouterr().out
+    assert handle.spec()["gpus"] == [UUIDS[2]], "what nvidia-smi calls number 2"
+    wait_for(lambda: len(attach.processes(handle.folder)) == 2)  # the controller, which was started first, and the rank
+    rank = max(attach.processes(handle.folder))
+    assert b"\0CUDA_VISIBLE_DEVICES=2\0" in b"\0" + Path(f"/proc/{rank}/environ").read_bytes()
+    device = devices.describe(torch.device("cpu"), "bf16")
+    assert handle.wait(progress=False)["devices"] == [device]
+    log = next((handle.folder / "submitit").glob("*_0_log.out")).read_text()
+    assert f"plan: 8 samples = 1 process x 1 micro-batch of 8, on 1 x {device}" in log
+    entry, = (one for one in overview.entries() if one.run == "devices")
+    assert entry.device == f"1 x {device}" and entry.device in overview.lines([entry])
+
+
+def test_processes_have_cpus_for_their_loaders(resolve):
+    from egokit.resolve import resolve as whole
+    assert whole("toy/pretrain", "tiny", "launch.cpus=0 data.workers=6").launch.cpus == 7
+    assert resolve(overrides="launch.cpus=3 data.workers=6").launch.cpus == 3
+
+
+def test_float32_products_are_exact_or_rounded_and_put_back():
+    def now():
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+    before = now()
+    for tf32, expected in ((True, ("high", True)), (False, ("highest", False))):
+        with pytest.raises(KeyError), float32_products(torch.device("cuda"), tf32):
+            assert now() == expected
+            raise KeyError
+        assert now() == before
+    with float32_products(torch.device("cpu"), True):
+        assert now() == before
+
+
+def test_deterministic_settings_are_made_and_put_back(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+
+    def now():
+        return (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(),
+                torch.backends.cuda.cudnn_sdp_enabled())
+
+    before = now()
+    with deterministic(False):
+        assert now() == before and "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    with pytest.raises(KeyError), deterministic(True):
+        assert now() == (True, False, False) and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        raise KeyError
+    assert now() == before
+
+
+def test_a_deterministic_training_is_the_same_on_a_cpu(resolve, tmp_path):
+    """Nothing that training does has no deterministic form here; on GPUs the operations are the same."""
+    from egokit import tasks
+    logs = []
+    for wanted in ("true", "false"):
+        config = resolve(overrides=f"{MODEL} train.precision=fp32 train.deterministic={wanted}")
+        run = Run(tmp_path / wanted)
+        train.train(config, tasks.make(config), run, "pretrain", torch.device("cpu"))
+        logs.append([event["loss"] for event in run.read_log() if event["kind"] == "step"])
+    assert logs[0] == logs[1] and len(logs[0]) == 3
