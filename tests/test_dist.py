@@ -1,4 +1,5 @@
 """Real gloo processes: gathering, moving rows, and the gradient of W ranks against one process."""
+import contextlib
 import json
 import os
 import subprocess
@@ -66,3 +67,32 @@ def test_gradient_of_micro_batches_equals_the_batches(project, tmp_path, recipe)
     for world, found in ((1, one), (2, two), (4, four)):
         for micro_batch, got in found.items():
             assert_same(got, one[0], (world, micro_batch))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_rank_that_fails_aborts_its_nccl_group(tmp_path, monkeypatch, fails):
+    """It neither destroys it, which waits for the others, nor keeps its error to itself; NCCL is stood in for."""
+    from egokit import dist
+    calls = []
+
+    class World:
+        abort = staticmethod(lambda: calls.append("abort"))
+
+    monkeypatch.setattr(dist.dist, "TCPStore", lambda *args, **options: type("Store", (), {"port": 1}))
+    monkeypatch.setattr(dist.dist, "init_process_group", lambda backend, **options: calls.append((backend, options["device_id"])))
+    monkeypatch.setattr(dist.dist, "new_group", lambda **options: None)
+    monkeypatch.setattr(dist.dist, "destroy_process_group", lambda: calls.append("destroy"))
+    monkeypatch.setattr(dist.dist, "group", World)
+    monkeypatch.setattr(World, "WORLD", World, raising=False)
+    device = torch.device("cuda", 1)
+    with contextlib.suppress(ZeroDivisionError), dist.joined(0, 2, tmp_path / "meeting", local=True, device=device):
+        assert (tmp_path / "meeting").exists()
+        _ = 1 / (not fails)
+    assert calls == [("nccl", device), "abort" if fails else "destroy"] and not (tmp_path / "meeting").exists()
+
+
+def test_gradients_are_sent_in_buckets():
+    from egokit import dist
+    grads = [torch.zeros(size, dtype=torch.float64 if index == 4 else torch.float32) for index, size in enumerate((3, 2**24, 5, 1, 7, 2))]
+    assert [[len(grad) for grad in bucket] for bucket in dist.buckets(grads)] == [[3, 2**24], [5, 1], [7], [2]]
+    assert [*dist.buckets([])] == []

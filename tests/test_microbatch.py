@@ -93,9 +93,10 @@ def test_activations_are_a_micro_batchs(resolve, run, recipe):
     def most(micro_batch):
         return first_step(resolve(recipe, f"{MODEL} init= train.precision=fp32 model.checkpointing=false model.depth=4 data.workers=0 "
                                           f"train.batch_size=8 train.micro_batch={micro_batch}"), run)[1]
-    whole, cached = most(0), most(1)
+    whole, share, cached = most(0), most(8), most(1)
     # in pre-training also one of its stages at a time, but the unfused states of all clips
     assert cached < whole / 7, (whole, cached)
+    assert share < (whole / 2 if recipe == "toy/pretrain" else 1.01 * whole), "a micro-batch of the whole share is one stage at a time"
 
 
 def test_loss_scaling_passes_through(resolve, run):
@@ -196,3 +197,19 @@ def test_two_processes_with_micro_batches_train_as_one_without(resolve, run):
     assert len(one) == 6 and two == pytest.approx(one, rel=1e-4)
     logs = (run.path / "two/jobs/pretrain/submitit").glob("*_0_log.out")
     assert any("plan: 8 samples = 2 processes x 2 micro-batches of 2" in log.read_text() for log in logs)
+
+
+def test_texts_of_one_length_give_the_same_loss_and_gradient(resolve):
+    """As they are on a GPU: padding is neither read, masked nor matched."""
+    found = []
+    for fixed in (False, True):
+        config = resolve(overrides=f"{MODEL} train.precision=fp32 model.dropout=0.0 data.tokens=20")
+        task = tasks.make(config)
+        trainer = train.Trainer(config, task, Run("unused"), "pretrain", CPU)
+        task.fixed_length = fixed
+        batch = next(iter(loading.loader(trainer.dataset, trainer.batches(0), task.collate, 0)))
+        terms = trainer.objective.gradient(batch, 0, trainer.scaler)
+        found.append((batch["tokens"]["input_ids"].shape[1], torch.stack([*terms.values()]),
+                      torch.cat([parameter.grad.flatten() for parameter in trainer.model.parameters()])))
+    assert found[0][0] < found[1][0] == 20
+    assert torch.allclose(found[0][1], found[1][1], rtol=1e-5) and torch.allclose(found[0][2], found[1][2], atol=1e-5)

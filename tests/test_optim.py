@@ -2,6 +2,7 @@
 import copy
 import io
 
+import pytest
 import torch
 
 from egokit import optim
@@ -43,3 +44,14 @@ def test_fused_adamw_is_adamw_and_resumes():
     second.load_state_dict(torch.load(file, weights_only=True))
     stepped(again, second, range(2, 5))
     assert all(torch.equal(one, other) for one, other in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def test_the_norm_is_that_of_all_gradients_and_shortens_only_what_is_longer():
+    model = torch.nn.Linear(3, 2)
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 2.0)
+    assert optim.clip(model, 0.0).item() == pytest.approx(2 * 8 ** 0.5) and model.bias.grad.tolist() == [2, 2]
+    optim.clip(model, 100.0)
+    assert model.bias.grad.tolist() == [2, 2]
+    optim.clip(model, 1.0)
+    assert optim.clip(model, 0.0).item() == pytest.approx(1.0, abs=1e-5)
