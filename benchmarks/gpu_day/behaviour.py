@@ -16,7 +16,21 @@ from pathlib import Path
 
 import torch
 import train_step
-from gpu_day.common import DATA, DEVICE, REHEARSAL, ROOT, SCRATCH, SHAPE, check, forget, note, run, stage_name, tf32
+from gpu_day.common import (
+    DATA,
+    DEVICE,
+    HALF,
+    REHEARSAL,
+    ROOT,
+    SCRATCH,
+    SHAPE,
+    check,
+    forget,
+    note,
+    run,
+    stage_name,
+    tf32,
+)
 from torch import Tensor
 
 from egokit import checkpoints, dist, tasks, train
@@ -25,10 +39,9 @@ from egokit.loading import move
 from egokit.resolve import resolve
 from egokit.runs import Run
 
-HALF = "bf16" if REHEARSAL else "fp16"
 # a checkpoint after each of four epochs, of one step in a rehearsal and of three on a GPU
-FEW_STEPS = (f"site.toy=false launch.processes=1 train.log_steps=1 train.batch_size=8 data.limit={8 if REHEARSAL else 24} "
-             "train.epochs=4 train.evaluate_epochs=4 init= ")
+FEW_STEPS = ("site.toy=false launch.processes=1 train.log_steps=1 train.batch_size=8 train.epochs=4 "
+             f"train.evaluate_epochs=4 data.limit={8 if REHEARSAL else 24} init= ")
 STEPS, KILLED_AT = (4, 2) if REHEARSAL else (12, 6)
 if REHEARSAL:
     FEW_STEPS += "model.width=32 model.heads=2 model.depth=2 model.fused=1 model.projection=linear16 "
@@ -37,7 +50,7 @@ if REHEARSAL:
 # training on real files
 
 def project() -> Path:
-    """Make a project folder of this stage's own around the tiny data set that prepare.sh has made, and name it to egokit."""
+    """Make a project folder for this stage around the data set of prepare.sh, and have egokit use it."""
     folder = SCRATCH / stage_name()
     shutil.copytree(ROOT / "params", folder / "params")
     shutil.copytree(DATA, folder / "outputs/toy")
@@ -55,8 +68,17 @@ class Dies(train.Trainer):
             raise KeyboardInterrupt
 
 
-def trained(name: str, overrides: str, device: torch.device, dies: bool = False) -> tuple[list[dict], dict[str, Tensor]]:
-    """Pre-train a few toy steps; with `dies` the run is killed half-way and resumed. Returns the log's steps and the weights."""
+def trained(name: str, overrides: str, device: torch.device,
+            dies: bool = False) -> tuple[list[dict], dict[str, Tensor]]:
+    """Pre-train for a few steps on the tiny data set.
+
+    Args:
+        name: of the run.
+        dies: kill the run half-way and resume it.
+
+    Returns:
+        The log's steps and the final weights.
+    """
     config = resolve("toy/pretrain", "toy", f"{FEW_STEPS} {overrides}")
     folder = Run(SCRATCH / stage_name() / "outputs/gpu_day" / name)
     for trainer in (Dies, train.Trainer) if dies else (train.Trainer,):
@@ -67,7 +89,7 @@ def trained(name: str, overrides: str, device: torch.device, dies: bool = False)
 
 
 def toy() -> None:
-    """Compare training on real files in each precision with the CPU's float32, and a run with itself, again and resumed."""
+    """Compare training on real files with the CPU's in float32, and a run with itself, again and resumed."""
     project()
     cpu = trained("cpu", "train.precision=fp32", torch.device("cpu"))[0]
     for precision in ("bf16",) if REHEARSAL else ("fp32", "fp16", "bf16"):
@@ -75,12 +97,16 @@ def toy() -> None:
         first, last = (abs(steps[index]["loss"] / cpu[index]["loss"] - 1) for index in (0, -1))
         check("Toy training against the CPU's float32", first < (1e-3 if precision == "fp32" else 0.02) and last < 0.1,
               precision=precision, first_loss_differs_by=first, last_loss_differs_by=last, last_loss=steps[-1]["loss"],
-              skipped=steps[-1]["skipped"], scale=steps[-1]["scale"], step_ms=1e3 * statistics.median(one["step_s"] for one in steps[2:]))
+              skipped=steps[-1]["skipped"], scale=steps[-1]["scale"],
+              step_ms=1e3 * statistics.median(one["step_s"] for one in steps[2:]))
     same_again("", expected=REHEARSAL)
 
 
 def deterministic() -> None:
-    """Compare a run with itself with train.deterministic. A process of its own, as cuBLAS reads its workspace's size once."""
+    """Compare a run with itself under train.deterministic.
+
+    It is a process of its own because cuBLAS reads the size of its workspace once.
+    """
     project()
     if "deterministic" in {field.name for field in dataclasses.fields(TrainConfig)}:
         same_again("train.deterministic=true", expected=True)
@@ -118,14 +144,14 @@ def sees() -> dict:
 
 
 def job() -> None:
-    """Start local jobs through submitit: which GPUs do they see, and do a real training and a real evaluation use them?"""
+    """Check which GPUs local jobs see, and that a real training and a real evaluation compute on them."""
     import egokit
     from egokit.job import executor
     folder = project()
     caller = sees()
     note("What a local job sees", job="the caller", **caller)
-    submitted = {gpus: executor(LaunchConfig(gpus=gpus), folder / f"sees-{gpus}", "sees").submit(sees) for gpus in (1, 0)}
-    for gpus, one in submitted.items():
+    jobs = {gpus: executor(LaunchConfig(gpus=gpus), folder / f"sees-{gpus}", "sees").submit(sees) for gpus in (1, 0)}
+    for gpus, one in jobs.items():
         there = one.result()
         right = there["uuids"] == (caller["uuids"] if gpus else [])
         right &= REHEARSAL or there["variable"] == (caller["variable"] if gpus else "")
@@ -135,7 +161,8 @@ def job() -> None:
     training = resolve("toy/pretrain", "toy", f"{FEW_STEPS} train.epochs=1 train.precision={HALF} {local}")
     answers = Run(folder / "outputs/gpu_day/job")
     section(egokit, training, answers, "train", "pretrain")
-    evaluation = resolve("toy/egomcq", "toy", f"site.toy=false launch.processes=1 init={answers.path} evaluate.precision={HALF} {local}")
+    evaluation = resolve("toy/egomcq", "toy", f"site.toy=false launch.processes=1 init={answers.path} "
+                                              f"evaluate.precision={HALF} {local}")
     section(egokit, evaluation, answers, "evaluate", "egomcq")
 
 
@@ -150,39 +177,44 @@ def section(egokit, config: Config, folder: Run, action: str, name: str) -> None
     # before metrics.json named devices, a training's log told by its GPU's memory
     on_gpu = any("memory_gib" in event for event in folder.read_log())
     devices = metrics.get("devices", ["a GPU" if on_gpu else "CPU"])
-    check("Real local jobs", all(one.startswith("CPU") == REHEARSAL for one in devices), job=f"{action} {name}", devices=devices,
-          seconds=metrics["seconds"], ensemble_inter=metrics.get("ensemble_inter"))
+    check("Real local jobs", all(one.startswith("CPU") == REHEARSAL for one in devices), job=f"{action} {name}",
+          devices=devices, seconds=metrics["seconds"], ensemble_inter=metrics.get("ensemble_inter"))
 
 
 # collectives
 
 def gradient(micro_batch: int) -> tuple[list[float], str]:
-    """Compute the gradient of 4 samples in bf16. Returns the loss's terms with the norm, and the class that computed the loss."""
+    """Compute the gradient of 4 samples in bf16.
+
+    Returns:
+        The loss's terms followed by the gradient's norm, and the class that computed the loss.
+    """
     config = train_step.configured("bf16", **SHAPE | {"checkpointing": True})
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, micro_batch=micro_batch, batch_size=4))
     objective = train_step.Trainer(config, DEVICE).objective
     torch.manual_seed(5)
     batch = move(train_step.synthetic_batch(8, objective.model.config), DEVICE)
     terms = objective.gradient(batch, 0, torch.amp.GradScaler(DEVICE.type, enabled=False))
-    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in objective.model.parameters() if parameter.grad is not None])
-    return [*(term.item() for term in terms.values()), norm.item()], type(objective.loss).__name__
+    grads = [parameter.grad for parameter in objective.model.parameters() if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm(grads).item()
+    return [*(term.item() for term in terms.values()), norm], type(objective.loss).__name__
 
 
 def nccl() -> None:
-    """Compute a gradient alone, and by DDP and in micro-batches in a group of one: collectives run, and nothing changes."""
+    """Check that a group of one changes no gradient, by DDP and in micro-batches, while all collectives run."""
     reference = None
     for kind in ("alone", "DDP", "micro-batches"):
         if kind == "DDP":  # as dist.joined does, which makes no group of one
-            torch.distributed.init_process_group("gloo" if REHEARSAL else "nccl", store=torch.distributed.HashStore(), rank=0,
-                                                 world_size=1, device_id=None if REHEARSAL else DEVICE)
+            torch.distributed.init_process_group("gloo" if REHEARSAL else "nccl", store=torch.distributed.HashStore(),
+                                                 rank=0, world_size=1, device_id=None if REHEARSAL else DEVICE)
             dist._patient = torch.distributed.new_group(backend="gloo")
         values, module = gradient(2 if kind == "micro-batches" else 0)
         reference = reference or values
         differ = max(abs(value / other - 1) for value, other in zip(values, reference, strict=True))
         objects, stop = dist.gather_objects({"rank": 0}), dist.start_any(True)()
         dist.barrier()
-        check("A group of one", differ < 0.02 and objects == [{"rank": 0}] and stop, kind=kind, module=module, norm=values[-1],
-              differs_by=differ)
+        check("A group of one", differ < 0.02 and objects == [{"rank": 0}] and stop, kind=kind, module=module,
+              norm=values[-1], differs_by=differ)
         forget()
     torch.distributed.destroy_process_group()
 
@@ -190,7 +222,7 @@ def nccl() -> None:
 # the plain equations
 
 def twin() -> None:
-    """Compare the base model's step with the plain equations in exact float32, and note by how much it differs in TF32."""
+    """Compare the base model's step with the plain equations in float32; in TF32 only note the difference."""
     for allowed in (False, True):
         with tf32(allowed):
             trainer = train_step.Trainer(train_step.configured(**SHAPE | {"checkpointing": False}), DEVICE)
@@ -198,7 +230,8 @@ def twin() -> None:
             batch = move(train_step.synthetic_batch(4, trainer.model.config), DEVICE)
             of_losses, of_gradients, name = train_step.differences(trainer, plain, batch)
         check("The step against the plain equations", allowed or (of_losses < 1e-5 and of_gradients < 1e-3),
-              products="TF32" if allowed else "float32", losses_differ_by=of_losses, gradients_differ_by=of_gradients, most_in=name)
+              products="TF32" if allowed else "float32", losses_differ_by=of_losses, gradients_differ_by=of_gradients,
+              most_in=name)
         del trainer, plain, batch
         forget()
 

@@ -1,7 +1,7 @@
 """What all stages of the GPU day share: the device, the sizes, the clock, and the file that keeps the numbers.
 
-A stage is a function without arguments. It prints each number as it is measured and appends it to results.jsonl, so that a stage
-which is stopped half-way leaves what it has measured.
+A stage is a function without arguments. It prints each number as it is measured and appends it to results.jsonl, so
+that a stage which is stopped half-way leaves what it has measured.
 """
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ REHEARSAL = bool(os.environ.get("GPU_DAY_REHEARSAL"))  # tiny sizes on a CPU
 OUT = Path(os.environ.get("OUT", "gpu_day_out"))
 SCRATCH = Path(os.environ.get("GPU_DAY_SCRATCH", "gpu_day_scratch"))  # the runner deletes it at the end
 DEVICE = torch.device("cpu") if REHEARSAL else torch.device("cuda", 0)
-TINY = {"image_size": 32, "width": 128, "heads": 2, "depth": 2, "fused": 1, "vocabulary": 99, "positions": 40, "projection": "mlp32"}
+TINY = {"image_size": 32, "width": 128, "heads": 2, "depth": 2, "fused": 1, "vocabulary": 99, "positions": 40,
+        "projection": "mlp32"}
+HALF = "bf16" if REHEARSAL else "fp16"  # the recipe's precision; a CPU trains in bf16 instead
 SHAPE = TINY if REHEARSAL else {}  # of the model; {}: the base model
 COMPILER = "aot_eager" if REHEARSAL else "inductor"  # of torch.compile; a rehearsal traces, but generates no code
 
@@ -38,8 +40,8 @@ def note(table: str, **values) -> None:
         table: the table's title in the report.
         values: the row, by column.
     """
-    text = "  ".join(f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in values.items())
-    print(f"[{stage_name()}] {text}", flush=True)
+    shown = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in values.items()}
+    print(f"[{stage_name()}]", *(f"{key}={value}" for key, value in shown.items()), sep="  ", flush=True)
     with open(OUT / "results.jsonl", "a") as file:
         file.write(json.dumps({"stage": stage_name(), "table": table, **values}, default=str) + "\n")
 
@@ -61,7 +63,8 @@ def run(*stages: Callable[[], None]) -> None:
     Raises:
         SystemExit: a check of the stage has failed.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the runner stops a stage so; its jobs are cancelled on the way out
+    # the runner stops a stage by SIGTERM: as after Ctrl-C, a job that it waits for is cancelled on the way out
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     {stage.__name__: stage for stage in stages}[stage_name()]()
     if failures:
         raise SystemExit(f"{len(failures)} check{'s' * (len(failures) > 1)} failed, first {failures[0]}")
@@ -115,7 +118,10 @@ def forget() -> None:
 
 @contextlib.contextmanager
 def tf32(allowed: bool):
-    """Let float32 products and convolutions be rounded to TensorFloat-32, or none. PyTorch's default: convolutions are."""
+    """Let float32 products and convolutions be rounded to TensorFloat-32, or none.
+
+    PyTorch by itself rounds convolutions, but not products.
+    """
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("high" if allowed else "highest")
     torch.backends.cudnn.allow_tf32 = allowed

@@ -10,16 +10,18 @@ import sys
 import time
 from pathlib import Path
 
-HEADINGS = {"ms": "ms", "clips_s": "clips/s", "tflop_s": "TFLOP/s", "tb_s": "TB/s", "gib": "GiB", "memory_gib": "GiB of memory",
-            "forward_ms": "forward, ms", "both_ms": "forward and backward, ms", "floor_ms": "both at the memory's speed, ms",
-            "first_ms": "first call, ms", "again_ms": "second call, ms", "step_ms": "step, ms", "tflop_a_clip": "TFLOP a clip",
-            "ek100_clips_s": "EK-100, clips/s", "egomcq_clips_s": "EgoMCQ, clips/s", "least_cosine": "least cosine to fp32",
-            "micro_batch": "micro-batch, samples", "skipped": "skipped steps", "share_of_peak": "share of measured peak", "cuda": "CUDA",
-            "cudnn": "cuDNN", "python": "Python", "torch": "PyTorch", "uuids": "UUIDs", "variable": "CUDA_VISIBLE_DEVICES"}
+HEADINGS = {  # of columns whose name in results.jsonl is no heading
+    "clips_s": "clips/s", "tflop_s": "TFLOP/s", "tb_s": "TB/s", "gib": "GiB", "memory_gib": "GiB of memory",
+    "forward_ms": "forward, ms", "both_ms": "forward and backward, ms", "floor_ms": "both at the memory's speed, ms",
+    "first_ms": "first call, ms", "again_ms": "second call, ms", "step_ms": "step, ms", "tflop_a_clip": "TFLOP a clip",
+    "ek100_clips_s": "EK-100, clips/s", "egomcq_clips_s": "EgoMCQ, clips/s", "least_cosine": "least cosine to fp32",
+    "micro_batch": "micro-batch, samples", "skipped": "skipped steps", "share_of_peak": "share of measured peak",
+    "cuda": "CUDA", "cudnn": "cuDNN", "python": "Python", "torch": "PyTorch", "uuids": "UUIDs",
+    "variable": "CUDA_VISIBLE_DEVICES"}
 
 
 def cell(value) -> str:
-    """A value as a table's cell."""
+    """Render a value as a table's cell."""
     if value is None or value == "":
         return "–"
     if isinstance(value, bool):
@@ -32,7 +34,7 @@ def cell(value) -> str:
 
 
 def table(rows: list[dict]) -> str:
-    """Rows as a Markdown table; its columns are all their keys, in order of appearance."""
+    """Render rows as a Markdown table; its columns are all their keys, in order of appearance."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     columns = [column for column in columns if any(row.get(column) not in (None, "") for row in rows)]
     lines = [[HEADINGS.get(column, column.replace("_", " ")) for column in columns], ["---"] * len(columns)]
@@ -41,7 +43,7 @@ def table(rows: list[dict]) -> str:
 
 
 def markdown(rows: list[dict], commit: str = "") -> str:
-    """The report of all rows: a heading with the card's name, then a table for each title, those of the same title together."""
+    """Render all rows: a heading with the card's name, then one table for each title."""
     machine = next((row for row in rows if row["table"] == "Machine"), {})
     tables: dict[str, list[dict]] = {}
     for row in rows:
@@ -60,8 +62,12 @@ def write(out: Path) -> None:
     """Write gpu.md beside the results that it is made of."""
     path = out / "results.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
-    (out / "gpu.md").write_text(markdown(rows, done.stdout.strip()))
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    try:
+        commit = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
+    except OSError:  # no git there
+        commit = ""
+    (out / "gpu.md").write_text(markdown(rows, commit))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python -m gpu_day.runner [--cpu] [STAGE ...]      gpu_day.sh calls it; --cpu: tiny sizes on a CPU; STAGE: only these
 
-A stage that fails or runs out of its time stops no other. Stages that measure time have the machine for themselves; of the others
-up to three run at once. The exit code is 1 if any stage failed, was stopped, or had no time left.
+A stage that fails or runs out of its time stops no other. Stages that measure time have the machine for themselves; of
+the others up to three run at once. The exit code is 1 if any stage failed, was stopped, or had no time left.
 """
 from __future__ import annotations
 
@@ -29,59 +29,63 @@ ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 540  # seconds for all stages together
 LEAST = 15  # seconds without which a stage is not worth starting
 GRACE = 5  # seconds between asking a process to stop and killing it
-KEPT = ("log.txt", "results.jsonl", "gpu.md", "errors.txt", "tests.txt", "profile.txt", "nvidia-smi.txt")  # all that $OUT gets
-
-TESTS = ("microbatch", "losses", "optim", "loading", "model_twin", "time_attention", "train_step", "evaluate", "train", "mq")
+# all that the folder of results gets: few files, as some ways to bring them home take eight
+KEPT = ("log.txt", "results.jsonl", "gpu.md", "errors.txt", "tests.txt", "profile.txt", "nvidia-smi.txt")
+TESTS = ("microbatch", "losses", "optim", "loading", "model_twin", "time_attention", "train_step", "evaluate", "train",
+         "mq")
 FEW_TESTS = ("losses", "loading")  # in a rehearsal: the others have been run
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One process of the day: at most `seconds` long; alone: nothing else may run meanwhile; output: where its stdout goes."""
+    """One process of the day."""
     name: str
     command: tuple[str, ...]
-    seconds: float
-    alone: bool = True
-    output: str = ""
+    seconds: float       # at most
+    alone: bool = True   # nothing else may run meanwhile
+    output: str = ""     # the file of results that gets its stdout; "": it is shown
 
 
 @dataclass(frozen=True)
 class Result:
-    """How a stage ended: ok, failed, stopped (out of time), or left out (no time)."""
+    """How a stage ended."""
     name: str
-    result: str
+    result: str          # ok, failed, stopped (it ran out of its time) or left out (there was none left)
     seconds: float = 0.0
     why: str = ""
 
 
 def stages(cpu: bool, scratch: Path) -> list[Stage]:
-    """List the day's stages, in the order of what they settle. A rehearsal's times don't count: its stages run side by side."""
+    """List the day's stages, in the order of their worth. In a rehearsal, whose times don't count, two run at once."""
     def of(module: str, name: str, seconds: float, alone: bool) -> Stage:
         return Stage(name, (sys.executable, "-m", f"gpu_day.{module}", name), seconds, alone)
 
     def timed(name: str, seconds: float) -> Stage:
         return of("speed", name, seconds, not cpu)
 
-    return [*([] if cpu else [Stage("wheels", install(scratch), 60)]), of("speed", "card", 45, True), timed("step", 150),
-            timed("attention", 75), Stage("tests", tests(cpu), 140, False, "tests.txt"), of("behaviour", "toy", 110, False),
-            of("behaviour", "job", 110, False), of("behaviour", "deterministic", 90, False), of("behaviour", "nccl", 60, False),
-            of("behaviour", "twin", 60, False), timed("encode", 60), timed("profile", 45), timed("compiled", 170),
-            timed("compiled_sums", 170)]
+    def untimed(name: str, seconds: float) -> Stage:
+        return of("behaviour", name, seconds, False)
+
+    wheels = [] if cpu else [Stage("wheels", install(scratch), 60)]
+    return [*wheels, of("speed", "card", 45, True), timed("step", 150), timed("attention", 75),
+            Stage("tests", tests(cpu), 140, False, "tests.txt"), untimed("toy", 110), untimed("job", 110),
+            untimed("deterministic", 90), untimed("nccl", 60), untimed("twin", 60),
+            timed("encode", 60), timed("profile", 45), timed("compiled", 170), timed("compiled_sums", 170)]
 
 
 def install(scratch: Path) -> tuple[str, ...]:
-    """Make the command that installs what the GPU machine lacks, from .gpu_day/whl into a folder that PYTHONPATH names."""
+    """Make the command that installs what the GPU machine lacks into a folder that PYTHONPATH names."""
     wheels = sorted(map(str, (ROOT / ".gpu_day/whl").glob("*.whl"))) or [str(ROOT / ".gpu_day/whl/none.whl")]
-    return (sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile", "--no-cache-dir",
-            "--disable-pip-version-check", "--target", str(scratch / "site"), *wheels)
+    return (sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index", "--no-deps",
+            "--no-compile", "--no-cache-dir", "--target", str(scratch / "site"), *wheels)
 
 
 def tests(cpu: bool) -> tuple[str, ...]:
     """Make the command that runs quick tests of what is computed. Where there is a GPU, their loaders pin memory."""
     workers = ("-n", "8", "--dist", "loadfile") if not cpu and importlib.util.find_spec("xdist") else ()
     files = (f"tests/test_{name}.py" for name in (FEW_TESTS if cpu else TESTS))
-    return (sys.executable, "-m", "pytest", "-p", "gpu_day.plugin", "-p", "no:cacheprovider", "-rfE", "--tb=short", "--maxfail=15",
-            "-m", "not slow", *workers, *files)
+    return (sys.executable, "-m", "pytest", "-p", "gpu_day.plugin", "-p", "no:cacheprovider", "-rfE", "--tb=short",
+            "--maxfail=15", "-m", "not slow", *workers, *files)
 
 
 class Runner:
@@ -116,6 +120,10 @@ class Runner:
                             stop(process)
                         raise
         finally:
+            known = {result.name for result in self.results}
+            for stage in stages:
+                if stage.name not in known:
+                    self.keep(Result(stage.name, "left out", why="interrupted"))
             self.summarise()
         return int(any(one.result != "ok" for one in self.results))
 
@@ -129,8 +137,8 @@ class Runner:
         began = time.monotonic()
         with tempfile.TemporaryFile() as errors, contextlib.ExitStack() as files:
             output = files.enter_context(open(self.out / stage.output, "wb")) if stage.output else None
-            process = subprocess.Popen(stage.command, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, cwd=ROOT,
-                                       start_new_session=True)
+            process = subprocess.Popen(stage.command, stdin=subprocess.DEVNULL, stdout=output, stderr=errors,
+                                       cwd=ROOT, start_new_session=True)
             self.running.add(process)
             try:
                 process.wait(seconds)
@@ -154,7 +162,7 @@ class Runner:
         with self.lock:
             self.results.append(result)
             print(f"== {line(result)}", flush=True)
-            row = {"stage": result.name, "result": result.result, "seconds": round(result.seconds, 1), "why": result.why}
+            row = {"stage": result.name, "result": result.result, "seconds": round(result.seconds), "why": result.why}
             with open(self.out / "results.jsonl", "a") as file:
                 file.write(json.dumps({"table": "Stages", **row}) + "\n")
 
@@ -162,8 +170,8 @@ class Runner:
         """Print how each stage ended, and write the report."""
         print(f"== summary, after {time.monotonic() - self.began:.0f} s", *map(line, self.results), sep="\n")
         bad = [one.name for one in self.results if one.result != "ok"]
-        print(f"== {len(bad)} of {len(self.results)} stages did not end well: {', '.join(bad)}" if bad else "== all stages ended well",
-              flush=True)
+        print(f"== {len(bad)} of {len(self.results)} stages did not end well: {', '.join(bad)}" if bad else
+              "== all stages ended well", flush=True)
         report.write(self.out)
 
 
@@ -195,17 +203,20 @@ def main(words: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="gpu_day_", ignore_cleanup_errors=True) as scratch:
         day = stages(cpu, Path(scratch))
         if unknown := wanted - {stage.name for stage in day}:
-            print(f"no stage {', '.join(sorted(unknown))}: expected some of {', '.join(stage.name for stage in day)}", file=sys.stderr)
+            print(f"no stage {', '.join(sorted(unknown))}: expected some of {', '.join(stage.name for stage in day)}",
+                  file=sys.stderr)
             return 2
         threads = 1 if cpu else min(8, os.cpu_count() or 1)  # a rehearsal's machine has few cores, and other work
-        os.environ |= {"OUT": str(out), "GPU_DAY_SCRATCH": scratch, "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": str(threads),
+        os.environ |= {"OUT": str(out), "GPU_DAY_SCRATCH": scratch, "OMP_NUM_THREADS": str(threads),
+                       "TOKENIZERS_PARALLELISM": "false",
                        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "benchmarks"), f"{scratch}/site"])}
         if cpu:
             os.environ["GPU_DAY_REHEARSAL"] = "1"
         elif shutil.which("nvidia-smi"):
             with open(out / "nvidia-smi.txt", "w") as file:
                 subprocess.run(["nvidia-smi"], stdout=file, stderr=subprocess.STDOUT, timeout=30)
-        return Runner(out, at_once=2 if cpu else 3).run([stage for stage in day if not wanted or stage.name in {"wheels", *wanted}])
+        chosen = [stage for stage in day if not wanted or stage.name in {"wheels", *wanted}]
+        return Runner(out, at_once=2 if cpu else 3).run(chosen)
 
 
 if __name__ == "__main__":
