@@ -273,6 +273,7 @@ def compiled_steps(attention: str, ways: list[tuple[str, bool]]) -> None:
 
 def profile() -> None:
     """Note where the time of a step goes, by kernel; longer tables, by shape too, go to profile.txt."""
+    from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity
     one = trainer(rehearsed(Variant("fp16", False, 48)))
     batch = batch_of(4 if REHEARSAL else 48, one.model.config)
@@ -286,6 +287,8 @@ def profile() -> None:
     events, by_shape = profiled.key_averages(), profiled.key_averages(group_by_input_shape=True)
     tables = [averages.table(sort_by=key, row_limit=40, max_name_column_width=60) for averages in (events, by_shape)]
     (OUT / "profile.txt").write_text("\n\n".join(tables))
+    if on_gpu:  # kernels alone: the time of a kernel stands with the operator that has started it, too
+        events = [event for event in events if event.device_type == DeviceType.CUDA and not event.is_user_annotation]
     total = sum(getattr(event, key) for event in events) or 1
     for event in sorted(events, key=lambda event: -getattr(event, key))[:20]:
         spent = getattr(event, key)
