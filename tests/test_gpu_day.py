@@ -103,13 +103,13 @@ def test_a_failed_check_fails_the_stage_after_its_last_measurement(tmp_path, mon
 
 def test_the_report_is_tables():
     rows = [{"stage": "card", "table": "Machine", "card": "Card X", "torch": "2.11"},
-            {"stage": "step", "table": "Training step", "clips": 64, "clips_s": 123.456, "gib": 80.0, "problem": ""},
+            {"stage": "step", "table": "Training step", "clips": 64, "clips_s": 123.456, "compiled": False, "problem": ""},
             {"stage": "step", "table": "Training step", "clips": 128, "problem": "out | of\nmemory"},
             {"stage": "job", "table": "Jobs", "uuids": [], "passed": False}, {"table": "Stages", "stage": "step", "result": "ok"}]
     text = report.markdown(rows, "abc")
     assert text.startswith("## Card X, PyTorch 2.11\n") and "commit abc" in text
     assert text.index("### Stages") < text.index("### Machine") < text.index("### Training step")
-    assert "| clips | clips/s | GiB | problem |\n| --- | --- | --- | --- |\n| 64 | 123.5 | 80 | – |\n" in text
+    assert "| clips | clips/s | compiled | problem |\n| --- | --- | --- | --- |\n| 64 | 123.5 | no | – |\n" in text
     assert "| 128 | – | – | out \\| of memory |" in text and "| none | **no** |" in text
 
 

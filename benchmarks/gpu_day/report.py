@@ -25,7 +25,7 @@ def cell(value) -> str:
     if value is None or value == "":
         return "–"
     if isinstance(value, bool):
-        return "yes" if value else "**no**"
+        return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, (list, tuple)):
@@ -38,7 +38,8 @@ def table(rows: list[dict]) -> str:
     columns = list(dict.fromkeys(key for row in rows for key in row))
     columns = [column for column in columns if any(row.get(column) not in (None, "") for row in rows)]
     lines = [[HEADINGS.get(column, column.replace("_", " ")) for column in columns], ["---"] * len(columns)]
-    lines += [[cell(row.get(column)) for column in columns] for row in rows]
+    lines += [["**no**" if (column, row.get(column)) == ("passed", False) else cell(row.get(column)) for column in columns]
+              for row in rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
