@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test test-slow lint hooks lab clean
+.PHONY: install demo test test-slow lint hooks lab gpu-day-prepare gpu-day-rehearsal clean
 
 install: $(VENV)/installed
 
@@ -33,6 +33,15 @@ hooks: install
 
 lab: install
 	$(BIN)/jupyter lab
+
+# what a GPU machine lacks, into .gpu_day/, which travels there with the checkout (docs/gpu.md)
+gpu-day-prepare: install
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash benchmarks/gpu_day/prepare.sh
+
+# every stage of the GPU day at tiny sizes on a CPU
+gpu-day-rehearsal: install
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash benchmarks/gpu_day/prepare.sh --data-only
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash benchmarks/gpu_day/gpu_day.sh --cpu
 
 clean:
 	rm -rf $(VENV) outputs/*/demo outputs/demo outputs/toy

@@ -10,8 +10,8 @@ twice, with and without recomputation (model.checkpointing). All sides work on t
 gradients are compared. `clips` counts all that pass through the network: EgoClip's scene-aware negatives are half of them, so
 4 clips are train.batch_size=2.
 
-CPU: float32, 2 threads; CPU time is what to look at where other programs run. On a GPU (benchmarks/train_step_gpu.py) the same
-step is measured in mixed precision.
+CPU: float32, 2 threads; CPU time is what to look at where other programs run. On a GPU the GPU day's stage `step` measures the same
+step in mixed precision (benchmarks/gpu_day/).
 """
 import dataclasses
 import gc
@@ -65,11 +65,12 @@ def synthetic_batch(clips: int, model: ModelConfig) -> dict:
             "verbs": (torch.rand(clips, VERBS) < 0.01).float(), "nouns": (torch.rand(clips, NOUNS) < 0.01).float()}
 
 
-def base_model(config: ModelConfig) -> EgoVLP:
-    """Random weights, with open gates, and time attention that does something."""
+def base_model(config: ModelConfig, device: torch.device) -> EgoVLP:
+    """Random weights, with open gates, and time attention that does something. Drawn on the device, which for a GPU is quicker."""
     torch.manual_seed(0)
-    model = EgoVLP(config)
-    model.reset_parameters()
+    with device:
+        model = EgoVLP(config)
+        model.reset_parameters()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("gate"):
@@ -80,10 +81,10 @@ def base_model(config: ModelConfig) -> EgoVLP:
 
 
 class Trainer(train.Trainer):
-    """egokit's own, on a model and a task that need no files."""
+    """egokit's own, on a task that needs no files, and on the given model or a fresh one."""
 
-    def __init__(self, config: Config, device: torch.device):
-        with unittest.mock.patch.object(train, "initial_model", lambda config: base_model(config.model)):
+    def __init__(self, config: Config, device: torch.device, model: EgoVLP | None = None):
+        with unittest.mock.patch.object(train, "initial_model", lambda config: model or base_model(config.model, device)):
             super().__init__(config, Synthetic(config), None, "benchmark", device)
 
     def steps_on(self, *batches: dict) -> None:
@@ -118,7 +119,8 @@ class PlainSchedule(Plain):
         positives = losses.positives(batch["verbs"], batch["nouns"])
         masked = tokens | {"input_ids": batch["masked_ids"]}
         generator = torch.Generator().manual_seed(hash((self.config.seed, step)) % 2**63)
-        text, video, label = losses.draw_pairs(similarity_BB, positives, recipe.negative_temperature, generator)
+        drawn = losses.draw_pairs(similarity_BB, positives, recipe.negative_temperature, generator)
+        text, video, label = (x.to(frames.device) for x in drawn)
         pairs = self.itm_logits(frames[video], {key: value[text] for key, value in tokens.items()})
         return {"egonce": losses.egonce(similarity_BB, positives, recipe.temperature),
                 "mlm": F.cross_entropy(self.mlm_logits(frames, masked).flatten(0, 1), batch["labels"].flatten()),
@@ -132,8 +134,8 @@ class PlainSchedule(Plain):
             self.optimizer.zero_grad(set_to_none=True)
 
 
-def same_step(trainer: Trainer, plain: PlainSchedule, batch: dict) -> tuple[float, float, str]:
-    """Largest relative difference of the losses and of the parameters' gradients in norm, and whose that is; or SystemExit.
+def differences(trainer: Trainer, plain: PlainSchedule, batch: dict) -> tuple[float, float, str]:
+    """Largest relative difference of the losses and of the parameters' gradients in norm, and whose that is.
 
     Differences are float32's rounding: in float64 there are none (tests/test_train_step.py). It shows most where a gradient is
     what large terms leave when they cancel, as those of attention's keys and queries; hence a floor for such small norms.
@@ -147,12 +149,18 @@ def same_step(trainer: Trainer, plain: PlainSchedule, batch: dict) -> tuple[floa
     (terms, grads), (plain_terms, plain_grads) = sides
     norms = {name: grad.norm().item() for name, grad in plain_grads.items()}
     floor = SMALL * max(norms.values())
-    differences = {name: (grads[name] - plain_grads[name]).norm().item() / max(norm, floor) for name, norm in norms.items()}
-    of_losses, name = max(abs(terms[name] / plain_terms[name] - 1) for name in terms), max(differences, key=differences.get)
-    if not (of_losses < 1e-5 and max(differences.values()) < 1e-3):
-        raise SystemExit(f"the two sides don't compute the same step: losses {terms} and {plain_terms}, "
-                         f"gradients of {name} differ by {differences[name]:.1e}")
-    return of_losses, differences[name], name
+    of_gradients = {name: (grads[name] - plain_grads[name]).norm().item() / max(norm, floor) for name, norm in norms.items()}
+    name = max(of_gradients, key=of_gradients.get)
+    return max(abs(terms[term] / plain_terms[term] - 1) for term in terms), of_gradients[name], name
+
+
+def same_step(trainer: Trainer, plain: PlainSchedule, batch: dict) -> tuple[float, float, str]:
+    """The differences, or SystemExit where they are more than rounding."""
+    of_losses, of_gradients, name = differences(trainer, plain, batch)
+    if not (of_losses < 1e-5 and of_gradients < 1e-3):
+        raise SystemExit(f"the two sides don't compute the same step: losses differ by {of_losses:.1e}, "
+                         f"gradients of {name} by {of_gradients:.1e}")
+    return of_losses, of_gradients, name
 
 
 def clock(function) -> tuple[float, float]:

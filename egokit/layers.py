@@ -39,7 +39,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = F
     1.5 x as fast as its default, and GELU costs nothing more (benchmarks/model.py). It has no backward pass, and
     torch.compile has its own ways.
     """
-    onednn = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled and not torch.compiler.is_compiling()
+    # is_compiling first: the other two can't be traced, and would cut a compiled block's graph at each of its linear layers
+    onednn = not torch.compiler.is_compiling() and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
     if onednn and cpu_inference(x) and weight.dtype == torch.float32:
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], "none")
     out = F.linear(x, weight, bias)

@@ -17,7 +17,8 @@ from conftest import MODEL, ROOT, board_of, rarest
 
 import egokit
 from egokit import attach, checkpoints, job, launch, look
-from egokit.config import LaunchConfig
+from egokit.config import LaunchConfig, ModelConfig
+from egokit.model import EgoVLP, autocast
 from egokit.resolve import outputs_folder
 from egokit.runs import Run
 from egokit.typed import ConfigError
@@ -335,6 +336,22 @@ def test_submitting_leaves_the_callers_session_alone(resolve, run):
         assert parent and parent != str(os.getpid())
     finally:
         handle.cancel()
+
+
+def test_blocks_compile_to_one_graph_each():
+    """With fullgraph, what torch.compile can't trace is an error; without, it would cut a block there, silently."""
+    torch._dynamo.reset()
+    model = EgoVLP(ModelConfig(image_size=32, width=64, heads=2, depth=2, fused=1, vocabulary=99, positions=40, projection="linear8"))
+    for block in (*model.video.blocks, *model.text.layers):
+        block.compile(fullgraph=True, backend="eager")
+    tokens = {"input_ids": torch.randint(4, 99, (2, 6)), "attention_mask": torch.ones(2, 6, dtype=torch.long)}
+    with autocast(torch.device("cpu"), "bf16"):
+        frames = torch.randn(2, 4, 3, 32, 32)
+        trunk, words = model.fusion_trunk(frames), model.text_trunk(tokens)
+        matching = model.itm_from_states(*model.fuse(trunk, words, tokens["attention_mask"], 4, "itm"))
+        written = model.words_from_states(model.fuse(trunk, words, tokens["attention_mask"], 4, "mlm")[1])
+        sum(x.float().sum() for x in (model.embed_video(frames), model.embed_text(tokens), matching, written)).backward()
+    torch._dynamo.reset()
 
 
 @pytest.mark.slow

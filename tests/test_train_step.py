@@ -7,7 +7,6 @@ from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import train_step
-import train_step_gpu
 
 CPU = torch.device("cpu")
 TINY = {"image_size": 32, "width": 128, "heads": 2, "depth": 2, "fused": 1, "vocabulary": 99, "positions": 40, "projection": "mlp32"}
@@ -57,24 +56,3 @@ def test_a_step_is_profiled():
     for side in (trainer, plain):
         seconds = train_step.shares(lambda side=side: side.steps_on(batch))
         assert min(seconds.values()) > 0
-
-
-def test_the_gpus_benchmark_runs(monkeypatch, capsys):
-    """On a CPU, with a tiny model, and memory for fewer than 8 clips; the GPU's clock and counters are left out."""
-    monkeypatch.setattr(train_step_gpu, "DEVICE", CPU)
-    monkeypatch.setattr(train_step_gpu, "configured", lambda precision, **model: train_step.configured(precision, **TINY | model))
-    for name, value in {"VARIANTS": [("bf16", True, False)], "WARM": 1, "STEPS": 1, "LEAST": 2, "MOST": 16}.items():
-        monkeypatch.setattr(train_step_gpu, name, value)
-    loss = train_step.Synthetic.loss
-
-    def bounded(task, model, batch, step):
-        if len(batch["video"]) >= 8 and task.config.model.checkpointing:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
-        return loss(task, model, batch, step)
-
-    monkeypatch.setattr(train_step.Synthetic, "loss", bounded)
-    for name in ("synchronize", "reset_peak_memory_stats", "max_memory_allocated", "get_device_name"):
-        monkeypatch.setattr(torch.cuda, name, lambda: 0)
-    train_step_gpu.main(1.0)
-    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("bf16, True, False")]
-    assert [row.split()[3] for row in rows] == ["2", "4"]

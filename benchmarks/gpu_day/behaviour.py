@@ -1,0 +1,240 @@
+"""Stages that ask whether a GPU computes what it should: against the CPU, the plain equations, itself, and as a job.
+
+    python -m gpu_day.behaviour STAGE      STAGE: toy deterministic job nccl twin
+
+They measure no time that counts, so the runner starts several at once.
+"""
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import statistics
+import unittest.mock
+from pathlib import Path
+
+import torch
+import train_step
+from gpu_day.common import (
+    DATA,
+    DEVICE,
+    HALF,
+    REHEARSAL,
+    ROOT,
+    SCRATCH,
+    SHAPE,
+    check,
+    forget,
+    note,
+    run,
+    stage_name,
+    tf32,
+)
+from torch import Tensor
+
+from egokit import checkpoints, dist, tasks, train
+from egokit.config import Config, LaunchConfig, TrainConfig
+from egokit.loading import move
+from egokit.resolve import resolve
+from egokit.runs import Run
+
+# a checkpoint after each of four epochs, of one step in a rehearsal and of three on a GPU
+FEW_STEPS = ("site.toy=false launch.processes=1 train.log_steps=1 train.batch_size=8 train.epochs=4 "
+             f"train.evaluate_epochs=4 data.limit={8 if REHEARSAL else 24} init= ")
+STEPS, KILLED_AT = (4, 2) if REHEARSAL else (12, 6)
+if REHEARSAL:
+    FEW_STEPS += "model.width=32 model.heads=2 model.depth=2 model.fused=1 model.projection=linear16 "
+
+
+# training on real files
+
+def project() -> Path:
+    """Make a project folder for this stage around the data set of prepare.sh, and have egokit use it."""
+    folder = SCRATCH / stage_name()
+    shutil.copytree(ROOT / "params", folder / "params")
+    shutil.copytree(DATA, folder / "outputs/toy")
+    os.environ["EGOKIT_HOME"] = str(folder)
+    os.environ.pop("EGOKIT_OUTPUTS", None)
+    return folder
+
+
+class Dies(train.Trainer):
+    """A trainer whose process is killed as soon as a checkpoint in mid-run is on disk."""
+
+    def save(self) -> None:
+        super().save()
+        if self.step == KILLED_AT:
+            raise KeyboardInterrupt
+
+
+def trained(name: str, overrides: str, device: torch.device,
+            dies: bool = False) -> tuple[list[dict], dict[str, Tensor]]:
+    """Pre-train for a few steps on the tiny data set.
+
+    Args:
+        name: of the run.
+        dies: kill the run half-way and resume it.
+
+    Returns:
+        The log's steps and the final weights.
+    """
+    config = resolve("toy/pretrain", "toy", f"{FEW_STEPS} {overrides}")
+    folder = Run(SCRATCH / stage_name() / "outputs/gpu_day" / name)
+    for trainer in (Dies, train.Trainer) if dies else (train.Trainer,):
+        with contextlib.suppress(KeyboardInterrupt), unittest.mock.patch.object(train, "Trainer", trainer):
+            train.train(config, tasks.make(config), folder, "pretrain", device)
+    steps = [event for event in folder.read_log() if event["kind"] == "step"]
+    return steps, checkpoints.read(checkpoints.latest(folder.checkpoints))["state_dict"]
+
+
+def toy() -> None:
+    """Compare training on real files with the CPU's in float32, and a run with itself, again and resumed."""
+    project()
+    cpu = trained("cpu", "train.precision=fp32", torch.device("cpu"))[0]
+    for precision in ("bf16",) if REHEARSAL else ("fp32", "fp16", "bf16"):
+        steps = trained(precision, f"train.precision={precision}", DEVICE)[0]
+        first, last = (abs(steps[index]["loss"] / cpu[index]["loss"] - 1) for index in (0, -1))
+        check("Toy training against the CPU's float32", first < (1e-3 if precision == "fp32" else 0.02) and last < 0.1,
+              precision=precision, first_loss_differs_by=first, last_loss_differs_by=last, last_loss=steps[-1]["loss"],
+              skipped=steps[-1]["skipped"], scale=steps[-1]["scale"],
+              step_ms=1e3 * statistics.median(one["step_s"] for one in steps[2:]))
+    same_again("", expected=REHEARSAL)
+
+
+def deterministic() -> None:
+    """Compare a run with itself under train.deterministic.
+
+    It is a process of its own because cuBLAS reads the size of its workspace once.
+    """
+    project()
+    if "deterministic" in {field.name for field in dataclasses.fields(TrainConfig)}:
+        same_again("train.deterministic=true", expected=True)
+        return
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    same_again("", expected=REHEARSAL)
+
+
+def same_again(overrides: str, expected: bool) -> None:
+    """Compare a run with the same one again, and with one that was killed and resumed.
+
+    Args:
+        expected: whether the weights have to be the same to the bit.
+    """
+    options = f"train.precision={HALF} model.dropout=0.1 data.workers=2 {overrides}"
+    steps, weights = trained("once", options, DEVICE)
+    for what, dies in (("the same run again", False), (f"killed and resumed at step {KILLED_AT} of {STEPS}", True)):
+        others, other = trained("resumed" if dies else "again", options, DEVICE, dies)
+        differ = max((weights[key].float() - other[key].float()).abs().max().item() for key in weights)
+        losses = [one["loss"] for one in steps] == [one["loss"] for one in others]
+        check("A run against itself", len(others) == STEPS and (not expected or (differ == 0 and losses)),
+              deterministic=stage_name() == "deterministic", run=what, weights_differ_by=differ, same_losses=losses)
+
+
+# jobs
+
+def sees() -> dict:
+    """Look which GPUs this process sees. It runs in jobs, too, which know nothing of this folder."""
+    import os
+
+    import torch
+    return {"variable": os.environ.get("CUDA_VISIBLE_DEVICES", "unset"), "cuda": torch.cuda.is_available(),
+            "uuids": [str(torch.cuda.get_device_properties(index).uuid) for index in range(torch.cuda.device_count())]}
+
+
+def job() -> None:
+    """Check which GPUs local jobs see, and that a real training and a real evaluation compute on them."""
+    import egokit
+    from egokit.job import executor
+    folder = project()
+    caller = sees()
+    note("What a local job sees", job="the caller", **caller)
+    jobs = {gpus: executor(LaunchConfig(gpus=gpus), folder / f"sees-{gpus}", "sees").submit(sees) for gpus in (1, 0)}
+    for gpus, one in jobs.items():
+        there = one.result()
+        right = there["uuids"] == (caller["uuids"] if gpus else [])
+        right &= REHEARSAL or there["variable"] == (caller["variable"] if gpus else "")
+        check("What a local job sees", right, job=f"launch.gpus={gpus}", **there)
+
+    local = f"launch.gpus={0 if REHEARSAL else 1} launch.timeout_minutes=3 data.workers=1"
+    training = resolve("toy/pretrain", "toy", f"{FEW_STEPS} train.epochs=1 train.precision={HALF} {local}")
+    answers = Run(folder / "outputs/gpu_day/job")
+    section(egokit, training, answers, "train", "pretrain")
+    evaluation = resolve("toy/egomcq", "toy", f"site.toy=false launch.processes=1 init={answers.path} "
+                                              f"evaluate.precision={HALF} {local}")
+    section(egokit, evaluation, answers, "evaluate", "egomcq")
+
+
+def section(egokit, config: Config, folder: Run, action: str, name: str) -> None:
+    """Submit a job as a notebook does, wait for it, and read from metrics.json what it computed on."""
+    handle = egokit.submit(config, folder, action, name)
+    try:
+        metrics = handle.wait(progress=False)
+    finally:  # a job lives on when this process is stopped
+        if handle.alive():
+            handle.cancel()
+    # before metrics.json named devices, a training's log told by its GPU's memory
+    on_gpu = any("memory_gib" in event for event in folder.read_log())
+    devices = metrics.get("devices", ["a GPU" if on_gpu else "CPU"])
+    check("Real local jobs", all(one.startswith("CPU") == REHEARSAL for one in devices), job=f"{action} {name}",
+          devices=devices, seconds=metrics["seconds"], ensemble_inter=metrics.get("ensemble_inter"))
+
+
+# collectives
+
+def gradient(micro_batch: int) -> tuple[list[float], str]:
+    """Compute the gradient of 4 samples in bf16.
+
+    Returns:
+        The loss's terms followed by the gradient's norm, and the class that computed the loss.
+    """
+    config = train_step.configured("bf16", **SHAPE | {"checkpointing": True})
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, micro_batch=micro_batch, batch_size=4))
+    objective = train_step.Trainer(config, DEVICE).objective
+    torch.manual_seed(5)
+    batch = move(train_step.synthetic_batch(8, objective.model.config), DEVICE)
+    terms = objective.gradient(batch, 0, torch.amp.GradScaler(DEVICE.type, enabled=False))
+    grads = [parameter.grad for parameter in objective.model.parameters() if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm(grads).item()
+    return [*(term.item() for term in terms.values()), norm], type(objective.loss).__name__
+
+
+def nccl() -> None:
+    """Check that a group of one changes no gradient, by DDP and in micro-batches, while all collectives run."""
+    reference = None
+    for kind in ("alone", "DDP", "micro-batches"):
+        if kind == "DDP":  # as dist.joined does, which makes no group of one
+            torch.distributed.init_process_group("gloo" if REHEARSAL else "nccl", store=torch.distributed.HashStore(),
+                                                 rank=0, world_size=1, device_id=None if REHEARSAL else DEVICE)
+            dist._patient = torch.distributed.new_group(backend="gloo")
+        values, module = gradient(2 if kind == "micro-batches" else 0)
+        reference = reference or values
+        differ = max(abs(value / other - 1) for value, other in zip(values, reference, strict=True))
+        objects, stop = dist.gather_objects({"rank": 0}), dist.start_any(True)()
+        dist.barrier()
+        check("A group of one", differ < 0.02 and objects == [{"rank": 0}] and stop, kind=kind, module=module,
+              norm=values[-1], differs_by=differ)
+        forget()
+    torch.distributed.destroy_process_group()
+
+
+# the plain equations
+
+def twin() -> None:
+    """Compare the base model's step with the plain equations in float32; in TF32 only note the difference."""
+    for allowed in (False, True):
+        with tf32(allowed):
+            trainer = train_step.Trainer(train_step.configured(**SHAPE | {"checkpointing": False}), DEVICE)
+            plain = train_step.PlainSchedule(trainer.model, trainer.config)
+            batch = move(train_step.synthetic_batch(4, trainer.model.config), DEVICE)
+            of_losses, of_gradients, name = train_step.differences(trainer, plain, batch)
+        check("The step against the plain equations", allowed or (of_losses < 1e-5 and of_gradients < 1e-3),
+              products="TF32" if allowed else "float32", losses_differ_by=of_losses, gradients_differ_by=of_gradients,
+              most_in=name)
+        del trainer, plain, batch
+        forget()
+
+
+if __name__ == "__main__":
+    run(toy, deterministic, job, nccl, twin)

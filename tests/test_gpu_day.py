@@ -1,0 +1,179 @@
+"""The GPU day's runner and report, and what its stages decide by themselves. `make gpu-day-rehearsal` runs the stages."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT
+
+os.environ["GPU_DAY_REHEARSAL"] = "1"  # gpu_day.common reads it once
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import train_step
+from gpu_day import common, report, runner, speed
+
+
+def stage(name: str, code: str, seconds: float = 20, **options) -> runner.Stage:
+    return runner.Stage(name, (sys.executable, "-c", code), seconds, **options)
+
+
+def alive(process: int) -> bool:
+    """Whether a process runs: one that has ended may wait for its parent, a zombie."""
+    try:
+        with open(f"/proc/{process}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_stage_that_fails_or_is_late_stops_no_other_and_is_told(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(runner, "GRACE", 0.5)
+    stubborn = ("import signal, subprocess, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+                "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); "
+                f"open({str(tmp_path / 'child')!r}, 'w').write(str(child.pid)); time.sleep(60)")
+    stages = [stage("fails", "import sys; print('a number'); sys.exit('a reason')"), stage("late", stubborn, 3),
+              stage("tests", "print('2 failed'); raise SystemExit(1)", alone=False, output="tests.txt"),
+              stage("ends", "print('the last')", alone=False), stage("none", "print('never')", 20)]
+    one = runner.Runner(tmp_path, limit=60)
+    one.left = lambda left=one.left: left() if len(one.results) < 4 else 1.0
+    assert one.run(stages) == 1
+    said = capfd.readouterr().out
+    assert "a number" in said and "the last" in said and "never" not in said
+    ended = {result.name: (result.result, result.why) for result in one.results}
+    assert ended == {"fails": ("failed", "exit code 1: a reason"), "late": ("stopped", "stopped after 3 s: "),
+                     "tests": ("failed", "exit code 1: 2 failed"), "ends": ("ok", ""), "none": ("left out", "no time left")}
+    assert "4 of 5 stages did not end well: " in said
+    assert not alive(int((tmp_path / "child").read_text()))
+    assert "a reason" in (tmp_path / "errors.txt").read_text() and "**" not in (tmp_path / "gpu.md").read_text()
+    assert "| fails | failed | 0 | exit code 1: a reason |" in (tmp_path / "gpu.md").read_text()
+    assert {path.name for path in tmp_path.iterdir()} - {"child"} < set(runner.KEPT) and len(runner.KEPT) <= 8
+
+
+def test_all_is_well_where_all_stages_are(tmp_path, capfd):
+    assert runner.Runner(tmp_path).run([stage("one", "pass"), stage("two", "pass", alone=False)]) == 0
+    assert "all stages ended well" in capfd.readouterr().out
+
+
+def test_interrupted_it_stops_its_stages_and_reports(tmp_path):
+    code = ("import signal, sys; from pathlib import Path; from gpu_day import runner; "
+            "signal.signal(signal.SIGTERM, signal.default_int_handler); "
+            "sleep = f\"import os, time; open({sys.argv[1]!r} + '/started', 'w').write(str(os.getpid())); time.sleep(60)\"; "
+            "runner.Runner(Path(sys.argv[1])).run([runner.Stage(name, (sys.executable, '-c', sleep), 60) for name in ('one', 'two')])")
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=os.environ | {"PYTHONPATH": str(ROOT / "benchmarks")},
+                               stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    started = tmp_path / "started"
+    while not (started.exists() and started.read_text()):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert "left out two" in " ".join(process.communicate(timeout=20)[0].split())
+    assert process.returncode and not alive(int(started.read_text())) and (tmp_path / "gpu.md").exists()
+
+
+def test_the_day_is_the_same_stages_everywhere(tmp_path):
+    """In a rehearsal nothing is installed; every module and test that is named exists."""
+    gpu, cpu = ([one.name for one in runner.stages(cpu, tmp_path)] for cpu in (False, True))
+    assert gpu == ["wheels", *cpu] and len(set(gpu)) == len(gpu)
+    for one in runner.stages(False, tmp_path):
+        for word in one.command:
+            assert not word.startswith("tests/") or (ROOT / word).exists(), word
+            assert not word.startswith("gpu_day.") or (ROOT / "benchmarks" / word.replace(".", "/")).with_suffix(".py").exists()
+
+
+def test_a_failed_check_fails_the_stage_after_its_last_measurement(tmp_path, monkeypatch):
+    def counts() -> None:
+        common.check("Sums", False, one_and_one=3)
+        common.check("Sums", True, two_and_two=4)
+    monkeypatch.setattr(common, "OUT", tmp_path)
+    monkeypatch.setattr(common, "failures", [])
+    monkeypatch.setattr(sys, "argv", ["behaviour.py", "counts"])
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            common.run(counts)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert str(ended.value) == "1 check failed, first Sums: {'one_and_one': 3}"
+    rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert [row["passed"] for row in rows] == [False, True] and rows[0]["stage"] == "counts"
+    assert common.measured("Sums", "two_and_two", passed=True) == 4 and common.measured("Sums", "two_and_two", passed=False) is None
+
+
+def test_the_report_is_tables():
+    rows = [{"stage": "card", "table": "Machine", "card": "Card X", "torch": "2.11"},
+            {"stage": "step", "table": "Training step", "clips": 64, "clips_s": 123.456, "compiled": False, "problem": ""},
+            {"stage": "step", "table": "Training step", "clips": 128, "problem": "out | of\nmemory"},
+            {"stage": "job", "table": "Jobs", "uuids": [], "passed": False}, {"table": "Stages", "stage": "step", "result": "ok"}]
+    text = report.markdown(rows, "abc")
+    assert text.startswith("## Card X, PyTorch 2.11\n") and "commit abc" in text
+    assert text.index("### Stages") < text.index("### Machine") < text.index("### Training step")
+    assert "| clips | clips/s | compiled | problem |\n| --- | --- | --- | --- |\n| 64 | 123.5 | no | – |\n" in text
+    assert "| 128 | – | – | out \\| of memory |" in text and "| none | **no** |" in text
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """(a tiny model, a function that gives the rows that were noted)."""
+    monkeypatch.setattr(common, "OUT", tmp_path)
+    monkeypatch.setattr(common, "failures", [])
+    (tmp_path / "results.jsonl").touch()
+    model = speed.trainer(speed.Variant("bf16", True, 4)).model
+    return model, lambda: [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+
+
+def test_a_batch_that_does_not_fit_is_no_failure_and_another_error_is(tiny, monkeypatch):
+    model, rows = tiny
+    loss = train_step.Synthetic.loss
+
+    def bounded(task, model, batch, step):
+        if len(batch["video"]) >= 8:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        if task.config.train.micro_batch:
+            raise RuntimeError("CUDA error: invalid configuration argument\nand more")
+        return loss(task, model, batch, step)
+
+    monkeypatch.setattr(train_step.Synthetic, "loss", bounded)
+    peaks = [speed.measure(speed.Variant("bf16", False, clips, micro), 1.0, model) for clips, micro in ((4, 0), (8, 0), (4, 1))]
+    assert peaks == [0.0, None, None]
+    fitted, too_many, broken = rows()
+    assert fitted["clips_s"] > 0 and too_many["problem"] == "out of memory" and "passed" not in too_many
+    assert broken["problem"] == "CUDA error: invalid configuration argument" and len(common.failures) == 1
+    assert not model.config.checkpointing and all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_the_largest_batch_is_found():
+    measured = {48: 10 + 48 * 1.2, 64: 10 + 64 * 1.2}
+    assert speed.largest_batch(measured, 80.0) == 56 and speed.largest_batch({64: 13.3, 128: 21.6}, 77.0) == 552
+    tried = []
+
+    def fits(most: int):
+        tried.clear()
+        return lambda clips: tried.append(clips) or clips <= most
+    assert speed.find_largest(552, fits(1000)) == 552 and tried == [552]
+    assert speed.find_largest(552, fits(470)) == 456 and tried == [552, 504, 456]
+    assert speed.find_largest(552, fits(1)) == 0 and len(tried) == 3
+
+
+def test_attention_by_sums_is_attention():
+    query, key, value = (torch.randn(6, 2, n, 8, dtype=torch.float64, requires_grad=True) for n in (4, 5, 5))
+    grad = torch.randn_like(query)
+    sides = []
+    for way in (speed.by_sums, torch.nn.functional.scaled_dot_product_attention):
+        out = way(query, key, value)
+        sides.append([out, *torch.autograd.grad(out, (query, key, value), grad)])
+    for one, other in zip(*sides, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)  # the sums are float32
+
+
+def test_video_blocks_attend_by_sums_where_that_is_asked(tiny):
+    from egokit import layers, vision
+    before = vision.attend
+    query, key = torch.randn(2, 2, 4, 8), torch.randn(2, 2, 5, 8)
+    with speed.attending("by sums"):
+        assert vision.attend is not before
+        torch.testing.assert_close(vision.attend(query, key, key), layers.attend(query, key, key), rtol=1e-5, atol=1e-6)
+        long = torch.randn(2, 2, 40, 8)
+        torch.testing.assert_close(vision.attend(query, long, long), layers.attend(query, long, long))
+    assert vision.attend is before
