@@ -29,13 +29,13 @@ from gpu_day.common import (
     note,
     run,
     stage_name,
-    tf32,
 )
 from torch import Tensor
 
 from egokit import checkpoints, dist, tasks, train
-from egokit.config import Config, LaunchConfig, TrainConfig
+from egokit.config import Config, LaunchConfig
 from egokit.loading import move
+from egokit.precision import float32_products
 from egokit.resolve import resolve
 from egokit.runs import Run
 
@@ -108,12 +108,7 @@ def deterministic() -> None:
     It is a process of its own because cuBLAS reads the size of its workspace once.
     """
     project()
-    if "deterministic" in {field.name for field in dataclasses.fields(TrainConfig)}:
-        same_again("train.deterministic=true", expected=True)
-        return
-    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    same_again("", expected=REHEARSAL)
+    same_again("train.deterministic=true", expected=True)
 
 
 def same_again(overrides: str, expected: bool) -> None:
@@ -154,7 +149,7 @@ def job() -> None:
     for gpus, one in jobs.items():
         there = one.result()
         right = there["uuids"] == (caller["uuids"] if gpus else [])
-        right &= REHEARSAL or there["variable"] == (caller["variable"] if gpus else "")
+        right &= there["variable"] == (caller["variable"] if gpus else "")
         check("What a local job sees", right, job=f"launch.gpus={gpus}", **there)
 
     local = f"launch.gpus={0 if REHEARSAL else 1} launch.timeout_minutes=3 data.workers=1"
@@ -174,9 +169,7 @@ def section(egokit, config: Config, folder: Run, action: str, name: str) -> None
     finally:  # a job lives on when this process is stopped
         if handle.alive():
             handle.cancel()
-    # before metrics.json named devices, a training's log told by its GPU's memory
-    on_gpu = any("memory_gib" in event for event in folder.read_log())
-    devices = metrics.get("devices", ["a GPU" if on_gpu else "CPU"])
+    devices = metrics["devices"]
     check("Real local jobs", all(one.startswith("CPU") == REHEARSAL for one in devices), job=f"{action} {name}",
           devices=devices, seconds=metrics["seconds"], ensemble_inter=metrics.get("ensemble_inter"))
 
@@ -224,7 +217,7 @@ def nccl() -> None:
 def twin() -> None:
     """Compare the base model's step with the plain equations in float32; in TF32 only note the difference."""
     for allowed in (False, True):
-        with tf32(allowed):
+        with float32_products(DEVICE, tf32=allowed):
             trainer = train_step.Trainer(train_step.configured(**SHAPE | {"checkpointing": False}), DEVICE)
             plain = train_step.PlainSchedule(trainer.model, trainer.config)
             batch = move(train_step.synthetic_batch(4, trainer.model.config), DEVICE)

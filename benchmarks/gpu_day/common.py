@@ -5,7 +5,6 @@ that a stage which is stopped half-way leaves what it has measured.
 """
 from __future__ import annotations
 
-import contextlib
 import gc
 import json
 import os
@@ -114,19 +113,3 @@ def forget() -> None:
     if DEVICE.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-
-
-@contextlib.contextmanager
-def tf32(allowed: bool):
-    """Let float32 products and convolutions be rounded to TensorFloat-32, or none.
-
-    PyTorch by itself rounds convolutions, but not products.
-    """
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("high" if allowed else "highest")
-    torch.backends.cudnn.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]

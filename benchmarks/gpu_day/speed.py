@@ -33,7 +33,6 @@ from gpu_day.common import (
     peak_gib,
     reason,
     run,
-    tf32,
     wait,
 )
 from torch import Tensor, nn
@@ -43,6 +42,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from egokit import layers, vision
 from egokit.config import CHOICES, ModelConfig
 from egokit.model import EgoVLP, autocast
+from egokit.precision import float32_products
 from egokit.transforms import normalise
 
 BACKENDS = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION,
@@ -62,7 +62,7 @@ def card() -> None:
          cudnn=torch.backends.cudnn.version(), python=platform.python_version(), cores=os.cpu_count())
     size, float32 = 256 if REHEARSAL else 8192, torch.float32
     for precision, dtype in {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": float32, "tf32": float32}.items():
-        with tf32(precision == "tf32"):
+        with float32_products(DEVICE, tf32=precision == "tf32"):
             a, b = (torch.randn(size, size, device=DEVICE, dtype=dtype) for _ in range(2))
             note(PRODUCTS, precision=precision, size=size, tflop_s=2 * size**3 / clock(lambda a=a, b=b: a @ b) / 1e9)
     source = torch.randn(2**20 if REHEARSAL else 2**30, device=DEVICE)
@@ -395,17 +395,6 @@ def many_groups(heads: int, dtype: torch.dtype, backends: list[str]) -> None:
 
 # encoding
 
-@contextlib.contextmanager
-def precision_of(name: str) -> Iterator[None]:
-    """Compute as evaluate.precision of that name does; "fp32, exact" also has no convolution in TF32."""
-    if name == "fp32, exact" or (name == "tf32" and "tf32" not in CHOICES["evaluate.precision"]):
-        with tf32(name == "tf32"):
-            yield
-    else:
-        with autocast(DEVICE, name):
-            yield
-
-
 def encode() -> None:
     """Measure EK-100's and EgoMCQ's evaluation by precision: its speed, and how far scores are from exact float32's."""
     frames, clips = (4, 2) if REHEARSAL else (16, 32)
@@ -426,9 +415,9 @@ def encode() -> None:
         return video, model.itm_from_states(*states).float()
 
     exact = None
-    for name in ("fp32, exact", "fp32", "tf32", "bf16", "fp16"):
+    for name in CHOICES["evaluate.precision"]:
         forget()
-        with torch.no_grad(), precision_of(name):
+        with torch.no_grad(), autocast(DEVICE, name):
             video, logits = egomcq()
             exact = exact or (video, logits)
             times = [clock(function, 3, 1) for function in (ek100, egomcq)]
