@@ -27,6 +27,7 @@ test-slow: install
 
 # the oldest versions that pyproject.toml promises, in a virtual environment of their own; too long for .ci/run
 test-lowest: $(LOWEST)/installed
+	$(LOWEST)/bin/ruff check .
 	$(LOWEST)/bin/python -m pytest -m "not slow"
 
 $(LOWEST)/installed: pyproject.toml tests/floors.py
