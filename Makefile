@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LOWEST := .venv-lowest
 
-.PHONY: install demo test test-slow lint hooks lab gpu-day-prepare gpu-day-rehearsal clean
+.PHONY: install demo test test-slow test-lowest lint hooks lab gpu-day-prepare gpu-day-rehearsal clean
 
 install: $(VENV)/installed
 
@@ -23,6 +24,17 @@ test: install
 # what .ci/run adds: training in several processes, kill -9, notebooks, full-size tables and checkpoints
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+# the oldest versions that pyproject.toml promises, in a virtual environment of their own; too long for .ci/run
+test-lowest: $(LOWEST)/installed
+	$(LOWEST)/bin/ruff check .
+	$(LOWEST)/bin/python -m pytest -m "not slow"
+
+$(LOWEST)/installed: pyproject.toml tests/floors.py
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python tests/floors.py > $(LOWEST)/floors.txt
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(LOWEST)/floors.txt -e '.[dev]'
+	touch $@
 
 lint: install
 	$(BIN)/ruff check .  # notebooks' cells, too
@@ -44,4 +56,4 @@ gpu-day-rehearsal: install
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash benchmarks/gpu_day/gpu_day.sh --cpu
 
 clean:
-	rm -rf $(VENV) outputs/*/demo outputs/demo outputs/toy
+	rm -rf $(VENV) $(LOWEST) outputs/*/demo outputs/demo outputs/toy

@@ -19,6 +19,10 @@ def fresh_std(width: int) -> float:
     """Start of a linear layer: ViT's 0.02 at width 768, and the same gain in narrower models.
 
     A constant 0.02 leaves a narrow model nearly blind: every clip has the same embedding, every gate lets nothing through.
+
+    The weights are drawn by `normal_`. ViT's `trunc_normal_` cuts nothing here, as its bounds, ±2, are more than six
+    standard deviations away; and in torch 2.11 it turns one weight in 2**24 into -2 (pytorch#155588), and one seed into
+    another start than in later versions.
     """
     return 0.02 * (768 / width) ** 0.5
 

@@ -91,7 +91,7 @@ class EgoVLP(nn.Module):
                      self.text_pooler, self.video_pooler, self.itm_head, self.word_head):
             for module in head.modules():
                 if isinstance(module, Linear):
-                    nn.init.trunc_normal_(module.weight, std=fresh_std(module.in_features))
+                    nn.init.normal_(module.weight, std=fresh_std(module.in_features))
                     if module.bias is not None:
                         nn.init.zeros_(module.bias)
         self.text.reset_parameters()

@@ -217,12 +217,16 @@ class PyAVReader:
             number = self._number(frame.pts) if frame.pts is not None else -1
             # what refers to a corrupt frame is corrupt, too, and doesn't say so; decoders give frames in the order they are shown
             if frame.is_corrupt or number <= self.shown:
-                raise VideoError(f"{self.path}: damaged {'' if frame.is_corrupt else 'times '}at {frame.time or 0:.2f} s; "
+                raise VideoError(f"{self.path}: damaged {'' if frame.is_corrupt else 'times '}at {self._seconds(frame):.2f} s; "
                                  "make it again from its source with 'egokit prep', or replace it")
             self.shown = number
             if unseen and number == unseen[0]:
                 unseen.popleft()
                 yield number, frame
+
+    def _seconds(self, frame) -> float:
+        """The time of a frame, 0 if unknown; PyAV 17.0's frame.time divides by zero after the last packet."""
+        return float((frame.pts or 0) * self.stream.time_base)
 
     def _where(self, unseen) -> str:
         index = unseen[0] if unseen else self.length - 1
@@ -232,7 +236,7 @@ class PyAVReader:
         height, width, _ = out_HWC.shape
         if (frame.height, frame.width) != (height, width):
             raise VideoError(f"{self.path}: its picture changes from {width} x {height} to {frame.width} x {frame.height} at "
-                             f"{frame.time or 0:.2f} s; prepare it with 'egokit prep'")
+                             f"{self._seconds(frame):.2f} s; prepare it with 'egokit prep'")
         # one thread: libswscale otherwise starts its threads anew for every frame (benchmarks/reader.py)
         plane = self.to_rgb.reformat(frame, format="rgb24", threads=1).planes[0]
         out_HWC[:] = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[:height, :3 * width].reshape(height, width, 3)

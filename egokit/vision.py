@@ -128,11 +128,11 @@ class VideoEncoder(nn.Module):
         """
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Conv2d)):
-                nn.init.trunc_normal_(module.weight, std=0.02 if isinstance(module, nn.Conv2d) else fresh_std(module.in_features))
+                nn.init.normal_(module.weight, std=0.02 if isinstance(module, nn.Conv2d) else fresh_std(module.in_features))
                 nn.init.zeros_(module.bias)
-        nn.init.trunc_normal_(self.cls_token, std=0.02)
-        nn.init.trunc_normal_(self.position_embed, std=0.3)
-        nn.init.trunc_normal_(self.temporal_embed, std=0.3)
+        nn.init.normal_(self.cls_token, std=0.02)
+        nn.init.normal_(self.position_embed, std=0.3)
+        nn.init.normal_(self.temporal_embed, std=0.3)
         with torch.no_grad():
             self.position_embed[:, 0].zero_()
         self.reset_time()

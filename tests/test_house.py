@@ -107,6 +107,7 @@ def test_one_list_of_dependencies():
     pins = {name.lower().replace("_", "-"): version for name, version in pins.items()}
     for text in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
         wanted = Requirement(text)
+        assert [part.operator for part in wanted.specifier] == [">="], f"{text}: make test-lowest takes the oldest version from here"
         assert wanted.name in pins, f"{wanted.name} is not pinned in requirements.lock"
         assert wanted.specifier.contains(pins[wanted.name]), (text, pins[wanted.name])
     assert (pins["torch"], pins["torchvision"]) == ("2.15.0", "0.29.2"), "torch and torchvision go as a pair"

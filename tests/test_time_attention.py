@@ -114,12 +114,16 @@ def test_zero_output_learns():
 
 @pytest.mark.parametrize("time_init", STARTS)
 def test_order_reaches_a_clips_embedding_through_the_temporal_embedding_alone(time_init):
-    """However trained: attention itself, over time and over space, doesn't know which frame came first."""
+    """However trained: attention itself, over time and over space, doesn't know which frame came first.
+
+    Forwards and backwards, embeddings become nearly opposite: their difference is 1.7 to 2 times the largest entry, for 16
+    seeds in each of two versions of PyTorch. Of a fresh model it is 0.06 to 0.18.
+    """
     model, frames = fresh(time_init), clips()
-    train(model, steps=20)
+    train(model)
     with torch.no_grad():
         seen = model.video(frames)
-        assert (seen[:CLIPS] - seen[CLIPS:]).abs().max() > 0.1 * seen.abs().max()
+        assert (seen[:CLIPS] - seen[CLIPS:]).abs().max() > seen.abs().max()
         model.video.temporal_embed.zero_()
         seen = model.video(frames)
     assert (seen[:CLIPS] - seen[CLIPS:]).abs().max() < 1e-4 * seen.abs().max()

@@ -34,14 +34,17 @@ def _sought(path: Path, start: float) -> tuple[list[str], list[str]]:
     with av.open(str(path), metadata_errors="replace") as container:
         stream, indexed = container.streams.video[0], INDEXED & set(container.format.name.split(","))
         discontinuous = container.format.flags & Flags.ts_discont.value
-        if not discontinuous and stream.start_time is not None and container.start_time is not None:  # else ffmpeg's 0 is the picture's
-            start += max(0.0, float(stream.start_time * stream.time_base) - container.start_time / av.time_base)
-    start = max(0.0, start - 0.001)  # times are written in thousandths: a frame must not lie before its own
+        timed = not discontinuous and stream.start_time is not None  # else ffmpeg's 0 is the first picture
+        if timed:
+            start += float(stream.start_time * stream.time_base)
+    # times as the file has them: where one begins whose sound comes first, PyAV's FFmpeg and ffmpeg's may disagree
+    own = ["-seek_timestamp", "1"] if timed else []
+    start -= 0.001  # times are written in thousandths: a frame must not lie before its own
     if indexed:
-        return ["-ss", f"{start:.3f}"], []
+        return [*own, "-ss", f"{start:.3f}"], []
     early = max(0.0, start - BEFORE)
     regular = ["-fps_mode", "cfr"] if discontinuous else []  # MPEG's streams have one rate, and not always a time for each frame
-    return (["-ss", f"{early:.3f}"] if early else []), ["-ss", f"{start - early:.3f}", *regular]
+    return [*own, *(["-ss", f"{early:.3f}"] if early else [])], ["-ss", f"{max(0.0, start - early):.3f}", *regular]
 
 
 def cut(hit: Hit, target: Path, height: int = 0, quality: int = 20) -> None:
