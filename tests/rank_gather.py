@@ -29,4 +29,13 @@ with dist.joined(rank, world, folder / "meeting", local=True):
     expected = torch.zeros_like(everything).index_add_(0, index, weight)
     result |= {"rows": torch.equal(rows, everything[index][mine]), "rows_gradient": torch.allclose(x.grad, expected[mine]),
                "objects": dist.gather_objects(rank)}
+
+    means = []
+    for bucket_bytes in (0, 60, 10**6):  # one by one, as on CPUs; in buckets, as on GPUs
+        layer = torch.nn.Linear(3, 4).requires_grad_(True)
+        for parameter in layer.parameters():
+            parameter.grad = torch.full_like(parameter, float(rank))
+        dist.average_gradients(layer, bucket_bytes)
+        means += [parameter.grad.unique().tolist() for parameter in layer.parameters()]
+    result["means"] = means == [[(world - 1) / 2]] * 6
 print(json.dumps(result))

@@ -28,7 +28,8 @@ def ranks(script, world, folder, *arguments):
 @pytest.mark.parametrize("world", [2, 3])
 def test_gathering_and_moving_rows(tmp_path, world):
     for result in ranks("rank_gather.py", world, tmp_path):
-        assert result == {"gather": True, "gradient": True, "rows": True, "rows_gradient": True, "objects": list(range(world))}
+        assert result == {"gather": True, "gradient": True, "rows": True, "rows_gradient": True, "objects": list(range(world)),
+                          "means": True}
 
 
 def gradients(folder, project, world, recipe, micro_batches, *overrides):
@@ -93,6 +94,6 @@ def test_a_rank_that_fails_aborts_its_nccl_group(tmp_path, monkeypatch, fails):
 
 def test_gradients_are_sent_in_buckets():
     from egokit import dist
-    grads = [torch.zeros(size, dtype=torch.float64 if index == 4 else torch.float32) for index, size in enumerate((3, 2**24, 5, 1, 7, 2))]
-    assert [[len(grad) for grad in bucket] for bucket in dist.buckets(grads)] == [[3, 2**24], [5, 1], [7], [2]]
-    assert [*dist.buckets([])] == []
+    grads = [torch.zeros(size, dtype=torch.float64 if index == 4 else torch.float32) for index, size in enumerate((3, 99, 5, 20, 7, 2))]
+    assert [[len(grad) for grad in bucket] for bucket in dist.buckets(grads, 100)] == [[3], [99], [5, 20], [7], [2]]
+    assert [len(bucket) for bucket in dist.buckets(grads, 0)] == [1] * 6 and [*dist.buckets([], 9)] == []
