@@ -106,7 +106,7 @@ def test_micro_batches_cost_one_more_forward_pass_and_need_less_memory(plain):
     cached = counted(micro_batch=2)
     ratio = total(cached).flops / total(plain).flops
     assert 1.3 < ratio < 1.36, ratio  # 4/3, as a backward pass is two forward passes
-    assert total(cached).peak_bytes < 0.7 * total(plain).peak_bytes
+    assert total(cached).peak_bytes < 0.8 * total(plain).peak_bytes
     assert total(cached).kernels > 2 * total(plain).kernels
     assert sum(cached.costs[stage].kernels for stage in STAGES) > 0.95 * total(cached).kernels
 
