@@ -33,6 +33,7 @@ from egokit.config import Config, ModelConfig, OptimConfig, TrainConfig
 from egokit.loading import Samples
 from egokit.model import EgoVLP, similarity
 from egokit.names import rename
+from egokit.tasks.base import Task
 from egokit.tasks.egoclip import NOUNS, VERBS, EgoClip
 from egokit.transforms import normalise
 
@@ -41,17 +42,22 @@ SIDES = ("plain", "recomputed", "kept")
 SMALL = 1e-3  # of the largest gradient's norm
 
 
-class Synthetic(EgoClip):
-    """EgoClip's loss without its files."""
+def without_files(task: type[Task]) -> type[Task]:
+    """A task's loss without its files."""
+    class Synthetic(task):
+        def __init__(self, config: Config):
+            self.config = config
 
-    def __init__(self, config: Config):
-        self.config = config
+        def dataset(self, split: str):
+            return Samples(ENDLESS, seed=0, train=True)
 
-    def dataset(self, split: str):
-        return Samples(ENDLESS, seed=0, train=True)
+        def validation(self):
+            return self
 
-    def validation(self):
-        return self
+    return Synthetic
+
+
+Synthetic = without_files(EgoClip)
 
 
 def synthetic_batch(clips: int, model: ModelConfig) -> dict:
@@ -83,9 +89,9 @@ def base_model(config: ModelConfig, device: torch.device) -> EgoVLP:
 class Trainer(train.Trainer):
     """egokit's own, on a task that needs no files, and on the given model or a fresh one."""
 
-    def __init__(self, config: Config, device: torch.device, model: EgoVLP | None = None):
+    def __init__(self, config: Config, device: torch.device, model: EgoVLP | None = None, task: type[Task] = Synthetic):
         with unittest.mock.patch.object(train, "initial_model", lambda config: model or base_model(config.model, device)):
-            super().__init__(config, Synthetic(config), None, "benchmark", device)
+            super().__init__(config, task(config), None, "benchmark", device)
 
     def steps_on(self, *batches: dict) -> None:
         self.epoch(0, [dict(batch) for batch in batches])
