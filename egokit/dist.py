@@ -144,7 +144,7 @@ def gather_rows(x: Tensor, index_B: Tensor, counts: list[int]) -> Tensor:
     all ranks). Returns (b, …): the rows for this rank's positions. Gradients flow back to the rows' owners.
     """
     if not is_on():
-        return x[index_B.to(x.device)]
+        return x[index_B.to(x.device, non_blocking=True)]
     starts = torch.tensor([0, *counts]).cumsum(0)
     wants = [part.cpu() for part in index_B.split(counts)]                   # each rank's wanted global rows
     mine = starts[rank()], starts[rank() + 1]

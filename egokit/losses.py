@@ -33,6 +33,13 @@ def infonce(similarity_BB: Tensor, temperature: float = 0.05) -> Tensor:
     return egonce(similarity_BB, torch.eye(len(similarity_BB), dtype=torch.bool, device=similarity_BB.device), temperature)
 
 
+def off_diagonal_mean(*pairs_BB: Tensor) -> Tensor:
+    """The mean over what is off the diagonal of several matrices. By a sum, as a GPU would be waited for to select it."""
+    B = len(pairs_BB[0])
+    own = torch.eye(B, dtype=torch.bool, device=pairs_BB[0].device)
+    return torch.stack([x.masked_fill(own, 0.0).sum() for x in pairs_BB]).sum() / (len(pairs_BB) * B * (B - 1))
+
+
 def max_margin(similarity_BB: Tensor, relevancy_B: Tensor | None = None, margin: float = 0.2) -> Tensor:
     """Adaptive max-margin ranking: mean of relu(margin * relevancy_i - (s_ii - s_ij)) over off-diagonal pairs, both ways.
 
@@ -41,8 +48,7 @@ def max_margin(similarity_BB: Tensor, relevancy_B: Tensor | None = None, margin:
     s = similarity_BB.float()
     own = s.diagonal()[:, None]
     margins = margin * (torch.ones_like(own) if relevancy_B is None else relevancy_B.float()[:, None])
-    off = ~torch.eye(len(s), dtype=torch.bool, device=s.device)
-    return torch.cat([F.relu(margins - (own - s))[off], F.relu(margins - (own - s.T))[off]]).mean()
+    return off_diagonal_mean(F.relu(margins - (own - s)), F.relu(margins - (own - s.T)))
 
 
 def symmetric_multi_similarity(similarity_BB: Tensor, relevancy_BB: Tensor, margin: float = 0.6, slack: float = 0.1,
@@ -59,8 +65,7 @@ def symmetric_multi_similarity(similarity_BB: Tensor, relevancy_BB: Tensor, marg
         return torch.where(d.abs() <= step, F.relu(m.abs() - slack), F.relu(m * d.sign()))
 
     s, c = similarity_BB.float(), relevancy_BB.float()
-    off = ~torch.eye(len(s), dtype=torch.bool, device=s.device)
-    return torch.cat([one_way(s, c)[off], one_way(s.T, c.T)[off]]).mean()
+    return off_diagonal_mean(one_way(s, c), one_way(s.T, c.T))
 
 
 def mask_words(input_ids_BL: Tensor, uniforms_BL3: Tensor, special_ids: list[int], mask_id: int, vocabulary: int,

@@ -111,7 +111,7 @@ class EgoClip(Task):
         terms["mlm"] = words / on_average.clamp_min(1 / world)
 
         text_index, video_index, label = self.pairs(similarity_BB, positives, step)
-        texts, own = self.chosen_texts(tokens, text_index, counts), label.split(counts)[dist.rank()].to(device)
+        texts, own = self.chosen_texts(tokens, text_index, counts), label.split(counts)[dist.rank()].to(device, non_blocking=True)
         matched = self.in_parts(matching, dist.gather_rows(trunk, video_index, counts), *texts, own).sum()
         terms["itm"] = train.itm_weight * matched * world / sum(counts)
         return terms
@@ -125,7 +125,7 @@ class EgoClip(Task):
     def chosen_texts(self, tokens: dict, text_index_B: Tensor, counts: list[int]) -> tuple[Tensor, Tensor]:
         """Token rows for this rank's pairs. Texts are small: all are gathered, at one length, and stay at it if `fixed_length`."""
         pad = self.config.data.tokens - tokens["input_ids"].shape[1]
-        mine = text_index_B.split(counts)[dist.rank()].to(tokens["input_ids"].device)
+        mine = text_index_B.split(counts)[dist.rank()].to(tokens["input_ids"].device, non_blocking=True)
         ids = dist.gather(F.pad(tokens["input_ids"], (0, pad), value=1), counts)[mine]
         mask = dist.gather(F.pad(tokens["attention_mask"], (0, pad)), counts)[mine]
         longest = self.config.data.tokens if self.fixed_length else int(mask.sum(1).max())
