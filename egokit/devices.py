@@ -46,10 +46,11 @@ def installed() -> list[Gpu]:
     except (OSError, subprocess.TimeoutExpired):
         return []
     found = []
-    for line in listed.stdout.splitlines() if listed.returncode == 0 else []:
-        index, uuid, name, used, total = (part.strip() for part in line.split(","))
-        with contextlib.suppress(ValueError):  # "[N/A]" where a GPU shares the machine's memory
-            found.append(Gpu(int(index), uuid, name, float(used) / 1024, float(total) / 1024))
+    for line in listed.stdout.splitlines():
+        parts = [part.strip() for part in line.split(",")]
+        if len(parts) >= 5 and parts[0].isdigit() and parts[1].startswith("GPU-"):  # else a warning, in words
+            used, total = (float(part) / 1024 if part.replace(".", "").isdigit() else 0.0 for part in parts[-2:])  # [N/A]: the machine's
+            found.append(Gpu(int(parts[0]), parts[1], ", ".join(parts[2:-2]), used, total))
     return found
 
 
@@ -82,24 +83,23 @@ def count() -> int:
 def why_none() -> str:
     """Say why PyTorch sees no GPU from here."""
     import torch
-    there, value = len(installed()), os.environ.get(VARIABLE)
-    gpus = f"{there} GPU{'s' * (there > 1)}"
-    if not there:
+    gpus, value = installed(), os.environ.get(VARIABLE)
+    if not gpus:
         return "this machine has no GPU"
-    if value is not None:
-        return f"{VARIABLE}={value!r} hides this machine's {gpus}: unset it, or name one"
+    number = f"{len(gpus)} GPU{'s' * (len(gpus) > 1)}"
+    if value is not None and not visible(gpus):
+        return f"{VARIABLE}={value!r} hides this machine's {number}: unset it, or name one"
     if not torch.version.cuda:
-        return f"this machine has {gpus}, but PyTorch {torch.__version__} is a build without CUDA: install one with it"
-    return (f"this machine has {gpus}, but PyTorch {torch.__version__} (CUDA {torch.version.cuda}) can't use them: is the driver "
-            "too old for it? nvidia-smi shows its version")
+        return f"PyTorch {torch.__version__} is a build without CUDA, which can't use this machine's {number}: install one with it"
+    return (f"PyTorch {torch.__version__} (CUDA {torch.version.cuda}) can't use this machine's {number}: is the driver too old for it? "
+            "nvidia-smi shows its version")
 
 
 # before a job starts
 
 def asks_for_gpus(launch: LaunchConfig) -> bool:
-    """Whether a job's processes are to have GPUs: by launch.gpus, or by options of SLURM's own."""
-    own_options = launch.slurm.items() if launch.cluster == "slurm" else ()
-    return bool(launch.gpus) or any(slurm.asks_for_gpus(key, value) for key, value in own_options)
+    """Whether a job's processes are to have GPUs: by launch.gpus or, on SLURM, in ways of the user's own."""
+    return bool(launch.gpus) or (launch.cluster == "slurm" and slurm.own_gpus(launch))
 
 
 def check(config: Config, action: str) -> str:
@@ -144,15 +144,17 @@ class Choice(NamedTuple):
 
 @contextlib.contextmanager
 def choice(launch: LaunchConfig) -> Iterator[Choice]:
-    """Choose a local job's GPUs, idle ones first; none where SLURM chooses, none are wanted, or too few are visible.
+    """Choose a local job's GPUs, idle ones first; none where SLURM chooses or none are wanted.
 
     Two jobs submitted at once take different ones: the choice is held to the block's end, where the job has started. A job
     has what it took as long as its process lives; of other programs the memory in use tells.
     """
-    gpus = visible(installed()) if launch.cluster == "local" and launch.gpus else []
+    local = launch.cluster == "local" and launch.gpus
+    gpus = visible(installed()) if local else []
     folder = Path(tempfile.gettempdir()) / f"egokit-gpus-{os.getuid()}"
     if len(gpus) < launch.processes:
-        yield Choice([], "", folder)
+        unknown = local and count() > launch.processes
+        yield Choice([], f"takes the first of {count()} GPUs: nvidia-smi doesn't tell which of them are idle" if unknown else "", folder)
         return
     with held(folder):
         owners = {gpu.uuid: owner(folder, gpu) for gpu in gpus}
@@ -166,10 +168,15 @@ def choice(launch: LaunchConfig) -> Iterator[Choice]:
 
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Hold a folder of this user's, which is made, for the duration of the block."""
-    folder.mkdir(mode=0o700, exist_ok=True)
-    with open(folder / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    """Hold a folder of this user's, which is made, for the duration of the block; or nothing, with a warning, where it can't be."""
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)
+            if folder.stat().st_uid != os.getuid():
+                raise PermissionError("another user's")
+            fcntl.flock(stack.enter_context(open(folder / "lock", "w")), fcntl.LOCK_EX)
+        except OSError as error:
+            print(f"which GPUs your other jobs have taken can't be told: {folder} ({error})", flush=True)
         yield
 
 

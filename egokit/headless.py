@@ -18,10 +18,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from egokit.config import Config
-from egokit.launch import Handle, changed, expect_same, locked
+from egokit.launch import Handle, changed, expect_same
 from egokit.notebook import PARAMETERS, check_names
 from egokit.resolve import as_submitted, outputs_folder, project_root, resolve, to_yaml
-from egokit.runs import UNFINISHED, WHOLE, Run
+from egokit.runs import UNFINISHED, WHOLE, Run, locked
 from egokit.typed import ConfigError, nearest
 
 

@@ -48,13 +48,14 @@ class Job:
         spec = json.loads(Path(self.spec).read_text())
         config, folder, attempt = build(Config, spec["config"]), Path(self.spec).parent, requeue.attempt()
         expect_processes(config.launch, environment.num_tasks)
-        torch.set_num_threads(int(os.environ.get("SLURM_CPUS_PER_TASK", min(config.launch.cpus, len(os.sched_getaffinity(0))))))
+        cpus = max(1, min(config.launch.cpus, len(os.sched_getaffinity(0))))
+        torch.set_num_threads(int(os.environ.get("SLURM_CPUS_PER_TASK", cpus)))
         device = devices.of_rank(environment.local_rank, spec.get("gpus", []))
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        elif config.launch.gpus and config.launch.cluster == "slurm":
-            raise RuntimeError(f"launch.gpus is 1, but rank {environment.global_rank} on {socket.gethostname()} sees no GPU: "
-                               f"{devices.why_none()}; or set launch.gpus=0 to compute on CPUs")
+        elif config.launch.cluster == "slurm" and devices.asks_for_gpus(config.launch):
+            raise RuntimeError(f"the job asks for GPUs, but rank {environment.global_rank} on {socket.gethostname()} sees none: "
+                               f"{devices.why_none()}; or ask for none, with launch.gpus=0, to compute on CPUs")
         train = spec["action"] == "train"
         described = devices.describe(device, config.train.precision if train else config.evaluate.precision)
         with dist.joined(environment.global_rank, environment.num_tasks, folder / f"meeting-{attempt}",
@@ -164,11 +165,13 @@ def executor(launch: LaunchConfig, folder: Path, name: str):
     if launch.cluster == "slurm":
         return slurm.executor(launch, folder, name)
     # submitit hides all GPUs from local processes that ask for none, and shows those from number 0 on to others: theirs are the
-    # caller's instead. By env, not by submitit's `setup`, which starts a shell whose process number some shells hand on
+    # caller's instead. Not by submitit's `setup`: its shell lives on beside the job in some shells and not in others, and the job's
+    # number is that of its process. This one becomes the process
     seen = os.environ.get(devices.VARIABLE)
-    variable = ["-u", devices.VARIABLE] if launch.gpus and seen is None else [f"{devices.VARIABLE}={seen if launch.gpus else ''}"]
+    shown = f"unset {devices.VARIABLE}" if launch.gpus and seen is None else (
+        f"export {devices.VARIABLE}={shlex.quote(seen if launch.gpus else '')}")
     executor = submitit.AutoExecutor(folder=folder / "submitit", cluster=launch.cluster, local_max_num_timeout=launch.requeues,
-                                     local_python=shlex.join(["env", *variable, sys.executable]))
+                                     local_python=shlex.join(["sh", "-c", f'{shown}; exec "$0" "$@"', sys.executable]))
     executor.update_parameters(nodes=launch.nodes, tasks_per_node=launch.processes, cpus_per_task=max(1, launch.cpus),
                                timeout_min=launch.timeout_minutes, name=name)
     return executor

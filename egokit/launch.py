@@ -5,8 +5,6 @@ resumes from what it left. Nothing is trained in the caller's process. What runs
 """
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import functools
 import json
 import os
@@ -15,14 +13,13 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from egokit import attach, devices, slurm, snapshot
 from egokit.config import RANDOM, Config, LaunchConfig
 from egokit.progress import FILE, Bar, reached
 from egokit.resolve import to_yaml
-from egokit.runs import DEVICES, Run, ours, write_text
+from egokit.runs import DEVICES, Run, locked, write_text
 from egokit.typed import ConfigError, differences, to_dict
 
 # may change without making another run: where and how it is computed, not what
@@ -141,6 +138,15 @@ def partial(run: Run, action: str) -> list[Path]:
     return [*run.checkpoints.glob("*.pt")] if action == "train" else [*run.path.glob("features/*")] if action == "extract" else []
 
 
+def known_to(config: dict, before: dict) -> dict:
+    """The part of a plain config that the code of an earlier start knows, which a resumed run goes on with; says what it leaves out."""
+    known = {key: known_to(value, before[key]) if isinstance(value, dict) and isinstance(before[key], dict) and key != "slurm" else value
+             for key, value in config.items() if key in before}
+    if new := [key for key in config if key not in before]:
+        print(f"goes on with the copy of egokit that it began with, which doesn't know {', '.join(new)}", flush=True)
+    return known
+
+
 def changed(spec: dict, config: Config, of: str = "config") -> list[str]:
     """In what `config` differs from that of a job's spec. of: "opened" is that of the notebook that submitted it."""
     return differences(comparable(spec.get(of, spec["config"])), comparable(to_dict(config)))
@@ -161,22 +167,7 @@ def expect_same(handle: Handle, config: Config, hashes: tuple[str, str] | None =
             other.append(f"the {what} itself: {old} -> {new}")
     if other:
         raise ConfigError(f"{handle.section} in {handle.run.path} was made with other parameters ({'; '.join(other[:6])}); "
-                          "choose another run name, or delete that folder to start again")
-
-
-@contextlib.contextmanager
-def locked(folder: Path, busy: str = "") -> Iterator[None]:
-    """Hold a folder, which is made: two that submit the same at once start one job. busy: printed if another process holds it."""
-    with ours():
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "lock").touch()
-    with open(folder / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(end=busy, flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+                          "choose another run name, give the old values as overrides, or delete that folder to start again")
 
 
 def start_job(module: str, folder: Path, code: Path, launch: LaunchConfig) -> None:
@@ -241,12 +232,20 @@ def submit(config: Config, run: Run, action: str = "train", section: str | None 
         for name in ("job.json", "failures.json", FILE, DEVICES):  # of the job before: its failures are no failures of this one
             (handle.folder / name).unlink(missing_ok=True)
         shutil.rmtree(handle.folder / "failures", ignore_errors=True)
-        code = snapshot.take(handle.folder, keep=bool(partial(run, action)), task=config.task)
+        resumed, before, plain = bool(partial(run, action)), handle.spec(), to_dict(config)
+        if resumed and before:
+            plain = known_to(plain, before["config"])
+        code = snapshot.take(handle.folder, keep=resumed, task=config.task)
         with devices.choice(config.launch) as chosen:
-            spec = {"config": to_dict(config), "opened": to_dict(opened), "run": str(run.path.resolve()), "action": action,
+            spec = {"config": plain, "opened": to_dict(opened), "run": str(run.path.resolve()), "action": action,
                     "section": handle.section, "version": __version__, "init_sha256": start, "task_sha256": task, "gpus": chosen.uuids}
             write_text(handle.folder / "spec.json", json.dumps(spec, indent=1))
-            start_job("egokit.job", handle.folder, code, config.launch)
+            try:
+                start_job("egokit.job", handle.folder, code, config.launch)
+            except BaseException:
+                if before:  # what it was made with is not to be lost for a job that was never started
+                    write_text(handle.folder / "spec.json", json.dumps(before, indent=1))
+                raise
             chosen.take(handle.folder.resolve())
     print(end="".join(f"{handle.section} {said}\n" for said in (notice, chosen.notice) if said), flush=True)
     return handle

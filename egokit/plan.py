@@ -38,7 +38,8 @@ def plan(config: Config, processes: int = 0) -> Plan:
 def what_would_fit(config: Config, processes: int) -> str:
     """Advice after a step that ran out of memory."""
     now = plan(config, processes)
-    ways = [f"train.micro_batch={now.micro_batch // 2}"] if now.micro_batch > 1 else []
+    smaller = now.micro_batch // 2 or int(not config.train.micro_batch)  # of one sample, too, its passes can come one after the other
+    ways = [f"train.micro_batch={smaller}"] if smaller else []
     ways += [] if config.model.checkpointing else ["model.checkpointing=true"]
     said = f"set {', or '.join(ways)}" if ways else "use more processes (launch.processes), or a GPU with more memory"
     return (f"{now} (train.micro_batch={config.train.micro_batch}) don't fit: {said}; "

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import math
 import os
@@ -97,6 +98,21 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     """Write a whole text file atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text)
+
+
+@contextlib.contextmanager
+def locked(folder: Path, busy: str = "") -> Iterator[None]:
+    """Hold a folder, which is made: two that submit the same at once start one job. busy: printed if another process holds it."""
+    with ours():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "lock").touch()
+    with open(folder / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(end=busy, flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _plain(value):

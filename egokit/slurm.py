@@ -24,6 +24,8 @@ def check(launch: LaunchConfig) -> None:
         if key not in known:
             raise ConfigError(f"unknown key 'launch.slurm.{key}': {nearest(key, known - OWN.keys())}; "
                               "sbatch's other options go into launch.slurm.additional_parameters")
+        if key == "additional_parameters" and not isinstance(value, dict):
+            raise ConfigError(f"launch.slurm.additional_parameters: expected a mapping such as {{reservation: deadline}}, got {value!r}")
         if launch.gpus and asks_for_gpus(key, value):
             raise ConfigError(f"launch.slurm.{key}: launch.gpus asks for GPUs already; set launch.gpus to 0 to ask for them this way")
 
@@ -31,15 +33,24 @@ def check(launch: LaunchConfig) -> None:
 def asks_for_gpus(key: str, value) -> bool:
     """Whether an option under launch.slurm, sbatch's own in additional_parameters included, requests GPUs."""
     if key == "additional_parameters":
-        return any(asks_for_gpus(one.replace("-", "_"), inner) for one, inner in value.items())
+        return isinstance(value, dict) and any(asks_for_gpus(str(one).replace("-", "_"), inner) for one, inner in value.items())
     return key in ("gpus", "gpus_per_node", "gpus_per_socket", "gpus_per_task", "num_gpus") or (
         key in ("gres", "tres_per_task") and "gpu" in str(value))
+
+
+def own_gpus(launch: LaunchConfig) -> bool:
+    """Whether a job has GPUs without launch.gpus: asked for by the user's options, or shown by a line of launch.setup.
+
+    The second is for clusters whose nodes come with their GPUs, which sbatch doesn't know.
+    """
+    return (any(asks_for_gpus(key, value) for key, value in launch.slurm.items())
+            or any("CUDA_VISIBLE_DEVICES" in line for line in launch.setup))
 
 
 def one_process(launch: LaunchConfig) -> LaunchConfig:
     """The same for work of a single process that needs no GPU. On one machine none is requested: what it starts sees them."""
     slurm = {key: value for key, value in launch.slurm.items() if not asks_for_gpus(key, value)}
-    return dataclasses.replace(launch, nodes=1, processes=1, gpus=0 if launch.cluster == "slurm" else launch.gpus, exclusive=False,
+    return dataclasses.replace(launch, nodes=1, processes=1, gpus=int(launch.cluster != "slurm"), exclusive=False,
                                slurm=slurm)
 
 
@@ -59,11 +70,10 @@ def options(launch: LaunchConfig, folder: Path, name: str) -> dict:
     again = shlex.join([sys.executable, "-m", "egokit.requeue", str(folder.resolve())])
     # the user's lines first: modules like to change PYTHONPATH. srun forgets cpus-per-task since Slurm 22.05.
     # The trap runs after srun: what that ended with decides whether the job is worth another try
-    gpus = launch.gpus or any(asks_for_gpus(key, value) for key, value in launch.slurm.items())
     asked["setup"] = [
-        *([] if gpus else ["export CUDA_VISIBLE_DEVICES="]), *launch.setup,
+        *([] if launch.gpus or own_gpus(launch) else ["export CUDA_VISIBLE_DEVICES="]), *launch.setup,
         f"export PYTHONPATH={shlex.quote(str(folder.resolve() / 'code'))} PYTHONSAFEPATH=1",
-        "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK",
+        *(["export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK"] if launch.cpus else []),
         f"trap {shlex.quote(f'code=$?; [ $code = 0 ] || {again}; exit $code')} EXIT"]
     return asked
 

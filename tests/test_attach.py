@@ -296,8 +296,9 @@ def test_the_script_asks_for_what_the_site_says(tmp_path):
     assert not (tmp_path / "job").exists()
     whole = slurm.options(LaunchConfig(gpus=0, exclusive=True), tmp_path, "name")
     assert whole["exclusive"] is True and whole["mem"] == "0" and not {"gpus_per_node", "partition", "account"} & whole.keys()
-    shard = slurm.one_process(LaunchConfig(nodes=2, processes=4, gpus=0, exclusive=True, slurm={"gres": "gpu:4", "exclude": "n7"}))
-    assert shard == LaunchConfig(gpus=0, slurm={"exclude": "n7"})
+    shard = slurm.one_process(LaunchConfig("slurm", nodes=2, processes=4, gpus=0, exclusive=True, slurm={"gres": "gpu:4", "exclude": "n7"}))
+    assert shard == LaunchConfig("slurm", gpus=0, slurm={"exclude": "n7"})
+    assert slurm.one_process(LaunchConfig(gpus=0)).gpus == 1, "jobs that a notebook's local job submits inherit what it sees"
 
 
 @pytest.mark.parametrize("override, said", [

@@ -17,7 +17,7 @@ from egokit.config import LaunchConfig
 from egokit.precision import deterministic, float32_products
 from egokit.resolve import outputs_folder
 from egokit.runs import Run, write_text
-from egokit.typed import ConfigError
+from egokit.typed import ConfigError, to_dict
 
 UUIDS = [f"GPU-{letter * 8}-0000-0000-0000-000000000000" for letter in "abcd"]
 
@@ -31,7 +31,7 @@ def smi(folder: Path, *used_mib: int, names: str = "NVIDIA H100") -> None:
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    """A machine of four H100 that nobody uses; returns the folder of its nvidia-smi. PyTorch here still sees no GPU."""
+    """A machine of four H100 that nobody uses; returns the folder of its nvidia-smi. PyTorch sees no GPU here."""
     folder = tmp_path / "bin"
     folder.mkdir()
     smi(folder, 4, 4, 4, 4)
@@ -39,16 +39,23 @@ def machine(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     monkeypatch.delenv(devices.VARIABLE, raising=False)
+    monkeypatch.setattr(devices, "count", lambda: 0)  # on a machine with a GPU, too
     return folder
 
 
 @pytest.mark.parametrize("callers, gpus, expected", [
-    ("3", 1, "3"), ("3", 0, ""), (None, 1, "unset"), (None, 0, ""), ("", 1, ""), (f"{UUIDS[2]},{UUIDS[0]}", 1, f"{UUIDS[2]},{UUIDS[0]}")])
+    ("3", 1, "3"), ("0, 1", 1, "0, 1"), ("3", 0, ""), (None, 1, "unset"), (None, 0, ""), ("", 1, ""),
+    (f"{UUIDS[2]},{UUIDS[0]}", 1, f"{UUIDS[2]},{UUIDS[0]}")])
 def test_a_local_rank_gets_the_callers_gpus(tmp_path, monkeypatch, callers, gpus, expected):
     if callers is None:
         monkeypatch.delenv(devices.VARIABLE, raising=False)
     else:
         monkeypatch.setenv(devices.VARIABLE, callers)
+    python = tmp_path / "it's a=b" / "python"  # a name that a shell, or env, could take for something else
+    python.parent.mkdir()
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
     started = job.executor(LaunchConfig(gpus=gpus, processes=2), tmp_path, "seen").submit(os.getenv, devices.VARIABLE, "unset")
     assert started.results() == [expected, expected]
 
@@ -61,6 +68,10 @@ def test_on_slurm_gpus_are_hidden_where_none_are_wanted(tmp_path):
     assert setup(gpus=0)[:2] == [hidden, "module load x"]  # before the user's own lines, which may show them again
     assert hidden not in setup(gpus=1) and hidden not in setup(gpus=0, slurm={"gres": "gpu:a100:8"})
     assert hidden not in setup(gpus=0, slurm={"additional_parameters": {"gpus-per-task": 1}})
+    whole_nodes = LaunchConfig(cluster="slurm", gpus=0, setup=("unset CUDA_VISIBLE_DEVICES",))  # whose GPUs sbatch doesn't know
+    assert hidden not in slurm.options(whole_nodes, tmp_path, "name")["setup"] and devices.asks_for_gpus(whole_nodes)
+    with pytest.raises(ConfigError, match=r"launch.slurm.additional_parameters: expected a mapping.*got 'gpu'"):
+        setup(slurm={"additional_parameters": "gpu"})
 
 
 def test_the_callers_gpus_are_no_business_of_a_slurm_job(tmp_path, monkeypatch):
@@ -93,11 +104,30 @@ def test_visible_gpus(machine):
     assert numbers("1", different, CUDA_DEVICE_ORDER="PCI_BUS_ID") == [1]
 
 
-def test_without_nvidia_smi_or_with_words_of_its_own(machine):
-    (machine / "nvidia-smi").write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed'; exit 9\n")
-    assert devices.installed() == []
-    (machine / "nvidia-smi").write_text(f"#!/bin/sh\necho '0, {UUIDS[0]}, NVIDIA GB10, [N/A], [N/A]'\n")
-    assert devices.installed() == []
+@pytest.mark.parametrize("said, expected", [
+    ("NVIDIA-SMI has failed because it couldn't communicate", []), ("No devices were found", []), ("", []),
+    (f"0, {UUIDS[0]}, NVIDIA GB10, [N/A], [N/A]", [(0, UUIDS[0], "NVIDIA GB10", 0.0, 0.0)]),
+    (f"0, {UUIDS[0]}, A, B, 1024, 2048\n\nWARNING: infoROM is corrupted at gpu 0000:00:00.0, or so, it, seems",
+     [(0, UUIDS[0], "A, B", 1.0, 2.0)]),
+    (f"Unable to determine the device handle for GPU1: Unknown Error\n1, {UUIDS[1]}, A, 1024, 2048", [(1, UUIDS[1], "A", 1.0, 2.0)])])
+@pytest.mark.parametrize("code", [0, 14])
+def test_whatever_nvidia_smi_says(machine, said, expected, code):
+    (machine / "said").write_text(said)
+    (machine / "nvidia-smi").write_text(f"#!/bin/sh\ncat {machine}/said; exit {code}\n")
+    assert devices.installed() == expected
+
+
+def test_where_idle_gpus_cannot_be_told_it_is_said(machine, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(devices, "count", lambda: 2)
+    smi(machine, 40000, 4, names="Card {}")
+    monkeypatch.setenv(devices.VARIABLE, "0,1")  # whose numbers are not nvidia-smi's
+    with devices.choice(LaunchConfig()) as chosen:
+        assert chosen.uuids == [] and chosen.notice.startswith("takes the first of 2 GPUs: nvidia-smi doesn't tell")
+    monkeypatch.delenv(devices.VARIABLE)
+    (tmp_path / f"egokit-gpus-{os.getuid()}").write_text("a file in the folder's place")
+    with devices.choice(LaunchConfig()) as chosen:
+        assert chosen.uuids == [UUIDS[1]]
+    assert "which GPUs your other jobs have taken can't be told" in capsys.readouterr().out
 
 
 def test_a_job_takes_an_idle_gpu(machine):
@@ -175,7 +205,7 @@ FP16 = f"{MODEL} train.precision=fp16"
     (f"{FP16} launch.gpus=0", 4, None, "train.precision is fp16, but launch.gpus=0 hides the GPUs: set launch.gpus=1"),
     (f"{FP16} launch.gpus=1", 0, None, "train.precision is fp16, but this machine has no GPU. On a CPU train in bf16"),
     (f"{FP16} launch.gpus=1", 4, "", "train.precision is fp16, but CUDA_VISIBLE_DEVICES='' hides this machine's 4 GPUs: unset it"),
-    (f"{FP16} launch.gpus=1", 4, None, "train.precision is fp16, but this machine has 4 GPUs, but PyTorch"),
+    (f"{FP16} launch.gpus=1", 4, None, "train.precision is fp16, but PyTorch"),
     (f"{FP16} launch.gpus=0 launch.cluster=slurm", 0, None, "train.precision is fp16, but launch.gpus=0 hides")])
 def test_a_recipe_for_a_gpu_is_refused_before_a_job_is_started(resolve, machine, tmp_path, monkeypatch, overrides, there, variable,
                                                                expected):
@@ -205,15 +235,16 @@ def test_fp16_in_a_process_without_a_gpu(resolve, tmp_path):
 @pytest.mark.slow
 def test_a_job_that_was_meant_for_a_gpu_says_where_it_runs(resolve, machine, monkeypatch, capsys):
     """At its submission, in its log, in the table of runs and beside its numbers. Its rank has the caller's GPUs."""
-    monkeypatch.setenv(devices.VARIABLE, "2")
+    monkeypatch.setenv(devices.VARIABLE, UUIDS[2])
     run = Run(outputs_folder() / "tests/devices")
     config = resolve(overrides=f"{MODEL} launch.gpus=1 train.precision=bf16")
     handle = egokit.submit(config, run, "train", "pretrain")
-    assert "pretrain computes on the CPU: CUDA_VISIBLE_DEVICES='2' hides this machine's 4 GPUs" in capsys.readouterr().out
-    assert handle.spec()["gpus"] == [UUIDS[2]], "what nvidia-smi calls number 2"
+    said = capsys.readouterr().out
+    assert said.startswith("pretrain computes on the CPU: PyTorch") and "can't use this machine's 4 GPUs" in said
+    assert handle.spec()["gpus"] == [UUIDS[2]]
     wait_for(lambda: len(attach.processes(handle.folder)) == 2)  # the controller, which was started first, and the rank
     rank = max(attach.processes(handle.folder))
-    assert b"\0CUDA_VISIBLE_DEVICES=2\0" in b"\0" + Path(f"/proc/{rank}/environ").read_bytes()
+    assert f"\0CUDA_VISIBLE_DEVICES={UUIDS[2]}\0".encode() in b"\0" + Path(f"/proc/{rank}/environ").read_bytes()
     device = devices.describe(torch.device("cpu"), "bf16")
     assert handle.wait(progress=False)["devices"] == [device]
     log = next((handle.folder / "submitit").glob("*_0_log.out")).read_text()
@@ -226,6 +257,29 @@ def test_processes_have_cpus_for_their_loaders(resolve):
     from egokit.resolve import resolve as whole
     assert whole("toy/pretrain", "tiny", "launch.cpus=0 data.workers=6").launch.cpus == 7
     assert resolve(overrides="launch.cpus=3 data.workers=6").launch.cpus == 3
+
+
+def test_a_run_of_an_older_egokit_goes_on_with_it(resolve, tmp_path, monkeypatch, capsys):
+    """Its copy of egokit refuses keys that it doesn't know; its spec is not lost when the job can't start."""
+    run = Run(tmp_path / "02_pretrain/old")
+    config, old = resolve(overrides=MODEL), {}
+    (run.path / "checkpoints").mkdir(parents=True)
+    (run.path / "checkpoints/step-0000001.pt").touch()
+    handle = launch.Handle(run, "pretrain")
+
+    def refused(*args):
+        old["seen"] = handle.spec()["config"]
+        raise launch.NotSubmitted("no")
+
+    monkeypatch.setattr(launch, "start_job", refused)
+    before = to_dict(config)
+    del before["train"]["deterministic"]
+    write_text(handle.folder / "spec.json", json.dumps({"config": before, "action": "train", "init_sha256": ""}))
+    (handle.folder / "code").mkdir()
+    with pytest.raises(launch.NotSubmitted):
+        egokit.submit(config, run, "train", "pretrain")
+    assert old["seen"] == before and handle.spec() == {"config": before, "action": "train", "init_sha256": ""}
+    assert "the copy of egokit that it began with, which doesn't know deterministic" in capsys.readouterr().out
 
 
 def test_float32_products_are_exact_or_rounded_and_put_back():

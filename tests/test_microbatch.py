@@ -180,6 +180,7 @@ def test_out_of_memory_says_what_would_fit(resolve, run, monkeypatch):
     with pytest.raises(train.TrainingError, match=r"step 1: out of GPU memory.*of at most 6 \(train.micro_batch=6\) don't fit: "
                                                   r"set train.micro_batch=3, or model.checkpointing=true;"):
         train.train(config, task, run, "pretrain", CPU)
+    assert "set train.micro_batch=1;" in what_would_fit(resolve(overrides=f"{MODEL} model.checkpointing=true train.batch_size=1"), 1)
     least = resolve(overrides=f"{MODEL} model.checkpointing=true train.micro_batch=1")
     assert "use more processes (launch.processes), or a GPU with more memory" in what_would_fit(least, 1)
 
