@@ -318,7 +318,13 @@ def test_interrupted_videos_are_not_failed_ones(full, tmp_path):
     root = tmp_path / "root"
     for number in range(30):
         shutil.copy(full / "d.mp4", full / f"more{number}.mp4")
-    process = subprocess.Popen(command(root, full), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
+    # tests that run in the background ignore SIGINT, and so would their children
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(command(root, full), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                                   cwd=ROOT)
+    finally:
+        signal.signal(signal.SIGINT, before)
     while not list(root.glob(".prepared/*.json")):
         assert process.poll() is None
         time.sleep(0.02)
