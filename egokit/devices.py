@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import re
+import stat
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -125,10 +126,10 @@ def check(config: Config, action: str) -> str:
 
 
 class Choice(NamedTuple):
-    """The GPUs that a local job takes, and where it is written down that it has them."""
+    """The GPUs that a local job takes."""
     gpus: list[Gpu]
-    notice: str  # which of them are in use already; empty if none is
-    folder: Path
+    notice: str           # which of them are in use already; empty if none is
+    folder: Path | None   # where it is written down who has them; None where that can't be
 
     @property
     def uuids(self) -> list[str]:
@@ -136,7 +137,7 @@ class Choice(NamedTuple):
 
     def take(self, job: Path) -> None:
         """Write down that the job in that folder, which has been started, has these GPUs."""
-        for gpu in self.gpus:
+        for gpu in self.gpus if self.folder else []:
             claim = {"process": attach.read_job(job)["job_id"], "job": str(job)}  # the number of its controller's process
             with contextlib.suppress(OSError):  # a full disk: the job runs, and the next one sees its memory
                 (self.folder / f"{gpu.uuid}.json").write_text(json.dumps(claim))
@@ -154,30 +155,36 @@ def choice(launch: LaunchConfig) -> Iterator[Choice]:
     folder = Path(tempfile.gettempdir()) / f"egokit-gpus-{os.getuid()}"
     if len(gpus) < launch.processes:
         unknown = local and count() > launch.processes
-        yield Choice([], f"takes the first of {count()} GPUs: nvidia-smi doesn't tell which of them are idle" if unknown else "", folder)
+        yield Choice([], f"takes the first of {count()} GPUs: nvidia-smi doesn't tell which of them are idle" if unknown else "", None)
         return
-    with held(folder):
-        owners = {gpu.uuid: owner(folder, gpu) for gpu in gpus}
+    with held(folder) as safe:
+        owners = {gpu.uuid: owner(folder, gpu) if safe else "" for gpu in gpus}
         used = {gpu.uuid: 0.0 if gpu.used_gib <= IDLE_GIB else gpu.used_gib for gpu in gpus}
         best = sorted(gpus, key=lambda gpu: (owners[gpu.uuid] != "", used[gpu.uuid]))[:launch.processes]
         mine = [gpu for gpu in gpus if gpu in best]
         shared = [f"{gpu}{owners[gpu.uuid] and f', taken by the job in {owners[gpu.uuid]}'}"
                   for gpu in mine if owners[gpu.uuid] or used[gpu.uuid]]
-        yield Choice(mine, f"shares what others use: {'; '.join(shared)}" if shared else "", folder)
+        yield Choice(mine, f"shares what others use: {'; '.join(shared)}" if shared else "", folder if safe else None)
 
 
 @contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Hold a folder of this user's, which is made, for the duration of the block; or nothing, with a warning, where it can't be."""
+def held(folder: Path) -> Iterator[bool]:
+    """Hold a folder of this user's, which is made, for the duration of the block; False, and a warning, where it can't be.
+
+    Temporary files lie where everybody may write: another user's folder or link of that name is not touched.
+    """
     with contextlib.ExitStack() as stack:
         try:
             folder.mkdir(mode=0o700, exist_ok=True)
-            if folder.stat().st_uid != os.getuid():
-                raise PermissionError("another user's")
+            state = folder.lstat()
+            if state.st_uid != os.getuid() or not stat.S_ISDIR(state.st_mode):
+                raise PermissionError("another user's, or a link")
             fcntl.flock(stack.enter_context(open(folder / "lock", "w")), fcntl.LOCK_EX)
+            safe = True
         except OSError as error:
             print(f"which GPUs your other jobs have taken can't be told: {folder} ({error})", flush=True)
-        yield
+            safe = False
+        yield safe
 
 
 def owner(folder: Path, gpu: Gpu) -> str:

@@ -124,10 +124,16 @@ def test_where_idle_gpus_cannot_be_told_it_is_said(machine, monkeypatch, capsys,
     with devices.choice(LaunchConfig()) as chosen:
         assert chosen.uuids == [] and chosen.notice.startswith("takes the first of 2 GPUs: nvidia-smi doesn't tell")
     monkeypatch.delenv(devices.VARIABLE)
-    (tmp_path / f"egokit-gpus-{os.getuid()}").write_text("a file in the folder's place")
-    with devices.choice(LaunchConfig()) as chosen:
-        assert chosen.uuids == [UUIDS[1]]
-    assert "which GPUs your other jobs have taken can't be told" in capsys.readouterr().out
+    place, elsewhere = tmp_path / f"egokit-gpus-{os.getuid()}", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for spoil in (lambda: place.write_text("a file in the folder's place"), lambda: place.symlink_to(elsewhere)):
+        spoil()
+        with devices.choice(LaunchConfig()) as chosen:
+            assert chosen.uuids == [UUIDS[1]]
+            chosen.take(tmp_path)
+        assert "which GPUs your other jobs have taken can't be told" in capsys.readouterr().out
+        place.unlink()
+    assert not [*elsewhere.iterdir()]
 
 
 def test_a_job_takes_an_idle_gpu(machine):

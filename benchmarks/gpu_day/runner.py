@@ -32,7 +32,7 @@ GRACE = 5  # seconds between asking a process to stop and killing it
 # all that the folder of results gets: few files, as some ways to bring them home take eight
 KEPT = ("log.txt", "results.jsonl", "gpu.md", "errors.txt", "tests.txt", "profile.txt", "nvidia-smi.txt")
 TESTS = ("microbatch", "losses", "optim", "loading", "model_twin", "time_attention", "train_step", "evaluate", "train",
-         "mq")
+         "mq", "devices", "dist")
 FEW_TESTS = ("losses", "loading")  # in a rehearsal: the others have been run
 
 
