@@ -1,6 +1,6 @@
-"""GPUs and CPUs: which GPUs a job sees and takes, what its ranks compute on, and whether that suits its recipe.
+"""GPUs and CPUs: what a job sees, what it takes, what its ranks compute on, and whether that suits its recipe.
 
-Only a local job's GPUs are chosen here: in a SLURM job they are SLURM's to give. Nothing at the top imports torch.
+Only a local job's GPUs are chosen here: in a SLURM job, SLURM gives them. Importing this module does not import torch.
 """
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Gpu(NamedTuple):
 # what is there
 
 def installed() -> list[Gpu]:
-    """List this machine's GPUs, also those that CUDA_VISIBLE_DEVICES hides; none where nvidia-smi gives no answer."""
+    """List this machine's GPUs, hidden ones included. The list is empty where nvidia-smi gives no answer."""
     try:
         listed = subprocess.run(QUERY, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
@@ -50,16 +50,22 @@ def installed() -> list[Gpu]:
     for line in listed.stdout.splitlines():
         parts = [part.strip() for part in line.split(",")]
         if len(parts) >= 5 and parts[0].isdigit() and parts[1].startswith("GPU-"):  # else a warning, in words
-            used, total = (float(part) / 1024 if part.replace(".", "").isdigit() else 0.0 for part in parts[-2:])  # [N/A]: the machine's
+            # "[N/A]" where a GPU shares the machine's memory
+            used, total = (float(part) / 1024 if part.replace(".", "").isdigit() else 0.0 for part in parts[-2:])
             found.append(Gpu(int(parts[0]), parts[1], ", ".join(parts[2:-2]), used, total))
     return found
 
 
 def visible(gpus: list[Gpu], environment: Mapping[str, str] = os.environ) -> list[Gpu]:
-    """Those of `gpus` that a process with this environment sees, in its order; all where CUDA_VISIBLE_DEVICES is unset.
+    """Select the GPUs that a process with this environment sees.
 
-    Empty where that can't be told: for parts of a GPU (MIG), and for numbers on a machine of different GPUs, which CUDA counts
-    in another order than nvidia-smi.
+    Args:
+        gpus: all of the machine.
+        environment: its CUDA_VISIBLE_DEVICES decides; without one, all are visible.
+
+    Returns:
+        The GPUs in the process's own order. The list is empty where that can't be told: for parts of a GPU (MIG), and
+        for numbers on a machine of different GPUs, which CUDA counts in another order than nvidia-smi.
     """
     value = environment.get(VARIABLE)
     if value is None:
@@ -76,7 +82,7 @@ def visible(gpus: list[Gpu], environment: Mapping[str, str] = os.environ) -> lis
 
 
 def count() -> int:
-    """How many GPUs PyTorch sees from here."""
+    """Return how many GPUs PyTorch sees from here."""
     import torch
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
@@ -91,45 +97,50 @@ def why_none() -> str:
     if value is not None and not visible(gpus):
         return f"{VARIABLE}={value!r} hides this machine's {number}: unset it, or name one"
     if not torch.version.cuda:
-        return f"PyTorch {torch.__version__} is a build without CUDA, which can't use this machine's {number}: install one with it"
-    return (f"PyTorch {torch.__version__} (CUDA {torch.version.cuda}) can't use this machine's {number}: is the driver too old for it? "
-            "nvidia-smi shows its version")
+        return (f"PyTorch {torch.__version__} is a build without CUDA, which can't use this machine's {number}: "
+                "install one with it")
+    return (f"PyTorch {torch.__version__} (CUDA {torch.version.cuda}) can't use this machine's {number}: is the driver "
+            "too old for it? nvidia-smi shows its version")
 
 
 # before a job starts
 
 def asks_for_gpus(launch: LaunchConfig) -> bool:
-    """Whether a job's processes are to have GPUs: by launch.gpus or, on SLURM, in ways of the user's own."""
+    """Tell whether a job's processes are to have GPUs, by launch.gpus or by SLURM options of the user's own."""
     return bool(launch.gpus) or (launch.cluster == "slurm" and slurm.own_gpus(launch))
 
 
 def check(config: Config, action: str) -> str:
-    """Say in a sentence that a local job meant for GPUs will run on the CPU; empty where there is nothing to say.
+    """Check, before a job starts, that it will have the GPUs that it needs.
+
+    Returns a sentence if a local job that was meant for GPUs will run on the CPU, else "".
 
     Raises:
-        ConfigError: the recipe trains in fp16 where there will be no GPU, or a local job wants more GPUs than are visible.
+        ConfigError: the recipe trains in fp16 and there will be no GPU, or a local job wants more than are visible.
     """
     launch, fp16 = config.launch, action == "train" and config.train.precision == "fp16"
     wanted = asks_for_gpus(launch)
     if fp16 and not wanted:
-        raise ConfigError("train.precision is fp16, but launch.gpus=0 hides the GPUs: set launch.gpus=1, or train.precision=bf16, "
-                          "which a CPU computes, too")
+        raise ConfigError("train.precision is fp16, but launch.gpus=0 hides the GPUs: set launch.gpus=1, or "
+                          "train.precision=bf16, which a CPU computes, too")
     if launch.cluster != "local" or not wanted:
         return ""
     there = count()
     if not there and fp16:
-        raise ConfigError(f"train.precision is fp16, but {why_none()}. On a CPU train in bf16: train.precision=bf16 launch.gpus=0")
+        raise ConfigError(f"train.precision is fp16, but {why_none()}. On a CPU train in bf16: "
+                          "train.precision=bf16 launch.gpus=0")
     if 0 < there < launch.processes:
-        raise ConfigError(f"launch.processes={launch.processes}, but {there} GPU{'s are' if there > 1 else ' is'} visible here: set "
-                          f"launch.processes={there}, one process for each GPU, or launch.gpus=0 to compute on the CPU")
+        raise ConfigError(f"launch.processes={launch.processes}, but {there} GPU{'s are' if there > 1 else ' is'} "
+                          f"visible here: set launch.processes={there}, one process for each GPU, or launch.gpus=0 to "
+                          "compute on the CPU")
     return "" if there else f"computes on the CPU: {why_none()} (launch.gpus=0 says that it is meant so)"
 
 
 class Choice(NamedTuple):
     """The GPUs that a local job takes."""
     gpus: list[Gpu]
-    notice: str           # which of them are in use already; empty if none is
-    folder: Path | None   # where it is written down who has them; None where that can't be
+    notice: str          # which of them are in use already; "" if none is
+    folder: Path | None  # of a file for each GPU that a job has taken; None where it can't be written
 
     @property
     def uuids(self) -> list[str]:
@@ -138,7 +149,8 @@ class Choice(NamedTuple):
     def take(self, job: Path) -> None:
         """Write down that the job in that folder, which has been started, has these GPUs."""
         for gpu in self.gpus if self.folder else []:
-            claim = {"process": attach.read_job(job)["job_id"], "job": str(job)}  # the number of its controller's process
+            # a local job's number is that of its controller's process
+            claim = {"process": attach.read_job(job)["job_id"], "job": str(job)}
             with contextlib.suppress(OSError):  # a full disk: the job runs, and the next one sees its memory
                 (self.folder / f"{gpu.uuid}.json").write_text(json.dumps(claim))
 
@@ -147,15 +159,16 @@ class Choice(NamedTuple):
 def choice(launch: LaunchConfig) -> Iterator[Choice]:
     """Choose a local job's GPUs, idle ones first; none where SLURM chooses or none are wanted.
 
-    Two jobs submitted at once take different ones: the choice is held to the block's end, where the job has started. A job
-    has what it took as long as its process lives; of other programs the memory in use tells.
+    Two jobs that are submitted at once take different GPUs, because the choice is locked until the block ends, when the
+    job has started. A job keeps what it took as long as its process lives. Other programs show by the memory they use.
     """
     local = launch.cluster == "local" and launch.gpus
     gpus = visible(installed()) if local else []
     folder = Path(tempfile.gettempdir()) / f"egokit-gpus-{os.getuid()}"
     if len(gpus) < launch.processes:
         unknown = local and count() > launch.processes
-        yield Choice([], f"takes the first of {count()} GPUs: nvidia-smi doesn't tell which of them are idle" if unknown else "", None)
+        notice = f"takes the first of {count()} GPUs: nvidia-smi doesn't tell which of them are idle" if unknown else ""
+        yield Choice([], notice, None)
         return
     with held(folder) as safe:
         owners = {gpu.uuid: owner(folder, gpu) if safe else "" for gpu in gpus}
@@ -169,9 +182,10 @@ def choice(launch: LaunchConfig) -> Iterator[Choice]:
 
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[bool]:
-    """Hold a folder of this user's, which is made, for the duration of the block; False, and a warning, where it can't be.
+    """Make and lock a folder of this user's for the duration of the block.
 
-    Temporary files lie where everybody may write: another user's folder or link of that name is not touched.
+    Temporary files lie where everybody may write, so another user's folder or link of that name is not touched.
+    Yields whether that worked; if not, a warning is printed.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -188,7 +202,7 @@ def held(folder: Path) -> Iterator[bool]:
 
 
 def owner(folder: Path, gpu: Gpu) -> str:
-    """The folder of the living job that has taken the GPU; empty if there is none."""
+    """Return the folder of the living job that has taken the GPU, or "" if there is none."""
     try:
         claim = json.loads((folder / f"{gpu.uuid}.json").read_text())
         command = Path(f"/proc/{int(claim['process'])}/cmdline").read_bytes()
@@ -200,7 +214,13 @@ def owner(folder: Path, gpu: Gpu) -> str:
 # in a rank
 
 def of_rank(local_rank: int, chosen: list[str] = ()):
-    """This rank's device: the GPU of its number among the chosen ones (UUIDs), or among the visible ones; the CPU without any."""
+    """Return a rank's torch.device.
+
+    Args:
+        local_rank: the rank's number on its machine.
+        chosen: UUIDs of the GPUs that the job takes, one for each rank. If there are none, the rank takes the GPU of
+            its number among the visible ones, and without any visible GPU the CPU.
+    """
     import torch
     number = count()
     if not number:
@@ -211,13 +231,13 @@ def of_rank(local_rank: int, chosen: list[str] = ()):
 
 
 def uuid_of(index: int) -> str:
-    """A visible GPU's UUID, without 'GPU-'."""
+    """Return a visible GPU's UUID, without "GPU-"."""
     import torch
     return str(torch.cuda.get_device_properties(index).uuid)
 
 
 def describe(device, precision: str) -> str:
-    """Name, memory and precision of what a rank computes on, with the memory that other programs hold: before its own takes any."""
+    """Describe what a rank will compute on: name, memory (also what other programs hold of it) and precision."""
     import torch
     if device.type == "cuda":
         free, total = (size / 2**30 for size in torch.cuda.mem_get_info(device))
@@ -228,10 +248,12 @@ def describe(device, precision: str) -> str:
 
 
 def cpu_name() -> str:
-    found = re.search(r"^model name\s*: (.*?)( \d+-Core)?( Processor)?$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    """Return the processor's name after a space, or "" if Linux doesn't tell."""
+    cpus = Path("/proc/cpuinfo").read_text()
+    found = re.search(r"^model name\s*: (.*?)( \d+-Core)?( Processor)?$", cpus, re.MULTILINE)
     return f" {found[1]}" if found else ""
 
 
 def in_words(devices: list[str]) -> str:
-    """The devices of all ranks, equal ones together."""
+    """Write the devices of all ranks in one line, equal ones together."""
     return "; ".join(f"{number} x {device}" for device, number in collections.Counter(devices).items())

@@ -139,8 +139,8 @@ def partial(run: Run, action: str) -> list[Path]:
 
 
 def known_to(config: dict, before: dict) -> dict:
-    """The part of a plain config that the code of an earlier start knows, which a resumed run goes on with; says what it leaves out."""
-    known = {key: known_to(value, before[key]) if isinstance(value, dict) and isinstance(before[key], dict) and key != "slurm" else value
+    """Keep the keys of a plain config that an earlier start's has: a resumed run keeps its code, which refuses others."""
+    known = {key: known_to(value, before[key]) if key != "slurm" and isinstance(before[key], dict) else value
              for key, value in config.items() if key in before}
     if new := [key for key in config if key not in before]:
         print(f"goes on with the copy of egokit that it began with, which doesn't know {', '.join(new)}", flush=True)

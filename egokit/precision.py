@@ -10,9 +10,12 @@ import torch
 
 @contextlib.contextmanager
 def float32_products(device, tf32: bool) -> Iterator[None]:
-    """Have a GPU compute float32 products and convolutions in float32, or (several times as fast) rounded to TensorFloat-32.
+    """Set for a while how a GPU computes products and convolutions of float32 tensors.
 
-    PyTorch's defaults are float32 for products, but TensorFloat-32 for convolutions.
+    PyTorch's own defaults are float32 for products, but TensorFloat-32 for convolutions.
+
+    Args:
+        tf32: round factors to TensorFloat-32 (10 bits of mantissa), which is several times as fast.
     """
     if device.type != "cuda":
         yield
@@ -29,10 +32,13 @@ def float32_products(device, tf32: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def deterministic(wanted: bool) -> Iterator[None]:
-    """Have PyTorch compute the same bits each time, on GPUs too (train.deterministic); an operation that can't raises RuntimeError.
+    """Let PyTorch use deterministic algorithms alone for a while, if wanted (train.deterministic).
 
-    cuBLAS needs a workspace of a fixed size, which it reads from the environment at its first product. Of the attention kernels
-    cuDNN's backward pass is never deterministic; PyTorch's others are in this mode.
+    cuBLAS needs a workspace of a fixed size, which it reads from the environment at its first product. Of the attention
+    kernels, cuDNN's backward pass is never deterministic; PyTorch's others are in this mode.
+
+    Raises:
+        RuntimeError: in the block, an operation has no deterministic algorithm.
     """
     if not wanted:
         yield
