@@ -65,7 +65,7 @@ class Job:
             run, ranks = Run(spec["run"]), dist.gather_objects(described)
             if dist.rank() == 0:
                 run.claim(folder / "owner", attempt)
-                write_text(folder / DEVICES, json.dumps(ranks))
+                write_text(folder / DEVICES, "\n".join(ranks))
                 work = plan(config, dist.world_size()) if train else f"{spec['action']} {config.evaluate.batch_size} clips at once"
                 print(f"plan: {work}, on {devices.in_words(ranks)}", flush=True)
             task = tasks.make(config, code=folder / "code")

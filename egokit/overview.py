@@ -4,7 +4,6 @@ Read from their files and squeue.
 """
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -94,7 +93,7 @@ def entry(handle: Handle, known: dict[str, attach.Place]) -> Entry:
     began = (handle.folder / "spec.json").stat().st_mtime
     try:
         (state, detail), at = handle.status(known), handle.progress()
-        ranks = json.loads((handle.folder / DEVICES).read_text()) if (handle.folder / DEVICES).exists() else []
+        ranks = (handle.folder / DEVICES).read_text().splitlines() if (handle.folder / DEVICES).exists() else []
         scored = handle.metrics() or at
     except (OSError, ValueError) as error:  # another user's, or damaged
         return Entry(*names, "unreadable", str(error), None, None, None, "", None, "", began)

@@ -23,7 +23,7 @@ from pathlib import Path
 from egokit.typed import ConfigError
 
 WHOLE, UNFINISHED = "notebook.ipynb", "notebook.failed.ipynb"  # an executed notebook in its run folder
-DEVICES = "devices.json"  # in a job's folder: what each of its ranks computes on
+DEVICES = "devices.txt"  # in a job's folder: what its ranks compute on, a line for each
 AGAIN = "delete it, and the run's notebook, or 'egokit submit', writes it again"  # metrics.json
 
 
