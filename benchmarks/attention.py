@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from egokit import vision
-from egokit.config import ModelConfig
+from egokit.config.schema import ModelConfig
 from egokit.model import EgoVLP
 
 torch.set_num_threads(1)

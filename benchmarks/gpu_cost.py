@@ -43,7 +43,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from train_step import Synthetic, Trainer, configured, synthetic_batch
 
-from egokit.config import ModelConfig
+from egokit.config.schema import ModelConfig
 from egokit.loading import move
 
 FLOPS, BYTES, REACHED = 650e12, 2.6e12, 0.4 * 800e12  # a second

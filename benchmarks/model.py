@@ -12,7 +12,7 @@ import time
 import torch
 from plain import Plain
 
-from egokit.config import ModelConfig
+from egokit.config.schema import ModelConfig
 from egokit.model import EgoVLP
 from egokit.names import rename
 

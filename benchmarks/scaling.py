@@ -22,7 +22,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from egokit import dist, losses
-from egokit.config import ModelConfig
+from egokit.config.schema import ModelConfig
 from egokit.model import EgoVLP
 
 E, S, D = 4096, 785, 768  # an embedding; a clip's tokens at 4 frames, and their width

@@ -24,11 +24,11 @@ import numpy as np
 import torch
 
 from egokit import losses, train
-from egokit.config import Config
+from egokit.config.resolve import resolve
+from egokit.config.schema import Config
 from egokit.loading import Samples, loader
 from egokit.look.base import CYCLE, pyplot
 from egokit.model import EgoVLP, similarity
-from egokit.resolve import resolve
 from egokit.tasks.egoclip import NOUNS as NOUN_CLASSES
 from egokit.tasks.egoclip import VERBS as VERB_CLASSES
 from egokit.tasks.egoclip import EgoClip, multi_hot

@@ -29,7 +29,7 @@ from plain import Plain
 from torch.utils.checkpoint import checkpoint
 
 from egokit import losses, optim, train
-from egokit.config import Config, ModelConfig, OptimConfig, TrainConfig
+from egokit.config.schema import Config, ModelConfig, OptimConfig, TrainConfig
 from egokit.loading import Samples
 from egokit.model import EgoVLP, similarity
 from egokit.names import rename

@@ -6,11 +6,14 @@ import importlib
 __version__ = "0.1.0"
 
 _PUBLIC = {  # name: module; imported where it is first used
-    "load": "weights", "similarity": "model", "read_clip": "clips", "describe": "resolve", "open_run": "notebook",
-    "submit": "launch", "runs_table": "overview", "ConfigError": "typed", "WeightsError": "checkpoints",
+    "load": "weights", "similarity": "model", "read_clip": "clips", "describe": "notebook", "open_run": "notebook",
+    "submit": "launch", "runs_table": "overview", "ConfigError": "config.build", "WeightsError": "checkpoints",
 }
-_MODULES = ("metrics", "losses", "prep", "doctor", "toy", "look", "tasks", "launch", "evaluate", "transforms", "frames", "resolve",
-            "search")
+_MODULES = {  # the same for whole modules
+    "metrics": "metrics", "losses": "losses", "prep": "prep", "doctor": "doctor", "toy": "toy", "look": "look",
+    "tasks": "tasks", "launch": "launch", "evaluate": "evaluate", "transforms": "transforms", "frames": "frames",
+    "resolve": "config.resolve", "search": "search",
+}
 __all__ = ["__version__", *_PUBLIC, *_MODULES]
 
 
@@ -18,7 +21,7 @@ def __getattr__(name: str):
     if name in _PUBLIC:
         return getattr(importlib.import_module(f"egokit.{_PUBLIC[name]}"), name)
     if name in _MODULES:
-        return importlib.import_module(f"egokit.{name}")
+        return importlib.import_module(f"egokit.{_MODULES[name]}")
     raise AttributeError(f"module 'egokit' has no attribute {name!r}")
 
 

@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from egokit.typed import ConfigError, own_task
+from egokit.config.build import ConfigError, own_task
 
 
 def _recipe(parser: argparse.ArgumentParser, params: str | None = None, run: str | None = "demo") -> None:
@@ -31,8 +31,8 @@ def toy(arguments) -> None:
 
 def prep(arguments) -> None:
     from egokit import prep as preparation
+    from egokit.config.resolve import resolve
     from egokit.prep.source import site_options
-    from egokit.resolve import resolve
     config = resolve(arguments.params, arguments.site, arguments.overrides)
     if arguments.root:
         config = dataclasses.replace(config, site=dataclasses.replace(config.site, root=os.path.abspath(arguments.root), toy=False))
@@ -96,8 +96,8 @@ PLACES = {"egoclip": ("02_pretrain", {"train": "pretrain"}), "ek100": ("03_ek100
 
 def submit(arguments) -> None:
     from egokit import launch
+    from egokit.config.resolve import outputs_folder, resolve
     from egokit.notebook import open_run
-    from egokit.resolve import outputs_folder, resolve
     config = resolve(arguments.params, arguments.site, arguments.overrides, arguments.run)
     own = own_task(config.task)
     notebook, actions = (Path(own[0]).stem, {"evaluate": "evaluate", "train": "train"}) if own else PLACES[config.task]
@@ -129,7 +129,7 @@ def runs(arguments) -> None:
 
 def doctor(arguments) -> None:
     from egokit import doctor as examination
-    from egokit.resolve import resolve
+    from egokit.config.resolve import resolve
     config = resolve(arguments.params, arguments.site, arguments.overrides)
     findings = examination.examine(config, 0 if arguments.all else examination.SAMPLE)
     print(f"site {config.site.name}: {config.site.root}\n\n{examination.lines(findings)}")

@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 
 from egokit import headless
+from egokit.config.resolve import outputs_folder
 from egokit.launch import Handle
 from egokit.published import RESULTS
-from egokit.resolve import outputs_folder
 from egokit.runs import Run, write_text
 
 ORDER = ("01_data_prep", "02_pretrain", "03_ek100", "04_charades_ego", "05_egomcq", "06_egomq_features", "07_search_your_videos",

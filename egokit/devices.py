@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from egokit import attach, slurm
-from egokit.config import Config, LaunchConfig
-from egokit.typed import ConfigError
+from egokit.config.build import ConfigError
+from egokit.config.schema import Config, LaunchConfig
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
 IDLE_GIB = 1.0  # a GPU with less memory in use is free: drivers and displays take some

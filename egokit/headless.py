@@ -17,12 +17,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from egokit.config import Config
+from egokit.config.build import ConfigError, nearest
+from egokit.config.resolve import as_submitted, outputs_folder, project_root, resolve, to_yaml
+from egokit.config.schema import Config
 from egokit.launch import Handle, changed, expect_same
 from egokit.notebook import PARAMETERS, check_names
-from egokit.resolve import as_submitted, outputs_folder, project_root, resolve, to_yaml
 from egokit.runs import UNFINISHED, WHOLE, Run, locked
-from egokit.typed import ConfigError, nearest
 
 
 class NotebookFailed(RuntimeError):

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from egokit.config import ModelConfig
+from egokit.config.schema import ModelConfig
 from egokit.language import PADDING, load_tokenizer
 
 # of one pass through the public methods: bounds their memory, and on a CPU keeps what a layer gives within its caches

@@ -16,11 +16,10 @@ import time
 from pathlib import Path
 
 from egokit import devices, requeue, slurm
-from egokit.config import Config, LaunchConfig
-from egokit.launch import comparable
+from egokit.config.build import build, comparable, to_dict
+from egokit.config.schema import Config, LaunchConfig
 from egokit.plan import plan
 from egokit.runs import DEVICES, Run, write_text
-from egokit.typed import build, to_dict
 
 # what an evaluation depends on, beside its checkpoint and its data; training on these and all of the sections after them
 EVALUATED = ("model.image_size", "data.evaluation_frames", "data.evaluation_resize", "data.evaluation_tokens", "data.reader",

@@ -16,15 +16,12 @@ import time
 from pathlib import Path
 
 from egokit import attach, devices, slurm, snapshot
-from egokit.config import RANDOM, Config, LaunchConfig
+from egokit.config.build import ConfigError, comparable, differences, to_dict
+from egokit.config.resolve import to_yaml
+from egokit.config.schema import RANDOM, Config, LaunchConfig
 from egokit.progress import FILE, Bar, reached
-from egokit.resolve import to_yaml
 from egokit.runs import DEVICES, Run, locked, write_text
-from egokit.typed import ConfigError, differences, to_dict
 
-# may change without making another run: where and how it is computed, not what
-LOCAL_ONLY = {"launch", "data.workers", "evaluate.batch_size", "train.micro_batch", "train.compile", "train.deterministic",
-              "model.checkpointing"}
 ACTIONS = ("train", "evaluate", "extract")
 
 
@@ -125,12 +122,6 @@ class Handle:
         detail = (f"loss {history.last('loss/loss'):.3f}, {history.last('speed/clips_per_s'):.0f} clips/s, "
                   f"{100 * history.waiting()[-1]:.0f} % waiting for data") if history.training.rows else ""
         bar.show(state, history.step, history.steps, detail)
-
-
-def comparable(config: dict) -> dict:
-    """The part of a plain config that a run's numbers depend on."""
-    return {section: {key: value for key, value in values.items() if f"{section}.{key}" not in LOCAL_ONLY}
-            if isinstance(values, dict) else values for section, values in config.items() if section not in LOCAL_ONLY}
 
 
 def partial(run: Run, action: str) -> list[Path]:

@@ -6,8 +6,8 @@ import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
+from egokit.config.resolve import outputs_folder
 from egokit.published import DUAL_SOFTMAX, EVALUATIONS, RESULTS, TRAININGS, WORDS, Result
-from egokit.resolve import outputs_folder
 from egokit.runs import AGAIN, Run
 
 # fields of a section that are read here, each there if "recipe" is

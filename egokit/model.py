@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from egokit.config import ModelConfig
+from egokit.config.schema import ModelConfig
 from egokit.inputs import TEXTS_AT_ONCE, checked_frames, checked_tokens, clips_at_once, in_parts
 from egokit.language import TextEncoder, additive_mask
 from egokit.layers import Linear, fresh_std

@@ -5,10 +5,11 @@ import ast
 import os
 import sys
 
-from egokit.config import Config
-from egokit.resolve import outputs_folder, resolve, to_yaml
+from egokit.config.build import ConfigError, nearest, to_dict
+from egokit.config.resolve import outputs_folder, resolve, to_yaml
+from egokit.config.schema import TRAINED, Config
+from egokit.plan import plan
 from egokit.runs import Run, ours, write_text
-from egokit.typed import ConfigError, nearest
 
 PARAMETERS = ("params", "site", "overrides", "run")
 
@@ -53,3 +54,15 @@ def open_run(notebook: str, params: str, site: str, overrides, run: str) -> tupl
             write_text(folder.path / "params.yaml", to_yaml(config))
         folder.opened = config
     return config, folder
+
+
+def describe(config) -> str:
+    """The config in few lines, one a section, for reading; and how training spreads its batch."""
+    plain = to_dict(config)
+    lines = [f"{key}: {value}" for key, value in plain.items() if not isinstance(value, dict)]
+    for section, values in plain.items():
+        if isinstance(values, dict):
+            lines.append(f"{section}: " + ", ".join(f"{key}={value}" for key, value in values.items() if value not in ("", {}, [])))
+    if config.task in TRAINED:
+        lines.append(f"plan: {plan(config)}")
+    return "\n".join(lines)

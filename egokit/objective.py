@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from egokit import compiling, dist
-from egokit.config import Config
+from egokit.config.schema import Config
 from egokit.model import autocast
 from egokit.plan import plan
 from egokit.precision import float32_products

@@ -5,7 +5,7 @@ import math
 
 import torch
 
-from egokit.config import OptimConfig
+from egokit.config.schema import OptimConfig
 
 
 def groups(model, config: OptimConfig) -> list[dict]:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from egokit import attach, devices
+from egokit.config.resolve import outputs_folder
 from egokit.launch import Handle
-from egokit.resolve import outputs_folder
 from egokit.runs import DEVICES, UNFINISHED, WHOLE, Run
 
 SCORES = ("ensemble_intra", "mAP")  # the metrics that choose a best checkpoint, in %

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from egokit.config import Config
+from egokit.config.schema import Config
 
 
 @dataclass(frozen=True)

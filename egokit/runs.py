@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from egokit.typed import ConfigError
+from egokit.config.build import ConfigError
 
 WHOLE, UNFINISHED = "notebook.ipynb", "notebook.failed.ipynb"  # an executed notebook in its run folder
 DEVICES = "devices.txt"  # in a job's folder: what its ranks compute on, a line for each

@@ -6,8 +6,8 @@ import shlex
 import sys
 from pathlib import Path
 
-from egokit.config import LaunchConfig
-from egokit.typed import ConfigError, nearest
+from egokit.config.build import ConfigError, nearest
+from egokit.config.schema import LaunchConfig
 
 # options of submitit that have a key of their own under launch: said twice, one of them would be ignored
 OWN = {"nodes": "nodes", "ntasks_per_node": "processes", "cpus_per_task": "cpus", "time": "timeout_minutes", "mem": "memory_gb",

@@ -5,8 +5,8 @@ import os
 import shutil
 from pathlib import Path
 
-from egokit.resolve import as_submitted
-from egokit.typed import own_task
+from egokit.config.build import own_task
+from egokit.config.resolve import as_submitted
 
 
 def take(folder: Path, keep: bool, task: str = "") -> Path:

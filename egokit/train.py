@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from egokit import checkpoints, dist, optim, weights
-from egokit.config import Config
+from egokit.config.schema import Config
 from egokit.evaluate import evaluate
 from egokit.language import load_tokenizer
 from egokit.loading import loader, move, steps_in_epoch, training_batches

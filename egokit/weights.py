@@ -15,10 +15,10 @@ from torch.overrides import TorchFunctionMode
 
 from egokit import checkpoints
 from egokit.checkpoints import WeightsError
-from egokit.config import RANDOM, ModelConfig
+from egokit.config.build import build
+from egokit.config.schema import RANDOM, ModelConfig
 from egokit.model import EgoVLP
 from egokit.names import our_keys, rename
-from egokit.typed import build
 
 
 def infer_config(state: dict[str, Tensor]) -> ModelConfig:

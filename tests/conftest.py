@@ -35,7 +35,7 @@ def project(tmp_path_factory):
     site["site"]["toy"] = False  # made above, at another size than the site would make it
     (folder / "params/sites/tiny.yaml").write_text(yaml.safe_dump(site))
     from egokit import prep
-    from egokit.resolve import resolve
+    from egokit.config.resolve import resolve
     prep.prepare(resolve("toy/pretrain", "tiny"), progress=False)
     yield folder
     os.environ.clear()
@@ -45,7 +45,7 @@ def project(tmp_path_factory):
 @pytest.fixture
 def resolve(project):
     """The toy's recipes on the tiny data set, shrunken."""
-    from egokit.resolve import resolve
+    from egokit.config.resolve import resolve
 
     def shrunken(params="toy/pretrain", overrides="", run="test"):
         return resolve(params, "tiny", f"{SMALL} {overrides}", run)
@@ -75,7 +75,7 @@ def opened(config):
 def checkpoint(project):
     """What recipes of the run "random" start from."""
     from egokit import weights
-    from egokit.resolve import resolve
+    from egokit.config.resolve import resolve
     path = project / "outputs/02_pretrain/random/checkpoints/best.pt"
     path.parent.mkdir(parents=True)
     weights.save(opened(resolve("toy/pretrain", "tiny", MODEL)), path)

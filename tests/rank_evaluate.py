@@ -12,8 +12,8 @@ os.environ["EGOKIT_HOME"] = project
 torch.set_num_threads(1)
 
 from egokit import dist, evaluate, tasks, train  # noqa: E402
+from egokit.config.resolve import resolve  # noqa: E402
 from egokit.loading import Samples  # noqa: E402
-from egokit.resolve import resolve  # noqa: E402
 
 found, read = {}, {}
 original = Samples.__getitem__

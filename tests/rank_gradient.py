@@ -13,7 +13,7 @@ torch.set_num_threads(1)
 from conftest import MODEL  # noqa: E402
 
 from egokit import dist, loading, tasks  # noqa: E402
-from egokit.resolve import resolve  # noqa: E402
+from egokit.config.resolve import resolve  # noqa: E402
 from egokit.runs import Run  # noqa: E402
 from egokit.train import Trainer  # noqa: E402
 

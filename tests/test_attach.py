@@ -11,12 +11,12 @@ from test_train import wait_for
 
 import egokit
 from egokit import attach, cli, launch, overview, requeue, slurm
-from egokit.config import LaunchConfig
+from egokit.config.build import ConfigError
+from egokit.config.resolve import outputs_folder
+from egokit.config.schema import LaunchConfig
 from egokit.notebook import open_run
 from egokit.progress import Told, told
-from egokit.resolve import outputs_folder
 from egokit.runs import Run, write_text
-from egokit.typed import ConfigError
 
 # squeue prints `queue`, a line "%F|%T|%P|%Q|%S|%r" a job, as its -j, -t and -p say; each call leaves its arguments in `asked`
 SQUEUE = """#!{python} -IS

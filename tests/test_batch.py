@@ -14,10 +14,10 @@ import nbformat
 import pytest
 
 from egokit import attach, batch, headless, launch, overview
+from egokit.config.build import ConfigError, to_dict
+from egokit.config.resolve import resolve
 from egokit.notebook import open_run
-from egokit.resolve import resolve
 from egokit.runs import Run, write_text
-from egokit.typed import ConfigError, to_dict
 
 PARAMETERS = 'params = "toy/egomcq"\nsite = "tiny"\noverrides = ""\nrun = "demo"'
 CELLS = {
@@ -286,7 +286,7 @@ def test_two_who_submit_at_once_start_one_job(home):
 
 
 def test_a_notebooks_job_is_small():
-    from egokit.config import LaunchConfig
+    from egokit.config.schema import LaunchConfig
     site = LaunchConfig(cluster="slurm", nodes=8, processes=8, cpus=12, gpus=1, exclusive=True, slurm={"gres": "gpu:8", "exclude": "n7"})
     small = batch.small(site)
     assert (small.nodes, small.processes, small.cpus, small.gpus, small.exclusive, small.slurm) == (1, 1, 2, 0, False, {"exclude": "n7"})
@@ -304,7 +304,7 @@ def test_a_failing_kernel_start_is_a_failed_notebook(home, monkeypatch):
 
 def test_what_is_submitted_in_a_job_is_no_part_of_it(tmp_path, monkeypatch):
     """Its own job's memory or CPUs in the environment would be taken for the new one's."""
-    from egokit.config import LaunchConfig
+    from egokit.config.schema import LaunchConfig
     for key, value in {"SLURM_JOB_ID": "7", "SLURM_MEM_PER_NODE": "500", "SRUN_CPUS_PER_TASK": "2", "SLURM_CONF": "here"}.items():
         monkeypatch.setenv(key, value)
     (tmp_path / "probe.py").write_text("import json, os, sys\nfrom pathlib import Path\n"

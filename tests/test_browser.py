@@ -23,7 +23,7 @@ def data_of(html: str) -> dict:
 def evaluated(project, checkpoint):
     """(task, run) of a benchmark, evaluated here by random weights; EK-100 and Charades-Ego also in a section that is right."""
     from egokit import job
-    from egokit.resolve import resolve
+    from egokit.config.resolve import resolve
     found = {}
 
     def evaluate(name):

@@ -3,9 +3,9 @@ import dataclasses
 
 import pytest
 
-from egokit.config import ABOVE_ZERO, CHOICES, LEAST, MOST, Config
-from egokit.resolve import parse_overrides, resolve, to_yaml
-from egokit.typed import ConfigError, build, differences, merge, to_dict
+from egokit.config.build import ConfigError, build, differences, merge, to_dict
+from egokit.config.resolve import parse_overrides, resolve, to_yaml
+from egokit.config.schema import ABOVE_ZERO, CHOICES, LEAST, MOST, Config
 
 
 def test_layers_in_order(project):

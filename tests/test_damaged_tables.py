@@ -377,7 +377,8 @@ def test_a_relevancy_without_a_sentence_for_a_clip(use):
 # preparation reads the tables, too
 
 @pytest.mark.parametrize("name, action", [(f"{CHARADES}/CharadesEgo_v1_train_only1st.csv", prep.charades), (CLASSES, prep.charades),
-                                          (TRAIN_CLIPS, prep.ek100), (SENTENCES, prep.ek100)], ids=lambda value: str(getattr(value, "__name__", value))[-20:])
+                                          (TRAIN_CLIPS, prep.ek100), (SENTENCES, prep.ek100)],
+                         ids=lambda value: str(getattr(value, "__name__", value))[-20:])
 def test_preparation_names_a_damaged_table_and_leaves_no_part(copied, name, action):
     _, root = copied
     for path in root.glob(f"{EK}/relevancy/*"):

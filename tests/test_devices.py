@@ -13,11 +13,11 @@ from test_train import wait_for
 
 import egokit
 from egokit import attach, devices, job, launch, overview, slurm, train
-from egokit.config import LaunchConfig
+from egokit.config.build import ConfigError, to_dict
+from egokit.config.resolve import outputs_folder
+from egokit.config.schema import LaunchConfig
 from egokit.precision import deterministic, float32_products
-from egokit.resolve import outputs_folder
 from egokit.runs import Run, write_text
-from egokit.typed import ConfigError, to_dict
 
 UUIDS = [f"GPU-{letter * 8}-0000-0000-0000-000000000000" for letter in "abcd"]
 
@@ -170,7 +170,7 @@ def test_two_jobs_take_two_gpus_as_long_as_both_live(machine, tmp_path, monkeypa
 
 def test_a_choice_waits_for_the_one_before(machine):
     """Until the first has started its job and written down what it took."""
-    second = ("from egokit import devices; from egokit.config import LaunchConfig; print('ready', flush=True)\n"
+    second = ("from egokit import devices; from egokit.config.schema import LaunchConfig; print('ready', flush=True)\n"
               "with devices.choice(LaunchConfig()) as chosen: print(*chosen.uuids)")
     with devices.choice(LaunchConfig()):
         process = subprocess.Popen([sys.executable, "-c", second], stdout=subprocess.PIPE, text=True)
@@ -260,7 +260,7 @@ def test_a_job_that_was_meant_for_a_gpu_says_where_it_runs(resolve, machine, mon
 
 
 def test_processes_have_cpus_for_their_loaders(resolve):
-    from egokit.resolve import resolve as whole
+    from egokit.config.resolve import resolve as whole
     assert whole("toy/pretrain", "tiny", "launch.cpus=0 data.workers=6").launch.cpus == 7
     assert resolve(overrides="launch.cpus=3 data.workers=6").launch.cpus == 3
 

@@ -15,9 +15,9 @@ from conftest import ROOT
 
 import egokit
 from egokit import cli
-from egokit.config import Config
-from egokit.resolve import parse_overrides
-from egokit.typed import build, merge
+from egokit.config.build import build, merge
+from egokit.config.resolve import parse_overrides
+from egokit.config.schema import Config
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 each = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
@@ -178,8 +178,8 @@ def test_the_layout_is_what_the_toy_and_preparation_make(project):
 
 
 def test_the_table_of_recipes_is_what_resolves(project):
-    from egokit.resolve import resolve
-    from egokit.typed import to_dict
+    from egokit.config.build import to_dict
+    from egokit.config.resolve import resolve
     rows = re.findall(r"^\| `(\w+)\.(\w+)` \| (.*?) \| (.*?) \| (.*?) \|", (ROOT / "docs/recipes.md").read_text(), re.MULTILINE)
     resolved = [to_dict(resolve(name, "example")) for name in ("pretrain", "ek100_finetune", "charades_finetune")]
     assert len(rows) > 20

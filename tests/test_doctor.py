@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 from egokit import cli, doctor
-from egokit.config import Config
+from egokit.config.schema import Config
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from test_dist import ranks
 
 import egokit
 from egokit import evaluate, losses, metrics, tasks, train
-from egokit.resolve import outputs_folder
+from egokit.config.resolve import outputs_folder
 from egokit.runs import Run
 
 RECIPES = ("egomcq", "ek100_finetune", "charades_finetune")

@@ -18,10 +18,10 @@ import train_step
 from fake_gpu import GPU
 
 from egokit import evaluate, inputs, layers, losses, tasks, train, transforms
-from egokit.config import Config, DataConfig, EvaluateConfig, ModelConfig, TrainConfig
+from egokit.config.resolve import outputs_folder
+from egokit.config.schema import Config, DataConfig, EvaluateConfig, ModelConfig, TrainConfig
 from egokit.loading import move
 from egokit.model import EgoVLP, autocast
-from egokit.resolve import outputs_folder
 from egokit.runs import Run
 from egokit.tasks import windows
 from egokit.tasks.base import embed_texts

@@ -20,7 +20,7 @@ PACKAGE = ROOT / "egokit"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 FLOORS = {  # imports run only downward (or along a floor, without circles)
-    "config": 0, "typed": 0, "resolve": 0, "runs": 0, "history": 0, "dist": 0, "readers": 0, "counting": 0, "decord_reader": 0,
+    "config": 0, "runs": 0, "history": 0, "dist": 0, "readers": 0, "counting": 0, "decord_reader": 0,
     "frames": 0, "sampling": 0, "metrics": 0, "transforms": 0, "tables": 0, "documents": 0, "published": 0, "layers": 0,
     "egoclip_table": 0, "plan": 0, "vectors": 0, "precision": 0,
     "notebook": 1, "microbatch": 1, "stopping": 1, "safepickle": 1, "tensorfile": 1, "inputs": 1, "names": 1, "relevancy": 1,

@@ -4,9 +4,9 @@ import json
 import pytest
 
 from egokit import cli, ledger, published, tasks
+from egokit.config.resolve import resolve
 from egokit.job import recipe
 from egokit.look import tables
-from egokit.resolve import resolve
 from egokit.runs import Run
 
 REAL = {"finished": True, "action": "evaluate", "task": "any", "toy": False, "frames": 16, "precision": "fp32", "init_sha256": "0" * 12,

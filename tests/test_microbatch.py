@@ -6,12 +6,12 @@ import torch
 from conftest import MODEL
 
 import egokit
-from egokit import launch, loading, tasks, train
+from egokit import loading, tasks, train
+from egokit.config.build import ConfigError, comparable, to_dict
+from egokit.config.resolve import outputs_folder
 from egokit.microbatch import by_micro_batches
 from egokit.plan import plan, what_would_fit
-from egokit.resolve import outputs_folder
 from egokit.runs import Run
-from egokit.typed import ConfigError, to_dict
 
 CPU = torch.device("cpu")
 BF16 = {"device_type": "cpu", "dtype": torch.bfloat16}
@@ -141,7 +141,7 @@ def test_a_run_goes_on_with_another_micro_batch(resolve, run, monkeypatch):
 
 
 def test_what_memory_advice_changes_is_not_another_run(resolve):
-    plain, advised = (launch.comparable(to_dict(resolve(overrides=overrides))) for overrides in
+    plain, advised = (comparable(to_dict(resolve(overrides=overrides))) for overrides in
                       ("model.checkpointing=false", "train.micro_batch=2 model.checkpointing=true"))
     assert plain == advised
 

@@ -8,7 +8,7 @@ from golden_inputs import draw, release, release_state, weight
 
 import egokit
 from egokit import vision, weights
-from egokit.config import ModelConfig
+from egokit.config.schema import ModelConfig
 from egokit.model import EgoVLP, autocast
 from egokit.names import rename
 

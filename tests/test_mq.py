@@ -281,7 +281,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from egokit import tasks, train
-from egokit.resolve import resolve
+from egokit.config.resolve import resolve
 from egokit.runs import Run
 config = resolve("egomq_features", "long", sys.argv[2])
 task = tasks.make(config)

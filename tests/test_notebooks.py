@@ -12,8 +12,8 @@ import pytest
 from conftest import MODEL, SMALL
 
 from egokit import headless
+from egokit.config.build import ConfigError
 from egokit.runs import Run
-from egokit.typed import ConfigError
 
 pytestmark = pytest.mark.slow
 
@@ -118,7 +118,7 @@ def test_no_epochs_give_chance(project):
     headless.execute("02_pretrain", {"site": "tiny", "run": "untrained", "overrides": f"{SMALL} {MODEL} train.epochs=0 data.limit=0"})
     run = Run(project / "outputs/02_pretrain/untrained")
     assert run.metrics()["pretrain"]["steps"] == 0
-    from egokit.resolve import resolve
+    from egokit.config.resolve import resolve
     task = tasks.make(resolve("toy/egomcq", "tiny", "", "untrained"))
     scores = task.scores(run.read_rows("pretrain")[0])["ensemble"]
     right = accuracy(scores, task.answers) / 100 * len(task.answers)

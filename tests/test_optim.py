@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from egokit import optim
-from egokit.config import ModelConfig, OptimConfig
+from egokit.config.schema import ModelConfig, OptimConfig
 from egokit.model import EgoVLP
 
 SMALL = ModelConfig(image_size=32, width=64, heads=1, depth=2, fused=1, vocabulary=99, positions=40, projection="linear16")

@@ -8,8 +8,8 @@ from conftest import ROOT
 
 import egokit
 from egokit import cli, evaluate, ledger, snapshot, tasks, train
+from egokit.config.build import ConfigError, to_dict
 from egokit.runs import Run
-from egokit.typed import ConfigError, to_dict
 
 EXAMPLE = ROOT / "docs/examples/narration_retrieval"
 

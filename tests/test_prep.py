@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from egokit import cli, config, prep, relevancy, tables
+from egokit import cli, prep, relevancy, tables
+from egokit.config import schema
 from egokit.prep import measure, source, video
 from egokit.runs import atomic_folder
 
@@ -120,9 +121,9 @@ def test_encodings_cut_at_their_keyframes(tmp_path, name):
 
 
 def test_encodings_are_the_choices_of_the_configuration(project, tmp_path):
-    from egokit.resolve import resolve
-    from egokit.typed import ConfigError
-    assert tuple(video.ENCODINGS) == config.CHOICES["site.encoding"] and config.Site().encoding in video.ENCODINGS
+    from egokit.config.build import ConfigError
+    from egokit.config.resolve import resolve
+    assert tuple(video.ENCODINGS) == schema.CHOICES["site.encoding"] and schema.Site().encoding in video.ENCODINGS
     with pytest.raises(ConfigError, match=r"site\.encoding .*'originel': did you mean 'original'"):
         resolve("toy/pretrain", "tiny", "site.encoding=originel")
     with pytest.raises(ValueError, match=r"site\.encoding 'av1': expected random_access or original"):
@@ -269,7 +270,7 @@ def test_an_array_of_local_jobs_and_its_retry(full, tmp_path, project, capfd):
 
 
 def test_an_array_that_runs_is_found_again(full, project, tmp_path):
-    from egokit.resolve import resolve
+    from egokit.config.resolve import resolve
     shutil.move(full, tmp_path / "root/Ego4D")
     config = resolve("toy/pretrain", "tiny", f"site.root={tmp_path / 'root'}")
     first, again = prep.submit_array(config, 2), prep.submit_array(config, 4)
@@ -470,7 +471,7 @@ def test_charades_metadata_has_a_row_for_every_action(project):
 
 
 def test_missing_root_says_what_makes_it(project, tmp_path):
-    from egokit.resolve import resolve
+    from egokit.config.resolve import resolve
     config = resolve("toy/pretrain", "tiny", f"site.root={tmp_path / 'nowhere'}")
     with pytest.raises(FileNotFoundError, match=r"data root .*nowhere.*params/sites/tiny\.yaml"):
         prep.prepare(config)

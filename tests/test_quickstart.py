@@ -17,7 +17,7 @@ from egokit.transforms import normalise
 @pytest.fixture(scope="module")
 def ready(project, checkpoint):
     """(model with open gates and random weights, the tiny EgoMCQ)."""
-    from egokit.resolve import resolve
+    from egokit.config.resolve import resolve
     config = resolve("toy/egomcq", "tiny", f"{MODEL} {SMALL} data.limit=0", "random")
     return egokit.load(checkpoint, tokenizer=config.site.tokenizer), tasks.make(config)
 
@@ -27,7 +27,7 @@ def said(axis) -> list[str]:
 
 
 def test_fusion_shows_every_gate_and_the_maps_of_the_widest(ready, tmp_path):
-    from egokit.resolve import resolve
+    from egokit.config.resolve import resolve
     task = ready[1]
     model = opened(resolve("toy/pretrain", "tiny", MODEL.replace("fused=1", "fused=2")))
     with torch.no_grad():

@@ -62,8 +62,8 @@ def searched(checkpoint, resolve, folder, tmp_path):
 
 @pytest.fixture
 def resolve(project):
-    from egokit.resolve import parse_overrides, resolve
-    from egokit.typed import merge
+    from egokit.config.build import merge
+    from egokit.config.resolve import parse_overrides, resolve
 
     def on_tiny(params, overrides, run):
         return resolve(params, "tiny", merge(parse_overrides("launch.processes=1"), parse_overrides(overrides)), run)

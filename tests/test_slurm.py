@@ -17,7 +17,7 @@ from test_train import essential, wait_for, weights_of
 
 import egokit
 from egokit import attach, batch, checkpoints, launch
-from egokit.resolve import outputs_folder
+from egokit.config.resolve import outputs_folder
 from egokit.runs import Run
 
 CLUSTER = Path(__file__).parent / "slurm/cluster.sh"
@@ -61,7 +61,7 @@ def run(project, request):
 
 @pytest.fixture
 def recipe(slurm):
-    from egokit.resolve import resolve
+    from egokit.config.resolve import resolve
     return lambda overrides="", site="slurm": resolve("toy/pretrain", site, f"{RECIPE} {overrides}", "test")
 
 
@@ -86,7 +86,7 @@ def rank_processes(handle):
 @pytest.fixture(scope="module")
 def straight(slurm, project):
     """A run of 36 steps on two nodes of two ranks, that nothing happens to."""
-    from egokit.resolve import resolve
+    from egokit.config.resolve import resolve
     run = Run(outputs_folder() / "slurm" / "straight")
     egokit.submit(resolve("toy/pretrain", "slurm", f"{RECIPE} {LONG}", "test"), run, "train", "pretrain").wait(progress=False, poll=0.1)
     return run

@@ -9,7 +9,7 @@ from torch import nn
 
 from egokit import weights
 from egokit.checkpoints import WeightsError
-from egokit.config import ModelConfig
+from egokit.config.schema import ModelConfig
 
 
 def lively(module: nn.Module, seed: int = 0) -> nn.Module:

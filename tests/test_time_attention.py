@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from egokit import optim
-from egokit.config import ModelConfig, OptimConfig
+from egokit.config.schema import ModelConfig, OptimConfig
 from egokit.model import EgoVLP
 
 WIDTH, FRAMES, CLIPS = 32, 4, 4

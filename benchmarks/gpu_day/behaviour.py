@@ -33,10 +33,10 @@ from gpu_day.common import (
 from torch import Tensor
 
 from egokit import checkpoints, dist, tasks, train
-from egokit.config import Config, LaunchConfig
+from egokit.config.resolve import resolve
+from egokit.config.schema import Config, LaunchConfig
 from egokit.loading import move
 from egokit.precision import float32_products
-from egokit.resolve import resolve
 from egokit.runs import Run
 
 # a checkpoint after each of four epochs, of one step in a rehearsal and of three on a GPU

@@ -40,7 +40,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from egokit import layers, vision
-from egokit.config import CHOICES, ModelConfig
+from egokit.config.schema import CHOICES, ModelConfig
 from egokit.model import EgoVLP, autocast
 from egokit.precision import float32_products
 from egokit.transforms import normalise

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import collections
 
-from egokit.config import Config
+from egokit.config.schema import Config
 from egokit.doctor.finding import SAMPLE, Finding
 from egokit.doctor.parts import Examination
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from egokit import documents
 from egokit import frames as video
-from egokit.config import Config
+from egokit.config.schema import Config
 from egokit.prep.source import list_videos
 
 SAMPLE = 40  # videos of each data set that are opened, unless all are asked for

@@ -10,7 +10,7 @@ import numpy as np
 
 from egokit import documents, relevancy
 from egokit import frames as video
-from egokit.config import RANDOM
+from egokit.config.schema import RANDOM
 from egokit.doctor.finding import Checks, Finding
 from egokit.egoclip_table import EgoClipTable
 from egokit.prep.video import SetupError, ffmpeg

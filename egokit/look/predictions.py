@@ -24,8 +24,8 @@ def pictures(job):
     @functools.cache
     def dataset():
         from egokit import tasks
-        from egokit.config import Config
-        from egokit.typed import build
+        from egokit.config.build import build
+        from egokit.config.schema import Config
         return tasks.make(build(Config, job.spec()["config"])).validation().dataset("test")
 
     return functools.lru_cache(maxsize=100)(lambda number: board(dataset()[0, number]["video"]))

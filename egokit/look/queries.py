@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from egokit.config.build import nearest
 from egokit.look.base import checked_rows
 from egokit.look.classes import query_words
 from egokit.runs import Run
-from egokit.typed import nearest
 
 TOP = 5       # clips shown of a text
 MISSED = 1    # right clips shown that are not among them

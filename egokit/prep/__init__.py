@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from egokit import relevancy as relevancy_files
-from egokit.config import Config
+from egokit.config.schema import Config
 from egokit.prep.array import submit_array
 from egokit.prep.measure import PrepError
 from egokit.prep.source import ego4d, site_options

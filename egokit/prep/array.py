@@ -12,13 +12,13 @@ import time
 from pathlib import Path
 
 from egokit import attach, launch, snapshot
-from egokit.config import Config
+from egokit.config.build import build, to_dict
+from egokit.config.schema import Config
 from egokit.job import executor
 from egokit.prep.source import ego4d, list_videos, merge, receipts, share, site_options
 from egokit.prep.video import Plan
 from egokit.runs import write_text
 from egokit.slurm import one_process
-from egokit.typed import build, to_dict
 
 
 class Shard:

@@ -9,7 +9,7 @@ import tempfile
 import threading
 from pathlib import Path
 
-from egokit.config import Site
+from egokit.config.schema import Site
 from egokit.prep.measure import PrepError
 from egokit.prep.video import Plan, SetupError, Video, ffmpeg, prepare_video, receipt
 from egokit.runs import write_text

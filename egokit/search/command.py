@@ -6,11 +6,11 @@ import os
 import re
 from pathlib import Path
 
-from egokit.resolve import outputs_folder, parse_overrides, resolve
+from egokit.config.build import ConfigError, merge
+from egokit.config.resolve import outputs_folder, parse_overrides, resolve
 from egokit.runs import Run
 from egokit.search.cut import export, write_csv
 from egokit.search.searcher import Hit, open, submit
-from egokit.typed import ConfigError, merge
 
 NOTEBOOK = "07_search_your_videos"
 

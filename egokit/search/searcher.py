@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from egokit import launch, train, vectors
-from egokit.config import Config
+from egokit.config.build import ConfigError
+from egokit.config.schema import Config
 from egokit.model import autocast
 from egokit.runs import Run
 from egokit.tasks import search as task
 from egokit.transforms import normalise
-from egokit.typed import ConfigError
 
 SECTION = "index"
 

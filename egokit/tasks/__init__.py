@@ -6,7 +6,7 @@ import sys
 import types
 from pathlib import Path
 
-from egokit.typed import ConfigError, nearest, own_task
+from egokit.config.build import ConfigError, nearest, own_task
 
 NAMES = {"egoclip": "EgoClip", "egomcq": "EgoMCQ", "ek100": "EK100", "charades": "CharadesEgo", "mq": "EgoMQ", "search": "Search"}
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from egokit import dist, frames, transforms
-from egokit.config import Config
+from egokit.config.schema import Config
 from egokit.inputs import of_few_lengths
 from egokit.language import load_tokenizer
 from egokit.microbatch import by_micro_batches

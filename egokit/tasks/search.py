@@ -16,12 +16,12 @@ import numpy as np
 import torch
 
 from egokit import checkpoints, dist, frames, sampling, vectors
-from egokit.config import Config
+from egokit.config.build import ConfigError, differences
+from egokit.config.schema import Config
 from egokit.frames import VideoError
 from egokit.runs import Run, abandoned, write_text
 from egokit.tasks.base import Task
 from egokit.tasks.windows import Windows, embed
-from egokit.typed import ConfigError, differences
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv", ".3gp", ".ogv",
             ".vob")  # in capitals, too

@@ -14,15 +14,14 @@ from pathlib import Path
 
 import yaml
 
-from egokit.config import CHOICES, TRAINED, Config
-from egokit.plan import plan
-from egokit.typed import ConfigError, build, merge, nearest, own_task, to_dict
+from egokit.config.build import ConfigError, build, merge, nearest, own_task, to_dict
+from egokit.config.schema import CHOICES, Config
 
 
 def project_root() -> Path:
     """The folder that holds params/ and notebooks/: $EGOKIT_HOME, or found upward from here, or the checkout."""
     home = os.environ.get("EGOKIT_HOME")
-    candidates = [Path(home)] if home else [Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parents[1]]
+    candidates = [Path(home)] if home else [Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parents[2]]
     for folder in candidates:
         if (folder / "params" / "sites").is_dir():
             return folder.resolve()
@@ -151,15 +150,3 @@ def check_run_name(run: str) -> None:
 
 def to_yaml(config) -> str:
     return yaml.safe_dump(to_dict(config), sort_keys=False)
-
-
-def describe(config) -> str:
-    """The config in few lines, one a section, for reading; and how training spreads its batch."""
-    plain = to_dict(config)
-    lines = [f"{key}: {value}" for key, value in plain.items() if not isinstance(value, dict)]
-    for section, values in plain.items():
-        if isinstance(values, dict):
-            lines.append(f"{section}: " + ", ".join(f"{key}={value}" for key, value in values.items() if value not in ("", {}, [])))
-    if config.task in TRAINED:
-        lines.append(f"plan: {plan(config)}")
-    return "\n".join(lines)

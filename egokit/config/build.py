@@ -8,7 +8,7 @@ import re
 import types
 import typing
 
-from egokit.config import CHOICES, expected
+from egokit.config.schema import CHOICES, LOCAL_ONLY, expected
 
 
 class ConfigError(ValueError):
@@ -112,3 +112,9 @@ def differences(one: dict, other: dict, where: str = "") -> list[str]:
         elif left != right:
             found.append(f"{name}: {left} -> {right}")
     return found
+
+
+def comparable(config: dict) -> dict:
+    """The part of a plain config that a run's numbers depend on."""
+    return {section: {key: value for key, value in values.items() if f"{section}.{key}" not in LOCAL_ONLY}
+            if isinstance(values, dict) else values for section, values in config.items() if section not in LOCAL_ONLY}

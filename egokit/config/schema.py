@@ -177,6 +177,9 @@ CHOICES = {
     "launch.cluster": ("local", "slurm"),
     "launch.gpus": (0, 1),
 }
+# may change without making another run: where and how it is computed, not what
+LOCAL_ONLY = {"launch", "data.workers", "evaluate.batch_size", "train.micro_batch", "train.compile", "train.deterministic",
+              "model.checkpointing"}
 
 
 def expected(key: str, number) -> str:
