@@ -20,7 +20,7 @@ os.sched_setaffinity(0, {0})
 import numpy as np  # noqa: E402  (one core: before any library starts its threads)
 import torch  # noqa: E402
 
-from egokit import frames, transforms  # noqa: E402
+from egokit.data.video import open_video, transforms  # noqa: E402
 from egokit.prep import video as prep  # noqa: E402
 
 torch.set_num_threads(1)
@@ -131,7 +131,7 @@ def pyav_straight(path: Path, wanted: np.ndarray) -> np.ndarray:
 
 
 def egokit(path: Path, wanted: np.ndarray) -> np.ndarray:
-    reader = frames.PyAVReader(path)
+    reader = open_video.PyAVReader(path)
     out = reader.read(wanted)
     reader.close()
     return out

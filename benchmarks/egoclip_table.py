@@ -103,7 +103,7 @@ def measure(way: str, path: str) -> dict:
         table = Naive(path)
         rows = len(table.table)
     else:
-        from egokit.egoclip_table import EgoClipTable
+        from egokit.data.egoclip_table import EgoClipTable
         table = EgoClipTable(path)
         rows = len(table)
         sum(float(column.sum(dtype=float)) for column in table.columns.values())

@@ -44,7 +44,7 @@ from torch.utils.flop_counter import flop_registry
 from train_step import Synthetic, Trainer, configured, synthetic_batch
 
 from egokit.config.schema import ModelConfig
-from egokit.loading import move
+from egokit.data.loader import move
 
 FLOPS, BYTES, REACHED = 650e12, 2.6e12, 0.4 * 800e12  # a second
 STAGES = ("embedding", "trunk", "MLM", "ITM")         # EgoClip.loss computes them by `in_parts`, in this order

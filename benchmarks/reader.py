@@ -9,7 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from egokit import frames
+from egokit.data.video import open_video
 
 FILES = sorted((Path(__file__).parents[1] / "outputs/toy/Ego4D_Chunked").glob("*/0.mp4"))[:20]
 
@@ -28,7 +28,7 @@ def clips_per_second(many: bool) -> float:
     rng = np.random.default_rng(0)
     began, count = time.perf_counter(), 0
     for path in FILES:
-        reader = frames.PyAVReader(path)
+        reader = open_video.PyAVReader(path)
         if many:
             reader.to_rgb = ManyThreads(av.video.reformatter.VideoReformatter())
         for _ in range(10):

@@ -26,7 +26,8 @@ import torch
 from egokit import losses, train
 from egokit.config.resolve import resolve
 from egokit.config.schema import Config
-from egokit.loading import Samples, loader
+from egokit.data.loader import Samples, loader
+from egokit.data.video.transforms import evaluation, normalise
 from egokit.look.base import CYCLE, pyplot
 from egokit.model import EgoVLP, similarity
 from egokit.tasks.egoclip import NOUNS as NOUN_CLASSES
@@ -36,7 +37,6 @@ from egokit.toy import stage
 from egokit.toy.motion import Pose
 from egokit.toy.plan import Thing
 from egokit.toy.words import COLOURS, NOUNS
-from egokit.transforms import evaluation, normalise
 
 ROOT = Path(__file__).parents[1]
 RESULTS, FIGURE = ROOT / "outputs" / "time_attention.jsonl", ROOT / "docs" / "time_attention.png"

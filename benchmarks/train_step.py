@@ -30,12 +30,12 @@ from torch.utils.checkpoint import checkpoint
 
 from egokit import losses, optim, train
 from egokit.config.schema import Config, ModelConfig, OptimConfig, TrainConfig
-from egokit.loading import Samples
+from egokit.data.loader import Samples
+from egokit.data.video.transforms import normalise
 from egokit.model import EgoVLP, similarity
 from egokit.names import rename
 from egokit.tasks.base import Task
 from egokit.tasks.egoclip import NOUNS, VERBS, EgoClip
-from egokit.transforms import normalise
 
 TOKENS, ENDLESS = 15, 10**9
 SIDES = ("plain", "recomputed", "kept")

@@ -6,12 +6,12 @@ import importlib
 __version__ = "0.1.0"
 
 _PUBLIC = {  # name: module; imported where it is first used
-    "load": "weights", "similarity": "model", "read_clip": "clips", "describe": "notebook", "open_run": "notebook",
+    "load": "weights", "similarity": "model", "read_clip": "data.video.clips", "describe": "notebook", "open_run": "notebook",
     "submit": "launch", "runs_table": "overview", "ConfigError": "config.build", "WeightsError": "checkpoints",
 }
 _MODULES = {  # the same for whole modules
     "metrics": "metrics", "losses": "losses", "prep": "prep", "doctor": "doctor", "toy": "toy", "look": "look",
-    "tasks": "tasks", "launch": "launch", "evaluate": "evaluate", "transforms": "transforms", "frames": "frames",
+    "tasks": "tasks", "launch": "launch", "evaluate": "evaluate", "transforms": "data.video.transforms", "frames": "data.video.open_video",
     "resolve": "config.resolve", "search": "search",
 }
 __all__ = ["__version__", *_PUBLIC, *_MODULES]

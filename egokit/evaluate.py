@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from egokit import dist
-from egokit.loading import evaluation_batches, loader, move
+from egokit.data.loader import evaluation_batches, loader, move
 from egokit.model import autocast
 from egokit.tasks.base import Task, embed_texts
 

@@ -17,9 +17,9 @@ import torch
 
 from egokit import checkpoints, dist, optim, weights
 from egokit.config.schema import Config
+from egokit.data.loader import loader, move, steps_in_epoch, training_batches
 from egokit.evaluate import evaluate
 from egokit.language import load_tokenizer
-from egokit.loading import loader, move, steps_in_epoch, training_batches
 from egokit.objective import Objective
 from egokit.plan import what_would_fit
 from egokit.precision import deterministic

@@ -202,20 +202,20 @@ def examine(path: Path, reader: str, clean: np.ndarray) -> dict:
 
     A frame is [index, how far off the number in the picture is (None: illegible), mean difference from the clean frame].
     """
-    from egokit import frames
+    from egokit.data.video import open_video
     from egokit.toy import read_frame_number
     found = {"length": None, "frames": [], "errors": []}
     try:
-        length = found["length"] = frames.open_video(path, reader).length
+        length = found["length"] = open_video.open_video(path, reader).length
         wanted = indices(path.stem, length)
     except Exception as error:
         found["errors"].append([None, type(error).__name__, str(error)])
         return found
     for index in wanted:
         try:
-            frame = frames.open_video(path, reader).read([index])[0]
+            frame = open_video.open_video(path, reader).read([index])[0]
         except Exception as error:
-            frames.forget(path)
+            open_video.forget(path)
             found["errors"].append([index, type(error).__name__, str(error)])
             continue
         try:
@@ -226,7 +226,7 @@ def examine(path: Path, reader: str, clean: np.ndarray) -> dict:
         same = expected < len(clean) and frame.shape == clean.shape[1:]
         difference = round(float(np.abs(frame - clean[expected].astype(float)).mean()), 2) if same else 255.0
         found["frames"].append([index, number if number is None else number - expected, difference])
-    frames.forget(path)
+    open_video.forget(path)
     return found
 
 

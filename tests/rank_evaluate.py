@@ -13,7 +13,7 @@ torch.set_num_threads(1)
 
 from egokit import dist, evaluate, tasks, train  # noqa: E402
 from egokit.config.resolve import resolve  # noqa: E402
-from egokit.loading import Samples  # noqa: E402
+from egokit.data.loader import Samples  # noqa: E402
 
 found, read = {}, {}
 original = Samples.__getitem__

@@ -12,8 +12,9 @@ torch.set_num_threads(1)
 
 from conftest import MODEL  # noqa: E402
 
-from egokit import dist, loading, tasks  # noqa: E402
+from egokit import dist, tasks  # noqa: E402
 from egokit.config.resolve import resolve  # noqa: E402
+from egokit.data import loader  # noqa: E402
 from egokit.runs import Run  # noqa: E402
 from egokit.train import Trainer  # noqa: E402
 
@@ -32,7 +33,7 @@ with dist.joined(rank, world, folder / "meeting", local=True):
                 elif ".time." in name:
                     parameter.normal_(std=0.1)
         trainer.model.train()
-        batch = next(iter(loading.loader(trainer.dataset, trainer.batches(0), task.collate, 0)))
+        batch = next(iter(loader.loader(trainer.dataset, trainer.batches(0), task.collate, 0)))
         terms = trainer.objective.gradient(batch, 0, trainer.scaler)
         values = dist.mean(torch.stack([*terms.values()]))
         found[int(micro_batch)] = {"terms": dict(zip(terms, values.tolist(), strict=True)), "gradients": {

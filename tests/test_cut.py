@@ -4,7 +4,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from egokit import frames
+from egokit.data.video import open_video
 from egokit.prep.video import ffmpeg
 from egokit.search.cut import cut
 from egokit.search.searcher import Hit
@@ -18,7 +18,7 @@ H264, MPEG2, FLV = ("-c:v", "libx264", "-g", "40", "-bf", "2"), ("-c:v", "mpeg2v
 
 def numbers(path):
     """Of every frame of a video."""
-    reader = frames.open_any(path)
+    reader = open_video.open_any(path)
     pictures = reader.read(range(reader.length))
     return (pictures[:, 32, 16::32].mean(-1) > 120) @ (1 << np.arange(8))
 

@@ -17,7 +17,9 @@ import pytest
 import torch
 from conftest import MODEL, rarest
 
-from egokit import clips, doctor, evaluate, frames, loading, prep, sampling, tasks, train
+from egokit import doctor, evaluate, prep, tasks, train
+from egokit.data import loader
+from egokit.data.video import clips, frame_sampling, open_video
 from egokit.runs import Run
 from egokit.tasks.egoclip import Clips
 
@@ -107,7 +109,7 @@ def test_what_is_no_video_is_not_opened(read, name):
     assert read("pyav")[name]["length"] is None
 
 
-class Files(loading.Samples):
+class Files(loader.Samples):
     """Frames of each file, read in a loader process."""
 
     def __init__(self, paths: list[Path], reader: str, tolerant: bool = False):
@@ -119,9 +121,9 @@ class Files(loading.Samples):
         return {"pixels": torch.from_numpy(pixels.copy()), "index": index}
 
 
-def loaded(dataset: loading.Samples, workers: int, timeout: float = 3.0) -> list[dict]:
+def loaded(dataset: loader.Samples, workers: int, timeout: float = 3.0) -> list[dict]:
     batches = [[(0, i)] for i in range(len(dataset))]
-    return list(loading.loader(dataset, batches, torch.utils.data.default_collate, workers, timeout))
+    return list(loader.loader(dataset, batches, torch.utils.data.default_collate, workers, timeout))
 
 
 # what decord 0.6 does natively; at durations-zero it may never return (where depends on the encoding): test_loading.py has such readers
@@ -131,14 +133,14 @@ NATIVE = {"more-stts-2G": r"its reader ended the loader process \(Aborted\)"}
 @pytest.fixture
 def fresh(monkeypatch):
     """No file avoided before, and none afterwards."""
-    monkeypatch.setattr(frames, "avoided", set())
+    monkeypatch.setattr(open_video, "avoided", set())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NATIVE)
 def test_a_reader_that_hangs_or_dies_natively_ends_a_strict_run_by_naming_the_file(files, piece, fresh, name):
     began = time.monotonic()
-    with pytest.raises(frames.VideoError, match=rf"^{files[name]}: {NATIVE[name]}.*max_bad_fraction"):
+    with pytest.raises(open_video.VideoError, match=rf"^{files[name]}: {NATIVE[name]}.*max_bad_fraction"):
         loaded(Files([piece, files[name], piece], "decord"), 1)
     assert time.monotonic() - began < 30
 
@@ -152,7 +154,7 @@ def test_a_tolerant_run_goes_on_past_files_at_which_the_reader_hangs_or_dies(fil
     assert {name for name in NATIVE for line in said if str(files[name]) in line} == NATIVE.keys()
 
 
-class Ending(loading.Samples):
+class Ending(loader.Samples):
     """A process that ends with a signal while it reads a file."""
 
     def __init__(self, number: int):
@@ -160,14 +162,14 @@ class Ending(loading.Samples):
         super().__init__(1, 0, train=True)
 
     def read(self, index: int, rng) -> dict:
-        frames.notice("videos/a.mp4")
+        open_video.notice("videos/a.mp4")
         faulthandler.disable()  # pytest's, which would write a traceback
         os.kill(os.getpid(), self.number)
 
 
 @pytest.mark.parametrize("number", [signal.SIGABRT, signal.SIGSEGV])
 def test_the_file_at_which_a_loader_process_ended_is_named(number):
-    with pytest.raises(frames.VideoError, match=r"^videos/a\.mp4: its reader ended the loader process \((Aborted|Segmentation fault)\)"):
+    with pytest.raises(open_video.VideoError, match=r"^videos/a\.mp4: its reader ended the loader process \((Aborted|Segmentation fault)\)"):
         loaded(Ending(number), 1)
 
 
@@ -184,7 +186,7 @@ def test_overreporting_files_through_a_loader(files, fresh, reader):
     for name in (name for name in files if name.startswith("more-")):
         try:
             batch, = loaded(Files([files[name]], reader), 1)
-        except frames.VideoError as error:
+        except open_video.VideoError as error:
             assert str(files[name]) in str(error)
         else:
             assert batch["pixels"].shape[-1] == 3
@@ -234,7 +236,7 @@ def test_preparation_of_every_damaged_file(files, tmp_path):
     done = [line for line in manifest["lines"] if line["status"] == "ok"]
     assert {line["uid"]: line["resized"]["frames"] for line in done if line["resized"]["frames"] < 0.95 * 300} == {}
     for line in done:
-        assert frames.open_video(tmp_path / "root/Ego4D_256" / f"{line['uid']}.mp4").length == line["resized"]["frames"]
+        assert open_video.open_video(tmp_path / "root/Ego4D_256" / f"{line['uid']}.mp4").length == line["resized"]["frames"]
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -270,7 +272,7 @@ def test_training_on_damaged_pieces_stops_naming_one(files, attempt, name):
     for path in pieces:
         shutil.copy(files[name], path)
     # EgoMCQ validates before the first step: the error may be about one of its videos
-    with pytest.raises(frames.VideoError, match=rf"{root}/Ego4D_Chunked/[\w-]+/\d\.mp4: "):
+    with pytest.raises(open_video.VideoError, match=rf"{root}/Ego4D_Chunked/[\w-]+/\d\.mp4: "):
         prepared("strict", "data.workers=0")[1]()
 
 
@@ -307,7 +309,7 @@ def test_evaluation_on_damaged_videos_is_an_error_and_no_score(files, resolve, c
         shutil.copy(files[name], path)
     config = dataclasses.replace(on_copy(resolve(f"toy/{recipe}", MODEL)), init="")
     model = train.initial_model(config)
-    with pytest.raises(frames.VideoError, match=rf"{root / folder}/[\w/.-]+\.(mp4|MP4): "):
+    with pytest.raises(open_video.VideoError, match=rf"{root / folder}/[\w/.-]+\.(mp4|MP4): "):
         evaluate.evaluate(model, tasks.make(config))
 
 
@@ -318,7 +320,7 @@ def test_extraction_on_damaged_videos_is_an_error_and_leaves_no_features(files, 
         shutil.copy(files[name], path)
     config = dataclasses.replace(on_copy(resolve("toy/egomq_features", MODEL)), init="")
     run = Run(tmp_path / "run")
-    with pytest.raises(frames.VideoError, match=rf"{root}/Ego4D_256/[\w-]+\.mp4: "):
+    with pytest.raises(open_video.VideoError, match=rf"{root}/Ego4D_256/[\w-]+\.mp4: "):
         tasks.make(config).extract(train.initial_model(config).eval(), run)
     assert not (run.path / "features").exists() and run.metrics() == {}
 
@@ -328,13 +330,13 @@ def test_extraction_on_damaged_videos_is_an_error_and_leaves_no_features(files, 
                                                     ("egomq_features", "", "Ego4D_256/*.mp4"), ("egomcq", "test", "Ego4D_Chunked/*/0.mp4")])
 def test_a_whole_video_that_is_far_too_short_is_an_error(piece, resolve, copied, tmp_path, monkeypatch, recipe, split, pattern):
     """Of another video, or of one whose header has lost frames: its last frame is not what was annotated."""
-    monkeypatch.setattr(sampling, "LATE", 1.0)  # the toy's videos are short
+    monkeypatch.setattr(frame_sampling, "LATE", 1.0)  # the toy's videos are short
     on_copy, root = copied
     damage.remuxed(piece, tmp_path / "short.mp4", lambda number, key: number < 9)  # a keyframe, the eighth frame, those between
     for path in root.glob(pattern):
         shutil.copy(tmp_path / "short.mp4", path)
     task = tasks.make(dataclasses.replace(on_copy(resolve(f"toy/{recipe}", MODEL)), init=""))
-    with pytest.raises(frames.VideoError, match=rf"{root}/.*(begins|ends) at [\d.]+ s, but the video ends at 0.90 s"):
+    with pytest.raises(open_video.VideoError, match=rf"{root}/.*(begins|ends) at [\d.]+ s, but the video ends at 0.90 s"):
         if split:
             dataset = task.dataset(split)
             [dataset[0, i] for i in range(len(dataset))]

@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 from conftest import MODEL
 
-from egokit import clips, doctor, prep, relevancy, tasks
-from egokit.egoclip_table import EgoClipTable
-from egokit.frames import VideoError
-from egokit.tables import EK100_ANNOTATIONS
+from egokit import doctor, prep, tasks
+from egokit.data import relevancy
+from egokit.data.annotation_tables import EK100_ANNOTATIONS
+from egokit.data.egoclip_table import EgoClipTable
+from egokit.data.video import clips
+from egokit.data.video.open_video import VideoError
 
 EK, CHARADES = str(EK100_ANNOTATIONS), "CharadesEgo/CharadesEgo"
 RELEVANCY = f"{EK}/relevancy/caption_relevancy_EPIC_100_retrieval_train.safetensors"
@@ -407,19 +409,19 @@ def test_sentences_of_another_table(copied):
 
 def test_a_clip_that_begins_before_its_video_is_read_from_its_start(project):
     """EgoClip's times are estimated around a narration's, and may fall a moment before 0."""
-    from egokit import sampling
+    from egokit.data.video import frame_sampling
     from egokit.toy import read_frame_number
     folder = next((project / "outputs/toy/Ego4D_Chunked").iterdir())
-    pixels = clips.read_chunked(folder, -0.5, 1.0, lambda first, last: sampling.egoclip(first, last, 4), 30.0)
-    assert [read_frame_number(frame) for frame in pixels] == sampling.egoclip(0, 10, 4).tolist()
+    pixels = clips.read_chunked(folder, -0.5, 1.0, lambda first, last: frame_sampling.egoclip(first, last, 4), 30.0)
+    assert [read_frame_number(frame) for frame in pixels] == frame_sampling.egoclip(0, 10, 4).tolist()
 
 
 def test_a_clip_far_beyond_its_video_is_an_error(project):
     """A moment beyond the end is the last frame; a minute beyond it is another video, or one that has lost its end."""
-    from egokit import sampling
+    from egokit.data.video import frame_sampling
     folder = next((project / "outputs/toy/Ego4D_Chunked").iterdir())  # of at most 45 s
     with pytest.raises(VideoError, match=rf"{folder}/\d\.mp4"):
-        clips.read_chunked(folder, 100.0, 101.0, lambda first, last: sampling.egoclip(first, last, 4), 600.0)
+        clips.read_chunked(folder, 100.0, 101.0, lambda first, last: frame_sampling.egoclip(first, last, 4), 600.0)
 
 
 def test_a_folder_or_an_unreadable_file_in_a_tables_place(use):

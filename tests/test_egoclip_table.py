@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from egokit import egoclip_table
-from egokit.egoclip_table import COLUMNS, HEADER, NOUNS, VERBS, EgoClipTable
+from egokit.data import egoclip_table
+from egokit.data.egoclip_table import COLUMNS, HEADER, NOUNS, VERBS, EgoClipTable
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import egoclip_table as benchmark

@@ -229,7 +229,7 @@ def test_scene_aware_negatives_share_video_and_minute(resolve):
 
 
 def test_malformed_rows_are_counted_not_read(resolve, project):
-    from egokit.egoclip_table import EgoClipTable
+    from egokit.data.egoclip_table import EgoClipTable
     path = project / "outputs/toy/egoclip.csv"
     with pytest.warns(UserWarning, match=r"5 malformed rows of \d+ left out"):
         table = EgoClipTable(path)
@@ -237,6 +237,6 @@ def test_malformed_rows_are_counted_not_read(resolve, project):
 
 
 def test_train_and_test_videos_are_disjoint(resolve, project):
-    from egokit.egoclip_table import EgoClipTable
+    from egokit.data.egoclip_table import EgoClipTable
     train_videos = set(EgoClipTable(project / "outputs/toy/egoclip.csv").videos)
     assert not train_videos & {uid for uid, _, _ in tasks.make(resolve("toy/egomcq")).clips}

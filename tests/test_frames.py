@@ -8,7 +8,7 @@ import pytest
 from golden_inputs import GOLDEN  # noqa: F401  (keeps the folder on the path explicit)
 
 import egokit
-from egokit import clips, frames, sampling
+from egokit.data.video import clips, frame_sampling, open_video
 from egokit.prep.video import RANDOM_ACCESS, ffmpeg
 from egokit.toy import read_frame_number
 
@@ -29,7 +29,7 @@ def pieces(project, full):
 
 @pytest.mark.parametrize("reader", ["pyav", "decord"])
 def test_frames_by_number(full, reader):
-    video = frames.open_video(full, reader)
+    video = open_video.open_video(full, reader)
     wanted = [0, 1, 17, 17, 16, 100, video.length - 1, 3]
     assert numbers(video.read(wanted)) == wanted
     assert numbers(video.read([5, 6])) == [5, 6] and numbers(video.read([7, 7, 60])) == [7, 7, 60]
@@ -39,23 +39,23 @@ def test_frames_by_number(full, reader):
 def test_every_frame_of_the_prepared_pieces_in_order(pieces, full, reader):
     seen = []
     for piece in range(len(list(pieces.glob("*.mp4")))):
-        video = frames.open_video(pieces / f"{piece}.mp4", reader)
+        video = open_video.open_video(pieces / f"{piece}.mp4", reader)
         seen += numbers(video.read(range(video.length)))
-    assert seen == list(range(frames.open_video(full).length))
+    assert seen == list(range(open_video.open_video(full).length))
 
 
 @pytest.mark.parametrize("start, stop", [(1.0, 3.0), (28.5, 31.5), (29.9, 30.1), (30.0, 31.0), (0.0, 0.05)])
 def test_a_clip_across_pieces_has_the_frames_of_the_full_video(full, pieces, start, stop):
     def pick(first, last):
-        return sampling.egoclip(first, last, 4)
-    expected = sampling.egoclip(int(start * 10), max(int(start * 10) + 1, int(stop * 10)), 4)
+        return frame_sampling.egoclip(first, last, 4)
+    expected = frame_sampling.egoclip(int(start * 10), max(int(start * 10) + 1, int(stop * 10)), 4)
     assert numbers(clips.read_chunked(pieces, start, stop, pick, 30.0)) == np.maximum(expected, 30 * 10 * (start >= 30)).tolist()
 
 
 def test_a_clip_at_the_videos_end_stays_inside(full, pieces):
-    length = frames.open_video(full).length
-    got = numbers(clips.read_chunked(pieces, length / 10 - 0.5, length / 10 + 2, lambda a, b: sampling.egoclip(a, b, 4), 30.0))
-    assert got == sampling.egoclip(length - 5, length, 4).tolist() and max(got) < length
+    length = open_video.open_video(full).length
+    got = numbers(clips.read_chunked(pieces, length / 10 - 0.5, length / 10 + 2, lambda a, b: frame_sampling.egoclip(a, b, 4), 30.0))
+    assert got == frame_sampling.egoclip(length - 5, length, 4).tolist() and max(got) < length
 
 
 VARIABLE = ["-fps_mode", "vfr", "-vf"]
@@ -86,7 +86,7 @@ def test_a_frame_by_number_is_the_one_that_decoding_it_all_gives(full, tmp_path,
     subprocess.run([ffmpeg(), "-loglevel", "error", *before, "-i", str(full), "-t", "15", *after, str(path)], check=True)
     with av.open(str(path)) as container:
         every = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    video = frames.open_video(path)
+    video = open_video.open_video(path)
     assert video.length == len(every)
     rng = np.random.default_rng(0)
     for first in rng.integers(0, len(every), 20):
@@ -101,14 +101,14 @@ def test_a_frame_by_number_is_the_one_that_decoding_it_all_gives(full, tmp_path,
 def test_a_file_that_was_replaced_is_opened_again(full, tmp_path):
     path, other = tmp_path / "video.mp4", tmp_path / "other.mp4"
     path.write_bytes(full.read_bytes())
-    assert numbers(frames.open_video(path).read([5])) == [5]
-    assert frames.open_video(path) is frames.open_video(path)
+    assert numbers(open_video.open_video(path).read([5])) == [5]
+    assert open_video.open_video(path) is open_video.open_video(path)
     subprocess.run([ffmpeg(), "-loglevel", "error", "-ss", "2", "-i", str(full), "-t", "5", str(other)], check=True)
     other.replace(path)
-    assert numbers(frames.open_video(path).read([5])) == [25]
+    assert numbers(open_video.open_video(path).read([5])) == [25]
     path.write_bytes(path.read_bytes()[:1000])  # in its place, as a copy does
-    with pytest.raises(frames.VideoError, match=r"video\.mp4: not a video that can be opened"):
-        frames.open_video(path)
+    with pytest.raises(open_video.VideoError, match=r"video\.mp4: not a video that can be opened"):
+        open_video.open_video(path)
 
 
 def test_a_picture_that_changes_its_size_is_an_error(full, tmp_path):
@@ -119,8 +119,8 @@ def test_a_picture_that_changes_its_size_is_an_error(full, tmp_path):
                         "-output_ts_offset", str(5 * len(parts)), str(parts[-1])], check=True)
     path = tmp_path / "both.ts"
     path.write_bytes(b"".join(part.read_bytes() for part in parts))
-    video = frames.open_video(path)
-    with pytest.raises(frames.VideoError, match=r"both\.ts: its picture changes from 128 x 96 to 64 x 48 at "):
+    video = open_video.open_video(path)
+    with pytest.raises(open_video.VideoError, match=r"both\.ts: its picture changes from 128 x 96 to 64 x 48 at "):
         video.read(range(video.length))
 
 
@@ -128,13 +128,13 @@ def test_few_frames_are_decoded(full, tmp_path, monkeypatch):
     """A frame of a prepared piece costs its keyframe, at most every eighth frame after that, and itself."""
     path = tmp_path / "prepared.mp4"
     subprocess.run([ffmpeg(), "-loglevel", "error", "-i", str(full), *RANDOM_ACCESS, str(path)], check=True)
-    video, decoded = frames.open_video(path), []
-    original = frames.PyAVReader._found
+    video, decoded = open_video.open_video(path), []
+    original = open_video.PyAVReader._found
 
     def counting(self, got, unseen):
         decoded.extend(got)
         return original(self, got, unseen)
-    monkeypatch.setattr(frames.PyAVReader, "_found", counting)
+    monkeypatch.setattr(open_video.PyAVReader, "_found", counting)
     for index in range(100, 150):
         video.read([index])
     assert 50 <= len(decoded) <= 50 * 5
@@ -164,20 +164,20 @@ def test_a_corrupt_video_is_an_error_that_names_it(full, tmp_path, kind):
     path.write_bytes(dict(damaged(full, tmp_path))[kind])
     try:
         got = clips.read(path, lambda length, fps: np.arange(length))
-    except frames.VideoError as error:
+    except open_video.VideoError as error:
         assert str(path) in str(error)
     else:  # a decoder may conceal damage; it must then still be these very frames in number
-        assert kind == "zeros inside" and len(got) == frames.open_video(full).length
+        assert kind == "zeros inside" and len(got) == open_video.open_video(full).length
 
 
 def test_audio_only_and_missing_files(tmp_path):
     damage.audio(tmp_path / "audio.mp4")
-    with pytest.raises(frames.VideoError, match=r"audio\.mp4: .*no video stream"):
-        frames.open_video(tmp_path / "audio.mp4")
+    with pytest.raises(open_video.VideoError, match=r"audio\.mp4: .*no video stream"):
+        open_video.open_video(tmp_path / "audio.mp4")
     with pytest.raises(FileNotFoundError, match=r"none\.mp4 is missing"):
-        frames.open_video(tmp_path / "none.mp4")
-    with pytest.raises(frames.VideoError, match="asked for, but the file has"):
-        frames.open_video(sorted(tmp_path.parent.glob("none")) or _tiny(tmp_path)).read([10**6])
+        open_video.open_video(tmp_path / "none.mp4")
+    with pytest.raises(open_video.VideoError, match="asked for, but the file has"):
+        open_video.open_video(sorted(tmp_path.parent.glob("none")) or _tiny(tmp_path)).read([10**6])
 
 
 def _tiny(folder):

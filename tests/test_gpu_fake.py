@@ -17,10 +17,11 @@ import fake_gpu
 import train_step
 from fake_gpu import GPU
 
-from egokit import evaluate, inputs, layers, losses, tasks, train, transforms
+from egokit import evaluate, inputs, layers, losses, tasks, train
 from egokit.config.resolve import outputs_folder
 from egokit.config.schema import Config, DataConfig, EvaluateConfig, ModelConfig, TrainConfig
-from egokit.loading import move
+from egokit.data.loader import move
+from egokit.data.video import transforms
 from egokit.model import EgoVLP, autocast
 from egokit.runs import Run
 from egokit.tasks import windows

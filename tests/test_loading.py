@@ -8,7 +8,9 @@ import pytest
 import torch
 from conftest import MODEL, rarest
 
-from egokit import frames, loading, tasks
+from egokit import tasks
+from egokit.data import loader
+from egokit.data.video import open_video
 from egokit.runs import Run
 from egokit.tasks.egoclip import Clips
 from egokit.train import train
@@ -22,26 +24,26 @@ def hanging(resolve, monkeypatch):
     config = resolve(overrides=f"{MODEL} data.limit=0 train.batch_size=20 train.precision=fp32 data.workers=2 data.read_timeout=8")
     uid = rarest(Clips(tasks.make(config)).table)
 
-    class Hanging(frames.PyAVReader):
+    class Hanging(open_video.PyAVReader):
         def read(self, indices):
             if self.path.parent.name == uid:
                 ctypes.PyDLL(None).sleep(1000)
             return super().read(indices)
-    monkeypatch.setitem(frames.READERS, "pyav", Hanging)
-    monkeypatch.setattr(frames, "avoided", set())
-    frames._open.clear()
+    monkeypatch.setitem(open_video.READERS, "pyav", Hanging)
+    monkeypatch.setattr(open_video, "avoided", set())
+    open_video._open.clear()
     yield config, uid
-    frames._open.clear()
+    open_video._open.clear()
 
 
 def test_a_reader_that_never_returns_is_an_error_that_names_the_file(hanging):
     config, uid = hanging
     task = tasks.make(config)
     dataset = task.dataset("train")
-    batches = loading.training_batches(len(dataset), 20, 0, 0, 0, 1)
+    batches = loader.training_batches(len(dataset), 20, 0, 0, 0, 1)
     began = time.monotonic()
-    with pytest.raises(frames.VideoError, match=rf"{uid}/\d\.mp4: no answer from its reader within 8 s.*max_bad_fraction"):
-        list(loading.loader(dataset, batches, task.collate, 2, timeout=8.0))
+    with pytest.raises(open_video.VideoError, match=rf"{uid}/\d\.mp4: no answer from its reader within 8 s.*max_bad_fraction"):
+        list(loader.loader(dataset, batches, task.collate, 2, timeout=8.0))
     assert time.monotonic() - began < 60
 
 
@@ -61,21 +63,21 @@ def test_a_slow_batch_is_not_a_hang(resolve, monkeypatch):
     config = resolve(overrides=f"{MODEL} train.batch_size=8")
     task = tasks.make(config)
     dataset = task.dataset("train")
-    original = frames.PyAVReader.read
-    monkeypatch.setattr(frames.PyAVReader, "read", lambda self, indices: (time.sleep(0.3), original(self, indices))[1])
-    batches = list(loading.training_batches(len(dataset), 8, 0, 0, 0, 1))
-    assert len(list(loading.loader(dataset, batches, task.collate, 1, timeout=1.5))) == len(batches)
+    original = open_video.PyAVReader.read
+    monkeypatch.setattr(open_video.PyAVReader, "read", lambda self, indices: (time.sleep(0.3), original(self, indices))[1])
+    batches = list(loader.training_batches(len(dataset), 8, 0, 0, 0, 1))
+    assert len(list(loader.loader(dataset, batches, task.collate, 1, timeout=1.5))) == len(batches)
 
 
-class Stuck(loading.Samples):
+class Stuck(loader.Samples):
     """Sample 5 holds the interpreter's lock for ever, while batches that were read before it still wait to be fetched."""
     tolerant = True
 
     def read(self, index, rng):
-        frames.notice(f"{index}.mp4")
+        open_video.notice(f"{index}.mp4")
         if index == 5:
-            if "5.mp4" in frames.avoided:
-                raise frames.VideoError("5.mp4: left out")
+            if "5.mp4" in open_video.avoided:
+                raise open_video.VideoError("5.mp4: left out")
             ctypes.PyDLL(None).sleep(1000)
         return {"pixels": torch.full((3, 100, 100), index)}
 
@@ -83,14 +85,14 @@ class Stuck(loading.Samples):
 @pytest.mark.parametrize("tolerant", [False, True])
 def test_batches_already_read_are_given_though_their_process_is_stuck(tolerant, monkeypatch):
     """A batch in shared memory is fetched from a thread of the process that made it: with its lock held, nobody answers."""
-    monkeypatch.setattr(frames, "avoided", set())
+    monkeypatch.setattr(open_video, "avoided", set())
     dataset = Stuck(8, seed=0, train=True)
     dataset.tolerant = tolerant
-    batches = loading.loader(dataset, [[(0, i)] for i in range(8)], torch.utils.data.default_collate, 1, timeout=4.0)
+    batches = loader.loader(dataset, [[(0, i)] for i in range(8)], torch.utils.data.default_collate, 1, timeout=4.0)
     got = [next(batches)]
     time.sleep(2)
     if not tolerant:
-        with pytest.raises(frames.VideoError, match=r"^5\.mp4: no answer from its reader within 4 s"):
+        with pytest.raises(open_video.VideoError, match=r"^5\.mp4: no answer from its reader within 4 s"):
             list(batches)
         return
     got += batches
@@ -102,20 +104,20 @@ class Dying(Stuck):
     """The decoder of sample 5 ends its process."""
 
     def read(self, index, rng):
-        frames.notice(f"{index}.mp4")
+        open_video.notice(f"{index}.mp4")
         if index == 5:
-            if "5.mp4" in frames.avoided:
-                raise frames.VideoError("5.mp4: left out")
+            if "5.mp4" in open_video.avoided:
+                raise open_video.VideoError("5.mp4: left out")
             os.kill(os.getpid(), signal.SIGSEGV)
         return {"index": index}
 
 
 def test_a_decoder_that_ends_its_process_does_not_end_a_step(monkeypatch):
     """PyTorch raises for a dead loader process wherever the main thread is: here it would be in the middle of a step."""
-    monkeypatch.setattr(frames, "avoided", set())
+    monkeypatch.setattr(open_video, "avoided", set())
     before = signal.getsignal(signal.SIGCHLD)
     got = []
-    for batch in loading.loader(Dying(8, seed=0, train=True), [[(0, i)] for i in range(8)], torch.utils.data.default_collate, 1):
+    for batch in loader.loader(Dying(8, seed=0, train=True), [[(0, i)] for i in range(8)], torch.utils.data.default_collate, 1):
         began = time.monotonic()
         while time.monotonic() - began < 0.3:  # the step
             pass

@@ -6,9 +6,10 @@ import torch
 from conftest import MODEL
 
 import egokit
-from egokit import loading, tasks, train
+from egokit import tasks, train
 from egokit.config.build import ConfigError, comparable, to_dict
 from egokit.config.resolve import outputs_folder
+from egokit.data import loader
 from egokit.microbatch import by_micro_batches
 from egokit.plan import plan, what_would_fit
 from egokit.runs import Run
@@ -81,7 +82,7 @@ def first_step(config, run, scaler=None):
     """(trainer with the gradient of the first step, most bytes that autograd kept)"""
     task = tasks.make(config)
     trainer = train.Trainer(config, task, run, "test", CPU)
-    batch = next(iter(loading.loader(trainer.dataset, trainer.batches(0), task.collate, 0)))
+    batch = next(iter(loader.loader(trainer.dataset, trainer.batches(0), task.collate, 0)))
     trainer.model.train()
     with counted(trainer.model, batch["video"]):
         trainer.objective.gradient(batch, 0, scaler or trainer.scaler)
@@ -208,7 +209,7 @@ def test_texts_of_one_length_give_the_same_loss_and_gradient(resolve):
         task = tasks.make(config)
         trainer = train.Trainer(config, task, Run("unused"), "pretrain", CPU)
         task.fixed_length = fixed
-        batch = next(iter(loading.loader(trainer.dataset, trainer.batches(0), task.collate, 0)))
+        batch = next(iter(loader.loader(trainer.dataset, trainer.batches(0), task.collate, 0)))
         terms = trainer.objective.gradient(batch, 0, trainer.scaler)
         found.append((batch["tokens"]["input_ids"].shape[1], torch.stack([*terms.values()]),
                       torch.cat([parameter.grad.flatten() for parameter in trainer.model.parameters()])))

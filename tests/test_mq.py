@@ -16,12 +16,13 @@ import pytest
 import torch
 
 import egokit
-from egokit import attach, checkpoints, frames, sampling, tasks, train
+from egokit import attach, checkpoints, tasks, train
+from egokit.data.video import frame_sampling, open_video
+from egokit.data.video.transforms import normalise
 from egokit.prep.video import ffmpeg
 from egokit.runs import Run
 from egokit.tasks import mq
 from egokit.toy import read_frame_number
-from egokit.transforms import normalise
 
 RECIPE = "toy/egomq_features"
 
@@ -47,11 +48,11 @@ def test_features_are_those_of_their_frames(checkpoint, resolve, project):
     clip = task.clips()[0]
     features = task.features(model, clip)
     assert len(features) == int((clip["stop"] - clip["start"]) * 1.87 * 4 + 1) // 4
-    video = frames.open_video(project / f"outputs/toy/Ego4D_256/{clip['video_uid']}.mp4")
-    indices = sampling.mq(int(clip["start"] * 10), int(clip["stop"] * 10), 1.87, 10, 4)
+    video = open_video.open_video(project / f"outputs/toy/Ego4D_256/{clip['video_uid']}.mp4")
+    indices = frame_sampling.mq(int(clip["start"] * 10), int(clip["stop"] * 10), 1.87, 10, 4)
     for at in (0, 5, len(features) - 1):
         with torch.no_grad():
-            pixels = normalise(task.transform(video.read(sampling.inside(indices[4 * at:4 * at + 4], video.length)), None))
+            pixels = normalise(task.transform(video.read(frame_sampling.inside(indices[4 * at:4 * at + 4], video.length)), None))
             assert torch.allclose(model.encode_video(pixels[None])[0], features[at], atol=1e-5)
 
 
@@ -78,13 +79,13 @@ def test_train_val_and_test_are_under_one_root_and_described(checkpoint, resolve
 def test_a_clip_is_decoded_once_in_order(checkpoint, resolve, monkeypatch):
     config = resolve(RECIPE, "data.limit=0 evaluate.batch_size=2", run="random")
     task, model, walked = tasks.make(config), train.initial_model(config).eval(), []
-    original = frames.PyAVReader._found
+    original = open_video.PyAVReader._found
 
     def found(self, decoded, unseen):
         decoded = list(decoded)
         walked.extend(frame.pts for frame in decoded)
         yield from original(self, decoded, unseen)
-    monkeypatch.setattr(frames.PyAVReader, "_found", found)
+    monkeypatch.setattr(open_video.PyAVReader, "_found", found)
     clip = task.clips()[0]
     task.features(model, clip)
     assert len(walked) > 6 * (clip["stop"] - clip["start"]) and (np.diff(walked) > 0).all()  # 7.48 samples a second
@@ -100,8 +101,8 @@ def test_moments_of_a_video_of_variable_rate_are_taken_by_time(checkpoint, resol
     for name, options in (("v.mp4", ["-vf", "select='lt(t,4)+gte(t,8)+not(mod(n,5))'", "-fps_mode", "vfr"]), ("c.mkv", ["-c", "copy"])):
         subprocess.run([ffmpeg(), "-loglevel", "error", "-i", str(source), "-t", "20", *options, str(root / name)], check=True)
     (root / "v.mp4").replace(path)
-    video = frames.open_video(path)
-    assert video.times is not None and frames.rate(video) == 1000
+    video = open_video.open_video(path)
+    assert video.times is not None and open_video.rate(video) == 1000
     windows = mq.ClipWindows(task, clip)
     shown = np.array([read_frame_number(frame) for frame in video.read(windows.indices(video).ravel())])
     kept = np.array([n for n in range(200) if n < 40 or n >= 80 or n % 5 == 0])
@@ -113,9 +114,9 @@ def test_moments_of_a_video_of_variable_rate_are_taken_by_time(checkpoint, resol
     pixels = torch.cat(list(windows.windows()))
     assert torch.equal(pixels, task.transform(video.read(windows.indices(video).ravel()), None))
     # a constant rate counts frames, in a container that lists all times, too
-    constant, listed = frames.open_video(source), frames.open_video(root / "c.mkv")
+    constant, listed = open_video.open_video(source), open_video.open_video(root / "c.mkv")
     assert constant.times is None and listed.times is not None
-    expected = sampling.mq(20, 140, 1.87, 10, 4)
+    expected = frame_sampling.mq(20, 140, 1.87, 10, 4)
     for video in (constant, listed):
         assert windows.indices(video).ravel().tolist() == expected[:len(shown)].tolist()
 
@@ -131,7 +132,7 @@ def test_a_json_of_other_clips_and_whole_videos(checkpoint, resolve, copied, tmp
                 clip |= {"clip_uid": f"nlq-{clip['clip_uid']}", "annotations": [{"language_queries": [{"query": "Where is it?"}]}]}
         (root / f"nlq_{split}.json").write_text(json.dumps(document))
         (root / f"moments_{split}.json").unlink()
-    names = {path.stem: frames.open_video(path) for path in (root / "Ego4D").glob("*.mp4")}
+    names = {path.stem: open_video.open_video(path) for path in (root / "Ego4D").glob("*.mp4")}
     videos = [{"video_uid": uid, "duration_sec": video.length / video.fps} for uid, video in names.items()][:3]
     (root / "ego4d.json").write_text(json.dumps({"videos": videos}))
     overrides = "data.limit=0 evaluate.feature_videos=Ego4D evaluate.feature_clips="
@@ -158,7 +159,7 @@ def test_clips_that_cannot_be_read_are_named_and_the_others_written(checkpoint, 
     path.write_text(json.dumps(document))
     lost = root / "Ego4D_256" / f"{json.loads((root / 'moments_val.json').read_text())['videos'][0]['video_uid']}.mp4"
     lost.rename(tmp_path / "away.mp4")
-    with pytest.raises(frames.VideoError, match=r"\d of \d+ clips have no features.*the others are written") as raised:
+    with pytest.raises(open_video.VideoError, match=r"\d of \d+ clips have no features.*the others are written") as raised:
         extracted(config, tmp_path)
     for said in (f"video {lost} is missing", f"clip {late['clip_uid']} ends at ", "but the video ends at ",
                  f"clip {short['clip_uid']} of 0.10 s is too short"):
@@ -183,7 +184,7 @@ def test_features_of_a_clip_that_has_changed_since_are_made_again(checkpoint, re
     moved, removed, other = first["clips"][0], first["clips"][1], second["clips"][0]
     lost = root / "Ego4D_256" / f"{json.loads((root / 'moments_val.json').read_text())['videos'][0]['video_uid']}.mp4"
     lost.rename(tmp_path / "away.mp4")
-    with pytest.raises(frames.VideoError, match=r"clips have no features"):
+    with pytest.raises(open_video.VideoError, match=r"clips have no features"):
         extracted(config, tmp_path / "run")
     (tmp_path / "away.mp4").rename(lost)
     before = {file.stem: file.stat().st_mtime_ns for file in folder.glob("*.pt")}
@@ -256,7 +257,7 @@ def test_a_decoder_that_hangs_is_an_error_that_names_the_file(checkpoint, resolv
     task = tasks.make(config)
     uid = task.clips()[0]["video_uid"]
 
-    class Hanging(frames.PyAVReader):
+    class Hanging(open_video.PyAVReader):
         def __init__(self, path):
             if where == "opening" and path.stem == uid:
                 ctypes.PyDLL(None).sleep(1000)
@@ -267,11 +268,11 @@ def test_a_decoder_that_hangs_is_an_error_that_names_the_file(checkpoint, resolv
                 if number == 20 and self.path.stem == uid:  # not in the first item
                     ctypes.PyDLL(None).sleep(1000)
                 yield frame
-    monkeypatch.setitem(frames.READERS, "pyav", Hanging)
-    frames._open.clear()
-    with pytest.raises(frames.VideoError, match=rf"{uid}.mp4: no answer from its reader within 3 s"):
+    monkeypatch.setitem(open_video.READERS, "pyav", Hanging)
+    open_video._open.clear()
+    with pytest.raises(open_video.VideoError, match=rf"{uid}.mp4: no answer from its reader within 3 s"):
         extracted(config, tmp_path)
-    frames._open.clear()
+    open_video._open.clear()
     assert len(list(tmp_path.glob("features/*.pt"))) == sum(clip["video_uid"] != uid for clip in task.clips())
 
 

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from egokit import cli, prep, relevancy, tables
+from egokit import cli, prep
 from egokit.config import schema
+from egokit.data import annotation_tables, relevancy
 from egokit.prep import measure, source, video
 from egokit.runs import atomic_folder
 
@@ -430,7 +431,7 @@ def test_relevancy_at_full_size(tmp_path, clips, sentences, seconds, gigabytes):
     own = rng.choice(clips, sentences, replace=False)
     with open(tmp_path / "sentences.csv", "w", newline="") as file:
         csv.writer(file).writerows([("narration_id", "narration"), *((f"n{i}", "words") for i in own)])
-    code = ("import re, sys, time, pandas\nfrom egokit import relevancy\nbegan = time.perf_counter()\n"
+    code = ("import re, sys, time, pandas\nfrom egokit.data import relevancy\nbegan = time.perf_counter()\n"
             "relevancy.write(*sys.argv[1:])\n"
             "print(time.perf_counter() - began, re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])")
     paths = [str(tmp_path / name) for name in ("out.safetensors", "clips.csv", "sentences.csv")]
@@ -460,14 +461,14 @@ def test_a_relevancy_pickle_executes_nothing(tmp_path):
 
 def test_charades_metadata_has_a_row_for_every_action(project):
     folder = project / "outputs/toy/CharadesEgo/CharadesEgo"
-    rows = tables.read_metadata(folder / "metadata_train.csv")
-    classes = tables.charades_classes(folder / "Charades_v1_classes.txt")
+    rows = annotation_tables.read_metadata(folder / "metadata_train.csv")
+    classes = annotation_tables.charades_classes(folder / "Charades_v1_classes.txt")
     import pandas as pd
     listed = pd.read_csv(folder / "CharadesEgo_v1_train_only1st.csv")
-    assert len(rows) == sum(len(tables.actions(text)) for text in listed.actions)
+    assert len(rows) == sum(len(annotation_tables.actions(text)) for text in listed.actions)
     assert (rows.narration == rows.cls.map(classes)).all()
-    assert tables.actions("c152 11.0 17.1;c008 0.0 4.3") == [("c152", 11.0, 17.1), ("c008", 0.0, 4.3)]
-    assert tables.actions(float("nan")) == []
+    assert annotation_tables.actions("c152 11.0 17.1;c008 0.0 4.3") == [("c152", 11.0, 17.1), ("c008", 0.0, 4.3)]
+    assert annotation_tables.actions(float("nan")) == []
 
 
 def test_missing_root_says_what_makes_it(project, tmp_path):

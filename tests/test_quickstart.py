@@ -8,10 +8,10 @@ from conftest import MODEL, SMALL, opened
 
 import egokit
 from egokit import look, tasks
+from egokit.data.video.transforms import normalise
 from egokit.look import inside
 from egokit.runs import Run
 from egokit.tasks.egomcq import clip_key
-from egokit.transforms import normalise
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,8 @@ import pytest
 import torch
 
 import egokit
-from egokit import attach, cli, frames, launch, search, tasks, train, vectors
+from egokit import attach, cli, launch, search, tasks, train, vectors
+from egokit.data.video import open_video
 from egokit.prep.video import ffmpeg
 from egokit.runs import Run
 from egokit.search import command
@@ -76,7 +77,7 @@ def test_hits_are_those_of_a_naive_twin(searched, folder):
     searcher, model = search.open(config, run), train.initial_model(config).eval()
     naive = []
     for path in (folder / "inner/two.MP4", folder / "one.mp4", folder / "short.mkv"):
-        reader = frames.PyAVReader(path)
+        reader = open_video.PyAVReader(path)
         seconds = reader.length / reader.fps
         starts = [float(s) for s in range(1000) if s + 2 <= seconds + 1e-6] or [0.0]
         if starts[-1] + 2 < seconds - 1e-6:
@@ -179,8 +180,8 @@ def test_another_checkpoint_or_window_is_an_error(searched, checkpoint):
 def test_variable_frame_rates_are_cut_by_time(searched, tmp_path):
     """A phone's video: ten frames a second, then thirty. Clips are seconds, not numbers of frames."""
     path = video(tmp_path / "phone.mp4", 8, 30, more=("-vf", "select='gte(t,4)+not(mod(n,3))'", "-fps_mode", "vfr"))
-    reader, task = frames.PyAVReader(path), tasks.make(searched[0]())
-    assert reader.length == 160 and frames.seconds(reader) == pytest.approx(8, abs=0.05)
+    reader, task = open_video.PyAVReader(path), tasks.make(searched[0]())
+    assert reader.length == 160 and open_video.seconds(reader) == pytest.approx(8, abs=0.05)
     times = (reader.times - reader.times[0]) * float(reader.stream.time_base)
     for start in (0, 3, 5):
         shown = times[task.clip_indices(reader, start, start + 2)]

@@ -248,7 +248,7 @@ def test_moments(root):
 
 
 def test_kitchens(root):
-    from egokit.tables import EK100_ANNOTATIONS
+    from egokit.data.annotation_tables import EK100_ANNOTATIONS
     for split in ("train", "test"):
         with open(root / EK100_ANNOTATIONS / f"EPIC_100_retrieval_{split}.csv") as file:
             clips = {row["narration_id"]: row for row in csv.DictReader(file)}

@@ -285,7 +285,8 @@ def test_nan_is_skipped_counted_and_stops_the_run(resolve, run, micro_batch):
 
 def test_unreadable_clips_are_errors_or_a_bounded_counted_share(resolve, run, copied):
     """Never black frames: by default the first one stops the run, naming the file; tolerated ones are logged and counted."""
-    from egokit import frames, tasks
+    from egokit import tasks
+    from egokit.data.video import open_video
     from egokit.tasks.egoclip import Clips
     from egokit.train import TrainingError, train
     on_copy, root = copied
@@ -300,7 +301,7 @@ def test_unreadable_clips_are_errors_or_a_bounded_counted_share(resolve, run, co
     piece = root / "Ego4D_Chunked" / uid / "0.mp4"
     piece.write_bytes(piece.read_bytes()[:3000])
     _, strict = attempt("strict", "data.workers=0")
-    with pytest.raises(frames.VideoError, match=f"{uid}/0.mp4"):
+    with pytest.raises(open_video.VideoError, match=f"{uid}/0.mp4"):
         strict()
     logs = []
     for workers in (0, 2):

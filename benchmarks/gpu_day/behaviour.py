@@ -35,7 +35,7 @@ from torch import Tensor
 from egokit import checkpoints, dist, tasks, train
 from egokit.config.resolve import resolve
 from egokit.config.schema import Config, LaunchConfig
-from egokit.loading import move
+from egokit.data.loader import move
 from egokit.precision import float32_products
 from egokit.runs import Run
 

@@ -41,9 +41,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from egokit import layers, vision
 from egokit.config.schema import CHOICES, ModelConfig
+from egokit.data.video.transforms import normalise
 from egokit.model import EgoVLP, autocast
 from egokit.precision import float32_products
-from egokit.transforms import normalise
 
 BACKENDS = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION,
             "efficient": SDPBackend.EFFICIENT_ATTENTION, "math": SDPBackend.MATH}

@@ -4,10 +4,12 @@ A clip is found if its own narration is the nearest one (R@1), or among the near
 """
 import numpy as np
 
-from egokit import clips, documents, metrics, sampling
-from egokit.loading import Samples
+from egokit import metrics
+from egokit.data import annotation_json
+from egokit.data.loader import Samples
+from egokit.data.video import clips, frame_sampling
+from egokit.data.video.transforms import normalise
 from egokit.tasks.base import Task, cosine
-from egokit.transforms import normalise
 
 
 class RightClips(Samples):
@@ -20,7 +22,7 @@ class RightClips(Samples):
         clip, config = self.task.clips[index], self.task.config
 
         def middles(first, last):
-            return sampling.egoclip(first, last, config.data.evaluation_frames)
+            return frame_sampling.egoclip(first, last, config.data.evaluation_frames)
         pixels = clips.read_chunked(self.videos / clip["video_uid"], float(clip["clip_start"]), float(clip["clip_end"]), middles,
                                     config.site.chunk_seconds, config.data.reader)
         return {"video": self.task.transform(pixels, None), "index": index}
@@ -32,7 +34,7 @@ class NarrationRetrieval(Task):
 
     def __init__(self, config):
         super().__init__(config)
-        questions = documents.egomcq(self.need("egomcq.json"))[:1000]
+        questions = annotation_json.egomcq(self.need("egomcq.json"))[:1000]
         questions = questions[:self.limited(len(questions))]
         self.clips = [question["choices"][str(question["answer"])] for question in questions]
         texts = [question["query"]["clip_text"] for question in questions]

@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
-from egokit import documents
-from egokit import frames as video
 from egokit.config.schema import Config
+from egokit.data import annotation_json
+from egokit.data.video import open_video as video
 from egokit.prep.source import list_videos
 
 SAMPLE = 40  # videos of each data set that are opened, unless all are asked for
@@ -64,7 +64,7 @@ class Checks:
             yield self.file(part, full, "Ego4D", f"{count:,} full videos")
         yield self.file(part, chunked, "chunks", f"{sum(1 for _ in chunked.iterdir()):,} videos in pieces" if chunked.is_dir() else "")
         if manifest.is_file():
-            lines = documents.manifest(manifest)
+            lines = annotation_json.manifest(manifest)
             failed = [line for line in lines if line["status"] == "failed"]
             done = sum(line["status"] == "ok" for line in lines)
             yield Finding(part, manifest.name, "wrong" if failed else "ok", f"{done:,} videos verified"

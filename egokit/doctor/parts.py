@@ -8,13 +8,19 @@ from pathlib import Path
 
 import numpy as np
 
-from egokit import documents, relevancy
-from egokit import frames as video
 from egokit.config.schema import RANDOM
+from egokit.data import annotation_json, relevancy
+from egokit.data.annotation_tables import (
+    EK100_ANNOTATIONS,
+    charades_classes,
+    charades_videos,
+    ek100_annotations,
+    read_metadata,
+)
+from egokit.data.egoclip_table import EgoClipTable
+from egokit.data.video import open_video as video
 from egokit.doctor.finding import Checks, Finding
-from egokit.egoclip_table import EgoClipTable
 from egokit.prep.video import SetupError, ffmpeg
-from egokit.tables import EK100_ANNOTATIONS, charades_classes, charades_videos, ek100_annotations, read_metadata
 
 RELEASED = ("EgoVLPv2.pth", "EgoVLPv2_smallproj.pth", "EgoVLPv2_smallproj_epoch1.pth", "EK-100_finetune.pth",
             "Charades-Ego_finetune.pth")
@@ -73,7 +79,7 @@ class Examination(Checks):
         part, path = "EgoMCQ", self.root / "egomcq.json"
         yield self.file(part, path, "EgoMCQ")
         if path.is_file():
-            questions = documents.egomcq(path)
+            questions = annotation_json.egomcq(path)
             clips = [clip for question in questions for clip in question["choices"].values()]
             kinds = collections.Counter(int(question["types"]) for question in questions)
             yield Finding(part, "questions", "ok", f"{len(questions):,} ({kinds[1]:,} inter-video, {kinds[2]:,} intra-video)")
@@ -143,11 +149,11 @@ class Examination(Checks):
         part, folder = "EgoMQ", self.root / "Ego4D_256"
         counts: collections.Counter = collections.Counter()
         ends: dict[str, float] = {}
-        for split in documents.SPLITS:
+        for split in annotation_json.SPLITS:
             path = self.root / f"moments_{split}.json"
             yield self.file(part, path, "moments")
             if path.is_file():
-                for clip in documents.moments(path):
+                for clip in annotation_json.moments(path):
                     name = f"{clip['video_uid']}.mp4"
                     counts[name] += 1
                     ends[name] = max(ends.get(name, 0.0), clip["stop"])

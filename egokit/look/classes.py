@@ -11,9 +11,9 @@ import textwrap
 import numpy as np
 
 from egokit import metrics
+from egokit.data.annotation_tables import classes_of
 from egokit.look.base import CYCLE, WIDTH, checked_rows, finish, pyplot
 from egokit.runs import Run
-from egokit.tables import classes_of
 
 LINES = 20  # classes named one under another
 MARKERS = "osD^"

@@ -19,8 +19,8 @@ def fusion(model, frames_TCHW, text: str, run: Run | None = None):
 
     frames_TCHW: uint8, before normalisation. The maps are of the fused layer with the widest gate from video to text.
     """
+    from egokit.data.video.transforms import normalise
     from egokit.language import load_tokenizer
-    from egokit.transforms import normalise
     plt = pyplot()
     gates = ([block.text.gate.item() for block in model.video.blocks if block.text is not None],
              [one.gate.item() for one in model.text.layers if one.gate is not None])

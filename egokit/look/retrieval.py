@@ -6,10 +6,10 @@ import textwrap
 
 import numpy as np
 
+from egokit.data.annotation_tables import classes_of
+from egokit.data.video.frame_sampling import spread
 from egokit.look.base import RIGHT, WIDTH, WRONG, checked_rows, finish, frame, graded, heading, pyplot, strip, thin
 from egokit.runs import Run
-from egokit.sampling import spread
-from egokit.tables import classes_of
 
 
 def questions(task, run: Run, section: str, count: int = 6):
@@ -66,9 +66,9 @@ def reranked(model, task, text: str, run: Run | None = None, clips: int = 300, c
     """
     import torch
 
+    from egokit.data.video.transforms import normalise
     from egokit.model import similarity
     from egokit.tasks.egomcq import clip_key
-    from egokit.transforms import normalise
     plt = pyplot()
     dataset = task.dataset("test")
     places = np.linspace(0, len(dataset) - 1, min(clips, len(dataset))).round().astype(int).tolist()
@@ -121,8 +121,8 @@ def question(task, number: int, run: Run | None = None) -> Question:
     """Read and draw question `number` of an EgoMCQ task."""
     import torch
 
+    from egokit.data.video.transforms import normalise
     from egokit.tasks.egomcq import clip_key
-    from egokit.transforms import normalise
     plt = pyplot()
     dataset = task.dataset("test")
     pixels = torch.stack([dataset[0, task.number[clip_key(clip)]]["video"] for clip in task.choices[number]])

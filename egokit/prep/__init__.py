@@ -7,19 +7,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from egokit import relevancy as relevancy_files
 from egokit.config.schema import Config
-from egokit.prep.array import submit_array
-from egokit.prep.measure import PrepError
-from egokit.prep.source import ego4d, site_options
-from egokit.relevancy import load_relevancy, relevancy  # public here: what users prepare, they also load
-from egokit.tables import (
+from egokit.data import relevancy as relevancy_files
+from egokit.data.annotation_tables import (
     EK100_ANNOTATIONS,
     charades_classes,
     charades_metadata,
     ek100_annotations,
     write_metadata,
 )
+from egokit.data.relevancy import load_relevancy, relevancy  # public here: what users prepare, they also load
+from egokit.prep.array import submit_array
+from egokit.prep.measure import PrepError
+from egokit.prep.source import ego4d, site_options
 
 __all__ = ["PrepError", "charades", "ego4d", "ek100", "load_relevancy", "prepare", "relevancy", "submit_array"]
 

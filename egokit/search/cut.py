@@ -77,7 +77,7 @@ def small(hit: Hit) -> tuple[bytes, bytes, float]:
 
     from PIL import Image
 
-    from egokit.readers import PyAVReader
+    from egokit.data.video.pyav_reader import PyAVReader
     with tempfile.TemporaryDirectory(prefix="egokit-") as folder:
         path = Path(folder) / "clip.mp4"
         cut(hit, path, height=240, quality=27)

@@ -11,10 +11,10 @@ import torch
 from egokit import launch, train, vectors
 from egokit.config.build import ConfigError
 from egokit.config.schema import Config
+from egokit.data.video.transforms import normalise
 from egokit.model import autocast
 from egokit.runs import Run
 from egokit.tasks import search as task
-from egokit.transforms import normalise
 
 SECTION = "index"
 

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from egokit import dist, frames, transforms
+from egokit import dist
 from egokit.config.schema import Config
+from egokit.data.video import open_video, transforms
 from egokit.inputs import of_few_lengths
 from egokit.language import load_tokenizer
 from egokit.microbatch import by_micro_batches
@@ -38,7 +39,7 @@ class Task:
         self.config = config
         self.root = Path(config.site.root)
         self.tokenizer = load_tokenizer(config.site.tokenizer)
-        frames.load(config.data.reader)
+        open_video.load(config.data.reader)
 
     # to be given by a task
     def dataset(self, split: str):

@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from egokit import clips, losses, metrics, sampling
-from egokit.loading import Samples
+from egokit import losses, metrics
+from egokit.data.annotation_tables import charades_classes, charades_videos, read_metadata
+from egokit.data.loader import Samples
+from egokit.data.video import clips, frame_sampling
 from egokit.model import similarity
 from egokit.runs import Run, write_text
-from egokit.tables import charades_classes, charades_videos, read_metadata
 from egokit.tasks.base import cosine
 from egokit.tasks.retrieval import Retrieval
 
@@ -30,8 +31,8 @@ class Segments(Samples):
         path = self.task.video(row.id)
 
         def pick(length: int, fps: float) -> np.ndarray:
-            first = sampling.begin(path, int(row.t_start * fps), length, fps)
-            return sampling.egoclip(first, max(first + 1, min(int(row.t_end * fps), length)), data.frames, rng)
+            first = frame_sampling.begin(path, int(row.t_start * fps), length, fps)
+            return frame_sampling.egoclip(first, max(first + 1, min(int(row.t_end * fps), length)), data.frames, rng)
 
         pixels = clips.read(path, pick, data.reader)
         return {"video": self.task.transform(pixels, rng), "text": row.narration, "index": index}
@@ -46,8 +47,8 @@ class Videos(Samples):
 
     def read(self, index: int, rng) -> dict:
         data = self.task.config.data
-        pixels = clips.read(self.task.video(self.task.ids[index]), lambda length, fps: sampling.pad(
-            sampling.whole_video(length, data.evaluation_frames), data.evaluation_frames), data.reader)
+        pixels = clips.read(self.task.video(self.task.ids[index]), lambda length, fps: frame_sampling.pad(
+            frame_sampling.whole_video(length, data.evaluation_frames), data.evaluation_frames), data.reader)
         return {"video": self.task.transform(pixels, None), "index": index}
 
 

@@ -6,12 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from egokit import clips, dist, losses, sampling
-from egokit.egoclip_table import NOUNS, VERBS, EgoClipTable
-from egokit.loading import Samples
+from egokit import dist, losses
+from egokit.data.egoclip_table import NOUNS, VERBS, EgoClipTable
+from egokit.data.loader import Samples
+from egokit.data.video import clips, frame_sampling
+from egokit.data.video.transforms import normalise
 from egokit.model import similarity
 from egokit.tasks.base import Task
-from egokit.transforms import normalise
 
 
 def multi_hot(ids: np.ndarray, classes: int) -> np.ndarray:
@@ -41,7 +42,7 @@ class Clips(Samples):
         row = self.table.row(index)
         config = self.task.config
         pixels = clips.read_chunked(self.chunked / row["video_uid"], row["clip_start"], row["clip_end"],
-                                    lambda first, last: sampling.egoclip(first, last, config.data.frames, rng),
+                                    lambda first, last: frame_sampling.egoclip(first, last, config.data.frames, rng),
                                     config.site.chunk_seconds, config.data.reader)
         return {"video": self.task.transform(pixels, rng), "text": row["clip_text"],
                 "verbs": multi_hot(row["verbs"], VERBS), "nouns": multi_hot(row["nouns"], NOUNS),

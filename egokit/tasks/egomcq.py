@@ -11,15 +11,17 @@ from pathlib import Path
 
 import numpy as np
 
-from egokit import clips, documents, metrics, sampling
-from egokit.documents import CHOICES
+from egokit import metrics
+from egokit.data import annotation_json
+from egokit.data.annotation_json import CHOICES
+from egokit.data.annotation_tables import classes_of
+from egokit.data.loader import Samples
+from egokit.data.video import clips, frame_sampling
+from egokit.data.video.frame_sampling import spread
+from egokit.data.video.transforms import normalise
 from egokit.inputs import of_few_lengths, rounded_up
-from egokit.loading import Samples
 from egokit.model import similarity
-from egokit.sampling import spread
-from egokit.tables import classes_of
 from egokit.tasks.base import WATCHED, Task
-from egokit.transforms import normalise
 
 
 def clip_key(clip: dict) -> tuple:
@@ -36,7 +38,7 @@ class DistinctClips(Samples):
         uid, start, stop = self.task.clips[index]
         data = self.task.config.data
         pixels = clips.read_chunked(self.chunked / uid, start, stop,
-                                    lambda first, last: sampling.egoclip(first, last, data.evaluation_frames),
+                                    lambda first, last: frame_sampling.egoclip(first, last, data.evaluation_frames),
                                     self.task.config.site.chunk_seconds, data.reader)
         return {"video": self.task.transform(pixels, None), "index": index}
 
@@ -48,7 +50,7 @@ class EgoMCQ(Task):
 
     def __init__(self, config):
         super().__init__(config)
-        questions = documents.egomcq(self.need("egomcq.json"))
+        questions = annotation_json.egomcq(self.need("egomcq.json"))
         questions = self.questions = questions[:self.limited(len(questions))]
         self.texts = [question["query"]["clip_text"] for question in questions]
         self.choices = [[question["choices"][str(c)] for c in range(CHOICES)] for question in questions]

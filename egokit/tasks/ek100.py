@@ -8,10 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from egokit import clips, dist, losses, metrics, relevancy, sampling
-from egokit.loading import Samples
+from egokit import dist, losses, metrics
+from egokit.data import relevancy
+from egokit.data.annotation_tables import EK100_ANNOTATIONS, ek100_annotations
+from egokit.data.loader import Samples
+from egokit.data.video import clips, frame_sampling
 from egokit.model import similarity
-from egokit.tables import EK100_ANNOTATIONS, ek100_annotations
 from egokit.tasks.base import cosine
 from egokit.tasks.retrieval import Retrieval
 
@@ -37,7 +39,7 @@ class Actions(Samples):
         def pick(length: int, fps: float) -> np.ndarray:
             first = round(start * fps)
             last = first + max(int((stop - start) * fps), frames)
-            return sampling.ek100(sampling.begin(path, first, length, fps), min(last, length), frames, rng)
+            return frame_sampling.ek100(frame_sampling.begin(path, first, length, fps), min(last, length), frames, rng)
 
         pixels = clips.read(path, pick, data.reader)
         item = {"video": self.task.transform(pixels, rng), "index": index}

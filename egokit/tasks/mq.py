@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from egokit import checkpoints, dist, documents, frames, sampling
-from egokit.documents import SPLITS
-from egokit.frames import VideoError
+from egokit import checkpoints, dist
+from egokit.data import annotation_json
+from egokit.data.annotation_json import SPLITS
+from egokit.data.video import frame_sampling, open_video
+from egokit.data.video.open_video import VideoError
 from egokit.runs import Run, abandoned, atomic_path, write_text
 from egokit.tasks.base import Task
 from egokit.tasks.windows import Windows, embed
@@ -28,12 +30,12 @@ class ClipWindows(Windows):
 
     def indices(self, video) -> np.ndarray:
         start, stop, evaluate = self.clip["start"], self.clip["stop"], self.task.config.evaluate
-        end, rate = frames.seconds(video), frames.rate(video)
-        if stop > end + sampling.LATE:  # features of a frame held still are none
+        end, rate = open_video.seconds(video), open_video.rate(video)
+        if stop > end + frame_sampling.LATE:  # features of a frame held still are none
             raise VideoError(f"{self.path}: clip {self.clip['clip_uid']} ends at {stop:.2f} s, but the video ends at {end:.2f} s; "
                              "has it lost its end, or is it another video?")
-        moments = sampling.mq(int(start * rate), int(stop * rate), evaluate.features_per_second, rate, evaluate.feature_frames) / rate
-        indices = np.array([frames.number_at(video, moment) for moment in moments])
+        moments = frame_sampling.mq(int(start * rate), int(stop * rate), evaluate.features_per_second, rate, evaluate.feature_frames) / rate
+        indices = np.array([open_video.number_at(video, moment) for moment in moments])
         if len(indices) < evaluate.feature_frames:
             raise VideoError(f"{self.path}: clip {self.clip['clip_uid']} of {stop - start:.2f} s is too short for one feature")
         return indices[:len(indices) // evaluate.feature_frames * evaluate.feature_frames].reshape(-1, evaluate.feature_frames)
@@ -53,7 +55,7 @@ class EgoMQ(Task):
         """Distinct clips of all splits: clip_uid, video_uid, start and stop in seconds, split."""
         found = {}
         for split, path in self.lists().items():
-            for clip in documents.moments(path):
+            for clip in annotation_json.moments(path):
                 known = found.setdefault(clip["clip_uid"], clip | {"split": split})
                 if clip.items() - known.items():
                     raise ValueError(f"{path}: clip {clip['clip_uid']} has other times or another video than where it stands before")

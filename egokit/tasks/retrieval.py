@@ -3,9 +3,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from egokit.sampling import spread
+from egokit.data.video.frame_sampling import spread
+from egokit.data.video.transforms import normalise
 from egokit.tasks.base import WATCHED, Task
-from egokit.transforms import normalise
 
 
 class Retrieval(Task):

@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from egokit import checkpoints, dist, frames, sampling, vectors
+from egokit import checkpoints, dist, vectors
 from egokit.config.build import ConfigError, differences
 from egokit.config.schema import Config
-from egokit.frames import VideoError
+from egokit.data.video import frame_sampling, open_video
+from egokit.data.video.open_video import VideoError
 from egokit.runs import Run, abandoned, write_text
 from egokit.tasks.base import Task
 from egokit.tasks.windows import Windows, embed
@@ -105,7 +106,7 @@ class VideoWindows(Windows):
         super().__init__(task, path, task.config.evaluate.batch_size)
 
     def open(self):
-        return frames.open_any(self.path, self.task.config.data.reader)
+        return open_video.open_any(self.path, self.task.config.data.reader)
 
     def indices(self, video) -> np.ndarray:
         times = clips(self.seconds, self.task.config.search.window, self.task.config.search.stride)
@@ -115,14 +116,14 @@ class VideoWindows(Windows):
 class Search(Task):
     def clip_indices(self, video, start: float, stop: float) -> np.ndarray:
         """(T,) numbers of a clip's frames: the middles of equal parts, in time, as frames may be shown for different times."""
-        edges = np.array([frames.number_at(video, time) for time in np.linspace(start, stop, self.config.model.frames + 1)])
-        edges[-1] = frames.number_at(video, stop - 1e-2 / video.fps) + 1
-        return sampling.inside((edges[:-1] + edges[1:] - 1) // 2, video.length)
+        edges = np.array([open_video.number_at(video, time) for time in np.linspace(start, stop, self.config.model.frames + 1)])
+        edges[-1] = open_video.number_at(video, stop - 1e-2 / video.fps) + 1
+        return frame_sampling.inside((edges[:-1] + edges[1:] - 1) // 2, video.length)
 
     def clip(self, path: Path, start: float, stop: float) -> torch.Tensor:
         """uint8 (T, 3, size, size): a clip's frames, the same as in the index."""
-        video = frames.open_any(path, self.config.data.reader)
-        turns = frames.turns(video)
+        video = open_video.open_any(path, self.config.data.reader)
+        turns = open_video.turns(video)
         return self.transform(np.rot90(video.read(self.clip_indices(video, start, stop)), turns, (1, 2)), None)
 
     def settings(self) -> dict:

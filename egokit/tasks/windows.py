@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from egokit import frames
-from egokit.frames import VideoError
-from egokit.loading import Samples, loader, move
+from egokit.data.loader import Samples, loader, move
+from egokit.data.video import open_video
+from egokit.data.video.open_video import VideoError
+from egokit.data.video.transforms import normalise
 from egokit.model import autocast
 from egokit.tasks.base import Task
-from egokit.transforms import normalise
 
 
 class Windows(Samples):
@@ -31,18 +31,18 @@ class Windows(Samples):
 
     def open(self):
         """The video's reader."""
-        return frames.open_video(self.path, self.task.config.data.reader)
+        return open_video.open_video(self.path, self.task.config.data.reader)
 
     def windows(self):
         """(T, 3, size, size) of each window. Frame by frame: sixteen of a video that has not been resized may be 400 MB."""
         video = self.open()
-        self.seconds = frames.seconds(video)
+        self.seconds = open_video.seconds(video)
         indices_WT = self.indices(video)
-        wanted, held, turns = np.unique(indices_WT), {}, frames.turns(video)
+        wanted, held, turns = np.unique(indices_WT), {}, open_video.turns(video)
         stream = zip(wanted.tolist(), video.stream_frames(wanted), strict=True)
         for row in indices_WT.tolist():
-            if frames.notice:
-                frames.notice(str(self.path))
+            if open_video.notice:
+                open_video.notice(str(self.path))
             held = {index: frame for index, frame in held.items() if index >= row[0]}
             while max(row) not in held:
                 index, frame = next(stream)
@@ -54,7 +54,7 @@ class Windows(Samples):
             self.stream = self.stream or self.windows()
             windows = list(itertools.islice(self.stream, self.batch_size))
         except VideoError:
-            frames.forget(self.path)  # a decoder that has failed is not asked again
+            open_video.forget(self.path)  # a decoder that has failed is not asked again
             raise
         return {"video": torch.stack(windows) if windows else torch.empty(0), "seconds": self.seconds}
 

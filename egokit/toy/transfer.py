@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from egokit import runs
-from egokit.tables import EK100_ANNOTATIONS
+from egokit.data.annotation_tables import EK100_ANNOTATIONS
 from egokit.toy.plan import FPS, Action, Video, generator
 from egokit.toy.words import NOUNS, VERBS, charades_classes, charades_sentence, kitchen_narration
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from egokit.data.annotation_tables import numbers, read_csv, text, whole
 from egokit.runs import atomic_path
-from egokit.tables import numbers, read_csv, text, whole
 
 ROWS = 2048  # clips worked on at once
 

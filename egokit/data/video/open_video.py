@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from egokit.counting import CountingReader
-from egokit.decord_reader import DecordReader
-from egokit.readers import PyAVReader, Untimed, VideoError
+from egokit.data.video.decord_reader import DecordReader
+from egokit.data.video.pyav_reader import PyAVReader, Untimed, VideoError
+from egokit.data.video.untimed_reader import CountingReader
 
 READERS = {"pyav": PyAVReader, "decord": DecordReader, "counting": CountingReader}
 _open: collections.OrderedDict = collections.OrderedDict()  # this process's open files, oldest first

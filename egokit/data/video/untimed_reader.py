@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from egokit.readers import PyAVReader, VideoError
+from egokit.data.video.pyav_reader import PyAVReader, VideoError
 
 MISSING = 0.01  # of the frames that its packets promise: more, and the file is damaged
 

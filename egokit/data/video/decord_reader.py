@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from egokit.readers import VideoError
+from egokit.data.video.pyav_reader import VideoError
 
 
 class DecordReader:

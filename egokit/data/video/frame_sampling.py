@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from egokit.frames import VideoError
+from egokit.data.video.open_video import VideoError
 
 LATE = 5.0  # seconds after a video's end within which annotations may still begin
 

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from egokit import frames
-from egokit.frames import VideoError
+from egokit.data.video import open_video
+from egokit.data.video.open_video import VideoError
 
 TRIES = 8  # other samples, before one that can't be read is an error after all
 
@@ -110,16 +110,16 @@ class _Watch:
         self.since = multiprocessing.RawArray("d", workers)
         self.processes = multiprocessing.RawArray("i", workers)
         self.paths = multiprocessing.RawArray("c", workers * self.NAME)
-        self.avoided = set(frames.avoided)
+        self.avoided = set(open_video.avoided)
         self.lost, self.why = None, ""  # the file at which a loader process was lost, and how
         self.ended, self.turn, self.awaited = threading.Event(), threading.Lock(), False
 
     def start(self, worker: int) -> None:
         """Runs first in a loader process."""
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # inherited from the job, which alone may ask to be requeued
-        frames.avoided |= self.avoided
+        open_video.avoided |= self.avoided
         self.processes[worker] = os.getpid()
-        frames.notice = functools.partial(self.notice, worker)
+        open_video.notice = functools.partial(self.notice, worker)
 
     def notice(self, worker: int, path: str) -> None:
         name = path.encode()[-self.NAME + 1:]
@@ -244,7 +244,7 @@ def loader(dataset: Samples, batches: Iterable[list], collate, workers: int, tim
         if not dataset.tolerant:
             raise VideoError(f"{watch.lost}: {watch.why}; make it again from its source with 'egokit prep', or allow bad files with "
                              "data.max_bad_fraction")
-        frames.avoided.add(watch.lost)
+        open_video.avoided.add(watch.lost)
         del iterator  # ends its processes
 
 
