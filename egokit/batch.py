@@ -17,7 +17,7 @@ from egokit import attach, headless, job, launch, overview, slurm, snapshot
 from egokit.config.build import ConfigError, build, to_dict
 from egokit.config.resolve import outputs_folder, project_root
 from egokit.config.schema import Config
-from egokit.runs import write_text
+from egokit.runs.files import write_text
 
 CPUS = 2  # of a notebook's job: it waits for its own jobs, and draws
 

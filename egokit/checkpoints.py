@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from egokit import tensorfile
-from egokit.runs import atomic_path
+from egokit.runs.files import atomic_path
 
 FORMAT = "egokit-1"
 

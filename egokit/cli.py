@@ -137,7 +137,7 @@ def doctor(arguments) -> None:
 
 
 def ledger(arguments) -> None:
-    from egokit import ledger as book
+    from egokit.runs import ledger as book
     print(book.lines(book.read(arguments.outputs)))
 
 

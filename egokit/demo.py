@@ -8,8 +8,9 @@ from pathlib import Path
 from egokit import headless
 from egokit.config.resolve import outputs_folder
 from egokit.launch import Handle
-from egokit.published import RESULTS
-from egokit.runs import Run, write_text
+from egokit.runs.files import write_text
+from egokit.runs.published import RESULTS
+from egokit.runs.run_folder import Run
 
 ORDER = ("01_data_prep", "02_pretrain", "03_ek100", "04_charades_ego", "05_egomcq", "06_egomq_features", "07_search_your_videos",
          "00_quickstart")

@@ -22,7 +22,8 @@ from egokit.config.resolve import as_submitted, outputs_folder, project_root, re
 from egokit.config.schema import Config
 from egokit.launch import Handle, changed, expect_same
 from egokit.notebook import PARAMETERS, check_names
-from egokit.runs import UNFINISHED, WHOLE, Run, locked
+from egokit.runs.files import locked
+from egokit.runs.run_folder import UNFINISHED, WHOLE, Run
 
 
 class NotebookFailed(RuntimeError):

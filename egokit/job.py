@@ -19,7 +19,8 @@ from egokit import devices, requeue, slurm
 from egokit.config.build import build, comparable, to_dict
 from egokit.config.schema import Config, LaunchConfig
 from egokit.plan import plan
-from egokit.runs import DEVICES, Run, write_text
+from egokit.runs.files import write_text
+from egokit.runs.run_folder import DEVICES, Run
 
 # what an evaluation depends on, beside its checkpoint and its data; training on these and all of the sections after them
 EVALUATED = ("model.image_size", "data.evaluation_frames", "data.evaluation_resize", "data.evaluation_tokens", "data.reader",

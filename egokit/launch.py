@@ -20,7 +20,8 @@ from egokit.config.build import ConfigError, comparable, differences, to_dict
 from egokit.config.resolve import to_yaml
 from egokit.config.schema import RANDOM, Config, LaunchConfig
 from egokit.progress import FILE, Bar, reached
-from egokit.runs import DEVICES, Run, locked, write_text
+from egokit.runs.files import locked, write_text
+from egokit.runs.run_folder import DEVICES, Run
 
 ACTIONS = ("train", "evaluate", "extract")
 
@@ -94,7 +95,7 @@ class Handle:
         show: called with (History, state) after every poll, instead of the bar. Interrupting the wait leaves the job running;
         the next submit attaches to it.
         """
-        from egokit.history import History
+        from egokit.runs.log import History
         history, gone, bar = History(self.run.path), False, Bar(self.section)
         show = show or (functools.partial(self._show, bar) if progress else lambda history, state: None)
         try:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from egokit import attach, devices
 from egokit.config.resolve import outputs_folder
 from egokit.launch import Handle
-from egokit.runs import DEVICES, UNFINISHED, WHOLE, Run
+from egokit.runs.run_folder import DEVICES, UNFINISHED, WHOLE, Run
 
 SCORES = ("ensemble_intra", "mAP")  # the metrics that choose a best checkpoint, in %
 

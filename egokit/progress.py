@@ -9,7 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-from egokit.runs import Run, write_text
+from egokit.runs.files import write_text
+from egokit.runs.run_folder import Run
 
 FILE = "progress.json"
 KINDS = {"train": ("step", "validation"), "extract": ("extract",)}  # an action's events in log.jsonl

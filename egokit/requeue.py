@@ -17,7 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from egokit.progress import reached
-from egokit.runs import Run, write_text
+from egokit.runs.files import write_text
+from egokit.runs.run_folder import Run
 
 # what a rank says that lost another one
 LOST_PEER = ("Connection closed by peer", "Connection reset", "ConnectionError", "DistNetworkError", "Bypassing signal", "DistBackendError")

@@ -23,7 +23,7 @@ from egokit.language import load_tokenizer
 from egokit.objective import Objective
 from egokit.plan import what_would_fit
 from egokit.precision import deterministic
-from egokit.runs import Run
+from egokit.runs.run_folder import Run
 from egokit.stopping import StopSignal
 from egokit.tasks.base import Task
 

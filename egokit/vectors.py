@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from egokit.runs import atomic_folder, atomic_path, write_text
+from egokit.runs.files import atomic_folder, atomic_path, write_text
 
 EXACT = 1 << 28      # bytes that are searched exactly, in some tenths of a second: 32,000 clips of 4096 numbers; beyond, faiss helps
 BLOCK = 32 << 20     # bytes read at once

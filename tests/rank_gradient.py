@@ -15,7 +15,7 @@ from conftest import MODEL  # noqa: E402
 from egokit import dist, tasks  # noqa: E402
 from egokit.config.resolve import resolve  # noqa: E402
 from egokit.data import loader  # noqa: E402
-from egokit.runs import Run  # noqa: E402
+from egokit.runs.run_folder import Run  # noqa: E402
 from egokit.train import Trainer  # noqa: E402
 
 found = {}

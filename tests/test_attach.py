@@ -16,7 +16,8 @@ from egokit.config.resolve import outputs_folder
 from egokit.config.schema import LaunchConfig
 from egokit.notebook import open_run
 from egokit.progress import Told, told
-from egokit.runs import Run, write_text
+from egokit.runs.files import write_text
+from egokit.runs.run_folder import Run
 
 # squeue prints `queue`, a line "%F|%T|%P|%Q|%S|%r" a job, as its -j, -t and -p say; each call leaves its arguments in `asked`
 SQUEUE = """#!{python} -IS

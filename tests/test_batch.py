@@ -17,7 +17,8 @@ from egokit import attach, batch, headless, launch, overview
 from egokit.config.build import ConfigError, to_dict
 from egokit.config.resolve import resolve
 from egokit.notebook import open_run
-from egokit.runs import Run, write_text
+from egokit.runs.files import write_text
+from egokit.runs.run_folder import Run
 
 PARAMETERS = 'params = "toy/egomcq"\nsite = "tiny"\noverrides = ""\nrun = "demo"'
 CELLS = {

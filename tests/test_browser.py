@@ -12,7 +12,7 @@ from PIL import Image
 from egokit import notebook, tasks
 from egokit.look import browser, queries
 from egokit.look.browser import selected, widgets
-from egokit.runs import Run
+from egokit.runs.run_folder import Run
 
 
 def data_of(html: str) -> dict:

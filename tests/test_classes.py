@@ -8,7 +8,7 @@ import pytest
 from egokit import look, metrics, tasks
 from egokit.checkpoints import fingerprint
 from egokit.look import classes
-from egokit.runs import Run
+from egokit.runs.run_folder import Run
 
 
 def scored(tmp_path, prompts: int, of: int, **given):

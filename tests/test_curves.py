@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 from conftest import board_of
 
-from egokit.history import History, scalars
 from egokit.look.curves import POINTS, Display, curves, draw
-from egokit.runs import Run
+from egokit.runs.log import History, scalars
+from egokit.runs.run_folder import Run
 
 
 def step_event(step, steps=20, **other):
@@ -52,7 +52,7 @@ def test_the_log_is_read_on_and_anew_when_it_was_cut(tmp_path):
 KILLED = """
 import os, signal, sys
 from test_curves import step_event, validation_event
-from egokit.runs import Run
+from egokit.runs.run_folder import Run
 run = Run(sys.argv[1])
 run.truncate_log(lambda event: event["step"] <= int(sys.argv[2]))
 for step in range(int(sys.argv[2]) + 1, int(sys.argv[3]) + 1):

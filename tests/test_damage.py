@@ -20,7 +20,7 @@ from conftest import MODEL, rarest
 from egokit import doctor, evaluate, prep, tasks, train
 from egokit.data import loader
 from egokit.data.video import clips, frame_sampling, open_video
-from egokit.runs import Run
+from egokit.runs.run_folder import Run
 from egokit.tasks.egoclip import Clips
 
 GARBLED = 2.0  # levels of 255, on average over a frame: what shows
@@ -169,7 +169,8 @@ class Ending(loader.Samples):
 
 @pytest.mark.parametrize("number", [signal.SIGABRT, signal.SIGSEGV])
 def test_the_file_at_which_a_loader_process_ended_is_named(number):
-    with pytest.raises(open_video.VideoError, match=r"^videos/a\.mp4: its reader ended the loader process \((Aborted|Segmentation fault)\)"):
+    with pytest.raises(open_video.VideoError, match=r"^videos/a\.mp4: its reader ended the loader process "
+                                                        r"\((Aborted|Segmentation fault)\)"):
         loaded(Ending(number), 1)
 
 

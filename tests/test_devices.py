@@ -17,7 +17,8 @@ from egokit.config.build import ConfigError, to_dict
 from egokit.config.resolve import outputs_folder
 from egokit.config.schema import LaunchConfig
 from egokit.precision import deterministic, float32_products
-from egokit.runs import Run, write_text
+from egokit.runs.files import write_text
+from egokit.runs.run_folder import Run
 
 UUIDS = [f"GPU-{letter * 8}-0000-0000-0000-000000000000" for letter in "abcd"]
 

@@ -190,7 +190,7 @@ def test_the_table_of_recipes_is_what_resolves(project):
 
 
 def test_published_numbers_are_the_ledgers():
-    from egokit.published import DUAL_SOFTMAX, RESULTS
+    from egokit.runs.published import DUAL_SOFTMAX, RESULTS
     rows = re.findall(r"^\| (.*?) \| 16 frames \| `(.*?)` \| (.*?) \|", (ROOT / "docs/recipes.md").read_text(), re.MULTILINE)
     assert {(name, checkpoint, float(number)) for name, checkpoint, number in rows} == {
         (result.name, result.checkpoint, result.published) for result in RESULTS

@@ -13,7 +13,7 @@ from test_dist import ranks
 import egokit
 from egokit import evaluate, losses, metrics, tasks, train
 from egokit.config.resolve import outputs_folder
-from egokit.runs import Run
+from egokit.runs.run_folder import Run
 
 RECIPES = ("egomcq", "ek100_finetune", "charades_finetune")
 

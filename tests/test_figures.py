@@ -12,12 +12,12 @@ from test_predictions import asked, grey, sought
 
 import egokit
 from egokit import look, tasks
-from egokit.history import History
 from egokit.look.base import WIDTH
 from egokit.look.classes import by_word
 from egokit.look.curves import curves
 from egokit.look.predictions import draw_predictions
-from egokit.runs import Run
+from egokit.runs.log import History
+from egokit.runs.run_folder import Run
 
 LONG = "#C C puts the large green chopping board down beside the sink with both hands"
 

@@ -23,7 +23,7 @@ from egokit.config.schema import Config, DataConfig, EvaluateConfig, ModelConfig
 from egokit.data.loader import move
 from egokit.data.video import transforms
 from egokit.model import EgoVLP, autocast
-from egokit.runs import Run
+from egokit.runs.run_folder import Run
 from egokit.tasks import windows
 from egokit.tasks.base import embed_texts
 from egokit.tasks.charades import CharadesEgo

@@ -19,7 +19,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "egokit"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
-FLOORS = ["config", "runs", "data", "model", "train", "tasks", "jobs", "notebook", "toy", "prep", "search", "viz", "cli"]  # imports run only downward
+FLOORS = ["config", "runs", "data", "model", "train", "tasks", "jobs", "notebook", "toy", "prep", "search", "viz",
+          "cli"]  # imports run only downward
 
 
 def room(path):

@@ -3,11 +3,12 @@ import json
 
 import pytest
 
-from egokit import cli, ledger, published, tasks
+from egokit import cli, tasks
 from egokit.config.resolve import resolve
 from egokit.job import recipe
 from egokit.look import tables
-from egokit.runs import Run
+from egokit.runs import ledger, published
+from egokit.runs.run_folder import Run
 
 REAL = {"finished": True, "action": "evaluate", "task": "any", "toy": False, "frames": 16, "precision": "fp32", "init_sha256": "0" * 12,
         "data": {"a table": "1" * 12}}

@@ -11,7 +11,7 @@ from conftest import MODEL, rarest
 from egokit import tasks
 from egokit.data import loader
 from egokit.data.video import open_video
-from egokit.runs import Run
+from egokit.runs.run_folder import Run
 from egokit.tasks.egoclip import Clips
 from egokit.train import train
 

@@ -12,7 +12,7 @@ from egokit.config.resolve import outputs_folder
 from egokit.data import loader
 from egokit.microbatch import by_micro_batches
 from egokit.plan import plan, what_would_fit
-from egokit.runs import Run
+from egokit.runs.run_folder import Run
 
 CPU = torch.device("cpu")
 BF16 = {"device_type": "cpu", "dtype": torch.bfloat16}

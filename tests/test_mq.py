@@ -20,7 +20,7 @@ from egokit import attach, checkpoints, tasks, train
 from egokit.data.video import frame_sampling, open_video
 from egokit.data.video.transforms import normalise
 from egokit.prep.video import ffmpeg
-from egokit.runs import Run
+from egokit.runs.run_folder import Run
 from egokit.tasks import mq
 from egokit.toy import read_frame_number
 
@@ -283,7 +283,7 @@ import torch
 torch.set_num_threads(1)
 from egokit import tasks, train
 from egokit.config.resolve import resolve
-from egokit.runs import Run
+from egokit.runs.run_folder import Run
 config = resolve("egomq_features", "long", sys.argv[2])
 task = tasks.make(config)
 metrics = task.extract(train.initial_model(config).eval(), Run(sys.argv[1]))

@@ -13,7 +13,7 @@ from conftest import MODEL, SMALL
 
 from egokit import headless
 from egokit.config.build import ConfigError
-from egokit.runs import Run
+from egokit.runs.run_folder import Run
 
 pytestmark = pytest.mark.slow
 

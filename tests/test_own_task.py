@@ -7,9 +7,10 @@ import pytest
 from conftest import ROOT
 
 import egokit
-from egokit import cli, evaluate, ledger, snapshot, tasks, train
+from egokit import cli, evaluate, snapshot, tasks, train
 from egokit.config.build import ConfigError, to_dict
-from egokit.runs import Run
+from egokit.runs import ledger
+from egokit.runs.run_folder import Run
 
 EXAMPLE = ROOT / "docs/examples/narration_retrieval"
 

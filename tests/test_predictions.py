@@ -10,7 +10,7 @@ from egokit import tasks
 from egokit.config.build import to_dict
 from egokit.look.curves import Display
 from egokit.look.predictions import draw_predictions, pictures, predictions
-from egokit.runs import Run
+from egokit.runs.run_folder import Run
 from egokit.tasks.egomcq import clip_key
 
 

@@ -20,7 +20,7 @@ from egokit import cli, prep
 from egokit.config import schema
 from egokit.data import annotation_tables, relevancy
 from egokit.prep import measure, source, video
-from egokit.runs import atomic_folder
+from egokit.runs.files import atomic_folder
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import egokit
 from egokit import look, tasks
 from egokit.data.video.transforms import normalise
 from egokit.look import inside
-from egokit.runs import Run
+from egokit.runs.run_folder import Run
 from egokit.tasks.egomcq import clip_key
 
 

@@ -6,7 +6,8 @@ import pytest
 from egokit import requeue
 from egokit.launch import Handle
 from egokit.progress import Told
-from egokit.runs import Run, write_text
+from egokit.runs.files import write_text
+from egokit.runs.run_folder import Run
 
 PEER = "Traceback (most recent call last):\n  File\nRuntimeError: Connection closed by peer\n"
 

@@ -21,7 +21,7 @@ import egokit
 from egokit import attach, cli, launch, search, tasks, train, vectors
 from egokit.data.video import open_video
 from egokit.prep.video import ffmpeg
-from egokit.runs import Run
+from egokit.runs.run_folder import Run
 from egokit.search import command
 from egokit.tasks import search as task_of_search
 

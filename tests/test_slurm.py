@@ -18,7 +18,7 @@ from test_train import essential, wait_for, weights_of
 import egokit
 from egokit import attach, batch, checkpoints, launch
 from egokit.config.resolve import outputs_folder
-from egokit.runs import Run
+from egokit.runs.run_folder import Run
 
 CLUSTER = Path(__file__).parent / "slurm/cluster.sh"
 pytestmark = pytest.mark.slow

@@ -21,7 +21,7 @@ from egokit.config.build import ConfigError
 from egokit.config.resolve import outputs_folder
 from egokit.config.schema import LaunchConfig, ModelConfig
 from egokit.model import EgoVLP, autocast
-from egokit.runs import Run
+from egokit.runs.run_folder import Run
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ from egokit.config.resolve import resolve
 from egokit.config.schema import Config, LaunchConfig
 from egokit.data.loader import move
 from egokit.precision import float32_products
-from egokit.runs import Run
+from egokit.runs.run_folder import Run
 
 # a checkpoint after each of four epochs, of one step in a rehearsal and of three on a GPU
 FEW_STEPS = ("site.toy=false launch.processes=1 train.log_steps=1 train.batch_size=8 train.epochs=4 "

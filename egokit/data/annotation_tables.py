@@ -182,7 +182,7 @@ def charades_metadata(csv_path: str | Path, classes: dict[str, str]) -> list[tup
 
 def write_metadata(path: Path, rows: list[tuple]) -> None:
     """metadata_{train,val,test}.csv, tab-separated."""
-    from egokit.runs import atomic_path
+    from egokit.runs.files import atomic_path
     with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         csv.writer(file, delimiter="\t", lineterminator="\n").writerows([("id", "cls", "t_start", "t_end", "narration"), *rows])
 

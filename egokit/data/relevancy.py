@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from egokit.data.annotation_tables import numbers, read_csv, text, whole
-from egokit.runs import atomic_path
+from egokit.runs.files import atomic_path
 
 ROWS = 2048  # clips worked on at once
 

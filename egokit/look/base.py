@@ -9,7 +9,7 @@ import textwrap
 import numpy as np
 
 from egokit.config.build import nearest
-from egokit.runs import Run
+from egokit.runs.run_folder import Run
 
 RIGHT, WRONG, NEUTRAL = "#009E73", "#D55E00", "#0072B2"
 CYCLE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]

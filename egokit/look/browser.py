@@ -17,7 +17,8 @@ import numpy as np
 from egokit.look import queries
 from egokit.look.base import CYCLE, RIGHT, WRONG, strip, thin
 from egokit.notebook import live
-from egokit.runs import Run, write_text
+from egokit.runs.files import write_text
+from egokit.runs.run_folder import Run
 
 PICTURES = 600  # distinct clips in a page, about 8 kB each
 UNFOLDING = 8   # queries in the list that needs no script

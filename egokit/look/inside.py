@@ -6,7 +6,7 @@ import json
 import numpy as np
 
 from egokit.look.base import CYCLE, WIDTH, finish, frame, pyplot
-from egokit.runs import Run
+from egokit.runs.run_folder import Run
 
 PLAIN = {"the", "a", "to", "with", "of", "c"}  # words that nothing in a picture answers to
 FRAMES = 4  # shown of a clip

@@ -12,7 +12,7 @@ import numpy as np
 from egokit.config.build import nearest
 from egokit.look.base import checked_rows
 from egokit.look.classes import query_words
-from egokit.runs import Run
+from egokit.runs.run_folder import Run
 
 TOP = 5       # clips shown of a text
 MISSED = 1    # right clips shown that are not among them

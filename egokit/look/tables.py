@@ -1,8 +1,8 @@
 """Numbers and files, as tables and a chart."""
 from __future__ import annotations
 
-from egokit.published import DUAL_SOFTMAX, RESULTS
-from egokit.runs import UNFINISHED, Run
+from egokit.runs.published import DUAL_SOFTMAX, RESULTS
+from egokit.runs.run_folder import UNFINISHED, Run
 
 
 def results(run: Run):
@@ -49,7 +49,7 @@ def ledger(outputs=None):
 
     import pandas as pd
 
-    from egokit.ledger import read, rows
+    from egokit.runs.ledger import read, rows
     found = read(outputs)
     frame = pd.DataFrame(rows(found), columns=["benchmark (%)", "run", "published", "this run", "difference", "differs in"])
     style = frame.style.format({"published": "{:.1f}", "this run": "{:.1f}", "difference": "{:+.1f}"}, na_rep="–").hide(axis="index")

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from egokit.look.base import WIDTH, finish, frame, pyplot, strip
-from egokit.runs import Run
+from egokit.runs.run_folder import Run
 
 
 def batch(task, run: Run | None = None, count: int = 4, split: str = "train"):

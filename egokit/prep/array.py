@@ -17,7 +17,7 @@ from egokit.config.schema import Config
 from egokit.job import executor
 from egokit.prep.source import ego4d, list_videos, merge, receipts, share, site_options
 from egokit.prep.video import Plan
-from egokit.runs import write_text
+from egokit.runs.files import write_text
 from egokit.slurm import one_process
 
 

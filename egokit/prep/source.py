@@ -12,7 +12,7 @@ from pathlib import Path
 from egokit.config.schema import Site
 from egokit.prep.measure import PrepError
 from egokit.prep.video import Plan, SetupError, Video, ffmpeg, prepare_video, receipt
-from egokit.runs import write_text
+from egokit.runs.files import write_text
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm")  # in capitals, too; the video_uid is the name before it
 READERS = 16  # threads that look at receipts: on a network file system each look is a wait

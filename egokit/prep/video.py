@@ -20,7 +20,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from egokit.prep.measure import PrepError, scan, verify
-from egokit.runs import abandoned, atomic_folder, atomic_path, write_text
+from egokit.runs.files import abandoned, atomic_folder, atomic_path, write_text
 
 # For random access: a keyframe every 25 frames, and between the frames that others refer to (every eighth) seven that nothing
 # refers to, so that any frame is at most five decodes away. No deblocking, no arithmetic coding: they cost decoding time.

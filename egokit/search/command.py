@@ -8,7 +8,7 @@ from pathlib import Path
 
 from egokit.config.build import ConfigError, merge
 from egokit.config.resolve import outputs_folder, parse_overrides, resolve
-from egokit.runs import Run
+from egokit.runs.run_folder import Run
 from egokit.search.cut import export, write_csv
 from egokit.search.searcher import Hit, open, submit
 

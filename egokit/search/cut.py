@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from egokit.prep.video import run_ffmpeg
-from egokit.runs import atomic_path
+from egokit.runs.files import atomic_path
 from egokit.search.searcher import Hit, timecode
 
 INDEXED = {"mov", "mp4", "matroska", "webm", "avi", "asf", "ogg"}  # containers in which ffmpeg finds the frame of a time

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from os import cpu_count
 
 from egokit.notebook import live
-from egokit.runs import write_text
+from egokit.runs.files import write_text
 from egokit.search.cut import small
 from egokit.search.searcher import Hit, Searcher
 

@@ -13,7 +13,7 @@ from egokit.config.build import ConfigError
 from egokit.config.schema import Config
 from egokit.data.video.transforms import normalise
 from egokit.model import autocast
-from egokit.runs import Run
+from egokit.runs.run_folder import Run
 from egokit.tasks import search as task
 
 SECTION = "index"

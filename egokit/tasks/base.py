@@ -14,7 +14,7 @@ from egokit.data.video import open_video, transforms
 from egokit.inputs import of_few_lengths
 from egokit.language import load_tokenizer
 from egokit.microbatch import by_micro_batches
-from egokit.runs import Run
+from egokit.runs.run_folder import Run
 
 WATCHED = 4  # held-out samples that the training view shows
 

@@ -11,7 +11,8 @@ from egokit.data.annotation_tables import charades_classes, charades_videos, rea
 from egokit.data.loader import Samples
 from egokit.data.video import clips, frame_sampling
 from egokit.model import similarity
-from egokit.runs import Run, write_text
+from egokit.runs.files import write_text
+from egokit.runs.run_folder import Run
 from egokit.tasks.base import cosine
 from egokit.tasks.retrieval import Retrieval
 

@@ -16,7 +16,8 @@ from egokit.data import annotation_json
 from egokit.data.annotation_json import SPLITS
 from egokit.data.video import frame_sampling, open_video
 from egokit.data.video.open_video import VideoError
-from egokit.runs import Run, abandoned, atomic_path, write_text
+from egokit.runs.files import abandoned, atomic_path, write_text
+from egokit.runs.run_folder import Run
 from egokit.tasks.base import Task
 from egokit.tasks.windows import Windows, embed
 

@@ -20,7 +20,8 @@ from egokit.config.build import ConfigError, differences
 from egokit.config.schema import Config
 from egokit.data.video import frame_sampling, open_video
 from egokit.data.video.open_video import VideoError
-from egokit.runs import Run, abandoned, write_text
+from egokit.runs.files import abandoned, write_text
+from egokit.runs.run_folder import Run
 from egokit.tasks.base import Task
 from egokit.tasks.windows import Windows, embed
 

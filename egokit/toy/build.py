@@ -9,7 +9,7 @@ import json
 import os
 from pathlib import Path
 
-from egokit import runs
+from egokit.runs import run_folder
 from egokit.toy.plan import SIZES, plan
 
 VERSION = 7  # of the data: raise it when the same seed gives other files
@@ -81,5 +81,5 @@ def _make(root: Path, seed: int, size: str, processes: int) -> dict[str, int]:
 
 
 def _write_json(path: Path, values: dict) -> None:
-    with runs.atomic_path(path) as temporary:
+    with run_folder.atomic_path(path) as temporary:
         temporary.write_text(json.dumps(values, indent=1))

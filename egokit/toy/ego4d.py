@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from egokit import runs
+from egokit.runs import run_folder
 from egokit.toy.plan import Video, generator, uid
 from egokit.toy.words import VERBS, ego4d_narration
 
@@ -45,7 +45,7 @@ def write_egoclip(path: Path, rows: list[dict]) -> int:
     lines = ["\t".join(str(row[column]) for column in COLUMNS) for row in rows]
     for i, bad in enumerate(_malformed(rows)):  # spread over the table, the first not at its top
         lines.insert((i + 1) * len(lines) // 7 + i, bad)
-    with runs.atomic_path(path) as temporary:
+    with run_folder.atomic_path(path) as temporary:
         temporary.write_text("\n".join(["\t".join(COLUMNS), *lines]) + "\n")
     return len(lines) - len(rows)
 
@@ -84,7 +84,7 @@ def write_moments(root: Path, seed: int, videos: list[Video], version: int) -> i
                 for k, (begin, end) in enumerate(spans)]})
             total += len(spans)
         document = {"version": f"toy-{version}", "description": f"toy moments {split}", "videos": entries}
-        with runs.atomic_path(root / f"moments_{split}.json") as temporary:
+        with run_folder.atomic_path(root / f"moments_{split}.json") as temporary:
             temporary.write_text(json.dumps(document, indent=1))
     return total
 

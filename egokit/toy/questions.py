@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from egokit import runs
+from egokit.runs import run_folder
 from egokit.toy.ego4d import COLUMNS
 from egokit.toy.plan import generator
 
@@ -47,7 +47,7 @@ def write_egomcq(path: Path, seed: int, clips: list[dict], questions: int, verb_
         document[str(len(document))] = {"answer": answer, "query": fields[answer], "types": kind,
                                         "choices": {str(i): clip for i, clip in enumerate(fields)}}
         counts[("verb_only_" if verb_only else "") + ("inter" if kind == INTER else "intra")] += 1
-    with runs.atomic_path(path) as temporary:
+    with run_folder.atomic_path(path) as temporary:
         temporary.write_text(json.dumps(document))
     return counts
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from egokit import runs
 from egokit.data.annotation_tables import EK100_ANNOTATIONS
+from egokit.runs import run_folder
 from egokit.toy.plan import FPS, Action, Video, generator
 from egokit.toy.words import NOUNS, VERBS, charades_classes, charades_sentence, kitchen_narration
 
@@ -18,7 +18,7 @@ CHARADES = Path("CharadesEgo/CharadesEgo")
 
 def _write_csv(path: Path, rows: list[dict]) -> None:
     import pandas
-    with runs.atomic_path(path) as temporary:
+    with run_folder.atomic_path(path) as temporary:
         pandas.DataFrame(rows).to_csv(temporary, index=False)
 
 
@@ -70,7 +70,7 @@ def _kitchen_clip(random: np.random.Generator, video: Video, i: int, action: Act
 def write_charades(root: Path, videos: list[Video]) -> dict[str, int]:
     """Write Charades' class list and its two tables; returns the numbers of videos and actions."""
     classes, counts = charades_classes(), {}
-    with runs.atomic_path(root / CHARADES / "Charades_v1_classes.txt") as temporary:
+    with run_folder.atomic_path(root / CHARADES / "Charades_v1_classes.txt") as temporary:
         lines = [f"c{i:03d} {charades_sentence(*pair)}" for i, pair in enumerate(classes)]
         temporary.write_text("\n".join(lines) + "\n")
     for split in ("train", "test"):

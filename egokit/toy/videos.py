@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from egokit import runs
+from egokit.runs import run_folder
 from egokit.toy import stage
 from egokit.toy.motion import pose_at, rest_pose
 from egokit.toy.plan import FPS, Action, Scene, Video, plan
@@ -73,7 +73,7 @@ def render_share(root: Path, videos: list[Video], keep_going=lambda: True) -> No
     for video in videos:
         path = root / video.path
         if not path.exists() and keep_going():
-            with runs.atomic_path(path) as temporary:
+            with run_folder.atomic_path(path) as temporary:
                 encode(video, temporary)
 
 

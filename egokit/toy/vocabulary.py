@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from egokit import runs
+from egokit.runs import run_folder
 from egokit.toy.words import all_sentences, verb_pieces
 
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")  # ids 0 to 3, as in RoBERTa; <mask> is the last id
@@ -53,6 +53,6 @@ def write_tokenizer(folder: Path) -> int:
         "special_tokens_map.json": json.dumps(names, indent=1),
     }
     for name, text in files.items():
-        with runs.atomic_path(folder / name) as temporary:
+        with run_folder.atomic_path(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return len(vocabulary)

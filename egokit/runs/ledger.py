@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from egokit.config.resolve import outputs_folder
-from egokit.published import DUAL_SOFTMAX, EVALUATIONS, RESULTS, TRAININGS, WORDS, Result
-from egokit.runs import AGAIN, Run
+from egokit.runs.published import DUAL_SOFTMAX, EVALUATIONS, RESULTS, TRAININGS, WORDS, Result
+from egokit.runs.run_folder import AGAIN, Run
 
 # fields of a section that are read here, each there if "recipe" is
 FIELDS = {"recipe": dict, "action": str, "task": str, "toy": bool, "samples": int, "frames": int, "precision": str, "init": str,
