@@ -8,9 +8,9 @@ import time
 import torch
 import torch.nn.functional as F
 
-from egokit import vision
 from egokit.config.schema import ModelConfig
-from egokit.model import EgoVLP
+from egokit.model import video_encoder
+from egokit.model.egovlp import EgoVLP
 
 torch.set_num_threads(1)
 config = ModelConfig(image_size=64, patch_size=16, width=96, heads=4, depth=4, fused=2, vocabulary=400, positions=64,
@@ -18,7 +18,7 @@ config = ModelConfig(image_size=64, patch_size=16, width=96, heads=4, depth=4, f
 model = EgoVLP(config)
 model.reset_parameters()
 frames = torch.randn(32, 4, 3, 64, 64)
-ours = vision.attend
+ours = video_encoder.attend
 
 
 def as_autocast_does(query, key, value, mask=None, dropout=0.0):
@@ -27,7 +27,7 @@ def as_autocast_does(query, key, value, mask=None, dropout=0.0):
 
 
 def step(attend, half: bool) -> float:
-    vision.attend = attend
+    video_encoder.attend = attend
     began = time.perf_counter()
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
         loss = model.video_projection(model.video(frames)).float().square().mean()

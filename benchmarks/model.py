@@ -13,8 +13,8 @@ import torch
 from plain import Plain
 
 from egokit.config.schema import ModelConfig
-from egokit.model import EgoVLP
-from egokit.names import rename
+from egokit.model.egovlp import EgoVLP
+from egokit.model.released_keys import rename
 
 CLIPS = int(sys.argv[1]) if len(sys.argv) > 1 else 8
 TURNS = 5

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from egokit import dist, losses
 from egokit.config.schema import ModelConfig
-from egokit.model import EgoVLP
+from egokit.model.egovlp import EgoVLP
 
 E, S, D = 4096, 785, 768  # an embedding; a clip's tokens at 4 frames, and their width
 

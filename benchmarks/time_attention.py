@@ -29,7 +29,7 @@ from egokit.config.schema import Config
 from egokit.data.loader import Samples, loader
 from egokit.data.video.transforms import evaluation, normalise
 from egokit.look.base import CYCLE, pyplot
-from egokit.model import EgoVLP, similarity
+from egokit.model.egovlp import EgoVLP, similarity
 from egokit.tasks.egoclip import NOUNS as NOUN_CLASSES
 from egokit.tasks.egoclip import VERBS as VERB_CLASSES
 from egokit.tasks.egoclip import EgoClip, multi_hot

@@ -32,8 +32,8 @@ from egokit import losses, optim, train
 from egokit.config.schema import Config, ModelConfig, OptimConfig, TrainConfig
 from egokit.data.loader import Samples
 from egokit.data.video.transforms import normalise
-from egokit.model import EgoVLP, similarity
-from egokit.names import rename
+from egokit.model.egovlp import EgoVLP, similarity
+from egokit.model.released_keys import rename
 from egokit.tasks.base import Task
 from egokit.tasks.egoclip import NOUNS, VERBS, EgoClip
 

@@ -6,8 +6,8 @@ import importlib
 __version__ = "0.1.0"
 
 _PUBLIC = {  # name: module; imported where it is first used
-    "load": "weights", "similarity": "model", "read_clip": "data.video.clips", "describe": "notebook", "open_run": "notebook",
-    "submit": "launch", "runs_table": "overview", "ConfigError": "config.build", "WeightsError": "checkpoints",
+    "load": "model.weights", "similarity": "model.egovlp", "read_clip": "data.video.clips", "describe": "notebook", "open_run": "notebook",
+    "submit": "launch", "runs_table": "overview", "ConfigError": "config.build", "WeightsError": "model.checkpoints",
 }
 _MODULES = {  # the same for whole modules
     "metrics": "metrics", "losses": "losses", "prep": "prep", "doctor": "doctor", "toy": "toy", "look": "look",

@@ -142,7 +142,7 @@ def ledger(arguments) -> None:
 
 
 def convert(arguments) -> None:
-    from egokit import weights
+    from egokit.model import weights
     out = Path(arguments.out)
     kinds = (".pth", ".pt") if arguments.command == "export" else (".safetensors", ".pt", ".pth")
     if out.suffix not in kinds:

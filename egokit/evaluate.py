@@ -12,8 +12,7 @@ import torch
 
 from egokit import dist
 from egokit.data.loader import evaluation_batches, loader, move
-from egokit.model import autocast
-from egokit.tasks.base import Task, embed_texts
+from egokit.model.egovlp import autocast, embed_texts
 
 
 def collect(parts: list[dict[str, np.ndarray]], expected: int) -> dict[str, np.ndarray]:
@@ -28,7 +27,7 @@ def collect(parts: list[dict[str, np.ndarray]], expected: int) -> dict[str, np.n
 
 
 @torch.no_grad()
-def evaluate(model, task: Task, split: str = "test",
+def evaluate(model, task, split: str = "test",
              tell: Callable[[int, int], None] = lambda done, batches: None) -> tuple[dict, dict, np.ndarray | None]:
     """(metrics, rows, prompt embeddings) of a task, the same on every rank and for any number of ranks.
 

@@ -93,7 +93,7 @@ def finished(name: str, parameters: dict) -> bool:
         return False
     used = {section.get("init_sha256") for section in Run(folder).metrics().values()} - {None, ""}
     if used:
-        from egokit import checkpoints
+        from egokit.model import checkpoints
         try:
             used -= {checkpoints.fingerprint(checkpoints.find(config.init))}
         except checkpoints.WeightsError:

@@ -131,7 +131,7 @@ def provenance(task, spec: dict, world: int) -> dict:
     """What a figure needs to be made again. task: the one that was scored."""
     import torch
 
-    from egokit import checkpoints
+    from egokit.model import checkpoints
     config = task.config
     found = {"finished": True, "action": spec["action"], "task": spec["config"]["task"],
              "init": str(checkpoints.find(config.init)) if config.init else "",

@@ -191,7 +191,7 @@ def start_job(module: str, folder: Path, code: Path, launch: LaunchConfig) -> No
 def starting_point(config: Config) -> str:
     """The hash of the checkpoint `init`. What is missing to start from is said here, not in a job's log."""
     if config.init:
-        from egokit import checkpoints
+        from egokit.model import checkpoints
         return checkpoints.fingerprint(checkpoints.find(config.init))
     for key, what in (("vit", "a ViT-B/16: a timm name or a file"), ("roberta", "a RoBERTa: a name or a folder")):
         source = getattr(config.site, key)

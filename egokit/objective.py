@@ -10,16 +10,15 @@ from torch import Tensor, nn
 
 from egokit import compiling, dist
 from egokit.config.schema import Config
-from egokit.model import autocast
+from egokit.model.egovlp import autocast
+from egokit.model.precision import float32_products
 from egokit.plan import plan
-from egokit.precision import float32_products
-from egokit.tasks.base import Task
 
 
 class Loss(nn.Module):
     """Model and task as one Module, which is what DDP wraps: forward gives the loss and its terms."""
 
-    def __init__(self, model, task: Task):
+    def __init__(self, model, task):
         super().__init__()
         self.model, self.task = model, task
 
@@ -31,7 +30,7 @@ class Loss(nn.Module):
 class Objective:
     """What training minimises, and how its gradient is computed."""
 
-    def __init__(self, config: Config, model, task: Task):
+    def __init__(self, config: Config, model, task):
         self.model, self.precision, self.plan = model, config.train.precision, plan(config, dist.world_size())
         if not task.uses_fusion:  # ranks wait for every gradient: what the loss doesn't use is not trained
             unused = set(model.parameters_by_role()["fusion"])

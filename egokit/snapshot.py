@@ -46,6 +46,7 @@ def task_sha256(task: str) -> str:
     own = own_task(task)
     if not own:
         return ""
-    from egokit import checkpoints, tasks
+    from egokit import tasks
+    from egokit.model import checkpoints
     tasks.find(task)
     return checkpoints.fingerprint(own[0])

@@ -15,17 +15,17 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
-from egokit import checkpoints, dist, optim, weights
+from egokit import dist, optim
 from egokit.config.schema import Config
 from egokit.data.loader import loader, move, steps_in_epoch, training_batches
 from egokit.evaluate import evaluate
-from egokit.language import load_tokenizer
+from egokit.model import checkpoints, weights
+from egokit.model.precision import deterministic
+from egokit.model.text_encoder import load_tokenizer
 from egokit.objective import Objective
 from egokit.plan import what_would_fit
-from egokit.precision import deterministic
 from egokit.runs.run_folder import Run
 from egokit.stopping import StopSignal
-from egokit.tasks.base import Task
 
 KEEP = 2  # step checkpoints on disk
 
@@ -53,7 +53,7 @@ def initial_model(config: Config, frames: int | None = None):
 
 
 class Trainer:
-    def __init__(self, config: Config, task: Task, run: Run, section: str, device: torch.device):
+    def __init__(self, config: Config, task, run: Run, section: str, device: torch.device):
         self.config, self.task, self.run, self.section, self.device = config, task, run, section, device
         task.fixed_length = device.type == "cuda"
         self.validation = task.validation()
@@ -251,7 +251,7 @@ class Trainer:
         dist.barrier()
 
 
-def train(config: Config, task: Task, run: Run, section: str, device: torch.device) -> dict[str, float]:
+def train(config: Config, task, run: Run, section: str, device: torch.device) -> dict[str, float]:
     """Train `task` in the run folder, from its newest checkpoint if there is one; returns the best metrics."""
     if config.train.precision == "fp16" and device.type == "cpu":
         raise TrainingError("train.precision is fp16, but this process sees no GPU: give it one, or set train.precision=bf16")

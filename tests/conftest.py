@@ -74,8 +74,8 @@ def opened(config):
 @pytest.fixture(scope="session")
 def checkpoint(project):
     """What recipes of the run "random" start from."""
-    from egokit import weights
     from egokit.config.resolve import resolve
+    from egokit.model import weights
     path = project / "outputs/02_pretrain/random/checkpoints/best.pt"
     path.parent.mkdir(parents=True)
     weights.save(opened(resolve("toy/pretrain", "tiny", MODEL)), path)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from egokit import look, metrics, tasks
-from egokit.checkpoints import fingerprint
 from egokit.look import classes
+from egokit.model.checkpoints import fingerprint
 from egokit.runs.run_folder import Run
 
 

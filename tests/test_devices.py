@@ -16,7 +16,7 @@ from egokit import attach, devices, job, launch, overview, slurm, train
 from egokit.config.build import ConfigError, to_dict
 from egokit.config.resolve import outputs_folder
 from egokit.config.schema import LaunchConfig
-from egokit.precision import deterministic, float32_products
+from egokit.model.precision import deterministic, float32_products
 from egokit.runs.files import write_text
 from egokit.runs.run_folder import Run
 

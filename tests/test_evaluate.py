@@ -130,14 +130,14 @@ def test_egomcq_equals_the_plain_way(checkpoint, resolve):
 
 def test_shapes_padded_as_on_a_gpu_change_no_score(checkpoint, resolve, monkeypatch):
     """There texts, their lengths and the last pairs of a batch are padded to multiples of 8."""
-    from egokit import inputs
+    from egokit.model import input_checks
     from egokit.tasks import egomcq
     config = resolve("toy/egomcq", "data.limit=0 evaluate.batch_size=6", run="random")
     task, model, shapes = tasks.make(config), train.initial_model(config).eval(), set()
     plain = evaluate.evaluate(model, task)[1]
     fuse = model.fuse
     monkeypatch.setattr(model, "fuse", lambda video, text, *rest: shapes.add((len(video), text.shape[1])) or fuse(video, text, *rest))
-    for module in (inputs, egomcq):
+    for module in (input_checks, egomcq):
         monkeypatch.setattr(module, "rounded_up", lambda size, device: -(-size // 8) * 8)
     padded = evaluate.evaluate(model, task)[1]
     assert plain["index"].tolist() == padded["index"].tolist() and shapes == {(8, 16)}

@@ -12,8 +12,9 @@ from gpu_cost import PARTS, STAGES, Cost
 from torch.utils._pytree import tree_leaves
 from train_step import configured, synthetic_batch
 
-from egokit import language, losses, vision
-from egokit.model import EgoVLP
+from egokit import losses
+from egokit.model import text_encoder, video_encoder
+from egokit.model.egovlp import EgoVLP
 from egokit.tasks import egoclip
 
 TINY = {"image_size": 64, "width": 128, "heads": 2, "depth": 2, "fused": 1, "vocabulary": 99, "positions": 40,
@@ -78,10 +79,10 @@ def test_a_step_leaves_weights_moments_and_the_batch(plain):
 def test_checkpointing_computes_its_blocks_again_and_needs_less_memory(monkeypatch, plain):
     """All but what follows the last tensor that the backward pass needs: there PyTorch stops to recompute."""
     forward = 0
-    for encoder in (vision.VideoEncoder, language.TextEncoder):
+    for encoder in (video_encoder.VideoEncoder, text_encoder.TextEncoder):
         step = encoder.step
 
-        def counting(self, block, x, *rest, step=step, video=encoder is vision.VideoEncoder):
+        def counting(self, block, x, *rest, step=step, video=encoder is video_encoder.VideoEncoder):
             nonlocal forward
             if not video and rest[1:2] in ((), (None,)):
                 return step(self, block, x, *rest)  # words alone are not recomputed

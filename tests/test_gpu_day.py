@@ -168,12 +168,12 @@ def test_attention_by_sums_is_attention():
 
 
 def test_video_blocks_attend_by_sums_where_that_is_asked(tiny):
-    from egokit import layers, vision
-    before = vision.attend
+    from egokit.model import layers, video_encoder
+    before = video_encoder.attend
     query, key = torch.randn(2, 2, 4, 8), torch.randn(2, 2, 5, 8)
     with speed.attending("by sums"):
-        assert vision.attend is not before
-        torch.testing.assert_close(vision.attend(query, key, key), layers.attend(query, key, key), rtol=1e-5, atol=1e-6)
+        assert video_encoder.attend is not before
+        torch.testing.assert_close(video_encoder.attend(query, key, key), layers.attend(query, key, key), rtol=1e-5, atol=1e-6)
         long = torch.randn(2, 2, 40, 8)
-        torch.testing.assert_close(vision.attend(query, long, long), layers.attend(query, long, long))
-    assert vision.attend is before
+        torch.testing.assert_close(video_encoder.attend(query, long, long), layers.attend(query, long, long))
+    assert video_encoder.attend is before

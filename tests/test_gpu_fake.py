@@ -17,15 +17,15 @@ import fake_gpu
 import train_step
 from fake_gpu import GPU
 
-from egokit import evaluate, inputs, layers, losses, tasks, train
+from egokit import evaluate, losses, tasks, train
 from egokit.config.resolve import outputs_folder
 from egokit.config.schema import Config, DataConfig, EvaluateConfig, ModelConfig, TrainConfig
 from egokit.data.loader import move
 from egokit.data.video import transforms
-from egokit.model import EgoVLP, autocast
+from egokit.model import input_checks, layers
+from egokit.model.egovlp import EgoVLP, autocast, embed_texts
 from egokit.runs.run_folder import Run
 from egokit.tasks import windows
-from egokit.tasks.base import embed_texts
 from egokit.tasks.charades import CharadesEgo
 from egokit.tasks.egoclip import EgoClip
 from egokit.tasks.egomcq import EgoMCQ
@@ -84,7 +84,7 @@ def words(texts: list[str], longest: int) -> dict:
 @pytest.fixture
 def full_size(monkeypatch):
     """(task class, precision, attributes of the task) -> the task without files, and the full-size model on the GPU."""
-    monkeypatch.setattr(inputs, "load_tokenizer", lambda source: words)
+    monkeypatch.setattr(input_checks, "load_tokenizer", lambda source: words)
 
     def made(task, precision, **attributes):
         model = EgoVLP(ModelConfig(frames=16)).to(GPU).eval()

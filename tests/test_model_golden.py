@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from golden_inputs import golden, inputs
 
 import egokit
-from egokit import losses, weights
+from egokit import losses
+from egokit.model import weights
 
 
 def close(ours, theirs, relative=1e-5, scale=None):

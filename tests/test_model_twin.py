@@ -7,10 +7,10 @@ from conftest import ROOT
 from golden_inputs import draw, release, release_state, weight
 
 import egokit
-from egokit import vision, weights
 from egokit.config.schema import ModelConfig
-from egokit.model import EgoVLP, autocast
-from egokit.names import rename
+from egokit.model import video_encoder, weights
+from egokit.model.egovlp import EgoVLP, autocast
+from egokit.model.released_keys import rename
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from plain import Plain
@@ -143,10 +143,10 @@ def test_gradients_of_every_parameter(seed):
 @pytest.mark.parametrize("frames, clips", [(4, 1), (3, 2), (4, 5)])
 def test_recomputation_changes_no_gradient(monkeypatch, frames, clips):
     """Blocks computed again in the backward pass: `clips` of the five clips at once, all of a small model."""
-    sizes, checkpoint, tokens = [], vision.checkpoint, 1 + frames * (SMALL.image_size // SMALL.patch_size) ** 2
-    monkeypatch.setattr(vision, "checkpoint", lambda block, x, *rest, **how: sizes.append(len(x)) or checkpoint(block, x, *rest, **how))
+    sizes, checkpoint, tokens = [], video_encoder.checkpoint, 1 + frames * (SMALL.image_size // SMALL.patch_size) ** 2
+    monkeypatch.setattr(video_encoder, "checkpoint", lambda block, x, *rest, **how: sizes.append(len(x)) or checkpoint(block, x, *rest, **how))
     if clips < 5:
-        monkeypatch.setattr(vision, "PART", int((clips + 0.9) * tokens * SMALL.width))
+        monkeypatch.setattr(video_encoder, "PART", int((clips + 0.9) * tokens * SMALL.width))
     model = seeded(SMALL, "H").train()
     model.config = ModelConfig(**{**vars(SMALL), "dropout": 0.0, "checkpointing": True})
     for part in model.text.modules():

@@ -16,9 +16,10 @@ import pytest
 import torch
 
 import egokit
-from egokit import attach, checkpoints, tasks, train
+from egokit import attach, tasks, train
 from egokit.data.video import frame_sampling, open_video
 from egokit.data.video.transforms import normalise
+from egokit.model import checkpoints
 from egokit.prep.video import ffmpeg
 from egokit.runs.run_folder import Run
 from egokit.tasks import mq

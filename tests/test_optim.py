@@ -7,7 +7,7 @@ import torch
 
 from egokit import optim
 from egokit.config.schema import ModelConfig, OptimConfig
-from egokit.model import EgoVLP
+from egokit.model.egovlp import EgoVLP
 
 SMALL = ModelConfig(image_size=32, width=64, heads=1, depth=2, fused=1, vocabulary=99, positions=40, projection="linear16")
 RECIPE = OptimConfig(lr=1e-3)

@@ -72,7 +72,7 @@ def test_the_maps_are_the_attention_that_the_model_uses(ready):
 
 
 def inside_words(model, text):
-    from egokit.language import load_tokenizer
+    from egokit.model.text_encoder import load_tokenizer
     return load_tokenizer(model.tokenizer_source).words(model.tokens([text])["input_ids"][0])
 
 

@@ -16,8 +16,9 @@ from conftest import MODEL
 from test_train import essential, wait_for, weights_of
 
 import egokit
-from egokit import attach, batch, checkpoints, launch
+from egokit import attach, batch, launch
 from egokit.config.resolve import outputs_folder
+from egokit.model import checkpoints
 from egokit.runs.run_folder import Run
 
 CLUSTER = Path(__file__).parent / "slurm/cluster.sh"

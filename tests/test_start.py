@@ -7,9 +7,9 @@ import torch
 import transformers
 from torch import nn
 
-from egokit import weights
-from egokit.checkpoints import WeightsError
 from egokit.config.schema import ModelConfig
+from egokit.model import weights
+from egokit.model.checkpoints import WeightsError
 
 
 def lively(module: nn.Module, seed: int = 0) -> nn.Module:

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 from egokit import optim
 from egokit.config.schema import ModelConfig, OptimConfig
-from egokit.model import EgoVLP
+from egokit.model.egovlp import EgoVLP
 
 WIDTH, FRAMES, CLIPS = 32, 4, 4
 STARTS = ("released", "zero_output")

@@ -16,11 +16,12 @@ import torch
 from conftest import MODEL, ROOT, board_of, rarest
 
 import egokit
-from egokit import attach, checkpoints, job, launch, look
+from egokit import attach, job, launch, look
 from egokit.config.build import ConfigError
 from egokit.config.resolve import outputs_folder
 from egokit.config.schema import LaunchConfig, ModelConfig
-from egokit.model import EgoVLP, autocast
+from egokit.model import checkpoints
+from egokit.model.egovlp import EgoVLP, autocast
 from egokit.runs.run_folder import Run
 
 
@@ -380,7 +381,7 @@ def test_compiled_blocks_give_the_same_losses(resolve, run, checkpointing):
 @pytest.mark.slow
 def test_a_missing_compiler_is_named(tmp_path):
     """In a program of its own: PyTorch looks for its compiler once."""
-    code = ("import torch; from egokit import compiling; from egokit.config.schema import ModelConfig; from egokit.model import EgoVLP;"
+    code = ("import torch; from egokit import compiling; from egokit.config.schema import ModelConfig; from egokit.model.egovlp import EgoVLP;"
             "config = ModelConfig(width=64, heads=1, depth=2, fused=1, vocabulary=9, projection='linear8', image_size=32); "
             "compiling.compile_blocks(EgoVLP(config))")
     environment = os.environ | {"CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}

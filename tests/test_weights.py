@@ -9,8 +9,9 @@ import torch
 from conftest import MODEL
 
 import egokit
-from egokit import checkpoints, cli, tensorfile, train, weights
-from egokit.checkpoints import WeightsError
+from egokit import cli, train
+from egokit.model import checkpoints, tensor_file, weights
+from egokit.model.checkpoints import WeightsError
 
 
 @pytest.fixture
@@ -229,7 +230,7 @@ MAGIC = b"".join(pickle.dumps(one, 2) for one in (0x1950a86a20f9469cfc6c, 1001, 
     b"\x80\x02(X\x06\x00\x00\x00modulectorch._utils\n_rebuild_tensor_v2\nX\x01\x00\x00\x00aX\x01\x00\x00\x00btQ.",
     # state given to what builds tensors would change it for the whole process
     b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n}X\x0c\x00\x00\x00__qualname__X\x01\x00\x00\x00zsb.",
-    b"\x80\x02cegokit.safepickle\nStored\n."])
+    b"\x80\x02cegokit.safe_pickle\nStored\n."])
 def test_pickles_that_change_what_they_are_given_are_refused(tmp_path, monkeypatch, code):
     import zipfile
     monkeypatch.chdir(tmp_path)
@@ -346,7 +347,7 @@ def test_damaged_files_are_named(model, tmp_path, suffix):
 def test_an_optimizer_stays_in_its_file(model, tmp_path):
     weights.save(model, tmp_path / "step.pt", optimizer={"moments": torch.zeros(1000)})
     content = checkpoints.read(tmp_path / "step.pt", everything=False)
-    assert isinstance(content["optimizer"]["moments"], tensorfile.Stored) and torch.is_tensor(content["state_dict"]["itm_head.bias"])
+    assert isinstance(content["optimizer"]["moments"], tensor_file.Stored) and torch.is_tensor(content["state_dict"]["itm_head.bias"])
     assert torch.equal(checkpoints.read(tmp_path / "step.pt")["optimizer"]["moments"], torch.zeros(1000))
 
 
@@ -356,7 +357,7 @@ def test_loading_peaks_at_the_size_of_the_file(released, tmp_path, suffix):
     if suffix == ".safetensors":
         path = tmp_path / "small.safetensors"
         weights.save(egokit.load(released("small")), path)
-    code = ("import re, sys, torch, egokit, egokit.weights\n"  # VmHWM, as ru_maxrss begins with the parent's
+    code = ("import re, sys, torch, egokit, egokit.model.weights\n"  # VmHWM, as ru_maxrss begins with the parent's
             "peak = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]) * 1024\n"
             "before = peak(); model = egokit.load(sys.argv[1]); print(peak() - before)")
     grown = int(subprocess.run([sys.executable, "-c", code, str(path)], check=True, capture_output=True, text=True).stdout)

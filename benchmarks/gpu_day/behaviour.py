@@ -32,11 +32,12 @@ from gpu_day.common import (
 )
 from torch import Tensor
 
-from egokit import checkpoints, dist, tasks, train
+from egokit import dist, tasks, train
 from egokit.config.resolve import resolve
 from egokit.config.schema import Config, LaunchConfig
 from egokit.data.loader import move
-from egokit.precision import float32_products
+from egokit.model import checkpoints
+from egokit.model.precision import float32_products
 from egokit.runs.run_folder import Run
 
 # a checkpoint after each of four epochs, of one step in a rehearsal and of three on a GPU

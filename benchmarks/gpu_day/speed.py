@@ -39,11 +39,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from egokit import layers, vision
 from egokit.config.schema import CHOICES, ModelConfig
 from egokit.data.video.transforms import normalise
-from egokit.model import EgoVLP, autocast
-from egokit.precision import float32_products
+from egokit.model import layers, video_encoder
+from egokit.model.egovlp import EgoVLP, autocast
+from egokit.model.precision import float32_products
 
 BACKENDS = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION,
             "efficient": SDPBackend.EFFICIENT_ATTENTION, "math": SDPBackend.MATH}
@@ -119,7 +119,7 @@ def attending(how: str) -> Iterator[None]:
     cudnn = torch.backends.cuda.cudnn_sdp_enabled()
     torch.backends.cuda.enable_cudnn_sdp(cudnn and how != "without cuDNN")
     try:
-        with unittest.mock.patch.object(vision, "attend", attend_by_sums() if how == "by sums" else layers.attend):
+        with unittest.mock.patch.object(video_encoder, "attend", attend_by_sums() if how == "by sums" else layers.attend):
             yield
     finally:
         torch.backends.cuda.enable_cudnn_sdp(cudnn)

@@ -42,7 +42,7 @@ class Examination(Checks):
 
     def models(self) -> Iterator[Finding]:
         part = "models"
-        from egokit.language import load_tokenizer
+        from egokit.model.text_encoder import load_tokenizer
         try:
             yield Finding(part, f"tokenizer {self.site.tokenizer}", "ok", f"{load_tokenizer(self.site.tokenizer).vocabulary:,} words")
         except FileNotFoundError as error:

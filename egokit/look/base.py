@@ -51,7 +51,7 @@ def checked_rows(task, run: Run, section: str) -> tuple[dict, np.ndarray | None]
                          f"data under {task.root} have {task.expected():,}" + (f" and {texts:,}" if texts else "") + f": {again}")
     recorded = run.metrics().get(section, {}).get("data", {})  # runs of older versions don't have it
     if recorded:
-        from egokit.checkpoints import fingerprint
+        from egokit.model.checkpoints import fingerprint
         for table in task.tables():
             if recorded.get(table.name) != fingerprint(table):
                 raise ValueError(f"{path} was scored with another {table.name} ({recorded.get(table.name)}) than {table} "

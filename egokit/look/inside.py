@@ -20,7 +20,7 @@ def fusion(model, frames_TCHW, text: str, run: Run | None = None):
     frames_TCHW: uint8, before normalisation. The maps are of the fused layer with the widest gate from video to text.
     """
     from egokit.data.video.transforms import normalise
-    from egokit.language import load_tokenizer
+    from egokit.model.text_encoder import load_tokenizer
     plt = pyplot()
     gates = ([block.text.gate.item() for block in model.video.blocks if block.text is not None],
              [one.gate.item() for one in model.text.layers if one.gate is not None])
@@ -54,7 +54,7 @@ def word_maps(model, frames_1TCHW, text: str, number: int) -> tuple[float, np.nd
     """(matching probability, the attention of each word to each patch: (L, T, side, side)) of text layer `number`, mean over heads."""
     import torch
 
-    from egokit.layers import heads_first
+    from egokit.model.layers import heads_first
     found = []
 
     def keep(module, inputs, output):

@@ -67,7 +67,7 @@ def reranked(model, task, text: str, run: Run | None = None, clips: int = 300, c
     import torch
 
     from egokit.data.video.transforms import normalise
-    from egokit.model import similarity
+    from egokit.model.egovlp import similarity
     from egokit.tasks.egomcq import clip_key
     plt = pyplot()
     dataset = task.dataset("test")

@@ -12,7 +12,7 @@ from egokit import launch, train, vectors
 from egokit.config.build import ConfigError
 from egokit.config.schema import Config
 from egokit.data.video.transforms import normalise
-from egokit.model import autocast
+from egokit.model.egovlp import autocast
 from egokit.runs.run_folder import Run
 from egokit.tasks import search as task
 

@@ -11,9 +11,8 @@ from torch import Tensor
 from egokit import dist
 from egokit.config.schema import Config
 from egokit.data.video import open_video, transforms
-from egokit.inputs import of_few_lengths
-from egokit.language import load_tokenizer
 from egokit.microbatch import by_micro_batches
+from egokit.model.text_encoder import load_tokenizer
 from egokit.runs.run_folder import Run
 
 WATCHED = 4  # held-out samples that the training view shows
@@ -133,13 +132,6 @@ class Task:
             else:
                 batch[key] = torch.tensor(values) if isinstance(values[0], (int, float)) else values
         return batch
-
-
-def embed_texts(model, texts: list[str], longest: int, batch_size: int = 256) -> np.ndarray:
-    """Texts -> (K, E) float32 embeddings, batch by batch."""
-    parts = [model.embed_text(of_few_lengths(model.tokens(texts[at:at + batch_size], longest), longest)).cpu()
-             for at in range(0, len(texts), batch_size)]
-    return torch.cat(parts).numpy()
 
 
 def cosine(one_BE: np.ndarray, other_KE: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from egokit.data.egoclip_table import NOUNS, VERBS, EgoClipTable
 from egokit.data.loader import Samples
 from egokit.data.video import clips, frame_sampling
 from egokit.data.video.transforms import normalise
-from egokit.model import similarity
+from egokit.model.egovlp import similarity
 from egokit.tasks.base import Task
 
 

@@ -19,8 +19,8 @@ from egokit.data.loader import Samples
 from egokit.data.video import clips, frame_sampling
 from egokit.data.video.frame_sampling import spread
 from egokit.data.video.transforms import normalise
-from egokit.inputs import of_few_lengths, rounded_up
-from egokit.model import similarity
+from egokit.model.egovlp import similarity
+from egokit.model.input_checks import of_few_lengths, rounded_up
 from egokit.tasks.base import WATCHED, Task
 
 

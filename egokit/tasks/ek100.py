@@ -13,7 +13,7 @@ from egokit.data import relevancy
 from egokit.data.annotation_tables import EK100_ANNOTATIONS, ek100_annotations
 from egokit.data.loader import Samples
 from egokit.data.video import clips, frame_sampling
-from egokit.model import similarity
+from egokit.model.egovlp import similarity
 from egokit.tasks.base import cosine
 from egokit.tasks.retrieval import Retrieval
 

@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from egokit import checkpoints, dist
+from egokit import dist
 from egokit.data import annotation_json
 from egokit.data.annotation_json import SPLITS
 from egokit.data.video import frame_sampling, open_video
 from egokit.data.video.open_video import VideoError
+from egokit.model import checkpoints
 from egokit.runs.files import abandoned, atomic_path, write_text
 from egokit.runs.run_folder import Run
 from egokit.tasks.base import Task

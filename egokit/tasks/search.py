@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from egokit import checkpoints, dist, vectors
+from egokit import dist, vectors
 from egokit.config.build import ConfigError, differences
 from egokit.config.schema import Config
 from egokit.data.video import frame_sampling, open_video
 from egokit.data.video.open_video import VideoError
+from egokit.model import checkpoints
 from egokit.runs.files import abandoned, write_text
 from egokit.runs.run_folder import Run
 from egokit.tasks.base import Task

@@ -11,7 +11,7 @@ from egokit.data.loader import Samples, loader, move
 from egokit.data.video import open_video
 from egokit.data.video.open_video import VideoError
 from egokit.data.video.transforms import normalise
-from egokit.model import autocast
+from egokit.model.egovlp import autocast
 from egokit.tasks.base import Task
 
 

@@ -1,7 +1,7 @@
 """A byte-level BPE tokenizer in RoBERTa's file format, trained on every sentence the toy can say.
 
 A space is put before the first word, so that a word is one token wherever it stands. The folder stands where the
-folder of `roberta-base` stands for real data; egokit.language reads both.
+folder of `roberta-base` stands for real data; egokit.model.text_encoder reads both.
 """
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from egokit.config.schema import ModelConfig
-from egokit.layers import NORM_EPS, Linear, attend, cpu_inference, heads_first, read_long
+from egokit.model.layers import NORM_EPS, Linear, attend, cpu_inference, heads_first, read_long
 
 PADDING = 1  # RoBERTa's padding id; positions start right after it
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from egokit.safepickle import SafeUnpickler, Stored
+from egokit.model.safe_pickle import SafeUnpickler, Stored
 
 OLDER = 0x1950a86a20f9469cfc6c  # what the first pickle of a file before PyTorch 1.6 says
 

@@ -1,6 +1,6 @@
 """Models from checkpoints: strict loading, temporal resizing, saving, export; starts from ViT and RoBERTa.
 
-Names of keys are names.py's; how a file is opened without executing anything in it is tensorfile.py's.
+Names of keys are names.py's; how a file is opened without executing anything in it is tensor_file.py's.
 """
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from egokit import checkpoints
-from egokit.checkpoints import WeightsError
 from egokit.config.build import build
 from egokit.config.schema import RANDOM, ModelConfig
-from egokit.model import EgoVLP
-from egokit.names import our_keys, rename
+from egokit.model import checkpoints
+from egokit.model.checkpoints import WeightsError
+from egokit.model.egovlp import EgoVLP
+from egokit.model.released_keys import our_keys, rename
 
 
 def infer_config(state: dict[str, Tensor]) -> ModelConfig:

@@ -1,4 +1,4 @@
-"""Unpickling a checkpoint's content without executing anything in it. Where the bytes of tensors lie is tensorfile.py's.
+"""Unpickling a checkpoint's content without executing anything in it. Where the bytes of tensors lie is tensor_file.py's.
 
 A pickle may hold tensors and plain containers. A foreign package's object (released files hold one of
 `parse_config.ConfigParser`) becomes an inert placeholder; a pickle that names anything else is refused.

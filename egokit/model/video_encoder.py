@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from egokit.config.schema import ModelConfig
-from egokit.layers import NORM_EPS, Linear, attend, cpu_inference, fresh_std, heads_first, read_short
+from egokit.model.layers import NORM_EPS, Linear, attend, cpu_inference, fresh_std, heads_first, read_short
 
 PART = 2 ** 20  # numbers of a layer that a CPU recomputes at once: a clip of 4 frames at width 768 has 0.6 million
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from egokit.config.schema import ModelConfig
-from egokit.language import PADDING, load_tokenizer
+from egokit.model.text_encoder import PADDING, load_tokenizer
 
 # of one pass through the public methods: bounds their memory, and on a CPU keeps what a layer gives within its caches
 FRAMES_ON_CPU, FRAMES_ON_GPU, TEXTS_AT_ONCE = 8, 128, 256

@@ -1,4 +1,4 @@
-"""Checkpoints: found, read, and written atomically. Formats of files are tensorfile.py's, key names and models weights.py's."""
+"""Checkpoints: found, read, and written atomically. Formats of files are tensor_file.py's, key names and models weights.py's."""
 from __future__ import annotations
 
 import hashlib
@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from egokit import tensorfile
+from egokit.model import tensor_file
 from egokit.runs.files import atomic_path
 
 FORMAT = "egokit-1"
@@ -29,11 +29,11 @@ def read(path: str | Path, everything: bool = True) -> dict:
     """
     path = Path(path)
     try:
-        content = tensorfile.open_lazily(path)
+        content = tensor_file.open_lazily(path)
         nested = [key for key in ("state_dict", "model") if isinstance(content, dict) and isinstance(content.get(key), dict)]
         if everything or not nested:
-            return tensorfile.materialise(content)
-        return content | {key: tensorfile.materialise(content[key]) for key in nested[:1]}
+            return tensor_file.materialise(content)
+        return content | {key: tensor_file.materialise(content[key]) for key in nested[:1]}
     except Exception as error:
         raise WeightsError(f"{path} is not a checkpoint that can be read: {(str(error) or type(error).__name__).splitlines()[0][:200]} "
                            f"({path.stat().st_size} bytes; is the download complete?)") from error

@@ -9,15 +9,23 @@ import contextlib
 import re
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from egokit.config.schema import ModelConfig
-from egokit.inputs import TEXTS_AT_ONCE, checked_frames, checked_tokens, clips_at_once, in_parts
-from egokit.language import TextEncoder, additive_mask
-from egokit.layers import Linear, fresh_std
-from egokit.precision import float32_products
-from egokit.vision import VideoEncoder
+from egokit.model.input_checks import (
+    TEXTS_AT_ONCE,
+    checked_frames,
+    checked_tokens,
+    clips_at_once,
+    in_parts,
+    of_few_lengths,
+)
+from egokit.model.layers import Linear, fresh_std
+from egokit.model.precision import float32_products
+from egokit.model.text_encoder import TextEncoder, additive_mask
+from egokit.model.video_encoder import VideoEncoder
 
 HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -222,3 +230,10 @@ def similarity(one_BE: Tensor, other_BE: Tensor) -> Tensor:
     with torch.autocast(one_BE.device.type, enabled=False):
         unit = [x.float() / x.float().norm(dim=-1, keepdim=True).clamp_min(1e-8) for x in (one_BE, other_BE)]
         return unit[0] @ unit[1].T
+
+
+def embed_texts(model, texts: list[str], longest: int, batch_size: int = 256) -> np.ndarray:
+    """Texts -> (K, E) float32 embeddings, batch by batch."""
+    parts = [model.embed_text(of_few_lengths(model.tokens(texts[at:at + batch_size], longest), longest)).cpu()
+             for at in range(0, len(texts), batch_size)]
+    return torch.cat(parts).numpy()
