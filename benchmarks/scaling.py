@@ -21,9 +21,10 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from egokit import dist, losses
+from egokit import losses
 from egokit.config.schema import ModelConfig
 from egokit.model.egovlp import EgoVLP
+from egokit.train import distributed
 
 E, S, D = 4096, 785, 768  # an embedding; a clip's tokens at 4 frames, and their width
 
@@ -104,7 +105,7 @@ def clock(repeats: int, function, *arguments) -> float:
     """Seconds of one call, ranks starting together: the quickest of rank 0's, as others share the machine."""
     taken = []
     for _ in range(repeats + 1):
-        dist.barrier()
+        distributed.barrier()
         began = time.perf_counter()
         function(*arguments)
         taken.append(time.perf_counter() - began)
@@ -113,14 +114,14 @@ def clock(repeats: int, function, *arguments) -> float:
 
 def collectives() -> dict[str, list]:
     """name -> [(bytes one rank receives, seconds)]"""
-    W, generator = dist.world_size(), torch.Generator().manual_seed(0)
+    W, generator = distributed.world_size(), torch.Generator().manual_seed(0)
     found: dict[str, list] = {"gather": [], "rows": [], "gradients": []}
 
     def gather(x):
-        dist.gather(x, [len(x)] * W).sum().backward()
+        distributed.gather(x, [len(x)] * W).sum().backward()
 
     def rows(x, index):
-        dist.gather_rows(x, index, [len(x)] * W).sum().backward()
+        distributed.gather_rows(x, index, [len(x)] * W).sum().backward()
 
     for b in (16, 64, 256, 512):  # forward: everybody's rows; backward: a sum of everybody's gradients
         x = torch.zeros(b, E, requires_grad=True)
@@ -134,9 +135,9 @@ def collectives() -> dict[str, list]:
     for count in (2**18, 2**21, 2**23, 2**24):
         module = torch.nn.Linear(count, 1, bias=False)
         module.weight.grad = torch.zeros_like(module.weight)
-        found["gradients"].append((2 * (W - 1) / W * count * 4, clock(5, dist.average_gradients, module)))
-    found["stop"] = [(0, clock(50, lambda: dist.start_any(False)()))]
-    found["metrics"] = [(0, clock(5, dist.gather_objects, {"index": np.zeros(198_755 // W)}))]
+        found["gradients"].append((2 * (W - 1) / W * count * 4, clock(5, distributed.average_gradients, module)))
+    found["stop"] = [(0, clock(50, lambda: distributed.start_any(False)()))]
+    found["metrics"] = [(0, clock(5, distributed.gather_objects, {"index": np.zeros(198_755 // W)}))]
     return found
 
 
@@ -162,7 +163,7 @@ def measured() -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     if len(sys.argv) > 1:
-        with dist.joined(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]) / "meeting", local=True):
+        with distributed.joined(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]) / "meeting", local=True):
             mine = collectives()
         print(json.dumps(mine))
         sys.exit()

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from egokit import losses, train
+from egokit import losses
 from egokit.config.resolve import resolve
 from egokit.config.schema import Config
 from egokit.data.loader import Samples, loader
@@ -37,6 +37,7 @@ from egokit.toy import stage
 from egokit.toy.motion import Pose
 from egokit.toy.plan import Thing
 from egokit.toy.words import COLOURS, NOUNS
+from egokit.train import loop
 
 ROOT = Path(__file__).parents[1]
 RESULTS, FIGURE = ROOT / "outputs" / "time_attention.jsonl", ROOT / "docs" / "time_attention.png"
@@ -157,9 +158,9 @@ def right(model: EgoVLP, asked: list[list[dict]]) -> float:
 def trained(arm: str, seed: int, pairs: list[list[dict]], questions: dict[str, list[list[dict]]]) -> dict:
     time_init = "released" if arm == "released" else "zero_output"
     config = resolve("toy/pretrain", "toy", f"{RECIPE} model.vocabulary={len(Words.words)} model.time_init={time_init} seed={seed}")
-    train.initial_model = fresh
+    loop.initial_model = fresh
     began, log, curve = time.process_time(), Log(), []
-    trainer = train.Trainer(config, Drawn(config, pairs), log, "", torch.device("cpu"))
+    trainer = loop.Trainer(config, Drawn(config, pairs), log, "", torch.device("cpu"))
     if arm == "none":
         for block in trainer.model.video.blocks:
             block.time.requires_grad_(False)  # its output stays 0

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from plain import Plain
 from torch.utils.checkpoint import checkpoint
 
-from egokit import losses, optim, train
+from egokit import losses
 from egokit.config.schema import Config, ModelConfig, OptimConfig, TrainConfig
 from egokit.data.loader import Samples
 from egokit.data.video.transforms import normalise
@@ -36,6 +36,7 @@ from egokit.model.egovlp import EgoVLP, similarity
 from egokit.model.released_keys import rename
 from egokit.tasks.base import Task
 from egokit.tasks.egoclip import NOUNS, VERBS, EgoClip
+from egokit.train import loop, optim
 
 TOKENS, ENDLESS = 15, 10**9
 SIDES = ("plain", "recomputed", "kept")
@@ -86,11 +87,11 @@ def base_model(config: ModelConfig, device: torch.device) -> EgoVLP:
     return model
 
 
-class Trainer(train.Trainer):
+class Trainer(loop.Trainer):
     """egokit's own, on a task that needs no files, and on the given model or a fresh one."""
 
     def __init__(self, config: Config, device: torch.device, model: EgoVLP | None = None, task: type[Task] = Synthetic):
-        with unittest.mock.patch.object(train, "initial_model", lambda config: model or base_model(config.model, device)):
+        with unittest.mock.patch.object(loop, "initial_model", lambda config: model or base_model(config.model, device)):
             super().__init__(config, task(config), None, "benchmark", device)
 
     def steps_on(self, *batches: dict) -> None:

@@ -11,7 +11,7 @@ _PUBLIC = {  # name: module; imported where it is first used
 }
 _MODULES = {  # the same for whole modules
     "metrics": "metrics", "losses": "losses", "prep": "prep", "doctor": "doctor", "toy": "toy", "look": "look",
-    "tasks": "tasks", "launch": "launch", "evaluate": "evaluate", "transforms": "data.video.transforms", "frames": "data.video.open_video",
+    "tasks": "tasks", "launch": "launch", "evaluate": "train.evaluate", "transforms": "data.video.transforms", "frames": "data.video.open_video",
     "resolve": "config.resolve", "search": "search",
 }
 __all__ = ["__version__", *_PUBLIC, *_MODULES]

@@ -18,9 +18,9 @@ from pathlib import Path
 from egokit import devices, requeue, slurm
 from egokit.config.build import build, comparable, to_dict
 from egokit.config.schema import Config, LaunchConfig
-from egokit.plan import plan
 from egokit.runs.files import write_text
 from egokit.runs.run_folder import DEVICES, Run
+from egokit.train.batch_plan import plan
 
 # what an evaluation depends on, beside its checkpoint and its data; training on these and all of the sections after them
 EVALUATED = ("model.image_size", "data.evaluation_frames", "data.evaluation_resize", "data.evaluation_tokens", "data.reader",
@@ -44,7 +44,8 @@ class Job:
         """One rank's part, in submitit's environment."""
         import torch
 
-        from egokit import dist, tasks
+        from egokit import tasks
+        from egokit.train import distributed
         spec = json.loads(Path(self.spec).read_text())
         config, folder, attempt = build(Config, spec["config"]), Path(self.spec).parent, requeue.attempt()
         expect_processes(config.launch, environment.num_tasks)
@@ -58,23 +59,23 @@ class Job:
                                f"{devices.why_none()}; or ask for none, with launch.gpus=0, to compute on CPUs")
         train = spec["action"] == "train"
         described = devices.describe(device, config.train.precision if train else config.evaluate.precision)
-        with dist.joined(environment.global_rank, environment.num_tasks, folder / f"meeting-{attempt}",
+        with distributed.joined(environment.global_rank, environment.num_tasks, folder / f"meeting-{attempt}",
                          local=config.launch.nodes == 1, device=device):
             if device.type == "cuda":
-                expect_own_gpus(dist.gather_objects((socket.gethostname(), devices.uuid_of(device.index))))
-            run, ranks = Run(spec["run"]), dist.gather_objects(described)
-            if dist.rank() == 0:
+                expect_own_gpus(distributed.gather_objects((socket.gethostname(), devices.uuid_of(device.index))))
+            run, ranks = Run(spec["run"]), distributed.gather_objects(described)
+            if distributed.rank() == 0:
                 run.claim(folder / "owner", attempt)
                 write_text(folder / DEVICES, "\n".join(ranks))
-                work = plan(config, dist.world_size()) if train else f"{spec['action']} {config.evaluate.batch_size} clips at once"
+                work = plan(config, distributed.world_size()) if train else f"{spec['action']} {config.evaluate.batch_size} clips at once"
                 print(f"plan: {work}, on {devices.in_words(ranks)}", flush=True)
             task = tasks.make(config, code=folder / "code")
             result = getattr(self, spec["action"])(config, task, run, spec["section"], device)
-            if dist.rank() == 0:
+            if distributed.rank() == 0:
                 scored = task.validation()  # pre-training's reads its annotations anew each time
                 if chance := scored.chance():
                     run.write_metrics("chance", chance)
-                run.write_metrics(spec["section"], result | provenance(scored, spec, dist.world_size()) | {"devices": ranks})
+                run.write_metrics(spec["section"], result | provenance(scored, spec, distributed.world_size()) | {"devices": ranks})
 
     def checkpoint(self):
         """submitit's call at a time limit or preemption: the same job again; it resumes from its newest checkpoint."""
@@ -83,26 +84,26 @@ class Job:
 
     @staticmethod
     def train(config, task, run, section, device) -> dict:
-        from egokit.train import train
+        from egokit.train.loop import train
         return train(config, task, run, section, device)
 
     @staticmethod
     def evaluate(config, task, run, section, device) -> dict:
-        from egokit import dist
-        from egokit.evaluate import evaluate
         from egokit.progress import Told
-        from egokit.train import initial_model
+        from egokit.train import distributed
+        from egokit.train.evaluate import evaluate
+        from egokit.train.loop import initial_model
         began = time.perf_counter()
-        told = {"tell": Told(run.path / "jobs" / section)} if dist.rank() == 0 else {}
+        told = {"tell": Told(run.path / "jobs" / section)} if distributed.rank() == 0 else {}
         model = initial_model(config, frames=config.data.evaluation_frames)
         metrics, rows, prompts_KE = evaluate(model.to(device), task, **told)
-        if dist.rank() == 0:
+        if distributed.rank() == 0:
             task.keep(run, section, rows, prompts_KE)
         return metrics | {"evaluation_seconds": metrics["seconds"], "seconds": time.perf_counter() - began}
 
     @staticmethod
     def extract(config, task, run, section, device) -> dict:
-        from egokit.train import initial_model
+        from egokit.train.loop import initial_model
         return task.extract(initial_model(config).to(device).eval(), run)
 
 

@@ -8,9 +8,9 @@ import sys
 from egokit.config.build import ConfigError, nearest, to_dict
 from egokit.config.resolve import outputs_folder, resolve, to_yaml
 from egokit.config.schema import TRAINED, Config
-from egokit.plan import plan
 from egokit.runs.files import ours, write_text
 from egokit.runs.run_folder import Run
+from egokit.train.batch_plan import plan
 
 PARAMETERS = ("params", "site", "overrides", "run")
 

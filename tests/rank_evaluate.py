@@ -11,19 +11,20 @@ recipes, sizes = sys.argv[5].split(","), sys.argv[6].split(",")
 os.environ["EGOKIT_HOME"] = project
 torch.set_num_threads(1)
 
-from egokit import dist, evaluate, tasks, train  # noqa: E402
+from egokit import tasks  # noqa: E402
 from egokit.config.resolve import resolve  # noqa: E402
 from egokit.data.loader import Samples  # noqa: E402
+from egokit.train import distributed, evaluate, loop  # noqa: E402
 
 found, read = {}, {}
 original = Samples.__getitem__
-with dist.joined(rank, world, folder / "meeting", local=True):
+with distributed.joined(rank, world, folder / "meeting", local=True):
     for case in (f"{recipe} {size}" for recipe in recipes for size in sizes):
         recipe, size = case.split()
         mine = read[case] = []
         Samples.__getitem__ = lambda self, key, mine=mine: (mine.append(key[1]), original(self, key))[1]
         config = resolve(f"toy/{recipe}", "tiny", f"evaluate.batch_size={size} data.limit=0", "random")
-        metrics, rows, _ = evaluate.evaluate(train.initial_model(config), tasks.make(config))
+        metrics, rows, _ = evaluate.evaluate(loop.initial_model(config), tasks.make(config))
         del metrics["seconds"]
         found[case] = {"metrics": metrics, "rows": {key: torch.from_numpy(value) for key, value in rows.items()}}
 if rank == 0:

@@ -12,14 +12,15 @@ torch.set_num_threads(1)
 
 from conftest import MODEL  # noqa: E402
 
-from egokit import dist, tasks  # noqa: E402
+from egokit import tasks  # noqa: E402
 from egokit.config.resolve import resolve  # noqa: E402
 from egokit.data import loader  # noqa: E402
 from egokit.runs.run_folder import Run  # noqa: E402
-from egokit.train import Trainer  # noqa: E402
+from egokit.train import distributed  # noqa: E402
+from egokit.train.loop import Trainer  # noqa: E402
 
 found = {}
-with dist.joined(rank, world, folder / "meeting", local=True):
+with distributed.joined(rank, world, folder / "meeting", local=True):
     for micro_batch in micro_batches:
         config = resolve(recipe, "tiny", f"{MODEL} init= model.dropout=0.0 train.batch_size=11 data.limit=11 train.precision=fp32 "
                                          f"{overrides} train.micro_batch={micro_batch}")
@@ -35,7 +36,7 @@ with dist.joined(rank, world, folder / "meeting", local=True):
         trainer.model.train()
         batch = next(iter(loader.loader(trainer.dataset, trainer.batches(0), task.collate, 0)))
         terms = trainer.objective.gradient(batch, 0, trainer.scaler)
-        values = dist.mean(torch.stack([*terms.values()]))
+        values = distributed.mean(torch.stack([*terms.values()]))
         found[int(micro_batch)] = {"terms": dict(zip(terms, values.tolist(), strict=True)), "gradients": {
             name: parameter.grad.double() for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}}
 if rank == 0:

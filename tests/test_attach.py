@@ -128,8 +128,8 @@ def test_a_handle_follows_its_job(cluster, tmp_path):
     (handle.folder / "submitit/3_0_log.err").write_text(f"{cancelled}\nsrun: forcing job termination\n")
     assert handle.status() == ("failed", cancelled) and not handle.alive()
     (handle.folder / "submitit/3_1_log.err").write_text(
-        "Traceback (most recent call last):\n  File\n[rank1]: egokit.train.TrainingError: no\nsrun: Force Terminated StepId=3.0\n")
-    assert handle.status() == ("failed", "[rank1]: egokit.train.TrainingError: no")
+        "Traceback (most recent call last):\n  File\n[rank1]: egokit.train.loop.TrainingError: no\nsrun: Force Terminated StepId=3.0\n")
+    assert handle.status() == ("failed", "[rank1]: egokit.train.loop.TrainingError: no")
     run.write_metrics("pretrain", {"finished": True})
     assert handle.status() == ("finished", "")
 

@@ -17,11 +17,12 @@ import pytest
 import torch
 from conftest import MODEL, rarest
 
-from egokit import doctor, evaluate, prep, tasks, train
+from egokit import doctor, prep, tasks
 from egokit.data import loader
 from egokit.data.video import clips, frame_sampling, open_video
 from egokit.runs.run_folder import Run
 from egokit.tasks.egoclip import Clips
+from egokit.train import evaluate, loop
 
 GARBLED = 2.0  # levels of 255, on average over a frame: what shows
 # names of files in which some pictures are lost while the tables are right: nothing but a checksum tells of every flipped bit
@@ -262,7 +263,7 @@ def attempt(resolve, copied, tmp_path):
     def prepared(name: str, overrides: str):
         config = on_copy(resolve(overrides=f"{MODEL} data.limit=0 train.batch_size=20 train.precision=fp32 {overrides}"))
         run = Run(tmp_path / name)
-        return run, lambda: train.train(config, tasks.make(config), run, "pretrain", torch.device("cpu"))
+        return run, lambda: loop.train(config, tasks.make(config), run, "pretrain", torch.device("cpu"))
     return prepared, root, on_copy
 
 
@@ -309,7 +310,7 @@ def test_evaluation_on_damaged_videos_is_an_error_and_no_score(files, resolve, c
     for path in (root / folder).glob(pattern):
         shutil.copy(files[name], path)
     config = dataclasses.replace(on_copy(resolve(f"toy/{recipe}", MODEL)), init="")
-    model = train.initial_model(config)
+    model = loop.initial_model(config)
     with pytest.raises(open_video.VideoError, match=rf"{root / folder}/[\w/.-]+\.(mp4|MP4): "):
         evaluate.evaluate(model, tasks.make(config))
 
@@ -322,7 +323,7 @@ def test_extraction_on_damaged_videos_is_an_error_and_leaves_no_features(files, 
     config = dataclasses.replace(on_copy(resolve("toy/egomq_features", MODEL)), init="")
     run = Run(tmp_path / "run")
     with pytest.raises(open_video.VideoError, match=rf"{root}/Ego4D_256/[\w-]+\.mp4: "):
-        tasks.make(config).extract(train.initial_model(config).eval(), run)
+        tasks.make(config).extract(loop.initial_model(config).eval(), run)
     assert not (run.path / "features").exists() and run.metrics() == {}
 
 
@@ -342,4 +343,4 @@ def test_a_whole_video_that_is_far_too_short_is_an_error(piece, resolve, copied,
             dataset = task.dataset(split)
             [dataset[0, i] for i in range(len(dataset))]
         else:
-            task.extract(train.initial_model(task.config).eval(), Run(tmp_path / "run"))
+            task.extract(loop.initial_model(task.config).eval(), Run(tmp_path / "run"))

@@ -12,13 +12,14 @@ from conftest import MODEL
 from test_train import wait_for
 
 import egokit
-from egokit import attach, devices, job, launch, overview, slurm, train
+from egokit import attach, devices, job, launch, overview, slurm
 from egokit.config.build import ConfigError, to_dict
 from egokit.config.resolve import outputs_folder
 from egokit.config.schema import LaunchConfig
 from egokit.model.precision import deterministic, float32_products
 from egokit.runs.files import write_text
 from egokit.runs.run_folder import Run
+from egokit.train import loop
 
 UUIDS = [f"GPU-{letter * 8}-0000-0000-0000-000000000000" for letter in "abcd"]
 
@@ -235,8 +236,8 @@ def test_more_processes_than_gpus_are_refused(resolve, monkeypatch):
 
 
 def test_fp16_in_a_process_without_a_gpu(resolve, tmp_path):
-    with pytest.raises(train.TrainingError, match="fp16, but this process sees no GPU"):
-        train.train(resolve(overrides=FP16), None, Run(tmp_path / "run"), "pretrain", torch.device("cpu"))
+    with pytest.raises(loop.TrainingError, match="fp16, but this process sees no GPU"):
+        loop.train(resolve(overrides=FP16), None, Run(tmp_path / "run"), "pretrain", torch.device("cpu"))
 
 
 @pytest.mark.slow
@@ -326,6 +327,6 @@ def test_a_deterministic_training_is_the_same_on_a_cpu(resolve, tmp_path):
     for wanted in ("true", "false"):
         config = resolve(overrides=f"{MODEL} train.precision=fp32 train.deterministic={wanted}")
         run = Run(tmp_path / wanted)
-        train.train(config, tasks.make(config), run, "pretrain", torch.device("cpu"))
+        loop.train(config, tasks.make(config), run, "pretrain", torch.device("cpu"))
         logs.append([event["loss"] for event in run.read_log() if event["kind"] == "step"])
     assert logs[0] == logs[1] and len(logs[0]) == 3

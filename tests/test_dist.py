@@ -73,21 +73,21 @@ def test_gradient_of_micro_batches_equals_the_batches(project, tmp_path, recipe)
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_rank_that_fails_aborts_its_nccl_group(tmp_path, monkeypatch, fails):
     """It neither destroys it, which waits for the others, nor keeps its error to itself; NCCL is stood in for."""
-    from egokit import dist
+    from egokit.train import distributed
     calls = []
 
     class World:
         abort = staticmethod(lambda: calls.append("abort"))
 
-    monkeypatch.setattr(dist.dist, "TCPStore", lambda *args, **options: type("Store", (), {"port": 1}))
-    monkeypatch.setattr(dist.dist, "init_process_group", lambda backend, **options: calls.append((backend, options["device_id"])))
-    monkeypatch.setattr(dist.dist, "new_group", lambda **options: None)
-    monkeypatch.setattr(dist.dist, "destroy_process_group", lambda: calls.append("destroy"))
-    monkeypatch.setattr(dist.dist, "group", World)
+    monkeypatch.setattr(distributed.dist, "TCPStore", lambda *args, **options: type("Store", (), {"port": 1}))
+    monkeypatch.setattr(distributed.dist, "init_process_group", lambda backend, **options: calls.append((backend, options["device_id"])))
+    monkeypatch.setattr(distributed.dist, "new_group", lambda **options: None)
+    monkeypatch.setattr(distributed.dist, "destroy_process_group", lambda: calls.append("destroy"))
+    monkeypatch.setattr(distributed.dist, "group", World)
     monkeypatch.setattr(World, "WORLD", World, raising=False)
     device = torch.device("cuda", 1)
     ends = pytest.raises(ZeroDivisionError) if fails else contextlib.nullcontext()
-    with ends, dist.joined(0, 2, tmp_path / "meeting", local=True, device=device):
+    with ends, distributed.joined(0, 2, tmp_path / "meeting", local=True, device=device):
         assert (tmp_path / "meeting").exists()
         if fails:
             raise ZeroDivisionError
@@ -95,7 +95,7 @@ def test_a_rank_that_fails_aborts_its_nccl_group(tmp_path, monkeypatch, fails):
 
 
 def test_gradients_are_sent_in_buckets():
-    from egokit import dist
+    from egokit.train import distributed
     grads = [torch.zeros(size, dtype=torch.float64 if index == 4 else torch.float32) for index, size in enumerate((3, 99, 5, 20, 7, 2))]
-    assert [[len(grad) for grad in bucket] for bucket in dist.buckets(grads, 100)] == [[3], [99], [5, 20], [7], [2]]
-    assert [len(bucket) for bucket in dist.buckets(grads, 0)] == [1] * 6 and [*dist.buckets([], 9)] == []
+    assert [[len(grad) for grad in bucket] for bucket in distributed.buckets(grads, 100)] == [[3], [99], [5, 20], [7], [2]]
+    assert [len(bucket) for bucket in distributed.buckets(grads, 0)] == [1] * 6 and [*distributed.buckets([], 9)] == []

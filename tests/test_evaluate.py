@@ -11,9 +11,10 @@ from conftest import MODEL, opened
 from test_dist import ranks
 
 import egokit
-from egokit import evaluate, losses, metrics, tasks, train
+from egokit import losses, metrics, tasks
 from egokit.config.resolve import outputs_folder
 from egokit.runs.run_folder import Run
+from egokit.train import evaluate, loop
 
 RECIPES = ("egomcq", "ek100_finetune", "charades_finetune")
 
@@ -24,7 +25,7 @@ def test_batch_size_does_not_matter(checkpoint, resolve, name):
     for size in (1, 2, 7):
         config = resolve(f"toy/{name}", f"evaluate.batch_size={size} data.limit=0", run="random")
         task = tasks.make(config)
-        results.append(evaluate.evaluate(train.initial_model(config), task))
+        results.append(evaluate.evaluate(loop.initial_model(config), task))
     for found, rows, _ in results[1:]:
         for key in rows:
             assert np.allclose(rows[key], results[0][1][key], atol=1e-5), key
@@ -33,7 +34,7 @@ def test_batch_size_does_not_matter(checkpoint, resolve, name):
 
 
 def test_dual_softmax_stands_beside_the_plain_numbers(checkpoint, resolve):
-    model = train.initial_model(resolve("toy/ek100_finetune", run="random"))
+    model = loop.initial_model(resolve("toy/ek100_finetune", run="random"))
     plain, both = (evaluate.evaluate(model, tasks.make(resolve("toy/ek100_finetune", f"evaluate.dual_softmax={temperature}", run="random")))
                    for temperature in (0, 0.05))
     names = [f"{kind}{way}" for kind in ("mAP", "nDCG") for way in ("", "_V2T", "_T2V")]
@@ -48,7 +49,7 @@ def test_symmetric_multi_similarity_knows_every_pairs_relevancy(checkpoint, reso
     """Text i and clip j: the relevancy of clip j and the sentence that was drawn for clip i, from the table of annotations."""
     overrides = "train.retrieval_loss=symmetric_multi_similarity train.similarity_slack=0.01"
     task = tasks.make(resolve("toy/ek100_finetune", overrides, "random"))
-    model, dataset = train.initial_model(task.config).eval(), task.dataset("train")
+    model, dataset = loop.initial_model(task.config).eval(), task.dataset("train")
     items = [dataset[0, i] for i in range(8)]
     table = dataset.relevancy.array()
     c = torch.tensor([[table[clip["index"], text["sentence"]] for clip in items] for text in items])
@@ -64,7 +65,7 @@ def test_symmetric_multi_similarity_knows_every_pairs_relevancy(checkpoint, reso
 def test_charades_submission_gives_the_same_map(checkpoint, resolve, tmp_path):
     """The file, read and scored in the plain way against the published table, which is read in the plain way, too."""
     task = tasks.make(resolve("toy/charades_finetune", run="random"))
-    found, rows, prompts_KE = evaluate.evaluate(train.initial_model(task.config), task)
+    found, rows, prompts_KE = evaluate.evaluate(loop.initial_model(task.config), task)
     task.keep(Run(tmp_path), "zeroshot", rows, prompts_KE)
     lines = [line.split(" ") for line in (tmp_path / "submission-zeroshot.txt").read_text().splitlines()]
     scores = {uid: [float(score) for score in values] for uid, *values in lines}
@@ -114,7 +115,7 @@ def test_a_job_says_what_it_scored(checkpoint, resolve):
 def test_egomcq_equals_the_plain_way(checkpoint, resolve):
     """Every question by itself, each of its five clips through the public methods."""
     config = resolve("toy/egomcq", "data.limit=0", run="random")
-    task, model = tasks.make(config), train.initial_model(config).eval()
+    task, model = tasks.make(config), loop.initial_model(config).eval()
     found, rows, _ = evaluate.evaluate(model, task)
     assert found["samples"] == len(task.questions) and len(rows["index"]) == task.expected() == 5 * len(task.questions)
     scores = task.scores(rows)
@@ -133,7 +134,7 @@ def test_shapes_padded_as_on_a_gpu_change_no_score(checkpoint, resolve, monkeypa
     from egokit.model import input_checks
     from egokit.tasks import egomcq
     config = resolve("toy/egomcq", "data.limit=0 evaluate.batch_size=6", run="random")
-    task, model, shapes = tasks.make(config), train.initial_model(config).eval(), set()
+    task, model, shapes = tasks.make(config), loop.initial_model(config).eval(), set()
     plain = evaluate.evaluate(model, task)[1]
     fuse = model.fuse
     monkeypatch.setattr(model, "fuse", lambda video, text, *rest: shapes.add((len(video), text.shape[1])) or fuse(video, text, *rest))
@@ -196,7 +197,7 @@ def test_egomcq_passes_are_counted_and_memory_is_bounded(resolve):
 @pytest.mark.parametrize("name, part, value", [("dual", "embed_video", np.nan), ("fusion", "fusion_trunk", np.inf)])
 def test_a_score_that_is_no_number_is_an_error_that_names_it(checkpoint, resolve, monkeypatch, name, part, value):
     config = resolve("toy/egomcq", "evaluate.batch_size=1 data.limit=0", run="random")
-    task, model = tasks.make(config), train.initial_model(config)
+    task, model = tasks.make(config), loop.initial_model(config)
     original, clips = getattr(model, part), itertools.count()
     monkeypatch.setattr(model, part, lambda frames: original(frames) * (value if next(clips) == 3 else 1))
     with pytest.raises(ValueError, match=rf"question \d+, choice \d: the {name} score is nan, of '.*' and clip {task.clips[3][0]} "):

@@ -17,7 +17,7 @@ import fake_gpu
 import train_step
 from fake_gpu import GPU
 
-from egokit import evaluate, losses, tasks, train
+from egokit import losses, tasks
 from egokit.config.resolve import outputs_folder
 from egokit.config.schema import Config, DataConfig, EvaluateConfig, ModelConfig, TrainConfig
 from egokit.data.loader import move
@@ -31,6 +31,7 @@ from egokit.tasks.egoclip import EgoClip
 from egokit.tasks.egomcq import EgoMCQ
 from egokit.tasks.ek100 import EK100
 from egokit.tasks.mq import EgoMQ
+from egokit.train import evaluate, loop
 
 CPU = torch.device("cpu")
 TRAINED = {"egoclip": (EgoClip, 4), "ek100": (EK100, 16), "charades": (CharadesEgo, 32)}  # frames, as in params/
@@ -229,7 +230,7 @@ def run(project, request):
 def fitted(config, run, device) -> list[float]:
     """Train from start to end, with validation and checkpoints, and return the losses of the steps."""
     run.path.mkdir(parents=True, exist_ok=True)
-    train.train(config, tasks.make(config), run, "train", device)
+    loop.train(config, tasks.make(config), run, "train", device)
     return [event["loss"] for event in run.read_log() if event["kind"] == "step"]
 
 
@@ -266,10 +267,10 @@ def numbers(metrics: dict) -> dict:
 def test_evaluation_of_files_mixes_no_devices(checkpoint, resolve, recipe):
     config = resolve(recipe, "data.limit=0 data.workers=0", run="random")
     half = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, precision="bf16"))
-    expected, rows, _ = evaluate.evaluate(train.initial_model(config), tasks.make(config))
+    expected, rows, _ = evaluate.evaluate(loop.initial_model(config), tasks.make(config))
     with fake_gpu.on_the_cpu():
-        found, gpu_rows, _ = evaluate.evaluate(train.initial_model(config).to(GPU), tasks.make(config))
-        halved, *_ = evaluate.evaluate(train.initial_model(half).to(GPU), tasks.make(half))
+        found, gpu_rows, _ = evaluate.evaluate(loop.initial_model(config).to(GPU), tasks.make(config))
+        halved, *_ = evaluate.evaluate(loop.initial_model(half).to(GPU), tasks.make(half))
     for key in rows:
         assert np.allclose(rows[key], gpu_rows[key], atol=1e-5), key
     assert numbers(found) == pytest.approx(numbers(expected), abs=1e-6)
@@ -285,7 +286,7 @@ def test_extraction_from_files_mixes_no_devices(checkpoint, resolve, tmp_path, r
     config = resolve(recipe, "data.limit=2 data.workers=0", run="random")
 
     def extracted(side, device):
-        metrics = tasks.make(config).extract(train.initial_model(config).to(device).eval(), Run(tmp_path / side))
+        metrics = tasks.make(config).extract(loop.initial_model(config).to(device).eval(), Run(tmp_path / side))
         files = [path for path in (tmp_path / side / "features").iterdir() if path.suffix in (".pt", ".npy")]
         return numbers(metrics), {path.name: read(path) for path in files}
 

@@ -13,7 +13,7 @@ from egokit.data import loader
 from egokit.data.video import open_video
 from egokit.runs.run_folder import Run
 from egokit.tasks.egoclip import Clips
-from egokit.train import train
+from egokit.train.loop import train
 
 pytestmark = pytest.mark.slow
 

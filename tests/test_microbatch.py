@@ -6,13 +6,14 @@ import torch
 from conftest import MODEL
 
 import egokit
-from egokit import tasks, train
+from egokit import tasks
 from egokit.config.build import ConfigError, comparable, to_dict
 from egokit.config.resolve import outputs_folder
 from egokit.data import loader
-from egokit.microbatch import by_micro_batches
-from egokit.plan import plan, what_would_fit
 from egokit.runs.run_folder import Run
+from egokit.train import loop
+from egokit.train.batch_plan import plan, what_would_fit
+from egokit.train.gradient_cache import by_micro_batches
 
 CPU = torch.device("cpu")
 BF16 = {"device_type": "cpu", "dtype": torch.bfloat16}
@@ -81,7 +82,7 @@ def counted(model, frames):
 def first_step(config, run, scaler=None):
     """(trainer with the gradient of the first step, most bytes that autograd kept)"""
     task = tasks.make(config)
-    trainer = train.Trainer(config, task, run, "test", CPU)
+    trainer = loop.Trainer(config, task, run, "test", CPU)
     batch = next(iter(loader.loader(trainer.dataset, trainer.batches(0), task.collate, 0)))
     trainer.model.train()
     with counted(trainer.model, batch["video"]):
@@ -120,18 +121,18 @@ def test_a_run_goes_on_with_another_micro_batch(resolve, run, monkeypatch):
                                  f"train.micro_batch={micro_batch}")
 
     def start(micro_batch, folder):
-        return train.train(config(micro_batch), tasks.make(config(micro_batch)), folder, "pretrain", CPU)
+        return loop.train(config(micro_batch), tasks.make(config(micro_batch)), folder, "pretrain", CPU)
 
     straight, broken = Run(run.path / "straight"), Run(run.path / "broken")
     start(0, straight)
-    save = train.Trainer.save
+    save = loop.Trainer.save
 
     def stop_at_two(trainer):
         save(trainer)
         if trainer.step == 2:
             raise KeyboardInterrupt
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(train.Trainer, "save", stop_at_two)
+        patched.setattr(loop.Trainer, "save", stop_at_two)
         start(3, broken)
     start(5, broken)
     assert len(losses(broken)) == 6 and losses(broken) == pytest.approx(losses(straight), rel=1e-4)
@@ -178,9 +179,9 @@ def test_out_of_memory_says_what_would_fit(resolve, run, monkeypatch):
     config = resolve(overrides=f"{MODEL} data.workers=0 model.checkpointing=false train.micro_batch=6")
     task = tasks.make(config)
     monkeypatch.setattr(type(task), "loss", full)
-    with pytest.raises(train.TrainingError, match=r"step 1: out of GPU memory.*of at most 6 \(train.micro_batch=6\) don't fit: "
+    with pytest.raises(loop.TrainingError, match=r"step 1: out of GPU memory.*of at most 6 \(train.micro_batch=6\) don't fit: "
                                                   r"set train.micro_batch=3, or model.checkpointing=true;"):
-        train.train(config, task, run, "pretrain", CPU)
+        loop.train(config, task, run, "pretrain", CPU)
     assert "set train.micro_batch=1;" in what_would_fit(resolve(overrides=f"{MODEL} model.checkpointing=true train.batch_size=1"), 1)
     least = resolve(overrides=f"{MODEL} model.checkpointing=true train.micro_batch=1")
     assert "use more processes (launch.processes), or a GPU with more memory" in what_would_fit(least, 1)
@@ -207,7 +208,7 @@ def test_texts_of_one_length_give_the_same_loss_and_gradient(resolve):
     for fixed in (False, True):
         config = resolve(overrides=f"{MODEL} train.precision=fp32 model.dropout=0.0 data.tokens=20")
         task = tasks.make(config)
-        trainer = train.Trainer(config, task, Run("unused"), "pretrain", CPU)
+        trainer = loop.Trainer(config, task, Run("unused"), "pretrain", CPU)
         task.fixed_length = fixed
         batch = next(iter(loader.loader(trainer.dataset, trainer.batches(0), task.collate, 0)))
         terms = trainer.objective.gradient(batch, 0, trainer.scaler)

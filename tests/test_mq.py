@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import egokit
-from egokit import attach, tasks, train
+from egokit import attach, tasks
 from egokit.data.video import frame_sampling, open_video
 from egokit.data.video.transforms import normalise
 from egokit.model import checkpoints
@@ -24,6 +24,7 @@ from egokit.prep.video import ffmpeg
 from egokit.runs.run_folder import Run
 from egokit.tasks import mq
 from egokit.toy import read_frame_number
+from egokit.train import loop
 
 RECIPE = "toy/egomq_features"
 
@@ -31,7 +32,7 @@ RECIPE = "toy/egomq_features"
 def extracted(config, folder, model=None):
     """({clip_uid: features}, manifest) of an extraction in this process."""
     task = tasks.make(config)
-    metrics = task.extract((model or train.initial_model(config)).eval(), Run(folder))
+    metrics = task.extract((model or loop.initial_model(config)).eval(), Run(folder))
     manifest = json.loads((folder / "features/manifest.json").read_text())
     assert metrics["clips"] == metrics["samples"] == metrics["expected"] == len(manifest["clips"]) and metrics["failed"] == 0
     assert metrics["data"] == {path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:12] for path in task.lists().values()}
@@ -45,7 +46,7 @@ def same(one, other):
 
 def test_features_are_those_of_their_frames(checkpoint, resolve, project):
     config = resolve(RECIPE, "data.limit=2 evaluate.batch_size=3", run="random")
-    task, model = tasks.make(config), train.initial_model(config).eval()
+    task, model = tasks.make(config), loop.initial_model(config).eval()
     clip = task.clips()[0]
     features = task.features(model, clip)
     assert len(features) == int((clip["stop"] - clip["start"]) * 1.87 * 4 + 1) // 4
@@ -79,7 +80,7 @@ def test_train_val_and_test_are_under_one_root_and_described(checkpoint, resolve
 
 def test_a_clip_is_decoded_once_in_order(checkpoint, resolve, monkeypatch):
     config = resolve(RECIPE, "data.limit=0 evaluate.batch_size=2", run="random")
-    task, model, walked = tasks.make(config), train.initial_model(config).eval(), []
+    task, model, walked = tasks.make(config), loop.initial_model(config).eval(), []
     original = open_video.PyAVReader._found
 
     def found(self, decoded, unseen):
@@ -214,7 +215,7 @@ def test_features_of_a_clip_that_has_changed_since_are_made_again(checkpoint, re
 
 def test_features_that_are_no_numbers_are_an_error(checkpoint, resolve, tmp_path):
     config = resolve(RECIPE, run="random")
-    model = train.initial_model(config)
+    model = loop.initial_model(config)
     model.video_projection.register_forward_hook(lambda module, inputs, output: output / 0)
     with pytest.raises(ValueError, match=r"clip [\w-]+: NaN or Inf in its features; evaluate.precision is fp32"):
         extracted(config, tmp_path, model)
@@ -282,7 +283,7 @@ import resource, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from egokit import tasks, train
+from egokit import tasks; from egokit.train import loop
 from egokit.config.resolve import resolve
 from egokit.runs.run_folder import Run
 config = resolve("egomq_features", "long", sys.argv[2])

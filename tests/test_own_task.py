@@ -7,10 +7,11 @@ import pytest
 from conftest import ROOT
 
 import egokit
-from egokit import cli, evaluate, snapshot, tasks, train
+from egokit import cli, snapshot, tasks
 from egokit.config.build import ConfigError, to_dict
 from egokit.runs import ledger
 from egokit.runs.run_folder import Run
+from egokit.train import evaluate, loop
 
 EXAMPLE = ROOT / "docs/examples/narration_retrieval"
 
@@ -23,7 +24,7 @@ def mine(project, resolve, tmp_path):
 
 
 def test_its_numbers_are_those_of_a_plain_count(mine, checkpoint):
-    task, model = tasks.make(mine[1]), train.initial_model(mine[1]).eval()
+    task, model = tasks.make(mine[1]), loop.initial_model(mine[1]).eval()
     metrics, rows, prompts_KE = evaluate.evaluate(model, task)
     unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (rows["video"], prompts_KE)]
     order = np.argsort(-(unit[0] @ unit[1].T), axis=1)

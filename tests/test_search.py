@@ -18,12 +18,13 @@ import pytest
 import torch
 
 import egokit
-from egokit import attach, cli, launch, search, tasks, train, vectors
+from egokit import attach, cli, launch, search, tasks, vectors
 from egokit.data.video import open_video
 from egokit.prep.video import ffmpeg
 from egokit.runs.run_folder import Run
 from egokit.search import command
 from egokit.tasks import search as task_of_search
+from egokit.train import loop
 
 RECIPE = "toy/search"
 
@@ -57,7 +58,7 @@ def searched(checkpoint, resolve, folder, tmp_path):
 
     def index(overrides="", name="run"):
         one, run = config(overrides), Run(tmp_path / name)
-        return one, run, tasks.make(one).extract(train.initial_model(one).eval(), run)
+        return one, run, tasks.make(one).extract(loop.initial_model(one).eval(), run)
     return config, index
 
 
@@ -74,7 +75,7 @@ def resolve(project):
 def test_hits_are_those_of_a_naive_twin(searched, folder):
     """Every clip cut, embedded and compared by itself; overlapping ones of one video left out, one by one."""
     config, run, metrics = searched[1]()
-    searcher, model = search.open(config, run), train.initial_model(config).eval()
+    searcher, model = search.open(config, run), loop.initial_model(config).eval()
     naive = []
     for path in (folder / "inner/two.MP4", folder / "one.mp4", folder / "short.mkv"):
         reader = open_video.PyAVReader(path)

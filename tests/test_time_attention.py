@@ -3,9 +3,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from egokit import optim
 from egokit.config.schema import ModelConfig, OptimConfig
 from egokit.model.egovlp import EgoVLP
+from egokit.train import optim
 
 WIDTH, FRAMES, CLIPS = 32, 4, 4
 STARTS = ("released", "zero_output")

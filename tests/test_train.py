@@ -51,7 +51,7 @@ def test_two_ranks_train_and_a_second_submit_attaches(resolve, run):
     assert {"egonce", "mlm", "itm", "lr", "lr_heads", "grad_norm", "data_s", "step_s", "clips_per_s", "eta_s"} <= steps[0].keys()
     assert steps[-1]["loss"] < steps[0]["loss"] and steps[0]["lr"] < config.optim.lr
     assert len([event for event in run.read_log() if event["kind"] == "validation"]) == 3
-    assert (handle.folder / "code/egokit/train.py").exists() and checkpoints.find(run.path).name == "best.pt"
+    assert (handle.folder / "code/egokit/train/loop.py").exists() and checkpoints.find(run.path).name == "best.pt"
     assert egokit.submit(config, run, "train", "pretrain").wait(progress=False) == metrics
     with pytest.raises(ConfigError, match=r"other parameters \(optim.lr: .*choose another run name"):
         egokit.submit(resolve(overrides=f"{MODEL} launch.processes=2 train.epochs=2 optim.lr=0.5"), run, "train", "pretrain")
@@ -137,7 +137,7 @@ def test_a_signal_to_one_rank_saves_and_requeues_the_job(resolve, project, run):
 
 def test_a_signal_is_passed_on_after_the_checkpoint(resolve, run, monkeypatch):
     from egokit import tasks
-    from egokit.train import Trainer, train
+    from egokit.train.loop import Trainer, train
     config = resolve(overrides=f"{MODEL} train.batch_size=4")
     heard = []
     before = signal.signal(signal.SIGUSR2, lambda *_: heard.append(checkpoints.latest(run.checkpoints).name))
@@ -156,7 +156,7 @@ def test_a_signal_is_passed_on_after_the_checkpoint(resolve, run, monkeypatch):
 def test_seconds_are_those_of_all_starts(resolve, run, monkeypatch):
     """The first start, which is stopped, takes 1000 seconds by its clock; the second one, which ends the training, a few."""
     from egokit import tasks
-    from egokit.train import Trainer, train
+    from egokit.train.loop import Trainer, train
     config, log, clock, ahead = resolve(overrides=f"{MODEL} train.batch_size=4"), Trainer.log, time.perf_counter, [0]
 
     def at_step_2(self, *given):
@@ -182,7 +182,7 @@ def test_seconds_are_those_of_all_starts(resolve, run, monkeypatch):
 def test_a_full_disk_leaves_the_checkpoint_before(resolve, run):
     """As the kernel refuses to write on: a limit on the size of files stands for a disk that is full."""
     from egokit import tasks
-    from egokit.train import train
+    from egokit.train.loop import train
     config = resolve(overrides=f"{MODEL} train.epochs=2")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     start = Run(run.path / "start")
@@ -209,10 +209,11 @@ def test_a_full_disk_leaves_the_checkpoint_before(resolve, run):
 ])
 def test_a_score_that_is_no_number_is_never_the_best_and_blocks_none(resolve, run, scores, chosen):
     """A metric may have no value, such as the accuracy on intra-video questions where there are none."""
-    from egokit import tasks, train
+    from egokit import tasks
+    from egokit.train import loop
     config = resolve("toy/charades_finetune", f"{MODEL} init=")
     run.checkpoints.mkdir()
-    trainer = train.Trainer(config, tasks.make(config), run, "finetune", torch.device("cpu"))
+    trainer = loop.Trainer(config, tasks.make(config), run, "finetune", torch.device("cpu"))
     for step, (score, best) in enumerate(zip(scores, chosen, strict=True)):
         trainer.step, trainer.validation.metrics = step, lambda rows, prompts_KE, score=score: {"mAP": score}
         trainer.validate()
@@ -266,7 +267,7 @@ def test_the_processes_must_be_those_of_the_config():
 
 def test_a_resumed_recipe_must_be_the_same(resolve, run):
     from egokit import tasks
-    from egokit.train import TrainingError, train
+    from egokit.train.loop import TrainingError, train
     config = resolve(overrides=MODEL)
     train(config, tasks.make(config), run, "pretrain", torch.device("cpu"))
     other = resolve(overrides=f"{MODEL} train.epochs=2")
@@ -277,7 +278,7 @@ def test_a_resumed_recipe_must_be_the_same(resolve, run):
 @pytest.mark.parametrize("micro_batch", [0, 3])
 def test_nan_is_skipped_counted_and_stops_the_run(resolve, run, micro_batch):
     from egokit import tasks
-    from egokit.train import TrainingError, train
+    from egokit.train.loop import TrainingError, train
     config = resolve(overrides=f"{MODEL} optim.lr=1e30 train.nonfinite_limit=2 train.epochs=4 train.precision=fp32 "
                                f"train.micro_batch={micro_batch}")
     with pytest.raises(TrainingError, match=r"2 steps in a row had NaN or Inf.*egonce.*samples"):
@@ -289,7 +290,7 @@ def test_unreadable_clips_are_errors_or_a_bounded_counted_share(resolve, run, co
     from egokit import tasks
     from egokit.data.video import open_video
     from egokit.tasks.egoclip import Clips
-    from egokit.train import TrainingError, train
+    from egokit.train.loop import TrainingError, train
     on_copy, root = copied
 
     def attempt(name, overrides):
@@ -320,7 +321,7 @@ def test_unreadable_clips_are_errors_or_a_bounded_counted_share(resolve, run, co
 def test_toy_loss_is_what_it_was(resolve, run):
     """A refactor keeps numbers: the first steps of a fixed tiny run. Change the figures only with the reason in the commit."""
     from egokit import tasks
-    from egokit.train import train
+    from egokit.train.loop import train
     config = resolve(overrides=f"{MODEL} model.checkpointing=false train.precision=fp32")
     train(config, tasks.make(config), run, "pretrain", torch.device("cpu"))
     losses = [round(event["loss"], 3) for event in run.read_log() if event["kind"] == "step"]
@@ -361,7 +362,7 @@ def test_blocks_compile_to_one_graph_each():
 def test_compiled_blocks_give_the_same_losses(resolve, run, checkpointing):
     """Or, where there is no C++ compiler, the error that says so."""
     from egokit import tasks
-    from egokit.train import train
+    from egokit.train.loop import train
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     few = f"{MODEL} data.limit=16 model.checkpointing={checkpointing} train.precision=fp32 model.dropout=0"
@@ -381,7 +382,7 @@ def test_compiled_blocks_give_the_same_losses(resolve, run, checkpointing):
 @pytest.mark.slow
 def test_a_missing_compiler_is_named(tmp_path):
     """In a program of its own: PyTorch looks for its compiler once."""
-    code = ("import torch; from egokit import compiling; from egokit.config.schema import ModelConfig; from egokit.model.egovlp import EgoVLP;"
+    code = ("import torch; from egokit.train import compiling; from egokit.config.schema import ModelConfig; from egokit.model.egovlp import EgoVLP;"
             "config = ModelConfig(width=64, heads=1, depth=2, fused=1, vocabulary=9, projection='linear8', image_size=32); "
             "compiling.compile_blocks(EgoVLP(config))")
     environment = os.environ | {"CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}

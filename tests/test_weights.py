@@ -9,14 +9,15 @@ import torch
 from conftest import MODEL
 
 import egokit
-from egokit import cli, train
+from egokit import cli
 from egokit.model import checkpoints, tensor_file, weights
 from egokit.model.checkpoints import WeightsError
+from egokit.train import loop
 
 
 @pytest.fixture
 def model(resolve):
-    return train.initial_model(resolve(overrides=MODEL))
+    return loop.initial_model(resolve(overrides=MODEL))
 
 
 def test_every_key_has_a_name_on_both_sides(model):

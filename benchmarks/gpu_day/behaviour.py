@@ -32,13 +32,14 @@ from gpu_day.common import (
 )
 from torch import Tensor
 
-from egokit import dist, tasks, train
+from egokit import tasks
 from egokit.config.resolve import resolve
 from egokit.config.schema import Config, LaunchConfig
 from egokit.data.loader import move
 from egokit.model import checkpoints
 from egokit.model.precision import float32_products
 from egokit.runs.run_folder import Run
+from egokit.train import distributed, loop
 
 # a checkpoint after each of four epochs, of one step in a rehearsal and of three on a GPU
 FEW_STEPS = ("site.toy=false launch.processes=1 train.log_steps=1 train.batch_size=8 train.epochs=4 "
@@ -60,7 +61,7 @@ def project() -> Path:
     return folder
 
 
-class Dies(train.Trainer):
+class Dies(loop.Trainer):
     """A trainer whose process is killed as soon as a checkpoint in mid-run is on disk."""
 
     def save(self) -> None:
@@ -82,9 +83,9 @@ def trained(name: str, overrides: str, device: torch.device,
     """
     config = resolve("toy/pretrain", "toy", f"{FEW_STEPS} {overrides}")
     folder = Run(SCRATCH / stage_name() / "outputs/gpu_day" / name)
-    for trainer in (Dies, train.Trainer) if dies else (train.Trainer,):
-        with contextlib.suppress(KeyboardInterrupt), unittest.mock.patch.object(train, "Trainer", trainer):
-            train.train(config, tasks.make(config), folder, "pretrain", device)
+    for trainer in (Dies, loop.Trainer) if dies else (loop.Trainer,):
+        with contextlib.suppress(KeyboardInterrupt), unittest.mock.patch.object(loop, "Trainer", trainer):
+            loop.train(config, tasks.make(config), folder, "pretrain", device)
     steps = [event for event in folder.read_log() if event["kind"] == "step"]
     return steps, checkpoints.read(checkpoints.latest(folder.checkpoints))["state_dict"]
 
@@ -201,12 +202,12 @@ def nccl() -> None:
         if kind == "DDP":  # as dist.joined does, which makes no group of one
             torch.distributed.init_process_group("gloo" if REHEARSAL else "nccl", store=torch.distributed.HashStore(),
                                                  rank=0, world_size=1, device_id=None if REHEARSAL else DEVICE)
-            dist._patient = torch.distributed.new_group(backend="gloo")
+            distributed._patient = torch.distributed.new_group(backend="gloo")
         values, module = gradient(2 if kind == "micro-batches" else 0)
         reference = reference or values
         differ = max(abs(value / other - 1) for value, other in zip(values, reference, strict=True))
-        objects, stop = dist.gather_objects({"rank": 0}), dist.start_any(True)()
-        dist.barrier()
+        objects, stop = distributed.gather_objects({"rank": 0}), distributed.start_any(True)()
+        distributed.barrier()
         check("A group of one", differ < 0.02 and objects == [{"rank": 0}] and stop, kind=kind, module=module,
               norm=values[-1], differs_by=differ)
         forget()

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from egokit import launch, train, vectors
+from egokit import launch, vectors
 from egokit.config.build import ConfigError
 from egokit.config.schema import Config
 from egokit.data.video.transforms import normalise
 from egokit.model.egovlp import autocast
 from egokit.runs.run_folder import Run
 from egokit.tasks import search as task
+from egokit.train import loop
 
 SECTION = "index"
 
@@ -67,7 +68,7 @@ class Searcher:
             why = f"none of {len(bad)} can be read; {bad[0]['reason']}" if bad else "egokit.search.submit(config, run).wait() makes it"
             raise ConfigError(f"{run.path} has no index of any video: {why}")
         self.vectors = task.opened(run.path / "features", self.manifest)
-        self.model = train.initial_model(task_.config).eval().to("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = loop.initial_model(task_.config).eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
     def __repr__(self) -> str:
         videos = self.manifest["videos"]

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from egokit import dist
 from egokit.config.schema import Config
 from egokit.data.video import open_video, transforms
-from egokit.microbatch import by_micro_batches
 from egokit.model.text_encoder import load_tokenizer
 from egokit.runs.run_folder import Run
+from egokit.train import distributed
+from egokit.train.gradient_cache import by_micro_batches
 
 WATCHED = 4  # held-out samples that the training view shows
 
@@ -112,7 +112,7 @@ class Task:
             return model.embed_video(transforms.normalise(frames)), text_bE
 
         video_bE, text_bE = self.in_parts(embed, batch["video"], batch["tokens"]["input_ids"], batch["tokens"]["attention_mask"])
-        return dist.gather(video_bE, counts), dist.gather(text_bE, counts)
+        return distributed.gather(video_bE, counts), distributed.gather(text_bE, counts)
 
     def limited(self, length: int) -> int:
         return min(length, self.config.data.limit) if self.config.data.limit else length

@@ -6,13 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from egokit import dist, losses
+from egokit import losses
 from egokit.data.egoclip_table import NOUNS, VERBS, EgoClipTable
 from egokit.data.loader import Samples
 from egokit.data.video import clips, frame_sampling
 from egokit.data.video.transforms import normalise
 from egokit.model.egovlp import similarity
 from egokit.tasks.base import Task
+from egokit.train import distributed
 
 
 def multi_hot(ids: np.ndarray, classes: int) -> np.ndarray:
@@ -80,12 +81,12 @@ class EgoClip(Task):
 
     def loss(self, model, batch: dict, step: int) -> dict[str, Tensor]:
         train, tokens, labels = self.config.train, batch["tokens"], batch["labels"]
-        device, T, world = batch["video"].device, batch["video"].shape[1], dist.world_size()
-        counts = dist.sizes(len(batch["video"]), device)
+        device, T, world = batch["video"].device, batch["video"].shape[1], distributed.world_size()
+        counts = distributed.sizes(len(batch["video"]), device)
 
         video_BE, text_BE = self.embeddings(model, batch, counts)
         similarity_BB = similarity(text_BE, video_BE)
-        positives = losses.positives(dist.gather(batch["verbs"], counts), dist.gather(batch["nouns"], counts))
+        positives = losses.positives(distributed.gather(batch["verbs"], counts), distributed.gather(batch["nouns"], counts))
         terms = {"egonce": losses.egonce(similarity_BB, positives, train.temperature)}
 
         # once, for masked words and for matching; the one large tensor that is kept of all clips
@@ -108,12 +109,12 @@ class EgoClip(Task):
             return F.cross_entropy(logits, label_B, reduction="sum")[None]
 
         words = self.in_parts(masked_words, trunk, batch["masked_ids"], tokens["attention_mask"], labels).sum()
-        on_average = dist.mean((labels != -100).sum().float())  # masked words of a rank; not read, as a GPU would be waited for
+        on_average = distributed.mean((labels != -100).sum().float())  # masked words of a rank; not read, as a GPU would be waited for
         terms["mlm"] = words / on_average.clamp_min(1 / world)
 
         text_index, video_index, label = self.pairs(similarity_BB, positives, step)
-        texts, own = self.chosen_texts(tokens, text_index, counts), label.split(counts)[dist.rank()].to(device, non_blocking=True)
-        matched = self.in_parts(matching, dist.gather_rows(trunk, video_index, counts), *texts, own).sum()
+        texts, own = self.chosen_texts(tokens, text_index, counts), label.split(counts)[distributed.rank()].to(device, non_blocking=True)
+        matched = self.in_parts(matching, distributed.gather_rows(trunk, video_index, counts), *texts, own).sum()
         terms["itm"] = train.itm_weight * matched * world / sum(counts)
         return terms
 
@@ -121,13 +122,13 @@ class EgoClip(Task):
         """Global pairs for matching; drawn by rank 0 from (seed, step), so that all ranks agree to the bit."""
         generator = torch.Generator().manual_seed(hash((self.config.seed, step)) % 2**63)
         drawn = losses.draw_pairs(similarity_BB, positives_BB, self.config.train.negative_temperature, generator)
-        return dist.broadcast(list(drawn), similarity_BB.device)
+        return distributed.broadcast(list(drawn), similarity_BB.device)
 
     def chosen_texts(self, tokens: dict, text_index_B: Tensor, counts: list[int]) -> tuple[Tensor, Tensor]:
         """Token rows for this rank's pairs. Texts are small: all are gathered, at one length, and stay at it if `fixed_length`."""
         pad = self.config.data.tokens - tokens["input_ids"].shape[1]
-        mine = text_index_B.split(counts)[dist.rank()].to(tokens["input_ids"].device, non_blocking=True)
-        ids = dist.gather(F.pad(tokens["input_ids"], (0, pad), value=1), counts)[mine]
-        mask = dist.gather(F.pad(tokens["attention_mask"], (0, pad)), counts)[mine]
+        mine = text_index_B.split(counts)[distributed.rank()].to(tokens["input_ids"].device, non_blocking=True)
+        ids = distributed.gather(F.pad(tokens["input_ids"], (0, pad), value=1), counts)[mine]
+        mask = distributed.gather(F.pad(tokens["attention_mask"], (0, pad)), counts)[mine]
         longest = self.config.data.tokens if self.fixed_length else int(mask.sum(1).max())
         return ids[:, :longest], mask[:, :longest]

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from egokit import dist, losses, metrics
+from egokit import losses, metrics
 from egokit.data import relevancy
 from egokit.data.annotation_tables import EK100_ANNOTATIONS, ek100_annotations
 from egokit.data.loader import Samples
@@ -16,6 +16,7 @@ from egokit.data.video import clips, frame_sampling
 from egokit.model.egovlp import similarity
 from egokit.tasks.base import cosine
 from egokit.tasks.retrieval import Retrieval
+from egokit.train import distributed
 
 
 class Actions(Samples):
@@ -77,9 +78,9 @@ class EK100(Retrieval):
         video_BE, text_BE = self.embeddings(model, batch)
         train, similarity_BB = self.config.train, similarity(text_BE, video_BE)
         if train.retrieval_loss == "max_margin":
-            relevancy_B = dist.gather(batch["relevancy"].to(similarity_BB.device))
+            relevancy_B = distributed.gather(batch["relevancy"].to(similarity_BB.device))
             return {"max_margin": losses.max_margin(similarity_BB, relevancy_B, train.margin)}
-        clips_B, sentences_B = (dist.gather(batch[key].to(similarity_BB.device)).cpu().numpy() for key in ("index", "sentence"))
+        clips_B, sentences_B = (distributed.gather(batch[key].to(similarity_BB.device)).cpu().numpy() for key in ("index", "sentence"))
         relevancy_BB = torch.from_numpy(self.train.relevancy.pairs(clips_B, sentences_B).T).to(similarity_BB.device)
         return {"symmetric_multi_similarity": losses.symmetric_multi_similarity(
             similarity_BB, relevancy_BB, train.similarity_margin, train.similarity_slack)}

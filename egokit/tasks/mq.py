@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from egokit import dist
 from egokit.data import annotation_json
 from egokit.data.annotation_json import SPLITS
 from egokit.data.video import frame_sampling, open_video
@@ -21,6 +20,7 @@ from egokit.runs.files import abandoned, atomic_path, write_text
 from egokit.runs.run_folder import Run
 from egokit.tasks.base import Task
 from egokit.tasks.windows import Windows, embed
+from egokit.train import distributed
 
 
 class ClipWindows(Windows):
@@ -73,28 +73,28 @@ class EgoMQ(Task):
         A clip that can't be read does not keep the others from being written; all that can't are an error at the end.
         """
         began, data = time.perf_counter(), {path.name: checkpoints.fingerprint(path) for path in self.lists().values()}
-        folder, clips, failed = run.path / "features", dist.gather_objects(self.clips())[0], []  # of one reading, if the list is edited
-        unlisted = settle(run, folder, clips, self.config.evaluate.feature_format) if dist.rank() == 0 else []
-        dist.barrier()
+        folder, clips, failed = run.path / "features", distributed.gather_objects(self.clips())[0], []  # of one reading, if the list is edited
+        unlisted = settle(run, folder, clips, self.config.evaluate.feature_format) if distributed.rank() == 0 else []
+        distributed.barrier()
         path_of = {clip["clip_uid"]: folder / f"{clip['clip_uid']}.{self.config.evaluate.feature_format}" for clip in clips}
-        digest = checkpoints.fingerprint(checkpoints.find(self.config.init)) if self.config.init and dist.rank() == 0 else ""
-        for number, clip in enumerate(clips[dist.rank()::dist.world_size()], 1):
+        digest = checkpoints.fingerprint(checkpoints.find(self.config.init)) if self.config.init and distributed.rank() == 0 else ""
+        for number, clip in enumerate(clips[distributed.rank()::distributed.world_size()], 1):
             path = path_of[clip["clip_uid"]]
             try:
                 if not path.exists():
                     save(path, self.features(model, clip))
             except (VideoError, FileNotFoundError) as error:
                 failed.append(str(error).splitlines()[-1])  # a loader process gives a traceback, too
-            if dist.rank() == 0:
-                run.log({"kind": "extract", "step": min(number * dist.world_size(), len(clips)), "steps": len(clips)})
-        failed = [said for part in dist.gather_objects(failed) for said in part]
+            if distributed.rank() == 0:
+                run.log({"kind": "extract", "step": min(number * distributed.world_size(), len(clips)), "steps": len(clips)})
+        failed = [said for part in distributed.gather_objects(failed) for said in part]
         if failed:
-            if dist.rank() == 0:
+            if distributed.rank() == 0:
                 for said in failed:
                     run.log({"kind": "bad", "said": said})
             raise VideoError("\n".join([*failed[:10], f"{len(failed)} of {len(clips)} clips have no features, such as these, of which "
                                                       "the run's log.jsonl has all; the others are written and will not be made again"]))
-        if dist.rank() != 0:
+        if distributed.rank() != 0:
             return {}
         for part in folder.glob(".*.part.*"):
             if abandoned(part):

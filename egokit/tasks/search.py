@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from egokit import dist, vectors
+from egokit import vectors
 from egokit.config.build import ConfigError, differences
 from egokit.config.schema import Config
 from egokit.data.video import frame_sampling, open_video
@@ -25,6 +25,7 @@ from egokit.runs.files import abandoned, write_text
 from egokit.runs.run_folder import Run
 from egokit.tasks.base import Task
 from egokit.tasks.windows import Windows, embed
+from egokit.train import distributed
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv", ".3gp", ".ogv",
             ".vob")  # in capitals, too
@@ -150,26 +151,26 @@ class Search(Task):
 
         A video that can't be read keeps no other from being searched; it stands in the manifest with the reason.
         """
-        folder, sources, failed = run.path / "features", dist.gather_objects(listed(self.config))[0], []
+        folder, sources, failed = run.path / "features", distributed.gather_objects(listed(self.config))[0], []
         settings, videos = self.settings(), folder_of(self.config)
         self.check(folder)
-        if dist.rank() == 0 and not manifest_of(folder):
+        if distributed.rank() == 0 and not manifest_of(folder):
             write_text(folder / "manifest.json", json.dumps(settings | {"videos": [], "unreadable": []}))
         pending = [source for source in sources if not (folder / f"{source.name}.npy").exists()]
-        pending = sorted(dist.gather_objects(pending)[0], key=lambda source: -source.bytes)  # the longest first: all end together
+        pending = sorted(distributed.gather_objects(pending)[0], key=lambda source: -source.bytes)  # the longest first: all end together
         done = len(sources) - len(pending)
-        if dist.rank() == 0:
+        if distributed.rank() == 0:
             run.log({"kind": "extract", "step": done, "steps": len(sources)})
-        for number, source in enumerate(pending[dist.rank()::dist.world_size()], 1):
+        for number, source in enumerate(pending[distributed.rank()::distributed.world_size()], 1):
             try:
                 vector, seconds = embed(model, VideoWindows(self, videos / source.video), source.video)
                 vectors.save(folder / f"{source.name}.npy", *clips(seconds, settings["window"], settings["stride"]), vector.numpy())
             except (VideoError, FileNotFoundError) as error:
                 failed.append({"video": source.video, "name": source.name, "reason": printable(str(error).splitlines()[-1])})
-            if dist.rank() == 0:
-                run.log({"kind": "extract", "step": done + min(number * dist.world_size(), len(pending)), "steps": len(sources)})
-        failed = [line for part in dist.gather_objects(failed) for line in part]
-        return self.publish(run, settings, sources, failed) if dist.rank() == 0 else {}
+            if distributed.rank() == 0:
+                run.log({"kind": "extract", "step": done + min(number * distributed.world_size(), len(pending)), "steps": len(sources)})
+        failed = [line for part in distributed.gather_objects(failed) for line in part]
+        return self.publish(run, settings, sources, failed) if distributed.rank() == 0 else {}
 
     def publish(self, run: Run, settings: dict, sources: list[Source], failed: list[dict]) -> dict[str, float]:
         """The manifest of what is there now; files of videos that are no longer there go."""

@@ -15,17 +15,17 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
-from egokit import dist, optim
 from egokit.config.schema import Config
 from egokit.data.loader import loader, move, steps_in_epoch, training_batches
-from egokit.evaluate import evaluate
 from egokit.model import checkpoints, weights
 from egokit.model.precision import deterministic
 from egokit.model.text_encoder import load_tokenizer
-from egokit.objective import Objective
-from egokit.plan import what_would_fit
 from egokit.runs.run_folder import Run
-from egokit.stopping import StopSignal
+from egokit.train import distributed, optim
+from egokit.train.batch_plan import what_would_fit
+from egokit.train.evaluate import evaluate
+from egokit.train.preemption import StopSignal
+from egokit.train.step import Objective
 
 KEEP = 2  # step checkpoints on disk
 
@@ -66,36 +66,36 @@ class Trainer:
         self.stop = StopSignal()
         self.step, self.validated, self.best, self.skipped = 0, -1, None, 0
         self.bad, self.bad_in_epoch, self.unreported = 0, 0, []  # samples that could not be read
-        self.steps_per_epoch = steps_in_epoch(len(self.dataset), config.train.batch_size, dist.world_size())
+        self.steps_per_epoch = steps_in_epoch(len(self.dataset), config.train.batch_size, distributed.world_size())
         self.steps = self.steps_per_epoch * config.train.epochs
         if not self.steps_per_epoch:
-            raise TrainingError(f"{len(self.dataset)} training samples: too few for {dist.world_size()} processes")
+            raise TrainingError(f"{len(self.dataset)} training samples: too few for {distributed.world_size()} processes")
 
     def batches(self, step: int) -> Iterator[list]:
         """This rank's batches from a step on, through all epochs."""
         for epoch in range(step // self.steps_per_epoch, self.config.train.epochs):
             yield from training_batches(len(self.dataset), self.config.train.batch_size, epoch, self.config.seed,
-                                        dist.rank(), dist.world_size(), first=max(0, step - epoch * self.steps_per_epoch))
+                                        distributed.rank(), distributed.world_size(), first=max(0, step - epoch * self.steps_per_epoch))
 
     # checkpoints
     def content(self) -> dict:
         return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(), "step": self.step,
                 "validated": self.validated, "best": self.best, "skipped": self.skipped, "bad": self.bad, "bad_in_epoch": self.bad_in_epoch,
-                "world_size": dist.world_size(), "seconds": time.perf_counter() - self.began,
+                "world_size": distributed.world_size(), "seconds": time.perf_counter() - self.began,
                 "recipe": {"task": self.config.task, "steps": self.steps, "batch_size": self.config.train.batch_size}}
 
     def save(self) -> None:
         self.report_bad()
-        if dist.rank() == 0:
+        if distributed.rank() == 0:
             self.run.check_owner()
             weights.save(self.model, self.run.checkpoints / f"step-{self.step:07d}.pt", **self.content())
             for old in sorted(self.run.checkpoints.glob("step-*.pt"))[:-KEEP]:
                 old.unlink()
-        dist.barrier()
+        distributed.barrier()
 
     def resume(self) -> None:
         path = checkpoints.latest(self.run.checkpoints)
-        if dist.rank() == 0:
+        if distributed.rank() == 0:
             for part in self.run.checkpoints.glob(".*.part.pt"):  # a kill in the middle of a write
                 part.unlink()
         if path is None:
@@ -118,7 +118,7 @@ class Trainer:
 
     def truncate_log(self) -> None:
         """Drop what was logged after the checkpoint: it comes again."""
-        if dist.rank() == 0:
+        if distributed.rank() == 0:
             self.run.truncate_log(lambda event: event["step"] <= (self.validated if event["kind"] == "validation" else self.step))
 
     # the loop
@@ -147,7 +147,7 @@ class Trainer:
 
     def log_plan(self) -> None:
         """How the batch is spread, in log.jsonl when it is another than before."""
-        if dist.rank() == 0:
+        if distributed.rank() == 0:
             plan = self.objective.plan
             told = [event["plan"] for event in self.run.read_log() if event["kind"] == "plan"]
             if told[-1:] != [str(plan)]:
@@ -158,11 +158,11 @@ class Trainer:
         """Log what could not be read since the last report, on any rank; stop at more than an epoch's bounded share."""
         if not self.dataset.tolerant:
             return
-        said = [one for part in dist.gather_objects(self.unreported) for one in part]
+        said = [one for part in distributed.gather_objects(self.unreported) for one in part]
         self.unreported = []
         self.bad += len(said)
         self.bad_in_epoch += len(said)
-        for one in said if dist.rank() == 0 else []:
+        for one in said if distributed.rank() == 0 else []:
             self.run.log({"kind": "bad", "step": self.step, "said": one})
         share, most = self.bad_in_epoch / len(self.dataset), self.config.data.max_bad_fraction
         if share > most:
@@ -183,11 +183,11 @@ class Trainer:
             rate = optim.learning_rate(self.step, self.steps, self.steps_per_epoch, self.config.optim)
             try:
                 self.objective.settle(batch, self.step, self.scaler)
-                torch.manual_seed(hash((self.config.seed, self.step, dist.rank())) % 2**63)
+                torch.manual_seed(hash((self.config.seed, self.step, distributed.rank())) % 2**63)
                 terms = self.objective.gradient(batch, self.step, self.scaler)
                 norm = self.update(rate)
             except torch.cuda.OutOfMemoryError as error:
-                raise TrainingError(f"step {self.step + 1}: out of GPU memory. {what_would_fit(self.config, dist.world_size())}") from error
+                raise TrainingError(f"step {self.step + 1}: out of GPU memory. {what_would_fit(self.config, distributed.world_size())}") from error
             self.step += 1
             in_a_row = 0 if math.isfinite(norm) else in_a_row + 1
             self.skipped += not math.isfinite(norm)
@@ -197,7 +197,7 @@ class Trainer:
                                     f"{next(self.batches(self.step - 1))[:8]}; lower optim.lr")
             now = time.perf_counter()
             for key, value in (("data_s", got - waiting), ("step_s", now - waiting), ("n", 1),
-                               ("clips", len(batch["video"]) * dist.world_size())):
+                               ("clips", len(batch["video"]) * distributed.world_size())):
                 window[key] += value
             waiting = now
             if self.step % self.config.train.log_steps == 0 or self.step == self.steps:
@@ -222,8 +222,8 @@ class Trainer:
 
     def log(self, epoch: int, terms: dict, rate: float, norm: float, window: dict) -> None:
         self.report_bad()
-        values = dist.mean(torch.stack([*terms.values()]).float())
-        if dist.rank() == 0:
+        values = distributed.mean(torch.stack([*terms.values()]).float())
+        if distributed.rank() == 0:
             step_s = window["step_s"] / window["n"]
             self.run.log({"kind": "step", "step": self.step, "steps": self.steps, "epoch": epoch + 1,
                           "loss": values.sum().item(), **dict(zip(terms, values.tolist(), strict=True)), "lr": rate,
@@ -241,14 +241,14 @@ class Trainer:
         better = not math.isfinite(before) or (math.isfinite(score) and (self.best["step"] == 0 or score > before))
         if better:
             self.best = {"step": self.step, "metrics": metrics}
-        if dist.rank() == 0:
+        if distributed.rank() == 0:
             self.run.log({"kind": "validation", "step": self.step, "steps": self.steps,
                           "epoch": self.step // self.steps_per_epoch, "best": better, **metrics,
                           "predictions": self.validation.predictions(rows, prompts_KE)})
             if better:
                 weights.save(self.model, self.run.checkpoints / "best.pt", step=self.step, metrics=metrics)
                 self.validation.keep(self.run, self.section, rows, prompts_KE)
-        dist.barrier()
+        distributed.barrier()
 
 
 def train(config: Config, task, run: Run, section: str, device: torch.device) -> dict[str, float]:

@@ -11,7 +11,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 
-from egokit import dist
+from egokit.train import distributed
 
 SIGNAL = signal.SIGUSR2  # submitit's; NCCL takes USR1
 
@@ -47,13 +47,13 @@ class StopSignal:
 
     def ask(self) -> Callable[[], bool]:
         """Ask all ranks, while they compute; gives a function that waits for the answer, which is the same on all ranks."""
-        return dist.start_any(self.heard)
+        return distributed.start_any(self.heard)
 
     def obey(self) -> None:
         """After the checkpoint, on all ranks: rank 0 gets the signal as if it came now, and requeues the job; the processes end."""
         self.heard = False
         self._release()
-        if dist.rank() == 0:
+        if distributed.rank() == 0:
             print(f"stopped by {SIGNAL.name}, after a checkpoint", flush=True)
             signal.raise_signal(SIGNAL)
         raise SystemExit(0)  # a rank that fails would have Slurm end rank 0 before it has requeued

@@ -8,11 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from egokit import compiling, dist
 from egokit.config.schema import Config
 from egokit.model.egovlp import autocast
 from egokit.model.precision import float32_products
-from egokit.plan import plan
+from egokit.train import compiling, distributed
+from egokit.train.batch_plan import plan
 
 
 class Loss(nn.Module):
@@ -31,7 +31,7 @@ class Objective:
     """What training minimises, and how its gradient is computed."""
 
     def __init__(self, config: Config, model, task):
-        self.model, self.precision, self.plan = model, config.train.precision, plan(config, dist.world_size())
+        self.model, self.precision, self.plan = model, config.train.precision, plan(config, distributed.world_size())
         if not task.uses_fusion:  # ranks wait for every gradient: what the loss doesn't use is not trained
             unused = set(model.parameters_by_role()["fusion"])
             for name, parameter in model.named_parameters():
@@ -40,10 +40,10 @@ class Objective:
             compiling.compile_blocks(model)
         self.loss = Loss(model, task)
         self.in_pieces = config.train.micro_batch > 0  # one piece of a rank's whole share included: half the memory of its three passes
-        self.settled = self.in_pieces or dist.world_size() < 3
+        self.settled = self.in_pieces or distributed.world_size() < 3
         if self.in_pieces:
-            dist.share_parameters(model)
-        elif dist.is_on():
+            distributed.share_parameters(model)
+        elif distributed.is_on():
             self.loss = nn.parallel.DistributedDataParallel(
                 self.loss, device_ids=[model.device] if model.device.type == "cuda" else None, gradient_as_bucket_view=True)
 
@@ -65,5 +65,5 @@ class Objective:
                 loss, terms = self.loss(batch, step)
             scaler.scale(loss).backward()
         if self.in_pieces:
-            dist.average_gradients(self.model)
+            distributed.average_gradients(self.model)
         return terms

@@ -10,9 +10,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from egokit import dist
 from egokit.data.loader import evaluation_batches, loader, move
 from egokit.model.egovlp import autocast, embed_texts
+from egokit.train import distributed
 
 
 def collect(parts: list[dict[str, np.ndarray]], expected: int) -> dict[str, np.ndarray]:
@@ -41,7 +41,7 @@ def evaluate(model, task, split: str = "test",
             prompts = task.prompts()
             prompts_KE = embed_texts(model, prompts, config.data.evaluation_tokens) if prompts else None
             dataset = task.dataset(split)
-            batches = evaluation_batches(len(dataset), config.evaluate.batch_size, dist.rank(), dist.world_size())
+            batches = evaluation_batches(len(dataset), config.evaluate.batch_size, distributed.rank(), distributed.world_size())
             scored = []
             tell(0, len(batches))
             for batch in loader(dataset, batches, task.collate, config.data.workers, config.data.read_timeout):
@@ -50,6 +50,6 @@ def evaluate(model, task, split: str = "test",
     finally:
         model.train(was_training)
     mine = {key: np.concatenate([part[key] for part in scored]) for key in scored[0]} if scored else {}
-    rows = collect(dist.gather_objects(mine), task.expected())
+    rows = collect(distributed.gather_objects(mine), task.expected())
     metrics = task.metrics(rows, prompts_KE)
     return metrics | {"samples": len(rows["index"]) // task.rows_in_sample, "seconds": time.perf_counter() - began}, rows, prompts_KE
