@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 
-from egokit import metrics
+from egokit.tasks import metrics
 
 CLIPS, SENTENCES, ROUNDS = 9668, 3842, 3
 
@@ -42,7 +42,7 @@ def table(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 def peak_gigabytes(which: str) -> float:
     """Peak memory of a process that does only this, its tables included."""
-    code = (f"import sys; sys.path.insert(0, {str(__file__).rpartition('/')[0]!r}); import metrics as bench; from egokit import metrics\n"
+    code = (f"import sys; sys.path.insert(0, {str(__file__).rpartition('/')[0]!r}); import metrics as bench; from egokit.tasks import metrics\n"
             "said = lambda: int(__import__('re').search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])\n"
             f"{which}(*bench.table()); print(said())")
     return int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout) / 2**20

@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from egokit import losses
 from egokit.config.schema import ModelConfig
 from egokit.model.egovlp import EgoVLP
+from egokit.tasks import losses
 from egokit.train import distributed
 
 E, S, D = 4096, 785, 768  # an embedding; a clip's tokens at 4 frames, and their width

@@ -23,13 +23,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from egokit import losses
 from egokit.config.resolve import resolve
 from egokit.config.schema import Config
 from egokit.data.loader import Samples, loader
 from egokit.data.video.transforms import evaluation, normalise
 from egokit.look.base import CYCLE, pyplot
 from egokit.model.egovlp import EgoVLP, similarity
+from egokit.tasks import losses
 from egokit.tasks.egoclip import NOUNS as NOUN_CLASSES
 from egokit.tasks.egoclip import VERBS as VERB_CLASSES
 from egokit.tasks.egoclip import EgoClip, multi_hot

@@ -28,12 +28,12 @@ import torch.nn.functional as F
 from plain import Plain
 from torch.utils.checkpoint import checkpoint
 
-from egokit import losses
 from egokit.config.schema import Config, ModelConfig, OptimConfig, TrainConfig
 from egokit.data.loader import Samples
 from egokit.data.video.transforms import normalise
 from egokit.model.egovlp import EgoVLP, similarity
 from egokit.model.released_keys import rename
+from egokit.tasks import losses
 from egokit.tasks.base import Task
 from egokit.tasks.egoclip import NOUNS, VERBS, EgoClip
 from egokit.train import loop, optim

@@ -10,7 +10,7 @@ _PUBLIC = {  # name: module; imported where it is first used
     "submit": "launch", "runs_table": "overview", "ConfigError": "config.build", "WeightsError": "model.checkpoints",
 }
 _MODULES = {  # the same for whole modules
-    "metrics": "metrics", "losses": "losses", "prep": "prep", "doctor": "doctor", "toy": "toy", "look": "look",
+    "metrics": "tasks.metrics", "losses": "tasks.losses", "prep": "prep", "doctor": "doctor", "toy": "toy", "look": "look",
     "tasks": "tasks", "launch": "launch", "evaluate": "train.evaluate", "transforms": "data.video.transforms", "frames": "data.video.open_video",
     "resolve": "config.resolve", "search": "search",
 }

@@ -5,10 +5,11 @@ import types
 import numpy as np
 import pytest
 
-from egokit import look, metrics, tasks
+from egokit import look, tasks
 from egokit.look import classes
 from egokit.model.checkpoints import fingerprint
 from egokit.runs.run_folder import Run
+from egokit.tasks import metrics
 
 
 def scored(tmp_path, prompts: int, of: int, **given):

@@ -11,9 +11,10 @@ from conftest import MODEL, opened
 from test_dist import ranks
 
 import egokit
-from egokit import losses, metrics, tasks
+from egokit import tasks
 from egokit.config.resolve import outputs_folder
 from egokit.runs.run_folder import Run
+from egokit.tasks import losses, metrics
 from egokit.train import evaluate, loop
 
 RECIPES = ("egomcq", "ek100_finetune", "charades_finetune")

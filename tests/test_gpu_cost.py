@@ -12,10 +12,9 @@ from gpu_cost import PARTS, STAGES, Cost
 from torch.utils._pytree import tree_leaves
 from train_step import configured, synthetic_batch
 
-from egokit import losses
 from egokit.model import text_encoder, video_encoder
 from egokit.model.egovlp import EgoVLP
-from egokit.tasks import egoclip
+from egokit.tasks import egoclip, losses
 
 TINY = {"image_size": 64, "width": 128, "heads": 2, "depth": 2, "fused": 1, "vocabulary": 99, "positions": 40,
         "projection": "mlp32"}

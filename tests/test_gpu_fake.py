@@ -17,7 +17,7 @@ import fake_gpu
 import train_step
 from fake_gpu import GPU
 
-from egokit import losses, tasks
+from egokit import tasks
 from egokit.config.resolve import outputs_folder
 from egokit.config.schema import Config, DataConfig, EvaluateConfig, ModelConfig, TrainConfig
 from egokit.data.loader import move
@@ -25,7 +25,7 @@ from egokit.data.video import transforms
 from egokit.model import input_checks, layers
 from egokit.model.egovlp import EgoVLP, autocast, embed_texts
 from egokit.runs.run_folder import Run
-from egokit.tasks import windows
+from egokit.tasks import losses, windows
 from egokit.tasks.charades import CharadesEgo
 from egokit.tasks.egoclip import EgoClip
 from egokit.tasks.egomcq import EgoMCQ

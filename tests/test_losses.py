@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from egokit import losses
+from egokit.tasks import losses
 
 
 def drawn(*shape, seed=0):

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from egokit import metrics
 from egokit.data.video import frame_sampling
+from egokit.tasks import metrics
 
 GOLDEN = Path(__file__).parent / "golden"
 

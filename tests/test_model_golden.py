@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from golden_inputs import golden, inputs
 
 import egokit
-from egokit import losses
 from egokit.model import weights
+from egokit.tasks import losses
 
 
 def close(ours, theirs, relative=1e-5, scale=None):

@@ -114,7 +114,7 @@ def test_no_epochs_give_chance(project):
     import numpy as np
 
     from egokit import launch, tasks
-    from egokit.metrics import accuracy
+    from egokit.tasks.metrics import accuracy
     headless.execute("02_pretrain", {"site": "tiny", "run": "untrained", "overrides": f"{SMALL} {MODEL} train.epochs=0 data.limit=0"})
     run = Run(project / "outputs/02_pretrain/untrained")
     assert run.metrics()["pretrain"]["steps"] == 0

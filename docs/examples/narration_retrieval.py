@@ -4,11 +4,11 @@ A clip is found if its own narration is the nearest one (R@1), or among the near
 """
 import numpy as np
 
-from egokit import metrics
 from egokit.data import annotation_json
 from egokit.data.loader import Samples
 from egokit.data.video import clips, frame_sampling
 from egokit.data.video.transforms import normalise
+from egokit.tasks import metrics
 from egokit.tasks.base import Task, cosine
 
 

@@ -10,10 +10,10 @@ import textwrap
 
 import numpy as np
 
-from egokit import metrics
 from egokit.data.annotation_tables import classes_of
 from egokit.look.base import CYCLE, WIDTH, checked_rows, finish, pyplot
 from egokit.runs.run_folder import Run
+from egokit.tasks import metrics
 
 LINES = 20  # classes named one under another
 MARKERS = "osD^"

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from egokit import losses, metrics
 from egokit.data.annotation_tables import charades_classes, charades_videos, read_metadata
 from egokit.data.loader import Samples
 from egokit.data.video import clips, frame_sampling
 from egokit.model.egovlp import similarity
 from egokit.runs.files import write_text
 from egokit.runs.run_folder import Run
+from egokit.tasks import losses, metrics
 from egokit.tasks.base import cosine
 from egokit.tasks.retrieval import Retrieval
 

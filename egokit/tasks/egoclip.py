@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from egokit import losses
 from egokit.data.egoclip_table import NOUNS, VERBS, EgoClipTable
 from egokit.data.loader import Samples
 from egokit.data.video import clips, frame_sampling
 from egokit.data.video.transforms import normalise
 from egokit.model.egovlp import similarity
+from egokit.tasks import losses
 from egokit.tasks.base import Task
 from egokit.train import distributed
 

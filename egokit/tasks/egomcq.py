@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-from egokit import metrics
 from egokit.data import annotation_json
 from egokit.data.annotation_json import CHOICES
 from egokit.data.annotation_tables import classes_of
@@ -21,6 +20,7 @@ from egokit.data.video.frame_sampling import spread
 from egokit.data.video.transforms import normalise
 from egokit.model.egovlp import similarity
 from egokit.model.input_checks import of_few_lengths, rounded_up
+from egokit.tasks import metrics
 from egokit.tasks.base import WATCHED, Task
 
 

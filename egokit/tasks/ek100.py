@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from egokit import losses, metrics
 from egokit.data import relevancy
 from egokit.data.annotation_tables import EK100_ANNOTATIONS, ek100_annotations
 from egokit.data.loader import Samples
 from egokit.data.video import clips, frame_sampling
 from egokit.model.egovlp import similarity
+from egokit.tasks import losses, metrics
 from egokit.tasks.base import cosine
 from egokit.tasks.retrieval import Retrieval
 from egokit.train import distributed
