@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from egokit.vectors import Vectors, save
+from egokit.search.vector_index import Vectors, save
 
 CLIPS, DIMENSION = (int(float(given)) for given in (sys.argv[1:] + ["1e7", "256"][len(sys.argv) - 1:]))
 FILE, CLUSTERS, QUERIES = 25_600_000 // DIMENSION, min(50_000, CLIPS // 200), 50

@@ -18,12 +18,12 @@ import pytest
 import torch
 
 import egokit
-from egokit import attach, cli, launch, search, tasks, vectors
+from egokit import attach, cli, launch, search, tasks
 from egokit.data.video import open_video
 from egokit.prep.video import ffmpeg
 from egokit.runs.run_folder import Run
-from egokit.search import command
-from egokit.tasks import search as task_of_search
+from egokit.search import command, vector_index
+from egokit.search import index_task as task_of_search
 from egokit.train import loop
 
 RECIPE = "toy/search"
@@ -232,17 +232,17 @@ def some_vectors(folder, files, seed=0, dimension=16):
     centre = rng.standard_normal((40, dimension), np.float32)
     clips = [int(n) for n in rng.integers(200, 900, files)]
     for file, n in enumerate(clips):
-        vectors.save(folder / f"{file}.npy", np.arange(n), np.arange(n) + 1, centre[rng.integers(0, 40, n)]
+        vector_index.save(folder / f"{file}.npy", np.arange(n), np.arange(n) + 1, centre[rng.integers(0, 40, n)]
                      + 0.5 * rng.standard_normal((n, dimension), np.float32))
-    return vectors.Vectors(folder, [str(file) for file in range(files)], clips, dimension), \
+    return vector_index.Vectors(folder, [str(file) for file in range(files)], clips, dimension), \
         centre[rng.integers(0, 40, 20)] + 0.7 * rng.standard_normal((20, dimension), np.float32)
 
 
 def test_nearest_is_a_plain_sort(tmp_path, monkeypatch):
     found, query = some_vectors(tmp_path, 12)
-    monkeypatch.setattr(vectors, "BLOCK", 4 * 16 * 100)
+    monkeypatch.setattr(vector_index, "BLOCK", 4 * 16 * 100)
     every = np.concatenate([found.rows(file)["vector"].astype(np.float32) for file in range(12)])
-    cosine = vectors.unit(query) @ every.T
+    cosine = vector_index.unit(query) @ every.T
     best, number = found.nearest(query, 30)
     assert np.allclose(best, -np.sort(-cosine, axis=1)[:, :30])
     assert np.allclose(np.take_along_axis(cosine, number, 1), best, atol=1e-6)  # how a sum is rounded depends on the block
@@ -255,17 +255,17 @@ def test_faiss_proposes_what_exact_search_finds(tmp_path, monkeypatch):
     """And what it has not seen is searched exactly, what is gone is not found."""
     found, query = some_vectors(tmp_path, 25)
     exact = found.nearest(query, 10)[1]
-    monkeypatch.setattr(vectors, "EXACT", 100_000)
-    monkeypatch.setattr(vectors, "CANDIDATES", 200)
-    monkeypatch.setattr(vectors, "CODE", 8)  # quicker to train
+    monkeypatch.setattr(vector_index, "EXACT", 100_000)
+    monkeypatch.setattr(vector_index, "CANDIDATES", 200)
+    monkeypatch.setattr(vector_index, "CODE", 8)  # quicker to train
     assert found.large()
     found.build()
     assert not found.large() and found.approximate()
     close = found.nearest(query, 10)[1]
     assert np.mean([len(set(a) & set(b)) / 10 for a, b in zip(close, exact, strict=True)]) > 0.95
-    vectors.save(tmp_path / "new.npy", np.zeros(3), np.ones(3), query[:3])
+    vector_index.save(tmp_path / "new.npy", np.zeros(3), np.ones(3), query[:3])
     names = ["new", *found.names[5:]]
-    changed = vectors.Vectors(tmp_path, names, [3, *np.diff(found.first)[5:]], 16)
+    changed = vector_index.Vectors(tmp_path, names, [3, *np.diff(found.first)[5:]], 16)
     assert changed.outside() == [0]
     best, number = changed.nearest(query, 10)
     assert number[:3, 0].tolist() == [0, 1, 2] and np.allclose(best[:3, 0], 1, atol=1e-3)

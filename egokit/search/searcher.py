@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from egokit import launch, vectors
+from egokit import launch
 from egokit.config.build import ConfigError
 from egokit.config.schema import Config
 from egokit.data.video.transforms import normalise
 from egokit.model.egovlp import autocast
 from egokit.runs.run_folder import Run
-from egokit.tasks import search as task
+from egokit.search import index_task as task
+from egokit.search import vector_index
 from egokit.train import loop
 
 SECTION = "index"
@@ -105,7 +106,7 @@ class Searcher:
                     hits.append(others[-1])
                     if len(hits) == count:
                         return hits
-            if wanted == len(self.vectors) or (self.vectors.approximate() and wanted > vectors.CANDIDATES):
+            if wanted == len(self.vectors) or (self.vectors.approximate() and wanted > vector_index.CANDIDATES):
                 return hits
 
     def match(self, text: str, hits: list[Hit]) -> list[float]:

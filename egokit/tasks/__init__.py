@@ -8,7 +8,10 @@ from pathlib import Path
 
 from egokit.config.build import ConfigError, nearest, own_task
 
-NAMES = {"egoclip": "EgoClip", "egomcq": "EgoMCQ", "ek100": "EK100", "charades": "CharadesEgo", "mq": "EgoMQ", "search": "Search"}
+CLASSES = {
+    "egoclip": "tasks.egoclip:EgoClip", "egomcq": "tasks.egomcq:EgoMCQ", "ek100": "tasks.ek100:EK100",
+    "charades": "tasks.charades:CharadesEgo", "mq": "tasks.mq:EgoMQ", "search": "search.index_task:Search",
+}
 
 
 def make(config, name: str | None = None, code: Path | None = None):
@@ -20,7 +23,8 @@ def find(name: str, code: Path | None = None) -> type:
     """A task's class: one of egokit's by its name, or a user's by 'file.py:Class', whose file is executed anew each time."""
     own = own_task(name)
     if not own:
-        return getattr(importlib.import_module(f"egokit.tasks.{name}"), NAMES[name])
+        module, _, of_task = CLASSES[name].partition(":")
+        return getattr(importlib.import_module(f"egokit.{module}"), of_task)
     from egokit.tasks.base import Task
     path = Path(own[0]) if code is None else code / "task" / Path(own[0]).name
     module = types.ModuleType(f"egokit_task_{path.stem}")

@@ -4,5 +4,5 @@ loop.py            epochs, steps, checkpoints, resumption
 step.py            the loss of a batch, its gradient, compiled blocks;  gradient_cache.py  the same in micro-batches
 evaluate.py        a model over a task's samples, to metrics
 optim.py           AdamW's groups and schedule;  batch_plan.py  how a batch spreads over processes, and what memory it takes
-distributed.py     every call of torch.distributed;  preemption.py  time limits and signals
+distributed.py     every call between processes;  preemption.py  time limits and signals
 """

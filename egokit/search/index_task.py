@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from egokit import vectors
 from egokit.config.build import ConfigError, differences
 from egokit.config.schema import Config
 from egokit.data.video import frame_sampling, open_video
@@ -23,6 +22,7 @@ from egokit.data.video.open_video import VideoError
 from egokit.model import checkpoints
 from egokit.runs.files import abandoned, write_text
 from egokit.runs.run_folder import Run
+from egokit.search import vector_index
 from egokit.tasks.base import Task
 from egokit.tasks.windows import Windows, embed
 from egokit.train import distributed
@@ -164,7 +164,7 @@ class Search(Task):
         for number, source in enumerate(pending[distributed.rank()::distributed.world_size()], 1):
             try:
                 vector, seconds = embed(model, VideoWindows(self, videos / source.video), source.video)
-                vectors.save(folder / f"{source.name}.npy", *clips(seconds, settings["window"], settings["stride"]), vector.numpy())
+                vector_index.save(folder / f"{source.name}.npy", *clips(seconds, settings["window"], settings["stride"]), vector.numpy())
             except (VideoError, FileNotFoundError) as error:
                 failed.append({"video": source.video, "name": source.name, "reason": printable(str(error).splitlines()[-1])})
             if distributed.rank() == 0:
@@ -200,7 +200,7 @@ class Search(Task):
                 "unreadable": len(failed)}
 
 
-def opened(folder: Path, manifest: dict) -> vectors.Vectors:
+def opened(folder: Path, manifest: dict) -> vector_index.Vectors:
     """The vectors of the videos that a manifest lists, in its order."""
     lines = manifest["videos"]
-    return vectors.Vectors(folder, [line["name"] for line in lines], [line["clips"] for line in lines], manifest["dimension"])
+    return vector_index.Vectors(folder, [line["name"] for line in lines], [line["clips"] for line in lines], manifest["dimension"])
