@@ -7,11 +7,11 @@ __version__ = "0.1.0"
 
 _PUBLIC = {  # name: module; imported where it is first used
     "load": "model.weights", "similarity": "model.egovlp", "read_clip": "data.video.clips", "describe": "notebook", "open_run": "notebook",
-    "submit": "launch", "runs_table": "overview", "ConfigError": "config.build", "WeightsError": "model.checkpoints",
+    "submit": "jobs.launch", "runs_table": "jobs.runs_table", "ConfigError": "config.build", "WeightsError": "model.checkpoints",
 }
 _MODULES = {  # the same for whole modules
     "metrics": "tasks.metrics", "losses": "tasks.losses", "prep": "prep", "doctor": "doctor", "toy": "toy", "look": "look",
-    "tasks": "tasks", "launch": "launch", "evaluate": "train.evaluate", "transforms": "data.video.transforms", "frames": "data.video.open_video",
+    "tasks": "tasks", "launch": "jobs.launch", "evaluate": "train.evaluate", "transforms": "data.video.transforms", "frames": "data.video.open_video",
     "resolve": "config.resolve", "search": "search",
 }
 __all__ = ["__version__", *_PUBLIC, *_MODULES]

@@ -13,10 +13,11 @@ import sys
 import time
 from pathlib import Path
 
-from egokit import attach, headless, job, launch, overview, slurm, snapshot
+from egokit import headless
 from egokit.config.build import ConfigError, build, to_dict
 from egokit.config.resolve import outputs_folder, project_root
 from egokit.config.schema import Config
+from egokit.jobs import code_snapshot, launch, runs_table, slurm, status, worker
 from egokit.runs.files import write_text
 
 CPUS = 2  # of a notebook's job: it waits for its own jobs, and draws
@@ -136,17 +137,17 @@ def submit(notebooks: Notebooks) -> str:
             "environment": {"EGOKIT_HOME": str(project_root()), "EGOKIT_OUTPUTS": str(outputs_folder()),
                             "EGOKIT_SUBMITTED": str(folder / "submitted")}}
     with launch.locked(folder):
-        if not attach.alive(folder):
+        if not status.alive(folder):
             folders = [headless.resolved(headless.notebook_path(name), parameters)[1] for name, parameters in notebooks.work]
-            spec["before"] = {f"{one.parent.name}/{one.name}": overview.left(one) for one in folders}
+            spec["before"] = {f"{one.parent.name}/{one.name}": runs_table.left(one) for one in folders}
             write_text(folder / "spec.json", json.dumps(spec, indent=1))
-            snapshot.keep(folder, files(notebooks))
+            code_snapshot.keep(folder, files(notebooks))
             (folder / "job.json").unlink(missing_ok=True)
-            launch.start_job("egokit.batch", folder, snapshot.take(folder, keep=False), config.launch)
+            launch.start_job("egokit.batch", folder, code_snapshot.take(folder, keep=False), config.launch)
         elif json.loads((folder / "spec.json").read_text())["notebooks"] != spec["notebooks"]:
             raise ConfigError(f"{folder} belongs to a job that runs other notebooks or parameters: wait for it, end it, or choose "
                               "another run name")
-        number = attach.read_job(folder)["job_id"]
+        number = status.read_job(folder)["job_id"]
     names, logs = ", ".join(name for name, _ in notebooks.work), "\n".join(f"  {log(*one)}" for one in notebooks.work)
     return f"{names}: job {number} on {config.launch.cluster}; follow it in\n{logs}\nthe job's own log: {folder}"
 
@@ -175,7 +176,7 @@ def main(spec_path: str, here: bool) -> None:
         work = [(name, parameters) for name, parameters in spec["notebooks"]["work"]]
         sys.exit(run(Notebooks(work, spec["notebooks"]["timeout"], spec["notebooks"]["abreast"])))
     site = build(Config, {"launch": spec["launch"]}).launch
-    job.submit(site, spec_file.parent, f"egokit-{spec['notebooks']['work'][0][0]}", Job(str(spec_file)))
+    worker.submit(site, spec_file.parent, f"egokit-{spec['notebooks']['work'][0][0]}", Job(str(spec_file)))
 
 
 if __name__ == "__main__":

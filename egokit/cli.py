@@ -95,8 +95,8 @@ PLACES = {"egoclip": ("02_pretrain", {"train": "pretrain"}), "ek100": ("03_ek100
 
 
 def submit(arguments) -> None:
-    from egokit import launch
     from egokit.config.resolve import outputs_folder, resolve
+    from egokit.jobs import launch
     from egokit.notebook import open_run
     config = resolve(arguments.params, arguments.site, arguments.overrides, arguments.run)
     own = own_task(config.task)
@@ -123,8 +123,8 @@ def search(arguments) -> None:
 
 
 def runs(arguments) -> None:
-    from egokit import overview
-    print(overview.lines(overview.entries(arguments.outputs)))
+    from egokit.jobs import runs_table
+    print(runs_table.lines(runs_table.entries(arguments.outputs)))
 
 
 def doctor(arguments) -> None:

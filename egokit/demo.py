@@ -7,7 +7,7 @@ from pathlib import Path
 
 from egokit import headless
 from egokit.config.resolve import outputs_folder
-from egokit.launch import Handle
+from egokit.jobs.launch import Handle
 from egokit.runs.files import write_text
 from egokit.runs.published import RESULTS
 from egokit.runs.run_folder import Run

@@ -10,12 +10,13 @@ from conftest import MODEL, SMALL
 from test_train import wait_for
 
 import egokit
-from egokit import attach, cli, launch, overview, requeue, slurm
+from egokit import cli
 from egokit.config.build import ConfigError
 from egokit.config.resolve import outputs_folder
 from egokit.config.schema import LaunchConfig
+from egokit.jobs import launch, requeue, runs_table, slurm, status
+from egokit.jobs.progress import Told, told
 from egokit.notebook import open_run
-from egokit.progress import Told, told
 from egokit.runs.files import write_text
 from egokit.runs.run_folder import Run
 
@@ -82,17 +83,17 @@ QUEUE = """\
 
 def test_places_are_reasons_positions_and_starts(cluster):
     (cluster / "queue").write_text(QUEUE)
-    assert attach.places(["2"]) == {"2": ("pending", "Resources, 1st of 4")}  # 5 came later; 3 waits for main, too; 7 has a task left
+    assert status.places(["2"]) == {"2": ("pending", "Resources, 1st of 4")}  # 5 came later; 3 waits for main, too; 7 has a task left
     assert len(asked(cluster)) == 2
-    assert attach.places(["1", "3", "4", "5", "6", "7", "9"]) == {
+    assert status.places(["1", "3", "4", "5", "6", "7", "9"]) == {
         "1": ("running", ""), "3": ("pending", "Priority, 4th of 5, may start 2026-01-02 03:04:05"), "4": ("pending", "Priority, 1st of 2"),
         "5": ("pending", "Dependency, 2nd of 4"), "6": ("running", ""), "7": ("running", "")}
     assert len(asked(cluster)) == 4  # two for all seven
-    assert attach.places(["8"])["8"].detail == "1st of 1"
-    assert attach.places(["9"]) == attach.places([]) == {}
-    assert [attach.ordinal(number) for number in (1, 2, 3, 4, 11, 12, 13, 21, 102, 111)] == [
+    assert status.places(["8"])["8"].detail == "1st of 1"
+    assert status.places(["9"]) == status.places([]) == {}
+    assert [status.ordinal(number) for number in (1, 2, 3, 4, 11, 12, 13, 21, 102, 111)] == [
         "1st", "2nd", "3rd", "4th", "11th", "12th", "13th", "21st", "102nd", "111th"]
-    assert [attach.duration(seconds) for seconds in (7, 61, 3599, 7260, 90000)] == ["7 s", "1 min", "1 h 0 min", "2 h 1 min", "1 d 1 h"]
+    assert [status.duration(seconds) for seconds in (7, 61, 3599, 7260, 90000)] == ["7 s", "1 min", "1 h 0 min", "2 h 1 min", "1 d 1 h"]
 
 
 def made(run, section="pretrain", action="train", **job):
@@ -147,7 +148,7 @@ def test_the_last_attempt_says_why_a_job_failed(tmp_path):
     for rank, text in enumerate((OWN.replace("second", "first") + LOST, LOST + OWN, LOST + LOST)):
         (handle.folder / f"submitit/3_{rank}_log.err").write_text(f"starts\n{text}srun: error\n")
     assert handle.log_tail(2).splitlines()[1] == "[rank1]: ValueError: of the second attempt"
-    assert attach.why(handle.folder) == "[rank1]: ValueError: of the second attempt"
+    assert status.why(handle.folder) == "[rank1]: ValueError: of the second attempt"
     ranks = LOST.replace("\n", "\n[rank0]: ")
     assert [requeue.last_error(text) for text in ("none", OWN + "x\n" + LOST, "x\n" + ranks)] == ["", LOST, ranks]
 
@@ -233,7 +234,7 @@ def test_what_is_printed_is_what_is_submitted(resolve, run, cluster):
     assert not (run.path / "jobs").exists() and not (cluster / "submitted").exists()
     handle = egokit.submit(config, run)
     assert (cluster / "submitted").read_text() == said and "#SBATCH --mem=1536MB\n" in said and "--partition=main\n" in said
-    assert handle.job()["job_id"] == "42" and (handle.folder / "code/egokit/job.py").is_file()
+    assert handle.job()["job_id"] == "42" and (handle.folder / "code/egokit/jobs/worker.py").is_file()
     (cluster / "queue").write_text("42|PENDING|main|1|N/A|Priority")
     assert repr(egokit.submit(config, run)).endswith("pending (Priority, 1st of 1)>")  # attached
     handle.cancel()
@@ -333,7 +334,7 @@ def notebooks(outputs):
             said = f"{folder.parent.name}.ipynb, cell In[4] (x): ValueError: no\nthe executed notebook: …\n"
             write_text(folder / "notebook.log", f"2026-01-01 10:00:00,123 {said}")
         batch = folders[0] / "batch"
-        write_text(batch / "spec.json", json.dumps({"before": {f"{one.parent.name}/{name}": overview.left(one) for one in folders}}))
+        write_text(batch / "spec.json", json.dumps({"before": {f"{one.parent.name}/{name}": runs_table.left(one) for one in folders}}))
         write_text(batch / "job.json", json.dumps({"cluster": "slurm", "job_id": number}))
         write_text(batch / "submitit/9_0_log.err", "slurmstepd: error: *** JOB 9 ON node1 CANCELLED AT noon ***\n")
         for path in made:
@@ -354,7 +355,7 @@ def test_the_table_of_runs(cluster, tmp_path, capsys):
     notebooks(tmp_path)
     for age, folder in enumerate(sorted([*tmp_path.glob("*/*/jobs/*/spec.json"), *tmp_path.glob("*/*/batch/spec.json")])):
         os.utime(folder, (time.time() - 3600 * (age + 1),) * 2)
-    found = {f"{one.notebook}/{one.run}": overview.cells(one)[2:7] for one in overview.entries(tmp_path)}
+    found = {f"{one.notebook}/{one.run}": runs_table.cells(one)[2:7] for one in runs_table.entries(tmp_path)}
     told = {run.removeprefix("05_egomcq/"): found.pop(run)[:3] for run in list(found) if found[run][0] == "notebook"}
     assert told == {
         "queued": ["notebook", "pending: Priority, 4th of 5, may start 2026-01-02 03:04:05", "0/2"],
@@ -369,10 +370,10 @@ def test_the_table_of_runs(cluster, tmp_path, capsys):
     assert found["02_pretrain/gone"][1].startswith("failed: no log in")
     cli.main(["runs", "--outputs", str(tmp_path)])
     lines = capsys.readouterr().out.splitlines()
-    assert [name in lines[0] for name in overview.COLUMNS] == [True] * 9 and len(lines) == 10
+    assert [name in lines[0] for name in runs_table.COLUMNS] == [True] * 9 and len(lines) == 10
     table = egokit.runs_table(tmp_path)
     assert list(table["run"]) == [line.split()[1] for line in lines[1:]] and table["run"][0] == "running"  # the newest: it logs
-    assert overview.lines(overview.entries(tmp_path / "none")).startswith("no run has had a job")
+    assert runs_table.lines(runs_table.entries(tmp_path / "none")).startswith("no run has had a job")
 
 
 @pytest.mark.slow
@@ -380,7 +381,7 @@ def test_the_table_of_a_real_run(resolve, run, monkeypatch):
     handle = egokit.submit(resolve(overrides=f"{MODEL} train.epochs=4"), run, "train", "pretrain")
 
     def entry():
-        return next(one for one in overview.entries(run.path.parents[1]) if one.run == run.path.name)
+        return next(one for one in runs_table.entries(run.path.parents[1]) if one.run == run.path.name)
     wait_for(lambda: entry().step)
     assert entry().state == "running" and entry().steps == 12 and "step " in repr(handle)
     metrics = handle.wait(progress=False)

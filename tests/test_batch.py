@@ -13,9 +13,10 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from egokit import attach, batch, headless, launch, overview
+from egokit import batch, headless
 from egokit.config.build import ConfigError, to_dict
 from egokit.config.resolve import resolve
+from egokit.jobs import launch, runs_table, status
 from egokit.notebook import open_run
 from egokit.runs.files import write_text
 from egokit.runs.run_folder import Run
@@ -179,7 +180,7 @@ def test_as_a_job(home):
     assert "90_good, 91_fails: job " in batch.submit(notebooks)
     said = batch.submit(hanging)
     number = kernel(home / "outputs/92_hangs/job/notebook.log")
-    assert [one.state for one in overview.entries() if (one.notebook, one.run) == ("92_hangs", "job")] == ["running"]
+    assert [one.state for one in runs_table.entries() if (one.notebook, one.run) == ("92_hangs", "job")] == ["running"]
     assert batch.submit(hanging) == said
     with pytest.raises(ConfigError, match="runs other notebooks or parameters"):
         batch.submit(batch.checked(["92", "90"], {"run": "job"}))
@@ -190,10 +191,10 @@ def test_as_a_job(home):
         time.sleep(0.2)
     assert printed(home / "outputs/90_good/job/notebook.ipynb") == "hello job\n"
     os.kill(number, signal.SIGKILL)
-    while any(attach.alive(home / f"outputs/{name}/job/batch") for name in ("90_good", "92_hangs")):
+    while any(status.alive(home / f"outputs/{name}/job/batch") for name in ("90_good", "92_hangs")):
         assert time.monotonic() < deadline
         time.sleep(0.2)
-    told = {one.notebook: one for one in overview.entries() if one.run == "job" and one.section == "notebook"}
+    told = {one.notebook: one for one in runs_table.entries() if one.run == "job" and one.section == "notebook"}
     why = "91_fails.ipynb, cell In[4] (raise ValueError('broken on purpose')): ValueError: broken on purpose"
     assert told["90_good"][3:7] == ("failed", why, 1, 2)
     assert told["92_hangs"].detail == "92_hangs.ipynb, cell In[3] (import os, time): its kernel died: was it killed, or out of memory?"
@@ -225,7 +226,7 @@ def test_what_is_edited_later_reaches_no_queued_notebook(home, tmp_path):
     (tmp_path / "go").touch()
     deadline = time.monotonic() + 180
     for name in ("inside", "outside"):
-        while attach.alive(home / f"outputs/94_waits/{name}/batch"):
+        while status.alive(home / f"outputs/94_waits/{name}/batch"):
             assert time.monotonic() < deadline
             time.sleep(0.1)
         folder = home / "outputs/95_tells" / name
@@ -279,11 +280,11 @@ def test_two_who_submit_at_once_start_one_job(home):
     folder = home / "outputs/90_good/once"
     assert said[0] == said[1] and "90_good: job " in said[0] and len(list((folder / "batch/submitit").glob("*_submitted.pkl"))) == 1
     deadline = time.monotonic() + 120
-    while attach.alive(folder / "batch"):
+    while status.alive(folder / "batch"):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert printed(folder / "notebook.ipynb") == "hello once\n"
-    assert [one[3:7] for one in overview.entries() if one.run == "once"] == [("finished", "", 1, 1)]
+    assert [one[3:7] for one in runs_table.entries() if one.run == "once"] == [("finished", "", 1, 1)]
 
 
 def test_a_notebooks_job_is_small():

@@ -22,8 +22,8 @@ def data_of(html: str) -> dict:
 @pytest.fixture(scope="module")
 def evaluated(project, checkpoint):
     """(task, run) of a benchmark, evaluated here by random weights; EK-100 and Charades-Ego also in a section that is right."""
-    from egokit import job
     from egokit.config.resolve import resolve
+    from egokit.jobs import worker
     found = {}
 
     def evaluate(name):
@@ -32,8 +32,8 @@ def evaluated(project, checkpoint):
             config = resolve(f"toy/{recipe}", "tiny", f"{MODEL} {SMALL} data.limit=0 data.workers=0", "random")
             task, run = tasks.make(config), Run(project / "outputs" / recipe / "random")
             spec = {"init_sha256": "", "version": "", "action": "evaluate", "task_sha256": "", "config": {"task": config.task}}
-            metrics = job.Job.evaluate(config, task, run, "zeroshot", "cpu")
-            run.write_metrics("zeroshot", metrics | job.provenance(task, spec, 1))
+            metrics = worker.Job.evaluate(config, task, run, "zeroshot", "cpu")
+            run.write_metrics("zeroshot", metrics | worker.provenance(task, spec, 1))
             if name != "egomcq":
                 truth_VK = task.truth()
                 basis = np.eye(truth_VK.shape[1])

@@ -12,10 +12,10 @@ from conftest import MODEL
 from test_train import wait_for
 
 import egokit
-from egokit import attach, devices, job, launch, overview, slurm
 from egokit.config.build import ConfigError, to_dict
 from egokit.config.resolve import outputs_folder
 from egokit.config.schema import LaunchConfig
+from egokit.jobs import devices, launch, runs_table, slurm, status, worker
 from egokit.model.precision import deterministic, float32_products
 from egokit.runs.files import write_text
 from egokit.runs.run_folder import Run
@@ -58,7 +58,7 @@ def test_a_local_rank_gets_the_callers_gpus(tmp_path, monkeypatch, callers, gpus
     python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
-    started = job.executor(LaunchConfig(gpus=gpus, processes=2), tmp_path, "seen").submit(os.getenv, devices.VARIABLE, "unset")
+    started = worker.executor(LaunchConfig(gpus=gpus, processes=2), tmp_path, "seen").submit(os.getenv, devices.VARIABLE, "unset")
     assert started.results() == [expected, expected]
 
 
@@ -172,7 +172,7 @@ def test_two_jobs_take_two_gpus_as_long_as_both_live(machine, tmp_path, monkeypa
 
 def test_a_choice_waits_for_the_one_before(machine):
     """Until the first has started its job and written down what it took."""
-    second = ("from egokit import devices; from egokit.config.schema import LaunchConfig; print('ready', flush=True)\n"
+    second = ("from egokit.jobs import devices; from egokit.config.schema import LaunchConfig; print('ready', flush=True)\n"
               "with devices.choice(LaunchConfig()) as chosen: print(*chosen.uuids)")
     with devices.choice(LaunchConfig()):
         process = subprocess.Popen([sys.executable, "-c", second], stdout=subprocess.PIPE, text=True)
@@ -250,15 +250,15 @@ def test_a_job_that_was_meant_for_a_gpu_says_where_it_runs(resolve, machine, mon
     said = capsys.readouterr().out
     assert said.startswith("pretrain computes on the CPU: PyTorch") and "can't use this machine's 4 GPUs" in said
     assert handle.spec()["gpus"] == [UUIDS[2]]
-    wait_for(lambda: len(attach.processes(handle.folder)) == 2)  # the controller, which was started first, and the rank
-    rank = max(attach.processes(handle.folder))
+    wait_for(lambda: len(status.processes(handle.folder)) == 2)  # the controller, which was started first, and the rank
+    rank = max(status.processes(handle.folder))
     assert f"\0CUDA_VISIBLE_DEVICES={UUIDS[2]}\0".encode() in b"\0" + Path(f"/proc/{rank}/environ").read_bytes()
     device = devices.describe(torch.device("cpu"), "bf16")
     assert handle.wait(progress=False)["devices"] == [device]
     log = next((handle.folder / "submitit").glob("*_0_log.out")).read_text()
     assert f"plan: 8 samples = 1 process x 1 micro-batch of 8, on 1 x {device}" in log
-    entry, = (one for one in overview.entries() if one.run == "devices")
-    assert entry.device == f"1 x {device}" and entry.device in overview.lines([entry])
+    entry, = (one for one in runs_table.entries() if one.run == "devices")
+    assert entry.device == f"1 x {device}" and entry.device in runs_table.lines([entry])
 
 
 def test_processes_have_cpus_for_their_loaders(resolve):

@@ -19,7 +19,7 @@ import nbformat
 import pytest
 from conftest import MODEL, ROOT, SMALL
 
-from egokit import attach
+from egokit.jobs import status
 
 pytestmark = pytest.mark.slow
 
@@ -76,7 +76,7 @@ def server(chromium, project, checkpoint, tmp_path_factory):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, 9)
         for job in (project / "outputs").glob(f"*/{RUN}/jobs/*"):
-            attach.cancel(job)
+            status.cancel(job)
 
 
 def address(process, home) -> str:

@@ -16,9 +16,10 @@ import pytest
 import torch
 
 import egokit
-from egokit import attach, tasks
+from egokit import tasks
 from egokit.data.video import frame_sampling, open_video
 from egokit.data.video.transforms import normalise
+from egokit.jobs import status
 from egokit.model import checkpoints
 from egokit.prep.video import ffmpeg
 from egokit.runs.run_folder import Run
@@ -232,7 +233,7 @@ def test_killed_and_shared_out_the_files_are_the_same(checkpoint, resolve, tmp_p
     while not (before := {file.name: file.stat().st_mtime_ns for file in run.path.glob("features/[!.]*.pt")}):
         assert time.monotonic() < deadline and handle.alive()
         time.sleep(0.001)
-    for process in attach.processes(handle.folder):
+    for process in status.processes(handle.folder):
         os.kill(process, signal.SIGKILL)
     while handle.alive():
         time.sleep(0.05)

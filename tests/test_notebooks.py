@@ -113,7 +113,8 @@ def test_no_epochs_give_chance(project):
     """The numbers come out of training: without it the same notebook gives chance."""
     import numpy as np
 
-    from egokit import launch, tasks
+    from egokit import tasks
+    from egokit.jobs import launch
     from egokit.tasks.metrics import accuracy
     headless.execute("02_pretrain", {"site": "tiny", "run": "untrained", "overrides": f"{SMALL} {MODEL} train.epochs=0 data.limit=0"})
     run = Run(project / "outputs/02_pretrain/untrained")

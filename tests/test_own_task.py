@@ -7,8 +7,9 @@ import pytest
 from conftest import ROOT
 
 import egokit
-from egokit import cli, snapshot, tasks
+from egokit import cli, tasks
 from egokit.config.build import ConfigError, to_dict
+from egokit.jobs import code_snapshot
 from egokit.runs import ledger
 from egokit.runs.run_folder import Run
 from egokit.train import evaluate, loop
@@ -36,7 +37,7 @@ def test_its_numbers_are_those_of_a_plain_count(mine, checkpoint):
 
 def test_a_changed_or_wrong_file_is_said_before_a_job_starts(mine, checkpoint, tmp_path):
     (file, config), run = mine, Run(tmp_path / "run")
-    before, text = snapshot.task_sha256(config.task), EXAMPLE.with_suffix(".py").read_text()
+    before, text = code_snapshot.task_sha256(config.task), EXAMPLE.with_suffix(".py").read_text()
     (run.path / "jobs/evaluate").mkdir(parents=True)
     spec = {"config": to_dict(config), "init_sha256": egokit.launch.starting_point(config), "task_sha256": before}
     (run.path / "jobs/evaluate/spec.json").write_text(egokit.launch.json.dumps(spec))
@@ -44,7 +45,7 @@ def test_a_changed_or_wrong_file_is_said_before_a_job_starts(mine, checkpoint, t
     assert egokit.submit(config, run, "evaluate").metrics()["R@1"] == 1.0
     with open(file, "a") as opened:
         opened.write("# another\n")
-    with pytest.raises(ConfigError, match=f"the file of task .*: {before} -> {snapshot.task_sha256(config.task)}.*another run name"):
+    with pytest.raises(ConfigError, match=f"the file of task .*: {before} -> {code_snapshot.task_sha256(config.task)}.*another run name"):
         egokit.submit(config, run, "evaluate")
     with open(file, "w") as opened:
         opened.write(text.replace("NarrationRetrieval", "Narrations"))
@@ -54,13 +55,13 @@ def test_a_changed_or_wrong_file_is_said_before_a_job_starts(mine, checkpoint, t
 
 def test_a_job_reads_its_copy(mine, checkpoint, tmp_path):
     file, config = mine
-    code = snapshot.take(tmp_path, keep=False, task=config.task)
+    code = code_snapshot.take(tmp_path, keep=False, task=config.task)
     with open(file, "w") as opened:
         opened.write("edited = while queued")
     assert tasks.make(config, code=code).best == "R@1"
     with pytest.raises(SyntaxError, match=r"narration_retrieval\.py"):
         tasks.make(config)
-    assert snapshot.take(tmp_path, keep=True, task=config.task) == code and tasks.make(config, code=code).best == "R@1"
+    assert code_snapshot.take(tmp_path, keep=True, task=config.task) == code and tasks.make(config, code=code).best == "R@1"
 
 
 def test_names_that_are_none(resolve):

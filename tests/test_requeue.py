@@ -3,9 +3,9 @@ import json
 
 import pytest
 
-from egokit import requeue
-from egokit.launch import Handle
-from egokit.progress import Told
+from egokit.jobs import requeue
+from egokit.jobs.launch import Handle
+from egokit.jobs.progress import Told
 from egokit.runs.files import write_text
 from egokit.runs.run_folder import Run
 
@@ -59,7 +59,7 @@ def test_own_errors_and_too_many_failures_stop(failed):
 
 
 def test_the_specs_action_and_limit_are_those_of_the_script(failed, tmp_path, monkeypatch, capsys):
-    """`python -m egokit.requeue FOLDER`, as the batch script runs it, with SLURM's commands stood in for."""
+    """`python -m egokit.jobs.requeue FOLDER`, as the batch script runs it, with SLURM's commands stood in for."""
     run, _ = failed
     for name, said in (("squeue", "echo RUNNING"), ("scontrol", f"echo $@ >> {tmp_path}/asked")):
         (tmp_path / name).write_text(f"#!/bin/sh\n{said}\n")

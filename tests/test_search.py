@@ -18,8 +18,9 @@ import pytest
 import torch
 
 import egokit
-from egokit import attach, cli, launch, search, tasks
+from egokit import cli, search, tasks
 from egokit.data.video import open_video
+from egokit.jobs import launch, status
 from egokit.prep.video import ffmpeg
 from egokit.runs.run_folder import Run
 from egokit.search import command, vector_index
@@ -355,7 +356,7 @@ def test_killed_in_the_middle_and_in_two_processes_the_index_is_the_same(searche
     while not (before := {path.name: path.stat().st_mtime_ns for path in run.path.glob("features/[!.]*.npy")}):
         assert time.monotonic() < deadline and handle.alive(), handle.log_tail()
         time.sleep(0.005)
-    for process in attach.processes(handle.folder):
+    for process in status.processes(handle.folder):
         os.kill(process, signal.SIGKILL)
     while handle.alive():
         time.sleep(0.05)

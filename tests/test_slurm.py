@@ -16,8 +16,9 @@ from conftest import MODEL
 from test_train import essential, wait_for, weights_of
 
 import egokit
-from egokit import attach, batch, launch
+from egokit import batch
 from egokit.config.resolve import outputs_folder
+from egokit.jobs import launch, status
 from egokit.model import checkpoints
 from egokit.runs.run_folder import Run
 
@@ -77,7 +78,7 @@ def steps(run):
 def rank_processes(handle):
     """Processes of the job's ranks, of all attempts, by rank."""
     found = {}
-    for process in attach.processes(handle.folder):
+    for process in status.processes(handle.folder):
         settings = dict(setting.split(b"=", 1) for setting in Path("/proc", str(process), "environ").read_bytes().split(b"\0") if setting)
         if b"SLURM_PROCID" in settings:
             found[int(settings[b"SLURM_PROCID"])] = process
@@ -226,7 +227,7 @@ def test_a_notebook_as_a_job_that_submits_a_job(recipe, run, project):
     parameters = {"params": "toy/pretrain", "site": "slurm", "overrides": f"{RECIPE} train.epochs=1", "run": "as-a-job"}
     said = batch.submit(batch.checked(["02"], parameters))
     folder = outputs_folder() / "02_pretrain/as-a-job"
-    wait_for(lambda: not attach.alive(folder / "batch"), seconds=240)
+    wait_for(lambda: not status.alive(folder / "batch"), seconds=240)
     number = json.loads((folder / "batch/job.json").read_text())["job_id"]
     assert f"02_pretrain: job {number} on slurm" in said and "JobState=COMPLETED" in slurm_says("scontrol", "show", "job", number)
     inner = json.loads((folder / "jobs/pretrain/job.json").read_text())["job_id"]

@@ -16,10 +16,11 @@ import torch
 from conftest import MODEL, ROOT, board_of, rarest
 
 import egokit
-from egokit import attach, job, launch, look
+from egokit import look
 from egokit.config.build import ConfigError
 from egokit.config.resolve import outputs_folder
 from egokit.config.schema import LaunchConfig, ModelConfig
+from egokit.jobs import launch, status, worker
 from egokit.model import checkpoints
 from egokit.model.egovlp import EgoVLP, autocast
 from egokit.runs.run_folder import Run
@@ -89,7 +90,7 @@ def test_killed_20_times_and_restarted_ends_with_the_same_bits(resolve, project,
                 wait_for(lambda handle=handle: parts(broken) or not handle.alive(), pause=0)
             else:
                 time.sleep(dice.random() * 0.3)
-        killed = attach.processes(handle.folder)
+        killed = status.processes(handle.folder)
         assert killed, "the run ended before it had been killed 20 times: give it more epochs"
         for process in killed:
             os.kill(process, signal.SIGKILL)
@@ -108,7 +109,7 @@ def test_killed_20_times_and_restarted_ends_with_the_same_bits(resolve, project,
 def ranks(handle) -> dict[int, int]:
     """Rank -> process, of a local job."""
     found = {}
-    for process in attach.processes(handle.folder):
+    for process in status.processes(handle.folder):
         for setting in Path("/proc", str(process), "environ").read_bytes().split(b"\0"):
             if setting.startswith(b"SUBMITIT_LOCAL_GLOBALID="):
                 found[int(setting.partition(b"=")[2])] = process
@@ -257,12 +258,12 @@ def test_wrong_starts_are_said_before_a_job(resolve, run):
 
 def test_the_processes_must_be_those_of_the_config():
     launched = LaunchConfig(nodes=2, processes=4)
-    job.expect_processes(launched, 8)
+    worker.expect_processes(launched, 8)
     with pytest.raises(RuntimeError, match=r"^1 process was started, but launch.nodes=2 x launch.processes=4 is 8"):
-        job.expect_processes(launched, 1)
-    job.expect_own_gpus([("a", "0"), ("a", "1"), ("b", "0")])
+        worker.expect_processes(launched, 1)
+    worker.expect_own_gpus([("a", "0"), ("a", "1"), ("b", "0")])
     with pytest.raises(RuntimeError, match=r"^ranks 0, 2 share one GPU of a: .*launch.gpus: 1"):
-        job.expect_own_gpus([("a", "0"), ("a", "1"), ("a", "0")])
+        worker.expect_own_gpus([("a", "0"), ("a", "1"), ("a", "0")])
 
 
 def test_a_resumed_recipe_must_be_the_same(resolve, run):

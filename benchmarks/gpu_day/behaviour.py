@@ -143,7 +143,7 @@ def sees() -> dict:
 def job() -> None:
     """Check which GPUs local jobs see, and that a real training and a real evaluation compute on them."""
     import egokit
-    from egokit.job import executor
+    from egokit.jobs.worker import executor
     folder = project()
     caller = sees()
     note("What a local job sees", job="the caller", **caller)

@@ -11,14 +11,14 @@ import sys
 import time
 from pathlib import Path
 
-from egokit import attach, launch, snapshot
 from egokit.config.build import build, to_dict
 from egokit.config.schema import Config
-from egokit.job import executor
+from egokit.jobs import code_snapshot, launch, status
+from egokit.jobs.slurm import one_process
+from egokit.jobs.worker import executor
 from egokit.prep.source import ego4d, list_videos, merge, receipts, share, site_options
 from egokit.prep.video import Plan
 from egokit.runs.files import write_text
-from egokit.slurm import one_process
 
 
 class Shard:
@@ -62,7 +62,7 @@ class Array:
                    disable=not progress)
         running = True
         while running:
-            running, began = attach.alive(self.folder), time.monotonic()
+            running, began = status.alive(self.folder), time.monotonic()
             lines = dict(zip(self.videos, receipts(self.videos, self.plan, files=False), strict=True))
             good = [video for video, line in lines.items() if line["status"] == "ok"]
             failed = sum(line["status"] == "failed" for line in lines.values())  # this time or before, not tried again yet
@@ -85,7 +85,7 @@ def submit_array(config: Config, shards: int, source: str | Path | None = None) 
     videos = list_videos(folder_of_videos)
     arrays = plan.root / ".prepared" / "arrays"
     for latest in sorted(arrays.glob("*"))[-1:]:
-        if attach.alive(latest):
+        if status.alive(latest):
             return Array(latest, videos, plan)
     left = {line["uid"] for line in receipts(videos, plan, files=True) if line["status"] != "ok"}
     todo = [number for number in range(1, shards + 1) if left & {video.uid for video in share(videos, number, shards)}]
@@ -97,7 +97,7 @@ def submit_array(config: Config, shards: int, source: str | Path | None = None) 
     folder.mkdir(parents=True)
     spec = {"config": to_dict(config), "source": str(folder_of_videos), "shards": shards, "todo": todo}
     write_text(folder / "spec.json", json.dumps(spec, indent=1))
-    launch.start_job("egokit.prep.array", folder, snapshot.take(folder, keep=False), config.launch)
+    launch.start_job("egokit.prep.array", folder, code_snapshot.take(folder, keep=False), config.launch)
     return Array(folder, videos, plan)
 
 

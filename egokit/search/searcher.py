@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from egokit import launch
 from egokit.config.build import ConfigError
 from egokit.config.schema import Config
 from egokit.data.video.transforms import normalise
+from egokit.jobs import launch
 from egokit.model.egovlp import autocast
 from egokit.runs.run_folder import Run
 from egokit.search import index_task as task

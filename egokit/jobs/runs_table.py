@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from egokit import attach, devices
 from egokit.config.resolve import outputs_folder
-from egokit.launch import Handle
+from egokit.jobs import devices, status
+from egokit.jobs.launch import Handle
 from egokit.runs.run_folder import DEVICES, UNFINISHED, WHOLE, Run
 
 SCORES = ("ensemble_intra", "mAP")  # the metrics that choose a best checkpoint, in %
@@ -43,15 +43,15 @@ class NotebookJob(Handle):
         folders = {self.run.path.parents[1] / name: before for name, before in self.spec()["before"].items()}
         return {folder: {name for name, at in left(folder).items() if at not in (0, before[name])} for folder, before in folders.items()}
 
-    def status(self, known: dict[str, attach.Place] | None = None) -> tuple[str, str]:
-        if place := attach.place(self.folder, known):
+    def status(self, known: dict[str, status.Place] | None = None) -> tuple[str, str]:
+        if place := status.place(self.folder, known):
             return place.state, place.detail
         made = self.made()
         missing = [folder for folder, names in made.items() if WHOLE not in names]
         if not self.job() or not missing:
             return ("finished" if not missing else "new"), ""
         said = [last_words(folder) for folder in missing if UNFINISHED in made[folder]]
-        return "failed", next(filter(None, said), attach.why(self.folder))
+        return "failed", next(filter(None, said), status.why(self.folder))
 
     def progress(self) -> dict:
         """step and steps are notebooks."""
@@ -84,11 +84,11 @@ def entries(outputs: str | Path | None = None) -> list[Entry]:
                 asked[job["job_id"]] = handle
         except (OSError, ValueError):
             pass  # told below
-    known = attach.places(asked)
+    known = status.places(asked)
     return sorted((entry(handle, known) for handle in handles), key=lambda one: -one.when)
 
 
-def entry(handle: Handle, known: dict[str, attach.Place]) -> Entry:
+def entry(handle: Handle, known: dict[str, status.Place]) -> Entry:
     names = (handle.run.path.parent.name, handle.run.path.name, handle.section)
     began = (handle.folder / "spec.json").stat().st_mtime
     try:
@@ -105,7 +105,7 @@ def entry(handle: Handle, known: dict[str, attach.Place]) -> Entry:
 def cells(one: Entry) -> list[str]:
     """An entry in words, a column each."""
     return [one.notebook, one.run, one.section, f"{one.state}: {one.detail}" if one.detail else one.state,
-            f"{one.step}/{one.steps}" if one.steps else "", "" if one.left_s is None else attach.duration(one.left_s),
+            f"{one.step}/{one.steps}" if one.steps else "", "" if one.left_s is None else status.duration(one.left_s),
             f"{one.metric} {one.value:.1f}" if one.metric else "", one.device, time.strftime("%Y-%m-%d %H:%M", time.localtime(one.when))]
 
 

@@ -14,7 +14,7 @@ def take(folder: Path, keep: bool, task: str = "") -> Path:
 
     keep: a run that resumes goes on with the code it began with. Otherwise a new start takes the code of now.
     """
-    source, target = Path(__file__).parent, folder / "code"
+    source, target = Path(__file__).parents[1], folder / "code"
     if target.is_dir() and not keep:
         shutil.rmtree(target)
     if not target.is_dir():

@@ -15,11 +15,11 @@ import sys
 import time
 from pathlib import Path
 
-from egokit import attach, devices, slurm, snapshot
 from egokit.config.build import ConfigError, comparable, differences, to_dict
 from egokit.config.resolve import to_yaml
 from egokit.config.schema import RANDOM, Config, LaunchConfig
-from egokit.progress import FILE, Bar, reached
+from egokit.jobs import code_snapshot, devices, slurm, status
+from egokit.jobs.progress import FILE, Bar, reached
 from egokit.runs.files import locked, write_text
 from egokit.runs.run_folder import DEVICES, Run
 
@@ -44,7 +44,7 @@ class Handle:
     def __repr__(self) -> str:
         state, detail = self.status()
         if state == "running":
-            detail = attach.in_words(self.progress())
+            detail = status.in_words(self.progress())
         return f"<{self.section} of {self.run.path.parent.name}/{self.run.path.name}: {state}{detail and f' ({detail})'}>"
 
     def spec(self) -> dict | None:
@@ -57,37 +57,37 @@ class Handle:
         return found if found and found.get("finished") else None
 
     def job(self) -> dict | None:
-        return attach.read_job(self.folder)
+        return status.read_job(self.folder)
 
     def alive(self) -> bool:
         """Whether the job is queued or runs."""
-        return attach.alive(self.folder)
+        return status.alive(self.folder)
 
     def state(self) -> str:
         """new, pending (in SLURM's queue), running, finished, failed (ended without a result) or unknown (can't be told from here)."""
         return self.status()[0]
 
-    def status(self, known: dict[str, attach.Place] | None = None) -> tuple[str, str]:
+    def status(self, known: dict[str, status.Place] | None = None) -> tuple[str, str]:
         """The state and, if it is pending, unknown or failed, why. known: see attach.place."""
         if self.metrics():
             return "finished", ""
-        if place := attach.place(self.folder, known):
+        if place := status.place(self.folder, known):
             return place.state, place.detail
         # looked at again: it may have finished in between
         if self.metrics() or not self.job():
             return ("finished" if self.metrics() else "new"), ""
-        return "failed", attach.why(self.folder)
+        return "failed", status.why(self.folder)
 
     def progress(self) -> dict:
         """The newest of everything that this job has told: see progress.reached."""
         return reached(self.run, self.folder, (self.spec() or {}).get("action"))
 
     def log_tail(self, lines: int = 25) -> str:
-        return attach.log_tail(self.folder, lines)
+        return status.log_tail(self.folder, lines)
 
     def cancel(self) -> None:
         """End the job; the run keeps its checkpoints and can be submitted again."""
-        attach.cancel(self.folder)
+        status.cancel(self.folder)
 
     def wait(self, progress: bool = True, poll: float = 0.5, show=None) -> dict:
         """Wait for the job and return its metrics; shows a progress bar. Raises JobFailed with the log's end.
@@ -100,7 +100,7 @@ class Handle:
         show = show or (functools.partial(self._show, bar) if progress else lambda history, state: None)
         try:
             while True:
-                place, local = attach.place(self.folder), (self.job() or {}).get("cluster") != "slurm"
+                place, local = status.place(self.folder), (self.job() or {}).get("cluster") != "slurm"
                 found, lost = self.metrics(), place is None and (gone or local)
                 waits = place is not None and place.state != "running"
                 history.update()
@@ -211,7 +211,7 @@ def submit(config: Config, run: Run, action: str = "train", section: str | None 
     from egokit import __version__
     if action not in ACTIONS:
         raise ValueError(f"action {action!r}: expected one of {', '.join(ACTIONS)}")
-    start, task = starting_point(config), snapshot.task_sha256(config.task)
+    start, task = starting_point(config), code_snapshot.task_sha256(config.task)
     handle = Handle(run, section or action)
     with locked(handle.folder):
         expect_same(handle, config, (start, task))
@@ -227,13 +227,15 @@ def submit(config: Config, run: Run, action: str = "train", section: str | None 
         resumed, before, plain = bool(partial(run, action)), handle.spec(), to_dict(config)
         if resumed and before:
             plain = known_to(plain, before["config"])
-        code = snapshot.take(handle.folder, keep=resumed, task=config.task)
+        code = code_snapshot.take(handle.folder, keep=resumed, task=config.task)
+        # a run that an egokit of before version 0.2 began goes on with its copy, whose worker has another name
+        worker = "egokit.jobs.worker" if (code / "egokit/jobs/worker.py").is_file() else "egokit.job"
         with devices.choice(config.launch) as chosen:
             spec = {"config": plain, "opened": to_dict(opened), "run": str(run.path.resolve()), "action": action,
                     "section": handle.section, "version": __version__, "init_sha256": start, "task_sha256": task, "gpus": chosen.uuids}
             write_text(handle.folder / "spec.json", json.dumps(spec, indent=1))
             try:
-                start_job("egokit.job", handle.folder, code, config.launch)
+                start_job(worker, handle.folder, code, config.launch)
             except BaseException:
                 if before:  # what it was made with is not to be lost for a job that was never started
                     write_text(handle.folder / "spec.json", json.dumps(before, indent=1))

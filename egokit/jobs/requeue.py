@@ -1,6 +1,6 @@
 """After a SLURM job has ended with an error: once more, or not?
 
-The batch script runs `python -m egokit.requeue FOLDER` (job.executor's trap), where FOLDER is the job's, jobs/<section>. A rank or
+The batch script runs `python -m egokit.jobs.requeue FOLDER` (job.executor's trap), where FOLDER is the job's, jobs/<section>. A rank or
 a node that was lost is worth another try from the newest checkpoint; an error of the program's own comes again, and so does what
 kills a rank twice at one step. Signals before time limits and preemption are submitit's to answer, node failures Slurm's.
 """
@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from egokit.progress import reached
+from egokit.jobs.progress import reached
 from egokit.runs.files import write_text
 from egokit.runs.run_folder import Run
 

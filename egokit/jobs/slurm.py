@@ -67,7 +67,7 @@ def options(launch: LaunchConfig, folder: Path, name: str) -> dict:
     asked = {key: value for key, value in wanted.items() if value}
     # time to save before the limit; a rank that fails ends the others
     asked |= {"signal_delay_s": 120, "srun_args": ["--kill-on-bad-exit=1"]} | launch.slurm
-    again = shlex.join([sys.executable, "-m", "egokit.requeue", str(folder.resolve())])
+    again = shlex.join([sys.executable, "-m", "egokit.jobs.requeue", str(folder.resolve())])
     # the user's lines first: modules like to change PYTHONPATH. srun forgets cpus-per-task since Slurm 22.05.
     # The trap runs after srun: what that ended with decides whether the job is worth another try
     asked["setup"] = [

@@ -17,9 +17,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from egokit import attach, slurm
 from egokit.config.build import ConfigError
 from egokit.config.schema import Config, LaunchConfig
+from egokit.jobs import slurm, status
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
 IDLE_GIB = 1.0  # a GPU with less memory in use is free: drivers and displays take some
@@ -150,7 +150,7 @@ class Choice(NamedTuple):
         """Write down that the job in that folder, which has been started, has these GPUs."""
         for gpu in self.gpus if self.folder else []:
             # a local job's number is that of its controller's process
-            claim = {"process": attach.read_job(job)["job_id"], "job": str(job)}
+            claim = {"process": status.read_job(job)["job_id"], "job": str(job)}
             with contextlib.suppress(OSError):  # a full disk: the job runs, and the next one sees its memory
                 (self.folder / f"{gpu.uuid}.json").write_text(json.dumps(claim))
 

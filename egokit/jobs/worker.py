@@ -1,6 +1,6 @@
 """What runs inside a job's processes, and the starter that hands it to submitit. The notebook's side is launch.py's.
 
-`python -m egokit.job SPEC` is run by launch.submit in a session of its own, with the snapshot of egokit on its path:
+`python -m egokit.jobs.worker SPEC` is run by launch.submit in a session of its own, with the snapshot of egokit on its path:
 it submits the job and leaves, so neither closing JupyterLab nor Ctrl-C reaches the job.
 """
 from __future__ import annotations
@@ -15,9 +15,9 @@ import sys
 import time
 from pathlib import Path
 
-from egokit import devices, requeue, slurm
 from egokit.config.build import build, comparable, to_dict
 from egokit.config.schema import Config, LaunchConfig
+from egokit.jobs import devices, requeue, slurm
 from egokit.runs.files import write_text
 from egokit.runs.run_folder import DEVICES, Run
 from egokit.train.batch_plan import plan
@@ -89,7 +89,7 @@ class Job:
 
     @staticmethod
     def evaluate(config, task, run, section, device) -> dict:
-        from egokit.progress import Told
+        from egokit.jobs.progress import Told
         from egokit.train import distributed
         from egokit.train.evaluate import evaluate
         from egokit.train.loop import initial_model
@@ -191,5 +191,5 @@ def start(spec_path: str) -> None:
 
 
 if __name__ == "__main__":
-    from egokit.job import start as start_from_module  # pickled by the name egokit.job, not __main__
+    from egokit.jobs.worker import start as start_from_module  # pickled by the name egokit.jobs.worker, not __main__
     start_from_module(sys.argv[1])
