@@ -6,7 +6,7 @@ import importlib
 __version__ = "0.1.0"
 
 _PUBLIC = {  # name: module; imported where it is first used
-    "load": "model.weights", "similarity": "model.egovlp", "read_clip": "data.video.clips", "describe": "notebook", "open_run": "notebook",
+    "load": "model.weights", "similarity": "model.egovlp", "read_clip": "data.video.clips", "describe": "notebook.open_run", "open_run": "notebook.open_run",
     "submit": "jobs.launch", "runs_table": "jobs.runs_table", "ConfigError": "config.build", "WeightsError": "model.checkpoints",
 }
 _MODULES = {  # the same for whole modules

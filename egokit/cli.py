@@ -20,7 +20,7 @@ def _recipe(parser: argparse.ArgumentParser, params: str | None = None, run: str
 
 
 def demo(arguments) -> None:
-    from egokit import demo as story
+    from egokit.notebook import demo as story
     story.run(arguments.run, arguments.overrides)
 
 
@@ -78,7 +78,7 @@ def minutes(text: str) -> float:
 
 
 def run(arguments) -> None:
-    from egokit import batch
+    from egokit.notebook import batch
     given = {key: getattr(arguments, key) for key in ("params", "site", "overrides", "run") if getattr(arguments, key) is not None}
     notebooks = batch.checked(arguments.notebooks, given, arguments.timeout and 60 * arguments.timeout, arguments.side_by_side)
     if arguments.submit:
@@ -97,7 +97,7 @@ PLACES = {"egoclip": ("02_pretrain", {"train": "pretrain"}), "ek100": ("03_ek100
 def submit(arguments) -> None:
     from egokit.config.resolve import outputs_folder, resolve
     from egokit.jobs import launch
-    from egokit.notebook import open_run
+    from egokit.notebook.open_run import open_run
     config = resolve(arguments.params, arguments.site, arguments.overrides, arguments.run)
     own = own_task(config.task)
     notebook, actions = (Path(own[0]).stem, {"evaluate": "evaluate", "train": "train"}) if own else PLACES[config.task]

@@ -16,7 +16,7 @@ from egokit.config.resolve import outputs_folder
 from egokit.config.schema import LaunchConfig
 from egokit.jobs import launch, requeue, runs_table, slurm, status
 from egokit.jobs.progress import Told, told
-from egokit.notebook import open_run
+from egokit.notebook.open_run import open_run
 from egokit.runs.files import write_text
 from egokit.runs.run_folder import Run
 

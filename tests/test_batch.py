@@ -13,11 +13,11 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from egokit import batch, headless
 from egokit.config.build import ConfigError, to_dict
 from egokit.config.resolve import resolve
 from egokit.jobs import launch, runs_table, status
-from egokit.notebook import open_run
+from egokit.notebook import batch, headless
+from egokit.notebook.open_run import open_run
 from egokit.runs.files import write_text
 from egokit.runs.run_folder import Run
 
@@ -207,7 +207,7 @@ def test_what_is_edited_later_reaches_no_queued_notebook(home, tmp_path):
     """The first notebook waits, as a queue would let the job wait, while the second, its recipe and its site are edited."""
     book = nbformat.read(home / "notebooks/90_good.ipynb", as_version=4)
     waits = f"import time\nfrom pathlib import Path\nwhile not Path({str(tmp_path / 'go')!r}).exists():\n    time.sleep(0.1)"
-    tells = ("from egokit.notebook import open_run\nconfig, folder = open_run('95_tells', params, site, overrides, run)\n"
+    tells = ("from egokit.notebook.open_run import open_run\nconfig, folder = open_run('95_tells', params, site, overrides, run)\n"
              "print(config.data.limit, config.site.root, folder.path)")
     for name, cell in (("94_waits", waits), ("95_tells", tells)):
         book.cells[1].source = cell

@@ -9,9 +9,10 @@ import pytest
 from conftest import MODEL, SMALL
 from PIL import Image
 
-from egokit import notebook, tasks
+from egokit import tasks
 from egokit.look import browser, queries
 from egokit.look.browser import selected, widgets
+from egokit.notebook import open_run
 from egokit.runs.run_folder import Run
 
 
@@ -189,13 +190,13 @@ def test_live_widgets_choose_and_show_what_the_page_does(evaluated):
 
 def test_live_there_are_widgets_and_the_page_folded_for_later(evaluated, monkeypatch, capsys):
     task, run = evaluated("charades")
-    monkeypatch.setattr(notebook, "injected_cells", list)
+    monkeypatch.setattr(open_run, "injected_cells", list)
     monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
     assert not browser(task, run, "zeroshot").data.startswith("<details>")
     monkeypatch.setenv("JPY_SESSION_NAME", "someone's.ipynb")
     shown = browser(task, run, "zeroshot").data
     assert capsys.readouterr().out.startswith("VBox(") and shown.startswith("<details><summary>") and len(data_of(shown)["queries"]) > 0
-    monkeypatch.setattr(notebook, "injected_cells", lambda: ["# Parameters\nrun = 'x'"])
+    monkeypatch.setattr(open_run, "injected_cells", lambda: ["# Parameters\nrun = 'x'"])
     assert not browser(task, run, "zeroshot").data.startswith("<details>"), "papermill in JupyterLab is nobody's session"
 
 

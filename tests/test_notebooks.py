@@ -11,8 +11,8 @@ import nbformat
 import pytest
 from conftest import MODEL, SMALL
 
-from egokit import headless
 from egokit.config.build import ConfigError
+from egokit.notebook import headless
 from egokit.runs.run_folder import Run
 
 pytestmark = pytest.mark.slow

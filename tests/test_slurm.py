@@ -16,10 +16,10 @@ from conftest import MODEL
 from test_train import essential, wait_for, weights_of
 
 import egokit
-from egokit import batch
 from egokit.config.resolve import outputs_folder
 from egokit.jobs import launch, status
 from egokit.model import checkpoints
+from egokit.notebook import batch
 from egokit.runs.run_folder import Run
 
 CLUSTER = Path(__file__).parent / "slurm/cluster.sh"

@@ -16,7 +16,7 @@ import numpy as np
 
 from egokit.look import queries
 from egokit.look.base import CYCLE, RIGHT, WRONG, strip, thin
-from egokit.notebook import live
+from egokit.notebook.open_run import live
 from egokit.runs.files import write_text
 from egokit.runs.run_folder import Run
 

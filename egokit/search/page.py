@@ -8,7 +8,7 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from os import cpu_count
 
-from egokit.notebook import live
+from egokit.notebook.open_run import live
 from egokit.runs.files import write_text
 from egokit.search.cut import small
 from egokit.search.searcher import Hit, Searcher

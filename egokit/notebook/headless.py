@@ -21,7 +21,7 @@ from egokit.config.build import ConfigError, nearest
 from egokit.config.resolve import as_submitted, outputs_folder, project_root, resolve, to_yaml
 from egokit.config.schema import Config
 from egokit.jobs.launch import Handle, changed, expect_same
-from egokit.notebook import PARAMETERS, check_names
+from egokit.notebook.open_run import PARAMETERS, check_names
 from egokit.runs.files import locked
 from egokit.runs.run_folder import UNFINISHED, WHOLE, Run
 

@@ -5,9 +5,9 @@ import json
 import time
 from pathlib import Path
 
-from egokit import headless
 from egokit.config.resolve import outputs_folder
 from egokit.jobs.launch import Handle
+from egokit.notebook import headless
 from egokit.runs.files import write_text
 from egokit.runs.published import RESULTS
 from egokit.runs.run_folder import Run

@@ -1,6 +1,6 @@
 """Several notebooks: checked together, then run in order or side by side, here or as a job of their own through submitit.
 
-`python -m egokit.batch SPEC` is run by submit with a snapshot of egokit on its path, as job.py is by launch.py.
+`python -m egokit.notebook.batch SPEC` is run by submit with a snapshot of egokit on its path, as job.py is by launch.py.
 """
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import sys
 import time
 from pathlib import Path
 
-from egokit import headless
 from egokit.config.build import ConfigError, build, to_dict
 from egokit.config.resolve import outputs_folder, project_root
 from egokit.config.schema import Config
 from egokit.jobs import code_snapshot, launch, runs_table, slurm, status, worker
+from egokit.notebook import headless
 from egokit.runs.files import write_text
 
 CPUS = 2  # of a notebook's job: it waits for its own jobs, and draws
@@ -110,7 +110,7 @@ class Job:
 
     def __call__(self) -> None:
         spec = json.loads(Path(self.spec).read_text())
-        process = subprocess.Popen([sys.executable, "-m", "egokit.batch", self.spec, "here"], env=os.environ | spec["environment"])
+        process = subprocess.Popen([sys.executable, "-m", "egokit.notebook.batch", self.spec, "here"], env=os.environ | spec["environment"])
         try:
             code = process.wait()
         finally:  # a time limit or preemption: submitit has queued this job again, and leaves
@@ -143,7 +143,7 @@ def submit(notebooks: Notebooks) -> str:
             write_text(folder / "spec.json", json.dumps(spec, indent=1))
             code_snapshot.keep(folder, files(notebooks))
             (folder / "job.json").unlink(missing_ok=True)
-            launch.start_job("egokit.batch", folder, code_snapshot.take(folder, keep=False), config.launch)
+            launch.start_job("egokit.notebook.batch", folder, code_snapshot.take(folder, keep=False), config.launch)
         elif json.loads((folder / "spec.json").read_text())["notebooks"] != spec["notebooks"]:
             raise ConfigError(f"{folder} belongs to a job that runs other notebooks or parameters: wait for it, end it, or choose "
                               "another run name")
@@ -180,5 +180,5 @@ def main(spec_path: str, here: bool) -> None:
 
 
 if __name__ == "__main__":
-    from egokit.batch import main as main_of_module  # pickled by the name egokit.batch, not __main__
+    from egokit.notebook.batch import main as main_of_module  # pickled by the name egokit.notebook.batch, not __main__
     main_of_module(sys.argv[1], sys.argv[2:] == ["here"])
