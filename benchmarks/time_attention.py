@@ -27,7 +27,6 @@ from egokit.config.resolve import resolve
 from egokit.config.schema import Config
 from egokit.data.loader import Samples, loader
 from egokit.data.video.transforms import evaluation, normalise
-from egokit.look.base import CYCLE, pyplot
 from egokit.model.egovlp import EgoVLP, similarity
 from egokit.tasks import losses
 from egokit.tasks.egoclip import NOUNS as NOUN_CLASSES
@@ -38,6 +37,7 @@ from egokit.toy.motion import Pose
 from egokit.toy.plan import Thing
 from egokit.toy.words import COLOURS, NOUNS
 from egokit.train import loop
+from egokit.viz.style import CYCLE, pyplot
 
 ROOT = Path(__file__).parents[1]
 RESULTS, FIGURE = ROOT / "outputs" / "time_attention.jsonl", ROOT / "docs" / "time_attention.png"

@@ -10,10 +10,10 @@ from conftest import MODEL, SMALL
 from PIL import Image
 
 from egokit import tasks
-from egokit.look import browser, queries
-from egokit.look.browser import selected, widgets
 from egokit.notebook import open_run
 from egokit.runs.run_folder import Run
+from egokit.viz import browser, queries
+from egokit.viz.browser import selected, widgets
 
 
 def data_of(html: str) -> dict:

@@ -5,11 +5,11 @@ import types
 import numpy as np
 import pytest
 
-from egokit import look, tasks
-from egokit.look import classes
+from egokit import tasks, viz
 from egokit.model.checkpoints import fingerprint
 from egokit.runs.run_folder import Run
 from egokit.tasks import metrics
+from egokit.viz import per_class
 
 
 def scored(tmp_path, prompts: int, of: int, **given):
@@ -40,7 +40,7 @@ def test_average_precisions_are_the_metrics_sorted_and_absent_classes_are_said(t
     scores = {name: much * targets + rng.normal(size=targets.shape) for name, much in {"zeroshot": 1, "finetune": 2}.items()}
     for section, values in scores.items():
         write(run, section, values, 50)
-    figure = classes.average_precisions(task, run, "zeroshot", "finetune")
+    figure = per_class.average_precisions(task, run, "zeroshot", "finetune")
     left, right = figure.axes
     assert left.get_title() == "48 of 50 classes occur, 2 have no value"
     for line, (section, values) in zip(left.lines, scores.items(), strict=True):
@@ -63,7 +63,7 @@ def test_accuracy_by_word(tmp_path):
     task = scored(tmp_path, 0, 5, texts=texts, questions=questions, answers=np.zeros(5, int), types=np.array([1, 2, 1, 1, 1]))
     run = Run(tmp_path)
     write(run, "egomcq", np.array([[1, 0], [0, 1], [1, 0], [0, 1], [1, 0.0]]), 0)
-    verbs, nouns = (drawn(axis) for axis in classes.accuracy_by_word(task, run, "egomcq").axes)
+    verbs, nouns = (drawn(axis) for axis in per_class.accuracy_by_word(task, run, "egomcq").axes)
     assert verbs["inter-video"] == {"picks up  (2)": 100, "cuts  (2)": 50}
     assert verbs["intra-video"]["picks up  (2)"] == 0 and np.isnan(verbs["intra-video"]["cuts  (2)"])
     assert [*nouns["inter-video"]] == ["the cup  (4)"] and nouns["inter-video"]["the cup  (4)"] == pytest.approx(200 / 3)
@@ -72,7 +72,7 @@ def test_accuracy_by_word(tmp_path):
 def test_annotations_without_tags_are_said(tmp_path):
     task = scored(tmp_path, 0, 1, texts=["#C C walks"], questions=[{"query": {}}], answers=np.zeros(1, int), types=np.ones(1, int))
     write(Run(tmp_path), "egomcq", np.eye(1, 5), 0)
-    figure = classes.accuracy_by_word(task, Run(tmp_path), "egomcq")
+    figure = per_class.accuracy_by_word(task, Run(tmp_path), "egomcq")
     assert [axis.get_title() for axis in figure.axes] == ["the annotations name no verbs", "the annotations name no nouns"]
 
 
@@ -85,19 +85,19 @@ def test_ndcg_by_word_is_each_clips_of_its_class(tmp_path):
                           "all_noun_classes": [[0], [1], [2], [0, 1]]})
     task = scored(tmp_path, 6, 4, test=types.SimpleNamespace(clips=clips), truth=lambda: truth)
     write(Run(tmp_path), "zeroshot", scores, 6)
-    verbs, nouns = (drawn(axis)["zeroshot"] for axis in classes.retrieval_by_word(task, Run(tmp_path), "zeroshot").axes)
+    verbs, nouns = (drawn(axis)["zeroshot"] for axis in per_class.retrieval_by_word(task, Run(tmp_path), "zeroshot").axes)
     ndcg = [metrics.retrieval(scores[[row, row]], truth[[row, row]])["nDCG_V2T"] for row in range(4)]
     assert verbs == pytest.approx({"cut  (3)": np.mean([ndcg[0], ndcg[1], ndcg[3]]), "wash pan  (1)": ndcg[2]})
     assert nouns["onion  (2)"] == pytest.approx(np.mean([ndcg[0], ndcg[3]]))
 
 
 @pytest.mark.parametrize("recipe, draw, table", [
-    ("charades_finetune", look.average_precisions, "CharadesEgo_v1_test_only1st.csv"),
-    ("charades_finetune", look.retrieved, "CharadesEgo_v1_test_only1st.csv"),
-    ("ek100_finetune", look.retrieval_by_word, "EPIC_100_retrieval_test.csv"),
-    ("ek100_finetune", look.retrieved, "EPIC_100_retrieval_test.csv"),
-    ("egomcq", look.accuracy_by_word, "egomcq.json"),
-    ("egomcq", look.questions, "egomcq.json"),
+    ("charades_finetune", viz.average_precisions, "CharadesEgo_v1_test_only1st.csv"),
+    ("charades_finetune", viz.retrieved, "CharadesEgo_v1_test_only1st.csv"),
+    ("ek100_finetune", viz.retrieval_by_word, "EPIC_100_retrieval_test.csv"),
+    ("ek100_finetune", viz.retrieved, "EPIC_100_retrieval_test.csv"),
+    ("egomcq", viz.accuracy_by_word, "egomcq.json"),
+    ("egomcq", viz.questions, "egomcq.json"),
 ])
 def test_annotations_edited_since_the_evaluation_are_an_error(resolve, copied, tmp_path, recipe, draw, table):
     """Scores beside the rows of another table would be a picture of wrong things."""

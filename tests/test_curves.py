@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 from conftest import board_of
 
-from egokit.look.curves import POINTS, Display, curves, draw
 from egokit.runs.log import History, scalars
 from egokit.runs.run_folder import Run
+from egokit.viz.curves import POINTS, Display, curves, draw
 
 
 def step_event(step, steps=20, **other):

@@ -120,7 +120,7 @@ def test_egomcq_equals_the_plain_way(checkpoint, resolve):
     found, rows, _ = evaluate.evaluate(model, task)
     assert found["samples"] == len(task.questions) and len(rows["index"]) == task.expected() == 5 * len(task.questions)
     scores = task.scores(rows)
-    from egokit.look import question
+    from egokit.viz import question
     for q in (0, 7, 20):
         asked = question(task, q)
         with torch.no_grad():

@@ -11,13 +11,13 @@ from test_curves import step_event, validation_event
 from test_predictions import asked, grey, sought
 
 import egokit
-from egokit import look, tasks
-from egokit.look.base import WIDTH
-from egokit.look.classes import by_word
-from egokit.look.curves import curves
-from egokit.look.predictions import draw_predictions
+from egokit import tasks, viz
 from egokit.runs.log import History
 from egokit.runs.run_folder import Run
+from egokit.viz.curves import curves
+from egokit.viz.per_class import by_word
+from egokit.viz.predictions import draw_predictions
+from egokit.viz.style import WIDTH
 
 LONG = "#C C puts the large green chopping board down beside the sink with both hands"
 
@@ -42,23 +42,23 @@ def figures(resolve, checkpoint, tmp_path):
         run.write_rows(section, {"index": np.arange(len(next(iter(rows.values()))))} | rows, prompts_KE)
     config = resolve()
     model, task = egokit.load(checkpoint, tokenizer=config.site.tokenizer), tasks.make(config).validation()
-    yield "reranked", look.reranked(model, task, task.texts[0])
-    yield "few candidates", look.reranked(model, task, LONG, candidates=3)
-    yield "fusion", look.fusion(model, look.question(task, 0).pixels[0], LONG)
-    yield "published", look.published(Run(tmp_path / "outputs/00_quickstart/a_run_of_mine"))
-    yield "narrations", look.narrations(config)
-    yield "batch", look.batch(tasks.make(config))
+    yield "reranked", viz.reranked(model, task, task.texts[0])
+    yield "few candidates", viz.reranked(model, task, LONG, candidates=3)
+    yield "fusion", viz.fusion(model, viz.question(task, 0).pixels[0], LONG)
+    yield "published", viz.published(Run(tmp_path / "outputs/00_quickstart/a_run_of_mine"))
+    yield "narrations", viz.narrations(config)
+    yield "batch", viz.batch(tasks.make(config))
     task.texts = [LONG] * len(task.texts)
-    yield "question", look.question(task, 1).figure
+    yield "question", viz.question(task, 1).figure
     write("some", {"dual": rng.uniform(-1, 0, task.expected()), "fusion": rng.random(task.expected())})
-    yield "questions", look.questions(task, run, "some")
+    yield "questions", viz.questions(task, run, "some")
     task = tasks.make(resolve("toy/ek100_finetune", "init="))
     write("any", {"video": rng.normal(size=(len(task.test), 8))}, rng.normal(size=(len(task.prompts()), 8)))
-    yield "retrieved", look.retrieved(task, run, "any")
+    yield "retrieved", viz.retrieved(task, run, "any")
     task = tasks.make(resolve("toy/charades_finetune", "init="))
     write("all", {"video": rng.normal(size=(len(task.ids), 8))}, rng.normal(size=(len(task.classes), 8)))
-    yield "few clips", look.retrieved(task, run, "all")
-    yield "average precisions", look.average_precisions(task, run, "all")
+    yield "few clips", viz.retrieved(task, run, "all")
+    yield "average precisions", viz.average_precisions(task, run, "all")
     yield "words", by_word([LONG] * 50, {"verb": [[n] for n in range(50)], "noun": [[n] for n in range(50)]},
                            {"inter-video": rng.uniform(0, 100, 50)}, "ensemble accuracy, %", "questions", chance=20)
     run, history = logged(tmp_path, *[asked([-.11, .21, .31, .41, .51]) | {"text": LONG}] * 4)
@@ -103,7 +103,7 @@ def test_features_of_a_long_clip_are_means_of_stretches_in_bounded_memory(tmp_pa
     clips.append(clips[1])
     (tmp_path / "features/manifest.json").write_text(json.dumps({"format": "npy", "clips": clips}))
     tracemalloc.start()
-    figure = look.features(run)
+    figure = viz.features(run)
     assert tracemalloc.get_traced_memory()[1] < 200 << 20
     tracemalloc.stop()
     long, short = (axis.images[0].get_array() for axis in figure.axes[:2])

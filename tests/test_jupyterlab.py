@@ -178,15 +178,15 @@ def test_every_cell_runs_and_everything_is_shown(lab, name):
 
 def test_curves_grow_while_it_trains(lab):
     book, pictures = lab("02_pretrain"), set()
-    where = '.jp-Notebook .jp-Cell:has-text("look.watch(") .jp-OutputArea img'
+    where = '.jp-Notebook .jp-Cell:has-text("viz.watch(") .jp-OutputArea img'
 
     def glance(cells):
-        if not cell_with(cells, "look.watch(")["count"]:  # it trains
+        if not cell_with(cells, "viz.watch(")["count"]:  # it trains
             pictures.update(book.page.locator(where).evaluate_all("images => images.slice(0, 1).map(image => image.src)"))
 
     cells = run_all(book, meanwhile=glance)
     assert len(pictures) > 1, "drawn again before the cell was done"
-    kinds = [output["kinds"] for output in cell_with(cells, "look.watch(")["outputs"]]
+    kinds = [output["kinds"] for output in cell_with(cells, "viz.watch(")["outputs"]]
     assert ["image/png" in one for one in kinds] == [True, True], "the curves and the predictions, each in one place"
     look_through(book, cells)
     assert not book.said
@@ -201,7 +201,7 @@ def test_the_retrieval_browser(lab):
 
 def browse(book) -> None:
     """Search, order and choose in the live browser of the retrieval results: what is listed and shown follows."""
-    cell = visit(book, "look.browser(")
+    cell = visit(book, "viz.browser(")
     widgets = cell.locator(".jupyter-widgets").first
     widgets.wait_for(state="visible")
     shown = widgets.locator("img")

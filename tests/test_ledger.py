@@ -6,9 +6,9 @@ import pytest
 from egokit import cli, tasks
 from egokit.config.resolve import resolve
 from egokit.jobs.worker import recipe
-from egokit.look import tables
 from egokit.runs import ledger, published
 from egokit.runs.run_folder import Run
+from egokit.viz import tables
 
 REAL = {"finished": True, "action": "evaluate", "task": "any", "toy": False, "frames": 16, "precision": "fp32", "init_sha256": "0" * 12,
         "data": {"a table": "1" * 12}}

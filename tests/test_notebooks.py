@@ -52,7 +52,7 @@ def test_02_pretrain(run_notebook):
     assert figures >= {"batch", "curves", "predictions", "questions-pretrain"}
     assert {path.name for path in run.checkpoints.iterdir()} == {"best.pt", "step-0000003.pt", "step-0000006.pt"}
     assert "task: egoclip" in (run.path / "params.yaml").read_text()
-    train = next(cell for cell in book.cells if "look.watch(" in cell.source)
+    train = next(cell for cell in book.cells if "viz.watch(" in cell.source)
     assert ["image/png" in output.get("data", {}) for output in train.outputs] == [True, True], "each figure once, however often drawn"
     for output, name in zip(train.outputs, ("curves", "predictions"), strict=True):
         assert base64.b64decode(output["data"]["image/png"]) == (run.path / f"figures/{name}.png").read_bytes()

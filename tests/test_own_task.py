@@ -98,4 +98,4 @@ def test_from_the_shell_to_the_ledger(mine, checkpoint, project, capsys):
     cli.main(["ledger"])
     row = rf"^NarrationRetrieval R@5, evaluate +narration_retrieval/random +– +{section['R@5']:.1f} +–$"
     assert re.search(row, capsys.readouterr().out, re.MULTILINE), "whatever the other runs of the folder are"
-    assert "–" in egokit.look.ledger(project / "outputs").to_html()
+    assert "–" in egokit.viz.ledger(project / "outputs").to_html()

@@ -8,10 +8,10 @@ from test_curves import read, step_event, validation_event
 
 from egokit import tasks
 from egokit.config.build import to_dict
-from egokit.look.curves import Display
-from egokit.look.predictions import draw_predictions, pictures, predictions
 from egokit.runs.run_folder import Run
 from egokit.tasks.egomcq import clip_key
+from egokit.viz.curves import Display
+from egokit.viz.predictions import draw_predictions, pictures, predictions
 
 
 def test_questions_of_both_kinds_with_the_scores_that_are_evaluated(resolve):

@@ -7,11 +7,11 @@ import torch
 from conftest import MODEL, SMALL, opened
 
 import egokit
-from egokit import look, tasks
+from egokit import tasks, viz
 from egokit.data.video.transforms import normalise
-from egokit.look import inside
 from egokit.runs.run_folder import Run
 from egokit.tasks.egomcq import clip_key
+from egokit.viz import attention
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +32,14 @@ def test_fusion_shows_every_gate_and_the_maps_of_the_widest(ready, tmp_path):
     model = opened(resolve("toy/pretrain", "tiny", MODEL.replace("fused=1", "fused=2")))
     with torch.no_grad():
         model.text.layers[0].gate.fill_(-0.9)
-    question = look.question(task, 0)
+    question = viz.question(task, 0)
     pixels, T = question.pixels[question.answer], len(question.pixels[0])
-    figure = look.fusion(model, pixels, question.text, Run(tmp_path))
+    figure = viz.fusion(model, pixels, question.text, Run(tmp_path))
     towers, *pictures = figure.axes
     assert sorted(text for text in said(towers) if re.fullmatch(r"[+−]\d\.\d\d", text)) == ["+0.70", "+0.70", "+0.70", "−0.90"]
     assert [text for text in said(towers) if text.startswith("video ")] == ["video 1", "video 2"]
     frames = normalise(pixels)[None]
-    probability, maps = inside.word_maps(model, frames, question.text, 0)
+    probability, maps = attention.word_maps(model, frames, question.text, 0)
     assert probability == pytest.approx(model.match(frames, [question.text]).item())
     assert f"{probability:.2f}" in figure.get_suptitle()
     assert maps.shape[1:] == (T, 4, 4) and (maps >= 0).all() and (maps.sum((1, 2, 3)) < 1.001).all(), "the rest is for the video's CLS"
@@ -47,7 +47,7 @@ def test_fusion_shows_every_gate_and_the_maps_of_the_widest(ready, tmp_path):
     word = re.match("where “(.*)” looks, in text layer 1", first[0].get_title(loc="left"))[1]
     i = inside_words(model, question.text).index(word)
     assert [axis.get_xlabel() for axis in first] == [f"{100 * share:.0f} % of its attention" for share in maps[i].sum((1, 2))]
-    other = inside.word_maps(model, frames, question.text, 1)[1]
+    other = attention.word_maps(model, frames, question.text, 1)[1]
     assert np.abs(other - maps).max() > 0.01
 
 
@@ -62,7 +62,7 @@ def test_the_maps_are_the_attention_that_the_model_uses(ready):
                 other.copy_(one)
     hook = layer.register_forward_hook(lambda module, inputs, output: read.append((inputs[1], output)))
     try:
-        _, maps = inside.word_maps(model, look.question(task, 0).frames[:1], task.texts[0], len(model.text.layers) - 1)
+        _, maps = attention.word_maps(model, viz.question(task, 0).frames[:1], task.texts[0], len(model.text.layers) - 1)
     finally:
         hook.remove()
     (source, output), patches = read[-1], torch.from_numpy(maps).flatten(1)
@@ -83,7 +83,7 @@ def test_reranking_finds_by_cosine_and_orders_anew_by_the_sum(ready, tmp_path):
     cosine = egokit.similarity(model.encode_text([text]), model.encode_video(normalise(pixels)))[0]
     found = cosine.topk(10).indices
     both = cosine[found] + model.match(normalise(pixels[found]), [text])
-    figure = look.reranked(model, task, text, Run(tmp_path), clips=10 ** 6)
+    figure = viz.reranked(model, task, text, Run(tmp_path), clips=10 ** 6)
     labels = [axis.get_xlabel() for axis in figure.axes]
     assert ["was" in label for label in labels] == [False] * 5 + [True] * 5
     assert [float(re.search(r"-?\d\.\d\d", label)[0]) for label in labels[:5]] == pytest.approx(cosine[found[:5]].tolist(), abs=0.006)
@@ -96,7 +96,7 @@ def test_reranking_finds_by_cosine_and_orders_anew_by_the_sum(ready, tmp_path):
         clip = about[task.clips[v]]
         same = (clip["tag_verb"] == asked["tag_verb"]) + (clip["tag_noun"] == asked["tag_noun"])
         assert f" {'✗◐✓'[same]} " in label and clip["clip_text"][:20] in label
-    free = look.reranked(model, task, "a text that no narration has", clips=12)
+    free = viz.reranked(model, task, "a text that no narration has", clips=12)
     assert not re.search("[✗◐✓]", free.axes[0].get_xlabel()) and "of 12 clips" in said(free.axes[0])[0]
 
 
@@ -104,7 +104,7 @@ def test_published_numbers_stand_beside_those_that_are_there(tmp_path):
     run = Run(tmp_path / "00_quickstart/mine")
     Run(tmp_path / "05_egomcq/other").write_metrics("egomcq", {"ensemble_inter": 99.0})
     Run(tmp_path / "03_ek100/mine").write_metrics("zeroshot", {"mAP": 12.34})
-    axis = look.published(run).axes[0]
+    axis = viz.published(run).axes[0]
     texts = dict(zip([tick.get_text() for tick in axis.get_yticklabels()], said(axis), strict=True))
     assert texts["EK-100 MIR mAP, zero-shot"] == "26.7 published, 12.3 here"
     assert texts["EgoMCQ inter-video, ensemble"] == "91.0 published, not yet here: run 05_egomcq"

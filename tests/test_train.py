@@ -16,7 +16,7 @@ import torch
 from conftest import MODEL, ROOT, board_of, rarest
 
 import egokit
-from egokit import look
+from egokit import viz
 from egokit.config.build import ConfigError
 from egokit.config.resolve import outputs_folder
 from egokit.config.schema import LaunchConfig, ModelConfig
@@ -226,7 +226,7 @@ def test_a_score_that_is_no_number_is_never_the_best_and_blocks_none(resolve, ru
 def test_a_failing_job_tells_why(resolve, project, run):
     config = resolve(overrides=f"{MODEL} data.tokens=70 model.positions=8")
     with pytest.raises(launch.JobFailed, match=r"(?s)ended without a result.*but the model has 6 positions"):
-        look.watch(egokit.submit(config, run, "train", "pretrain"))
+        viz.watch(egokit.submit(config, run, "train", "pretrain"))
     assert launch.Handle(run, "pretrain").state() == "failed" and (run.path / "figures/curves.png").exists()
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from egokit.look.base import WIDTH, finish, frame, pyplot, strip
 from egokit.runs.run_folder import Run
+from egokit.viz.style import WIDTH, finish, frame, pyplot, strip
 
 
 def batch(task, run: Run | None = None, count: int = 4, split: str = "train"):

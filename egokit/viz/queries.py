@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 
 from egokit.config.build import nearest
-from egokit.look.base import checked_rows
-from egokit.look.classes import query_words
 from egokit.runs.run_folder import Run
+from egokit.viz.per_class import query_words
+from egokit.viz.style import checked_rows
 
 TOP = 5       # clips shown of a text
 MISSED = 1    # right clips shown that are not among them

@@ -7,10 +7,10 @@ import time
 
 import numpy as np
 
-from egokit.look.base import CYCLE, WIDTH, WRONG, finish, pyplot
-from egokit.look.predictions import draw_predictions, pictures, predictions
 from egokit.runs.log import History
 from egokit.runs.run_folder import Run
+from egokit.viz.predictions import draw_predictions, pictures, predictions
+from egokit.viz.style import CYCLE, WIDTH, WRONG, finish, pyplot
 
 POINTS = 200       # a curve of more is drawn as the means of so many stretches, with their range behind
 NEWEST = 20        # lines of the log that the verdict on waiting is about

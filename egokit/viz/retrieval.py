@@ -8,8 +8,8 @@ import numpy as np
 
 from egokit.data.annotation_tables import classes_of
 from egokit.data.video.frame_sampling import spread
-from egokit.look.base import RIGHT, WIDTH, WRONG, checked_rows, finish, frame, graded, heading, pyplot, strip, thin
 from egokit.runs.run_folder import Run
+from egokit.viz.style import RIGHT, WIDTH, WRONG, checked_rows, finish, frame, graded, heading, pyplot, strip, thin
 
 
 def questions(task, run: Run, section: str, count: int = 6):

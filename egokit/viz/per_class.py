@@ -11,9 +11,9 @@ import textwrap
 import numpy as np
 
 from egokit.data.annotation_tables import classes_of
-from egokit.look.base import CYCLE, WIDTH, checked_rows, finish, pyplot
 from egokit.runs.run_folder import Run
 from egokit.tasks import metrics
+from egokit.viz.style import CYCLE, WIDTH, checked_rows, finish, pyplot
 
 LINES = 20  # classes named one under another
 MARKERS = "osD^"

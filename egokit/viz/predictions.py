@@ -3,9 +3,9 @@ from __future__ import annotations
 
 import functools
 
-from egokit.look.base import CYCLE, RIGHT, WIDTH, WRONG, board, finish, frame, graded, heading, pyplot
 from egokit.runs.log import History
 from egokit.runs.run_folder import Run
+from egokit.viz.style import CYCLE, RIGHT, WIDTH, WRONG, board, finish, frame, graded, heading, pyplot
 
 MARKS = dict(zip("osD^v", "●■◆▲▼", strict=True))  # matplotlib's markers as characters
 

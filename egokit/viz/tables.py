@@ -25,8 +25,8 @@ def published(run: Run):
     """Chart of the published numbers beside those of the runs of the same name in the other notebooks, where they exist."""
     import numpy as np
 
-    from egokit.look.base import finish, pyplot
-    from egokit.look.classes import dots
+    from egokit.viz.per_class import dots
+    from egokit.viz.style import finish, pyplot
     results = [one for one in RESULTS if one.published is not None and not one.metric.endswith(DUAL_SOFTMAX)]
     found = {name: Run(path).metrics() if (path := run.path.parents[1] / name / run.path.name).is_dir() else {}
              for name in dict.fromkeys(one.notebook for one in results)}

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from egokit.look import queries
-from egokit.look.base import CYCLE, RIGHT, WRONG, strip, thin
 from egokit.notebook.open_run import live
 from egokit.runs.files import write_text
 from egokit.runs.run_folder import Run
+from egokit.viz import queries
+from egokit.viz.style import CYCLE, RIGHT, WRONG, strip, thin
 
 PICTURES = 600  # distinct clips in a page, about 8 kB each
 UNFOLDING = 8   # queries in the list that needs no script
