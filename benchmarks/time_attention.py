@@ -34,7 +34,7 @@ from egokit.tasks.egoclip import VERBS as VERB_CLASSES
 from egokit.tasks.egoclip import EgoClip, multi_hot
 from egokit.toy import stage
 from egokit.toy.motion import Pose
-from egokit.toy.plan import Thing
+from egokit.toy.schedule import Thing
 from egokit.toy.words import COLOURS, NOUNS
 from egokit.train import loop
 from egokit.viz.style import CYCLE, pyplot

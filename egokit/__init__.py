@@ -10,7 +10,7 @@ _PUBLIC = {  # name: module; imported where it is first used
     "submit": "jobs.launch", "runs_table": "jobs.runs_table", "ConfigError": "config.build", "WeightsError": "model.checkpoints",
 }
 _MODULES = {  # the same for whole modules
-    "metrics": "tasks.metrics", "losses": "tasks.losses", "prep": "prep", "doctor": "doctor", "toy": "toy", "viz": "viz", "look": "viz",
+    "metrics": "tasks.metrics", "losses": "tasks.losses", "prep": "prep", "doctor": "prep.doctor", "toy": "toy", "viz": "viz", "look": "viz",
     "tasks": "tasks", "launch": "jobs.launch", "evaluate": "train.evaluate", "transforms": "data.video.transforms", "frames": "data.video.open_video",
     "resolve": "config.resolve", "search": "search",
 }

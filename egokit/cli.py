@@ -128,8 +128,8 @@ def runs(arguments) -> None:
 
 
 def doctor(arguments) -> None:
-    from egokit import doctor as examination
     from egokit.config.resolve import resolve
+    from egokit.prep import doctor as examination
     config = resolve(arguments.params, arguments.site, arguments.overrides)
     findings = examination.examine(config, 0 if arguments.all else examination.SAMPLE)
     print(f"site {config.site.name}: {config.site.root}\n\n{examination.lines(findings)}")

@@ -17,9 +17,10 @@ import pytest
 import torch
 from conftest import MODEL, rarest
 
-from egokit import doctor, prep, tasks
+from egokit import prep, tasks
 from egokit.data import loader
 from egokit.data.video import clips, frame_sampling, open_video
+from egokit.prep import doctor
 from egokit.runs.run_folder import Run
 from egokit.tasks.egoclip import Clips
 from egokit.train import evaluate, loop

@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 from conftest import MODEL
 
-from egokit import doctor, prep, tasks
+from egokit import prep, tasks
 from egokit.data import relevancy
 from egokit.data.annotation_tables import EK100_ANNOTATIONS
 from egokit.data.egoclip_table import EgoClipTable
 from egokit.data.video import clips
 from egokit.data.video.open_video import VideoError
+from egokit.prep import doctor
 
 EK, CHARADES = str(EK100_ANNOTATIONS), "CharadesEgo/CharadesEgo"
 RELEVANCY = f"{EK}/relevancy/caption_relevancy_EPIC_100_retrieval_train.safetensors"

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from egokit import cli, doctor
+from egokit import cli
 from egokit.config.schema import Config
+from egokit.prep import doctor
 
 
 @pytest.fixture
@@ -107,6 +108,6 @@ def test_from_the_shell(project, monkeypatch, capsys):
 
 
 def test_fixes_name_commands_that_exist():
-    from egokit.doctor.finding import FIXES
+    from egokit.prep.doctor.finding import FIXES
     readme = (ROOT / "README.md").read_text()
     assert "egokit prep --site local" in readme and all("egokit prep" not in fix or "--site {site}" in fix for fix in FIXES.values())

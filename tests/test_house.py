@@ -19,8 +19,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "egokit"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
-FLOORS = ["config", "runs", "data", "model", "train", "tasks", "jobs", "notebook", "toy", "prep", "search", "viz",
-          "cli"]  # imports run only downward
+ROOMS = ["config", "runs", "data", "model", "train", "tasks", "jobs", "notebook", "toy", "prep", "search", "viz", "cli"]
 
 
 def room(path):
@@ -36,10 +35,16 @@ def imports(path):
             yield from (alias.name.split(".")[1] for alias in node.names if alias.name.startswith("egokit."))
 
 
-def test_no_import_runs_upward():
+def test_imports_run_only_downward():
+    """A room imports from itself and from those that stand before it in ROOMS."""
     upward = [(str(path.relative_to(PACKAGE)), target) for path in PACKAGE.rglob("*.py") for target in imports(path)
-              if target in FLOORS and room(path) in FLOORS and FLOORS.index(target) > FLOORS.index(room(path))]
+              if target in ROOMS and room(path) in ROOMS and ROOMS.index(target) > ROOMS.index(room(path))]
     assert not upward
+
+
+def test_the_top_of_egokit_is_its_rooms():
+    names = {path.name.removesuffix(".py") for path in PACKAGE.iterdir() if path.name != "__pycache__"}
+    assert names == {*ROOMS, "__init__"} and len(names) <= 14
 
 
 def test_what_is_asked_of_a_module_is_there():
@@ -67,7 +72,7 @@ def test_only_dist_touches_process_groups_and_only_resolve_reads_yaml():
 
 
 def test_no_file_is_long():
-    assert {path.name: n for path in PACKAGE.rglob("*.py") if (n := len(path.read_text().splitlines())) > 260} == {}
+    assert {path.name: n for path in PACKAGE.rglob("*.py") if (n := len(path.read_text().splitlines())) > 300} == {}
 
 
 def test_importing_is_quick_and_light():

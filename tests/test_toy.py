@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from egokit import toy
-from egokit.toy import motion, plan, stage, strip, videos, words
+from egokit.toy import frame_number, motion, schedule, stage, videos, words
 
 SEED = 3
 
@@ -54,7 +54,7 @@ def test_import_is_light():
 @pytest.mark.parametrize("number", [0, 1, 959, 2730, 4095])
 def test_frame_number_roundtrip(number):
     frame_HWC = np.full((96, 128, 3), 120, np.uint8)
-    strip.write_frame_number(frame_HWC, number)
+    frame_number.write_frame_number(frame_HWC, number)
     assert toy.read_frame_number(frame_HWC) == number
 
 
@@ -62,7 +62,7 @@ def test_wrong_strips_are_refused():
     frame_HWC = np.full((96, 128, 3), 120, np.uint8)
     with pytest.raises(ValueError, match="guard"):
         toy.read_frame_number(frame_HWC)
-    strip.write_frame_number(frame_HWC, 77)
+    frame_number.write_frame_number(frame_HWC, 77)
     with pytest.raises(ValueError):
         toy.read_frame_number(frame_HWC[:, ::-1])  # flipped
     damaged = frame_HWC.copy()
@@ -76,12 +76,12 @@ def test_wrong_strips_are_refused():
     with pytest.raises(ValueError, match="uint8"):
         toy.read_frame_number(frame_HWC.astype(np.float32))
     with pytest.raises(ValueError, match="4096"):
-        strip.write_frame_number(frame_HWC, 4096)
+        frame_number.write_frame_number(frame_HWC, 4096)
 
 
 def test_every_frame_is_numbered_even_resized(root, tmp_path):
     import imageio_ffmpeg
-    tiny = plan.plan(SEED, "tiny")
+    tiny = schedule.plan(SEED, "tiny")
     for corpus in ("ego4d", "ek100", "charades"):
         video = next(video for video in tiny if video.corpus == corpus)
         numbers = [toy.read_frame_number(frame_HWC) for frame_HWC in decode(root / video.path)]
@@ -103,7 +103,7 @@ def test_opposite_verbs_are_time_reversals(verb):
     assert other == dataclasses.replace(one, reverse=True)  # the same draws for both
     mirrored = dataclasses.replace(other, warp=(one.warp[0], -one.warp[1]))
     table = stage.build_stage("ego4d", 1)
-    thing, wearing = plan.Thing(3, 1), stage.wearer("ego4d", 1)
+    thing, wearing = schedule.Thing(3, 1), stage.wearer("ego4d", 1)
     for time in np.linspace(0, 1, 9):
         forward, backward = motion.pose_at(one, time), motion.pose_at(mirrored, 1 - time)
         for a, b in zip(dataclasses.astuple(forward), dataclasses.astuple(backward), strict=True):
@@ -122,12 +122,12 @@ def test_motion_is_large_and_stays_in_the_middle(verb):
         for pose in poses:
             half = 0.45 * pose.size
             assert pose.x - half >= 16 and pose.x + half <= 112
-            assert pose.y + pose.lid[1] - half >= 0 and pose.y + half <= 96 - strip.height(96)
+            assert pose.y + pose.lid[1] - half >= 0 and pose.y + half <= 96 - frame_number.height(96)
 
 
 def test_clips_show_their_objects(root):
     """Between the cuts of two actions nothing but the narrated object is on the table."""
-    video = plan.plan(SEED, "tiny")[0]
+    video = schedule.plan(SEED, "tiny")[0]
     for scene in video.scenes:
         for before, after in zip(scene.actions, scene.actions[1:], strict=False):
             assert 0.2 <= after.start - before.stop <= 0.5
@@ -140,7 +140,7 @@ def test_clips_show_their_objects(root):
 
 
 def test_plan_is_balanced():
-    demo = plan.plan(0, "demo")
+    demo = schedule.plan(0, "demo")
     train = [action for video in demo if (video.corpus, video.split) == ("ego4d", "train")
              for action in video.actions]
     assert 1350 <= len(train) <= 1650
@@ -153,10 +153,10 @@ def test_plan_is_balanced():
 # the same again
 
 def test_same_seed_same_bytes(root, tmp_path):
-    video = next(video for video in plan.plan(SEED, "tiny") if video.corpus == "charades")
+    video = next(video for video in schedule.plan(SEED, "tiny") if video.corpus == "charades")
     videos.encode(video, tmp_path / "again.mp4")
     assert (tmp_path / "again.mp4").read_bytes() == (root / video.path).read_bytes()
-    assert plan.plan(SEED, "tiny") == plan.plan(SEED, "tiny") != plan.plan(SEED + 1, "tiny")
+    assert schedule.plan(SEED, "tiny") == schedule.plan(SEED, "tiny") != schedule.plan(SEED + 1, "tiny")
 
 
 def test_make_is_idempotent_resumable_and_particular(root, tmp_path):
@@ -200,7 +200,7 @@ def test_egoclip(root):
     assert (len(good), malformed) == (counts["egoclip_clips"], 5)
     assert ",".join(good[0]) == ("clip_idx,video_uid,video_dur,narration_source,narration_ind,narration_time,"
                                  "clip_start,clip_end,clip_text,tag_verb,tag_noun")
-    train = {Path(video.path).stem for video in plan.plan(SEED, "tiny")
+    train = {Path(video.path).stem for video in schedule.plan(SEED, "tiny")
              if (video.corpus, video.split) == ("ego4d", "train")}
     for row in good:
         assert row["video_uid"] in train and (root / "Ego4D" / f"{row['video_uid']}.mp4").exists()
@@ -215,7 +215,7 @@ def test_egoclip(root):
 
 def test_egomcq(root):
     questions = json.loads((root / "egomcq.json").read_text())
-    test = {video.uid for video in plan.plan(SEED, "tiny")
+    test = {video.uid for video in schedule.plan(SEED, "tiny")
             if (video.corpus, video.split) == ("ego4d", "test")}
     verb_only = {1: 0, 2: 0}
     for question in questions.values():

@@ -16,7 +16,7 @@ Resizing, chunking, Charades metadata and EK-100 relevancy are not here: egokit.
 these files exactly as it makes them from the real ones. Importing this package imports no codec.
 """
 from egokit.toy.build import make
-from egokit.toy.strip import read_frame_number
+from egokit.toy.frame_number import read_frame_number
 from egokit.toy.words import NOUNS, VERBS
 
 __all__ = ["NOUNS", "VERBS", "make", "read_frame_number"]

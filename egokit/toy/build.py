@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from egokit.runs import run_folder
-from egokit.toy.plan import SIZES, plan
+from egokit.toy.schedule import SIZES, plan
 
 VERSION = 7  # of the data: raise it when the same seed gives other files
 STAMP, UNFINISHED = "toy.json", "toy.unfinished.json"

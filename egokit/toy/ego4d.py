@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 from egokit.runs import run_folder
-from egokit.toy.plan import Video, generator, uid
+from egokit.toy.schedule import Video, generator, uid
 from egokit.toy.words import VERBS, ego4d_narration
 
 COLUMNS = ("clip_idx", "video_uid", "video_dur", "narration_source", "narration_ind", "narration_time",

@@ -13,7 +13,7 @@ import numpy as np
 
 from egokit.runs import run_folder
 from egokit.toy.ego4d import COLUMNS
-from egokit.toy.plan import generator
+from egokit.toy.schedule import generator
 
 CHOICES = 5
 INTER, INTRA = 1, 2

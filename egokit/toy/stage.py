@@ -13,7 +13,7 @@ import numpy as np
 from egokit.toy import sprites
 from egokit.toy.hand import hand_sprite
 from egokit.toy.motion import Pose
-from egokit.toy.plan import Thing
+from egokit.toy.schedule import Thing
 from egokit.toy.words import COLOURS, NOUNS
 
 HEIGHT, WIDTH = 96, 128

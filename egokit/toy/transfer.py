@@ -10,7 +10,7 @@ import numpy as np
 
 from egokit.data.annotation_tables import EK100_ANNOTATIONS
 from egokit.runs import run_folder
-from egokit.toy.plan import FPS, Action, Video, generator
+from egokit.toy.schedule import FPS, Action, Video, generator
 from egokit.toy.words import NOUNS, VERBS, charades_classes, charades_sentence, kitchen_narration
 
 CHARADES = Path("CharadesEgo/CharadesEgo")

@@ -18,9 +18,9 @@ import numpy as np
 
 from egokit.runs import run_folder
 from egokit.toy import stage
+from egokit.toy.frame_number import write_frame_number
 from egokit.toy.motion import pose_at, rest_pose
-from egokit.toy.plan import FPS, Action, Scene, Video, plan
-from egokit.toy.strip import write_frame_number
+from egokit.toy.schedule import FPS, Action, Scene, Video, plan
 
 
 def frames(video: Video) -> Iterator[np.ndarray]:

@@ -19,7 +19,7 @@ from egokit.data.annotation_tables import (
 )
 from egokit.data.egoclip_table import EgoClipTable
 from egokit.data.video import open_video as video
-from egokit.doctor.finding import Checks, Finding
+from egokit.prep.doctor.finding import Checks, Finding
 from egokit.prep.video import SetupError, ffmpeg
 
 RELEASED = ("EgoVLPv2.pth", "EgoVLPv2_smallproj.pth", "EgoVLPv2_smallproj_epoch1.pth", "EK-100_finetune.pth",

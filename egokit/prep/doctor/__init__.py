@@ -7,8 +7,8 @@ from __future__ import annotations
 import collections
 
 from egokit.config.schema import Config
-from egokit.doctor.finding import SAMPLE, Finding
-from egokit.doctor.parts import Examination
+from egokit.prep.doctor.finding import SAMPLE, Finding
+from egokit.prep.doctor.parts import Examination
 
 __all__ = ["SAMPLE", "Finding", "examine", "lines", "sound"]
 
