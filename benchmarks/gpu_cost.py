@@ -44,7 +44,7 @@ from torch.utils.flop_counter import flop_registry
 from train_step import Synthetic, Trainer, configured, synthetic_batch
 
 from egokit.config.schema import ModelConfig
-from egokit.data.loader import move
+from egokit.data.loader import move_to_device
 
 FLOPS, BYTES, REACHED = 650e12, 2.6e12, 0.4 * 800e12  # a second
 STAGES = ("embedding", "trunk", "MLM", "ITM")         # EgoClip.loss computes them by `in_parts`, in this order
@@ -214,7 +214,7 @@ def counted_step(clips: int = 64, precision: str = "fp16", checkpointing: bool =
             trainer.optimizer.state[parameter] = {
                 "step": torch.zeros((), device=GPU), "exp_avg": torch.zeros_like(parameter),
                 "exp_avg_sq": torch.zeros_like(parameter)}
-        batch, update = move(synthetic_batch(clips, config.model), GPU), trainer.update
+        batch, update = move_to_device(synthetic_batch(clips, config.model), GPU), trainer.update
 
         def counted_update(rate: float) -> float:
             with counter.part("optimizer"):

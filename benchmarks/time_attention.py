@@ -25,7 +25,7 @@ import torch
 
 from egokit.config.resolve import resolve
 from egokit.config.schema import Config
-from egokit.data.loader import Samples, loader
+from egokit.data.loader import Samples, build_loader
 from egokit.data.video.transforms import evaluation, normalise
 from egokit.model.egovlp import EgoVLP, similarity
 from egokit.tasks import losses
@@ -164,7 +164,7 @@ def trained(arm: str, seed: int, pairs: list[list[dict]], questions: dict[str, l
     if arm == "none":
         for block in trainer.model.video.blocks:
             block.time.requires_grad_(False)  # its output stays 0
-    batches = loader(trainer.dataset, trainer.batches(0), trainer.task.collate, 0)
+    batches = build_loader(trainer.dataset, trainer.batches(0), trainer.task.collate, 0)
     for epoch in range(config.train.epochs):
         trainer.epoch(epoch, itertools.islice(batches, trainer.steps_per_epoch))
         curve.append({"step": trainer.step, **{kind: right(trainer.model, asked) for kind, asked in questions.items()}})

@@ -111,7 +111,7 @@ class PlainSchedule(Plain):
     def __init__(self, model: EgoVLP, config: Config):
         super().__init__({rename(name, "released"): parameter for name, parameter in model.named_parameters()})
         self.config = config
-        self.optimizer = torch.optim.AdamW(optim.groups(model, config.optim), lr=config.optim.lr, betas=config.optim.betas,
+        self.optimizer = torch.optim.AdamW(optim.param_groups(model, config.optim), lr=config.optim.lr, betas=config.optim.betas,
                                            eps=config.optim.eps, foreach=False, fused=False)
 
     def block(self, *inputs):

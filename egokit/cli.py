@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from egokit.config.build import ConfigError, own_task
+from egokit.config.build import ConfigError, split_task_file
 
 
 def _recipe(parser: argparse.ArgumentParser, params: str | None = None, run: str | None = "demo") -> None:
@@ -99,13 +99,13 @@ def submit(arguments) -> None:
     from egokit.jobs import launch
     from egokit.notebook.open_run import open_run
     config = resolve(arguments.params, arguments.site, arguments.overrides, arguments.run)
-    own = own_task(config.task)
+    own = split_task_file(config.task)
     notebook, actions = (Path(own[0]).stem, {"evaluate": "evaluate", "train": "train"}) if own else PLACES[config.task]
     action = arguments.action or next(iter(actions))
     if action not in actions:
         raise ConfigError(f"task {config.task!r} has no action {action!r}: expected {' or '.join(actions)}")
     if arguments.print:
-        return print(launch.script(config, outputs_folder() / notebook / arguments.run, action, actions[action]))
+        return print(launch.sbatch_script(config, outputs_folder() / notebook / arguments.run, action, actions[action]))
     config, folder = open_run(notebook, arguments.params, arguments.site, arguments.overrides, arguments.run)
     if config.task == "search":  # a finished index is brought up to date
         from egokit.search import submit as update
@@ -124,7 +124,7 @@ def search(arguments) -> None:
 
 def runs(arguments) -> None:
     from egokit.jobs import runs_table
-    print(runs_table.lines(runs_table.entries(arguments.outputs)))
+    print(runs_table.format_table(runs_table.job_rows(arguments.outputs)))
 
 
 def doctor(arguments) -> None:

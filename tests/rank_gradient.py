@@ -34,7 +34,7 @@ with distributed.joined(rank, world, folder / "meeting", local=True):
                 elif ".time." in name:
                     parameter.normal_(std=0.1)
         trainer.model.train()
-        batch = next(iter(loader.loader(trainer.dataset, trainer.batches(0), task.collate, 0)))
+        batch = next(iter(loader.build_loader(trainer.dataset, trainer.batches(0), task.collate, 0)))
         terms = trainer.objective.gradient(batch, 0, trainer.scaler)
         values = distributed.mean(torch.stack([*terms.values()]))
         found[int(micro_batch)] = {"terms": dict(zip(terms, values.tolist(), strict=True)), "gradients": {

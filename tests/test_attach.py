@@ -15,7 +15,7 @@ from egokit.config.build import ConfigError
 from egokit.config.resolve import outputs_folder
 from egokit.config.schema import LaunchConfig
 from egokit.jobs import launch, requeue, runs_table, slurm, status
-from egokit.jobs.progress import Told, told
+from egokit.jobs.progress import ProgressFile, report_progress
 from egokit.notebook.open_run import open_run
 from egokit.runs.files import write_text
 from egokit.runs.run_folder import Run
@@ -83,14 +83,14 @@ QUEUE = """\
 
 def test_places_are_reasons_positions_and_starts(cluster):
     (cluster / "queue").write_text(QUEUE)
-    assert status.places(["2"]) == {"2": ("pending", "Resources, 1st of 4")}  # 5 came later; 3 waits for main, too; 7 has a task left
+    assert status.job_statuses(["2"]) == {"2": ("pending", "Resources, 1st of 4")}  # 5 came later; 3 waits for main, too; 7 has a task left
     assert len(asked(cluster)) == 2
-    assert status.places(["1", "3", "4", "5", "6", "7", "9"]) == {
+    assert status.job_statuses(["1", "3", "4", "5", "6", "7", "9"]) == {
         "1": ("running", ""), "3": ("pending", "Priority, 4th of 5, may start 2026-01-02 03:04:05"), "4": ("pending", "Priority, 1st of 2"),
         "5": ("pending", "Dependency, 2nd of 4"), "6": ("running", ""), "7": ("running", "")}
     assert len(asked(cluster)) == 4  # two for all seven
-    assert status.places(["8"])["8"].detail == "1st of 1"
-    assert status.places(["9"]) == status.places([]) == {}
+    assert status.job_statuses(["8"])["8"].detail == "1st of 1"
+    assert status.job_statuses(["9"]) == status.job_statuses([]) == {}
     assert [status.ordinal(number) for number in (1, 2, 3, 4, 11, 12, 13, 21, 102, 111)] == [
         "1st", "2nd", "3rd", "4th", "11th", "12th", "13th", "21st", "102nd", "111th"]
     assert [status.duration(seconds) for seconds in (7, 61, 3599, 7260, 90000)] == ["7 s", "1 min", "1 h 0 min", "2 h 1 min", "1 d 1 h"]
@@ -148,7 +148,7 @@ def test_the_last_attempt_says_why_a_job_failed(tmp_path):
     for rank, text in enumerate((OWN.replace("second", "first") + LOST, LOST + OWN, LOST + LOST)):
         (handle.folder / f"submitit/3_{rank}_log.err").write_text(f"starts\n{text}srun: error\n")
     assert handle.log_tail(2).splitlines()[1] == "[rank1]: ValueError: of the second attempt"
-    assert status.why(handle.folder) == "[rank1]: ValueError: of the second attempt"
+    assert status.failure_reason(handle.folder) == "[rank1]: ValueError: of the second attempt"
     ranks = LOST.replace("\n", "\n[rank0]: ")
     assert [requeue.last_error(text) for text in ("none", OWN + "x\n" + LOST, "x\n" + ranks)] == ["", LOST, ranks]
 
@@ -191,7 +191,7 @@ def test_an_evaluation_tells_its_own_batches_not_the_steps_of_its_runs_training(
     handle = made(run, "zeroshot", "evaluate", cluster="slurm", job_id="3")
     write_text(cluster / "queue", "3|RUNNING|main|60|N/A|None")
     assert handle.progress() == {}
-    tell = Told(handle.folder, every=0)
+    tell = ProgressFile(handle.folder, every=0)
 
     def happens():
         for done in (0, 1, 7):
@@ -211,14 +211,14 @@ def test_an_evaluation_tells_its_own_batches_not_the_steps_of_its_runs_training(
 
 
 def test_progress_is_told_now_and_then_and_anew_at_each_start(tmp_path):
-    tell = Told(tmp_path, every=60)
+    tell = ProgressFile(tmp_path, every=60)
     for done in (0, 1):
         tell(done, 2)
-    assert told(tmp_path)["step"] == 0
+    assert report_progress(tmp_path)["step"] == 0
     tell(2, 2)
-    assert told(tmp_path)["step"] == 2 and told(tmp_path)["eta_s"] == 0
-    Told(tmp_path)
-    assert not told(tmp_path)["steps"]
+    assert report_progress(tmp_path)["step"] == 2 and report_progress(tmp_path)["eta_s"] == 0
+    ProgressFile(tmp_path)
+    assert not report_progress(tmp_path)["steps"]
 
 
 def test_a_job_that_is_gone_for_good_fails_the_wait(cluster, tmp_path):
@@ -230,7 +230,7 @@ def test_a_job_that_is_gone_for_good_fails_the_wait(cluster, tmp_path):
 
 def test_what_is_printed_is_what_is_submitted(resolve, run, cluster):
     config = resolve(overrides=f"{MODEL} {ON_SLURM} launch.memory_gb=1.5")
-    said = launch.script(config, run)
+    said = launch.sbatch_script(config, run)
     assert not (run.path / "jobs").exists() and not (cluster / "submitted").exists()
     handle = egokit.submit(config, run)
     assert (cluster / "submitted").read_text() == said and "#SBATCH --mem=1536MB\n" in said and "--partition=main\n" in said
@@ -319,7 +319,7 @@ def test_the_script_asks_for_what_the_site_says(tmp_path):
 ])
 def test_a_wrong_site_is_said_before_a_job(resolve, run, override, said):
     with pytest.raises(ConfigError, match=said):
-        launch.script(resolve(overrides=f"{ON_SLURM} {override}"), run)
+        launch.sbatch_script(resolve(overrides=f"{ON_SLURM} {override}"), run)
 
 
 def notebooks(outputs):
@@ -334,7 +334,7 @@ def notebooks(outputs):
             said = f"{folder.parent.name}.ipynb, cell In[4] (x): ValueError: no\nthe executed notebook: …\n"
             write_text(folder / "notebook.log", f"2026-01-01 10:00:00,123 {said}")
         batch = folders[0] / "batch"
-        write_text(batch / "spec.json", json.dumps({"before": {f"{one.parent.name}/{name}": runs_table.left(one) for one in folders}}))
+        write_text(batch / "spec.json", json.dumps({"before": {f"{one.parent.name}/{name}": runs_table.result_times(one) for one in folders}}))
         write_text(batch / "job.json", json.dumps({"cluster": "slurm", "job_id": number}))
         write_text(batch / "submitit/9_0_log.err", "slurmstepd: error: *** JOB 9 ON node1 CANCELLED AT noon ***\n")
         for path in made:
@@ -355,7 +355,7 @@ def test_the_table_of_runs(cluster, tmp_path, capsys):
     notebooks(tmp_path)
     for age, folder in enumerate(sorted([*tmp_path.glob("*/*/jobs/*/spec.json"), *tmp_path.glob("*/*/batch/spec.json")])):
         os.utime(folder, (time.time() - 3600 * (age + 1),) * 2)
-    found = {f"{one.notebook}/{one.run}": runs_table.cells(one)[2:7] for one in runs_table.entries(tmp_path)}
+    found = {f"{one.notebook}/{one.run}": runs_table.cells(one)[2:7] for one in runs_table.job_rows(tmp_path)}
     told = {run.removeprefix("05_egomcq/"): found.pop(run)[:3] for run in list(found) if found[run][0] == "notebook"}
     assert told == {
         "queued": ["notebook", "pending: Priority, 4th of 5, may start 2026-01-02 03:04:05", "0/2"],
@@ -373,7 +373,7 @@ def test_the_table_of_runs(cluster, tmp_path, capsys):
     assert [name in lines[0] for name in runs_table.COLUMNS] == [True] * 9 and len(lines) == 10
     table = egokit.runs_table(tmp_path)
     assert list(table["run"]) == [line.split()[1] for line in lines[1:]] and table["run"][0] == "running"  # the newest: it logs
-    assert runs_table.lines(runs_table.entries(tmp_path / "none")).startswith("no run has had a job")
+    assert runs_table.format_table(runs_table.job_rows(tmp_path / "none")).startswith("no run has had a job")
 
 
 @pytest.mark.slow
@@ -381,7 +381,7 @@ def test_the_table_of_a_real_run(resolve, run, monkeypatch):
     handle = egokit.submit(resolve(overrides=f"{MODEL} train.epochs=4"), run, "train", "pretrain")
 
     def entry():
-        return next(one for one in runs_table.entries(run.path.parents[1]) if one.run == run.path.name)
+        return next(one for one in runs_table.job_rows(run.path.parents[1]) if one.run == run.path.name)
     wait_for(lambda: entry().step)
     assert entry().state == "running" and entry().steps == 12 and "step " in repr(handle)
     metrics = handle.wait(progress=False)

@@ -180,7 +180,7 @@ def test_as_a_job(home):
     assert "90_good, 91_fails: job " in batch.submit(notebooks)
     said = batch.submit(hanging)
     number = kernel(home / "outputs/92_hangs/job/notebook.log")
-    assert [one.state for one in runs_table.entries() if (one.notebook, one.run) == ("92_hangs", "job")] == ["running"]
+    assert [one.state for one in runs_table.job_rows() if (one.notebook, one.run) == ("92_hangs", "job")] == ["running"]
     assert batch.submit(hanging) == said
     with pytest.raises(ConfigError, match="runs other notebooks or parameters"):
         batch.submit(batch.checked(["92", "90"], {"run": "job"}))
@@ -194,7 +194,7 @@ def test_as_a_job(home):
     while any(status.alive(home / f"outputs/{name}/job/batch") for name in ("90_good", "92_hangs")):
         assert time.monotonic() < deadline
         time.sleep(0.2)
-    told = {one.notebook: one for one in runs_table.entries() if one.run == "job" and one.section == "notebook"}
+    told = {one.notebook: one for one in runs_table.job_rows() if one.run == "job" and one.section == "notebook"}
     why = "91_fails.ipynb, cell In[4] (raise ValueError('broken on purpose')): ValueError: broken on purpose"
     assert told["90_good"][3:7] == ("failed", why, 1, 2)
     assert told["92_hangs"].detail == "92_hangs.ipynb, cell In[3] (import os, time): its kernel died: was it killed, or out of memory?"
@@ -284,7 +284,7 @@ def test_two_who_submit_at_once_start_one_job(home):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert printed(folder / "notebook.ipynb") == "hello once\n"
-    assert [one[3:7] for one in runs_table.entries() if one.run == "once"] == [("finished", "", 1, 1)]
+    assert [one[3:7] for one in runs_table.job_rows() if one.run == "once"] == [("finished", "", 1, 1)]
 
 
 def test_a_notebooks_job_is_small():

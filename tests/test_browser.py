@@ -33,7 +33,7 @@ def evaluated(project, checkpoint):
             config = resolve(f"toy/{recipe}", "tiny", f"{MODEL} {SMALL} data.limit=0 data.workers=0", "random")
             task, run = tasks.make(config), Run(project / "outputs" / recipe / "random")
             spec = {"init_sha256": "", "version": "", "action": "evaluate", "task_sha256": "", "config": {"task": config.task}}
-            metrics = worker.Job.evaluate(config, task, run, "zeroshot", "cpu")
+            metrics = worker.RunJob.evaluate(config, task, run, "zeroshot", "cpu")
             run.write_metrics("zeroshot", metrics | worker.provenance(task, spec, 1))
             if name != "egomcq":
                 truth_VK = task.truth()
@@ -53,7 +53,7 @@ def test_the_page_holds_the_scores_and_grades_of_the_files(evaluated, name):
     assert sorted(query["text"] for query in data["queries"]) == sorted(texts), "every text is in the toy's page"
     numbers = {query["text"]: at for at, query in enumerate(data["queries"])}
     for side, section in enumerate(("zeroshot", "perfect")):
-        scores_VK = task.scores(*run.read_rows(section))
+        scores_VK = task.score_matrix(*run.read_rows(section))
         for k, text in enumerate(texts):
             if texts.count(text) > 1:
                 continue
@@ -85,7 +85,7 @@ def test_the_page_holds_the_scores_and_grades_of_the_files(evaluated, name):
 
 def test_egomcq_has_five_clips_with_three_scores(evaluated):
     task, run = evaluated("egomcq")
-    data, scores = data_of(browser(task, run, "zeroshot").data), task.scores(run.read_rows("zeroshot")[0])
+    data, scores = data_of(browser(task, run, "zeroshot").data), task.score_matrix(run.read_rows("zeroshot")[0])
     assert len(data["queries"]) == len(task.texts)
     chosen, _ = selected(queries.make(task, queries.sides(run, "zeroshot", None)))
     for k, query in zip(chosen, data["queries"], strict=True):

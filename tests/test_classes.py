@@ -105,8 +105,8 @@ def test_annotations_edited_since_the_evaluation_are_an_error(resolve, copied, t
     config, run = on_copy(resolve(f"toy/{recipe}", "data.limit=0 init=")), Run(tmp_path / "run")
     task = tasks.make(config)
     texts, rng = len(task.prompts()), np.random.default_rng(0)
-    rows = {"index": np.arange(task.expected())} | ({"video": rng.normal(size=(task.expected(), 4))} if texts else
-                                                    {name: rng.random(task.expected()) for name in ("dual", "fusion")})
+    rows = {"index": np.arange(task.num_rows())} | ({"video": rng.normal(size=(task.num_rows(), 4))} if texts else
+                                                    {name: rng.random(task.num_rows()) for name in ("dual", "fusion")})
     run.write_rows("scored", rows, rng.normal(size=(texts, 4)) if texts else None)
     run.write_metrics("scored", {"data": {path.name: fingerprint(path) for path in task.tables()}})
     assert draw(task, run, "scored")

@@ -5,7 +5,7 @@ import pytest
 
 from egokit.config.build import ConfigError, build, differences, merge, to_dict
 from egokit.config.resolve import parse_overrides, resolve, to_yaml
-from egokit.config.schema import ABOVE_ZERO, CHOICES, LEAST, MOST, Config
+from egokit.config.schema import CHOICES, MAXIMUM, MINIMUM, POSITIVE, Config
 
 
 def test_layers_in_order(project):
@@ -62,7 +62,7 @@ def test_every_number_has_its_bounds():
                if dataclasses.is_dataclass(getattr(Config(), section.name)) for one in dataclasses.fields(getattr(Config(), section.name))}
     numbers = {name: value for name, value in (numbers | {"seed": 0}).items() if name not in CHOICES and not isinstance(value, bool)
                and all(isinstance(one, int | float) for one in (value if isinstance(value, tuple) else (value,))) and value != ()}
-    assert numbers.keys() == LEAST.keys() | ABOVE_ZERO and not LEAST.keys() & ABOVE_ZERO and MOST.keys() < numbers.keys()
+    assert numbers.keys() == MINIMUM.keys() | POSITIVE and not MINIMUM.keys() & POSITIVE and MAXIMUM.keys() < numbers.keys()
 
 
 def test_wrong_names_of_files(project):

@@ -125,7 +125,7 @@ class Files(loader.Samples):
 
 def loaded(dataset: loader.Samples, workers: int, timeout: float = 3.0) -> list[dict]:
     batches = [[(0, i)] for i in range(len(dataset))]
-    return list(loader.loader(dataset, batches, torch.utils.data.default_collate, workers, timeout))
+    return list(loader.build_loader(dataset, batches, torch.utils.data.default_collate, workers, timeout))
 
 
 # what decord 0.6 does natively; at durations-zero it may never return (where depends on the encoding): test_loading.py has such readers
@@ -135,7 +135,7 @@ NATIVE = {"more-stts-2G": r"its reader ended the loader process \(Aborted\)"}
 @pytest.fixture
 def fresh(monkeypatch):
     """No file avoided before, and none afterwards."""
-    monkeypatch.setattr(open_video, "avoided", set())
+    monkeypatch.setattr(open_video, "unreadable", set())
 
 
 @pytest.mark.slow
@@ -164,7 +164,7 @@ class Ending(loader.Samples):
         super().__init__(1, 0, train=True)
 
     def read(self, index: int, rng) -> dict:
-        open_video.notice("videos/a.mp4")
+        open_video.on_open("videos/a.mp4")
         faulthandler.disable()  # pytest's, which would write a traceback
         os.kill(os.getpid(), self.number)
 

@@ -413,8 +413,8 @@ def test_a_clip_that_begins_before_its_video_is_read_from_its_start(project):
     from egokit.data.video import frame_sampling
     from egokit.toy import read_frame_number
     folder = next((project / "outputs/toy/Ego4D_Chunked").iterdir())
-    pixels = clips.read_chunked(folder, -0.5, 1.0, lambda first, last: frame_sampling.egoclip(first, last, 4), 30.0)
-    assert [read_frame_number(frame) for frame in pixels] == frame_sampling.egoclip(0, 10, 4).tolist()
+    pixels = clips.read_chunked(folder, -0.5, 1.0, lambda first, last: frame_sampling.sample_frames(first, last, 4), 30.0)
+    assert [read_frame_number(frame) for frame in pixels] == frame_sampling.sample_frames(0, 10, 4).tolist()
 
 
 def test_a_clip_far_beyond_its_video_is_an_error(project):
@@ -422,7 +422,7 @@ def test_a_clip_far_beyond_its_video_is_an_error(project):
     from egokit.data.video import frame_sampling
     folder = next((project / "outputs/toy/Ego4D_Chunked").iterdir())  # of at most 45 s
     with pytest.raises(VideoError, match=rf"{folder}/\d\.mp4"):
-        clips.read_chunked(folder, 100.0, 101.0, lambda first, last: frame_sampling.egoclip(first, last, 4), 600.0)
+        clips.read_chunked(folder, 100.0, 101.0, lambda first, last: frame_sampling.sample_frames(first, last, 4), 600.0)
 
 
 def test_a_folder_or_an_unreadable_file_in_a_tables_place(use):

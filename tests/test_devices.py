@@ -203,7 +203,7 @@ def test_what_a_rank_computes_on(monkeypatch):
     free = 20 * 2**30
     shared = devices.describe(torch.device("cuda", 1), "fp16")
     assert (alone, shared) == ("NVIDIA H100, 80 GiB, fp16", "NVIDIA H100, 80 GiB (60.0 in use by others), fp16")
-    assert devices.in_words([alone, alone, shared]) == f"2 x {alone}; 1 x {shared}"
+    assert devices.devices_text([alone, alone, shared]) == f"2 x {alone}; 1 x {shared}"
 
 
 FP16 = f"{MODEL} train.precision=fp16"
@@ -257,8 +257,8 @@ def test_a_job_that_was_meant_for_a_gpu_says_where_it_runs(resolve, machine, mon
     assert handle.wait(progress=False)["devices"] == [device]
     log = next((handle.folder / "submitit").glob("*_0_log.out")).read_text()
     assert f"plan: 8 samples = 1 process x 1 micro-batch of 8, on 1 x {device}" in log
-    entry, = (one for one in runs_table.entries() if one.run == "devices")
-    assert entry.device == f"1 x {device}" and entry.device in runs_table.lines([entry])
+    entry, = (one for one in runs_table.job_rows() if one.run == "devices")
+    assert entry.device == f"1 x {device}" and entry.device in runs_table.format_table([entry])
 
 
 def test_processes_have_cpus_for_their_loaders(resolve):

@@ -42,7 +42,7 @@ def test_dual_softmax_stands_beside_the_plain_numbers(checkpoint, resolve):
     assert [plain[0][name] for name in names] == [both[0][name] for name in names]
     assert not any("dual_softmax" in name for name in plain[0])
     task = tasks.make(resolve("toy/ek100_finetune", "evaluate.dual_softmax=0.05", run="random"))
-    expected = metrics.retrieval(task.scores(*both[1:]), task.truth(), 0.05)
+    expected = metrics.retrieval(task.score_matrix(*both[1:]), task.truth(), 0.05)
     assert {name: both[0][f"{name}_dual_softmax"] for name in names} == expected and expected["mAP"] != plain[0]["mAP"]
 
 
@@ -67,10 +67,10 @@ def test_charades_submission_gives_the_same_map(checkpoint, resolve, tmp_path):
     """The file, read and scored in the plain way against the published table, which is read in the plain way, too."""
     task = tasks.make(resolve("toy/charades_finetune", run="random"))
     found, rows, prompts_KE = evaluate.evaluate(loop.initial_model(task.config), task)
-    task.keep(Run(tmp_path), "zeroshot", rows, prompts_KE)
+    task.save_outputs(Run(tmp_path), "zeroshot", rows, prompts_KE)
     lines = [line.split(" ") for line in (tmp_path / "submission-zeroshot.txt").read_text().splitlines()]
     scores = {uid: [float(score) for score in values] for uid, *values in lines}
-    folder = task.need("CharadesEgo", "CharadesEgo")
+    folder = task.require_file("CharadesEgo", "CharadesEgo")
     with open(folder / "CharadesEgo_v1_test_only1st.csv") as file:
         actions = {row["id"]: {int(one[1:4]) for one in row["actions"].split(";") if one} for row in csv.DictReader(file)}
     assert list(scores) == list(actions) and {len(values) for values in scores.values()} == {len(task.classes)}
@@ -81,7 +81,7 @@ def test_charades_submission_gives_the_same_map(checkpoint, resolve, tmp_path):
         if places:
             precisions.append(np.mean([hit / place for hit, place in enumerate(places, 1)]))
     assert found["mAP"] == pytest.approx(100 * np.mean(precisions), rel=1e-9)
-    assert np.array_equal(np.array(list(scores.values()), np.float32), task.scores(rows, prompts_KE)), "to the last digit"
+    assert np.array_equal(np.array(list(scores.values()), np.float32), task.score_matrix(rows, prompts_KE)), "to the last digit"
 
 
 @pytest.mark.slow
@@ -118,8 +118,8 @@ def test_egomcq_equals_the_plain_way(checkpoint, resolve):
     config = resolve("toy/egomcq", "data.limit=0", run="random")
     task, model = tasks.make(config), loop.initial_model(config).eval()
     found, rows, _ = evaluate.evaluate(model, task)
-    assert found["samples"] == len(task.questions) and len(rows["index"]) == task.expected() == 5 * len(task.questions)
-    scores = task.scores(rows)
+    assert found["samples"] == len(task.questions) and len(rows["index"]) == task.num_rows() == 5 * len(task.questions)
+    scores = task.score_matrix(rows)
     from egokit.viz import question
     for q in (0, 7, 20):
         asked = question(task, q)

@@ -50,7 +50,7 @@ def figures(resolve, checkpoint, tmp_path):
     yield "batch", viz.batch(tasks.make(config))
     task.texts = [LONG] * len(task.texts)
     yield "question", viz.question(task, 1).figure
-    write("some", {"dual": rng.uniform(-1, 0, task.expected()), "fusion": rng.random(task.expected())})
+    write("some", {"dual": rng.uniform(-1, 0, task.num_rows()), "fusion": rng.random(task.num_rows())})
     yield "questions", viz.questions(task, run, "some")
     task = tasks.make(resolve("toy/ek100_finetune", "init="))
     write("any", {"video": rng.normal(size=(len(task.test), 8))}, rng.normal(size=(len(task.prompts()), 8)))

@@ -47,15 +47,15 @@ def test_every_frame_of_the_prepared_pieces_in_order(pieces, full, reader):
 @pytest.mark.parametrize("start, stop", [(1.0, 3.0), (28.5, 31.5), (29.9, 30.1), (30.0, 31.0), (0.0, 0.05)])
 def test_a_clip_across_pieces_has_the_frames_of_the_full_video(full, pieces, start, stop):
     def pick(first, last):
-        return frame_sampling.egoclip(first, last, 4)
-    expected = frame_sampling.egoclip(int(start * 10), max(int(start * 10) + 1, int(stop * 10)), 4)
+        return frame_sampling.sample_frames(first, last, 4)
+    expected = frame_sampling.sample_frames(int(start * 10), max(int(start * 10) + 1, int(stop * 10)), 4)
     assert numbers(clips.read_chunked(pieces, start, stop, pick, 30.0)) == np.maximum(expected, 30 * 10 * (start >= 30)).tolist()
 
 
 def test_a_clip_at_the_videos_end_stays_inside(full, pieces):
     length = open_video.open_video(full).length
-    got = numbers(clips.read_chunked(pieces, length / 10 - 0.5, length / 10 + 2, lambda a, b: frame_sampling.egoclip(a, b, 4), 30.0))
-    assert got == frame_sampling.egoclip(length - 5, length, 4).tolist() and max(got) < length
+    got = numbers(clips.read_chunked(pieces, length / 10 - 0.5, length / 10 + 2, lambda a, b: frame_sampling.sample_frames(a, b, 4), 30.0))
+    assert got == frame_sampling.sample_frames(length - 5, length, 4).tolist() and max(got) < length
 
 
 VARIABLE = ["-fps_mode", "vfr", "-vf"]

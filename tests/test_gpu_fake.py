@@ -20,7 +20,7 @@ from fake_gpu import GPU
 from egokit import tasks
 from egokit.config.resolve import outputs_folder
 from egokit.config.schema import Config, DataConfig, EvaluateConfig, ModelConfig, TrainConfig
-from egokit.data.loader import move
+from egokit.data.loader import move_to_device
 from egokit.data.video import transforms
 from egokit.model import input_checks, layers
 from egokit.model.egovlp import EgoVLP, autocast, embed_texts
@@ -109,7 +109,7 @@ def test_full_size_egomcq_mixes_no_devices(full_size, precision):
     with fake_gpu.without_values():
         task, model = full_size(EgoMCQ, precision, texts=["a", "b"], pairs_of={0: [0, 6], 1: [3], 2: []})
         with autocast(GPU, precision):
-            rows = task.score(model, move(clips(3), GPU))
+            rows = task.score_batch(model, move_to_device(clips(3), GPU))
     assert rows["dual"].shape == rows["fusion"].shape == (3,) and rows["index"].tolist() == [0, 3, 6]
 
 
@@ -120,7 +120,7 @@ def test_full_size_retrieval_mixes_no_devices(full_size, task, precision):
     with fake_gpu.without_values():
         task, model = full_size(task, precision)
         with autocast(GPU, precision):
-            assert task.score(model, move(clips(2), GPU))["video"].shape == (2, 4096)
+            assert task.score_batch(model, move_to_device(clips(2), GPU))["video"].shape == (2, 4096)
             assert embed_texts(model, ["a", "b", "c"], 30).shape == (3, 4096)
 
 
@@ -135,7 +135,7 @@ class ThreeWindows(windows.Windows):
 def test_full_size_extraction_mixes_no_devices(full_size, precision):
     with fake_gpu.without_values():
         task, model = full_size(EgoMQ, precision)
-        vectors, seconds = windows.embed(model, ThreeWindows(task, Path("clip.mp4"), 2), "clip")
+        vectors, seconds = windows.embed_windows(model, ThreeWindows(task, Path("clip.mp4"), 2), "clip")
         assert vectors.shape == (3, 4096) and vectors.device == CPU and seconds == 6.0
 
 

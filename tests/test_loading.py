@@ -30,7 +30,7 @@ def hanging(resolve, monkeypatch):
                 ctypes.PyDLL(None).sleep(1000)
             return super().read(indices)
     monkeypatch.setitem(open_video.READERS, "pyav", Hanging)
-    monkeypatch.setattr(open_video, "avoided", set())
+    monkeypatch.setattr(open_video, "unreadable", set())
     open_video._open.clear()
     yield config, uid
     open_video._open.clear()
@@ -43,7 +43,7 @@ def test_a_reader_that_never_returns_is_an_error_that_names_the_file(hanging):
     batches = loader.training_batches(len(dataset), 20, 0, 0, 0, 1)
     began = time.monotonic()
     with pytest.raises(open_video.VideoError, match=rf"{uid}/\d\.mp4: no answer from its reader within 8 s.*max_bad_fraction"):
-        list(loader.loader(dataset, batches, task.collate, 2, timeout=8.0))
+        list(loader.build_loader(dataset, batches, task.collate, 2, timeout=8.0))
     assert time.monotonic() - began < 60
 
 
@@ -66,7 +66,7 @@ def test_a_slow_batch_is_not_a_hang(resolve, monkeypatch):
     original = open_video.PyAVReader.read
     monkeypatch.setattr(open_video.PyAVReader, "read", lambda self, indices: (time.sleep(0.3), original(self, indices))[1])
     batches = list(loader.training_batches(len(dataset), 8, 0, 0, 0, 1))
-    assert len(list(loader.loader(dataset, batches, task.collate, 1, timeout=1.5))) == len(batches)
+    assert len(list(loader.build_loader(dataset, batches, task.collate, 1, timeout=1.5))) == len(batches)
 
 
 class Stuck(loader.Samples):
@@ -74,9 +74,9 @@ class Stuck(loader.Samples):
     tolerant = True
 
     def read(self, index, rng):
-        open_video.notice(f"{index}.mp4")
+        open_video.on_open(f"{index}.mp4")
         if index == 5:
-            if "5.mp4" in open_video.avoided:
+            if "5.mp4" in open_video.unreadable:
                 raise open_video.VideoError("5.mp4: left out")
             ctypes.PyDLL(None).sleep(1000)
         return {"pixels": torch.full((3, 100, 100), index)}
@@ -85,10 +85,10 @@ class Stuck(loader.Samples):
 @pytest.mark.parametrize("tolerant", [False, True])
 def test_batches_already_read_are_given_though_their_process_is_stuck(tolerant, monkeypatch):
     """A batch in shared memory is fetched from a thread of the process that made it: with its lock held, nobody answers."""
-    monkeypatch.setattr(open_video, "avoided", set())
+    monkeypatch.setattr(open_video, "unreadable", set())
     dataset = Stuck(8, seed=0, train=True)
     dataset.tolerant = tolerant
-    batches = loader.loader(dataset, [[(0, i)] for i in range(8)], torch.utils.data.default_collate, 1, timeout=4.0)
+    batches = loader.build_loader(dataset, [[(0, i)] for i in range(8)], torch.utils.data.default_collate, 1, timeout=4.0)
     got = [next(batches)]
     time.sleep(2)
     if not tolerant:
@@ -104,9 +104,9 @@ class Dying(Stuck):
     """The decoder of sample 5 ends its process."""
 
     def read(self, index, rng):
-        open_video.notice(f"{index}.mp4")
+        open_video.on_open(f"{index}.mp4")
         if index == 5:
-            if "5.mp4" in open_video.avoided:
+            if "5.mp4" in open_video.unreadable:
                 raise open_video.VideoError("5.mp4: left out")
             os.kill(os.getpid(), signal.SIGSEGV)
         return {"index": index}
@@ -114,10 +114,10 @@ class Dying(Stuck):
 
 def test_a_decoder_that_ends_its_process_does_not_end_a_step(monkeypatch):
     """PyTorch raises for a dead loader process wherever the main thread is: here it would be in the middle of a step."""
-    monkeypatch.setattr(open_video, "avoided", set())
+    monkeypatch.setattr(open_video, "unreadable", set())
     before = signal.getsignal(signal.SIGCHLD)
     got = []
-    for batch in loader.loader(Dying(8, seed=0, train=True), [[(0, i)] for i in range(8)], torch.utils.data.default_collate, 1):
+    for batch in loader.build_loader(Dying(8, seed=0, train=True), [[(0, i)] for i in range(8)], torch.utils.data.default_collate, 1):
         began = time.monotonic()
         while time.monotonic() - began < 0.3:  # the step
             pass

@@ -73,7 +73,7 @@ def test_chance_is_what_random_scores_give():
 @pytest.mark.parametrize("rule", figures("A_sampling"), ids=lambda r: f"{r['rule']}-{r.get('end', r.get('length'))}")
 def test_frame_rules_equal_the_original(rule):
     if rule["rule"] == "egoclip uniform":
-        assert frame_sampling.egoclip(rule["start"], rule["end"], rule["num_frames"]).tolist() == rule["index"]
+        assert frame_sampling.sample_frames(rule["start"], rule["end"], rule["num_frames"]).tolist() == rule["index"]
     elif rule["rule"] == "whole video uniform":
         assert frame_sampling.whole_video(rule["length"], rule["num_frames"]).tolist() == rule["index"]
     elif rule["rule"] == "ek100 uniform":
@@ -83,7 +83,7 @@ def test_frame_rules_equal_the_original(rule):
         assert len(index) == rule["count"] and index[:20].tolist() == rule["first"] and index[-5:].tolist() == rule["last"]
 
 
-@pytest.mark.parametrize("rule", [frame_sampling.egoclip, frame_sampling.ek100])
+@pytest.mark.parametrize("rule", [frame_sampling.sample_frames, frame_sampling.ek100])
 @pytest.mark.parametrize("start, stop, count", [(10, 50, 4), (0, 3, 16), (7, 8, 4), (100, 160, 16)])
 def test_random_frames_lie_in_order_inside_the_clip(rule, start, stop, count):
     for seed in range(50):
@@ -92,8 +92,8 @@ def test_random_frames_lie_in_order_inside_the_clip(rule, start, stop, count):
 
 
 def test_short_clips_repeat_their_last_frame_and_never_leave_the_video():
-    assert frame_sampling.pad(np.array([0, 1, 2]), 5).tolist() == [0, 1, 2, 2, 2]
-    assert frame_sampling.inside(np.array([-1, 3, 12]), 10).tolist() == [0, 3, 9]
+    assert frame_sampling.pad_indices(np.array([0, 1, 2]), 5).tolist() == [0, 1, 2, 2, 2]
+    assert frame_sampling.clamp_indices(np.array([-1, 3, 12]), 10).tolist() == [0, 3, 9]
 
 
 def test_retrieval_of_many_ties_and_of_arrays_that_stay_as_they_are():

@@ -12,7 +12,7 @@ from egokit.config.resolve import outputs_folder
 from egokit.data import loader
 from egokit.runs.run_folder import Run
 from egokit.train import loop
-from egokit.train.batch_plan import plan, what_would_fit
+from egokit.train.batch_plan import plan_batch, what_would_fit
 from egokit.train.gradient_cache import by_micro_batches
 
 CPU = torch.device("cpu")
@@ -83,7 +83,7 @@ def first_step(config, run, scaler=None):
     """(trainer with the gradient of the first step, most bytes that autograd kept)"""
     task = tasks.make(config)
     trainer = loop.Trainer(config, task, run, "test", CPU)
-    batch = next(iter(loader.loader(trainer.dataset, trainer.batches(0), task.collate, 0)))
+    batch = next(iter(loader.build_loader(trainer.dataset, trainer.batches(0), task.collate, 0)))
     trainer.model.train()
     with counted(trainer.model, batch["video"]):
         trainer.objective.gradient(batch, 0, scaler or trainer.scaler)
@@ -157,7 +157,7 @@ def test_what_memory_advice_changes_is_not_another_run(resolve):
 ])
 def test_the_plan_in_words(resolve, overrides, processes, said):
     config = resolve(overrides=f"{overrides} launch.processes={processes}")
-    assert str(plan(config)) == str(plan(config, processes)) == said
+    assert str(plan_batch(config)) == str(plan_batch(config, processes)) == said
     assert egokit.describe(config).endswith(f"plan: {said}")
 
 
@@ -210,7 +210,7 @@ def test_texts_of_one_length_give_the_same_loss_and_gradient(resolve):
         task = tasks.make(config)
         trainer = loop.Trainer(config, task, Run("unused"), "pretrain", CPU)
         task.fixed_length = fixed
-        batch = next(iter(loader.loader(trainer.dataset, trainer.batches(0), task.collate, 0)))
+        batch = next(iter(loader.build_loader(trainer.dataset, trainer.batches(0), task.collate, 0)))
         terms = trainer.objective.gradient(batch, 0, trainer.scaler)
         found.append((batch["tokens"]["input_ids"].shape[1], torch.stack([*terms.values()]),
                       torch.cat([parameter.grad.flatten() for parameter in trainer.model.parameters()])))

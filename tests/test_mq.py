@@ -55,7 +55,7 @@ def test_features_are_those_of_their_frames(checkpoint, resolve, project):
     indices = frame_sampling.mq(int(clip["start"] * 10), int(clip["stop"] * 10), 1.87, 10, 4)
     for at in (0, 5, len(features) - 1):
         with torch.no_grad():
-            pixels = normalise(task.transform(video.read(frame_sampling.inside(indices[4 * at:4 * at + 4], video.length)), None))
+            pixels = normalise(task.transform(video.read(frame_sampling.clamp_indices(indices[4 * at:4 * at + 4], video.length)), None))
             assert torch.allclose(model.encode_video(pixels[None])[0], features[at], atol=1e-5)
 
 
@@ -105,7 +105,7 @@ def test_moments_of_a_video_of_variable_rate_are_taken_by_time(checkpoint, resol
         subprocess.run([ffmpeg(), "-loglevel", "error", "-i", str(source), "-t", "20", *options, str(root / name)], check=True)
     (root / "v.mp4").replace(path)
     video = open_video.open_video(path)
-    assert video.times is not None and open_video.rate(video) == 1000
+    assert video.times is not None and open_video.time_resolution(video) == 1000
     windows = mq.ClipWindows(task, clip)
     shown = np.array([read_frame_number(frame) for frame in video.read(windows.indices(video).ravel())])
     kept = np.array([n for n in range(200) if n < 40 or n >= 80 or n % 5 == 0])

@@ -121,7 +121,7 @@ def test_no_epochs_give_chance(project):
     assert run.metrics()["pretrain"]["steps"] == 0
     from egokit.config.resolve import resolve
     task = tasks.make(resolve("toy/egomcq", "tiny", "", "untrained"))
-    scores = task.scores(run.read_rows("pretrain")[0])["ensemble"]
+    scores = task.score_matrix(run.read_rows("pretrain")[0])["ensemble"]
     right = accuracy(scores, task.answers) / 100 * len(task.answers)
     assert abs(right - 0.2 * len(task.answers)) < 3.5 * np.sqrt(0.16 * len(task.answers)), "further from chance than luck explains"
     assert launch.Handle(run, "pretrain").state() == "finished"

@@ -28,7 +28,7 @@ def test_fused_adamw_is_adamw_and_resumes():
     model.reset_parameters()
     twin, again = copy.deepcopy(model), copy.deepcopy(model)
     fused = optim.optimizer(model, RECIPE)
-    plain = torch.optim.AdamW(optim.groups(twin, RECIPE), lr=RECIPE.lr, betas=RECIPE.betas, eps=RECIPE.eps, foreach=False, fused=False)
+    plain = torch.optim.AdamW(optim.param_groups(twin, RECIPE), lr=RECIPE.lr, betas=RECIPE.betas, eps=RECIPE.eps, foreach=False, fused=False)
     assert fused.defaults["fused"]
     stepped(model, fused, range(5))
     stepped(twin, plain, range(5))
@@ -50,8 +50,8 @@ def test_the_norm_is_that_of_all_gradients_and_shortens_only_what_is_longer():
     model = torch.nn.Linear(3, 2)
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, 2.0)
-    assert optim.clip(model, 0.0).item() == pytest.approx(2 * 8 ** 0.5) and model.bias.grad.tolist() == [2, 2]
-    optim.clip(model, 100.0)
+    assert optim.clip_grad_norm(model, 0.0).item() == pytest.approx(2 * 8 ** 0.5) and model.bias.grad.tolist() == [2, 2]
+    optim.clip_grad_norm(model, 100.0)
     assert model.bias.grad.tolist() == [2, 2]
-    optim.clip(model, 1.0)
-    assert optim.clip(model, 0.0).item() == pytest.approx(1.0, abs=1e-5)
+    optim.clip_grad_norm(model, 1.0)
+    assert optim.clip_grad_norm(model, 0.0).item() == pytest.approx(1.0, abs=1e-5)

@@ -55,13 +55,13 @@ def test_a_changed_or_wrong_file_is_said_before_a_job_starts(mine, checkpoint, t
 
 def test_a_job_reads_its_copy(mine, checkpoint, tmp_path):
     file, config = mine
-    code = code_snapshot.take(tmp_path, keep=False, task=config.task)
+    code = code_snapshot.snapshot_code(tmp_path, keep=False, task=config.task)
     with open(file, "w") as opened:
         opened.write("edited = while queued")
     assert tasks.make(config, code=code).best == "R@1"
     with pytest.raises(SyntaxError, match=r"narration_retrieval\.py"):
         tasks.make(config)
-    assert code_snapshot.take(tmp_path, keep=True, task=config.task) == code and tasks.make(config, code=code).best == "R@1"
+    assert code_snapshot.snapshot_code(tmp_path, keep=True, task=config.task) == code and tasks.make(config, code=code).best == "R@1"
 
 
 def test_names_that_are_none(resolve):

@@ -17,13 +17,13 @@ from egokit.viz.predictions import draw_predictions, pictures, predictions
 def test_questions_of_both_kinds_with_the_scores_that_are_evaluated(resolve):
     task = tasks.make(resolve()).validation()
     rng = np.random.default_rng(0)
-    rows = {"index": np.arange(task.expected()), "dual": rng.random(task.expected()), "fusion": rng.random(task.expected())}
+    rows = {"index": np.arange(task.num_rows()), "dual": rng.random(task.num_rows()), "fusion": rng.random(task.num_rows())}
     found, right = task.predictions(rows, None), []
     assert len(found) == 4 and found == task.predictions(rows, None) and len(json.dumps(found)) < 2000
     for one in found:
         q = next(q for q, five in enumerate(task.choices) if [task.number[clip_key(clip)] for clip in five] == one["clips"])
         assert one["text"] == task.texts[q] and one["relevancy"].index(1) == task.answers[q] and sum(one["relevancy"]) == 1
-        assert one["scores"] == pytest.approx(task.scores(rows)["ensemble"][q], abs=1e-4)
+        assert one["scores"] == pytest.approx(task.score_matrix(rows)["ensemble"][q], abs=1e-4)
         right.append(task.types[q])
     assert set(right) == {1, 2}
 
@@ -35,7 +35,7 @@ def test_texts_with_their_best_clips_and_the_first_right_ones_rank(resolve, para
     truth_VK, texts = task.truth(), task.prompts()
     rows = {"index": np.arange(len(truth_VK)), "video": rng.normal(size=(len(truth_VK), 8)).astype(np.float32)}
     prompts_KE = rng.normal(size=(len(texts), 8)).astype(np.float32)
-    scores_VK, found = task.scores(rows, prompts_KE), task.predictions(rows, prompts_KE)
+    scores_VK, found = task.score_matrix(rows, prompts_KE), task.predictions(rows, prompts_KE)
     assert len(found) == len({one["text"] for one in found}) == 4 and len(json.dumps(found)) < 2000
     for one in found:
         k = texts.index(one["text"])

@@ -48,7 +48,7 @@ def check_complete(root, folder):
     manifest = json.loads((root / "prepared.json").read_text())
     videos = source.list_videos(folder)
     assert (manifest["videos"], manifest["failed"], manifest["pending"]) == (len(videos), [], 0)
-    assert [line["status"] for line in source.receipts(videos, video.Plan(root, 72, 30), files=True)] == ["ok"] * len(videos)
+    assert [line["status"] for line in source.receipts(videos, video.PrepSettings(root, 72, 30), files=True)] == ["ok"] * len(videos)
     assert not [path for path in root.rglob("*") if ".part" in path.name]
     for line in manifest["lines"]:
         pieces = [measure.scan(root / "Ego4D_Chunked" / line["uid"] / piece["file"])[0]["frames"] for piece in line["pieces"]]
@@ -124,7 +124,7 @@ def test_encodings_cut_at_their_keyframes(tmp_path, name):
 def test_encodings_are_the_choices_of_the_configuration(project, tmp_path):
     from egokit.config.build import ConfigError
     from egokit.config.resolve import resolve
-    assert tuple(video.ENCODINGS) == schema.CHOICES["site.encoding"] and schema.Site().encoding in video.ENCODINGS
+    assert tuple(video.ENCODINGS) == schema.CHOICES["site.encoding"] and schema.SiteConfig().encoding in video.ENCODINGS
     with pytest.raises(ConfigError, match=r"site\.encoding .*'originel': did you mean 'original'"):
         resolve("toy/pretrain", "tiny", "site.encoding=originel")
     with pytest.raises(ValueError, match=r"site\.encoding 'av1': expected random_access or original"):
@@ -197,7 +197,7 @@ def test_the_manifest_covers_all_videos_whichever_shards_have_ended(full, tmp_pa
 
 
 def test_a_receipt_that_comes_while_the_manifest_is_written_is_in_it(full, tmp_path, monkeypatch):
-    plan, late = video.Plan(tmp_path / "root", 72, 30), source.list_videos(full)
+    plan, late = video.PrepSettings(tmp_path / "root", 72, 30), source.list_videos(full)
     for one in late[:2]:
         video.prepare_video(one, plan, threading.Event())
     written = source.write_text
@@ -224,7 +224,7 @@ def test_without_locks_the_same_video_twice_at_once_stays_whole(full, tmp_path, 
     def no_locks(*_):
         raise OSError(errno.ENOLCK, "No locks available")
     monkeypatch.setattr(video.fcntl, "flock", no_locks)
-    plan, one = video.Plan(tmp_path / "root", 72, 30), source.list_videos(full)[0]
+    plan, one = video.PrepSettings(tmp_path / "root", 72, 30), source.list_videos(full)[0]
     remains = plan.resized("x").with_name(f".{one.uid}.{socket.gethostname()}-{2**22 + 1}-0badcafe.part.mp4")  # no process has that number
     remains.parent.mkdir(parents=True)
     remains.write_bytes(b"half of it")
@@ -332,7 +332,7 @@ def test_interrupted_videos_are_not_failed_ones(full, tmp_path):
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal and Jupyter do
     assert process.wait(timeout=20) == 130
-    made = source.summary(source.receipts(source.list_videos(full), video.Plan(root, 72, 30), files=True))
+    made = source.summary(source.receipts(source.list_videos(full), video.PrepSettings(root, 72, 30), files=True))
     assert made["failed"] == [] and made["pending"] > 10 and not list(root.glob("Ego4D_*/.*"))
 
 
@@ -356,7 +356,7 @@ def test_killed_at_any_moment_and_run_again(full, tmp_path):
 
 @pytest.mark.slow
 def test_ten_thousand_finished_videos_are_passed_over_in_seconds(tmp_path):
-    plan = video.Plan(tmp_path / "root", 72, 30)
+    plan = video.PrepSettings(tmp_path / "root", 72, 30)
     folder = plan.root / "Ego4D"
     folder.mkdir(parents=True)
     plan.receipt("x").parent.mkdir()

@@ -5,7 +5,7 @@ import pytest
 
 from egokit.jobs import requeue
 from egokit.jobs.launch import Handle
-from egokit.jobs.progress import Told
+from egokit.jobs.progress import ProgressFile
 from egokit.runs.files import write_text
 from egokit.runs.run_folder import Run
 
@@ -37,7 +37,7 @@ def test_a_job_is_measured_by_its_own_steps(failed, action):
 
     def reach(step):
         if action == "evaluate":
-            Told(Handle(run, action).folder, every=0)(step, 9)
+            ProgressFile(Handle(run, action).folder, every=0)(step, 9)
         else:
             run.log({"kind": {"train": "step"}.get(action, action), "step": step, "steps": 9})
     for number, step in enumerate((3, 5, 4)):  # the third had gone on from a checkpoint before step 4

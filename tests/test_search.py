@@ -76,7 +76,7 @@ def resolve(project):
 def test_hits_are_those_of_a_naive_twin(searched, folder):
     """Every clip cut, embedded and compared by itself; overlapping ones of one video left out, one by one."""
     config, run, metrics = searched[1]()
-    searcher, model = search.open(config, run), loop.initial_model(config).eval()
+    searcher, model = search.open_index(config, run), loop.initial_model(config).eval()
     naive = []
     for path in (folder / "inner/two.MP4", folder / "one.mp4", folder / "short.mkv"):
         reader = open_video.PyAVReader(path)
@@ -114,7 +114,7 @@ def test_only_what_is_new_is_embedded_and_what_is_gone_is_forgotten(searched, fo
     config, run, _ = searched[1]()
     features, read = run.path / "features", []
     before = {path.name: path.read_bytes() for path in features.glob("*.npy")}
-    original = task_of_search.embed
+    original = task_of_search.embed_windows
     monkeypatch.setattr(task_of_search, "embed", lambda model, windows, what: read.append(what) or original(model, windows, what))
     assert task_of_search.current(config, features) and searched[1]()[2]["videos"] == 3 and not read
     (folder / "one.mp4").unlink()
@@ -141,7 +141,7 @@ def test_a_broken_video_is_named_and_the_others_are_searched(searched, folder, c
     manifest = json.loads((run.path / "features/manifest.json").read_text())
     for line, name in zip(manifest["unreadable"], ("cut.mp4", "noise.mov"), strict=True):
         assert line["video"] == name and str(folder / name) in line["reason"]
-    assert sum(event["kind"] == "bad" for event in run.read_log()) == 2 and "2 can't be read" in repr(search.open(config, run))
+    assert sum(event["kind"] == "bad" for event in run.read_log()) == 2 and "2 can't be read" in repr(search.open_index(config, run))
 
 
 def test_names_that_are_long_or_no_text(searched, folder, tmp_path, capsys):
@@ -151,7 +151,7 @@ def test_names_that_are_long_or_no_text(searched, folder, tmp_path, capsys):
     with open(os.fsencode(folder) + b"/noise-\xff.mp4", "wb") as file:
         file.write(b"no video")
     config, run, metrics = searched[1]()
-    searcher = search.open(config, run)
+    searcher = search.open_index(config, run)
     hits = searcher("#C C opens the box", top=20)
     assert metrics["unreadable"] == 1 and "noise-\ufffd.mp4" in searcher.manifest["unreadable"][0]["reason"]
     assert {"bad-\ufffd\ufffd.mp4", f"{'ü' * 125}.mp4"} < {hit.video for hit in hits}
@@ -170,20 +170,20 @@ def test_another_checkpoint_or_window_is_an_error(searched, checkpoint):
     try:
         checkpoint.write_bytes(kept + b" ")
         with pytest.raises(egokit.ConfigError, match="init_sha256"):
-            search.open(config, run)
+            search.open_index(config, run)
     finally:
         checkpoint.write_bytes(kept)
     with pytest.raises(egokit.ConfigError, match="expected a stride above 0 and up to the window"):
         searched[1]("search.stride=3", "other")
     with pytest.raises(egokit.ConfigError, match="has no index of any video"):
-        search.open(config, Run(run.path / "empty"))
+        search.open_index(config, Run(run.path / "empty"))
 
 
 def test_variable_frame_rates_are_cut_by_time(searched, tmp_path):
     """A phone's video: ten frames a second, then thirty. Clips are seconds, not numbers of frames."""
     path = video(tmp_path / "phone.mp4", 8, 30, more=("-vf", "select='gte(t,4)+not(mod(n,3))'", "-fps_mode", "vfr"))
     reader, task = open_video.PyAVReader(path), tasks.make(searched[0]())
-    assert reader.length == 160 and open_video.seconds(reader) == pytest.approx(8, abs=0.05)
+    assert reader.length == 160 and open_video.duration(reader) == pytest.approx(8, abs=0.05)
     times = (reader.times - reader.times[0]) * float(reader.stream.time_base)
     for start in (0, 3, 5):
         shown = times[task.clip_indices(reader, start, start + 2)]
@@ -284,7 +284,7 @@ def decoded(data):
 
 def test_files_and_pages(searched, tmp_path, monkeypatch):
     config, run, _ = searched[1]()
-    searcher = search.open(config, run)
+    searcher = search.open_index(config, run)
     hits = searcher("#C C opens <the> box", top=4, rerank=2)
     with open(search.write_csv(hits, tmp_path / "hits.csv")) as file:
         rows = list(csv.DictReader(file))

@@ -81,7 +81,7 @@ def test_wrong_strips_are_refused():
 
 def test_every_frame_is_numbered_even_resized(root, tmp_path):
     import imageio_ffmpeg
-    tiny = schedule.plan(SEED, "tiny")
+    tiny = schedule.make_schedule(SEED, "tiny")
     for corpus in ("ego4d", "ek100", "charades"):
         video = next(video for video in tiny if video.corpus == corpus)
         numbers = [toy.read_frame_number(frame_HWC) for frame_HWC in decode(root / video.path)]
@@ -127,7 +127,7 @@ def test_motion_is_large_and_stays_in_the_middle(verb):
 
 def test_clips_show_their_objects(root):
     """Between the cuts of two actions nothing but the narrated object is on the table."""
-    video = schedule.plan(SEED, "tiny")[0]
+    video = schedule.make_schedule(SEED, "tiny")[0]
     for scene in video.scenes:
         for before, after in zip(scene.actions, scene.actions[1:], strict=False):
             assert 0.2 <= after.start - before.stop <= 0.5
@@ -140,7 +140,7 @@ def test_clips_show_their_objects(root):
 
 
 def test_plan_is_balanced():
-    demo = schedule.plan(0, "demo")
+    demo = schedule.make_schedule(0, "demo")
     train = [action for video in demo if (video.corpus, video.split) == ("ego4d", "train")
              for action in video.actions]
     assert 1350 <= len(train) <= 1650
@@ -153,10 +153,10 @@ def test_plan_is_balanced():
 # the same again
 
 def test_same_seed_same_bytes(root, tmp_path):
-    video = next(video for video in schedule.plan(SEED, "tiny") if video.corpus == "charades")
+    video = next(video for video in schedule.make_schedule(SEED, "tiny") if video.corpus == "charades")
     videos.encode(video, tmp_path / "again.mp4")
     assert (tmp_path / "again.mp4").read_bytes() == (root / video.path).read_bytes()
-    assert schedule.plan(SEED, "tiny") == schedule.plan(SEED, "tiny") != schedule.plan(SEED + 1, "tiny")
+    assert schedule.make_schedule(SEED, "tiny") == schedule.make_schedule(SEED, "tiny") != schedule.make_schedule(SEED + 1, "tiny")
 
 
 def test_make_is_idempotent_resumable_and_particular(root, tmp_path):
@@ -200,7 +200,7 @@ def test_egoclip(root):
     assert (len(good), malformed) == (counts["egoclip_clips"], 5)
     assert ",".join(good[0]) == ("clip_idx,video_uid,video_dur,narration_source,narration_ind,narration_time,"
                                  "clip_start,clip_end,clip_text,tag_verb,tag_noun")
-    train = {Path(video.path).stem for video in schedule.plan(SEED, "tiny")
+    train = {Path(video.path).stem for video in schedule.make_schedule(SEED, "tiny")
              if (video.corpus, video.split) == ("ego4d", "train")}
     for row in good:
         assert row["video_uid"] in train and (root / "Ego4D" / f"{row['video_uid']}.mp4").exists()
@@ -215,7 +215,7 @@ def test_egoclip(root):
 
 def test_egomcq(root):
     questions = json.loads((root / "egomcq.json").read_text())
-    test = {video.uid for video in schedule.plan(SEED, "tiny")
+    test = {video.uid for video in schedule.make_schedule(SEED, "tiny")
             if (video.corpus, video.split) == ("ego4d", "test")}
     verb_only = {1: 0, 2: 0}
     for question in questions.values():

@@ -35,7 +35,7 @@ from torch import Tensor
 from egokit import tasks
 from egokit.config.resolve import resolve
 from egokit.config.schema import Config, LaunchConfig
-from egokit.data.loader import move
+from egokit.data.loader import move_to_device
 from egokit.model import checkpoints
 from egokit.model.precision import float32_products
 from egokit.runs.run_folder import Run
@@ -188,7 +188,7 @@ def gradient(micro_batch: int) -> tuple[list[float], str]:
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, micro_batch=micro_batch, batch_size=4))
     objective = train_step.Trainer(config, DEVICE).objective
     torch.manual_seed(5)
-    batch = move(train_step.synthetic_batch(8, objective.model.config), DEVICE)
+    batch = move_to_device(train_step.synthetic_batch(8, objective.model.config), DEVICE)
     terms = objective.gradient(batch, 0, torch.amp.GradScaler(DEVICE.type, enabled=False))
     grads = [parameter.grad for parameter in objective.model.parameters() if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm(grads).item()
@@ -222,7 +222,7 @@ def twin() -> None:
         with float32_products(DEVICE, tf32=allowed):
             trainer = train_step.Trainer(train_step.configured(**SHAPE | {"checkpointing": False}), DEVICE)
             plain = train_step.PlainSchedule(trainer.model, trainer.config)
-            batch = move(train_step.synthetic_batch(4, trainer.model.config), DEVICE)
+            batch = move_to_device(train_step.synthetic_batch(4, trainer.model.config), DEVICE)
             of_losses, of_gradients, name = train_step.differences(trainer, plain, batch)
         check("The step against the plain equations", allowed or (of_losses < 1e-5 and of_gradients < 1e-3),
               products="TF32" if allowed else "float32", losses_differ_by=of_losses, gradients_differ_by=of_gradients,

@@ -15,14 +15,14 @@ from egokit.tasks.base import Task, cosine
 class RightClips(Samples):
     def __init__(self, task):
         self.task = task
-        self.videos = task.need("Ego4D_Chunked")
+        self.videos = task.require_file("Ego4D_Chunked")
         super().__init__(len(task.clips), task.config.seed, train=False)
 
     def read(self, index, rng):
         clip, config = self.task.clips[index], self.task.config
 
         def middles(first, last):
-            return frame_sampling.egoclip(first, last, config.data.evaluation_frames)
+            return frame_sampling.sample_frames(first, last, config.data.evaluation_frames)
         pixels = clips.read_chunked(self.videos / clip["video_uid"], float(clip["clip_start"]), float(clip["clip_end"]), middles,
                                     config.site.chunk_seconds, config.data.reader)
         return {"video": self.task.transform(pixels, None), "index": index}
@@ -34,7 +34,7 @@ class NarrationRetrieval(Task):
 
     def __init__(self, config):
         super().__init__(config)
-        questions = annotation_json.egomcq(self.need("egomcq.json"))[:1000]
+        questions = annotation_json.read_egomcq(self.require_file("egomcq.json"))[:1000]
         questions = questions[:self.limited(len(questions))]
         self.clips = [question["choices"][str(question["answer"])] for question in questions]
         texts = [question["query"]["clip_text"] for question in questions]
@@ -47,7 +47,7 @@ class NarrationRetrieval(Task):
     def prompts(self):
         return self.texts
 
-    def score(self, model, batch):
+    def score_batch(self, model, batch):
         return {"index": batch["index"].numpy(force=True), "video": model.embed_video(normalise(batch["video"])).numpy(force=True)}
 
     def metrics(self, rows, prompts_KE):
@@ -57,7 +57,7 @@ class NarrationRetrieval(Task):
         return metrics.chance(recall, (len(self.answers), len(self.texts)), self.answers)
 
     def tables(self):
-        return [self.need("egomcq.json")]
+        return [self.require_file("egomcq.json")]
 
 
 def recall(scores_VK, answers_V):

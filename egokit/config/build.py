@@ -8,14 +8,14 @@ import re
 import types
 import typing
 
-from egokit.config.schema import CHOICES, LOCAL_ONLY, expected
+from egokit.config.schema import CHOICES, LOCAL_ONLY, violated_bound
 
 
 class ConfigError(ValueError):
     """A mistake in a parameter, a key or a path; the message says which and what to do."""
 
 
-def nearest(word: str, known) -> str:
+def did_you_mean(word: str, known) -> str:
     """A 'did you mean' for an error message, or the list of what there is."""
     known = sorted(str(item) for item in known)
     close = difflib.get_close_matches(str(word), known, n=1)
@@ -60,7 +60,7 @@ def build(cls, values: dict, where: str = "", source: str = "") -> typing.Any:
     for key, value in (values or {}).items():
         name = f"{where}.{key}" if where else str(key)
         if key not in hints:
-            raise ConfigError(f"unknown key {name!r}{source}: {nearest(key, hints)}")
+            raise ConfigError(f"unknown key {name!r}{source}: {did_you_mean(key, hints)}")
         if dataclasses.is_dataclass(hints[key]):
             if not isinstance(value, dict):
                 inner = ", ".join(typing.get_type_hints(hints[key]))
@@ -68,15 +68,15 @@ def build(cls, values: dict, where: str = "", source: str = "") -> typing.Any:
             given[key] = build(hints[key], value, name, source)
         else:
             given[key] = _coerce(value, hints[key], name + source)
-            if name in CHOICES and given[key] not in CHOICES[name] and given[key] != "" and not (name == "task" and own_task(given[key])):
-                raise ConfigError(f"{name}{source}: {given[key]!r}: {nearest(given[key], CHOICES[name])}")
+            if name in CHOICES and given[key] not in CHOICES[name] and given[key] != "" and not (name == "task" and split_task_file(given[key])):
+                raise ConfigError(f"{name}{source}: {given[key]!r}: {did_you_mean(given[key], CHOICES[name])}")
             for number in given[key] if isinstance(given[key], tuple) else (given[key],):
-                if said := expected(name, number):
+                if said := violated_bound(name, number):
                     raise ConfigError(f"{name}{source}: expected {said}, got {number}")
     return cls(**given)
 
 
-def own_task(task: str) -> tuple[str, str] | None:
+def split_task_file(task: str) -> tuple[str, str] | None:
     """(file, class) of a task of the user's, which is named as 'folder/file.py:Class'; None for one of egokit's."""
     found = re.fullmatch(r"(.+\.py):(\w+)", task)
     return (found[1], found[2]) if found else None

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from egokit.config.build import ConfigError, build, merge, nearest, own_task, to_dict
+from egokit.config.build import ConfigError, build, did_you_mean, merge, split_task_file, to_dict
 from egokit.config.schema import CHOICES, Config
 
 
@@ -51,7 +51,7 @@ def read_yaml(name: str, folder: Path, kind: str) -> dict:
         path = folder.parent / name if (folder.parent / name).is_file() else path  # params/toy/x.yaml from anywhere
     if not path.is_file():
         names = [str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml") if "sites" not in p.relative_to(folder).parts]
-        raise ConfigError(f"no {kind} {name!r} ({path} is missing): {nearest(name, names)}")
+        raise ConfigError(f"no {kind} {name!r} ({path} is missing): {did_you_mean(name, names)}")
     try:
         values = yaml.safe_load(path.read_text()) or {}
     except yaml.YAMLError as error:
@@ -122,7 +122,7 @@ def find_task(task: str, root: Path, params: str) -> str:
     """`task` with the path of its file, if it has one, made absolute."""
     if not task:
         raise ConfigError(f"recipe {params!r} names no task: expected one of {', '.join(CHOICES['task'])}, or folder/file.py:Class")
-    own = own_task(task)
+    own = split_task_file(task)
     if own and not Path(_absolute(own[0], root)).is_file():
         raise ConfigError(f"task {task!r}: {_absolute(own[0], root)} is missing; write folder/file.py:Class, from the project's folder")
     return f"{_absolute(own[0], root)}:{own[1]}" if own else task

@@ -97,7 +97,7 @@ class SearchConfig:
 
 
 @dataclass(frozen=True)
-class Site:
+class SiteConfig:
     """What differs between machines: where things lie."""
     name: str = ""
     root: str = ""                                 # the data root: docs/data.md
@@ -136,7 +136,7 @@ class Config:
     task: str = ""                                 # egoclip, egomcq, ek100, charades, mq, search, or yours: folder/file.py:Class
     init: str = ""                                 # checkpoint: a file, run:<notebook>/<run>, or a name in site.weights
     seed: int = 0
-    site: Site = field(default_factory=Site)
+    site: SiteConfig = field(default_factory=SiteConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -148,7 +148,7 @@ class Config:
 
 RANDOM = "random"                                  # as site.vit or site.roberta: weights of its own
 TRAINED = ("egoclip", "ek100", "charades")         # tasks with a loss; the others are evaluated only
-LEAST = {name: least for least, names in {         # what a number may be: from here on …
+MINIMUM = {name: least for least, names in {         # what a number may be: from here on …
     0: "seed model.vocabulary model.dropout data.workers data.max_bad_fraction data.limit data.relevancy_threshold optim.heads_multiplier "
        "optim.betas optim.eps optim.weight_decay optim.warmup_epochs optim.final_lr optim.clip_grad_norm train.epochs train.micro_batch "
        "train.margin train.similarity_margin train.similarity_slack train.itm_weight train.mask_probability evaluate.dual_softmax "
@@ -160,9 +160,9 @@ LEAST = {name: least for least, names in {         # what a number may be: from 
     2: "site.short_side",
     3: "data.tokens data.evaluation_tokens",       # a word between a text's start and end
 }.items() for name in names.split()}
-ABOVE_ZERO = {"model.mlp_ratio", "data.crop_scale", "data.read_timeout", "optim.lr", "train.temperature", "train.negative_temperature",
+POSITIVE = {"model.mlp_ratio", "data.crop_scale", "data.read_timeout", "optim.lr", "train.temperature", "train.negative_temperature",
               "evaluate.features_per_second", "search.window", "search.stride", "site.chunk_seconds"}  # … or above this …
-MOST = dict.fromkeys(("model.dropout", "data.crop_scale", "data.max_bad_fraction", "data.relevancy_threshold", "optim.betas",
+MAXIMUM = dict.fromkeys(("model.dropout", "data.crop_scale", "data.max_bad_fraction", "data.relevancy_threshold", "optim.betas",
                       "train.mask_probability"), 1)  # … up to this
 CHOICES = {
     "task": ("egoclip", "egomcq", "ek100", "charades", "mq", "search"),
@@ -182,10 +182,10 @@ LOCAL_ONLY = {"launch", "data.workers", "evaluate.batch_size", "train.micro_batc
               "model.checkpointing"}
 
 
-def expected(key: str, number) -> str:
+def violated_bound(key: str, number) -> str:
     """What the number of a key should have been; empty where it can be this one."""
-    if key in LEAST and number < LEAST[key]:
-        return f"{LEAST[key]} or more"
-    if key in ABOVE_ZERO and number <= 0:
+    if key in MINIMUM and number < MINIMUM[key]:
+        return f"{MINIMUM[key]} or more"
+    if key in POSITIVE and number <= 0:
         return "more than 0"
-    return f"{MOST[key]} or less" if key in MOST and number > MOST[key] else ""
+    return f"{MAXIMUM[key]} or less" if key in MAXIMUM and number > MAXIMUM[key] else ""

@@ -47,7 +47,7 @@ def _times(clip: dict, start: str, stop: str) -> tuple[float, float]:
     return found[0], found[1]
 
 
-def egomcq(path: Path) -> list[dict]:
+def read_egomcq(path: Path) -> list[dict]:
     """The questions in the order of their numbers."""
     questions = read_json(path)
     if not isinstance(questions, dict) or not questions:
@@ -72,7 +72,7 @@ def egomcq(path: Path) -> list[dict]:
     return [questions[key] for key in sorted(questions, key=int)]
 
 
-def moments(path: Path) -> list[dict]:
+def read_moments(path: Path) -> list[dict]:
     """Its clips: clip_uid, video_uid, start and stop in seconds of the video.
 
     A video that has a duration_sec, and no clips, is one clip of its own name (ego4d.json lists all videos so).
@@ -103,7 +103,7 @@ def moments(path: Path) -> list[dict]:
     return found
 
 
-def manifest(path: Path) -> list[dict]:
+def read_manifest(path: Path) -> list[dict]:
     """The lines of prep's prepared.json, one a video."""
     document = read_json(path)
     lines = document.get("lines") if isinstance(document, dict) else None

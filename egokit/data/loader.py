@@ -110,16 +110,16 @@ class _Watch:
         self.since = multiprocessing.RawArray("d", workers)
         self.processes = multiprocessing.RawArray("i", workers)
         self.paths = multiprocessing.RawArray("c", workers * self.NAME)
-        self.avoided = set(open_video.avoided)
+        self.avoided = set(open_video.unreadable)
         self.lost, self.why = None, ""  # the file at which a loader process was lost, and how
         self.ended, self.turn, self.awaited = threading.Event(), threading.Lock(), False
 
     def start(self, worker: int) -> None:
         """Runs first in a loader process."""
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # inherited from the job, which alone may ask to be requeued
-        open_video.avoided |= self.avoided
+        open_video.unreadable |= self.avoided
         self.processes[worker] = os.getpid()
-        open_video.notice = functools.partial(self.notice, worker)
+        open_video.on_open = functools.partial(self.notice, worker)
 
     def notice(self, worker: int, path: str) -> None:
         name = path.encode()[-self.NAME + 1:]
@@ -202,7 +202,7 @@ class _Watched(Dataset):
             self.watch.done()
 
 
-def loader(dataset: Samples, batches: Iterable[list], collate, workers: int, timeout: float = 120.0):
+def build_loader(dataset: Samples, batches: Iterable[list], collate, workers: int, timeout: float = 120.0):
     """Batches in order, read ahead by `workers` processes (0: in this one), which live as long as there are batches.
 
     A file that takes longer than `timeout` seconds in a loader process, or ends it, is an error that names the file, or,
@@ -244,14 +244,14 @@ def loader(dataset: Samples, batches: Iterable[list], collate, workers: int, tim
         if not dataset.tolerant:
             raise VideoError(f"{watch.lost}: {watch.why}; make it again from its source with 'egokit prep', or allow bad files with "
                              "data.max_bad_fraction")
-        open_video.avoided.add(watch.lost)
+        open_video.unreadable.add(watch.lost)
         del iterator  # ends its processes
 
 
-def move(batch, device):
+def move_to_device(batch, device):
     """A batch's tensors on the device, copied while the device computes."""
     if isinstance(batch, torch.Tensor):
         return batch.to(device, non_blocking=True)
     if isinstance(batch, dict):
-        return {key: move(value, device) for key, value in batch.items()}
+        return {key: move_to_device(value, device) for key, value in batch.items()}
     return batch

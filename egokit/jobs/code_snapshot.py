@@ -5,11 +5,11 @@ import os
 import shutil
 from pathlib import Path
 
-from egokit.config.build import own_task
+from egokit.config.build import split_task_file
 from egokit.config.resolve import as_submitted
 
 
-def take(folder: Path, keep: bool, task: str = "") -> Path:
+def snapshot_code(folder: Path, keep: bool, task: str = "") -> Path:
     """Copy this egokit, and the file of a user's `task`, to folder/code.
 
     keep: a run that resumes goes on with the code it began with. Otherwise a new start takes the code of now.
@@ -20,14 +20,14 @@ def take(folder: Path, keep: bool, task: str = "") -> Path:
     if not target.is_dir():
         part = folder / f".code-{os.getpid()}"
         shutil.copytree(source, part / "egokit", ignore=shutil.ignore_patterns("__pycache__"))
-        if own := own_task(task):
+        if own := split_task_file(task):
             (part / "task").mkdir()  # not beside egokit: the job would import a file called json.py in place of Python's
             shutil.copy(own[0], part / "task")
         os.replace(part, target)
     return target
 
 
-def keep(folder: Path, originals: list[Path]) -> Path:
+def snapshot_files(folder: Path, originals: list[Path]) -> Path:
     """Copy files and folders to folder/submitted, each under its whole path, for resolve.as_submitted to find."""
     target = folder / "submitted"
     shutil.rmtree(target, ignore_errors=True)
@@ -43,7 +43,7 @@ def keep(folder: Path, originals: list[Path]) -> Path:
 
 def task_sha256(task: str) -> str:
     """The hash of a user's task file; empty for egokit's tasks. What is wrong with the file is said here, not in a job's log."""
-    own = own_task(task)
+    own = split_task_file(task)
     if not own:
         return ""
     from egokit import tasks

@@ -87,7 +87,7 @@ def count() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
-def why_none() -> str:
+def why_no_gpu() -> str:
     """Say why PyTorch sees no GPU from here."""
     import torch
     gpus, value = installed(), os.environ.get(VARIABLE)
@@ -127,13 +127,13 @@ def check(config: Config, action: str) -> str:
         return ""
     there = count()
     if not there and fp16:
-        raise ConfigError(f"train.precision is fp16, but {why_none()}. On a CPU train in bf16: "
+        raise ConfigError(f"train.precision is fp16, but {why_no_gpu()}. On a CPU train in bf16: "
                           "train.precision=bf16 launch.gpus=0")
     if 0 < there < launch.processes:
         raise ConfigError(f"launch.processes={launch.processes}, but {there} GPU{'s are' if there > 1 else ' is'} "
                           f"visible here: set launch.processes={there}, one process for each GPU, or launch.gpus=0 to "
                           "compute on the CPU")
-    return "" if there else f"computes on the CPU: {why_none()} (launch.gpus=0 says that it is meant so)"
+    return "" if there else f"computes on the CPU: {why_no_gpu()} (launch.gpus=0 says that it is meant so)"
 
 
 class Choice(NamedTuple):
@@ -254,6 +254,6 @@ def cpu_name() -> str:
     return f" {found[1]}" if found else ""
 
 
-def in_words(devices: list[str]) -> str:
+def devices_text(devices: list[str]) -> str:
     """Write the devices of all ranks in one line, equal ones together."""
     return "; ".join(f"{number} x {device}" for device, number in collections.Counter(devices).items())

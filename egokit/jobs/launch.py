@@ -19,7 +19,7 @@ from egokit.config.build import ConfigError, comparable, differences, to_dict
 from egokit.config.resolve import to_yaml
 from egokit.config.schema import RANDOM, Config, LaunchConfig
 from egokit.jobs import code_snapshot, devices, slurm, status
-from egokit.jobs.progress import FILE, Bar, reached
+from egokit.jobs.progress import FILE, Bar, read_progress
 from egokit.runs.files import locked, write_text
 from egokit.runs.run_folder import DEVICES, Run
 
@@ -44,7 +44,7 @@ class Handle:
     def __repr__(self) -> str:
         state, detail = self.status()
         if state == "running":
-            detail = status.in_words(self.progress())
+            detail = status.progress_text(self.progress())
         return f"<{self.section} of {self.run.path.parent.name}/{self.run.path.name}: {state}{detail and f' ({detail})'}>"
 
     def spec(self) -> dict | None:
@@ -67,20 +67,20 @@ class Handle:
         """new, pending (in SLURM's queue), running, finished, failed (ended without a result) or unknown (can't be told from here)."""
         return self.status()[0]
 
-    def status(self, known: dict[str, status.Place] | None = None) -> tuple[str, str]:
+    def status(self, known: dict[str, status.JobStatus] | None = None) -> tuple[str, str]:
         """The state and, if it is pending, unknown or failed, why. known: see attach.place."""
         if self.metrics():
             return "finished", ""
-        if place := status.place(self.folder, known):
+        if place := status.job_status(self.folder, known):
             return place.state, place.detail
         # looked at again: it may have finished in between
         if self.metrics() or not self.job():
             return ("finished" if self.metrics() else "new"), ""
-        return "failed", status.why(self.folder)
+        return "failed", status.failure_reason(self.folder)
 
     def progress(self) -> dict:
         """The newest of everything that this job has told: see progress.reached."""
-        return reached(self.run, self.folder, (self.spec() or {}).get("action"))
+        return read_progress(self.run, self.folder, (self.spec() or {}).get("action"))
 
     def log_tail(self, lines: int = 25) -> str:
         return status.log_tail(self.folder, lines)
@@ -100,7 +100,7 @@ class Handle:
         show = show or (functools.partial(self._show, bar) if progress else lambda history, state: None)
         try:
             while True:
-                place, local = status.place(self.folder), (self.job() or {}).get("cluster") != "slurm"
+                place, local = status.job_status(self.folder), (self.job() or {}).get("cluster") != "slurm"
                 found, lost = self.metrics(), place is None and (gone or local)
                 waits = place is not None and place.state != "running"
                 history.update()
@@ -125,21 +125,21 @@ class Handle:
         bar.show(state, history.step, history.steps, detail)
 
 
-def partial(run: Run, action: str) -> list[Path]:
+def leftovers(run: Run, action: str) -> list[Path]:
     """What a job that has not finished left to go on from."""
     return [*run.checkpoints.glob("*.pt")] if action == "train" else [*run.path.glob("features/*")] if action == "extract" else []
 
 
-def known_to(config: dict, before: dict) -> dict:
+def keys_known_to(config: dict, before: dict) -> dict:
     """Keep the keys of a plain config that an earlier start's has: a resumed run keeps its code, which refuses others."""
-    known = {key: known_to(value, before[key]) if key != "slurm" and isinstance(before[key], dict) else value
+    known = {key: keys_known_to(value, before[key]) if key != "slurm" and isinstance(before[key], dict) else value
              for key, value in config.items() if key in before}
     if new := [key for key in config if key not in before]:
         print(f"goes on with the copy of egokit that it began with, which doesn't know {', '.join(new)}", flush=True)
     return known
 
 
-def changed(spec: dict, config: Config, of: str = "config") -> list[str]:
+def changed_keys(spec: dict, config: Config, of: str = "config") -> list[str]:
     """In what `config` differs from that of a job's spec. of: "opened" is that of the notebook that submitted it."""
     return differences(comparable(spec.get(of, spec["config"])), comparable(to_dict(config)))
 
@@ -150,9 +150,9 @@ def expect_same(handle: Handle, config: Config, hashes: tuple[str, str] | None =
     hashes: of the checkpoint `init` and the file of the task, to be compared, too. of: see `changed`.
     """
     before = handle.spec()
-    if not before or not (handle.metrics() or handle.alive() or partial(handle.run, before["action"])):
+    if not before or not (handle.metrics() or handle.alive() or leftovers(handle.run, before["action"])):
         return
-    other = changed(before, config, of)
+    other = changed_keys(before, config, of)
     then = before["init_sha256"], before.get("task_sha256", "")
     for what, old, new in zip((f"checkpoint {config.init}", f"file of task {config.task}"), then, hashes or then, strict=True):
         if old != new:
@@ -224,10 +224,10 @@ def submit(config: Config, run: Run, action: str = "train", section: str | None 
         for name in ("job.json", "failures.json", FILE, DEVICES):  # of the job before: its failures are no failures of this one
             (handle.folder / name).unlink(missing_ok=True)
         shutil.rmtree(handle.folder / "failures", ignore_errors=True)
-        resumed, before, plain = bool(partial(run, action)), handle.spec(), to_dict(config)
+        resumed, before, plain = bool(leftovers(run, action)), handle.spec(), to_dict(config)
         if resumed and before:
-            plain = known_to(plain, before["config"])
-        code = code_snapshot.take(handle.folder, keep=resumed, task=config.task)
+            plain = keys_known_to(plain, before["config"])
+        code = code_snapshot.snapshot_code(handle.folder, keep=resumed, task=config.task)
         # a run that an egokit of before version 0.2 began goes on with its copy, whose worker has another name
         worker = "egokit.jobs.worker" if (code / "egokit/jobs/worker.py").is_file() else "egokit.job"
         with devices.choice(config.launch) as chosen:
@@ -245,7 +245,7 @@ def submit(config: Config, run: Run, action: str = "train", section: str | None 
     return handle
 
 
-def script(config: Config, run: Run | Path, action: str = "train", section: str | None = None) -> str:
+def sbatch_script(config: Config, run: Run | Path, action: str = "train", section: str | None = None) -> str:
     """The sbatch script that `submit` would submit. Nothing is submitted or written; any machine will do."""
     if config.launch.cluster != "slurm":
         raise ConfigError(f"launch.cluster of site {config.site.name!r} is {config.launch.cluster}: only SLURM's jobs have a script")

@@ -16,13 +16,13 @@ FILE = "progress.json"
 KINDS = {"train": ("step", "validation"), "extract": ("extract",)}  # an action's events in log.jsonl
 
 
-def reached(run: Run, folder: Path, action: str | None) -> dict:
+def read_progress(run: Run, folder: Path, action: str | None) -> dict:
     """The newest of everything that the job in `folder` has told: step, steps, eta_s, metrics of the last validation, …
 
     Empty before that. Other jobs of the run, whose events stand in the same log, don't count.
     """
     if action == "evaluate":
-        return told(folder)
+        return report_progress(folder)
     newest = {}
     for event in run.read_log():
         if event["kind"] in KINDS.get(action, ()):
@@ -30,7 +30,7 @@ def reached(run: Run, folder: Path, action: str | None) -> dict:
     return newest
 
 
-class Told:
+class ProgressFile:
     """Writes jobs/<section>/progress.json: {"step", "steps", "time", "eta_s"}, every two seconds at most."""
 
     def __init__(self, folder: Path, every: float = 2.0):
@@ -48,7 +48,7 @@ class Told:
         self.told = now
 
 
-def told(folder: Path) -> dict:
+def report_progress(folder: Path) -> dict:
     """What the job has written so far; empty before that."""
     path = folder / FILE
     return json.loads(path.read_text()) if path.exists() else {}

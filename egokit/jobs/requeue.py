@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from egokit.jobs.progress import reached
+from egokit.jobs.progress import read_progress
 from egokit.runs.files import write_text
 from egokit.runs.run_folder import Run
 
@@ -47,7 +47,7 @@ def attempt() -> str:
 
 
 @contextlib.contextmanager
-def last_words(folder: Path, rank: int) -> Iterator[None]:
+def record_failure(folder: Path, rank: int) -> Iterator[None]:
     """Around a rank's work: keeps the error that ends it, for `decide`."""
     try:
         yield
@@ -60,7 +60,7 @@ def decide(folder: Path, run: Run, action: str, limit: int) -> tuple[bool, str]:
     """(whether to queue the job again, why), by the last words of this attempt's ranks and how far it got; keeps the attempt in mind."""
     history = folder / "failures.json"
     before = json.loads(history.read_text()) if history.exists() else []
-    step = reached(run, folder, action).get("step", 0)
+    step = read_progress(run, folder, action).get("step", 0)
     write_text(history, json.dumps([*before, {"attempt": attempt(), "step": step}], indent=1))
     own = {path: text for path in sorted((folder / "failures").glob(f"{attempt()}-rank*.txt")) if not lost_peer(text := path.read_text())}
     if own:

@@ -11,12 +11,12 @@ from typing import NamedTuple
 from egokit.config.resolve import outputs_folder
 from egokit.jobs import devices, status
 from egokit.jobs.launch import Handle
-from egokit.runs.run_folder import DEVICES, UNFINISHED, WHOLE, Run
+from egokit.runs.run_folder import DEVICES, FAILED_NOTEBOOK, NOTEBOOK, Run
 
 SCORES = ("ensemble_intra", "mAP")  # the metrics that choose a best checkpoint, in %
 
 
-class Entry(NamedTuple):
+class JobRow(NamedTuple):
     notebook: str
     run: str
     section: str
@@ -31,7 +31,7 @@ class Entry(NamedTuple):
     when: float             # the last sign of it
 
 
-class NotebookJob(Handle):
+class NotebookHandle(Handle):
     """A job that runs notebooks (batch.submit), told from its folder `batch/` and from what the notebooks have left."""
 
     def __init__(self, run: Run):
@@ -39,43 +39,43 @@ class NotebookJob(Handle):
         self.folder = run.path / "batch"
 
     def made(self) -> dict[Path, set[str]]:
-        """The notebooks' run folders, and what the job has written there: WHOLE, UNFINISHED or nothing yet."""
+        """The notebooks' run folders, and what the job has written there: NOTEBOOK, FAILED_NOTEBOOK or nothing yet."""
         folders = {self.run.path.parents[1] / name: before for name, before in self.spec()["before"].items()}
-        return {folder: {name for name, at in left(folder).items() if at not in (0, before[name])} for folder, before in folders.items()}
+        return {folder: {name for name, at in result_times(folder).items() if at not in (0, before[name])} for folder, before in folders.items()}
 
-    def status(self, known: dict[str, status.Place] | None = None) -> tuple[str, str]:
-        if place := status.place(self.folder, known):
+    def status(self, known: dict[str, status.JobStatus] | None = None) -> tuple[str, str]:
+        if place := status.job_status(self.folder, known):
             return place.state, place.detail
         made = self.made()
-        missing = [folder for folder, names in made.items() if WHOLE not in names]
+        missing = [folder for folder, names in made.items() if NOTEBOOK not in names]
         if not self.job() or not missing:
             return ("finished" if not missing else "new"), ""
-        said = [last_words(folder) for folder in missing if UNFINISHED in made[folder]]
-        return "failed", next(filter(None, said), status.why(self.folder))
+        said = [notebook_failure(folder) for folder in missing if FAILED_NOTEBOOK in made[folder]]
+        return "failed", next(filter(None, said), status.failure_reason(self.folder))
 
     def progress(self) -> dict:
         """step and steps are notebooks."""
         made = self.made()
-        return {"step": sum(WHOLE in names for names in made.values()), "steps": len(made)}
+        return {"step": sum(NOTEBOOK in names for names in made.values()), "steps": len(made)}
 
 
-def left(folder: Path) -> dict[str, int]:
+def result_times(folder: Path) -> dict[str, int]:
     """When a notebook's results, by name, were written, in the file system's nanoseconds; 0 for what isn't there."""
-    return {name: (folder / name).stat().st_mtime_ns if (folder / name).exists() else 0 for name in (WHOLE, UNFINISHED)}
+    return {name: (folder / name).stat().st_mtime_ns if (folder / name).exists() else 0 for name in (NOTEBOOK, FAILED_NOTEBOOK)}
 
 
-def last_words(folder: Path) -> str:
+def notebook_failure(folder: Path) -> str:
     """What ended a notebook, in its log's words; nothing is said of a kill -9."""
     lines = (folder / "notebook.log").read_text(errors="replace").splitlines()
     last = next((line for line in reversed(lines) if f" {folder.parent.name}.ipynb" in line), "")
     return last[last.index(folder.parent.name):][:100] if f"{folder.parent.name}.ipynb, " in last else ""
 
 
-def entries(outputs: str | Path | None = None) -> list[Entry]:
+def job_rows(outputs: str | Path | None = None) -> list[JobRow]:
     """One for every job that a run under `outputs` has had, the newest first. SLURM is asked once for all of them."""
     outputs = outputs_folder() if outputs is None else Path(outputs)
     handles = [Handle(Run(spec.parents[2]), spec.parent.name) for spec in sorted(outputs.glob("*/*/jobs/*/spec.json"))]
-    handles += [NotebookJob(Run(spec.parents[1])) for spec in sorted(outputs.glob("*/*/batch/spec.json"))]
+    handles += [NotebookHandle(Run(spec.parents[1])) for spec in sorted(outputs.glob("*/*/batch/spec.json"))]
     asked = {}
     for handle in handles:
         try:
@@ -84,11 +84,11 @@ def entries(outputs: str | Path | None = None) -> list[Entry]:
                 asked[job["job_id"]] = handle
         except (OSError, ValueError):
             pass  # told below
-    known = status.places(asked)
-    return sorted((entry(handle, known) for handle in handles), key=lambda one: -one.when)
+    known = status.job_statuses(asked)
+    return sorted((job_row(handle, known) for handle in handles), key=lambda one: -one.when)
 
 
-def entry(handle: Handle, known: dict[str, status.Place]) -> Entry:
+def job_row(handle: Handle, known: dict[str, status.JobStatus]) -> JobRow:
     names = (handle.run.path.parent.name, handle.run.path.name, handle.section)
     began = (handle.folder / "spec.json").stat().st_mtime
     try:
@@ -96,13 +96,13 @@ def entry(handle: Handle, known: dict[str, status.Place]) -> Entry:
         ranks = (handle.folder / DEVICES).read_text().splitlines() if (handle.folder / DEVICES).exists() else []
         scored = handle.metrics() or at
     except (OSError, ValueError) as error:  # another user's, or damaged
-        return Entry(*names, "unreadable", str(error), None, None, None, "", None, "", began)
+        return JobRow(*names, "unreadable", str(error), None, None, None, "", None, "", began)
     metric = next((name for name in (*SCORES, *scored.get("published", ())) if scored.get(name) is not None), "")
-    return Entry(*names, state, detail, at.get("step"), at.get("steps"), at.get("eta_s") if state == "running" else None,
-                 metric, scored.get(metric), devices.in_words(ranks), max(began, at.get("time", 0)))
+    return JobRow(*names, state, detail, at.get("step"), at.get("steps"), at.get("eta_s") if state == "running" else None,
+                 metric, scored.get(metric), devices.devices_text(ranks), max(began, at.get("time", 0)))
 
 
-def cells(one: Entry) -> list[str]:
+def cells(one: JobRow) -> list[str]:
     """An entry in words, a column each."""
     return [one.notebook, one.run, one.section, f"{one.state}: {one.detail}" if one.detail else one.state,
             f"{one.step}/{one.steps}" if one.steps else "", "" if one.left_s is None else status.duration(one.left_s),
@@ -112,7 +112,7 @@ def cells(one: Entry) -> list[str]:
 COLUMNS = ("notebook", "run", "job", "state", "step", "time left", "last metric, %", "device", "last sign")
 
 
-def lines(found: list[Entry]) -> str:
+def format_table(found: list[JobRow]) -> str:
     """The overview as text."""
     if not found:
         return "no run has had a job: start one with a notebook or 'egokit submit'"
@@ -124,4 +124,4 @@ def lines(found: list[Entry]) -> str:
 def runs_table(outputs: str | Path | None = None):
     """The overview as a DataFrame, for a notebook."""
     import pandas as pd
-    return pd.DataFrame(map(cells, entries(outputs)), columns=COLUMNS)
+    return pd.DataFrame(map(cells, job_rows(outputs)), columns=COLUMNS)

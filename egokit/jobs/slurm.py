@@ -6,7 +6,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from egokit.config.build import ConfigError, nearest
+from egokit.config.build import ConfigError, did_you_mean
 from egokit.config.schema import LaunchConfig
 
 # options of submitit that have a key of their own under launch: said twice, one of them would be ignored
@@ -22,7 +22,7 @@ def check(launch: LaunchConfig) -> None:
         if key in OWN:
             raise ConfigError(f"launch.slurm.{key}: set launch.{OWN[key]} instead")
         if key not in known:
-            raise ConfigError(f"unknown key 'launch.slurm.{key}': {nearest(key, known - OWN.keys())}; "
+            raise ConfigError(f"unknown key 'launch.slurm.{key}': {did_you_mean(key, known - OWN.keys())}; "
                               "sbatch's other options go into launch.slurm.additional_parameters")
         if key == "additional_parameters" and not isinstance(value, dict):
             raise ConfigError(f"launch.slurm.additional_parameters: expected a mapping such as {{reservation: deadline}}, got {value!r}")

@@ -18,12 +18,12 @@ from egokit.jobs.requeue import last_error, lost_peer
 WAITING = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}  # any other state squeue lists has a node
 
 
-class Place(NamedTuple):
+class JobStatus(NamedTuple):
     state: str              # pending, running, or unknown: it can't be told from here
     detail: str = ""        # pending: SLURM's reason, the place in the queue and when it may start; unknown: why
 
 
-def place(folder: Path, known: dict[str, Place] | None = None) -> Place | None:
+def job_status(folder: Path, known: dict[str, JobStatus] | None = None) -> JobStatus | None:
     """Where the job, or one of the array's jobs, that folder/job.json names is; None if it is neither queued nor runs.
 
     known: what `places` said of several jobs, for a caller that has asked already.
@@ -32,14 +32,14 @@ def place(folder: Path, known: dict[str, Place] | None = None) -> Place | None:
     if not job:
         return None
     if job["cluster"] == "slurm":
-        return (places([job["job_id"]]) if known is None else known).get(job["job_id"])
+        return (job_statuses([job["job_id"]]) if known is None else known).get(job["job_id"])
     if processes(folder):
-        return Place("running")
+        return JobStatus("running")
     host = job.get("host", socket.gethostname())
-    return None if host == socket.gethostname() else Place("unknown", f"was started on {host}: ask there")
+    return None if host == socket.gethostname() else JobStatus("unknown", f"was started on {host}: ask there")
 
 
-def places(jobs: Iterable[str]) -> dict[str, Place]:
+def job_statuses(jobs: Iterable[str]) -> dict[str, JobStatus]:
     """SLURM's jobs that are queued or run. One call for all, and one more for the queue if any waits: the controller serves many."""
     jobs = list(jobs)
     try:
@@ -48,12 +48,12 @@ def places(jobs: Iterable[str]) -> dict[str, Place]:
         partitions = sorted({line["partition"] for line in waiting.values()})
         queue = squeue("-t", "PENDING", "-p", ",".join(partitions)) if waiting else []
     except QueueError as error:  # the controller is away for a moment, or this is no login node
-        return {job: Place("unknown", str(error)) for job in jobs}
-    found = {line["job"]: Place("running") for line in listed if line["state"] not in WAITING}  # of an array: any
-    return {job: Place("pending", waits(line, queue)) for job, line in waiting.items()} | found
+        return {job: JobStatus("unknown", str(error)) for job in jobs}
+    found = {line["job"]: JobStatus("running") for line in listed if line["state"] not in WAITING}  # of an array: any
+    return {job: JobStatus("pending", pending_reason(line, queue)) for job, line in waiting.items()} | found
 
 
-def waits(job: dict, queue: list[dict]) -> str:
+def pending_reason(job: dict, queue: list[dict]) -> str:
     """Why a job waits, its place by priority among those that wait for the same partitions, and SLURM's guess of its start."""
     rivals = [line for line in queue if set(line["partition"].split(",")) & set(job["partition"].split(","))]
     order = [line["job"] for line in sorted(rivals, key=lambda line: (-int(line["priority"]), int(line["job"])))]
@@ -108,7 +108,7 @@ def alive(folder: Path) -> bool:
 
     Local processes of another machine count as ended, as a folder that was moved here would never be taken up again.
     """
-    found, job = place(folder), read_job(folder)
+    found, job = job_status(folder), read_job(folder)
     return found is not None and (found.state != "unknown" or job["cluster"] == "slurm")
 
 
@@ -140,7 +140,7 @@ def log_tail(folder: Path, lines: int = 25) -> str:
     return f"no log in {folder / 'submitit'}"
 
 
-def why(folder: Path) -> str:
+def failure_reason(folder: Path) -> str:
     """The line of its log that says best why a job ended."""
     lines = log_tail(folder).splitlines()
     raised = [line for line in lines if re.match(r"(\[rank\d+\]: )?[\w.]*(Error|Exception|Failed)\b", line)]
@@ -165,6 +165,6 @@ def cancel(folder: Path) -> None:
             time.sleep(0.1)
 
 
-def in_words(progress: dict) -> str:
+def progress_text(progress: dict) -> str:
     said = [f"step {progress['step']} of {progress['steps']}"] if progress else []
     return ", ".join([*said, f"{duration(progress['eta_s'])} left"] if "eta_s" in progress else said)

@@ -20,7 +20,7 @@ from egokit.config.schema import Config, LaunchConfig
 from egokit.jobs import devices, requeue, slurm
 from egokit.runs.files import write_text
 from egokit.runs.run_folder import DEVICES, Run
-from egokit.train.batch_plan import plan
+from egokit.train.batch_plan import plan_batch
 
 # what an evaluation depends on, beside its checkpoint and its data; training on these and all of the sections after them
 EVALUATED = ("model.image_size", "data.evaluation_frames", "data.evaluation_resize", "data.evaluation_tokens", "data.reader",
@@ -28,7 +28,7 @@ EVALUATED = ("model.image_size", "data.evaluation_frames", "data.evaluation_resi
 SECTIONS = ("data.", "optim.", "train.")
 
 
-class Job:
+class RunJob:
     """A picklable description of one job; submitit calls it once in every process."""
 
     def __init__(self, spec: str):
@@ -37,7 +37,7 @@ class Job:
     def __call__(self) -> None:
         import submitit
         environment = submitit.JobEnvironment()
-        with requeue.last_words(Path(self.spec).parent, environment.global_rank):
+        with requeue.record_failure(Path(self.spec).parent, environment.global_rank):
             self.work(environment)
 
     def work(self, environment) -> None:
@@ -56,7 +56,7 @@ class Job:
             torch.cuda.set_device(device)
         elif config.launch.cluster == "slurm" and devices.asks_for_gpus(config.launch):
             raise RuntimeError(f"the job asks for GPUs, but rank {environment.global_rank} on {socket.gethostname()} sees none: "
-                               f"{devices.why_none()}; or ask for none, with launch.gpus=0, to compute on CPUs")
+                               f"{devices.why_no_gpu()}; or ask for none, with launch.gpus=0, to compute on CPUs")
         train = spec["action"] == "train"
         described = devices.describe(device, config.train.precision if train else config.evaluate.precision)
         with distributed.joined(environment.global_rank, environment.num_tasks, folder / f"meeting-{attempt}",
@@ -67,8 +67,8 @@ class Job:
             if distributed.rank() == 0:
                 run.claim(folder / "owner", attempt)
                 write_text(folder / DEVICES, "\n".join(ranks))
-                work = plan(config, distributed.world_size()) if train else f"{spec['action']} {config.evaluate.batch_size} clips at once"
-                print(f"plan: {work}, on {devices.in_words(ranks)}", flush=True)
+                work = plan_batch(config, distributed.world_size()) if train else f"{spec['action']} {config.evaluate.batch_size} clips at once"
+                print(f"plan: {work}, on {devices.devices_text(ranks)}", flush=True)
             task = tasks.make(config, code=folder / "code")
             result = getattr(self, spec["action"])(config, task, run, spec["section"], device)
             if distributed.rank() == 0:
@@ -80,7 +80,7 @@ class Job:
     def checkpoint(self):
         """submitit's call at a time limit or preemption: the same job again; it resumes from its newest checkpoint."""
         import submitit
-        return submitit.helpers.DelayedSubmission(Job(self.spec))
+        return submitit.helpers.DelayedSubmission(RunJob(self.spec))
 
     @staticmethod
     def train(config, task, run, section, device) -> dict:
@@ -89,16 +89,16 @@ class Job:
 
     @staticmethod
     def evaluate(config, task, run, section, device) -> dict:
-        from egokit.jobs.progress import Told
+        from egokit.jobs.progress import ProgressFile
         from egokit.train import distributed
         from egokit.train.evaluate import evaluate
         from egokit.train.loop import initial_model
         began = time.perf_counter()
-        told = {"tell": Told(run.path / "jobs" / section)} if distributed.rank() == 0 else {}
+        told = {"on_batch": ProgressFile(run.path / "jobs" / section)} if distributed.rank() == 0 else {}
         model = initial_model(config, frames=config.data.evaluation_frames)
         metrics, rows, prompts_KE = evaluate(model.to(device), task, **told)
         if distributed.rank() == 0:
-            task.keep(run, section, rows, prompts_KE)
+            task.save_outputs(run, section, rows, prompts_KE)
         return metrics | {"evaluation_seconds": metrics["seconds"], "seconds": time.perf_counter() - began}
 
     @staticmethod
@@ -141,7 +141,7 @@ def provenance(task, spec: dict, world: int) -> dict:
     if spec["task_sha256"]:
         found |= {"task_sha256": spec["task_sha256"], "published": task.published}
     if spec["action"] != "extract":  # scoring ends at the first sample that can't be read, so in what is written none failed
-        found |= {"expected": task.expected() // task.rows_in_sample, "failed": 0, "frames": config.data.evaluation_frames,
+        found |= {"expected": task.num_rows() // task.rows_per_sample, "failed": 0, "frames": config.data.evaluation_frames,
                   "toy": config.site.toy, "data": {path.name: checkpoints.fingerprint(path) for path in task.tables()},
                   "recipe": recipe(task, spec["action"] == "train")}
     return found
@@ -187,7 +187,7 @@ def submit(launch: LaunchConfig, folder: Path, name: str, call) -> None:
 def start(spec_path: str) -> None:
     """Submit the job of a spec."""
     folder = Path(spec_path).parent
-    submit(build(Config, json.loads(Path(spec_path).read_text())["config"]).launch, folder, f"egokit-{folder.name}", Job(spec_path))
+    submit(build(Config, json.loads(Path(spec_path).read_text())["config"]).launch, folder, f"egokit-{folder.name}", RunJob(spec_path))
 
 
 if __name__ == "__main__":

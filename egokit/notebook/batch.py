@@ -102,7 +102,7 @@ def side_by_side(notebooks: Notebooks) -> int:
 
 # as a job
 
-class Job:
+class NotebooksJob:
     """A picklable description of a job that runs notebooks."""
 
     def __init__(self, spec: str):
@@ -122,7 +122,7 @@ class Job:
     def checkpoint(self):
         """submitit's call at a time limit or preemption: the same again; a notebook finds the jobs that it submitted."""
         import submitit
-        return submitit.helpers.DelayedSubmission(Job(self.spec))
+        return submitit.helpers.DelayedSubmission(NotebooksJob(self.spec))
 
 
 def submit(notebooks: Notebooks) -> str:
@@ -139,11 +139,11 @@ def submit(notebooks: Notebooks) -> str:
     with launch.locked(folder):
         if not status.alive(folder):
             folders = [headless.resolved(headless.notebook_path(name), parameters)[1] for name, parameters in notebooks.work]
-            spec["before"] = {f"{one.parent.name}/{one.name}": runs_table.left(one) for one in folders}
+            spec["before"] = {f"{one.parent.name}/{one.name}": runs_table.result_times(one) for one in folders}
             write_text(folder / "spec.json", json.dumps(spec, indent=1))
-            code_snapshot.keep(folder, files(notebooks))
+            code_snapshot.snapshot_files(folder, files(notebooks))
             (folder / "job.json").unlink(missing_ok=True)
-            launch.start_job("egokit.notebook.batch", folder, code_snapshot.take(folder, keep=False), config.launch)
+            launch.start_job("egokit.notebook.batch", folder, code_snapshot.snapshot_code(folder, keep=False), config.launch)
         elif json.loads((folder / "spec.json").read_text())["notebooks"] != spec["notebooks"]:
             raise ConfigError(f"{folder} belongs to a job that runs other notebooks or parameters: wait for it, end it, or choose "
                               "another run name")
@@ -176,7 +176,7 @@ def main(spec_path: str, here: bool) -> None:
         work = [(name, parameters) for name, parameters in spec["notebooks"]["work"]]
         sys.exit(run(Notebooks(work, spec["notebooks"]["timeout"], spec["notebooks"]["abreast"])))
     site = build(Config, {"launch": spec["launch"]}).launch
-    worker.submit(site, spec_file.parent, f"egokit-{spec['notebooks']['work'][0][0]}", Job(str(spec_file)))
+    worker.submit(site, spec_file.parent, f"egokit-{spec['notebooks']['work'][0][0]}", NotebooksJob(str(spec_file)))
 
 
 if __name__ == "__main__":

@@ -17,13 +17,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from egokit.config.build import ConfigError, nearest
+from egokit.config.build import ConfigError, did_you_mean
 from egokit.config.resolve import as_submitted, outputs_folder, project_root, resolve, to_yaml
 from egokit.config.schema import Config
-from egokit.jobs.launch import Handle, changed, expect_same
+from egokit.jobs.launch import Handle, changed_keys, expect_same
 from egokit.notebook.open_run import PARAMETERS, check_names
 from egokit.runs.files import locked
-from egokit.runs.run_folder import UNFINISHED, WHOLE, Run
+from egokit.runs.run_folder import FAILED_NOTEBOOK, NOTEBOOK, Run
 
 
 class NotebookFailed(RuntimeError):
@@ -39,7 +39,7 @@ def notebook_path(name: str) -> Path:
     stem = Path(name).name.removesuffix(".ipynb")
     found = [stem] if stem in known else [one for one in known if one.startswith(stem)]
     if len(found) != 1:
-        raise ConfigError(f"{'no' if not found else 'more than one'} notebook {name!r}: {nearest(name, known)}")
+        raise ConfigError(f"{'no' if not found else 'more than one'} notebook {name!r}: {did_you_mean(name, known)}")
     return known[found[0]]
 
 
@@ -89,7 +89,7 @@ def finished(name: str, parameters: dict) -> bool:
     """Whether this very notebook has been run to its end with these parameters and the checkpoint that is there now."""
     path = notebook_path(name)
     config, folder = resolved(path, parameters)
-    if not (folder / WHOLE).is_file() or sources(path) != sources(folder / WHOLE):
+    if not (folder / NOTEBOOK).is_file() or sources(path) != sources(folder / NOTEBOOK):
         return False
     used = {section.get("init_sha256") for section in Run(folder).metrics().values()} - {None, ""}
     if used:
@@ -98,7 +98,7 @@ def finished(name: str, parameters: dict) -> bool:
             used -= {checkpoints.fingerprint(checkpoints.find(config.init))}
         except checkpoints.WeightsError:
             return False
-    same = not any(changed(json.loads(path.read_text()), config, "opened") for path in (folder / "jobs").glob("*/spec.json"))
+    same = not any(changed_keys(json.loads(path.read_text()), config, "opened") for path in (folder / "jobs").glob("*/spec.json"))
     return not used and same and (folder / "params.yaml").read_text() == to_yaml(config)
 
 
@@ -124,7 +124,7 @@ def expect_same_jobs(config: Config, folder: Path) -> None:
 
 
 def _execute(path: Path, folder: Path, parameters: dict, timeout: float | None) -> Path:
-    whole, unfinished = folder / WHOLE, folder / UNFINISHED
+    whole, unfinished = folder / NOTEBOOK, folder / FAILED_NOTEBOOK
     whole.unlink(missing_ok=True)  # it stands for a finished run with these very parameters
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")

@@ -5,12 +5,12 @@ import ast
 import os
 import sys
 
-from egokit.config.build import ConfigError, nearest, to_dict
+from egokit.config.build import ConfigError, did_you_mean, to_dict
 from egokit.config.resolve import outputs_folder, resolve, to_yaml
 from egokit.config.schema import TRAINED, Config
-from egokit.runs.files import ours, write_text
+from egokit.runs.files import explain_permission, write_text
 from egokit.runs.run_folder import Run
-from egokit.train.batch_plan import plan
+from egokit.train.batch_plan import plan_batch
 
 PARAMETERS = ("params", "site", "overrides", "run")
 
@@ -21,7 +21,7 @@ def injected_cells() -> list[str]:
     return [cell for cell in (shell.user_ns.get("In", []) if shell else []) if cell.startswith("# Parameters\n")]
 
 
-def live() -> bool:
+def is_live() -> bool:
     """Whether someone sits before the notebook: papermill and nbconvert set no JPY_SESSION_NAME, and papermill injects its cell."""
     return bool(os.environ.get("JPY_SESSION_NAME")) and not injected_cells()
 
@@ -38,7 +38,7 @@ def check_names(names) -> None:
     """Raises ConfigError for a notebook parameter that doesn't exist."""
     for name in names:
         if name not in PARAMETERS:
-            raise ConfigError(f"unknown notebook parameter {name!r}: {nearest(name, PARAMETERS)}")
+            raise ConfigError(f"unknown notebook parameter {name!r}: {did_you_mean(name, PARAMETERS)}")
 
 
 def open_run(notebook: str, params: str, site: str, overrides, run: str) -> tuple[Config, Run]:
@@ -49,7 +49,7 @@ def open_run(notebook: str, params: str, site: str, overrides, run: str) -> tupl
     """
     check_injected()
     config = resolve(params, site, overrides, run)
-    with ours():
+    with explain_permission():
         folder = Run(outputs_folder() / notebook / run)
         if not any(folder.path.glob("jobs/*/spec.json")):
             write_text(folder.path / "params.yaml", to_yaml(config))
@@ -65,5 +65,5 @@ def describe(config) -> str:
         if isinstance(values, dict):
             lines.append(f"{section}: " + ", ".join(f"{key}={value}" for key, value in values.items() if value not in ("", {}, [])))
     if config.task in TRAINED:
-        lines.append(f"plan: {plan(config)}")
+        lines.append(f"plan: {plan_batch(config)}")
     return "\n".join(lines)

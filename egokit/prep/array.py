@@ -17,7 +17,7 @@ from egokit.jobs import code_snapshot, launch, status
 from egokit.jobs.slurm import one_process
 from egokit.jobs.worker import executor
 from egokit.prep.source import ego4d, list_videos, merge, receipts, share, site_options
-from egokit.prep.video import Plan
+from egokit.prep.video import PrepSettings
 from egokit.runs.files import write_text
 
 
@@ -41,10 +41,10 @@ class Shard:
         return submitit.helpers.DelayedSubmission(Shard(self.spec), number)
 
 
-class Array:
+class PrepArray:
     """The jobs of one submission, found again from its folder."""
 
-    def __init__(self, folder: Path, videos: list, plan: Plan):
+    def __init__(self, folder: Path, videos: list, plan: PrepSettings):
         self.folder, self.videos, self.plan = folder, videos, plan
 
     def __repr__(self) -> str:
@@ -74,19 +74,19 @@ class Array:
         return merge(self.videos, self.plan)
 
 
-def submit_array(config: Config, shards: int, source: str | Path | None = None) -> Array | None:
+def submit_array(config: Config, shards: int, source: str | Path | None = None) -> PrepArray | None:
     """Submit the shards of `source` (default root/Ego4D) that are not done, to config.launch.cluster; None if all are.
 
     While the array submitted last is queued or runs, nothing is submitted, and that one is returned. Each job has
     config.launch.cpus and memory_gb, on one node, and no GPU. Raises as `ego4d` does, and RuntimeError if nothing can be submitted.
     """
-    plan = Plan(**site_options(config.site))
+    plan = PrepSettings(**site_options(config.site))
     folder_of_videos = Path(source).resolve() if source else plan.root / "Ego4D"
     videos = list_videos(folder_of_videos)
     arrays = plan.root / ".prepared" / "arrays"
     for latest in sorted(arrays.glob("*"))[-1:]:
         if status.alive(latest):
-            return Array(latest, videos, plan)
+            return PrepArray(latest, videos, plan)
     left = {line["uid"] for line in receipts(videos, plan, files=True) if line["status"] != "ok"}
     todo = [number for number in range(1, shards + 1) if left & {video.uid for video in share(videos, number, shards)}]
     if not todo:
@@ -97,8 +97,8 @@ def submit_array(config: Config, shards: int, source: str | Path | None = None) 
     folder.mkdir(parents=True)
     spec = {"config": to_dict(config), "source": str(folder_of_videos), "shards": shards, "todo": todo}
     write_text(folder / "spec.json", json.dumps(spec, indent=1))
-    launch.start_job("egokit.prep.array", folder, code_snapshot.take(folder, keep=False), config.launch)
-    return Array(folder, videos, plan)
+    launch.start_job("egokit.prep.array", folder, code_snapshot.snapshot_code(folder, keep=False), config.launch)
+    return PrepArray(folder, videos, plan)
 
 
 def start(spec_path: str) -> None:

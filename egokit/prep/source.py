@@ -9,31 +9,31 @@ import tempfile
 import threading
 from pathlib import Path
 
-from egokit.config.schema import Site
+from egokit.config.schema import SiteConfig
 from egokit.prep.measure import PrepError
-from egokit.prep.video import Plan, SetupError, Video, ffmpeg, prepare_video, receipt
+from egokit.prep.video import PrepSettings, SetupError, SourceVideo, ffmpeg, prepare_video, receipt
 from egokit.runs.files import write_text
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm")  # in capitals, too; the video_uid is the name before it
 READERS = 16  # threads that look at receipts: on a network file system each look is a wait
 
 
-def list_videos(folder: Path) -> list[Video]:
+def list_videos(folder: Path) -> list[SourceVideo]:
     """The videos of a folder by uid. Raises FileNotFoundError if there are none, PrepError if two have one uid."""
-    found: dict[str, Video] = {}
+    found: dict[str, SourceVideo] = {}
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name) if folder.is_dir() else ():
         path = Path(entry.path)
         if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
             if path.stem in found:
                 raise PrepError(f"{found[path.stem].path} and {path.name} are both video {path.stem}: keep one of them")
-            found[path.stem] = Video(path.stem, path, entry.stat().st_size if entry.is_file() else 0)  # a dangling link fails, named
+            found[path.stem] = SourceVideo(path.stem, path, entry.stat().st_size if entry.is_file() else 0)  # a dangling link fails, named
     if not found:
         raise FileNotFoundError(f"no videos in {folder}: expected <video_uid>{', '.join(SUFFIXES)}; "
                                 "for the toy site run egokit.toy.make first")
     return list(found.values())
 
 
-def share(videos: list[Video], shard: int, shards: int) -> list[Video]:
+def share(videos: list[SourceVideo], shard: int, shards: int) -> list[SourceVideo]:
     """Shard `shard` of 1 … `shards`, largest videos first: shares of about as many bytes, the same on every machine.
 
     They depend on all videos: while files still arrive, shares overlap or leave some out, which then stay "pending".
@@ -49,14 +49,14 @@ def share(videos: list[Video], shard: int, shards: int) -> list[Video]:
     return mine
 
 
-def site_options(site: Site) -> dict:
+def site_options(site: SiteConfig) -> dict:
     """The arguments of `ego4d` and `Plan` that a site sets. Raises FileNotFoundError if it names no data root."""
     if not site.root:
         raise FileNotFoundError(f"site {site.name!r} names no data root: set site.root in params/sites/{site.name}.yaml")
     return {"root": Path(site.root), "short_side": site.short_side, "chunk_seconds": site.chunk_seconds, "encoding": site.encoding}
 
 
-def receipts(videos: list[Video], plan: Plan, files: bool) -> list[dict]:
+def receipts(videos: list[SourceVideo], plan: PrepSettings, files: bool) -> list[dict]:
     """The line of every video (see `receipt`), in the order of `videos`."""
     with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
         return list(pool.map(lambda video: receipt(video, plan, files), videos))
@@ -70,7 +70,7 @@ def summary(lines: list[dict]) -> dict:
             "bytes": sum(line["resized"]["bytes"] for line in good), "lines": lines}
 
 
-def merge(videos: list[Video], plan: Plan) -> dict:
+def merge(videos: list[SourceVideo], plan: PrepSettings) -> dict:
     """Write root/prepared.json from the receipts of all videos, whoever made them, and return it."""
     written, lines = None, receipts(videos, plan, files=False)
     while lines != written:  # receipts may come in while this writes, and their shard's manifest would be lost under this one
@@ -82,7 +82,7 @@ def merge(videos: list[Video], plan: Plan) -> dict:
     return manifest
 
 
-def check_target(plan: Plan) -> None:
+def check_target(plan: PrepSettings) -> None:
     """Raises SetupError, naming the folder, if one of those that outputs go to can't be written."""
     for path in (plan.resized("x"), plan.pieces("x"), plan.receipt("x")):
         try:
@@ -101,7 +101,7 @@ def ego4d(root: Path, short_side: int = 256, chunk_seconds: float = 600.0, worke
     summary of the share, and writes root/prepared.json, that of all videos: `egokit.prep.source.summary` says what is in it.
     Raises FileNotFoundError if there are no videos, PrepError if nothing can be written or there is no ffmpeg.
     """
-    plan = Plan(Path(root), short_side, chunk_seconds, encoding)
+    plan = PrepSettings(Path(root), short_side, chunk_seconds, encoding)
     videos = list_videos(Path(source) if source else plan.root / "Ego4D")
     mine = share(videos, *shard or (1, 1))
     ffmpeg()
@@ -112,7 +112,7 @@ def ego4d(root: Path, short_side: int = 256, chunk_seconds: float = 600.0, worke
     return summary(sorted(lines.values(), key=lambda line: line["uid"]))
 
 
-def _prepare(lines: dict[Video, dict], plan: Plan, workers: int, progress: bool) -> None:
+def _prepare(lines: dict[SourceVideo, dict], plan: PrepSettings, workers: int, progress: bool) -> None:
     """Prepare every video whose line is not ok and put its new line in. The bar counts bytes: videos differ a hundredfold."""
     from tqdm import tqdm
     done = {video: line for video, line in lines.items() if line["status"] == "ok"}

@@ -20,7 +20,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from egokit.prep.measure import PrepError, scan, verify
-from egokit.runs.files import abandoned, atomic_folder, atomic_path, write_text
+from egokit.runs.files import atomic_folder, atomic_path, is_abandoned, write_text
 
 # For random access: a keyframe every 25 frames, and between the frames that others refer to (every eighth) seven that nothing
 # refers to, so that any frame is at most five decodes away. No deblocking, no arithmetic coding: they cost decoding time.
@@ -41,7 +41,7 @@ class SetupError(PrepError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Video:
+class SourceVideo:
     """One source video."""
     uid: str
     path: Path
@@ -49,7 +49,7 @@ class Video:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class PrepSettings:
     """How videos are prepared, and where what is made of them goes."""
     root: Path
     short_side: int = 256
@@ -60,7 +60,7 @@ class Plan:
         if self.encoding not in ENCODINGS:
             raise ValueError(f"site.encoding {self.encoding!r}: expected {' or '.join(ENCODINGS)}")
 
-    def settings(self, video: Video) -> dict:
+    def settings(self, video: SourceVideo) -> dict:
         """What the outputs depend on: made with anything else, they are made again."""
         return {"short_side": self.short_side, "chunk_seconds": self.chunk_seconds, "frame_rate": "constant",
                 "encoding": " ".join(ENCODINGS[self.encoding]), "source_bytes": video.bytes}
@@ -99,7 +99,7 @@ def run_ffmpeg(arguments: list[str], source: Path, target: Path) -> None:
         raise PrepError(f"{source}: ffmpeg failed: {(lines or [f'exit status {done.returncode}'])[-1]}")
 
 
-def resize(source: Path, target: Path, plan: Plan, facts: dict, rate: Fraction) -> None:
+def resize(source: Path, target: Path, plan: PrepSettings, facts: dict, rate: Fraction) -> None:
     """Short side `plan.short_side`, aspect kept, even sizes; a keyframe at every multiple of `plan.chunk_seconds`.
 
     facts, rate: `scan` of the source.
@@ -114,7 +114,7 @@ def resize(source: Path, target: Path, plan: Plan, facts: dict, rate: Fraction) 
                 "-force_key_frames", f"expr:gte(t,n_forced*{plan.chunk_seconds})", str(target)], source, target)
 
 
-def cut(resized: Path, folder: Path, plan: Plan) -> list[Path]:
+def cut(resized: Path, folder: Path, plan: PrepSettings) -> list[Path]:
     """Cut at the keyframes that `resize` put at the boundaries, without encoding again: 0.mp4, 1.mp4, …"""
     names = str(folder).replace("%", "%%") + "/%d.mp4"  # a folder may be called "50%"
     # B-frames give the first packet a negative time; shifted to zero, with all others, cuts would fall before the boundaries
@@ -124,7 +124,7 @@ def cut(resized: Path, folder: Path, plan: Plan) -> list[Path]:
     return [folder / f"{number}.mp4" for number in range(len(list(folder.glob("*.mp4"))))]
 
 
-def prepare_video(video: Video, plan: Plan, stop: threading.Event) -> dict:
+def prepare_video(video: SourceVideo, plan: PrepSettings, stop: threading.Event) -> dict:
     """One video: resized, cut, verified, then published and its receipt written. Returns the receipt, its line of the manifest.
 
     Never raises for a bad video: its receipt has status "failed" and the reason. Raises SetupError for a full disk and the
@@ -153,7 +153,7 @@ def prepare_video(video: Video, plan: Plan, stop: threading.Event) -> dict:
                          "Correct that; the same command then goes on") from None
 
 
-def make(video: Video, plan: Plan, line: dict, stop: threading.Event) -> None:
+def make(video: SourceVideo, plan: PrepSettings, line: dict, stop: threading.Event) -> None:
     """Put source, resized and pieces into `line`; nothing appears under its final name before all of it is verified."""
     line["source"], rate = scan(video.path, stop)
     with atomic_path(plan.resized(video.uid)) as whole, atomic_folder(plan.pieces(video.uid)) as folder:
@@ -167,7 +167,7 @@ def make(video: Video, plan: Plan, line: dict, stop: threading.Event) -> None:
             raise PrepError(f"{video.path}: {'; '.join(wrong[:3])}")
 
 
-def receipt(video: Video, plan: Plan, files: bool = True) -> dict:
+def receipt(video: SourceVideo, plan: PrepSettings, files: bool = True) -> dict:
     """The receipt of a video; status "pending" where there is none, where it is of other settings, or where a file is not as it says.
 
     files=False believes the receipt: two files are read of each video instead of a folder.
@@ -207,10 +207,10 @@ def claimed(path: Path, stop: threading.Event) -> Iterator[None]:
         yield
 
 
-def sweep(uid: str, plan: Plan) -> None:
+def sweep(uid: str, plan: PrepSettings) -> None:
     """Remove what killed processes left half made of a video."""
     for path in (plan.resized(uid), plan.pieces(uid), plan.receipt(uid)):
         for part in path.parent.glob(f".{glob.escape(uid)}.*-*-*.part*"):
             with contextlib.suppress(FileNotFoundError):
-                if abandoned(part):
+                if is_abandoned(part):
                     shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink()

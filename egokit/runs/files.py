@@ -15,12 +15,12 @@ from pathlib import Path
 from egokit.config.build import ConfigError
 
 
-def beside(path: Path) -> Path:
+def temporary_path(path: Path) -> Path:
     """A new hidden name beside `path`, suffix kept: no other thread, process or machine that shares the folder picks it."""
     return path.with_name(f".{path.stem}.{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}.part{path.suffix}")
 
 
-def abandoned(part: Path) -> bool:
+def is_abandoned(part: Path) -> bool:
     """Whether what `beside` named is nobody's: its process, of this machine, is gone; another machine's is a day old."""
     made_by, process, _ = part.name.rpartition(".part")[0].rsplit("-", 2)
     if made_by.endswith(f".{socket.gethostname()}"):
@@ -36,7 +36,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = beside(path)
+    temporary = temporary_path(path)
     try:
         yield temporary
         _to_disk(temporary)
@@ -49,7 +49,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a new empty folder beside `path`; put it into the place of `path` if the block succeeds. It holds files only."""
     path = Path(path)
-    temporary = beside(path)
+    temporary = temporary_path(path)
     temporary.mkdir(parents=True)
     try:
         yield temporary
@@ -63,7 +63,7 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
 
 def _take_place(new: Path, path: Path) -> bool:
     """Rename the folder `new` to `path`. What is there steps aside first, as no rename replaces a folder that holds files."""
-    old = beside(path)
+    old = temporary_path(path)
     with contextlib.suppress(FileNotFoundError):
         os.rename(path, old)
     try:
@@ -91,7 +91,7 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 @contextlib.contextmanager
 def locked(folder: Path, busy: str = "") -> Iterator[None]:
     """Hold a folder, which is made: two that submit the same at once start one job. busy: printed if another process holds it."""
-    with ours():
+    with explain_permission():
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "lock").touch()
     with open(folder / "lock", "w") as lock:
@@ -104,7 +104,7 @@ def locked(folder: Path, busy: str = "") -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def ours() -> Iterator[None]:
+def explain_permission() -> Iterator[None]:
     """Around the first writing to a run folder: another user's is a ConfigError that says what to do."""
     try:
         yield

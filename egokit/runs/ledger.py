@@ -15,7 +15,7 @@ FIELDS = {"recipe": dict, "action": str, "task": str, "toy": bool, "samples": in
           "init_sha256": str, "data": dict}
 
 
-class Entry(NamedTuple):
+class LedgerRow(NamedTuple):
     run: str                # notebook/run
     result: Result
     value: float
@@ -23,7 +23,7 @@ class Entry(NamedTuple):
 
 
 class Ledger(NamedTuple):
-    entries: list[Entry]    # benchmark by benchmark
+    entries: list[LedgerRow]    # benchmark by benchmark
     left_out: list[str]     # a line for each file that can't be read: why, and what to do
 
 
@@ -40,7 +40,7 @@ def read(outputs: Path | None = None) -> Ledger:
     return Ledger(found, left_out)
 
 
-def entries(path: Path) -> list[Entry]:
+def entries(path: Path) -> list[LedgerRow]:
     """Those of one run's metrics.json. Raises ValueError, which names the file and what is wrong in it."""
     notebook, run, _ = path.parts[-3:]
     metrics, found = Run(path.parent).metrics(), []
@@ -50,7 +50,7 @@ def entries(path: Path) -> list[Entry]:
             if known or "published" in section:
                 check(name, section)
                 results = [*(counterpart(one, section) for one in known), *own(notebook, name, section)]
-                found += [Entry(f"{notebook}/{run}", one, number(name, one.metric, section[one.metric]), differences(one, section))
+                found += [LedgerRow(f"{notebook}/{run}", one, number(name, one.metric, section[one.metric]), differences(one, section))
                           for one in results if section.get(one.metric) is not None]
     except ValueError as error:
         raise ValueError(f"{path}: {error}; {AGAIN}") from None

@@ -101,7 +101,7 @@ class History:
         return self.training["speed/data_s"] / self.training["speed/step_s"]
 
 
-class Board:
+class TensorBoardLog:
     """TensorBoard's copy of a log: one event file in the run's folder, which so is the run's name there.
 
     It is made anew from the log at every start: nothing that a killed process left can be in it, torn or twice.

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from egokit.runs.files import atomic_path, write_text
 
-WHOLE, UNFINISHED = "notebook.ipynb", "notebook.failed.ipynb"  # an executed notebook in its run folder
+NOTEBOOK, FAILED_NOTEBOOK = "notebook.ipynb", "notebook.failed.ipynb"  # an executed notebook in its run folder
 DEVICES = "devices.txt"  # in a job's folder: what its ranks compute on, a line for each
 AGAIN = "delete it, and the run's notebook, or 'egokit submit', writes it again"  # metrics.json
 
@@ -35,7 +35,7 @@ def _plain(value):
     return value
 
 
-class LostRun(RuntimeError):
+class RunTakenOver(RuntimeError):
     """A newer attempt of the same job has taken over."""
 
 
@@ -57,7 +57,7 @@ class Run:
     def check_owner(self) -> None:
         """Raises LostRun in a program whose job was queued again while it lived on, on a node that Slurm had given up."""
         if self._claim and self._claim[0].read_text() != self._claim[1]:
-            raise LostRun(f"{self.path} now belongs to attempt {self._claim[0].read_text()} of its job; this is {self._claim[1]}, and ends")
+            raise RunTakenOver(f"{self.path} now belongs to attempt {self._claim[0].read_text()} of its job; this is {self._claim[1]}, and ends")
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
@@ -92,10 +92,10 @@ class Run:
 
     def truncate_log(self, keep: Callable[[dict], bool]) -> None:
         """Drop the events that are not to be kept: a resumed run writes them again, once. From here on TensorBoard's copy follows."""
-        from egokit.runs.log import Board
+        from egokit.runs.log import TensorBoardLog
         kept = [event for event in self.read_log() if keep(event)]
         write_text(self.path / "log.jsonl", "".join(json.dumps(event) + "\n" for event in kept))
-        self.board = Board(self.path, kept)
+        self.board = TensorBoardLog(self.path, kept)
 
     # metrics.json: {section: {metric: number}}; the truth about results, never a cell's output
     def metrics(self) -> dict[str, dict]:

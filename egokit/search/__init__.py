@@ -5,6 +5,6 @@ How the index is made is tasks/search.py's, where its vectors lie vectors.py's.
 """
 from egokit.search.cut import export, write_csv
 from egokit.search.page import browser, grid, table
-from egokit.search.searcher import Hit, Searcher, open, submit
+from egokit.search.searcher import Hit, Searcher, open_index, submit
 
-__all__ = ["Hit", "Searcher", "browser", "export", "grid", "open", "submit", "table", "write_csv"]
+__all__ = ["Hit", "Searcher", "browser", "export", "grid", "open_index", "submit", "table", "write_csv"]

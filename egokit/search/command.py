@@ -10,7 +10,7 @@ from egokit.config.build import ConfigError, merge
 from egokit.config.resolve import outputs_folder, parse_overrides, resolve
 from egokit.runs.run_folder import Run
 from egokit.search.cut import export, write_csv
-from egokit.search.searcher import Hit, open, submit
+from egokit.search.searcher import Hit, open_index, submit
 
 NOTEBOOK = "07_search_your_videos"
 
@@ -51,7 +51,7 @@ def answer(arguments) -> None:
                      arguments.run or "demo")
     run = Run(outputs_folder() / NOTEBOOK / (arguments.run or run_name(videos)))
     submit(config, run).wait()
-    searcher = open(config, run)
+    searcher = open_index(config, run)
     print(searcher)
     for line in searcher.manifest["unreadable"]:
         print(f"can't be read: {line['reason']}")

@@ -20,11 +20,11 @@ from egokit.config.schema import Config
 from egokit.data.video import frame_sampling, open_video
 from egokit.data.video.open_video import VideoError
 from egokit.model import checkpoints
-from egokit.runs.files import abandoned, write_text
+from egokit.runs.files import is_abandoned, write_text
 from egokit.runs.run_folder import Run
 from egokit.search import vector_index
 from egokit.tasks.base import Task
-from egokit.tasks.windows import Windows, embed
+from egokit.tasks.windows import Windows, embed_windows
 from egokit.train import distributed
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv", ".3gp", ".ogv",
@@ -119,14 +119,14 @@ class VideoWindows(Windows):
 class Search(Task):
     def clip_indices(self, video, start: float, stop: float) -> np.ndarray:
         """(T,) numbers of a clip's frames: the middles of equal parts, in time, as frames may be shown for different times."""
-        edges = np.array([open_video.number_at(video, time) for time in np.linspace(start, stop, self.config.model.frames + 1)])
-        edges[-1] = open_video.number_at(video, stop - 1e-2 / video.fps) + 1
-        return frame_sampling.inside((edges[:-1] + edges[1:] - 1) // 2, video.length)
+        edges = np.array([open_video.frame_at(video, time) for time in np.linspace(start, stop, self.config.model.frames + 1)])
+        edges[-1] = open_video.frame_at(video, stop - 1e-2 / video.fps) + 1
+        return frame_sampling.clamp_indices((edges[:-1] + edges[1:] - 1) // 2, video.length)
 
     def clip(self, path: Path, start: float, stop: float) -> torch.Tensor:
         """uint8 (T, 3, size, size): a clip's frames, the same as in the index."""
         video = open_video.open_any(path, self.config.data.reader)
-        turns = open_video.turns(video)
+        turns = open_video.quarter_turns(video)
         return self.transform(np.rot90(video.read(self.clip_indices(video, start, stop)), turns, (1, 2)), None)
 
     def settings(self) -> dict:
@@ -163,7 +163,7 @@ class Search(Task):
             run.log({"kind": "extract", "step": done, "steps": len(sources)})
         for number, source in enumerate(pending[distributed.rank()::distributed.world_size()], 1):
             try:
-                vector, seconds = embed(model, VideoWindows(self, videos / source.video), source.video)
+                vector, seconds = embed_windows(model, VideoWindows(self, videos / source.video), source.video)
                 vector_index.save(folder / f"{source.name}.npy", *clips(seconds, settings["window"], settings["stride"]), vector.numpy())
             except (VideoError, FileNotFoundError) as error:
                 failed.append({"video": source.video, "name": source.name, "reason": printable(str(error).splitlines()[-1])})
@@ -191,7 +191,7 @@ class Search(Task):
             if not path.name.startswith(".") and path.name not in kept:
                 path.unlink()
         for part in folder.glob(".*.part*"):
-            if abandoned(part):
+            if is_abandoned(part):
                 shutil.rmtree(part) if part.is_dir() else part.unlink()
         found = opened(folder, manifest)
         if found.large():

@@ -8,7 +8,7 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from os import cpu_count
 
-from egokit.notebook.open_run import live
+from egokit.notebook.open_run import is_live
 from egokit.runs.files import write_text
 from egokit.search.cut import small
 from egokit.search.searcher import Hit, Searcher
@@ -68,7 +68,7 @@ def browser(searcher: Searcher, text: str, top: int = 12, rerank: int = 0):
     title = html.escape(f"{searcher.folder.name}: {text}")
     name = re.sub(r"\W+", "-", text).strip("-").lower()[:60]
     write_text(searcher.run.figure(f"search-{name}.html"), f"{PAGE.format(title=title)}<h1>{title}</h1>{content}</html>")
-    if not live():
+    if not is_live():
         return HTML(f"<p>{html.escape(text)}</p>{content}")
     import ipywidgets
     wide = {"description_width": "110px"}

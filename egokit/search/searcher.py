@@ -53,7 +53,7 @@ def submit(config: Config, run: Run) -> launch.Handle:
     return launch.submit(config, run, "extract", SECTION)
 
 
-def open(config: Config, run: Run) -> Searcher:
+def open_index(config: Config, run: Run) -> Searcher:
     """The index in the run folder, ready for queries. Raises ConfigError if it is missing or was made otherwise."""
     return Searcher(task.Search(config), run)
 

@@ -6,7 +6,7 @@ import sys
 import types
 from pathlib import Path
 
-from egokit.config.build import ConfigError, nearest, own_task
+from egokit.config.build import ConfigError, did_you_mean, split_task_file
 
 CLASSES = {
     "egoclip": "tasks.egoclip:EgoClip", "egomcq": "tasks.egomcq:EgoMCQ", "ek100": "tasks.ek100:EK100",
@@ -21,7 +21,7 @@ def make(config, name: str | None = None, code: Path | None = None):
 
 def find(name: str, code: Path | None = None) -> type:
     """A task's class: one of egokit's by its name, or a user's by 'file.py:Class', whose file is executed anew each time."""
-    own = own_task(name)
+    own = split_task_file(name)
     if not own:
         module, _, of_task = CLASSES[name].partition(":")
         return getattr(importlib.import_module(f"egokit.{module}"), of_task)
@@ -33,5 +33,5 @@ def find(name: str, code: Path | None = None) -> type:
     exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
     there = {key: one for key, one in vars(module).items() if isinstance(one, type) and issubclass(one, Task) and one is not Task}
     if own[1] not in there:
-        raise ConfigError(f"{path} has no task {own[1]!r}, a class derived from egokit.tasks.base.Task: {nearest(own[1], there)}")
+        raise ConfigError(f"{path} has no task {own[1]!r}, a class derived from egokit.tasks.base.Task: {did_you_mean(own[1], there)}")
     return there[own[1]]

@@ -32,13 +32,13 @@ class Task:
     uses_fusion = False
     fixed_length = False
     clips_in_sample = 1
-    rows_in_sample = 1
+    rows_per_sample = 1
 
     def __init__(self, config: Config):
         self.config = config
         self.root = Path(config.site.root)
         self.tokenizer = load_tokenizer(config.site.tokenizer)
-        open_video.load(config.data.reader)
+        open_video.import_reader(config.data.reader)
 
     # to be given by a task
     def dataset(self, split: str):
@@ -52,7 +52,7 @@ class Task:
         """Texts that every sample is compared with; encoded once."""
         return []
 
-    def score(self, model, batch: dict) -> dict[str, np.ndarray]:
+    def score_batch(self, model, batch: dict) -> dict[str, np.ndarray]:
         """Rows of one batch: arrays of one length, among them 'index', unique over the data set."""
         raise NotImplementedError(f"{type(self).__name__} has no scores")
 
@@ -64,7 +64,7 @@ class Task:
         their scores and relevancy (1: right)."""
         return []
 
-    def expected(self) -> int:
+    def num_rows(self) -> int:
         """Rows that a complete evaluation has."""
         return len(self.dataset("test"))
 
@@ -72,7 +72,7 @@ class Task:
         """Annotation files that the metrics depend on."""
         return []
 
-    def keep(self, run: Run, section: str, rows: dict[str, np.ndarray], prompts_KE: np.ndarray | None) -> None:
+    def save_outputs(self, run: Run, section: str, rows: dict[str, np.ndarray], prompts_KE: np.ndarray | None) -> None:
         """What an evaluation leaves in the run folder beside its metrics."""
         run.write_rows(section, rows, prompts_KE)
 
@@ -85,7 +85,7 @@ class Task:
         return self
 
     # shared
-    def need(self, *parts: str) -> Path:
+    def require_file(self, *parts: str) -> Path:
         """An annotation file under the root, or an error that says what makes it."""
         path = self.root.joinpath(*parts)
         if not path.exists():

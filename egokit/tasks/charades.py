@@ -14,7 +14,7 @@ from egokit.runs.files import write_text
 from egokit.runs.run_folder import Run
 from egokit.tasks import losses, metrics
 from egokit.tasks.base import cosine
-from egokit.tasks.retrieval import Retrieval
+from egokit.tasks.retrieval import RetrievalTask
 
 FOLDER = ("CharadesEgo", "CharadesEgo")
 
@@ -24,7 +24,7 @@ class Segments(Samples):
 
     def __init__(self, task: CharadesEgo):
         self.task = task
-        self.rows = read_metadata(task.need(*FOLDER, "metadata_train.csv"))
+        self.rows = read_metadata(task.require_file(*FOLDER, "metadata_train.csv"))
         super().__init__(task.limited(len(self.rows)), task.config.seed, train=True)
 
     def read(self, index: int, rng: np.random.Generator | None) -> dict:
@@ -32,8 +32,8 @@ class Segments(Samples):
         path = self.task.video(row.id)
 
         def pick(length: int, fps: float) -> np.ndarray:
-            first = frame_sampling.begin(path, int(row.t_start * fps), length, fps)
-            return frame_sampling.egoclip(first, max(first + 1, min(int(row.t_end * fps), length)), data.frames, rng)
+            first = frame_sampling.first_frame(path, int(row.t_start * fps), length, fps)
+            return frame_sampling.sample_frames(first, max(first + 1, min(int(row.t_end * fps), length)), data.frames, rng)
 
         pixels = clips.read(path, pick, data.reader)
         return {"video": self.task.transform(pixels, rng), "text": row.narration, "index": index}
@@ -48,16 +48,16 @@ class Videos(Samples):
 
     def read(self, index: int, rng) -> dict:
         data = self.task.config.data
-        pixels = clips.read(self.task.video(self.task.ids[index]), lambda length, fps: frame_sampling.pad(
+        pixels = clips.read(self.task.video(self.task.ids[index]), lambda length, fps: frame_sampling.pad_indices(
             frame_sampling.whole_video(length, data.evaluation_frames), data.evaluation_frames), data.reader)
         return {"video": self.task.transform(pixels, None), "index": index}
 
 
-class CharadesEgo(Retrieval):
+class CharadesEgo(RetrievalTask):
     def __init__(self, config):
         super().__init__(config)
-        self.classes = charades_classes(self.need(*FOLDER, "Charades_v1_classes.txt"))
-        self.ids, self.targets_VK = charades_videos(self.need(*FOLDER, "CharadesEgo_v1_test_only1st.csv"), self.classes)
+        self.classes = charades_classes(self.require_file(*FOLDER, "Charades_v1_classes.txt"))
+        self.ids, self.targets_VK = charades_videos(self.require_file(*FOLDER, "CharadesEgo_v1_test_only1st.csv"), self.classes)
 
     def video(self, uid: str):
         return self.root / "CharadesEgo" / "CharadesEgo_v1_480" / f"{uid}.mp4"
@@ -76,26 +76,26 @@ class CharadesEgo(Retrieval):
         video_BE, text_BE = self.embeddings(model, batch)
         return {"infonce": losses.infonce(similarity(text_BE, video_BE), self.config.train.temperature)}
 
-    def scores(self, rows: dict[str, np.ndarray], prompts_KE: np.ndarray) -> np.ndarray:
+    def score_matrix(self, rows: dict[str, np.ndarray], prompts_KE: np.ndarray) -> np.ndarray:
         """(videos, classes) cosine"""
         return cosine(rows["video"], prompts_KE)
 
-    def keep(self, run: Run, section: str, rows: dict[str, np.ndarray], prompts_KE: np.ndarray) -> None:
+    def save_outputs(self, run: Run, section: str, rows: dict[str, np.ndarray], prompts_KE: np.ndarray) -> None:
         """Also submission-<section>.txt, as the data set's own evaluation script reads it: a video and its classes' scores a line.
 
         Columns are in the order of class numbers, digits as many as tell float32 numbers apart.
         """
-        super().keep(run, section, rows, prompts_KE)
+        super().save_outputs(run, section, rows, prompts_KE)
         columns = np.argsort([int(name[1:]) for name in self.classes])
         write_text(run.path / f"submission-{section}.txt", "".join(
             f"{uid} {' '.join(f'{score:.9g}' for score in line)}\n"
-            for uid, line in zip(self.ids, self.scores(rows, prompts_KE)[:, columns], strict=True)))
+            for uid, line in zip(self.ids, self.score_matrix(rows, prompts_KE)[:, columns], strict=True)))
 
     def tables(self) -> list[Path]:
-        return [self.need(*FOLDER, name) for name in ("CharadesEgo_v1_test_only1st.csv", "Charades_v1_classes.txt")]
+        return [self.require_file(*FOLDER, name) for name in ("CharadesEgo_v1_test_only1st.csv", "Charades_v1_classes.txt")]
 
     def metrics(self, rows: dict[str, np.ndarray], prompts_KE: np.ndarray) -> dict[str, float]:
-        return metrics.charades(self.scores(rows, prompts_KE), self.targets_VK)
+        return metrics.charades(self.score_matrix(rows, prompts_KE), self.targets_VK)
 
     def chance(self) -> dict[str, float]:
         return metrics.chance(metrics.charades, self.targets_VK.shape, self.targets_VK)

@@ -27,8 +27,8 @@ class Clips(Samples):
 
     def __init__(self, task: EgoClip):
         self.task = task
-        self.table = EgoClipTable(task.need("egoclip.csv"))
-        self.chunked = task.need("Ego4D_Chunked")
+        self.table = EgoClipTable(task.require_file("egoclip.csv"))
+        self.chunked = task.require_file("Ego4D_Chunked")
         absent = sorted(set(self.table.videos) - {folder.name for folder in self.chunked.iterdir()})
         if absent:
             raise FileNotFoundError(f"{len(absent)} videos of egoclip.csv are not under {self.chunked}, such as {absent[0]}; "
@@ -43,7 +43,7 @@ class Clips(Samples):
         row = self.table.row(index)
         config = self.task.config
         pixels = clips.read_chunked(self.chunked / row["video_uid"], row["clip_start"], row["clip_end"],
-                                    lambda first, last: frame_sampling.egoclip(first, last, config.data.frames, rng),
+                                    lambda first, last: frame_sampling.sample_frames(first, last, config.data.frames, rng),
                                     config.site.chunk_seconds, config.data.reader)
         return {"video": self.task.transform(pixels, rng), "text": row["clip_text"],
                 "verbs": multi_hot(row["verbs"], VERBS), "nouns": multi_hot(row["nouns"], NOUNS),

@@ -16,7 +16,7 @@ from egokit.data.annotation_json import CHOICES
 from egokit.data.annotation_tables import classes_of
 from egokit.data.loader import Samples
 from egokit.data.video import clips, frame_sampling
-from egokit.data.video.frame_sampling import spread
+from egokit.data.video.frame_sampling import evenly_spaced
 from egokit.data.video.transforms import normalise
 from egokit.model.egovlp import similarity
 from egokit.model.input_checks import of_few_lengths, rounded_up
@@ -31,14 +31,14 @@ def clip_key(clip: dict) -> tuple:
 class DistinctClips(Samples):
     def __init__(self, task: EgoMCQ):
         self.task = task
-        self.chunked = task.need("Ego4D_Chunked")
+        self.chunked = task.require_file("Ego4D_Chunked")
         super().__init__(len(task.clips), task.config.seed, train=False)
 
     def read(self, index: int, rng) -> dict:
         uid, start, stop = self.task.clips[index]
         data = self.task.config.data
         pixels = clips.read_chunked(self.chunked / uid, start, stop,
-                                    lambda first, last: frame_sampling.egoclip(first, last, data.evaluation_frames),
+                                    lambda first, last: frame_sampling.sample_frames(first, last, data.evaluation_frames),
                                     self.task.config.site.chunk_seconds, data.reader)
         return {"video": self.task.transform(pixels, None), "index": index}
 
@@ -46,11 +46,11 @@ class DistinctClips(Samples):
 class EgoMCQ(Task):
     best = "ensemble_intra"
     uses_fusion = True
-    rows_in_sample = CHOICES  # a sample is a question, a row its pair with one clip
+    rows_per_sample = CHOICES  # a sample is a question, a row its pair with one clip
 
     def __init__(self, config):
         super().__init__(config)
-        questions = annotation_json.egomcq(self.need("egomcq.json"))
+        questions = annotation_json.read_egomcq(self.require_file("egomcq.json"))
         questions = self.questions = questions[:self.limited(len(questions))]
         self.texts = [question["query"]["clip_text"] for question in questions]
         self.choices = [[question["choices"][str(c)] for c in range(CHOICES)] for question in questions]
@@ -69,7 +69,7 @@ class EgoMCQ(Task):
     def dataset(self, split: str) -> DistinctClips:
         return DistinctClips(self)
 
-    def score(self, model, batch: dict) -> dict[str, np.ndarray]:
+    def score_batch(self, model, batch: dict) -> dict[str, np.ndarray]:
         """Rows of question-and-choice pairs: 'index' = question * 5 + choice, 'dual' cosine, 'fusion' probability."""
         frames = normalise(batch["video"])
         video_BE, trunk = model.embed_video(frames), model.fusion_trunk(frames)
@@ -101,32 +101,32 @@ class EgoMCQ(Task):
                                  f"{start:.2f}-{stop:.2f} s (evaluate.precision {self.config.evaluate.precision})")
         return rows
 
-    def expected(self) -> int:
+    def num_rows(self) -> int:
         """Rows that a complete evaluation has."""
         return len(self.texts) * CHOICES
 
     def tables(self) -> list[Path]:
-        return [self.need("egomcq.json")]
+        return [self.require_file("egomcq.json")]
 
     def chance(self) -> dict[str, float]:
         return metrics.chance(metrics.egomcq, (len(self.texts), CHOICES), self.answers, self.types, draws=500)
 
-    def scores(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def score_matrix(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Rows -> (questions, 5) for dual, fusion and ensemble."""
         out = {name: rows[name].reshape(-1, CHOICES) for name in ("dual", "fusion")}
         return out | {"ensemble": out["dual"] + out["fusion"]}
 
     def predictions(self, rows: dict[str, np.ndarray], prompts_KE) -> list[dict]:
         """Questions of both kinds with the ensemble's five scores."""
-        scores_Q5 = self.scores(rows)["ensemble"]
+        scores_Q5 = self.score_matrix(rows)["ensemble"]
         return [{"text": self.texts[q], "clips": [self.number[clip_key(clip)] for clip in self.choices[q]],
                  "scores": scores_Q5[q].astype(float).round(4).tolist(),
                  "relevancy": (np.arange(CHOICES) == self.answers[q]).astype(int).tolist()}
-                for q in spread(np.argsort(self.types, kind="stable"), WATCHED)]
+                for q in evenly_spaced(np.argsort(self.types, kind="stable"), WATCHED)]
 
     def metrics(self, rows: dict[str, np.ndarray], prompts_KE) -> dict[str, float]:
         out = {}
-        for name, scores in self.scores(rows).items():
+        for name, scores in self.score_matrix(rows).items():
             out |= {f"{name}_{kind}": value for kind, value in metrics.egomcq(scores, self.answers, self.types).items()}
             if self.verb_only.any():
                 out[f"{name}_verb_only"] = metrics.accuracy(scores, self.answers, self.verb_only)

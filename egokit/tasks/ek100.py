@@ -15,7 +15,7 @@ from egokit.data.video import clips, frame_sampling
 from egokit.model.egovlp import similarity
 from egokit.tasks import losses, metrics
 from egokit.tasks.base import cosine
-from egokit.tasks.retrieval import Retrieval
+from egokit.tasks.retrieval import RetrievalTask
 from egokit.train import distributed
 
 
@@ -25,9 +25,9 @@ class Actions(Samples):
     def __init__(self, task: EK100, split: str):
         self.task, self.split = task, split
         self.clips, self.sentences = ek100_annotations(task.root, split)
-        self.relevancy = relevancy.read(relevancy.file(task.need(str(EK100_ANNOTATIONS)) / "relevancy", split),
+        self.relevancy = relevancy.read(relevancy.file(task.require_file(str(EK100_ANNOTATIONS)) / "relevancy", split),
                                         (len(self.clips), len(self.sentences)))
-        self.videos = task.need("EK100", "video_ht256px")
+        self.videos = task.require_file("EK100", "video_ht256px")
         super().__init__(task.limited(len(self.clips)) if split == "train" else len(self.clips),
                          task.config.seed, train=split == "train")
 
@@ -40,7 +40,7 @@ class Actions(Samples):
         def pick(length: int, fps: float) -> np.ndarray:
             first = round(start * fps)
             last = first + max(int((stop - start) * fps), frames)
-            return frame_sampling.ek100(frame_sampling.begin(path, first, length, fps), min(last, length), frames, rng)
+            return frame_sampling.ek100(frame_sampling.first_frame(path, first, length, fps), min(last, length), frames, rng)
 
         pixels = clips.read(path, pick, data.reader)
         item = {"video": self.task.transform(pixels, rng), "index": index}
@@ -55,7 +55,7 @@ class Actions(Samples):
         return item
 
 
-class EK100(Retrieval):
+class EK100(RetrievalTask):
     def __init__(self, config):
         super().__init__(config)
         self.test = Actions(self, "test")
@@ -85,18 +85,18 @@ class EK100(Retrieval):
         return {"symmetric_multi_similarity": losses.symmetric_multi_similarity(
             similarity_BB, relevancy_BB, train.similarity_margin, train.similarity_slack)}
 
-    def scores(self, rows: dict[str, np.ndarray], prompts_KE: np.ndarray) -> np.ndarray:
+    def score_matrix(self, rows: dict[str, np.ndarray], prompts_KE: np.ndarray) -> np.ndarray:
         """(clips, sentences) in [0, 1]"""
         return (cosine(rows["video"], prompts_KE) + 1) / 2
 
     def tables(self) -> list[Path]:
-        folder = self.need(str(EK100_ANNOTATIONS))
+        folder = self.require_file(str(EK100_ANNOTATIONS))
         return [folder / "EPIC_100_retrieval_test.csv", folder / "EPIC_100_retrieval_test_sentence.csv",
                 relevancy.file(folder / "relevancy", "test")]
 
     def metrics(self, rows: dict[str, np.ndarray], prompts_KE: np.ndarray) -> dict[str, float]:
         """The benchmark's numbers; evaluate.dual_softmax adds its own under names of their own."""
-        scores, truth, temperature = self.scores(rows, prompts_KE), self.truth(), self.config.evaluate.dual_softmax
+        scores, truth, temperature = self.score_matrix(rows, prompts_KE), self.truth(), self.config.evaluate.dual_softmax
         found = metrics.retrieval(scores, truth)
         if temperature:
             found |= {f"{name}_dual_softmax": value for name, value in metrics.retrieval(scores, truth, temperature).items()}

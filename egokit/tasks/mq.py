@@ -16,10 +16,10 @@ from egokit.data.annotation_json import SPLITS
 from egokit.data.video import frame_sampling, open_video
 from egokit.data.video.open_video import VideoError
 from egokit.model import checkpoints
-from egokit.runs.files import abandoned, atomic_path, write_text
+from egokit.runs.files import atomic_path, is_abandoned, write_text
 from egokit.runs.run_folder import Run
 from egokit.tasks.base import Task
-from egokit.tasks.windows import Windows, embed
+from egokit.tasks.windows import Windows, embed_windows
 from egokit.train import distributed
 
 
@@ -32,12 +32,12 @@ class ClipWindows(Windows):
 
     def indices(self, video) -> np.ndarray:
         start, stop, evaluate = self.clip["start"], self.clip["stop"], self.task.config.evaluate
-        end, rate = open_video.seconds(video), open_video.rate(video)
+        end, rate = open_video.duration(video), open_video.time_resolution(video)
         if stop > end + frame_sampling.LATE:  # features of a frame held still are none
             raise VideoError(f"{self.path}: clip {self.clip['clip_uid']} ends at {stop:.2f} s, but the video ends at {end:.2f} s; "
                              "has it lost its end, or is it another video?")
         moments = frame_sampling.mq(int(start * rate), int(stop * rate), evaluate.features_per_second, rate, evaluate.feature_frames) / rate
-        indices = np.array([open_video.number_at(video, moment) for moment in moments])
+        indices = np.array([open_video.frame_at(video, moment) for moment in moments])
         if len(indices) < evaluate.feature_frames:
             raise VideoError(f"{self.path}: clip {self.clip['clip_uid']} of {stop - start:.2f} s is too short for one feature")
         return indices[:len(indices) // evaluate.feature_frames * evaluate.feature_frames].reshape(-1, evaluate.feature_frames)
@@ -46,18 +46,18 @@ class ClipWindows(Windows):
 class EgoMQ(Task):
     @property
     def videos(self) -> Path:
-        return self.need(self.config.evaluate.feature_videos)
+        return self.require_file(self.config.evaluate.feature_videos)
 
     def lists(self) -> dict[str, Path]:
         """The file of each split's clips."""
         pattern = self.config.evaluate.feature_clips
-        return {split: self.need(pattern.replace("*", split)) for split in (SPLITS if "*" in pattern else (Path(pattern).stem,))}
+        return {split: self.require_file(pattern.replace("*", split)) for split in (SPLITS if "*" in pattern else (Path(pattern).stem,))}
 
     def clips(self) -> list[dict]:
         """Distinct clips of all splits: clip_uid, video_uid, start and stop in seconds, split."""
         found = {}
         for split, path in self.lists().items():
-            for clip in annotation_json.moments(path):
+            for clip in annotation_json.read_moments(path):
                 known = found.setdefault(clip["clip_uid"], clip | {"split": split})
                 if clip.items() - known.items():
                     raise ValueError(f"{path}: clip {clip['clip_uid']} has other times or another video than where it stands before")
@@ -65,7 +65,7 @@ class EgoMQ(Task):
 
     def features(self, model, clip: dict) -> torch.Tensor:
         """(features, E) float32 of one clip."""
-        return embed(model, ClipWindows(self, clip), f"clip {clip['clip_uid']}")[0]
+        return embed_windows(model, ClipWindows(self, clip), f"clip {clip['clip_uid']}")[0]
 
     def extract(self, model, run: Run) -> dict[str, float]:
         """Write features/<clip_uid>.pt for every clip that has none yet, this rank's share; rank 0 writes the manifest.
@@ -97,7 +97,7 @@ class EgoMQ(Task):
         if distributed.rank() != 0:
             return {}
         for part in folder.glob(".*.part.*"):
-            if abandoned(part):
+            if is_abandoned(part):
                 part.unlink()
         shapes, evaluate = {uid: stored(path).shape for uid, path in path_of.items()}, self.config.evaluate
         write_text(folder / "manifest.json", json.dumps(

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from egokit.data.loader import Samples, loader, move
+from egokit.data.loader import Samples, build_loader, move_to_device
 from egokit.data.video import open_video
 from egokit.data.video.open_video import VideoError
 from egokit.data.video.transforms import normalise
@@ -36,13 +36,13 @@ class Windows(Samples):
     def windows(self):
         """(T, 3, size, size) of each window. Frame by frame: sixteen of a video that has not been resized may be 400 MB."""
         video = self.open()
-        self.seconds = open_video.seconds(video)
+        self.seconds = open_video.duration(video)
         indices_WT = self.indices(video)
-        wanted, held, turns = np.unique(indices_WT), {}, open_video.turns(video)
+        wanted, held, turns = np.unique(indices_WT), {}, open_video.quarter_turns(video)
         stream = zip(wanted.tolist(), video.stream_frames(wanted), strict=True)
         for row in indices_WT.tolist():
-            if open_video.notice:
-                open_video.notice(str(self.path))
+            if open_video.on_open:
+                open_video.on_open(str(self.path))
             held = {index: frame for index, frame in held.items() if index >= row[0]}
             while max(row) not in held:
                 index, frame = next(stream)
@@ -60,18 +60,18 @@ class Windows(Samples):
 
 
 @torch.no_grad()
-def embed(model, windows: Windows, what: str) -> tuple[torch.Tensor, float]:
+def embed_windows(model, windows: Windows, what: str) -> tuple[torch.Tensor, float]:
     """((windows, E) float32, the video's seconds); a loader process, if there are any, decodes ahead, in order.
 
     Raises VideoError, FileNotFoundError, and ValueError for embeddings that are no numbers, of `what`.
     """
     config, out = windows.task.config, []
     items = ([(0, number)] for number in itertools.count())
-    for item in loader(windows, items, lambda items: items[0], min(1, config.data.workers), config.data.read_timeout):
+    for item in build_loader(windows, items, lambda items: items[0], min(1, config.data.workers), config.data.read_timeout):
         if not len(item["video"]):
             break
         with autocast(model.device, config.evaluate.precision):
-            out.append(model.embed_video(normalise(move(item["video"], model.device))).cpu())
+            out.append(model.embed_video(normalise(move_to_device(item["video"], model.device))).cpu())
     embedded = torch.cat(out)
     if not embedded.isfinite().all():
         raise ValueError(f"{what}: NaN or Inf in its features; evaluate.precision is {config.evaluate.precision}")

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from egokit.runs import run_folder
-from egokit.toy.schedule import SIZES, plan
+from egokit.toy.schedule import SIZES, make_schedule
 
 VERSION = 7  # of the data: raise it when the same seed gives other files
 STAMP, UNFINISHED = "toy.json", "toy.unfinished.json"
@@ -62,7 +62,7 @@ def _matches(path: Path, asked: dict) -> bool:
 
 def _make(root: Path, seed: int, size: str, processes: int) -> dict[str, int]:
     from egokit.toy import ego4d, questions, transfer, videos, vocabulary
-    everything, amount = plan(seed, size), SIZES[size]
+    everything, amount = make_schedule(seed, size), SIZES[size]
     videos.render(root, seed, size, processes)
     ego4d_videos = [video for video in everything if video.corpus == "ego4d"]
     train = ego4d.clips(seed, [video for video in ego4d_videos if video.split == "train"])

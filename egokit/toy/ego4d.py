@@ -8,14 +8,14 @@ import json
 from pathlib import Path
 
 from egokit.runs import run_folder
-from egokit.toy.schedule import Video, generator, uid
+from egokit.toy.schedule import ToyVideo, generator, uid
 from egokit.toy.words import VERBS, ego4d_narration
 
 COLUMNS = ("clip_idx", "video_uid", "video_dur", "narration_source", "narration_ind", "narration_time",
            "clip_start", "clip_end", "clip_text", "tag_verb", "tag_noun")
 
 
-def clips(seed: int, videos: list[Video], first: int = 0) -> list[dict]:
+def clips(seed: int, videos: list[ToyVideo], first: int = 0) -> list[dict]:
     """One clip for each action, numbered from `first`; a little of the gaps around belongs to it."""
     rows: list[dict] = []
     for video in videos:
@@ -64,7 +64,7 @@ def _malformed(rows: list[dict]) -> list[str]:
     ]
 
 
-def write_moments(root: Path, seed: int, videos: list[Video], version: int) -> int:
+def write_moments(root: Path, seed: int, videos: list[ToyVideo], version: int) -> int:
     """Write moments_{train,val,test_unannotated}.json; returns the number of clips in all three."""
     of_split = {split: [video for video in videos if video.split == split] for split in ("train", "test")}
     total = 0
@@ -89,7 +89,7 @@ def write_moments(root: Path, seed: int, videos: list[Video], version: int) -> i
     return total
 
 
-def _moment_clip(clip_uid: str, video: Video, begin: float, end: float, annotated: bool) -> dict:
+def _moment_clip(clip_uid: str, video: ToyVideo, begin: float, end: float, annotated: bool) -> dict:
     labels = [{"label": VERBS[action.verb].replace(" ", "_"), "primary": True,
                "start_time": round(action.start - begin, 4), "end_time": round(action.stop - begin, 4),
                "video_start_time": round(action.start, 4), "video_end_time": round(action.stop, 4)}

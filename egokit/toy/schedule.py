@@ -73,7 +73,7 @@ class Scene:
 
 
 @dataclasses.dataclass(frozen=True)
-class Video:
+class ToyVideo:
     corpus: str  # "ego4d", "ek100" or "charades"
     split: str   # "train" or "test"
     uid: str
@@ -104,7 +104,7 @@ def uid(seed: int, *keys: int | str) -> str:
     return str(uuid.UUID(bytes=generator(seed, "uid", *keys).bytes(16), version=4))
 
 
-def plan(seed: int, size: str) -> list[Video]:
+def make_schedule(seed: int, size: str) -> list[ToyVideo]:
     """All videos of the data set, Ego4D first. Equal arguments give equal plans."""
     return [*_ego4d(seed, SIZES[size]), *_kitchens(seed, SIZES[size]), *_charades(seed, SIZES[size])]
 
@@ -164,7 +164,7 @@ def _scenes(random, seconds: float, scene_seconds: float, shared: list[Thing], o
     return tuple(scenes)
 
 
-def _ego4d(seed: int, size: Size) -> list[Video]:
+def _ego4d(seed: int, size: Size) -> list[ToyVideo]:
     random = generator(seed, "shared")
     # the test videos share one object a scene: verb-only questions need one object in five videos
     shared = [Thing(int(noun), int(random.integers(len(COLOURS)))) for noun in random.permutation(len(NOUNS))]
@@ -175,12 +175,12 @@ def _ego4d(seed: int, size: Size) -> list[Video]:
             random = generator(seed, "ego4d", split, i)
             name = uid(seed, "ego4d", split, i)
             scenes = _scenes(random, seconds, size.scene_seconds, shared if split == "test" else [], 0.0)
-            videos.append(Video("ego4d", split, name, f"Ego4D/{name}.mp4", seconds,
+            videos.append(ToyVideo("ego4d", split, name, f"Ego4D/{name}.mp4", seconds,
                                 int(random.integers(2**31)), scenes))
     return videos
 
 
-def _kitchens(seed: int, size: Size) -> list[Video]:
+def _kitchens(seed: int, size: Size) -> list[ToyVideo]:
     videos = []
     for split, count, seconds in (("train", size.kitchen_train, size.kitchen_train_seconds),
                                   ("test", size.kitchen_test, size.kitchen_test_seconds)):
@@ -192,11 +192,11 @@ def _kitchens(seed: int, size: Size) -> list[Video]:
             # the sleeve belongs to the participant, whom train and test share as the real split does
             person = int(generator(seed, "participant", participant).integers(2**31))
             path = f"EK100/video_ht256px/{participant}/{name}.MP4"
-            videos.append(Video("ek100", split, name, path, seconds, person, scenes))
+            videos.append(ToyVideo("ek100", split, name, path, seconds, person, scenes))
     return videos
 
 
-def _charades(seed: int, size: Size) -> list[Video]:
+def _charades(seed: int, size: Size) -> list[ToyVideo]:
     classes = charades_classes()
     letters = np.array(list("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
     videos, names, deck = [], set(), []
@@ -223,5 +223,5 @@ def _charades(seed: int, size: Size) -> list[Video]:
             scene = Scene(0.0, seconds, int(random.integers(2**31)), tuple(actions), resting)
             path = f"CharadesEgo/CharadesEgo_v1_480/{name}.mp4"
             person = int(random.integers(2**31))
-            videos.append(Video("charades", split, name, path, seconds, person, (scene,)))
+            videos.append(ToyVideo("charades", split, name, path, seconds, person, (scene,)))
     return videos

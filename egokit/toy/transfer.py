@@ -10,7 +10,7 @@ import numpy as np
 
 from egokit.data.annotation_tables import EK100_ANNOTATIONS
 from egokit.runs import run_folder
-from egokit.toy.schedule import FPS, Action, Video, generator
+from egokit.toy.schedule import FPS, Action, ToyVideo, generator
 from egokit.toy.words import NOUNS, VERBS, charades_classes, charades_sentence, kitchen_narration
 
 CHARADES = Path("CharadesEgo/CharadesEgo")
@@ -28,7 +28,7 @@ def timestamp(seconds: float) -> str:
     return f"{minutes // 60:02d}:{minutes % 60:02d}:{centiseconds // 100:02d}.{centiseconds % 100:02d}"
 
 
-def write_kitchens(root: Path, seed: int, videos: list[Video]) -> dict[str, int]:
+def write_kitchens(root: Path, seed: int, videos: list[ToyVideo]) -> dict[str, int]:
     """Write the four EK-100 tables; returns the numbers of clips and of sentences."""
     counts = {}
     for split in ("train", "test"):
@@ -48,7 +48,7 @@ def write_kitchens(root: Path, seed: int, videos: list[Video]) -> dict[str, int]
     return counts
 
 
-def _kitchen_clip(random: np.random.Generator, video: Video, i: int, action: Action) -> dict:
+def _kitchen_clip(random: np.random.Generator, video: ToyVideo, i: int, action: Action) -> dict:
     noun, other = action.thing.noun, action.other and action.other[0].noun
     style = random.random()
     colour = action.thing.colour if style > 0.7 and other is None else None
@@ -67,7 +67,7 @@ def _kitchen_clip(random: np.random.Generator, video: Video, i: int, action: Act
     }
 
 
-def write_charades(root: Path, videos: list[Video]) -> dict[str, int]:
+def write_charades(root: Path, videos: list[ToyVideo]) -> dict[str, int]:
     """Write Charades' class list and its two tables; returns the numbers of videos and actions."""
     classes, counts = charades_classes(), {}
     with run_folder.atomic_path(root / CHARADES / "Charades_v1_classes.txt") as temporary:
@@ -82,7 +82,7 @@ def write_charades(root: Path, videos: list[Video]) -> dict[str, int]:
     return counts
 
 
-def _charades_row(i: int, video: Video, classes: list[tuple[int, int]]) -> dict:
+def _charades_row(i: int, video: ToyVideo, classes: list[tuple[int, int]]) -> dict:
     meanings = [(action.verb, action.thing.noun) for action in video.actions]
     sentences = [charades_sentence(*meaning) for meaning in meanings]
     labels = [f"c{classes.index(meaning):03d} {action.start:.2f} {action.stop:.2f}"

@@ -20,10 +20,10 @@ from egokit.runs import run_folder
 from egokit.toy import stage
 from egokit.toy.frame_number import write_frame_number
 from egokit.toy.motion import pose_at, rest_pose
-from egokit.toy.schedule import FPS, Action, Scene, Video, plan
+from egokit.toy.schedule import FPS, Action, Scene, ToyVideo, make_schedule
 
 
-def frames(video: Video) -> Iterator[np.ndarray]:
+def frames(video: ToyVideo) -> Iterator[np.ndarray]:
     """Every frame of a video in order, uint8 (96, 128, 3), numbered from 0."""
     wearing = stage.wearer(video.corpus, video.seed)
     number = 0
@@ -56,7 +56,7 @@ def _nearest(scene: Scene, now: float) -> Action | None:
     return min(scene.actions, key=distance, default=None)
 
 
-def encode(video: Video, path: Path) -> None:
+def encode(video: ToyVideo, path: Path) -> None:
     """Write one video as H.264 MP4. One thread: the same frames then give the same bytes."""
     import av
     with av.open(str(path), "w") as container:
@@ -68,7 +68,7 @@ def encode(video: Video, path: Path) -> None:
         container.mux(stream.encode())
 
 
-def render_share(root: Path, videos: list[Video], keep_going=lambda: True) -> None:
+def render_share(root: Path, videos: list[ToyVideo], keep_going=lambda: True) -> None:
     """Encode those of `videos` that are not there yet."""
     for video in videos:
         path = root / video.path
@@ -82,7 +82,7 @@ def render(root: Path, seed: int, size: str, processes: int) -> None:
     package_parent = str(Path(__file__).resolve().parents[2])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(
         filter(None, [package_parent, os.environ.get("PYTHONPATH")]))}
-    videos, began = plan(seed, size), time.time()
+    videos, began = make_schedule(seed, size), time.time()
     # resumed work is shared out anew, or one process would be left with all of it
     missing = [video for video in videos if not (root / video.path).exists()]
     processes = max(1, min(processes, len(missing) // 4))
@@ -116,7 +116,7 @@ def main(arguments: list[str]) -> None:
     root, seed, size, *uids = arguments
     parent, wanted = os.getppid(), set(uids)
     # a killed parent must not leave its workers drawing for nobody
-    render_share(Path(root), [video for video in plan(int(seed), size) if video.uid in wanted],
+    render_share(Path(root), [video for video in make_schedule(int(seed), size) if video.uid in wanted],
                  keep_going=lambda: os.getppid() == parent)
 
 

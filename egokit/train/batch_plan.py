@@ -7,7 +7,7 @@ from egokit.config.schema import Config
 
 
 @dataclass(frozen=True)
-class Plan:
+class BatchPlan:
     """One optimizer step: batch_size samples, a contiguous share for each process, computed micro_batch samples at once."""
     batch_size: int
     processes: int
@@ -28,16 +28,16 @@ def largest_share(batch_size: int, processes: int) -> int:
     return -(-batch_size // processes)
 
 
-def plan(config: Config, processes: int = 0) -> Plan:
+def plan_batch(config: Config, processes: int = 0) -> BatchPlan:
     """The plan of a config's training; `processes` are those it says, if not given."""
     processes = processes or config.launch.nodes * config.launch.processes
     share = largest_share(config.train.batch_size, processes)
-    return Plan(config.train.batch_size, processes, min(config.train.micro_batch or share, share))
+    return BatchPlan(config.train.batch_size, processes, min(config.train.micro_batch or share, share))
 
 
 def what_would_fit(config: Config, processes: int) -> str:
     """Advice after a step that ran out of memory."""
-    now = plan(config, processes)
+    now = plan_batch(config, processes)
     smaller = now.micro_batch // 2 or int(not config.train.micro_batch)  # of one sample, too, its passes can come one after the other
     ways = [f"train.micro_batch={smaller}"] if smaller else []
     ways += [] if config.model.checkpointing else ["model.checkpointing=true"]

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from egokit.data.loader import evaluation_batches, loader, move
+from egokit.data.loader import build_loader, evaluation_batches, move_to_device
 from egokit.model.egovlp import autocast, embed_texts
 from egokit.train import distributed
 
@@ -28,7 +28,7 @@ def collect(parts: list[dict[str, np.ndarray]], expected: int) -> dict[str, np.n
 
 @torch.no_grad()
 def evaluate(model, task, split: str = "test",
-             tell: Callable[[int, int], None] = lambda done, batches: None) -> tuple[dict, dict, np.ndarray | None]:
+             on_batch: Callable[[int, int], None] = lambda done, batches: None) -> tuple[dict, dict, np.ndarray | None]:
     """(metrics, rows, prompt embeddings) of a task, the same on every rank and for any number of ranks.
 
     metrics also has 'samples' (how many were scored) and 'seconds'. tell: called with (batches done, batches) of this rank.
@@ -43,13 +43,13 @@ def evaluate(model, task, split: str = "test",
             dataset = task.dataset(split)
             batches = evaluation_batches(len(dataset), config.evaluate.batch_size, distributed.rank(), distributed.world_size())
             scored = []
-            tell(0, len(batches))
-            for batch in loader(dataset, batches, task.collate, config.data.workers, config.data.read_timeout):
-                scored.append(task.score(model, move(batch, model.device)))
-                tell(len(scored), len(batches))
+            on_batch(0, len(batches))
+            for batch in build_loader(dataset, batches, task.collate, config.data.workers, config.data.read_timeout):
+                scored.append(task.score_batch(model, move_to_device(batch, model.device)))
+                on_batch(len(scored), len(batches))
     finally:
         model.train(was_training)
     mine = {key: np.concatenate([part[key] for part in scored]) for key in scored[0]} if scored else {}
-    rows = collect(distributed.gather_objects(mine), task.expected())
+    rows = collect(distributed.gather_objects(mine), task.num_rows())
     metrics = task.metrics(rows, prompts_KE)
-    return metrics | {"samples": len(rows["index"]) // task.rows_in_sample, "seconds": time.perf_counter() - began}, rows, prompts_KE
+    return metrics | {"samples": len(rows["index"]) // task.rows_per_sample, "seconds": time.perf_counter() - began}, rows, prompts_KE

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from egokit.config.schema import Config
-from egokit.data.loader import loader, move, steps_in_epoch, training_batches
+from egokit.data.loader import build_loader, move_to_device, steps_in_epoch, training_batches
 from egokit.model import checkpoints, weights
 from egokit.model.precision import deterministic
 from egokit.model.text_encoder import load_tokenizer
@@ -128,7 +128,7 @@ class Trainer:
         self.resume()
         self.log_plan()
         data = self.config.data
-        batches = loader(self.dataset, self.batches(self.step), self.task.collate, data.workers, data.read_timeout)
+        batches = build_loader(self.dataset, self.batches(self.step), self.task.collate, data.workers, data.read_timeout)
         while True:
             epoch, first = divmod(self.step, self.steps_per_epoch)
             if first == 0 and self.validated < self.step and (epoch % self.config.train.evaluate_epochs == 0 or self.step == self.steps):
@@ -177,12 +177,12 @@ class Trainer:
         for batch in batches:
             got = time.perf_counter()
             self.unreported += batch.pop("bad", [])
-            batch = move(batch, self.device)
+            batch = move_to_device(batch, self.device)
             self.model.train()
             stop = self.stop.ask()
             rate = optim.learning_rate(self.step, self.steps, self.steps_per_epoch, self.config.optim)
             try:
-                self.objective.settle(batch, self.step, self.scaler)
+                self.objective.warm_up_ddp(batch, self.step, self.scaler)
                 torch.manual_seed(hash((self.config.seed, self.step, distributed.rank())) % 2**63)
                 terms = self.objective.gradient(batch, self.step, self.scaler)
                 norm = self.update(rate)
@@ -212,7 +212,7 @@ class Trainer:
     def update(self, rate: float) -> float:
         """One optimizer step at `rate`; returns the gradient's norm. A step with NaN or Inf is left out."""
         self.scaler.unscale_(self.optimizer)
-        norm = optim.clip(self.model, self.config.optim.clip_grad_norm).item()  # waits for the GPU: is this step to be skipped?
+        norm = optim.clip_grad_norm(self.model, self.config.optim.clip_grad_norm).item()  # waits for the GPU: is this step to be skipped?
         optim.set_rate(self.optimizer, rate)
         if self.scaler.is_enabled() or math.isfinite(norm):
             self.scaler.step(self.optimizer)
@@ -247,7 +247,7 @@ class Trainer:
                           "predictions": self.validation.predictions(rows, prompts_KE)})
             if better:
                 weights.save(self.model, self.run.checkpoints / "best.pt", step=self.step, metrics=metrics)
-                self.validation.keep(self.run, self.section, rows, prompts_KE)
+                self.validation.save_outputs(self.run, self.section, rows, prompts_KE)
         distributed.barrier()
 
 

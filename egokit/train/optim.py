@@ -8,7 +8,7 @@ import torch
 from egokit.config.schema import OptimConfig
 
 
-def groups(model, config: OptimConfig) -> list[dict]:
+def param_groups(model, config: OptimConfig) -> list[dict]:
     """AdamW groups: projections, heads and cross-modal parameters at a multiple of the rate; no decay on biases and norms."""
     faster = {name for role in ("fusion", "projection") for name in model.parameters_by_role()[role]}
     found: dict[tuple[bool, bool], list] = {}
@@ -21,10 +21,10 @@ def groups(model, config: OptimConfig) -> list[dict]:
 
 
 def optimizer(model, config: OptimConfig) -> torch.optim.AdamW:
-    return torch.optim.AdamW(groups(model, config), lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+    return torch.optim.AdamW(param_groups(model, config), lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 
-def clip(model, most: float) -> torch.Tensor:
+def clip_grad_norm(model, most: float) -> torch.Tensor:
     """The norm of all gradients together, which are shortened to `most` where they are longer; 0: they stay as they are."""
     norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
     if most:

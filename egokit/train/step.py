@@ -12,7 +12,7 @@ from egokit.config.schema import Config
 from egokit.model.egovlp import autocast
 from egokit.model.precision import float32_products
 from egokit.train import compiling, distributed
-from egokit.train.batch_plan import plan
+from egokit.train.batch_plan import plan_batch
 
 
 class Loss(nn.Module):
@@ -31,7 +31,7 @@ class Objective:
     """What training minimises, and how its gradient is computed."""
 
     def __init__(self, config: Config, model, task):
-        self.model, self.precision, self.plan = model, config.train.precision, plan(config, distributed.world_size())
+        self.model, self.precision, self.plan = model, config.train.precision, plan_batch(config, distributed.world_size())
         if not task.uses_fusion:  # ranks wait for every gradient: what the loss doesn't use is not trained
             unused = set(model.parameters_by_role()["fusion"])
             for name, parameter in model.named_parameters():
@@ -47,7 +47,7 @@ class Objective:
             self.loss = nn.parallel.DistributedDataParallel(
                 self.loss, device_ids=[model.device] if model.device.type == "cuda" else None, gradient_as_bucket_view=True)
 
-    def settle(self, batch: dict, step: int, scaler: torch.amp.GradScaler) -> None:
+    def warm_up_ddp(self, batch: dict, step: int, scaler: torch.amp.GradScaler) -> None:
         """Once in a start, before its first step: compute a gradient and forget it.
 
         DDP learns from the first backward pass in which order gradients arrive, and lays them out anew; from three ranks on,

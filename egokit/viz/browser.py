@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from egokit.notebook.open_run import live
+from egokit.notebook.open_run import is_live
 from egokit.runs.files import write_text
 from egokit.runs.run_folder import Run
 from egokit.viz import queries
@@ -41,7 +41,7 @@ def browser(task, run: Run, section: str, against=None):
                '<meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark">'
                f"<title>{html.escape(title)}</title><body style=\"max-width:1200px;margin:1em auto;padding:0 1em\">{part}</body></html>")
     from IPython.display import HTML, display
-    if not live():
+    if not is_live():
         return HTML(part)
     display(widgets(content, picture))
     return HTML(f"<details><summary>The same, for when no kernel runs</summary>{part}</details>")
@@ -67,7 +67,7 @@ def card(content, k: int, source) -> str:
             what = html.escape(content.clip(one.clip))
             figures.append(f'<figure style="display:inline-block;vertical-align:top;width:205px;margin:4px">'
                            f'<img {source(one.clip)} alt="frames of {what}" style="box-sizing:border-box;width:100%;border:{border}">'
-                           f'<figcaption style="font-size:13px"><b>{one.mark}</b><br>{one.score}<br>{what}</figcaption></figure>')
+                           f'<figcaption style="font-size:13px"><b>{one.mark}</b><br>{one.score_batch}<br>{what}</figcaption></figure>')
         rows.append(f"<section><p><b>{html.escape(name)}</b>: {content.said(s, k)}</p>{''.join(figures)}</section>")
     return (f'<p style="font-size:17px">“{html.escape(content.texts[k])}”</p>'
             f'<div class="egokit-sides egokit-{len(rows)}">{"".join(rows)}</div>')

@@ -24,7 +24,7 @@ FUNCTION_WORDS = set(re.findall("[a-z]+", "someone something somewhere is are a 
 def average_precisions(task, run: Run, *sections: str):
     """Charades-Ego: every class's average precision, sorted, and by name the best and worst of the last section."""
     plt, truth_VK = pyplot(), task.truth()
-    found = {section: 100 * metrics.each_class(task.scores(*checked_rows(task, run, section)), truth_VK) for section in sections}
+    found = {section: 100 * metrics.each_class(task.score_matrix(*checked_rows(task, run, section)), truth_VK) for section in sections}
     share_K = 100 * truth_VK[truth_VK.any(1)].mean(0)  # a video without a label ranks behind all others, for every class
     last = found[sections[-1]]
     order = np.argsort(-last, kind="stable")[:int(np.isfinite(last).sum())]  # NaN, classes that don't occur, come last
@@ -53,7 +53,7 @@ def average_precisions(task, run: Run, *sections: str):
 
 def accuracy_by_word(task, run: Run, section: str):
     """EgoMCQ: accuracy of the ensemble by the verb and by the noun that a narration's tags name, inter-video and intra-video apart."""
-    right_Q = 100.0 * (task.scores(checked_rows(task, run, section)[0])["ensemble"].argmax(1) == task.answers)
+    right_Q = 100.0 * (task.score_matrix(checked_rows(task, run, section)[0])["ensemble"].argmax(1) == task.answers)
     series = {name: np.where(task.types == kind, right_Q, np.nan) for kind, name in ((1, "inter-video"), (2, "intra-video"))}
     tags = {kind: [classes_of(question["query"].get(f"tag_{kind}", [])) for question in task.questions] for kind in ("verb", "noun")}
     figure = by_word(task.texts, tags, series, "ensemble accuracy, %", "questions", chance=20)
@@ -64,7 +64,7 @@ def retrieval_by_word(task, run: Run, *sections: str):
     """EK-100: nDCG from a clip to sentences, by the clip's verb class and by its noun classes."""
     clips, series = task.test.clips, {}
     for section in sections:
-        series[section] = 100 * metrics.each_query(task.scores(*checked_rows(task, run, section)), task.truth())[1]
+        series[section] = 100 * metrics.each_query(task.score_matrix(*checked_rows(task, run, section)), task.truth())[1]
     tags = {"verb": [[verb] for verb in clips.verb_class], "noun": clips.all_noun_classes.tolist()}
     return finish(by_word(clips.narration.tolist(), tags, series, "nDCG of clip to sentences, %", "clips"), run, "words")
 

@@ -5,7 +5,7 @@ import functools
 
 from egokit.runs.log import History
 from egokit.runs.run_folder import Run
-from egokit.viz.style import CYCLE, RIGHT, WIDTH, WRONG, board, finish, frame, graded, heading, pyplot
+from egokit.viz.style import CYCLE, RIGHT, WIDTH, WRONG, finish, frame, graded, heading, pyplot, two_by_two
 
 MARKS = dict(zip("osD^v", "●■◆▲▼", strict=True))  # matplotlib's markers as characters
 
@@ -28,7 +28,7 @@ def pictures(job):
         from egokit.config.schema import Config
         return tasks.make(build(Config, job.spec()["config"])).validation().dataset("test")
 
-    return functools.lru_cache(maxsize=100)(lambda number: board(dataset()[0, number]["video"]))
+    return functools.lru_cache(maxsize=100)(lambda number: two_by_two(dataset()[0, number]["video"]))
 
 
 def draw_predictions(run: Run, history: History, picture):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from egokit.config.build import nearest
+from egokit.config.build import did_you_mean
 from egokit.runs.run_folder import Run
 from egokit.viz.per_class import query_words
 from egokit.viz.style import checked_rows
@@ -25,7 +25,7 @@ class Shown(NamedTuple):
     clip: int
     grade: float | None
     mark: str
-    score: str
+    score_batch: str
     data: dict
 
 
@@ -48,7 +48,7 @@ def sides(run: Run, section: str, against) -> list[Side]:
         other, other_section = (against, section) if isinstance(against, Run) else against
         path = other.path if isinstance(other, Run) else run.path.parent / other
         if not path.is_dir():
-            raise FileNotFoundError(f"there is no run folder {path}: {nearest(path.name, [p.name for p in run.path.parent.iterdir()])}")
+            raise FileNotFoundError(f"there is no run folder {path}: {did_you_mean(path.name, [p.name for p in run.path.parent.iterdir()])}")
         found.append(Side(f"{path.name}: {other_section}", Run(path), other_section))
     return found
 
@@ -57,7 +57,7 @@ def make(task, found: list[Side]) -> Queries:
     """The queries of a task as one or two sections score them. Raises if a section wasn't scored on this task's data."""
     if not hasattr(task, "truth") and not hasattr(task, "questions"):
         raise ValueError(f"task {task.config.task!r} retrieves nothing to browse: ek100, charades and egomcq do")
-    return (Retrieval if hasattr(task, "truth") else Questions)(task, found)
+    return (RetrievalQueries if hasattr(task, "truth") else QuestionQueries)(task, found)
 
 
 class Queries:
@@ -100,14 +100,14 @@ class Queries:
         self.orders["as in the data"] = np.arange(len(self.texts))
 
 
-class Retrieval(Queries):
+class RetrievalQueries(Queries):
     """A text, its best clips, and the best of the right ones that are not among them."""
     legend = "Solid green ✓ right. Dotted orange ◐ partly relevant. Dashed red ✗ wrong."
 
     def __init__(self, task, found: list[Side]):
         super().__init__(found)
         self.task, self.texts, self.truth_VK = task, task.prompts(), task.truth()
-        self.scores_SVK = [task.scores(*checked_rows(task, side.run, side.section)) for side in found]
+        self.scores_SVK = [task.score_matrix(*checked_rows(task, side.run, side.section)) for side in found]
         right_VK = self.truth_VK == 1
         self.right_K = right_VK.sum(0)
         ranked = [first_right(scores_VK, right_VK) for scores_VK in self.scores_SVK]
@@ -151,7 +151,7 @@ class Retrieval(Queries):
         return f"{row.narration} ({row.video_id}, {row.start_timestamp:.1f} to {row.stop_timestamp:.1f} s)"
 
 
-class Questions(Queries):
+class QuestionQueries(Queries):
     """A narration and its five clips, each with three scores; the ensemble's choice counts."""
     legend = "Solid green ✓ the answer. Dashed red ✗ what the ensemble chose instead."
 
@@ -159,7 +159,7 @@ class Questions(Queries):
         super().__init__(found)
         from egokit.tasks.egomcq import clip_key
         self.task, self.texts, self.answers = task, task.texts, task.answers
-        self.scores_S = [task.scores(checked_rows(task, side.run, side.section)[0]) for side in found]
+        self.scores_S = [task.score_matrix(checked_rows(task, side.run, side.section)[0]) for side in found]
         number = {key: v for v, key in enumerate(task.clips)}
         self.clips_QC = [[number[clip_key(clip)] for clip in five] for five in task.choices]
         self.names = {v: f"{clip.get('clip_text', 'a clip')} ({clip['clip_start']:.1f} to {clip['clip_end']:.1f} s)"

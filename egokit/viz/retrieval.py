@@ -7,7 +7,7 @@ import textwrap
 import numpy as np
 
 from egokit.data.annotation_tables import classes_of
-from egokit.data.video.frame_sampling import spread
+from egokit.data.video.frame_sampling import evenly_spaced
 from egokit.runs.run_folder import Run
 from egokit.viz.style import RIGHT, WIDTH, WRONG, checked_rows, finish, frame, graded, heading, pyplot, strip, thin
 
@@ -19,10 +19,10 @@ def questions(task, run: Run, section: str, count: int = 6):
     """
     plt = pyplot()
     rows, _ = checked_rows(task, run, section)
-    scores = task.scores(rows)
+    scores = task.score_matrix(rows)
     right = scores["ensemble"].argmax(1) == task.answers
     wrong_count = min(count // 2, int((~right).sum()))
-    picked = [*spread(np.flatnonzero(right), count - wrong_count), *spread(np.flatnonzero(~right), wrong_count)]
+    picked = [*evenly_spaced(np.flatnonzero(right), count - wrong_count), *evenly_spaced(np.flatnonzero(~right), wrong_count)]
     dataset = task.dataset("test")
     figure, axes = plt.subplots(len(picked), 5, figsize=(WIDTH, 1.45 * len(picked) + 0.4), squeeze=False, layout="constrained")
     from egokit.tasks.egomcq import clip_key
@@ -44,7 +44,7 @@ def retrieved(task, run: Run, section: str, count: int = 6, top: int = 5, seed: 
     """Texts with their best clips as frame strips; right (relevancy 1), partly right and wrong marked."""
     plt = pyplot()
     rows, prompts_KE = checked_rows(task, run, section)
-    scores_VK, relevancy_VK = task.scores(rows, prompts_KE), task.truth()
+    scores_VK, relevancy_VK = task.score_matrix(rows, prompts_KE), task.truth()
     dataset, texts, top = task.dataset("test"), task.prompts(), min(top, len(scores_VK))
     possible = np.flatnonzero(relevancy_VK.max(0) == 1)
     picked = np.sort(np.random.default_rng(seed).choice(possible, min(count, len(possible)), replace=False))

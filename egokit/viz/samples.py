@@ -39,7 +39,7 @@ def narrations(config, run: Run | None = None, count: int = 8):
         axis.set_visible(False)
     for axis, row in zip(axes.flat, rows, strict=False):
         pixels = clips.read_chunked(root / "Ego4D_Chunked" / row["video_uid"], row["clip_start"], row["clip_end"],
-                                    lambda first, last: frame_sampling.egoclip(first, last, 4), config.site.chunk_seconds,
+                                    lambda first, last: frame_sampling.sample_frames(first, last, 4), config.site.chunk_seconds,
                                     config.data.reader)
         frame(axis, strip(pixels.transpose(0, 3, 1, 2)), f"{row['clip_text']}   ({row['clip_start']:.1f}-{row['clip_end']:.1f} s)")
     return finish(figure, run, "narrations")

@@ -8,7 +8,7 @@ import textwrap
 
 import numpy as np
 
-from egokit.config.build import nearest
+from egokit.config.build import did_you_mean
 from egokit.runs.run_folder import Run
 
 RIGHT, WRONG, NEUTRAL = "#009E73", "#D55E00", "#0072B2"
@@ -40,15 +40,15 @@ def checked_rows(task, run: Run, section: str) -> tuple[dict, np.ndarray | None]
     path, again = run.path / f"rows-{section}.npz", "evaluate it again, or make the task from that run's params.yaml"
     if not path.is_file():
         known = [file.stem.removeprefix("rows-") for file in run.path.glob("rows-*.npz")]
-        said = nearest(section, known) if known else "nothing in this run has been evaluated yet; run its notebook first"
+        said = did_you_mean(section, known) if known else "nothing in this run has been evaluated yet; run its notebook first"
         raise FileNotFoundError(f"{path} is missing, the scores of section {section!r}: {said}")
     rows, prompts_KE = run.read_rows(section)
     wanted, texts = "video" if task.prompts() else "fusion", len(task.prompts())
     if wanted not in rows or (prompts_KE is None) != (not texts):
         raise ValueError(f"{path} holds the scores of another benchmark than {task.config.task!r}: name a run of this notebook")
-    if len(rows["index"]) != task.expected() or (texts and len(prompts_KE) != texts):
+    if len(rows["index"]) != task.num_rows() or (texts and len(prompts_KE) != texts):
         raise ValueError(f"{path} holds {len(rows['index']):,} rows" + (f" and {len(prompts_KE):,} texts" if texts else "") + ", but the "
-                         f"data under {task.root} have {task.expected():,}" + (f" and {texts:,}" if texts else "") + f": {again}")
+                         f"data under {task.root} have {task.num_rows():,}" + (f" and {texts:,}" if texts else "") + f": {again}")
     recorded = run.metrics().get(section, {}).get("data", {})  # runs of older versions don't have it
     if recorded:
         from egokit.model.checkpoints import fingerprint
@@ -88,7 +88,7 @@ def heading(axis, text: str, colour: str = "black") -> None:
                   fontsize=title.get_fontsize(), in_layout=False)
 
 
-def board(frames_TCHW) -> np.ndarray:
+def two_by_two(frames_TCHW) -> np.ndarray:
     """Four frames of one clip as two rows of two, in reading order: for narrow places. Returns (2H, 2W, 3)."""
     four = np.asarray(frames_TCHW)[np.linspace(0, len(frames_TCHW) - 1, 4).round().astype(int)]
     rows = [strip(four[:2]), strip(four[2:])]

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from egokit.runs.published import DUAL_SOFTMAX, RESULTS
-from egokit.runs.run_folder import UNFINISHED, Run
+from egokit.runs.run_folder import FAILED_NOTEBOOK, Run
 
 
 def results(run: Run):
@@ -99,7 +99,7 @@ def files(run: Run):
     """What the run folder holds, with sizes; without what is there while a notebook runs headless."""
     import pandas as pd
     found = [path for path in sorted(run.path.rglob("*")) if path.is_file() and not path.name.startswith(".")
-             and not {"jobs", "batch", "lock", UNFINISHED} & set(path.relative_to(run.path).parts)]
+             and not {"jobs", "batch", "lock", FAILED_NOTEBOOK} & set(path.relative_to(run.path).parts)]
     rows = [(str(path.relative_to(run.path)), f"{path.stat().st_size / 1024:,.0f} kB") for path in found[:40]]
     rows += [(f"… and {len(found) - 40} more", "")] if len(found) > 40 else []
     frame = pd.DataFrame(rows, columns=[f"in outputs/{run.path.parent.name}/{run.path.name}", "size"])

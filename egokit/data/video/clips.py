@@ -16,7 +16,7 @@ from egokit.data.video import open_video as video
 def read(path: str | Path, pick, reader: str = "pyav") -> np.ndarray:
     """Frames of one file, `pick(length, fps)` giving their numbers. uint8 (T, H, W, 3)."""
     opened = video.open_video(path, reader)
-    return _guarded(opened, frame_sampling.inside(pick(opened.length, opened.fps), opened.length))
+    return _guarded(opened, frame_sampling.clamp_indices(pick(opened.length, opened.fps), opened.length))
 
 
 def read_chunked(folder: str | Path, start: float, stop: float, pick, chunk_seconds: float, reader: str = "pyav") -> np.ndarray:
@@ -30,15 +30,15 @@ def read_chunked(folder: str | Path, start: float, stop: float, pick, chunk_seco
         piece -= 1  # annotations may begin a moment after their video's end: its last frame
     opened = video.open_video(folder / f"{piece}.mp4", reader)
     offset = piece * chunk_seconds
-    first = frame_sampling.begin(opened.path, int((start - offset) * opened.fps), opened.length, opened.fps)
+    first = frame_sampling.first_frame(opened.path, int((start - offset) * opened.fps), opened.length, opened.fps)
     last = max(first + 1, int((stop - offset) * opened.fps))
     second = folder / f"{piece + 1}.mp4"
     if stop <= offset + chunk_seconds or not second.is_file():
-        indices = frame_sampling.inside(pick(first, min(last, opened.length)), opened.length)
+        indices = frame_sampling.clamp_indices(pick(first, min(last, opened.length)), opened.length)
         return _guarded(opened, indices)
     following = video.open_video(second, reader)
     last = min(opened.length + int((stop - offset - chunk_seconds) * following.fps), opened.length + following.length)
-    indices = frame_sampling.inside(pick(first, max(first + 1, last)), opened.length + following.length)
+    indices = frame_sampling.clamp_indices(pick(first, max(first + 1, last)), opened.length + following.length)
     here = indices < opened.length
     parts = []
     if here.any():
@@ -69,6 +69,6 @@ def read_clip(path: str | Path, start: float = 0.0, stop: float | None = None, f
         last = length if stop is None else min(length, int(stop * fps))
         if not 0 <= first < length or last <= first:
             raise ValueError(f"{path}: clip {start}-{stop} s lies outside the video (0-{length / fps:.2f} s)")
-        return frame_sampling.egoclip(first, last, frames)
+        return frame_sampling.sample_frames(first, last, frames)
     resize = round(size * 256 / 224) if resize is None else resize
     return transforms.normalise(transforms.evaluation(read(path, pick, reader), size, resize))

@@ -17,17 +17,17 @@ import numpy as np
 
 from egokit.data.video.decord_reader import DecordReader
 from egokit.data.video.pyav_reader import PyAVReader, Untimed, VideoError
-from egokit.data.video.untimed_reader import CountingReader
+from egokit.data.video.untimed_reader import UntimedReader
 
-READERS = {"pyav": PyAVReader, "decord": DecordReader, "counting": CountingReader}
+READERS = {"pyav": PyAVReader, "decord": DecordReader, "counting": UntimedReader}
 _open: collections.OrderedDict = collections.OrderedDict()  # this process's open files, oldest first
 OPEN_FILES = 24
 _owner = os.getpid()
-avoided: set[str] = set()  # files that did not answer: not tried again
-notice = None              # called with each path before it is opened or read: how a loader process says what it is at
+unreadable: set[str] = set()  # files that did not answer: not tried again
+on_open = None              # called with each path before it is opened or read: how a loader process says what it is at
 
 
-def load(reader: str) -> None:
+def import_reader(reader: str) -> None:
     """Import a reader's library: in the process that forks the loader processes, or each of them does, all at once."""
     importlib.import_module({"pyav": "av"}.get(reader, reader))
 
@@ -40,10 +40,10 @@ def open_video(path: str | os.PathLike, reader: str = "pyav"):
         _owner = os.getpid()
     path = Path(path)
     key = (str(path), reader)
-    if key[0] in avoided:
+    if key[0] in unreadable:
         raise VideoError(f"{path}: left out, as it did not answer before; make it again from its source with 'egokit prep'")
-    if notice:
-        notice(key[0])
+    if on_open:
+        on_open(key[0])
     identity = _identity(path)
     if key in _open and _open[key].identity == identity:
         _open.move_to_end(key)
@@ -67,7 +67,7 @@ def open_any(path: str | os.PathLike, reader: str = "pyav"):
         return open_video(path, "counting")
 
 
-def turns(video) -> int:
+def quarter_turns(video) -> int:
     """Quarter turns, counter-clockwise, in which a player shows a file's frames: a phone held upright films lying, and says so."""
     if not hasattr(video, "turns"):
         video.turns = 0
@@ -79,13 +79,13 @@ def turns(video) -> int:
     return video.turns
 
 
-def seconds(video) -> float:
+def duration(video) -> float:
     """How long a video is shown, to its last frame's end."""
     times = getattr(video, "times", None)  # of a file whose frames have no constant rate
     return video.length / video.fps if times is None else float((times[-1] - times[0]) * video.stream.time_base) + 1 / video.fps
 
 
-def number_at(video, time: float) -> int:
+def frame_at(video, time: float) -> int:
     """The number of the frame that is shown at a time in seconds, whatever the frames' rate."""
     times = getattr(video, "times", None)
     if times is None:
@@ -95,7 +95,7 @@ def number_at(video, time: float) -> int:
     return max(0, min(number, video.length - 1))
 
 
-def rate(video) -> float:
+def time_resolution(video) -> float:
     """Moments a second that a rule tells apart: a video's frames; where those come at no constant rate, milliseconds."""
     times = getattr(video, "times", None)
     gaps = np.empty(0) if times is None else np.diff(times)  # a Matroska's times are listed, too, and rounded to 1 ms

@@ -12,7 +12,7 @@ from egokit.data.video.pyav_reader import PyAVReader, VideoError
 MISSING = 0.01  # of the frames that its packets promise: more, and the file is damaged
 
 
-class CountingReader(PyAVReader):
+class UntimedReader(PyAVReader):
     """Every read begins at the file's start, so that a clip late in a long file takes its time."""
 
     def __init__(self, path: Path):

@@ -64,7 +64,7 @@ class Checks:
             yield self.file(part, full, "Ego4D", f"{count:,} full videos")
         yield self.file(part, chunked, "chunks", f"{sum(1 for _ in chunked.iterdir()):,} videos in pieces" if chunked.is_dir() else "")
         if manifest.is_file():
-            lines = annotation_json.manifest(manifest)
+            lines = annotation_json.read_manifest(manifest)
             failed = [line for line in lines if line["status"] == "failed"]
             done = sum(line["status"] == "ok" for line in lines)
             yield Finding(part, manifest.name, "wrong" if failed else "ok", f"{done:,} videos verified"

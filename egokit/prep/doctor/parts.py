@@ -79,7 +79,7 @@ class Examination(Checks):
         part, path = "EgoMCQ", self.root / "egomcq.json"
         yield self.file(part, path, "EgoMCQ")
         if path.is_file():
-            questions = annotation_json.egomcq(path)
+            questions = annotation_json.read_egomcq(path)
             clips = [clip for question in questions for clip in question["choices"].values()]
             kinds = collections.Counter(int(question["types"]) for question in questions)
             yield Finding(part, "questions", "ok", f"{len(questions):,} ({kinds[1]:,} inter-video, {kinds[2]:,} intra-video)")
@@ -153,7 +153,7 @@ class Examination(Checks):
             path = self.root / f"moments_{split}.json"
             yield self.file(part, path, "moments")
             if path.is_file():
-                for clip in annotation_json.moments(path):
+                for clip in annotation_json.read_moments(path):
                     name = f"{clip['video_uid']}.mp4"
                     counts[name] += 1
                     ends[name] = max(ends.get(name, 0.0), clip["stop"])
