@@ -49,7 +49,7 @@ PLACES = [(64 + 32 * x, 48 + 32 * y) for x in (-1, 0, 1) for y in (-1, 0, 1)]  #
 POSITION_SHARE = 0.6                                       # of the training clips
 UNLIT = np.tile(np.arange(256, dtype=np.uint8), (3, 1))     # the table's light falls on the picture once
 PAIRS, QUESTIONS, FRAMES, SIZE = 2000, 300, 4, 48
-RECIPE = (f"model.image_size={SIZE} model.patch_size=16 model.width=48 model.depth=2 model.fused=1 model.checkpointing=false "
+RECIPE = (f"model.image_size={SIZE} model.patch_size=16 model.width=48 model.depth=2 model.num_fused_layers=1 model.checkpointing=false "
           "data.workers=0 optim.lr=2e-3 optim.warmup_epochs=0.5 train.epochs=40 train.precision=fp32 train.log_steps=20 "
           "train.checkpoint_steps=1000000")
 
@@ -157,7 +157,7 @@ def right(model: EgoVLP, asked: list[list[dict]]) -> float:
 
 def trained(arm: str, seed: int, pairs: list[list[dict]], questions: dict[str, list[list[dict]]]) -> dict:
     time_init = "released" if arm == "released" else "zero_output"
-    config = resolve("toy/pretrain", "toy", f"{RECIPE} model.vocabulary={len(Words.words)} model.time_init={time_init} seed={seed}")
+    config = resolve("toy/pretrain", "toy", f"{RECIPE} model.vocab_size={len(Words.words)} model.time_init={time_init} seed={seed}")
     loop.initial_model = fresh
     began, log, curve = time.process_time(), Log(), []
     trainer = loop.Trainer(config, Drawn(config, pairs), log, "", torch.device("cpu"))

@@ -63,10 +63,10 @@ Synthetic = without_files(EgoClip)
 
 def synthetic_batch(clips: int, model: ModelConfig) -> dict:
     """What EgoClip.collate gives: pixels, tokens, tags, and the tokens with 15 % of them masked."""
-    size, mask_id = model.image_size, model.vocabulary - 1
+    size, mask_id = model.image_size, model.vocab_size - 1
     ids = torch.randint(4, mask_id, (clips, TOKENS))
     ids[:, 0], ids[:, -1] = 0, 2
-    masked, labels = losses.mask_words(ids, torch.rand(clips, TOKENS, 3), [0, 1, 2, 3, mask_id], mask_id, model.vocabulary)
+    masked, labels = losses.mask_words(ids, torch.rand(clips, TOKENS, 3), [0, 1, 2, 3, mask_id], mask_id, model.vocab_size)
     return {"video": torch.randint(0, 256, (clips, model.frames, 3, size, size), dtype=torch.uint8),
             "tokens": {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, "masked_ids": masked, "labels": labels,
             "verbs": (torch.rand(clips, VERBS) < 0.01).float(), "nouns": (torch.rand(clips, NOUNS) < 0.01).float()}

@@ -180,7 +180,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("what", nargs="?", choices=("all", "ego4d"), default="all")
     sub.add_argument("--params", default="toy/pretrain")
     sub.add_argument("--site", default="toy")
-    sub.add_argument("--overrides", default="", help="for example 'site.encoding=original launch.cpus=16'")
+    sub.add_argument("--overrides", default="", help="for example 'site.encoding=original launch.cpus_per_task=16'")
     sub.add_argument("--source", help="folder of full videos (default: ROOT/Ego4D)")
     sub.add_argument("--root", help="data root (default: the site's)")
     share = sub.add_mutually_exclusive_group()

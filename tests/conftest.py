@@ -52,8 +52,8 @@ def resolve(project):
     return shrunken
 
 
-SMALL = "data.limit=24 train.epochs=1 train.batch_size=8 launch.processes=1 train.log_steps=1"
-MODEL = "model.width=32 model.heads=2 model.depth=2 model.fused=1 model.projection=linear16"
+SMALL = "data.limit=24 train.epochs=1 train.batch_size=8 launch.tasks_per_node=1 train.log_steps=1"
+MODEL = "model.width=32 model.heads=2 model.depth=2 model.num_fused_layers=1 model.projection=linear16"
 
 
 def opened(config):

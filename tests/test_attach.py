@@ -43,7 +43,7 @@ cp "$1" {folder}/submitted && echo Submitted batch job 42
 SCANCEL = """#!/bin/sh
 echo "$@" >> {folder}/cancelled; : > {folder}/queue
 """
-ON_SLURM = "launch.cluster=slurm launch.gpus=0 launch.partition=main"
+ON_SLURM = "launch.cluster=slurm launch.gpus_per_task=0 launch.partition=main"
 
 
 @pytest.fixture
@@ -229,7 +229,7 @@ def test_a_job_that_is_gone_for_good_fails_the_wait(cluster, tmp_path):
 
 
 def test_what_is_printed_is_what_is_submitted(resolve, run, cluster):
-    config = resolve(overrides=f"{MODEL} {ON_SLURM} launch.memory_gb=1.5")
+    config = resolve(overrides=f"{MODEL} {ON_SLURM} launch.mem_gb_per_task=1.5")
     said = launch.sbatch_script(config, run)
     assert not (run.path / "jobs").exists() and not (cluster / "submitted").exists()
     handle = egokit.submit(config, run)
@@ -266,7 +266,7 @@ def test_who_is_refused_changes_nothing(resolve, run, cluster):
 def test_print_in_the_shell_writes_nothing(project, monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))  # no SLURM here
     command = ["submit", "toy/pretrain", "--site", "tiny", "--run", "never", "--overrides"]
-    cli.main([*command, ON_SLURM.replace("gpus=0", "gpus=1"), "--print"])
+    cli.main([*command, ON_SLURM.replace("gpus_per_task=0", "gpus_per_task=1"), "--print"])
     said = capsys.readouterr().out
     folder = outputs_folder() / "02_pretrain/never"
     assert said.startswith("#!/bin/bash") and "#SBATCH --gpus-per-node=2\n" in said and f"{folder}/jobs/pretrain/code" in said
@@ -286,7 +286,7 @@ def test_a_refusal_is_told_in_slurms_words(resolve, run, cluster):
 
 
 def test_the_script_asks_for_what_the_site_says(tmp_path):
-    given = LaunchConfig(cluster="slurm", nodes=2, processes=4, cpus=6, timeout_minutes=90, memory_gb=20, partition="gpu", account="lab",
+    given = LaunchConfig(cluster="slurm", nodes=2, tasks_per_node=4, cpus_per_task=6, timeout_minutes=90, mem_gb_per_task=20, partition="gpu", account="lab",
                          qos="long", constraint="a100&ib", setup=("module load cuda", "export A='b c'"), slurm={"exclude": "n7"})
     lines = slurm.script(given, tmp_path / "job", "name").splitlines()
     options = {line.removeprefix("#SBATCH --") for line in lines if line.startswith("#SBATCH")}
@@ -296,11 +296,11 @@ def test_the_script_asks_for_what_the_site_says(tmp_path):
     order = ["module load cuda", "export A='b c'", f"export PYTHONPATH={tmp_path}/job/code PYTHONSAFEPATH=1"]
     assert [line for line in lines if line in order] == order
     assert not (tmp_path / "job").exists()
-    whole = slurm.options(LaunchConfig(gpus=0, exclusive=True), tmp_path, "name")
+    whole = slurm.options(LaunchConfig(gpus_per_task=0, exclusive=True), tmp_path, "name")
     assert whole["exclusive"] is True and whole["mem"] == "0" and not {"gpus_per_node", "partition", "account"} & whole.keys()
-    shard = slurm.one_process(LaunchConfig("slurm", nodes=2, processes=4, gpus=0, exclusive=True, slurm={"gres": "gpu:4", "exclude": "n7"}))
-    assert shard == LaunchConfig("slurm", gpus=0, slurm={"exclude": "n7"})
-    assert slurm.one_process(LaunchConfig(gpus=0)).gpus == 1, "jobs that a notebook's local job submits inherit what it sees"
+    shard = slurm.one_process(LaunchConfig("slurm", nodes=2, tasks_per_node=4, gpus_per_task=0, exclusive=True, slurm={"gres": "gpu:4", "exclude": "n7"}))
+    assert shard == LaunchConfig("slurm", gpus_per_task=0, slurm={"exclude": "n7"})
+    assert slurm.one_process(LaunchConfig(gpus_per_task=0)).gpus_per_task == 1, "jobs that a notebook's local job submits inherit what it sees"
 
 
 @pytest.mark.parametrize("override, said", [
@@ -308,14 +308,14 @@ def test_the_script_asks_for_what_the_site_says(tmp_path):
     ("launch.setup=[1]", r"launch.setup \(in overrides\): expected str, got 1"),
     ("launch.partition=[a,b]", r"launch.partition \(in overrides\): expected str"),
     ("launch.exclusive=2", "launch.exclusive .*expected bool"),
-    ("launch.gpus=4", r"launch.gpus \(in overrides\): 4: known: 0, 1"),
+    ("launch.gpus_per_task=4", r"launch.gpus_per_task \(in overrides\): 4: known: 0, 1"),
     ("launch.nodes=0", "launch.nodes .*expected 1 or more, got 0"),
-    ("launch.memory_gb=-1", "launch.memory_gb .*expected 0 or more"),
+    ("launch.mem_gb_per_task=-1", "launch.mem_gb_per_task .*expected 0 or more"),
     ("launch.partitions=a", "unknown key 'launch.partitions'.*did you mean 'partition'"),
     ("launch.slurm.partition=a", r"launch.slurm.partition: set launch.partition instead"),
     ("launch.slurm.exclud=a", "unknown key 'launch.slurm.exclud': did you mean 'exclude'.*additional_parameters"),
-    ("launch.slurm.gpus_per_task=1 launch.gpus=1", "launch.slurm.gpus_per_task: launch.gpus asks for GPUs already; set launch.gpus to 0"),
-    ("launch.slurm.gres=gpu:a100:4 launch.gpus=1", "launch.slurm.gres: launch.gpus asks"),
+    ("launch.slurm.gpus_per_task=1 launch.gpus_per_task=1", "launch.slurm.gpus_per_task: launch.gpus_per_task asks for GPUs already; set launch.gpus_per_task to 0"),
+    ("launch.slurm.gres=gpu:a100:4 launch.gpus_per_task=1", "launch.slurm.gres: launch.gpus_per_task asks"),
 ])
 def test_a_wrong_site_is_said_before_a_job(resolve, run, override, said):
     with pytest.raises(ConfigError, match=said):

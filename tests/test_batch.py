@@ -289,9 +289,9 @@ def test_two_who_submit_at_once_start_one_job(home):
 
 def test_a_notebooks_job_is_small():
     from egokit.config.schema import LaunchConfig
-    site = LaunchConfig(cluster="slurm", nodes=8, processes=8, cpus=12, gpus=1, exclusive=True, slurm={"gres": "gpu:8", "exclude": "n7"})
+    site = LaunchConfig(cluster="slurm", nodes=8, tasks_per_node=8, cpus_per_task=12, gpus_per_task=1, exclusive=True, slurm={"gres": "gpu:8", "exclude": "n7"})
     small = batch.small(site)
-    assert (small.nodes, small.processes, small.cpus, small.gpus, small.exclusive, small.slurm) == (1, 1, 2, 0, False, {"exclude": "n7"})
+    assert (small.nodes, small.tasks_per_node, small.cpus_per_task, small.gpus_per_task, small.exclusive, small.slurm) == (1, 1, 2, 0, False, {"exclude": "n7"})
 
 
 def test_a_failing_kernel_start_is_a_failed_notebook(home, monkeypatch):

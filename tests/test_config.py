@@ -2,10 +2,12 @@
 import dataclasses
 
 import pytest
+import torch
 
-from egokit.config.build import ConfigError, build, differences, merge, to_dict
+import egokit
+from egokit.config.build import ConfigError, build, differences, merge, new_names, to_dict
 from egokit.config.resolve import parse_overrides, resolve, to_yaml
-from egokit.config.schema import CHOICES, MAXIMUM, MINIMUM, POSITIVE, Config
+from egokit.config.schema import CHOICES, MAXIMUM, MINIMUM, POSITIVE, RENAMED, Config
 
 
 def test_layers_in_order(project):
@@ -43,7 +45,7 @@ def test_round_trip(project):
     ("evaluate.batch_size=0", "evaluate.batch_size.*expected 1 or more, got 0"),
     ("train.epochs=-1", "train.epochs.*expected 0 or more, got -1"),
     ("data.workers=-2", "data.workers.*expected 0 or more, got -2"),
-    ("data.tokens=2", "data.tokens.*expected 3 or more, got 2"),
+    ("data.max_tokens=2", "data.max_tokens.*expected 3 or more, got 2"),
     ("data.max_bad_fraction=1.5", "data.max_bad_fraction.*expected 1 or less, got 1.5"),
     ("data.crop_scale=[0.0,1.0]", "data.crop_scale.*expected more than 0, got 0.0"),
     ("optim.betas=[0.9,.nan]", "optim.betas.*expected a finite number, got nan"),
@@ -111,3 +113,37 @@ def test_values_with_spaces(overrides, expected):
 def test_values_that_are_not_yaml(value):
     with pytest.raises(ConfigError, match=r"override 'init=.*its value is not YAML"):
         parse_overrides(f"train.epochs=3 init={value}")
+
+
+def test_names_of_before_are_taken_and_said(project, tmp_path):
+    """A recipe or site of an older egokit goes on working; what is written has the present names."""
+    site = tmp_path / "older.yaml"
+    site.write_text((project / "params/sites/tiny.yaml").read_text().replace("tasks_per_node", "processes"))
+    with pytest.warns(FutureWarning) as warned:
+        config = resolve("toy/pretrain", str(site), "data.evaluation_frames=2 launch.cpus=3")
+    assert [str(warning.message).partition(" (")[0] for warning in warned] == [
+        "launch.processes", "data.evaluation_frames", "launch.cpus"]
+    assert "data.evaluation_frames (in overrides) is called data.eval_frames now" in {str(one.message) for one in warned}
+    assert (config.data.eval_frames, config.launch.cpus_per_task, config.launch.tasks_per_node) == (2, 3, 2)
+    assert resolve("toy/pretrain", str(site), "launch.tasks_per_node=5").launch.tasks_per_node == 5
+    with pytest.raises(ConfigError, match=r"launch.cpus \(in overrides\) is called launch.cpus_per_task now, which is given, too"):
+        resolve("toy/pretrain", "tiny", "launch.cpus=3 launch.cpus_per_task=4")
+    for name in RENAMED.values():
+        section, _, key = name.partition(".")
+        assert key in to_dict(config)[section]
+
+
+def test_configs_of_before_compare_by_present_names():
+    before = {"data": {"tokens": 15, "frames": 4}, "launch": {"slurm": {"gpus": 1}, "gpus": 0}, "task": "egoclip"}
+    assert new_names(before) == {"data": {"max_tokens": 15, "frames": 4}, "launch": {"slurm": {"gpus": 1}, "gpus_per_task": 0},
+                                 "task": "egoclip"}
+    assert new_names({"data.evaluation_frames": 4, "seed": 0}) == {"data.eval_frames": 4, "seed": 0}  # metrics.json's recipe
+
+
+def test_a_checkpoint_of_before_is_loaded(checkpoint, tmp_path):
+    content = torch.load(checkpoint, weights_only=True)
+    old = {RENAMED[f"model.{name}"].partition(".")[2]: name for name in ("fused", "vocabulary", "positions")}
+    content["model_config"] = {old.get(key, key): value for key, value in content["model_config"].items()}
+    assert content["model_config"]["fused"] == 1
+    torch.save(content, tmp_path / "older.pt")
+    assert egokit.load(tmp_path / "older.pt").config == egokit.load(checkpoint).config

@@ -58,7 +58,7 @@ def test_a_local_rank_gets_the_callers_gpus(tmp_path, monkeypatch, callers, gpus
     python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
-    started = worker.executor(LaunchConfig(gpus=gpus, processes=2), tmp_path, "seen").submit(os.getenv, devices.VARIABLE, "unset")
+    started = worker.executor(LaunchConfig(gpus_per_task=gpus, tasks_per_node=2), tmp_path, "seen").submit(os.getenv, devices.VARIABLE, "unset")
     assert started.results() == [expected, expected]
 
 
@@ -67,10 +67,10 @@ def test_on_slurm_gpus_are_hidden_where_none_are_wanted(tmp_path):
         return slurm.options(LaunchConfig(cluster="slurm", setup=("module load x",), **launch), tmp_path, "name")["setup"]
 
     hidden = "export CUDA_VISIBLE_DEVICES="
-    assert setup(gpus=0)[:2] == [hidden, "module load x"]  # before the user's own lines, which may show them again
-    assert hidden not in setup(gpus=1) and hidden not in setup(gpus=0, slurm={"gres": "gpu:a100:8"})
-    assert hidden not in setup(gpus=0, slurm={"additional_parameters": {"gpus-per-task": 1}})
-    whole_nodes = LaunchConfig(cluster="slurm", gpus=0, setup=("unset CUDA_VISIBLE_DEVICES",))  # whose GPUs sbatch doesn't know
+    assert setup(gpus_per_task=0)[:2] == [hidden, "module load x"]  # before the user's own lines, which may show them again
+    assert hidden not in setup(gpus_per_task=1) and hidden not in setup(gpus_per_task=0, slurm={"gres": "gpu:a100:8"})
+    assert hidden not in setup(gpus_per_task=0, slurm={"additional_parameters": {"gpus-per-task": 1}})
+    whole_nodes = LaunchConfig(cluster="slurm", gpus_per_task=0, setup=("unset CUDA_VISIBLE_DEVICES",))  # whose GPUs sbatch doesn't know
     assert hidden not in slurm.options(whole_nodes, tmp_path, "name")["setup"] and devices.asks_for_gpus(whole_nodes)
     with pytest.raises(ConfigError, match=r"launch.slurm.additional_parameters: expected a mapping.*got 'gpu'"):
         setup(slurm={"additional_parameters": "gpu"})
@@ -142,12 +142,12 @@ def test_a_job_takes_an_idle_gpu(machine):
     with devices.choice(LaunchConfig()) as first:
         assert first.uuids == UUIDS[:1] and first.notice == ""
     smi(machine, 40000, 4, 30000, 700)
-    with devices.choice(LaunchConfig(processes=2)) as two:
+    with devices.choice(LaunchConfig(tasks_per_node=2)) as two:
         assert two.uuids == [UUIDS[1], UUIDS[3]] and two.notice == ""
-    with devices.choice(LaunchConfig(processes=3)) as three:
+    with devices.choice(LaunchConfig(tasks_per_node=3)) as three:
         assert three.uuids == [UUIDS[1], UUIDS[2], UUIDS[3]]
         assert three.notice == "shares what others use: GPU 2 (NVIDIA H100, 29.3 of 80 GiB in use)"
-    for none in (LaunchConfig(gpus=0), LaunchConfig(cluster="slurm"), LaunchConfig(processes=5)):
+    for none in (LaunchConfig(gpus_per_task=0), LaunchConfig(cluster="slurm"), LaunchConfig(tasks_per_node=5)):
         with devices.choice(none) as chosen:
             assert chosen.uuids == []
 
@@ -210,11 +210,11 @@ FP16 = f"{MODEL} train.precision=fp16"
 
 
 @pytest.mark.parametrize("overrides, there, variable, expected", [
-    (f"{FP16} launch.gpus=0", 4, None, "train.precision is fp16, but launch.gpus=0 hides the GPUs: set launch.gpus=1"),
-    (f"{FP16} launch.gpus=1", 0, None, "train.precision is fp16, but this machine has no GPU. On a CPU train in bf16"),
-    (f"{FP16} launch.gpus=1", 4, "", "train.precision is fp16, but CUDA_VISIBLE_DEVICES='' hides this machine's 4 GPUs: unset it"),
-    (f"{FP16} launch.gpus=1", 4, None, "train.precision is fp16, but PyTorch"),
-    (f"{FP16} launch.gpus=0 launch.cluster=slurm", 0, None, "train.precision is fp16, but launch.gpus=0 hides")])
+    (f"{FP16} launch.gpus_per_task=0", 4, None, "train.precision is fp16, but launch.gpus_per_task=0 hides the GPUs: set launch.gpus_per_task=1"),
+    (f"{FP16} launch.gpus_per_task=1", 0, None, "train.precision is fp16, but this machine has no GPU. On a CPU train in bf16"),
+    (f"{FP16} launch.gpus_per_task=1", 4, "", "train.precision is fp16, but CUDA_VISIBLE_DEVICES='' hides this machine's 4 GPUs: unset it"),
+    (f"{FP16} launch.gpus_per_task=1", 4, None, "train.precision is fp16, but PyTorch"),
+    (f"{FP16} launch.gpus_per_task=0 launch.cluster=slurm", 0, None, "train.precision is fp16, but launch.gpus_per_task=0 hides")])
 def test_a_recipe_for_a_gpu_is_refused_before_a_job_is_started(resolve, machine, tmp_path, monkeypatch, overrides, there, variable,
                                                                expected):
     smi(machine, *[4] * there)
@@ -229,10 +229,10 @@ def test_a_recipe_for_a_gpu_is_refused_before_a_job_is_started(resolve, machine,
 
 def test_more_processes_than_gpus_are_refused(resolve, monkeypatch):
     monkeypatch.setattr(devices, "count", lambda: 1)
-    with pytest.raises(ConfigError, match=r"launch.processes=2, but 1 GPU is visible here: set launch.processes=1, one process for each"):
-        devices.check(resolve(overrides="launch.gpus=1 launch.processes=2"), "evaluate")
-    assert devices.check(resolve(overrides=f"{FP16} launch.gpus=1"), "train") == ""
-    assert devices.check(resolve(overrides="launch.gpus=0 launch.processes=2"), "evaluate") == ""
+    with pytest.raises(ConfigError, match=r"launch.tasks_per_node=2, but 1 GPU is visible here: set launch.tasks_per_node=1, one process for each"):
+        devices.check(resolve(overrides="launch.gpus_per_task=1 launch.tasks_per_node=2"), "evaluate")
+    assert devices.check(resolve(overrides=f"{FP16} launch.gpus_per_task=1"), "train") == ""
+    assert devices.check(resolve(overrides="launch.gpus_per_task=0 launch.tasks_per_node=2"), "evaluate") == ""
 
 
 def test_fp16_in_a_process_without_a_gpu(resolve, tmp_path):
@@ -245,7 +245,7 @@ def test_a_job_that_was_meant_for_a_gpu_says_where_it_runs(resolve, machine, mon
     """At its submission, in its log, in the table of runs and beside its numbers. Its rank has the caller's GPUs."""
     monkeypatch.setenv(devices.VARIABLE, UUIDS[2])
     run = Run(outputs_folder() / "tests/devices")
-    config = resolve(overrides=f"{MODEL} launch.gpus=1 train.precision=bf16")
+    config = resolve(overrides=f"{MODEL} launch.gpus_per_task=1 train.precision=bf16")
     handle = egokit.submit(config, run, "train", "pretrain")
     said = capsys.readouterr().out
     assert said.startswith("pretrain computes on the CPU: PyTorch") and "can't use this machine's 4 GPUs" in said
@@ -263,8 +263,8 @@ def test_a_job_that_was_meant_for_a_gpu_says_where_it_runs(resolve, machine, mon
 
 def test_processes_have_cpus_for_their_loaders(resolve):
     from egokit.config.resolve import resolve as whole
-    assert whole("toy/pretrain", "tiny", "launch.cpus=0 data.workers=6").launch.cpus == 7
-    assert resolve(overrides="launch.cpus=3 data.workers=6").launch.cpus == 3
+    assert whole("toy/pretrain", "tiny", "launch.cpus_per_task=0 data.workers=6").launch.cpus_per_task == 7
+    assert resolve(overrides="launch.cpus_per_task=3 data.workers=6").launch.cpus_per_task == 3
 
 
 def test_a_run_of_an_older_egokit_goes_on_with_it(resolve, tmp_path, monkeypatch, capsys):
@@ -275,18 +275,20 @@ def test_a_run_of_an_older_egokit_goes_on_with_it(resolve, tmp_path, monkeypatch
     (run.path / "checkpoints/step-0000001.pt").touch()
     handle = launch.Handle(run, "pretrain")
 
-    def refused(*args):
-        old["seen"] = handle.spec()["config"]
+    def refused(module, *args):
+        old["seen"], old["module"] = handle.spec()["config"], module
         raise launch.NotSubmitted("no")
 
     monkeypatch.setattr(launch, "start_job", refused)
     before = to_dict(config)
     del before["train"]["deterministic"]
+    before["launch"]["processes"] = before["launch"].pop("tasks_per_node")
+    before["data"]["tokens"] = before["data"].pop("max_tokens")
     write_text(handle.folder / "spec.json", json.dumps({"config": before, "action": "train", "init_sha256": ""}))
     (handle.folder / "code").mkdir()
     with pytest.raises(launch.NotSubmitted):
         egokit.submit(config, run, "train", "pretrain")
-    assert old["seen"] == before and handle.spec() == {"config": before, "action": "train", "init_sha256": ""}
+    assert old["seen"] == before and old["module"] == "egokit.job" and handle.spec() == {"config": before, "action": "train", "init_sha256": ""}
     assert "the copy of egokit that it began with, which doesn't know deterministic" in capsys.readouterr().out
 
 

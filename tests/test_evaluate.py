@@ -106,11 +106,11 @@ def test_neither_processes_nor_batch_size_matter(checkpoint, project, tmp_path):
 
 @pytest.mark.slow
 def test_a_job_says_what_it_scored(checkpoint, resolve):
-    config = resolve("toy/egomcq", "launch.processes=2 data.limit=0", run="random")
+    config = resolve("toy/egomcq", "launch.tasks_per_node=2 data.limit=0", run="random")
     found = egokit.submit(config, Run(outputs_folder() / "tests" / "scored"), "evaluate", "egomcq").wait(progress=False)
     assert found["samples"] == found["expected"] == len(tasks.make(config).questions) and found["failed"] == 0 and found["processes"] == 2
     assert len(found["init_sha256"]) == 12 and 0 < found["evaluation_seconds"] < found["seconds"]
-    assert found["recipe"]["data.evaluation_frames"] == found["frames"] and found["recipe"]["evaluate.precision"] == found["precision"]
+    assert found["recipe"]["data.eval_frames"] == found["frames"] and found["recipe"]["evaluate.precision"] == found["precision"]
 
 
 def test_egomcq_equals_the_plain_way(checkpoint, resolve):
@@ -163,7 +163,7 @@ def test_verb_only_questions_share_their_set_of_nouns(resolve, copied):
 
 def test_egomcq_passes_are_counted_and_memory_is_bounded(resolve):
     """At most 18 video blocks a distinct clip and 6 a pair, of the released depth; never more clips at once than a batch has."""
-    config = resolve("toy/egomcq", f"{MODEL} init= model.depth=12 model.fused=6 data.limit=0 evaluate.batch_size=4")
+    config = resolve("toy/egomcq", f"{MODEL} init= model.depth=12 model.num_fused_layers=6 data.limit=0 evaluate.batch_size=4")
     task, model = tasks.make(config), opened(config)
     passed, most, trunks = {"video": 0, "text": 0}, 0, weakref.WeakSet()
 
@@ -189,7 +189,7 @@ def test_egomcq_passes_are_counted_and_memory_is_bounded(resolve):
     assert most <= 4 and len(kept) == -(-clips // 4) and max(kept) <= 2 * 4  # the batch before is let go when the next one's is made
     # a question's text: 12 layers and 6 for each batch of pairs that it is in, 6 for each pair
     assert 18 * questions + 6 * pairs <= passed["text"] < 24 * pairs
-    together = resolve("toy/egomcq", f"{MODEL} init= model.depth=12 model.fused=6 data.limit=0 evaluate.batch_size={pairs}")
+    together = resolve("toy/egomcq", f"{MODEL} init= model.depth=12 model.num_fused_layers=6 data.limit=0 evaluate.batch_size={pairs}")
     passed["text"] = 0
     evaluate.evaluate(model, tasks.make(together))
     assert passed["text"] == 18 * questions + 6 * pairs

@@ -16,7 +16,7 @@ from egokit.model import text_encoder, video_encoder
 from egokit.model.egovlp import EgoVLP
 from egokit.tasks import egoclip, losses
 
-TINY = {"image_size": 64, "width": 128, "heads": 2, "depth": 2, "fused": 1, "vocabulary": 99, "positions": 40,
+TINY = {"image_size": 64, "width": 128, "heads": 2, "depth": 2, "num_fused_layers": 1, "vocab_size": 99, "max_positions": 40,
         "projection": "mlp32"}
 CLIPS = 8
 

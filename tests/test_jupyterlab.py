@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 RUN = "lab"
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 SEARCH = next((name for name in NOTEBOOKS if name.startswith("07")), None)
-TRAINED = "launch.processes=1 init=run:02_pretrain/random"
+TRAINED = "launch.tasks_per_node=1 init=run:02_pretrain/random"
 OVERRIDES = {
     "01_data_prep": "",
     "02_pretrain": f"{SMALL} {MODEL} train.epochs=3",

@@ -29,7 +29,7 @@ def test_a_run_of_the_published_recipe_and_others(tmp_path, capsys):
         "ensemble_inter": 90.5, "ensemble_intra": 61.2, "dual_inter": 88.0, "samples": 39751, "init": "weights/EgoVLPv2.pth"})
     Run(tmp_path / "05_egomcq" / "mine").write_metrics("egomcq", evaluated("05_egomcq") | {
         "ensemble_intra": 50.0, "samples": 100, "init": "/any/outputs/02_pretrain/mine/checkpoints/best.pt"})
-    other = {"data.evaluation_frames": 4, "data.evaluation_resize": 256}
+    other = {"data.eval_frames": 4, "data.eval_resize": 256}
     Run(tmp_path / "03_ek100" / "mine").write_metrics("zeroshot", evaluated("03_ek100", **other) | {
         "mAP": 20.0, "samples": 100, "frames": 4, "precision": "bf16", "init": "other.pt"})
     Run(tmp_path / "03_ek100" / "tuned").write_metrics("zeroshot", evaluated("03_ek100") | {
@@ -41,6 +41,10 @@ def test_a_run_of_the_published_recipe_and_others(tmp_path, capsys):
     assert found["05_egomcq/released", "EgoMCQ inter-video, ensemble"].recipe == []
     assert found["05_egomcq/mine", "EgoMCQ intra-video, ensemble"].recipe == [
         "100 questions, published on 39,751", "checkpoint 02_pretrain/mine (000000000000), published of EgoVLPv2.pth"]
+    older = {"data.evaluation_frames" if key == "data.eval_frames" else key: value for key, value in evaluated("03_ek100")["recipe"].items()}
+    Run(tmp_path / "03_ek100" / "renamed").write_metrics("zeroshot", REAL | {
+        "recipe": older, "mAP": 1.0, "samples": 9668, "init": "EgoVLPv2_smallproj.pth"})
+    assert next(entry for entry in ledger.read(tmp_path).entries if entry.run == "03_ek100/renamed").recipe == []
     assert found["03_ek100/mine", "EK-100 MIR mAP, zero-shot"].recipe == [
         "100 clips, published on 9,668", "4 frames, published 16", "resized to 256 px, published 224",
         "checkpoint other.pt (000000000000), published of EgoVLPv2_smallproj.pth", "evaluated in bf16"]
@@ -87,7 +91,7 @@ def test_the_recipes_of_params_are_the_published_ones(project, notebook, params)
         return json.loads(json.dumps(recipe(Scored, notebook in published.TRAININGS)))
     wanted = published.EVALUATIONS[notebook] | published.TRAININGS.get(notebook, {})
     assert ledger.compared(recorded(), wanted) == [] and len(wanted) > 3
-    assert ledger.compared(recorded("data.evaluation_frames=1"), wanted) == ["1 frame, published 16"]
+    assert ledger.compared(recorded("data.eval_frames=1"), wanted) == ["1 frame, published 16"]
 
 
 def test_what_a_job_records(resolve):
@@ -97,7 +101,7 @@ def test_what_a_job_records(resolve):
     assert (trained["selection.validations"], trained["selection.metric"], trained["selection.split"]) == (3, "mAP", "test")
     assert trained["train.batch_size"] == 8 and trained["model.width"] == config.model.width and trained["seed"] == 0
     assert not {"data.workers", "train.micro_batch", "evaluate.batch_size", "model.checkpointing"} & trained.keys()
-    assert scored["evaluate.dual_softmax"] == 0.05 and scored["data.evaluation_frames"] == config.data.evaluation_frames
+    assert scored["evaluate.dual_softmax"] == 0.05 and scored["data.eval_frames"] == config.data.eval_frames
     assert scored.items() <= trained.items() and not any(key.startswith(("train.", "optim.", "data.frames")) for key in scored)
     started = recipe(tasks.make(resolve("toy/ek100_finetune")), True)
     assert "model.image_size" in started and "model.width" not in started, "a checkpoint's shape is its own, not the config's"

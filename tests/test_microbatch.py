@@ -156,7 +156,7 @@ def test_what_memory_advice_changes_is_not_another_run(resolve):
     ("train.batch_size=11", 2, "11 samples = 2 processes x 1 micro-batch of at most 6"),
 ])
 def test_the_plan_in_words(resolve, overrides, processes, said):
-    config = resolve(overrides=f"{overrides} launch.processes={processes}")
+    config = resolve(overrides=f"{overrides} launch.tasks_per_node={processes}")
     assert str(plan_batch(config)) == str(plan_batch(config, processes)) == said
     assert egokit.describe(config).endswith(f"plan: {said}")
 
@@ -184,7 +184,7 @@ def test_out_of_memory_says_what_would_fit(resolve, run, monkeypatch):
         loop.train(config, task, run, "pretrain", CPU)
     assert "set train.micro_batch=1;" in what_would_fit(resolve(overrides=f"{MODEL} model.checkpointing=true train.batch_size=1"), 1)
     least = resolve(overrides=f"{MODEL} model.checkpointing=true train.micro_batch=1")
-    assert "use more processes (launch.processes), or a GPU with more memory" in what_would_fit(least, 1)
+    assert "use more processes (launch.tasks_per_node), or a GPU with more memory" in what_would_fit(least, 1)
 
 
 @pytest.mark.slow
@@ -195,8 +195,8 @@ def test_two_processes_with_micro_batches_train_as_one_without(resolve, run):
         egokit.submit(config, folder, "train", "pretrain").wait(progress=False)
         return losses(folder)
 
-    one = finished(Run(run.path / "one"), "launch.processes=1")
-    two = finished(Run(run.path / "two"), "launch.processes=2 train.micro_batch=2")
+    one = finished(Run(run.path / "one"), "launch.tasks_per_node=1")
+    two = finished(Run(run.path / "two"), "launch.tasks_per_node=2 train.micro_batch=2")
     assert len(one) == 6 and two == pytest.approx(one, rel=1e-4)
     logs = (run.path / "two/jobs/pretrain/submitit").glob("*_0_log.out")
     assert any("plan: 8 samples = 2 processes x 2 micro-batches of 2" in log.read_text() for log in logs)
@@ -206,7 +206,7 @@ def test_texts_of_one_length_give_the_same_loss_and_gradient(resolve):
     """As they are on a GPU: padding is neither read, masked nor matched."""
     found = []
     for fixed in (False, True):
-        config = resolve(overrides=f"{MODEL} train.precision=fp32 model.dropout=0.0 data.tokens=20")
+        config = resolve(overrides=f"{MODEL} train.precision=fp32 model.dropout=0.0 data.max_tokens=20")
         task = tasks.make(config)
         trainer = loop.Trainer(config, task, Run("unused"), "pretrain", CPU)
         task.fixed_length = fixed

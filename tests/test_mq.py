@@ -226,7 +226,7 @@ def test_features_that_are_no_numbers_are_an_error(checkpoint, resolve, tmp_path
 @pytest.mark.slow
 def test_killed_and_shared_out_the_files_are_the_same(checkpoint, resolve, tmp_path):
     """Two processes, killed with kill -9 in the middle, go on with what is left: bit for bit what one process writes."""
-    config = resolve(RECIPE, "data.limit=0 evaluate.batch_size=1 launch.processes=2", run="random")
+    config = resolve(RECIPE, "data.limit=0 evaluate.batch_size=1 launch.tasks_per_node=2", run="random")
     run = Run(tmp_path / "two")
     handle = egokit.submit(config, run, "extract", "features")
     deadline = time.monotonic() + 120
@@ -309,7 +309,7 @@ def test_a_clip_of_480_seconds_gives_897_features_in_less_than_2_gib(project, tm
     for split in ("train", "val", "test_unannotated"):
         (folder / f"moments_{split}.json").write_text(json.dumps({"videos": [{"video_uid": "video", "clips": [clip]}]}))
     (project / "params/sites/long.yaml").write_text(json.dumps({"site": {"root": str(folder), "tokenizer": "outputs/toy/tokenizer"}}))
-    overrides = "init= model.width=32 model.heads=2 model.depth=1 model.fused=1 model.patch_size=32 model.vocabulary=1000 data.workers=1"
+    overrides = "init= model.width=32 model.heads=2 model.depth=1 model.num_fused_layers=1 model.patch_size=32 model.vocab_size=1000 data.workers=1"
     done = subprocess.run([sys.executable, "-c", LONG, str(tmp_path / "run"), overrides], capture_output=True, text=True, timeout=500,
                           env=dict(os.environ, PYTHONPATH=str(Path(__file__).parents[1])))
     assert done.returncode == 0, done.stderr[-3000:]

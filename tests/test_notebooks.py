@@ -44,7 +44,7 @@ def test_01_data_prep(run_notebook, project):
 
 
 def test_02_pretrain(run_notebook):
-    book, run = run_notebook("02_pretrain", f"{SMALL} {MODEL} launch.processes=2 train.epochs=2")
+    book, run = run_notebook("02_pretrain", f"{SMALL} {MODEL} launch.tasks_per_node=2 train.epochs=2")
     metrics = run.metrics()["pretrain"]
     assert metrics["finished"] and metrics["steps"] == 6 and metrics["processes"] == 2 and not errors(book)
     assert {f"{score}_{kind}" for score in ("dual", "fusion", "ensemble") for kind in ("inter", "intra", "verb_only")} <= metrics.keys()
@@ -60,9 +60,9 @@ def test_02_pretrain(run_notebook):
 
 @pytest.mark.parametrize("name", ["03_ek100", "04_charades_ego"])
 def test_retrieval_notebooks(run_notebook, name):
-    run_notebook("02_pretrain", f"{SMALL} {MODEL} launch.processes=2 train.epochs=2")
+    run_notebook("02_pretrain", f"{SMALL} {MODEL} launch.tasks_per_node=2 train.epochs=2")
     options = {"03_ek100": "train.retrieval_loss=symmetric_multi_similarity evaluate.dual_softmax=0.05", "04_charades_ego": ""}[name]
-    book, run = run_notebook(name, f"launch.processes=2 train.epochs=1 train.batch_size=8 data.limit=16 {options}")
+    book, run = run_notebook(name, f"launch.tasks_per_node=2 train.epochs=1 train.batch_size=8 data.limit=16 {options}")
     metrics = run.metrics()
     assert not errors(book) and {"chance", "zeroshot", "finetune"} <= metrics.keys()
     assert all(0 < metrics[section]["mAP"] <= 100 for section in ("chance", "zeroshot", "finetune"))
@@ -85,8 +85,8 @@ def test_retrieval_notebooks(run_notebook, name):
 
 
 def test_05_egomcq_06_features_07_search_and_00_quickstart(run_notebook):
-    run_notebook("02_pretrain", f"{SMALL} {MODEL} launch.processes=2 train.epochs=2")
-    book, run = run_notebook("05_egomcq", "launch.processes=2")
+    run_notebook("02_pretrain", f"{SMALL} {MODEL} launch.tasks_per_node=2 train.epochs=2")
+    book, run = run_notebook("05_egomcq", "launch.tasks_per_node=2")
     metrics = run.metrics()
     assert not errors(book) and metrics["egomcq"]["samples"] == 32
     shown = str([cell.get("outputs") for cell in book.cells])
@@ -94,11 +94,11 @@ def test_05_egomcq_06_features_07_search_and_00_quickstart(run_notebook):
     assert (run.path / "figures/words-egomcq.png").stat().st_size > 10_000
     assert "fusion corrects dual" in (run.path / "figures/browser-egomcq.html").read_text()
     assert metrics["chance"]["inter"] == pytest.approx(20, abs=2)
-    book, run = run_notebook("06_egomq_features", "launch.processes=2")
+    book, run = run_notebook("06_egomq_features", "launch.tasks_per_node=2")
     manifest = json.loads((run.path / "features/manifest.json").read_text())
     files = list((run.path / "features").glob("*.pt"))
     assert not errors(book) and run.metrics()["features"]["clips"] == len(manifest["clips"]) == len(files)
-    book, run = run_notebook("07_search_your_videos", "launch.processes=2 data.limit=3")
+    book, run = run_notebook("07_search_your_videos", "launch.tasks_per_node=2 data.limit=3")
     metrics = run.metrics()["index"]
     assert not errors(book) and metrics["videos"] == 3 == len(list((run.path / "features").glob("*.npy"))) and metrics["clips"] > 30
     assert len(list((run.path / "clips").glob("*.mp4"))) == 3 and len((run.path / "hits.csv").read_text().splitlines()) == 13

@@ -9,7 +9,7 @@ from egokit.config.schema import ModelConfig, OptimConfig
 from egokit.model.egovlp import EgoVLP
 from egokit.train import optim
 
-SMALL = ModelConfig(image_size=32, width=64, heads=1, depth=2, fused=1, vocabulary=99, positions=40, projection="linear16")
+SMALL = ModelConfig(image_size=32, width=64, heads=1, depth=2, num_fused_layers=1, vocab_size=99, max_positions=40, projection="linear16")
 RECIPE = OptimConfig(lr=1e-3)
 
 

@@ -88,7 +88,7 @@ def test_training_and_going_on(resolve, checkpoint, tmp_path):
 def test_from_the_shell_to_the_ledger(mine, checkpoint, project, capsys):
     shutil.copytree(EXAMPLE.parent, project / "docs/examples", dirs_exist_ok=True)
     recipe = str(project / "docs/examples/narration_retrieval.yaml")
-    cli.main(["submit", recipe, "--site", "tiny", "--run", "random", "--wait", "--overrides", "launch.processes=2"])
+    cli.main(["submit", recipe, "--site", "tiny", "--run", "random", "--wait", "--overrides", "launch.tasks_per_node=2"])
     section = Run(project / "outputs/narration_retrieval/random").metrics()["evaluate"]
     assert section["processes"] == 2 and section["samples"] == section["expected"] and set(section["data"]) == {"egomcq.json"}
     entry = next(one for one in ledger.read(project / "outputs").entries if one.run == "narration_retrieval/random")

@@ -173,7 +173,7 @@ def test_names_of_videos(full, tmp_path):
 
 def test_shares_are_whole_disjoint_and_balanced():
     generator = random.Random(0)
-    videos = [source.Video(str(i), None, int(generator.lognormvariate(20, 1))) for i in range(1000)]
+    videos = [source.SourceVideo(str(i), None, int(generator.lognormvariate(20, 1))) for i in range(1000)]
     shares = [source.share(videos, number, 16) for number in range(1, 17)]
     assert sorted(one.uid for share in shares for one in share) == sorted(one.uid for one in videos)
     sizes = [sum(one.bytes for one in share) for share in shares]
@@ -363,7 +363,7 @@ def test_ten_thousand_finished_videos_are_passed_over_in_seconds(tmp_path):
     plan.resized("x").parent.mkdir()
     facts = {"frames": 9, "fps": 10.0, "seconds": 0.9, "constant_rate": True, "width": 96, "height": 72, "bytes": 1, "status": "ok"}
     for number in range(10_000):
-        one = source.Video(f"{number:08d}-8968-4cdb-b9c4-10ceedca1ed8", None, 1)
+        one = source.SourceVideo(f"{number:08d}-8968-4cdb-b9c4-10ceedca1ed8", None, 1)
         (folder / f"{one.uid}.mp4").write_bytes(b"x")
         plan.resized(one.uid).write_bytes(b"x")
         plan.pieces(one.uid).mkdir(parents=True)

@@ -29,7 +29,7 @@ def said(axis) -> list[str]:
 def test_fusion_shows_every_gate_and_the_maps_of_the_widest(ready, tmp_path):
     from egokit.config.resolve import resolve
     task = ready[1]
-    model = opened(resolve("toy/pretrain", "tiny", MODEL.replace("fused=1", "fused=2")))
+    model = opened(resolve("toy/pretrain", "tiny", MODEL.replace("num_fused_layers=1", "num_fused_layers=2")))
     with torch.no_grad():
         model.text.layers[0].gate.fill_(-0.9)
     question = viz.question(task, 0)

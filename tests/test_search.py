@@ -69,7 +69,7 @@ def resolve(project):
     from egokit.config.resolve import parse_overrides, resolve
 
     def on_tiny(params, overrides, run):
-        return resolve(params, "tiny", merge(parse_overrides("launch.processes=1"), parse_overrides(overrides)), run)
+        return resolve(params, "tiny", merge(parse_overrides("launch.tasks_per_node=1"), parse_overrides(overrides)), run)
     return on_tiny
 
 
@@ -115,7 +115,7 @@ def test_only_what_is_new_is_embedded_and_what_is_gone_is_forgotten(searched, fo
     features, read = run.path / "features", []
     before = {path.name: path.read_bytes() for path in features.glob("*.npy")}
     original = task_of_search.embed_windows
-    monkeypatch.setattr(task_of_search, "embed", lambda model, windows, what: read.append(what) or original(model, windows, what))
+    monkeypatch.setattr(task_of_search, "embed_windows", lambda model, windows, what: read.append(what) or original(model, windows, what))
     assert task_of_search.current(config, features) and searched[1]()[2]["videos"] == 3 and not read
     (folder / "one.mp4").unlink()
     video(folder / "short.mkv", seconds=2, rate=30, size="160x120")
@@ -350,7 +350,7 @@ def test_what_is_asked_for_can_be_written(project, capsys, tmp_path):
 def test_killed_in_the_middle_and_in_two_processes_the_index_is_the_same(searched, folder, tmp_path):
     for number in range(8):
         shutil.copy(folder / "one.mp4", folder / f"copy-{number}.mp4")
-    config, run = searched[0]("launch.processes=2 evaluate.batch_size=1"), Run(tmp_path / "two")
+    config, run = searched[0]("launch.tasks_per_node=2 evaluate.batch_size=1"), Run(tmp_path / "two")
     handle = search.submit(config, run)
     deadline = time.monotonic() + 180
     while not (before := {path.name: path.stat().st_mtime_ns for path in run.path.glob("features/[!.]*.npy")}):
@@ -374,7 +374,7 @@ def test_killed_in_the_middle_and_in_two_processes_the_index_is_the_same(searche
     (folder / "copy-0.mp4").unlink()
     assert search.submit(config, run).wait(progress=False)["videos"] == 10
     with pytest.raises(egokit.ConfigError, match="made with other parameters"):
-        search.submit(searched[0]("launch.processes=2 search.window=3"), run)
+        search.submit(searched[0]("launch.tasks_per_node=2 search.window=3"), run)
     assert launch.Handle(run, "index").metrics()["videos"] == 10
 
 

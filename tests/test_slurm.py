@@ -38,7 +38,7 @@ def slurm(tmp_path_factory, project):
     said = subprocess.run(["bash", "-c", f"source {root}/env && echo $SLURM_CONF && echo $PATH"], capture_output=True, text=True)
     os.environ["SLURM_CONF"], os.environ["PATH"] = said.stdout.splitlines()
     site = yaml.safe_load((project / "params/sites/tiny.yaml").read_text())
-    site["launch"] = {"cluster": "slurm", "nodes": 2, "processes": 2, "cpus": 1, "gpus": 0, "timeout_minutes": 60}
+    site["launch"] = {"cluster": "slurm", "nodes": 2, "tasks_per_node": 2, "cpus_per_task": 1, "gpus_per_task": 0, "timeout_minutes": 60}
     (project / "params/sites/slurm.yaml").write_text(yaml.safe_dump(site))
     yield root
     os.environ.clear()
@@ -107,7 +107,7 @@ def test_two_nodes_of_two_ranks_train_as_one_process(recipe, run):
     options = "train.epochs=2 train.precision=fp32"
     four, one = Run(run.path / "four"), Run(run.path / "one")
     metrics = egokit.submit(recipe(options), four, "train", "pretrain").wait(progress=False, poll=0.1)
-    egokit.submit(recipe(f"{options} launch.processes=1", "tiny"), one, "train", "pretrain").wait(progress=False, poll=0.1)
+    egokit.submit(recipe(f"{options} launch.tasks_per_node=1", "tiny"), one, "train", "pretrain").wait(progress=False, poll=0.1)
     losses = [[event["loss"] for event in folder.read_log() if event["kind"] == "step"] for folder in (four, one)]
     assert metrics["processes"] == 4 and len(losses[0]) == 6 and losses[0] == pytest.approx(losses[1], rel=1e-4)
     logs = [path.read_text() for path in sorted((four.path / "jobs/pretrain/submitit").glob("*_log.out"))]
@@ -153,7 +153,7 @@ def test_a_rank_killed_twice_at_one_step_stops_the_run(recipe, run):
 
 
 def test_an_error_of_our_own_is_not_tried_again(recipe, run):
-    handle = egokit.submit(recipe("data.tokens=70 model.positions=8"), run, "train", "pretrain")
+    handle = egokit.submit(recipe("data.max_tokens=70 model.max_positions=8"), run, "train", "pretrain")
     with pytest.raises(launch.JobFailed, match=r"(?s)but the model has 6 positions"):
         handle.wait(progress=False, poll=0.1)
     assert "Restarts=0" in slurm_says("scontrol", "show", "job", handle.job()["job_id"])
@@ -192,7 +192,7 @@ def test_a_node_whose_daemon_is_killed_and_comes_back(recipe, run, straight, slu
 
 def test_two_users_runs_of_one_name(recipe, run):
     """Each in an outputs folder of its own, at the same time."""
-    handles = [egokit.submit(recipe("launch.processes=1"), Run(run.path / user / "mine"), "train", "pretrain") for user in ("ann", "bob")]
+    handles = [egokit.submit(recipe("launch.tasks_per_node=1"), Run(run.path / user / "mine"), "train", "pretrain") for user in ("ann", "bob")]
     found = [handle.wait(progress=False, poll=0.1) for handle in handles]
     assert handles[0].job() != handles[1].job() and found[0]["processes"] == found[1]["processes"] == 2
     same(handles[0].run, handles[1].run)

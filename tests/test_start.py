@@ -82,7 +82,7 @@ def test_a_vit_by_name(vit, monkeypatch):
 
 
 def test_starts_that_fail_say_what_to_give(tmp_path, monkeypatch):
-    tiny = functools.partial(weights.fresh, ModelConfig(width=64, heads=1, depth=2, fused=1, vocabulary=20, projection="linear8"), "", 0)
+    tiny = functools.partial(weights.fresh, ModelConfig(width=64, heads=1, depth=2, num_fused_layers=1, vocab_size=20, projection="linear8"), "", 0)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(WeightsError, match=r"site\.vit: 'vit_of_nobody' is no file.*local path \(jx_vit"):
         tiny(vit="vit_of_nobody")

@@ -40,7 +40,7 @@ def wait_for(condition, seconds=120, pause=0.02):
 
 @pytest.mark.slow
 def test_two_ranks_train_and_a_second_submit_attaches(resolve, run):
-    config = resolve(overrides=f"{MODEL} launch.processes=2 train.epochs=2")
+    config = resolve(overrides=f"{MODEL} launch.tasks_per_node=2 train.epochs=2")
     handle = egokit.submit(config, run, "train", "pretrain")
     assert egokit.submit(config, run, "train", "pretrain").job() == handle.job()  # attached, not started again
     metrics = handle.wait(progress=False)
@@ -55,7 +55,7 @@ def test_two_ranks_train_and_a_second_submit_attaches(resolve, run):
     assert (handle.folder / "code/egokit/train/loop.py").exists() and checkpoints.find(run.path).name == "best.pt"
     assert egokit.submit(config, run, "train", "pretrain").wait(progress=False) == metrics
     with pytest.raises(ConfigError, match=r"other parameters \(optim.lr: .*choose another run name"):
-        egokit.submit(resolve(overrides=f"{MODEL} launch.processes=2 train.epochs=2 optim.lr=0.5"), run, "train", "pretrain")
+        egokit.submit(resolve(overrides=f"{MODEL} launch.tasks_per_node=2 train.epochs=2 optim.lr=0.5"), run, "train", "pretrain")
 
 
 def weights_of(run):
@@ -119,7 +119,7 @@ def ranks(handle) -> dict[int, int]:
 @pytest.mark.slow
 def test_a_signal_to_one_rank_saves_and_requeues_the_job(resolve, project, run):
     """No step is computed twice, and the result is an uninterrupted run's, to the bit."""
-    config = resolve(overrides=f"{MODEL} model.dropout=0.1 train.epochs=3 train.batch_size=2 train.evaluate_epochs=3 launch.processes=2")
+    config = resolve(overrides=f"{MODEL} model.dropout=0.1 train.epochs=3 train.batch_size=2 train.evaluate_epochs=3 launch.tasks_per_node=2")
     straight, stopped = Run(run.path / "straight"), Run(run.path / "stopped")
     egokit.submit(config, straight, "train", "pretrain").wait(progress=False)
     handle = egokit.submit(config, stopped, "train", "pretrain")
@@ -224,7 +224,7 @@ def test_a_score_that_is_no_number_is_never_the_best_and_blocks_none(resolve, ru
 
 @pytest.mark.slow
 def test_a_failing_job_tells_why(resolve, project, run):
-    config = resolve(overrides=f"{MODEL} data.tokens=70 model.positions=8")
+    config = resolve(overrides=f"{MODEL} data.max_tokens=70 model.max_positions=8")
     with pytest.raises(launch.JobFailed, match=r"(?s)ended without a result.*but the model has 6 positions"):
         viz.watch(egokit.submit(config, run, "train", "pretrain"))
     assert launch.Handle(run, "pretrain").state() == "failed" and (run.path / "figures/curves.png").exists()
@@ -257,12 +257,12 @@ def test_wrong_starts_are_said_before_a_job(resolve, run):
 
 
 def test_the_processes_must_be_those_of_the_config():
-    launched = LaunchConfig(nodes=2, processes=4)
+    launched = LaunchConfig(nodes=2, tasks_per_node=4)
     worker.expect_processes(launched, 8)
-    with pytest.raises(RuntimeError, match=r"^1 process was started, but launch.nodes=2 x launch.processes=4 is 8"):
+    with pytest.raises(RuntimeError, match=r"^1 process was started, but launch.nodes=2 x launch.tasks_per_node=4 is 8"):
         worker.expect_processes(launched, 1)
     worker.expect_own_gpus([("a", "0"), ("a", "1"), ("b", "0")])
-    with pytest.raises(RuntimeError, match=r"^ranks 0, 2 share one GPU of a: .*launch.gpus: 1"):
+    with pytest.raises(RuntimeError, match=r"^ranks 0, 2 share one GPU of a: .*launch.gpus_per_task: 1"):
         worker.expect_own_gpus([("a", "0"), ("a", "1"), ("a", "0")])
 
 
@@ -345,7 +345,7 @@ def test_submitting_leaves_the_callers_session_alone(resolve, run):
 def test_blocks_compile_to_one_graph_each():
     """With fullgraph, what torch.compile can't trace is an error; without, it would cut a block there, silently."""
     torch._dynamo.reset()
-    model = EgoVLP(ModelConfig(image_size=32, width=64, heads=2, depth=2, fused=1, vocabulary=99, positions=40, projection="linear8"))
+    model = EgoVLP(ModelConfig(image_size=32, width=64, heads=2, depth=2, num_fused_layers=1, vocab_size=99, max_positions=40, projection="linear8"))
     for block in (*model.video.blocks, *model.text.layers):
         block.compile(fullgraph=True, backend="eager")
     tokens = {"input_ids": torch.randint(4, 99, (2, 6)), "attention_mask": torch.ones(2, 6, dtype=torch.long)}
@@ -384,7 +384,7 @@ def test_compiled_blocks_give_the_same_losses(resolve, run, checkpointing):
 def test_a_missing_compiler_is_named(tmp_path):
     """In a program of its own: PyTorch looks for its compiler once."""
     code = ("import torch; from egokit.train import compiling; from egokit.config.schema import ModelConfig; from egokit.model.egovlp import EgoVLP;"
-            "config = ModelConfig(width=64, heads=1, depth=2, fused=1, vocabulary=9, projection='linear8', image_size=32); "
+            "config = ModelConfig(width=64, heads=1, depth=2, num_fused_layers=1, vocab_size=9, projection='linear8', image_size=32); "
             "compiling.compile_blocks(EgoVLP(config))")
     environment = os.environ | {"CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)

@@ -9,7 +9,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import train_step
 
 CPU = torch.device("cpu")
-TINY = {"image_size": 32, "width": 128, "heads": 2, "depth": 2, "fused": 1, "vocabulary": 99, "positions": 40, "projection": "mlp32"}
+TINY = {"image_size": 32, "width": 128, "heads": 2, "depth": 2, "num_fused_layers": 1, "vocab_size": 99, "max_positions": 40, "projection": "mlp32"}
 
 
 def sides():

@@ -42,11 +42,11 @@ from egokit.runs.run_folder import Run
 from egokit.train import distributed, loop
 
 # a checkpoint after each of four epochs, of one step in a rehearsal and of three on a GPU
-FEW_STEPS = ("site.toy=false launch.processes=1 train.log_steps=1 train.batch_size=8 train.epochs=4 "
+FEW_STEPS = ("site.toy=false launch.tasks_per_node=1 train.log_steps=1 train.batch_size=8 train.epochs=4 "
              f"train.evaluate_epochs=4 data.limit={8 if REHEARSAL else 24} init= ")
 STEPS, KILLED_AT = (4, 2) if REHEARSAL else (12, 6)
 if REHEARSAL:
-    FEW_STEPS += "model.width=32 model.heads=2 model.depth=2 model.fused=1 model.projection=linear16 "
+    FEW_STEPS += "model.width=32 model.heads=2 model.depth=2 model.num_fused_layers=1 model.projection=linear16 "
 
 
 # training on real files
@@ -147,18 +147,18 @@ def job() -> None:
     folder = project()
     caller = sees()
     note("What a local job sees", job="the caller", **caller)
-    jobs = {gpus: executor(LaunchConfig(gpus=gpus), folder / f"sees-{gpus}", "sees").submit(sees) for gpus in (1, 0)}
+    jobs = {gpus: executor(LaunchConfig(gpus_per_task=gpus), folder / f"sees-{gpus}", "sees").submit(sees) for gpus in (1, 0)}
     for gpus, one in jobs.items():
         there = one.result()
         right = there["uuids"] == (caller["uuids"] if gpus else [])
         right &= there["variable"] == (caller["variable"] if gpus else "")
-        check("What a local job sees", right, job=f"launch.gpus={gpus}", **there)
+        check("What a local job sees", right, job=f"launch.gpus_per_task={gpus}", **there)
 
-    local = f"launch.gpus={0 if REHEARSAL else 1} launch.timeout_minutes=3 data.workers=1"
+    local = f"launch.gpus_per_task={0 if REHEARSAL else 1} launch.timeout_minutes=3 data.workers=1"
     training = resolve("toy/pretrain", "toy", f"{FEW_STEPS} train.epochs=1 train.precision={HALF} {local}")
     answers = Run(folder / "outputs/gpu_day/job")
     section(egokit, training, answers, "train", "pretrain")
-    evaluation = resolve("toy/egomcq", "toy", f"site.toy=false launch.processes=1 init={answers.path} "
+    evaluation = resolve("toy/egomcq", "toy", f"site.toy=false launch.tasks_per_node=1 init={answers.path} "
                                               f"evaluate.precision={HALF} {local}")
     section(egokit, evaluation, answers, "evaluate", "egomcq")
 

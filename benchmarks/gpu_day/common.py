@@ -23,7 +23,7 @@ REHEARSAL = bool(os.environ.get("GPU_DAY_REHEARSAL"))  # tiny sizes on a CPU
 OUT = Path(os.environ.get("OUT", "gpu_day_out"))
 SCRATCH = Path(os.environ.get("GPU_DAY_SCRATCH", "gpu_day_scratch"))  # the runner deletes it at the end
 DEVICE = torch.device("cpu") if REHEARSAL else torch.device("cuda", 0)
-TINY = {"image_size": 32, "width": 128, "heads": 2, "depth": 2, "fused": 1, "vocabulary": 99, "positions": 40,
+TINY = {"image_size": 32, "width": 128, "heads": 2, "depth": 2, "num_fused_layers": 1, "vocab_size": 99, "max_positions": 40,
         "projection": "mlp32"}
 HALF = "bf16" if REHEARSAL else "fp16"  # the recipe's precision; a CPU trains in bf16 instead
 SHAPE = TINY if REHEARSAL else {}  # of the model; {}: the base model

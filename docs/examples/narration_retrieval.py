@@ -22,7 +22,7 @@ class RightClips(Samples):
         clip, config = self.task.clips[index], self.task.config
 
         def middles(first, last):
-            return frame_sampling.sample_frames(first, last, config.data.evaluation_frames)
+            return frame_sampling.sample_frames(first, last, config.data.eval_frames)
         pixels = clips.read_chunked(self.videos / clip["video_uid"], float(clip["clip_start"]), float(clip["clip_end"]), middles,
                                     config.site.chunk_seconds, config.data.reader)
         return {"video": self.task.transform(pixels, None), "index": index}

@@ -7,8 +7,9 @@ import math
 import re
 import types
 import typing
+import warnings
 
-from egokit.config.schema import CHOICES, LOCAL_ONLY, violated_bound
+from egokit.config.schema import CHOICES, LOCAL_ONLY, RENAMED, violated_bound
 
 
 class ConfigError(ValueError):
@@ -74,6 +75,28 @@ def build(cls, values: dict, where: str = "", source: str = "") -> typing.Any:
                 if said := violated_bound(name, number):
                     raise ConfigError(f"{name}{source}: expected {said}, got {number}")
     return cls(**given)
+
+
+def new_names(values: dict, source: str = "", where: str = "") -> dict:
+    """Return plain nested values with renamed keys under their present names.
+
+    Args:
+        values: a config, or a part of one, as it stands in a recipe, a run folder or a checkpoint.
+        source: where the values stand, for a FutureWarning of each old name; "" warns of none.
+
+    Raises:
+        ConfigError: a key is given by its old and by its present name.
+    """
+    renamed = {}
+    for key, value in values.items():
+        name = f"{where}{key}"
+        present = RENAMED.get(name, name).removeprefix(where)
+        if present != key and source:
+            warnings.warn(f"{name}{source} is called {where}{present} now", FutureWarning, stacklevel=3)
+        if present in renamed or (present != key and present in values):
+            raise ConfigError(f"{name}{source} is called {where}{present} now, which is given, too: remove {name}")
+        renamed[present] = new_names(value, source, f"{name}.") if isinstance(value, dict) and not where else value
+    return renamed
 
 
 def split_task_file(task: str) -> tuple[str, str] | None:

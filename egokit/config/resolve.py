@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from egokit.config.build import ConfigError, build, did_you_mean, merge, split_task_file, to_dict
+from egokit.config.build import ConfigError, build, did_you_mean, merge, new_names, split_task_file, to_dict
 from egokit.config.schema import CHOICES, Config
 
 
@@ -100,20 +100,21 @@ def resolve(params: str, site: str = "toy", overrides="", run: str = "demo") -> 
               (f" (in {params})", read_yaml(params, folder, "recipe")),
               (" (in overrides)", parse_overrides(overrides)))
     for source, layer in layers:
+        layer = new_names(layer, source)
         build(Config, layer, source=source)  # strict on each alone, so that the error names its source
         values = merge(values, layer)
     config = build(Config, values)
     shape, name = config.model, Path(site).stem
-    if shape.width % shape.heads or shape.image_size % shape.patch_size or shape.fused > shape.depth:
+    if shape.width % shape.heads or shape.image_size % shape.patch_size or shape.num_fused_layers > shape.depth:
         raise ConfigError(f"model: expected width ({shape.width}) a multiple of heads ({shape.heads}), image_size ({shape.image_size}) of "
-                          f"patch_size ({shape.patch_size}), and fused ({shape.fused}) at most depth ({shape.depth})")
+                          f"patch_size ({shape.patch_size}), and num_fused_layers ({shape.num_fused_layers}) at most depth ({shape.depth})")
     places = {key: _absolute(getattr(config.site, key), root) for key in ("root", "weights")}
     for key in ("tokenizer", "vit", "roberta"):  # a name from a hub, or a folder or file
         value = getattr(config.site, key)
         here = value.startswith(("/", "~", ".", "$")) or (root / value.split("/")[0]).is_dir()
         places[key] = _absolute(value, root) if "/" in value and here else value
     site_config = dataclasses.replace(config.site, name=name, **places)
-    launch = dataclasses.replace(config.launch, cpus=config.launch.cpus or 1 + config.data.workers)
+    launch = dataclasses.replace(config.launch, cpus_per_task=config.launch.cpus_per_task or 1 + config.data.workers)
     return dataclasses.replace(config, task=find_task(config.task, root, params), site=site_config, launch=launch,
                                init=find_init(config.init.replace("{run}", run), site_config))
 

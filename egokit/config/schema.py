@@ -13,10 +13,10 @@ class ModelConfig:
     width: int = 768
     heads: int = 12
     depth: int = 12              # blocks of the video encoder, and layers of the text encoder
-    fused: int = 6               # of them, the last ones that carry cross-attention
+    num_fused_layers: int = 6    # of them, the last ones that carry cross-attention
     mlp_ratio: float = 4.0
-    vocabulary: int = 50265
-    positions: int = 514
+    vocab_size: int = 50265
+    max_positions: int = 514
     dropout: float = 0.1         # text encoder only, as in RoBERTa
     projection: str = "mlp4096"  # mlp<dim> or linear<dim>
     time_init: str = "released"  # released: as the original (never learns); zero_output: learns
@@ -26,13 +26,13 @@ class ModelConfig:
 @dataclass(frozen=True)
 class DataConfig:
     frames: int = 4                                # a clip, in training
-    evaluation_frames: int = 16
-    validation_frames: int = 4                     # EgoMCQ between the epochs of pre-training
+    eval_frames: int = 16
+    val_frames: int = 4                     # EgoMCQ between the epochs of pre-training
     crop_scale: tuple[float, float] = (0.5, 1.0)   # random resized crop, share of the area
     flip: bool = True                              # horizontal flip in training
-    evaluation_resize: int = 256                   # short side and centre crop, before model.image_size
-    tokens: int = 15                               # longest text in training
-    evaluation_tokens: int = 30
+    eval_resize: int = 256                   # short side and centre crop, before model.image_size
+    max_tokens: int = 15                               # longest text in training
+    eval_max_tokens: int = 30
     reader: str = "pyav"                           # pyav or decord
     workers: int = 4                               # loader processes for each rank
     max_bad_fraction: float = 0.0                  # of an epoch's samples that may be unreadable; logged, others read instead
@@ -44,7 +44,7 @@ class DataConfig:
 @dataclass(frozen=True)
 class OptimConfig:
     lr: float = 3e-5
-    heads_multiplier: float = 4.0                  # on projections, heads and cross-modal parameters
+    head_lr_scale: float = 4.0                  # on projections, heads and cross-modal parameters
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-8
     weight_decay: float = 0.01                     # none on biases and norms
@@ -116,12 +116,12 @@ class LaunchConfig:
     """How a job is run. Local processes ignore everything below gpus."""
     cluster: str = "local"                         # local or slurm
     nodes: int = 1
-    processes: int = 1                             # for each node: one for each of its GPUs
-    cpus: int = 0                                  # for each process; 0: one for itself and one for each of data.workers
+    tasks_per_node: int = 1                             # for each node: one for each of its GPUs
+    cpus_per_task: int = 0                                  # for each process; 0: one for itself and one for each of data.workers
     timeout_minutes: int = 4320                    # of a job; when it is over, the job is queued again and goes on
     requeues: int = 100                            # at time limits and preemptions, and after lost ranks
-    gpus: int = 1                                  # for each process: 1, or 0 to compute on CPUs; GPUs are hidden then
-    memory_gb: float = 0.0                         # for each process; 0: the cluster's default, or a whole node's if exclusive
+    gpus_per_task: int = 1                                  # for each process: 1, or 0 to compute on CPUs; GPUs are hidden then
+    mem_gb_per_task: float = 0.0                         # for each process; 0: the cluster's default, or a whole node's if exclusive
     partition: str = ""                            # this and the next three: as sbatch's option of that name; "": the cluster's default
     account: str = ""
     qos: str = ""
@@ -149,16 +149,16 @@ class Config:
 RANDOM = "random"                                  # as site.vit or site.roberta: weights of its own
 TRAINED = ("egoclip", "ek100", "charades")         # tasks with a loss; the others are evaluated only
 MINIMUM = {name: least for least, names in {         # what a number may be: from here on …
-    0: "seed model.vocabulary model.dropout data.workers data.max_bad_fraction data.limit data.relevancy_threshold optim.heads_multiplier "
+    0: "seed model.vocab_size model.dropout data.workers data.max_bad_fraction data.limit data.relevancy_threshold optim.head_lr_scale "
        "optim.betas optim.eps optim.weight_decay optim.warmup_epochs optim.final_lr optim.clip_grad_norm train.epochs train.micro_batch "
        "train.margin train.similarity_margin train.similarity_slack train.itm_weight train.mask_probability evaluate.dual_softmax "
-       "launch.requeues launch.cpus launch.memory_gb",
-    1: "model.image_size model.patch_size model.frames model.width model.heads model.depth model.fused model.positions data.frames "
-       "data.evaluation_frames data.validation_frames data.evaluation_resize train.batch_size train.checkpoint_steps train.log_steps "
-       "train.evaluate_epochs train.nonfinite_limit evaluate.batch_size evaluate.feature_frames launch.nodes launch.processes "
+       "launch.requeues launch.cpus_per_task launch.mem_gb_per_task",
+    1: "model.image_size model.patch_size model.frames model.width model.heads model.depth model.num_fused_layers model.max_positions data.frames "
+       "data.eval_frames data.val_frames data.eval_resize train.batch_size train.checkpoint_steps train.log_steps "
+       "train.evaluate_epochs train.nonfinite_limit evaluate.batch_size evaluate.feature_frames launch.nodes launch.tasks_per_node "
        "launch.timeout_minutes",
     2: "site.short_side",
-    3: "data.tokens data.evaluation_tokens",       # a word between a text's start and end
+    3: "data.max_tokens data.eval_max_tokens",       # a word between a text's start and end
 }.items() for name in names.split()}
 POSITIVE = {"model.mlp_ratio", "data.crop_scale", "data.read_timeout", "optim.lr", "train.temperature", "train.negative_temperature",
               "evaluate.features_per_second", "search.window", "search.stride", "site.chunk_seconds"}  # … or above this …
@@ -175,11 +175,21 @@ CHOICES = {
     "evaluate.precision": ("fp32", "tf32", "bf16", "fp16"),
     "evaluate.feature_format": ("pt", "npy"),
     "launch.cluster": ("local", "slurm"),
-    "launch.gpus": (0, 1),
+    "launch.gpus_per_task": (0, 1),
 }
 # may change without making another run: where and how it is computed, not what
 LOCAL_ONLY = {"launch", "data.workers", "evaluate.batch_size", "train.micro_batch", "train.compile", "train.deterministic",
               "model.checkpointing"}
+
+
+RENAMED = {  # names of before version 0.2, which older recipes, run folders and checkpoints have
+    "model.fused": "model.num_fused_layers", "model.vocabulary": "model.vocab_size", "model.positions": "model.max_positions",
+    "data.tokens": "data.max_tokens", "data.evaluation_tokens": "data.eval_max_tokens",
+    "data.evaluation_frames": "data.eval_frames", "data.validation_frames": "data.val_frames",
+    "data.evaluation_resize": "data.eval_resize", "optim.heads_multiplier": "optim.head_lr_scale",
+    "launch.processes": "launch.tasks_per_node", "launch.cpus": "launch.cpus_per_task",
+    "launch.gpus": "launch.gpus_per_task", "launch.memory_gb": "launch.mem_gb_per_task",
+}
 
 
 def violated_bound(key: str, number) -> str:

@@ -106,8 +106,8 @@ def why_no_gpu() -> str:
 # before a job starts
 
 def asks_for_gpus(launch: LaunchConfig) -> bool:
-    """Tell whether a job's processes are to have GPUs, by launch.gpus or by SLURM options of the user's own."""
-    return bool(launch.gpus) or (launch.cluster == "slurm" and slurm.own_gpus(launch))
+    """Tell whether a job's processes are to have GPUs, by launch.gpus_per_task or by SLURM options of the user's own."""
+    return bool(launch.gpus_per_task) or (launch.cluster == "slurm" and slurm.own_gpus(launch))
 
 
 def check(config: Config, action: str) -> str:
@@ -121,19 +121,19 @@ def check(config: Config, action: str) -> str:
     launch, fp16 = config.launch, action == "train" and config.train.precision == "fp16"
     wanted = asks_for_gpus(launch)
     if fp16 and not wanted:
-        raise ConfigError("train.precision is fp16, but launch.gpus=0 hides the GPUs: set launch.gpus=1, or "
+        raise ConfigError("train.precision is fp16, but launch.gpus_per_task=0 hides the GPUs: set launch.gpus_per_task=1, or "
                           "train.precision=bf16, which a CPU computes, too")
     if launch.cluster != "local" or not wanted:
         return ""
     there = count()
     if not there and fp16:
         raise ConfigError(f"train.precision is fp16, but {why_no_gpu()}. On a CPU train in bf16: "
-                          "train.precision=bf16 launch.gpus=0")
-    if 0 < there < launch.processes:
-        raise ConfigError(f"launch.processes={launch.processes}, but {there} GPU{'s are' if there > 1 else ' is'} "
-                          f"visible here: set launch.processes={there}, one process for each GPU, or launch.gpus=0 to "
+                          "train.precision=bf16 launch.gpus_per_task=0")
+    if 0 < there < launch.tasks_per_node:
+        raise ConfigError(f"launch.tasks_per_node={launch.tasks_per_node}, but {there} GPU{'s are' if there > 1 else ' is'} "
+                          f"visible here: set launch.tasks_per_node={there}, one process for each GPU, or launch.gpus_per_task=0 to "
                           "compute on the CPU")
-    return "" if there else f"computes on the CPU: {why_no_gpu()} (launch.gpus=0 says that it is meant so)"
+    return "" if there else f"computes on the CPU: {why_no_gpu()} (launch.gpus_per_task=0 says that it is meant so)"
 
 
 class Choice(NamedTuple):
@@ -162,18 +162,18 @@ def choice(launch: LaunchConfig) -> Iterator[Choice]:
     Two jobs that are submitted at once take different GPUs, because the choice is locked until the block ends, when the
     job has started. A job keeps what it took as long as its process lives. Other programs show by the memory they use.
     """
-    local = launch.cluster == "local" and launch.gpus
+    local = launch.cluster == "local" and launch.gpus_per_task
     gpus = visible(installed()) if local else []
     folder = Path(tempfile.gettempdir()) / f"egokit-gpus-{os.getuid()}"
-    if len(gpus) < launch.processes:
-        unknown = local and count() > launch.processes
+    if len(gpus) < launch.tasks_per_node:
+        unknown = local and count() > launch.tasks_per_node
         notice = f"takes the first of {count()} GPUs: nvidia-smi doesn't tell which of them are idle" if unknown else ""
         yield Choice([], notice, None)
         return
     with held(folder) as safe:
         owners = {gpu.uuid: owner(folder, gpu) if safe else "" for gpu in gpus}
         used = {gpu.uuid: 0.0 if gpu.used_gib <= IDLE_GIB else gpu.used_gib for gpu in gpus}
-        best = sorted(gpus, key=lambda gpu: (owners[gpu.uuid] != "", used[gpu.uuid]))[:launch.processes]
+        best = sorted(gpus, key=lambda gpu: (owners[gpu.uuid] != "", used[gpu.uuid]))[:launch.tasks_per_node]
         mine = [gpu for gpu in gpus if gpu in best]
         shared = [f"{gpu}{owners[gpu.uuid] and f', taken by the job in {owners[gpu.uuid]}'}"
                   for gpu in mine if owners[gpu.uuid] or used[gpu.uuid]]

@@ -15,9 +15,9 @@ import sys
 import time
 from pathlib import Path
 
-from egokit.config.build import ConfigError, comparable, differences, to_dict
+from egokit.config.build import ConfigError, comparable, differences, new_names, to_dict
 from egokit.config.resolve import to_yaml
-from egokit.config.schema import RANDOM, Config, LaunchConfig
+from egokit.config.schema import RANDOM, RENAMED, Config, LaunchConfig
 from egokit.jobs import code_snapshot, devices, slurm, status
 from egokit.jobs.progress import FILE, Bar, read_progress
 from egokit.runs.files import locked, write_text
@@ -130,24 +130,33 @@ def leftovers(run: Run, action: str) -> list[Path]:
     return [*run.checkpoints.glob("*.pt")] if action == "train" else [*run.path.glob("features/*")] if action == "extract" else []
 
 
-def keys_known_to(config: dict, before: dict) -> dict:
-    """Keep the keys of a plain config that an earlier start's has: a resumed run keeps its code, which refuses others."""
-    known = {key: keys_known_to(value, before[key]) if key != "slurm" and isinstance(before[key], dict) else value
-             for key, value in config.items() if key in before}
-    if new := [key for key in config if key not in before]:
+def keys_known_to(config: dict, before: dict, section: str = "") -> dict:
+    """Return the keys of a plain config that an earlier start's config has, by the names that they have there.
+
+    A run that resumes keeps its copy of egokit, which refuses keys that it doesn't know.
+    """
+    names = {RENAMED.get(f"{section}{key}", f"{section}{key}").removeprefix(section): key for key in before}
+    known = {names[key]: keys_known_to(value, before[key], f"{key}.") if not section and isinstance(value, dict) else value
+             for key, value in config.items() if key in names}
+    if new := [key for key in config if key not in names]:
         print(f"goes on with the copy of egokit that it began with, which doesn't know {', '.join(new)}", flush=True)
     return known
 
 
 def changed_keys(spec: dict, config: Config, of: str = "config") -> list[str]:
-    """In what `config` differs from that of a job's spec. of: "opened" is that of the notebook that submitted it."""
-    return differences(comparable(spec.get(of, spec["config"])), comparable(to_dict(config)))
+    """Return in what `config` differs from that of a job's spec.
+
+    Args:
+        of: "config", or "opened" for the config of the notebook that submitted the job.
+    """
+    before = new_names(spec.get(of, spec["config"]))
+    return differences(comparable(before), comparable(to_dict(config)))
 
 
 def expect_same(handle: Handle, config: Config, hashes: tuple[str, str] | None = None, of: str = "config") -> None:
     """Raises ConfigError if the job was made with other parameters, and lives or has left something.
 
-    hashes: of the checkpoint `init` and the file of the task, to be compared, too. of: see `changed`.
+    hashes: of the checkpoint `init` and the file of the task, to be compared, too. of: see `changed_keys`.
     """
     before = handle.spec()
     if not before or not (handle.metrics() or handle.alive() or leftovers(handle.run, before["action"])):
@@ -178,7 +187,7 @@ def start_job(module: str, folder: Path, code: Path, launch: LaunchConfig) -> No
     environment = dict(inherited, PYTHONPATH=str(code.resolve()), PYTHONSAFEPATH="1", TOKENIZERS_PARALLELISM="false")
     if launch.cluster == "slurm":
         environment.pop(devices.VARIABLE, None)  # sbatch would hand on which GPUs this process has; the job's are SLURM's to give
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, launch.cpus)))
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, launch.cpus_per_task)))
     with open(folder / "start.log", "w") as start_log:
         started = subprocess.run([sys.executable, "-m", module, str((folder / "spec.json").resolve())], env=environment,
                                  start_new_session=True, stdin=subprocess.DEVNULL, stdout=start_log, stderr=subprocess.STDOUT)

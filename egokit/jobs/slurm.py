@@ -10,7 +10,7 @@ from egokit.config.build import ConfigError, did_you_mean
 from egokit.config.schema import LaunchConfig
 
 # options of submitit that have a key of their own under launch: said twice, one of them would be ignored
-OWN = {"nodes": "nodes", "ntasks_per_node": "processes", "cpus_per_task": "cpus", "time": "timeout_minutes", "mem": "memory_gb",
+OWN = {"nodes": "nodes", "ntasks_per_node": "processes", "cpus_per_task": "cpus", "time": "timeout_minutes", "mem": "mem_gb_per_task",
        "partition": "partition", "account": "account", "qos": "qos", "constraint": "constraint", "exclusive": "exclusive", "setup": "setup"}
 
 
@@ -26,8 +26,8 @@ def check(launch: LaunchConfig) -> None:
                               "sbatch's other options go into launch.slurm.additional_parameters")
         if key == "additional_parameters" and not isinstance(value, dict):
             raise ConfigError(f"launch.slurm.additional_parameters: expected a mapping such as {{reservation: deadline}}, got {value!r}")
-        if launch.gpus and asks_for_gpus(key, value):
-            raise ConfigError(f"launch.slurm.{key}: launch.gpus asks for GPUs already; set launch.gpus to 0 to ask for them this way")
+        if launch.gpus_per_task and asks_for_gpus(key, value):
+            raise ConfigError(f"launch.slurm.{key}: launch.gpus_per_task asks for GPUs already; set launch.gpus_per_task to 0 to ask for them this way")
 
 
 def asks_for_gpus(key: str, value) -> bool:
@@ -39,7 +39,7 @@ def asks_for_gpus(key: str, value) -> bool:
 
 
 def own_gpus(launch: LaunchConfig) -> bool:
-    """Whether a job has GPUs without launch.gpus: asked for by the user's options, or shown by a line of launch.setup.
+    """Whether a job has GPUs without launch.gpus_per_task: asked for by the user's options, or shown by a line of launch.setup.
 
     The second is for clusters whose nodes come with their GPUs, which sbatch doesn't know.
     """
@@ -50,7 +50,7 @@ def own_gpus(launch: LaunchConfig) -> bool:
 def one_process(launch: LaunchConfig) -> LaunchConfig:
     """The same for work of a single process that needs no GPU. On one machine none is requested: what it starts sees them."""
     slurm = {key: value for key, value in launch.slurm.items() if not asks_for_gpus(key, value)}
-    return dataclasses.replace(launch, nodes=1, processes=1, gpus=int(launch.cluster != "slurm"), exclusive=False,
+    return dataclasses.replace(launch, nodes=1, tasks_per_node=1, gpus_per_task=int(launch.cluster != "slurm"), exclusive=False,
                                slurm=slurm)
 
 
@@ -58,12 +58,12 @@ def options(launch: LaunchConfig, folder: Path, name: str) -> dict:
     """The parameters of submitit's SlurmExecutor for `launch`; `folder` holds the job's snapshot of egokit."""
     check(launch)
     wanted = {
-        "job_name": name, "nodes": launch.nodes, "ntasks_per_node": launch.processes, "cpus_per_task": launch.cpus,
+        "job_name": name, "nodes": launch.nodes, "ntasks_per_node": launch.tasks_per_node, "cpus_per_task": launch.cpus_per_task,
         "time": launch.timeout_minutes, "partition": launch.partition, "account": launch.account, "qos": launch.qos,
         "constraint": launch.constraint, "exclusive": launch.exclusive,
         # of the node, not of the task: each process sees all and takes its own, so that they reach each other's memory
-        "gpus_per_node": launch.gpus * launch.processes,
-        "mem": f"{round(launch.memory_gb * launch.processes * 1024)}MB" if launch.memory_gb else "0" if launch.exclusive else ""}
+        "gpus_per_node": launch.gpus_per_task * launch.tasks_per_node,
+        "mem": f"{round(launch.mem_gb_per_task * launch.tasks_per_node * 1024)}MB" if launch.mem_gb_per_task else "0" if launch.exclusive else ""}
     asked = {key: value for key, value in wanted.items() if value}
     # time to save before the limit; a rank that fails ends the others
     asked |= {"signal_delay_s": 120, "srun_args": ["--kill-on-bad-exit=1"]} | launch.slurm
@@ -71,9 +71,9 @@ def options(launch: LaunchConfig, folder: Path, name: str) -> dict:
     # the user's lines first: modules like to change PYTHONPATH. srun forgets cpus-per-task since Slurm 22.05.
     # The trap runs after srun: what that ended with decides whether the job is worth another try
     asked["setup"] = [
-        *([] if launch.gpus or own_gpus(launch) else ["export CUDA_VISIBLE_DEVICES="]), *launch.setup,
+        *([] if launch.gpus_per_task or own_gpus(launch) else ["export CUDA_VISIBLE_DEVICES="]), *launch.setup,
         f"export PYTHONPATH={shlex.quote(str(folder.resolve() / 'code'))} PYTHONSAFEPATH=1",
-        *(["export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK"] if launch.cpus else []),
+        *(["export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK"] if launch.cpus_per_task else []),
         f"trap {shlex.quote(f'code=$?; [ $code = 0 ] || {again}; exit $code')} EXIT"]
     return asked
 

@@ -23,7 +23,7 @@ from egokit.runs.run_folder import DEVICES, Run
 from egokit.train.batch_plan import plan_batch
 
 # what an evaluation depends on, beside its checkpoint and its data; training on these and all of the sections after them
-EVALUATED = ("model.image_size", "data.evaluation_frames", "data.evaluation_resize", "data.evaluation_tokens", "data.reader",
+EVALUATED = ("model.image_size", "data.eval_frames", "data.eval_resize", "data.eval_max_tokens", "data.reader",
              "evaluate.precision", "evaluate.dual_softmax")
 SECTIONS = ("data.", "optim.", "train.")
 
@@ -49,14 +49,14 @@ class RunJob:
         spec = json.loads(Path(self.spec).read_text())
         config, folder, attempt = build(Config, spec["config"]), Path(self.spec).parent, requeue.attempt()
         expect_processes(config.launch, environment.num_tasks)
-        cpus = max(1, min(config.launch.cpus, len(os.sched_getaffinity(0))))
+        cpus = max(1, min(config.launch.cpus_per_task, len(os.sched_getaffinity(0))))
         torch.set_num_threads(int(os.environ.get("SLURM_CPUS_PER_TASK", cpus)))
         device = devices.of_rank(environment.local_rank, spec.get("gpus", []))
         if device.type == "cuda":
             torch.cuda.set_device(device)
         elif config.launch.cluster == "slurm" and devices.asks_for_gpus(config.launch):
             raise RuntimeError(f"the job asks for GPUs, but rank {environment.global_rank} on {socket.gethostname()} sees none: "
-                               f"{devices.why_no_gpu()}; or ask for none, with launch.gpus=0, to compute on CPUs")
+                               f"{devices.why_no_gpu()}; or ask for none, with launch.gpus_per_task=0, to compute on CPUs")
         train = spec["action"] == "train"
         described = devices.describe(device, config.train.precision if train else config.evaluate.precision)
         with distributed.joined(environment.global_rank, environment.num_tasks, folder / f"meeting-{attempt}",
@@ -95,7 +95,7 @@ class RunJob:
         from egokit.train.loop import initial_model
         began = time.perf_counter()
         told = {"on_batch": ProgressFile(run.path / "jobs" / section)} if distributed.rank() == 0 else {}
-        model = initial_model(config, frames=config.data.evaluation_frames)
+        model = initial_model(config, frames=config.data.eval_frames)
         metrics, rows, prompts_KE = evaluate(model.to(device), task, **told)
         if distributed.rank() == 0:
             task.save_outputs(run, section, rows, prompts_KE)
@@ -109,10 +109,10 @@ class RunJob:
 
 def expect_processes(launch: LaunchConfig, started: int) -> None:
     """The batch is spread over the processes that the config says: the job must have as many."""
-    expected = launch.nodes * launch.processes
+    expected = launch.nodes * launch.tasks_per_node
     if started != expected:
         raise RuntimeError(f"{started} process{'es were' if started > 1 else ' was'} started, but launch.nodes={launch.nodes} x "
-                           f"launch.processes={launch.processes} is {expected}: correct them in the site's file, and leave ntasks, "
+                           f"launch.tasks_per_node={launch.tasks_per_node} is {expected}: correct them in the site's file, and leave ntasks, "
                            "ntasks_per_node and nodes out of launch.slurm")
 
 
@@ -124,8 +124,8 @@ def expect_own_gpus(gpus: list[tuple[str, str]]) -> None:
     shared = {gpu: together for gpu, together in ranks.items() if len(together) > 1}
     if shared:
         (host, _), together = next(iter(shared.items()))
-        raise RuntimeError(f"ranks {', '.join(map(str, together))} share one GPU of {host}: set launch.processes to the number of "
-                           "GPUs of a node, and on SLURM request one for each (launch.gpus: 1)")
+        raise RuntimeError(f"ranks {', '.join(map(str, together))} share one GPU of {host}: set launch.tasks_per_node to the number of "
+                           "GPUs of a node, and on SLURM request one for each (launch.gpus_per_task: 1)")
 
 
 def provenance(task, spec: dict, world: int) -> dict:
@@ -141,7 +141,7 @@ def provenance(task, spec: dict, world: int) -> dict:
     if spec["task_sha256"]:
         found |= {"task_sha256": spec["task_sha256"], "published": task.published}
     if spec["action"] != "extract":  # scoring ends at the first sample that can't be read, so in what is written none failed
-        found |= {"expected": task.num_rows() // task.rows_per_sample, "failed": 0, "frames": config.data.evaluation_frames,
+        found |= {"expected": task.num_rows() // task.rows_per_sample, "failed": 0, "frames": config.data.eval_frames,
                   "toy": config.site.toy, "data": {path.name: checkpoints.fingerprint(path) for path in task.tables()},
                   "recipe": recipe(task, spec["action"] == "train")}
     return found
@@ -169,11 +169,11 @@ def executor(launch: LaunchConfig, folder: Path, name: str):
     # caller's instead. Not by submitit's `setup`: its shell lives on beside the job in some shells and not in others, and the job's
     # number is that of its process. This one becomes the process
     seen = os.environ.get(devices.VARIABLE)
-    shown = f"unset {devices.VARIABLE}" if launch.gpus and seen is None else (
-        f"export {devices.VARIABLE}={shlex.quote(seen if launch.gpus else '')}")
+    shown = f"unset {devices.VARIABLE}" if launch.gpus_per_task and seen is None else (
+        f"export {devices.VARIABLE}={shlex.quote(seen if launch.gpus_per_task else '')}")
     executor = submitit.AutoExecutor(folder=folder / "submitit", cluster=launch.cluster, local_max_num_timeout=launch.requeues,
                                      local_python=shlex.join(["sh", "-c", f'{shown}; exec "$0" "$@"', sys.executable]))
-    executor.update_parameters(nodes=launch.nodes, tasks_per_node=launch.processes, cpus_per_task=max(1, launch.cpus),
+    executor.update_parameters(nodes=launch.nodes, tasks_per_node=launch.tasks_per_node, cpus_per_task=max(1, launch.cpus_per_task),
                                timeout_min=launch.timeout_minutes, name=name)
     return executor
 

@@ -91,7 +91,7 @@ class EgoVLP(nn.Module):
         self.text_transform, self.video_transform = Linear(width, width), Linear(width, width)
         self.text_pooler, self.video_pooler = Pooler(width), Pooler(width)
         self.itm_head = Linear(2 * width, 2)
-        self.word_head = WordHead(width, config.vocabulary)
+        self.word_head = WordHead(width, config.vocab_size)
 
     def reset_parameters(self) -> None:
         """A fresh start; call it under the seed you want. Loading weights afterwards replaces what they hold."""
@@ -112,7 +112,7 @@ class EgoVLP(nn.Module):
     @property
     def unfused(self) -> int:
         """Blocks that run before the first fused one."""
-        return self.config.depth - self.config.fused
+        return self.config.depth - self.config.num_fused_layers
 
     def parameters_by_role(self) -> dict[str, list[str]]:
         """Names by role: 'fusion' (used by ITM and MLM alone), 'projection' and 'backbone'."""

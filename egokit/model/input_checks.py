@@ -37,10 +37,10 @@ def checked_tokens(text, config: ModelConfig, tokenizer: str, longest: int) -> d
                          f"attention_mask {tuple(mask.shape)}" + ("; add the batch axis" if ids.ndim == 1 else ""))
     if ((mask != 0) & (mask != 1)).any():
         raise ValueError(f"tokens: attention_mask has values from {mask.min()} to {mask.max()}; expected 1 for words and 0 for padding")
-    if ids.shape[1] > config.positions - 2:
-        raise ValueError(f"tokens: {ids.shape[1]} a text, but the model has {config.positions - 2} positions; cut them")
-    if ids.numel() and not 0 <= ids.min() <= ids.max() < config.vocabulary:
-        raise ValueError(f"tokens: ids from {ids.min()} to {ids.max()}, but the model knows {config.vocabulary} words: "
+    if ids.shape[1] > config.max_positions - 2:
+        raise ValueError(f"tokens: {ids.shape[1]} a text, but the model has {config.max_positions - 2} positions; cut them")
+    if ids.numel() and not 0 <= ids.min() <= ids.max() < config.vocab_size:
+        raise ValueError(f"tokens: ids from {ids.min()} to {ids.max()}, but the model knows {config.vocab_size} words: "
                          f"was another tokenizer used than its own, {tokenizer}?")
     return {"input_ids": ids.long(), "attention_mask": mask.long()}
 

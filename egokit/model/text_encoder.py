@@ -71,12 +71,12 @@ class TextEncoder(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.word_embed = nn.Embedding(config.vocabulary, config.width, padding_idx=PADDING)
-        self.position_embed = nn.Embedding(config.positions, config.width, padding_idx=PADDING)
+        self.word_embed = nn.Embedding(config.vocab_size, config.width, padding_idx=PADDING)
+        self.position_embed = nn.Embedding(config.max_positions, config.width, padding_idx=PADDING)
         self.type_embed = nn.Embedding(1, config.width)
         self.embed_norm = nn.LayerNorm(config.width, eps=NORM_EPS)
         self.layers = nn.ModuleList(
-            TextLayer(config.width, config.heads, config.mlp_ratio, config.dropout, index >= config.depth - config.fused)
+            TextLayer(config.width, config.heads, config.mlp_ratio, config.dropout, index >= config.depth - config.num_fused_layers)
             for index in range(config.depth))
 
     def reset_parameters(self) -> None:
@@ -141,7 +141,7 @@ class Tokenizer:
         except (OSError, ValueError) as error:
             raise FileNotFoundError(f"tokenizer {source!r} could not be loaded: give a folder with vocab.json and "
                                     f"merges.txt, or go online once for a name ({error})") from None
-        self.vocabulary = len(self.inner)
+        self.vocab_size = len(self.inner)
         self.mask_id = self.inner.mask_token_id
         self.special_ids = sorted(self.inner.all_special_ids)
 

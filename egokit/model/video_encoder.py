@@ -116,7 +116,7 @@ class VideoEncoder(nn.Module):
         self.position_embed = nn.Parameter(torch.zeros(1, 1 + patches, width))
         self.temporal_embed = nn.Parameter(torch.zeros(1, config.frames, width))
         self.blocks = nn.ModuleList(
-            Block(width, config.heads, config.mlp_ratio, index >= config.depth - config.fused)
+            Block(width, config.heads, config.mlp_ratio, index >= config.depth - config.num_fused_layers)
             for index in range(config.depth))
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
 

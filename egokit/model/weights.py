@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from egokit.config.build import build
+from egokit.config.build import build, new_names
 from egokit.config.schema import RANDOM, ModelConfig
 from egokit.model import checkpoints
 from egokit.model.checkpoints import WeightsError
@@ -39,10 +39,10 @@ def infer_config(state: dict[str, Tensor]) -> ModelConfig:
     mlp = any(key.startswith(("text_projection.4.", "video_projection.4.")) for key in state)
     out = "text_projection.4.weight" if mlp else "text_projection.1.weight"
     return ModelConfig(image_size=max(1, round(patches ** 0.5)) * patch, patch_size=patch, width=width, heads=width // 64,
-                       depth=base.depth, fused=base.fused, frames=size("video.temporal_embed", 1, 3, base.frames),
+                       depth=base.depth, num_fused_layers=base.num_fused_layers, frames=size("video.temporal_embed", 1, 3, base.frames),
                        mlp_ratio=size("video.blocks.0.fc1.weight", 0, 2, 4 * width) / width,
-                       vocabulary=size("text.word_embed.weight", 0, 2, base.vocabulary),
-                       positions=size("text.position_embed.weight", 0, 2, base.positions),
+                       vocab_size=size("text.word_embed.weight", 0, 2, base.vocab_size),
+                       max_positions=size("text.position_embed.weight", 0, 2, base.max_positions),
                        projection=f"{'mlp' if mlp else 'linear'}{size(out, 0, 2, 4096 if mlp else 256)}")
 
 
@@ -103,7 +103,7 @@ def load(path: str | Path, frames: int | None = None, tokenizer: str | None = No
     del content  # and with it what the file holds besides
     if not own and not state:
         raise WeightsError(f"{path} is not an EgoVLPv2 checkpoint: its keys begin with {', '.join(sorted(unknown)[:5])}")
-    config = build(ModelConfig, own["model_config"]) if own else infer_config(state)
+    config = build(ModelConfig, new_names({"model": own["model_config"]})["model"]) if own else infer_config(state)
     temporal = state.get("video.temporal_embed")
     if frames is not None and frames != config.frames:
         if temporal is not None and temporal.ndim == 3:
@@ -159,7 +159,7 @@ def _shape(model: EgoVLP) -> dict:
 def export(model: EgoVLP, path: str | Path) -> None:
     """Write the released layout, for the original code to load: its key names under 'module.', and the buffer it expects."""
     state = {f"module.{rename(key, 'released')}": value for key, value in model.state_dict().items()}
-    state["module.text_model.embeddings.position_ids"] = torch.arange(model.config.positions, device="cpu")[None]
+    state["module.text_model.embeddings.position_ids"] = torch.arange(model.config.max_positions, device="cpu")[None]
     checkpoints.write(path, {"arch": "DistributedDataParallel", "epoch": 0, "state_dict": state, "monitor_best": 0.0,
                              "config": {"egokit": _shape(model)}})
 

@@ -165,7 +165,7 @@ def files(notebooks: Notebooks) -> list[Path]:
 
 def small(site):
     """A LaunchConfig for notebooks: their jobs have the GPUs."""
-    return dataclasses.replace(slurm.one_process(site), cpus=min(CPUS, max(1, site.cpus)))
+    return dataclasses.replace(slurm.one_process(site), cpus_per_task=min(CPUS, max(1, site.cpus_per_task)))
 
 
 def main(spec_path: str, here: bool) -> None:

@@ -30,7 +30,7 @@ class Shard:
     def __call__(self, number: int) -> None:
         spec = json.loads(Path(self.spec).read_text())
         config = build(Config, spec["config"])
-        cpus = int(os.environ.get("SLURM_CPUS_PER_TASK", config.launch.cpus))
+        cpus = int(os.environ.get("SLURM_CPUS_PER_TASK", config.launch.cpus_per_task))
         found = ego4d(**site_options(config.site), workers=cpus, source=spec["source"], shard=(number, spec["shards"]))
         print(f"shard {number}/{spec['shards']}: {found['videos']} videos verified, {len(found['failed'])} failed",
               *found["failed"], sep="\n", flush=True)
@@ -78,7 +78,7 @@ def submit_array(config: Config, shards: int, source: str | Path | None = None) 
     """Submit the shards of `source` (default root/Ego4D) that are not done, to config.launch.cluster; None if all are.
 
     While the array submitted last is queued or runs, nothing is submitted, and that one is returned. Each job has
-    config.launch.cpus and memory_gb, on one node, and no GPU. Raises as `ego4d` does, and RuntimeError if nothing can be submitted.
+    config.launch.cpus_per_task and mem_gb_per_task, on one node, and no GPU. Raises as `ego4d` does, and RuntimeError if nothing can be submitted.
     """
     plan = PrepSettings(**site_options(config.site))
     folder_of_videos = Path(source).resolve() if source else plan.root / "Ego4D"

@@ -6,6 +6,7 @@ import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
+from egokit.config.build import new_names
 from egokit.config.resolve import outputs_folder
 from egokit.runs.published import DUAL_SOFTMAX, EVALUATIONS, RESULTS, TRAININGS, WORDS, Result
 from egokit.runs.run_folder import AGAIN, Run
@@ -93,10 +94,10 @@ def differences(result: Result, section: dict) -> list[str]:
     said = ["toy data"] if section.get("toy") else []
     if "recipe" not in section:
         return [*said, "its recipe is not recorded"]
-    recipe = section["recipe"]
+    recipe = new_names(section["recipe"])
     if result.samples and section["samples"] != result.samples:
         said.append(f"{section['samples']:,} {result.unit}, published on {result.samples:,}")
-    said += compared(recipe, EVALUATIONS[result.notebook]) if result.checkpoint else [in_words("data.evaluation_frames", section["frames"])]
+    said += compared(recipe, EVALUATIONS[result.notebook]) if result.checkpoint else [in_words("data.eval_frames", section["frames"])]
     if result.metric.endswith(DUAL_SOFTMAX):
         said.append(f"dual softmax over the whole test set (temperature {recipe.get('evaluate.dual_softmax')}), published without")
     start = origin(section["init"])
@@ -114,7 +115,7 @@ def differences(result: Result, section: dict) -> list[str]:
 
 def differences_of_training(result: Result, section: dict, start: str) -> list[str]:
     """The same of what was trained from `start`. That its checkpoint was chosen by the scores of the test set is always said."""
-    recipe, published = section["recipe"], TRAININGS.get(result.notebook, {}) if result.checkpoint else {}
+    recipe, published = new_names(section["recipe"]), TRAININGS.get(result.notebook, {}) if result.checkpoint else {}
     if published:
         other = f", published from {published['init']}" if start != published["init"] else ""
         said = [f"fine-tuned here from {start}{other}", *compared(recipe, published)]

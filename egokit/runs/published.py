@@ -22,21 +22,21 @@ class Result(NamedTuple):
 
 # What the published numbers depend on, by the config's keys, and of training the checkpoint that it starts from. docs/recipes.md says
 # where each is from. Nothing is published of the precision of evaluation, nor of how the fine-tuned checkpoint was chosen.
-EVALUATION = {"model.image_size": 224, "data.evaluation_frames": 16, "data.evaluation_resize": 256, "data.evaluation_tokens": 30}
-EVALUATIONS = {"05_egomcq": EVALUATION, "03_ek100": EVALUATION | {"data.evaluation_resize": 224}, "04_charades_ego": EVALUATION}
-FINE_TUNING = {"train.batch_size": 128, "train.precision": "fp16", "optim.heads_multiplier": 1, "optim.betas": [0.9, 0.98],
+EVALUATION = {"model.image_size": 224, "data.eval_frames": 16, "data.eval_resize": 256, "data.eval_max_tokens": 30}
+EVALUATIONS = {"05_egomcq": EVALUATION, "03_ek100": EVALUATION | {"data.eval_resize": 224}, "04_charades_ego": EVALUATION}
+FINE_TUNING = {"train.batch_size": 128, "train.precision": "fp16", "optim.head_lr_scale": 1, "optim.betas": [0.9, 0.98],
                "optim.eps": 1e-8, "optim.weight_decay": 0.01, "optim.schedule": "cosine", "optim.clip_grad_norm": 0,
                "data.crop_scale": [0.5, 1.0], "data.limit": 0}
 TRAININGS = {
     "03_ek100": FINE_TUNING | {
         "init": "EgoVLPv2_smallproj.pth", "train.epochs": 100, "optim.lr": 2e-4, "train.retrieval_loss": "max_margin", "train.margin": 0.2,
-        "data.frames": 16, "data.tokens": 30, "data.flip": False, "data.relevancy_threshold": 0.1},
+        "data.frames": 16, "data.max_tokens": 30, "data.flip": False, "data.relevancy_threshold": 0.1},
     "04_charades_ego": FINE_TUNING | {
         "init": "EgoVLPv2_smallproj_epoch1.pth", "train.epochs": 20, "optim.lr": 1.5e-5, "train.temperature": 0.05,
-        "data.frames": 32, "data.tokens": 15, "data.flip": True},
+        "data.frames": 32, "data.max_tokens": 15, "data.flip": True},
 }
 WORDS = {  # how the ledger says a value; the second {} is the plural's s. Other keys are named as in the config
-    "data.evaluation_frames": "{} frame{}", "model.image_size": "frames of {} px", "data.evaluation_resize": "resized to {} px",
+    "data.eval_frames": "{} frame{}", "model.image_size": "frames of {} px", "data.eval_resize": "resized to {} px",
     "train.epochs": "trained {} epoch{}", "train.batch_size": "batch {}", "optim.lr": "learning rate {}", "train.retrieval_loss": "loss {}",
     "data.frames": "trained on {} frame{}", "train.precision": "trained in {}"}
 DUAL_SOFTMAX = "_dual_softmax"  # at the end of a metric's name: the same with dual softmax, which EgoVLPv2's numbers are without

@@ -135,7 +135,7 @@ class Search(Task):
         return {"folder": str(folder_of(config)), "init": config.init,
                 "init_sha256": checkpoints.fingerprint(checkpoints.find(config.init)) if config.init else "",
                 "window": config.search.window, "stride": config.search.stride, "frames": config.model.frames,
-                "resize": config.data.evaluation_resize, "precision": config.evaluate.precision}
+                "resize": config.data.eval_resize, "precision": config.evaluate.precision}
 
     def check(self, folder: Path) -> dict:
         """The index's manifest, {} where there is none. Raises ConfigError if it was made with other settings."""

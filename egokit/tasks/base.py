@@ -22,7 +22,7 @@ class Task:
     """Subclasses give: dataset(split), loss(model, batch, step), prompts(), score(model, batch), metrics(rows, prompts).
 
     best: the metric that chooses the best checkpoint. uses_fusion: whether the loss trains the fusion encoder; if not, its
-    parameters are left as they are. fixed_length: whether training pads all texts to data.tokens, as it does on a GPU, where
+    parameters are left as they are. fixed_length: whether training pads all texts to data.max_tokens, as it does on a GPU, where
     every new shape costs time, or to the longest of a batch. clips_in_sample: rows of a batch's video for each sample.
     rows_in_sample: rows of its scores. published: of a task that is a user's file, the metrics that the ledger shows, each with
     its published number, or None where there is none.
@@ -97,7 +97,7 @@ class Task:
         """uint8 frames -> uint8 (T, 3, size, size); the random crop with an rng, else the centre crop."""
         size, data = self.config.model.image_size, self.config.data
         if rng is None:
-            return transforms.evaluation(frames_THWC, size, data.evaluation_resize)
+            return transforms.evaluation(frames_THWC, size, data.eval_resize)
         return transforms.training(frames_THWC, size, data.crop_scale, data.flip, rng)
 
     def in_parts(self, function, *inputs: Tensor):
@@ -123,7 +123,7 @@ class Task:
         for key in items[0]:
             values = [item[key] for item in items]
             if key == "text":
-                batch["tokens"] = self.tokenizer(values, self.config.data.tokens, self.fixed_length)
+                batch["tokens"] = self.tokenizer(values, self.config.data.max_tokens, self.fixed_length)
                 batch["text"] = values
             elif isinstance(values[0], Tensor):
                 batch[key] = torch.stack(values)

@@ -49,7 +49,7 @@ class Videos(Samples):
     def read(self, index: int, rng) -> dict:
         data = self.task.config.data
         pixels = clips.read(self.task.video(self.task.ids[index]), lambda length, fps: frame_sampling.pad_indices(
-            frame_sampling.whole_video(length, data.evaluation_frames), data.evaluation_frames), data.reader)
+            frame_sampling.whole_video(length, data.eval_frames), data.eval_frames), data.reader)
         return {"video": self.task.transform(pixels, None), "index": index}
 
 

@@ -47,7 +47,7 @@ class Clips(Samples):
                                     config.site.chunk_seconds, config.data.reader)
         return {"video": self.task.transform(pixels, rng), "text": row["clip_text"],
                 "verbs": multi_hot(row["verbs"], VERBS), "nouns": multi_hot(row["nouns"], NOUNS),
-                "uniforms": rng.random((config.data.tokens, 3), dtype=np.float32)}
+                "uniforms": rng.random((config.data.max_tokens, 3), dtype=np.float32)}
 
     def read(self, index: int, rng: np.random.Generator | None) -> dict:
         return {"pair": [self.one(index, rng), self.one(self.negative(index, rng), rng)], "index": index}
@@ -67,7 +67,7 @@ class EgoClip(Task):
         import dataclasses
 
         from egokit.tasks.egomcq import EgoMCQ
-        data = dataclasses.replace(self.config.data, evaluation_frames=self.config.data.validation_frames)
+        data = dataclasses.replace(self.config.data, eval_frames=self.config.data.val_frames)
         return EgoMCQ(dataclasses.replace(self.config, data=data))
 
     def collate(self, items: list[dict]) -> dict:
@@ -75,7 +75,7 @@ class EgoClip(Task):
         batch["sample"] = torch.tensor([item["index"] for item in items])
         length = batch["tokens"]["input_ids"].shape[1]
         ids, labels = losses.mask_words(batch["tokens"]["input_ids"], batch.pop("uniforms")[:, :length],
-                                        self.tokenizer.special_ids, self.tokenizer.mask_id, self.tokenizer.vocabulary,
+                                        self.tokenizer.special_ids, self.tokenizer.mask_id, self.tokenizer.vocab_size,
                                         self.config.train.mask_probability)
         return batch | {"masked_ids": ids, "labels": labels}
 
@@ -126,9 +126,9 @@ class EgoClip(Task):
 
     def chosen_texts(self, tokens: dict, text_index_B: Tensor, counts: list[int]) -> tuple[Tensor, Tensor]:
         """Token rows for this rank's pairs. Texts are small: all are gathered, at one length, and stay at it if `fixed_length`."""
-        pad = self.config.data.tokens - tokens["input_ids"].shape[1]
+        pad = self.config.data.max_tokens - tokens["input_ids"].shape[1]
         mine = text_index_B.split(counts)[distributed.rank()].to(tokens["input_ids"].device, non_blocking=True)
         ids = distributed.gather(F.pad(tokens["input_ids"], (0, pad), value=1), counts)[mine]
         mask = distributed.gather(F.pad(tokens["attention_mask"], (0, pad)), counts)[mine]
-        longest = self.config.data.tokens if self.fixed_length else int(mask.sum(1).max())
+        longest = self.config.data.max_tokens if self.fixed_length else int(mask.sum(1).max())
         return ids[:, :longest], mask[:, :longest]

@@ -38,7 +38,7 @@ class DistinctClips(Samples):
         uid, start, stop = self.task.clips[index]
         data = self.task.config.data
         pixels = clips.read_chunked(self.chunked / uid, start, stop,
-                                    lambda first, last: frame_sampling.sample_frames(first, last, data.evaluation_frames),
+                                    lambda first, last: frame_sampling.sample_frames(first, last, data.eval_frames),
                                     self.task.config.site.chunk_seconds, data.reader)
         return {"video": self.task.transform(pixels, None), "index": index}
 
@@ -83,7 +83,7 @@ class EgoMCQ(Task):
             index, own = (np.pad(x, (0, rounded_up(n, model.device) - n), mode="edge") for x in (index, own))  # cut off again below
             questions, asked = np.unique(index // CHOICES, return_inverse=True)
             questions = np.pad(questions, (0, rounded_up(len(questions), model.device) - len(questions)), mode="edge")
-            longest = self.config.data.evaluation_tokens
+            longest = self.config.data.eval_max_tokens
             tokens = of_few_lengths(model.tokens([self.texts[q] for q in questions], longest), longest)
             states = model.fuse(trunk[own], model.text_trunk(tokens)[asked], tokens["attention_mask"][asked], frames.shape[1], "itm")
             rows["fusion"].append(model.itm_from_states(*states).float().softmax(-1)[:n, 1].cpu().numpy())

@@ -33,7 +33,7 @@ class Actions(Samples):
 
     def read(self, index: int, rng: np.random.Generator | None) -> dict:
         row, data = self.clips.iloc[index], self.task.config.data
-        frames = data.evaluation_frames if rng is None else data.frames
+        frames = data.eval_frames if rng is None else data.frames
         start, stop = row.start_timestamp, row.stop_timestamp
         path = self.videos / row.participant_id / f"{row.video_id}.MP4"
 

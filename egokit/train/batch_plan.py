@@ -30,7 +30,7 @@ def largest_share(batch_size: int, processes: int) -> int:
 
 def plan_batch(config: Config, processes: int = 0) -> BatchPlan:
     """The plan of a config's training; `processes` are those it says, if not given."""
-    processes = processes or config.launch.nodes * config.launch.processes
+    processes = processes or config.launch.nodes * config.launch.tasks_per_node
     share = largest_share(config.train.batch_size, processes)
     return BatchPlan(config.train.batch_size, processes, min(config.train.micro_batch or share, share))
 
@@ -41,6 +41,6 @@ def what_would_fit(config: Config, processes: int) -> str:
     smaller = now.micro_batch // 2 or int(not config.train.micro_batch)  # of one sample, too, its passes can come one after the other
     ways = [f"train.micro_batch={smaller}"] if smaller else []
     ways += [] if config.model.checkpointing else ["model.checkpointing=true"]
-    said = f"set {', or '.join(ways)}" if ways else "use more processes (launch.processes), or a GPU with more memory"
+    said = f"set {', or '.join(ways)}" if ways else "use more processes (launch.tasks_per_node), or a GPU with more memory"
     return (f"{now} (train.micro_batch={config.train.micro_batch}) don't fit: {said}; "
             "neither the batch nor its gradient changes, and the run goes on from its newest checkpoint")

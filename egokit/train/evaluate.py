@@ -39,7 +39,7 @@ def evaluate(model, task, split: str = "test",
     try:
         with autocast(model.device, config.evaluate.precision):
             prompts = task.prompts()
-            prompts_KE = embed_texts(model, prompts, config.data.evaluation_tokens) if prompts else None
+            prompts_KE = embed_texts(model, prompts, config.data.eval_max_tokens) if prompts else None
             dataset = task.dataset(split)
             batches = evaluation_batches(len(dataset), config.evaluate.batch_size, distributed.rank(), distributed.world_size())
             scored = []

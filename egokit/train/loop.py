@@ -48,7 +48,7 @@ def initial_model(config: Config, frames: int | None = None):
         model.config = dataclasses.replace(model.config, checkpointing=config.model.checkpointing)
         model.video.config = model.text.config = model.config
         return model
-    shape = config.model if config.model.vocabulary else dataclasses.replace(config.model, vocabulary=tokenizer.vocabulary)
+    shape = config.model if config.model.vocab_size else dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size)
     return weights.fresh(shape, config.site.tokenizer, config.seed, config.site.vit, config.site.roberta)
 
 
@@ -227,7 +227,7 @@ class Trainer:
             step_s = window["step_s"] / window["n"]
             self.run.log({"kind": "step", "step": self.step, "steps": self.steps, "epoch": epoch + 1,
                           "loss": values.sum().item(), **dict(zip(terms, values.tolist(), strict=True)), "lr": rate,
-                          "lr_heads": rate * self.config.optim.heads_multiplier,
+                          "lr_heads": rate * self.config.optim.head_lr_scale,
                           "grad_norm": norm, "scale": self.scaler.get_scale(), "skipped": self.skipped, "bad": self.bad,
                           "data_s": window["data_s"] / window["n"], "step_s": step_s,
                           "clips_per_s": window["clips"] / window["step_s"], "eta_s": (self.steps - self.step) * step_s,

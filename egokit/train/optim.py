@@ -16,7 +16,7 @@ def param_groups(model, config: OptimConfig) -> list[dict]:
         if parameter.requires_grad:
             plain = name.endswith("bias") or "norm" in name.rpartition(".")[0].rpartition(".")[2]
             found.setdefault((name in faster, plain), []).append(parameter)
-    return [{"params": parameters, "scale": config.heads_multiplier if fast else 1.0,
+    return [{"params": parameters, "scale": config.head_lr_scale if fast else 1.0,
              "weight_decay": 0.0 if plain else config.weight_decay} for (fast, plain), parameters in sorted(found.items())]
 
 

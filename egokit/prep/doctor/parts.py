@@ -44,7 +44,7 @@ class Examination(Checks):
         part = "models"
         from egokit.model.text_encoder import load_tokenizer
         try:
-            yield Finding(part, f"tokenizer {self.site.tokenizer}", "ok", f"{load_tokenizer(self.site.tokenizer).vocabulary:,} words")
+            yield Finding(part, f"tokenizer {self.site.tokenizer}", "ok", f"{load_tokenizer(self.site.tokenizer).vocab_size:,} words")
         except FileNotFoundError as error:
             yield Finding(part, f"tokenizer {self.site.tokenizer}", "missing", str(error).splitlines()[0], self.fix("tokenizer"))
         for name, source in (("site.vit", self.site.vit), ("site.roberta", self.site.roberta)):
