@@ -53,7 +53,7 @@ def batch_of(task: str, clips: int, model: ModelConfig) -> dict:
 def full_size_step(name: str, precision: str = "fp16", in_parts: bool = False, checkpointing: bool = False) -> list:
     """Train the full-size model for a step on four clips, at once or two at a time; return what was waited for."""
     task, frames = TRAINED[name]
-    samples = 4 // task.clips_in_sample
+    samples = 4 // task.clips_per_sample
     recipe = TrainConfig(precision=precision, batch_size=samples, micro_batch=samples // 2 if in_parts else 0,
                          log_steps=train_step.ENDLESS)
     model = ModelConfig(frames=frames, checkpointing=checkpointing)

@@ -64,6 +64,14 @@ def test_a_job_reads_its_copy(mine, checkpoint, tmp_path):
     assert code_snapshot.snapshot_code(tmp_path, keep=True, task=config.task) == code and tasks.make(config, code=code).best == "R@1"
 
 
+def test_hooks_by_their_names_of_before_are_refused(resolve, tmp_path):
+    """Nothing would call them: what they compute would be lost in silence."""
+    file = tmp_path / "old.py"
+    file.write_text("from egokit.tasks import Task\nclass Old(Task):\n    def score(self, model, batch):\n        return {}\n")
+    with pytest.raises(ConfigError, match=r"Old.score is called score_batch now"):
+        tasks.make(resolve(overrides=f"task={file}:Old"))
+
+
 def test_names_that_are_none(resolve):
     with pytest.raises(ConfigError, match=r"nowhere\.py is missing; write folder/file\.py:Class"):
         resolve(overrides="task=nowhere.py:Task")

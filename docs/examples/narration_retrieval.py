@@ -5,11 +5,7 @@ A clip is found if its own narration is the nearest one (R@1), or among the near
 import numpy as np
 
 from egokit.data import annotation_json
-from egokit.data.loader import Samples
-from egokit.data.video import clips, frame_sampling
-from egokit.data.video.transforms import normalise
-from egokit.tasks import metrics
-from egokit.tasks.base import Task, cosine
+from egokit.tasks import Samples, Task, cosine, metrics, normalise, read_chunked, sample_frames
 
 
 class RightClips(Samples):
@@ -22,9 +18,9 @@ class RightClips(Samples):
         clip, config = self.task.clips[index], self.task.config
 
         def middles(first, last):
-            return frame_sampling.sample_frames(first, last, config.data.eval_frames)
-        pixels = clips.read_chunked(self.videos / clip["video_uid"], float(clip["clip_start"]), float(clip["clip_end"]), middles,
-                                    config.site.chunk_seconds, config.data.reader)
+            return sample_frames(first, last, config.data.eval_frames)
+        pixels = read_chunked(self.videos / clip["video_uid"], float(clip["clip_start"]), float(clip["clip_end"]),
+                              middles, config.site.chunk_seconds, config.data.reader)
         return {"video": self.task.transform(pixels, None), "index": index}
 
 

@@ -1,4 +1,11 @@
-"""One small object a benchmark. A task says what its samples, loss, rows and metrics are; loops live elsewhere."""
+"""Benchmarks: one file each, and the losses and metrics that they share.
+
+base.py     Task: what a benchmark gives;  retrieval.py, windows.py  what several benchmarks share
+egoclip.py  pre-training;  egomcq.py  ek100.py  charades.py  mq.py  the benchmarks
+losses.py   EgoNCE, InfoNCE, max-margin, multi-similarity, masking and hard negatives;  metrics.py  accuracies, mAP, nDCG
+
+A task of one's own needs one import: from egokit.tasks import Task, Samples, read_chunked, sample_frames, cosine, normalise
+"""
 from __future__ import annotations
 
 import importlib
@@ -12,6 +19,17 @@ CLASSES = {
     "egoclip": "tasks.egoclip:EgoClip", "egomcq": "tasks.egomcq:EgoMCQ", "ek100": "tasks.ek100:EK100",
     "charades": "tasks.charades:CharadesEgo", "mq": "tasks.mq:EgoMQ", "search": "search.index_task:Search",
 }
+
+DOOR = {  # what a task of one's own is made of, imported when it is asked for: name: module
+    "Task": "tasks.base", "cosine": "tasks.base", "Samples": "data.loader", "read_chunked": "data.video.clips",
+    "sample_frames": "data.video.frame_sampling", "normalise": "data.video.transforms",
+}
+
+
+def __getattr__(name: str):
+    if name not in DOOR:
+        raise AttributeError(f"module 'egokit.tasks' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"egokit.{DOOR[name]}"), name)
 
 
 def make(config, name: str | None = None, code: Path | None = None):

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from egokit.config.build import ConfigError
 from egokit.config.schema import Config
 from egokit.data.video import open_video, transforms
 from egokit.model.text_encoder import load_tokenizer
@@ -15,6 +16,8 @@ from egokit.runs.run_folder import Run
 from egokit.train import distributed
 from egokit.train.gradient_cache import by_micro_batches
 
+RENAMED = {"score": "score_batch", "scores": "score_matrix", "expected": "num_rows", "keep": "save_outputs",
+           "rows_in_sample": "rows_per_sample", "clips_in_sample": "clips_per_sample"}  # since version 0.2
 WATCHED = 4  # held-out samples that the training view shows
 
 
@@ -23,16 +26,21 @@ class Task:
 
     best: the metric that chooses the best checkpoint. uses_fusion: whether the loss trains the fusion encoder; if not, its
     parameters are left as they are. fixed_length: whether training pads all texts to data.max_tokens, as it does on a GPU, where
-    every new shape costs time, or to the longest of a batch. clips_in_sample: rows of a batch's video for each sample.
-    rows_in_sample: rows of its scores. published: of a task that is a user's file, the metrics that the ledger shows, each with
+    every new shape costs time, or to the longest of a batch. clips_per_sample: rows of a batch's video for each sample.
+    rows_per_sample: rows of its scores. published: of a task that is a user's file, the metrics that the ledger shows, each with
     its published number, or None where there is none.
     """
     best = ""
     published: ClassVar[dict[str, float | None]] = {}
     uses_fusion = False
     fixed_length = False
-    clips_in_sample = 1
+    clips_per_sample = 1
     rows_per_sample = 1
+
+    def __init_subclass__(cls):
+        for old, new in RENAMED.items():
+            if old in vars(cls):
+                raise ConfigError(f"{cls.__name__}.{old} is called {new} now: rename it, or nothing calls it")
 
     def __init__(self, config: Config):
         self.config = config
@@ -102,7 +110,7 @@ class Task:
 
     def in_parts(self, function, *inputs: Tensor):
         """function(*inputs), train.micro_batch samples at a time; see microbatch.by_micro_batches."""
-        return by_micro_batches(function, self.config.train.micro_batch * self.clips_in_sample, *inputs)
+        return by_micro_batches(function, self.config.train.micro_batch * self.clips_per_sample, *inputs)
 
     def embeddings(self, model, batch: dict, counts: list[int] | None = None) -> tuple[Tensor, Tensor]:
         """Video and text embeddings, each (B, E), of the global batch, with gradients; `counts` are the ranks' rows, if known."""

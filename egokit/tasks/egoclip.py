@@ -56,7 +56,7 @@ class Clips(Samples):
 class EgoClip(Task):
     best = "ensemble_intra"
     uses_fusion = True
-    clips_in_sample = 2  # a clip and its negative
+    clips_per_sample = 2  # a clip and its negative
 
     def dataset(self, split: str):
         if split != "train":
