@@ -199,10 +199,10 @@ def nccl() -> None:
     """Check that a group of one changes no gradient, by DDP and in micro-batches, while all collectives run."""
     reference = None
     for kind in ("alone", "DDP", "micro-batches"):
-        if kind == "DDP":  # as dist.joined does, which makes no group of one
+        if kind == "DDP":  # as distributed.joined does, which makes no group of one
             torch.distributed.init_process_group("gloo" if REHEARSAL else "nccl", store=torch.distributed.HashStore(),
                                                  rank=0, world_size=1, device_id=None if REHEARSAL else DEVICE)
-            distributed._patient = torch.distributed.new_group(backend="gloo")
+            distributed._uneven_group = torch.distributed.new_group(backend="gloo")
         values, module = gradient(2 if kind == "micro-batches" else 0)
         reference = reference or values
         differ = max(abs(value / other - 1) for value, other in zip(values, reference, strict=True))

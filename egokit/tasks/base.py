@@ -1,6 +1,7 @@
-"""What every task shares: its tokenizer, its transforms, where its files are, how items become a batch."""
+"""Task: what a benchmark gives, and what all tasks share."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
@@ -18,17 +19,22 @@ from egokit.train.gradient_cache import by_micro_batches
 
 RENAMED = {"score": "score_batch", "scores": "score_matrix", "expected": "num_rows", "keep": "save_outputs",
            "rows_in_sample": "rows_per_sample", "clips_in_sample": "clips_per_sample"}  # since version 0.2
-WATCHED = 4  # held-out samples that the training view shows
+WATCHED = 4  # held-out samples whose predictions are logged at each validation
 
 
 class Task:
-    """Subclasses give: dataset(split), loss(model, batch, step), prompts(), score(model, batch), metrics(rows, prompts).
+    """A benchmark or a training task; subclasses override what they need.
 
-    best: the metric that chooses the best checkpoint. uses_fusion: whether the loss trains the fusion encoder; if not, its
-    parameters are left as they are. fixed_length: whether training pads all texts to data.max_tokens, as it does on a GPU, where
-    every new shape costs time, or to the longest of a batch. clips_per_sample: rows of a batch's video for each sample.
-    rows_per_sample: rows of its scores. published: of a task that is a user's file, the metrics that the ledger shows, each with
-    its published number, or None where there is none.
+    To be evaluated, a task gives `dataset`, `score_batch` and `metrics`; to be trained, `dataset`, `loss` and `best`.
+
+    Attributes:
+        best: the metric that chooses the best checkpoint; larger is better.
+        published: metrics that the ledger shows, each with its published number or None; for tasks in a user's file.
+        uses_fusion: whether the loss trains the fusion encoder. If not, its parameters are frozen.
+        fixed_length: whether training pads all texts to data.max_tokens, or to the longest of a batch. The training
+            loop sets it on GPUs, where every new shape costs time.
+        clips_per_sample: rows of batch["video"] for each sample.
+        rows_per_sample: rows of `score_batch` for each sample.
     """
     best = ""
     published: ClassVar[dict[str, float | None]] = {}
@@ -50,51 +56,101 @@ class Task:
 
     # to be given by a task
     def dataset(self, split: str):
+        """Return the samples of a split.
+
+        Args:
+            split: "train" in training, "test" in evaluation.
+
+        Returns:
+            `Samples` (egokit/data/loader.py); `read` gives one sample as a dict, which `collate` makes batches of.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no {split} samples")
 
     def loss(self, model, batch: dict, step: int) -> dict[str, Tensor]:
-        """Named terms; their sum is minimised. What takes memory is computed by `in_parts`."""
+        """Return the loss as named terms; their sum is minimised.
+
+        Contract under DDP: every rank calls this with its own share of the global batch, and the gradients of all ranks
+        are averaged. The average has to be the gradient of one process on the whole global batch. So compute each term
+        in one of two ways:
+
+        - the same global value on every rank, from gathered tensors: `self.embeddings` gathers the embeddings,
+          `distributed.gather` any other tensor. Their backward pass sums the gradients of all ranks. EgoNCE, InfoNCE,
+          max-margin and multi-similarity are computed so.
+        - this rank's share of the global value, times `distributed.world_size()`. For a mean over the B samples of all
+          ranks that is the sum over this rank's samples, times the world size, divided by B. EgoClip's masked words and
+          image-text matching are computed so.
+
+        Random draws behind a global value must be equal on all ranks: rank 0 draws from (seed, step) and
+        `distributed.broadcast` hands it on. Wrap what takes memory in `self.in_parts`. Every parameter that is trained
+        needs a gradient in every step, because DDP waits for it; see `uses_fusion`.
+
+        Args:
+            model: an EgoVLP in training mode, under autocast in train.precision.
+            batch: this rank's share, as `collate` makes it, on the model's device.
+            step: number of the optimizer step, from 0.
+
+        Returns:
+            Scalars by name. Each is logged under its name, averaged over ranks.
+        """
         raise NotImplementedError(f"{type(self).__name__} is evaluated, not trained")
 
     def prompts(self) -> list[str]:
-        """Texts that every sample is compared with; encoded once."""
+        """Return the K texts that every sample is compared with; an evaluation encodes them once."""
         return []
 
     def score_batch(self, model, batch: dict) -> dict[str, np.ndarray]:
-        """Rows of one batch: arrays of one length, among them 'index', unique over the data set."""
+        """Score one batch of an evaluation.
+
+        Args:
+            model: an EgoVLP in evaluation mode, under autocast in evaluate.precision, without gradients.
+            batch: as `collate` makes it, on the model's device.
+
+        Returns:
+            Arrays of one length, `rows_per_sample` rows for each sample. "index" numbers the rows uniquely over the
+            whole data set, for any batch size and number of ranks.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no scores")
 
     def metrics(self, rows: dict[str, np.ndarray], prompts_KE: np.ndarray | None) -> dict[str, float]:
+        """Return the metrics of a complete evaluation, on every rank from the same rows.
+
+        Args:
+            rows: what `score_batch` gave for all batches of all ranks, in the order of "index", each once.
+            prompts_KE: embeddings of `prompts()`, (K, E); None if there are none.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no metrics")
 
     def predictions(self, rows: dict[str, np.ndarray], prompts_KE: np.ndarray | None) -> list[dict]:
-        """What the model says now about WATCHED samples, always the same ones, for log.jsonl: text, clips (numbers of the data set),
-        their scores and relevancy (1: right)."""
+        """Return what the model predicts for WATCHED samples, always the same ones, for log.jsonl.
+
+        Returns:
+            Dicts of "text", "clips" (numbers of the data set), their "scores", and their "relevancy" (1: right).
+        """
         return []
 
     def num_rows(self) -> int:
-        """Rows that a complete evaluation has."""
+        """Return the number of rows of a complete evaluation; any other number is an error."""
         return len(self.dataset("test"))
 
     def tables(self) -> list[Path]:
-        """Annotation files that the metrics depend on."""
+        """Return the annotation files on which the metrics depend; their hashes are recorded."""
         return []
 
     def save_outputs(self, run: Run, section: str, rows: dict[str, np.ndarray], prompts_KE: np.ndarray | None) -> None:
-        """What an evaluation leaves in the run folder beside its metrics."""
+        """Write what an evaluation leaves in the run folder beside its metrics."""
         run.write_rows(section, rows, prompts_KE)
 
     def chance(self) -> dict[str, float]:
-        """What random scores give on the same labels."""
+        """Return the metrics of random scores on the same labels."""
         return {}
 
     def validation(self) -> Task:
-        """The task that is scored between epochs."""
+        """Return the task that is evaluated between epochs of training."""
         return self
 
     # shared
     def require_file(self, *parts: str) -> Path:
-        """An annotation file under the root, or an error that says what makes it."""
+        """Return the path of a file under the data root, or raise an error that says the fix."""
         path = self.root.joinpath(*parts)
         if not path.exists():
             raise FileNotFoundError(f"{path} is missing (site {self.config.site.name!r}, task {self.config.task!r}); "
@@ -102,31 +158,46 @@ class Task:
         return path
 
     def transform(self, frames_THWC: np.ndarray, rng: np.random.Generator | None) -> Tensor:
-        """uint8 frames -> uint8 (T, 3, size, size); the random crop with an rng, else the centre crop."""
+        """Crop and resize uint8 frames to (T, 3, size, size): at random with an rng."""
         size, data = self.config.model.image_size, self.config.data
         if rng is None:
             return transforms.evaluation(frames_THWC, size, data.eval_resize)
         return transforms.training(frames_THWC, size, data.crop_scale, data.flip, rng)
 
-    def in_parts(self, function, *inputs: Tensor):
-        """function(*inputs), train.micro_batch samples at a time; see microbatch.by_micro_batches."""
+    def in_parts(self, function: Callable, *inputs: Tensor):
+        """Return function(*inputs), computed train.micro_batch samples at a time.
+
+        See `gradient_cache.by_micro_batches`: the function must neither mix rows nor talk to other ranks.
+        """
         return by_micro_batches(function, self.config.train.micro_batch * self.clips_per_sample, *inputs)
 
     def embeddings(self, model, batch: dict, counts: list[int] | None = None) -> tuple[Tensor, Tensor]:
-        """Video and text embeddings, each (B, E), of the global batch, with gradients; `counts` are the ranks' rows, if known."""
+        """Return the video and text embeddings of the global batch, each (B, E), with gradients.
+
+        Args:
+            batch: this rank's "video" (b, T, 3, size, size) and "tokens".
+            counts: every rank's b, if known.
+        """
         def embed(frames: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-            # texts first: on the way back, the gradient of all words of the vocabulary comes when the clips' activations are gone
+            # Texts first: in the backward pass the gradient of the whole vocabulary's embeddings is then made
+            # when the clips' activations are gone
             text_bE = model.embed_text({"input_ids": ids, "attention_mask": mask})
             return model.embed_video(transforms.normalise(frames)), text_bE
 
-        video_bE, text_bE = self.in_parts(embed, batch["video"], batch["tokens"]["input_ids"], batch["tokens"]["attention_mask"])
+        tokens = batch["tokens"]
+        video_bE, text_bE = self.in_parts(embed, batch["video"], tokens["input_ids"], tokens["attention_mask"])
         return distributed.gather(video_bE, counts), distributed.gather(text_bE, counts)
 
     def limited(self, length: int) -> int:
+        """Return the number of samples to use: data.limit at most, if it is set."""
         return min(length, self.config.data.limit) if self.config.data.limit else length
 
     def collate(self, items: list[dict]) -> dict:
-        """Stack 'video', tokenise 'text' to 'tokens', tensors for numbers; other values stay lists."""
+        """Make a batch of samples.
+
+        Tensors and arrays are stacked, numbers become a tensor, "text" is also tokenised to "tokens" (a dict of
+        "input_ids" and "attention_mask", each (b, L)); all other values stay lists.
+        """
         batch: dict = {}
         for key in items[0]:
             values = [item[key] for item in items]
@@ -142,7 +213,7 @@ class Task:
         return batch
 
 
-def cosine(one_BE: np.ndarray, other_KE: np.ndarray) -> np.ndarray:
-    """(B, E) x (K, E) -> (B, K)"""
-    unit = [x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-8) for x in (one_BE, other_KE)]
-    return unit[0] @ unit[1].T
+def cosine(a_BE: np.ndarray, b_KE: np.ndarray) -> np.ndarray:
+    """Return the cosine of every row with every row: (B, E) x (K, E) -> (B, K)."""
+    a_BE, b_KE = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-8) for x in (a_BE, b_KE))
+    return a_BE @ b_KE.T

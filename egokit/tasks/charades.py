@@ -1,4 +1,7 @@
-"""Charades-Ego action recognition as retrieval among class sentences. Source: Charades-Ego (arXiv 1804.09627), EgoVLPv2."""
+"""Charades-Ego: action recognition as retrieval among the sentences of its classes.
+
+Source: Charades-Ego (arXiv 1804.09627); EgoVLPv2 (arXiv 2307.05463).
+"""
 from __future__ import annotations
 
 from pathlib import Path
@@ -20,7 +23,7 @@ FOLDER = ("CharadesEgo", "CharadesEgo")
 
 
 class Segments(Samples):
-    """Training: one action of a video with its class's sentence."""
+    """Training samples: one action of a video, with the sentence of its class."""
 
     def __init__(self, task: CharadesEgo):
         self.task = task
@@ -33,14 +36,15 @@ class Segments(Samples):
 
         def pick(length: int, fps: float) -> np.ndarray:
             first = frame_sampling.first_frame(path, int(row.t_start * fps), length, fps)
-            return frame_sampling.sample_frames(first, max(first + 1, min(int(row.t_end * fps), length)), data.frames, rng)
+            last = max(first + 1, min(int(row.t_end * fps), length))
+            return frame_sampling.sample_frames(first, last, data.frames, rng)
 
         pixels = clips.read(path, pick, data.reader)
         return {"video": self.task.transform(pixels, rng), "text": row.narration, "index": index}
 
 
 class Videos(Samples):
-    """Test: whole videos."""
+    """Test samples: whole videos."""
 
     def __init__(self, task: CharadesEgo):
         self.task = task
@@ -48,42 +52,51 @@ class Videos(Samples):
 
     def read(self, index: int, rng) -> dict:
         data = self.task.config.data
-        pixels = clips.read(self.task.video(self.task.ids[index]), lambda length, fps: frame_sampling.pad_indices(
-            frame_sampling.whole_video(length, data.eval_frames), data.eval_frames), data.reader)
+
+        def pick(length: int, fps: float) -> np.ndarray:
+            return frame_sampling.pad_indices(frame_sampling.whole_video(length, data.eval_frames), data.eval_frames)
+
+        pixels = clips.read(self.task.video(self.task.ids[index]), pick, data.reader)
         return {"video": self.task.transform(pixels, None), "index": index}
 
 
 class CharadesEgo(RetrievalTask):
+    """Scores every test video against the sentence of every class."""
+
     def __init__(self, config):
         super().__init__(config)
         self.classes = charades_classes(self.require_file(*FOLDER, "Charades_v1_classes.txt"))
-        self.ids, self.targets_VK = charades_videos(self.require_file(*FOLDER, "CharadesEgo_v1_test_only1st.csv"), self.classes)
+        self.ids, self.targets_VK = charades_videos(self.require_file(*FOLDER, "CharadesEgo_v1_test_only1st.csv"),
+                                                    self.classes)
 
-    def video(self, uid: str):
+    def video(self, uid: str) -> Path:
+        """Return the path of a video's file."""
         return self.root / "CharadesEgo" / "CharadesEgo_v1_480" / f"{uid}.mp4"
 
     def dataset(self, split: str) -> Samples:
         return Segments(self) if split == "train" else Videos(self)
 
     def truth(self) -> np.ndarray:
-        """(videos, classes) 0 or 1."""
+        """Return the (videos, classes) labels, 0 or 1."""
         return self.targets_VK
 
     def prompts(self) -> list[str]:
         return list(self.classes.values())
 
     def loss(self, model, batch: dict, step: int) -> dict[str, Tensor]:
+        """Return InfoNCE on the global batch; the same value on every rank."""
         video_BE, text_BE = self.embeddings(model, batch)
         return {"infonce": losses.infonce(similarity(text_BE, video_BE), self.config.train.temperature)}
 
     def score_matrix(self, rows: dict[str, np.ndarray], prompts_KE: np.ndarray) -> np.ndarray:
-        """(videos, classes) cosine"""
+        """Return the cosine of every video with every class's sentence, (videos, classes)."""
         return cosine(rows["video"], prompts_KE)
 
     def save_outputs(self, run: Run, section: str, rows: dict[str, np.ndarray], prompts_KE: np.ndarray) -> None:
-        """Also submission-<section>.txt, as the data set's own evaluation script reads it: a video and its classes' scores a line.
+        """Write also submission-<section>.txt, which the data set's own evaluation script reads.
 
-        Columns are in the order of class numbers, digits as many as tell float32 numbers apart.
+        Each line is a video and the scores of its classes, in the order of class numbers, with as many digits as tell
+        float32 numbers apart.
         """
         super().save_outputs(run, section, rows, prompts_KE)
         columns = np.argsort([int(name[1:]) for name in self.classes])
@@ -92,7 +105,8 @@ class CharadesEgo(RetrievalTask):
             for uid, line in zip(self.ids, self.score_matrix(rows, prompts_KE)[:, columns], strict=True)))
 
     def tables(self) -> list[Path]:
-        return [self.require_file(*FOLDER, name) for name in ("CharadesEgo_v1_test_only1st.csv", "Charades_v1_classes.txt")]
+        return [self.require_file(*FOLDER, name)
+                for name in ("CharadesEgo_v1_test_only1st.csv", "Charades_v1_classes.txt")]
 
     def metrics(self, rows: dict[str, np.ndarray], prompts_KE: np.ndarray) -> dict[str, float]:
         return metrics.charades(self.score_matrix(rows, prompts_KE), self.targets_VK)

@@ -1,5 +1,12 @@
-"""EgoClip: pre-training with EgoNCE, masked words and image-text matching. Source: EgoVLPv2, sections 3-4."""
+"""EgoClip: pre-training with EgoNCE, masked words (MLM) and image-text matching (ITM).
+
+`EgoClip.loss` is the place to change the pre-training loss; its formulas are in losses.py.
+
+Source: EgoVLPv2 (arXiv 2307.05463), sections 3-4.
+"""
 from __future__ import annotations
+
+import dataclasses
 
 import numpy as np
 import torch
@@ -17,13 +24,14 @@ from egokit.train import distributed
 
 
 def multi_hot(ids: np.ndarray, classes: int) -> np.ndarray:
+    """Return a float32 vector (classes,) that is 1 at `ids`."""
     vector = np.zeros(classes, np.float32)
     vector[ids] = 1
     return vector
 
 
 class Clips(Samples):
-    """A clip and its scene-aware negative, each with text and tags. Leading axis 2: (clip, negative)."""
+    """Training samples: a clip and its scene-aware negative, each with text and tags."""
 
     def __init__(self, task: EgoClip):
         self.task = task
@@ -31,47 +39,51 @@ class Clips(Samples):
         self.chunked = task.require_file("Ego4D_Chunked")
         absent = sorted(set(self.table.videos) - {folder.name for folder in self.chunked.iterdir()})
         if absent:
-            raise FileNotFoundError(f"{len(absent)} videos of egoclip.csv are not under {self.chunked}, such as {absent[0]}; "
-                                    "prepare them with notebook 01_data_prep")
+            raise FileNotFoundError(f"{len(absent)} videos of egoclip.csv are not under {self.chunked}, such as "
+                                    f"{absent[0]}; prepare them with notebook 01_data_prep")
         super().__init__(task.limited(len(self.table)), task.config.seed, train=True)
 
     def negative(self, index: int, rng: np.random.Generator) -> int:
-        """Another clip of the same scene; the clip itself where it is alone."""
+        """Draw another clip of the same scene; the clip itself if it is alone there."""
         return self.table.negative(index, rng)
 
-    def one(self, index: int, rng: np.random.Generator) -> dict:
+    def read_clip(self, index: int, rng: np.random.Generator) -> dict:
+        """Read a clip's frames, text and tags, and draw the numbers that mask its words."""
         row = self.table.row(index)
         config = self.task.config
-        pixels = clips.read_chunked(self.chunked / row["video_uid"], row["clip_start"], row["clip_end"],
-                                    lambda first, last: frame_sampling.sample_frames(first, last, config.data.frames, rng),
+
+        def pick(first: int, last: int) -> np.ndarray:
+            return frame_sampling.sample_frames(first, last, config.data.frames, rng)
+
+        pixels = clips.read_chunked(self.chunked / row["video_uid"], row["clip_start"], row["clip_end"], pick,
                                     config.site.chunk_seconds, config.data.reader)
         return {"video": self.task.transform(pixels, rng), "text": row["clip_text"],
                 "verbs": multi_hot(row["verbs"], VERBS), "nouns": multi_hot(row["nouns"], NOUNS),
                 "uniforms": rng.random((config.data.max_tokens, 3), dtype=np.float32)}
 
     def read(self, index: int, rng: np.random.Generator | None) -> dict:
-        return {"pair": [self.one(index, rng), self.one(self.negative(index, rng), rng)], "index": index}
+        return {"pair": [self.read_clip(index, rng), self.read_clip(self.negative(index, rng), rng)], "index": index}
 
 
 class EgoClip(Task):
+    """Pre-training on EgoClip, validated on EgoMCQ."""
     best = "ensemble_intra"
     uses_fusion = True
     clips_per_sample = 2  # a clip and its negative
 
-    def dataset(self, split: str):
+    def dataset(self, split: str) -> Clips:
         if split != "train":
             raise ValueError(f"EgoClip has only a train split, not {split!r}: it is validated on EgoMCQ")
         return Clips(self)
 
     def validation(self) -> Task:
-        import dataclasses
-
         from egokit.tasks.egomcq import EgoMCQ
         data = dataclasses.replace(self.config.data, eval_frames=self.config.data.val_frames)
         return EgoMCQ(dataclasses.replace(self.config, data=data))
 
     def collate(self, items: list[dict]) -> dict:
-        batch = super().collate([one for item in items for one in item["pair"]])
+        """Make a batch whose rows are clips, each followed by its negative; mask its words."""
+        batch = super().collate([clip for item in items for clip in item["pair"]])
         batch["sample"] = torch.tensor([item["index"] for item in items])
         length = batch["tokens"]["input_ids"].shape[1]
         ids, labels = losses.mask_words(batch["tokens"]["input_ids"], batch.pop("uniforms")[:, :length],
@@ -80,55 +92,88 @@ class EgoClip(Task):
         return batch | {"masked_ids": ids, "labels": labels}
 
     def loss(self, model, batch: dict, step: int) -> dict[str, Tensor]:
-        train, tokens, labels = self.config.train, batch["tokens"], batch["labels"]
-        device, T, world = batch["video"].device, batch["video"].shape[1], distributed.world_size()
-        counts = distributed.sizes(len(batch["video"]), device)
+        """Return "egonce", "mlm" and "itm"; see `Task.loss` for what each rank has to compute.
 
+        Shapes: b clips of this rank, B of all ranks, S video tokens, L text tokens, D width.
+        """
+        counts = distributed.sizes(len(batch["video"]), batch["video"].device)  # b of every rank
+
+        # EgoNCE on the embeddings of the global batch: the same value on every rank
         video_BE, text_BE = self.embeddings(model, batch, counts)
         similarity_BB = similarity(text_BE, video_BE)
-        positives = losses.positives(distributed.gather(batch["verbs"], counts), distributed.gather(batch["nouns"], counts))
-        terms = {"egonce": losses.egonce(similarity_BB, positives, train.temperature)}
+        positives_BB = losses.positives(distributed.gather(batch["verbs"], counts),
+                                        distributed.gather(batch["nouns"], counts))
+        egonce = losses.egonce(similarity_BB, positives_BB, self.config.train.temperature)
 
-        # once, for masked words and for matching; the one large tensor that is kept of all clips
-        trunk = self.in_parts(lambda frames: model.fusion_trunk(normalise(frames)), batch["video"])
+        # The unfused half of the video side serves MLM and ITM: the one large tensor that is kept of all clips
+        trunk_bSD = self.in_parts(lambda frames: model.fusion_trunk(normalise(frames)), batch["video"])
 
-        def fused(trunk_BSD: Tensor, ids: Tensor, mask: Tensor, read: str) -> tuple[Tensor | None, Tensor]:
-            return model.fuse(trunk_BSD, model.text_trunk({"input_ids": ids, "attention_mask": mask}), mask, T, read)
+        # MLM and ITM: this rank's share of the global mean, times the world size
+        mlm = self.masked_words_loss(model, batch, trunk_bSD)
+        itm = self.matching_loss(model, batch, trunk_bSD, counts, *self.pairs(similarity_BB, positives_BB, step))
+        return {"egonce": egonce, "mlm": mlm, "itm": itm}
 
-        def masked_words(trunk_BSD: Tensor, ids: Tensor, mask: Tensor, labels_BL: Tensor) -> Tensor:
-            """(1,) cross-entropy, summed over the words."""
-            labels = labels_BL.flatten()
-            chosen = (labels != -100).nonzero()[:, 0]  # once for both: a GPU waits until the CPU knows how many there are
-            states = fused(trunk_BSD, ids, mask, "mlm")[1].flatten(0, 1)
-            logits = model.words_from_states(states[chosen]).float()
+    def masked_words_loss(self, model, batch: dict, trunk_bSD: Tensor) -> Tensor:
+        """Return this rank's share of the mean over all masked words, times the world size."""
+        frames, labels_bL = batch["video"].shape[1], batch["labels"]
+
+        def summed(trunk_bSD: Tensor, ids: Tensor, mask: Tensor, labels_bL: Tensor) -> Tensor:
+            """Return the cross-entropy, (1,), summed over masked words."""
+            labels = labels_bL.flatten()
+            chosen = (labels != -100).nonzero()[:, 0]  # once for both uses: the CPU waits for the GPU to count them
+            words_bLD = model.text_trunk({"input_ids": ids, "attention_mask": mask})
+            _, states_bLD = model.fuse(trunk_bSD, words_bLD, mask, frames, "mlm")
+            logits = model.words_from_states(states_bLD.flatten(0, 1)[chosen]).float()
             return F.cross_entropy(logits, labels[chosen], reduction="sum")[None]
 
-        def matching(trunk_BSD: Tensor, ids: Tensor, mask: Tensor, label_B: Tensor) -> Tensor:
-            """(1,) cross-entropy, summed over the pairs."""
-            logits = model.itm_from_states(*fused(trunk_BSD, ids, mask, "itm")).float()
-            return F.cross_entropy(logits, label_B, reduction="sum")[None]
+        mask = batch["tokens"]["attention_mask"]
+        total = self.in_parts(summed, trunk_bSD, batch["masked_ids"], mask, labels_bL).sum()
+        # a rank's mean number of masked words; it stays on the GPU, because the CPU would wait for it
+        words_per_rank = distributed.mean((labels_bL != -100).sum().float())
+        return total / words_per_rank.clamp_min(1 / distributed.world_size())
 
-        words = self.in_parts(masked_words, trunk, batch["masked_ids"], tokens["attention_mask"], labels).sum()
-        on_average = distributed.mean((labels != -100).sum().float())  # masked words of a rank; not read, as a GPU would be waited for
-        terms["mlm"] = words / on_average.clamp_min(1 / world)
+    def matching_loss(self, model, batch: dict, trunk_bSD: Tensor, counts: list[int], text_index_B: Tensor,
+                      video_index_B: Tensor, label_B: Tensor) -> Tensor:
+        """Return this rank's share of the mean over all pairs, times weight and world size.
 
-        text_index, video_index, label = self.pairs(similarity_BB, positives, step)
-        texts, own = self.chosen_texts(tokens, text_index, counts), label.split(counts)[distributed.rank()].to(device, non_blocking=True)
-        matched = self.in_parts(matching, distributed.gather_rows(trunk, video_index, counts), *texts, own).sum()
-        terms["itm"] = train.itm_weight * matched * world / sum(counts)
-        return terms
+        Args:
+            text_index_B, video_index_B, label_B: the global pairs, as `pairs` draws them.
+        """
+        frames = batch["video"].shape[1]
+
+        def summed(trunk_bSD: Tensor, ids: Tensor, mask: Tensor, label_b: Tensor) -> Tensor:
+            """Return the cross-entropy, (1,), summed over pairs."""
+            words_bLD = model.text_trunk({"input_ids": ids, "attention_mask": mask})
+            states = model.fuse(trunk_bSD, words_bLD, mask, frames, "itm")
+            return F.cross_entropy(model.itm_from_states(*states).float(), label_b, reduction="sum")[None]
+
+        ids, mask = self.chosen_texts(batch["tokens"], text_index_B, counts)
+        label_b = label_B.split(counts)[distributed.rank()].to(batch["video"].device, non_blocking=True)
+        chosen_trunk_bSD = distributed.gather_rows(trunk_bSD, video_index_B, counts)
+        total = self.in_parts(summed, chosen_trunk_bSD, ids, mask, label_b).sum()
+        return self.config.train.itm_weight * total * distributed.world_size() / sum(counts)
 
     def pairs(self, similarity_BB: Tensor, positives_BB: Tensor, step: int) -> list[Tensor]:
-        """Global pairs for matching; drawn by rank 0 from (seed, step), so that all ranks agree to the bit."""
+        """Draw the global pairs for matching; see `losses.draw_pairs`.
+
+        Rank 0 draws them from (seed, step), so that all ranks agree to the bit.
+
+        Returns:
+            [text index, video index, label], each (B,) on the CPU.
+        """
         generator = torch.Generator().manual_seed(hash((self.config.seed, step)) % 2**63)
         drawn = losses.draw_pairs(similarity_BB, positives_BB, self.config.train.negative_temperature, generator)
         return distributed.broadcast(list(drawn), similarity_BB.device)
 
     def chosen_texts(self, tokens: dict, text_index_B: Tensor, counts: list[int]) -> tuple[Tensor, Tensor]:
-        """Token rows for this rank's pairs. Texts are small: all are gathered, at one length, and stay at it if `fixed_length`."""
-        pad = self.config.data.max_tokens - tokens["input_ids"].shape[1]
-        mine = text_index_B.split(counts)[distributed.rank()].to(tokens["input_ids"].device, non_blocking=True)
-        ids = distributed.gather(F.pad(tokens["input_ids"], (0, pad), value=1), counts)[mine]
-        mask = distributed.gather(F.pad(tokens["attention_mask"], (0, pad)), counts)[mine]
+        """Return ids and mask, each (b, L), of the texts of this rank's pairs.
+
+        Texts are small: those of all ranks are gathered, padded to one length. The result is cut to its longest text,
+        unless `fixed_length`.
+        """
+        padding = self.config.data.max_tokens - tokens["input_ids"].shape[1]
+        own_index = text_index_B.split(counts)[distributed.rank()].to(tokens["input_ids"].device, non_blocking=True)
+        ids = distributed.gather(F.pad(tokens["input_ids"], (0, padding), value=1), counts)[own_index]
+        mask = distributed.gather(F.pad(tokens["attention_mask"], (0, padding)), counts)[own_index]
         longest = self.config.data.max_tokens if self.fixed_length else int(mask.sum(1).max())
         return ids[:, :longest], mask[:, :longest]

@@ -1,4 +1,7 @@
-"""EK-100 multi-instance retrieval, zero-shot and fine-tuned. Source: EPIC-KITCHENS-100 (arXiv 2006.13256), section 4.5."""
+"""EK-100 multi-instance retrieval, zero-shot and fine-tuned.
+
+Source: EPIC-KITCHENS-100 (arXiv 2006.13256), section 4.5.
+"""
 from __future__ import annotations
 
 import functools
@@ -20,7 +23,7 @@ from egokit.train import distributed
 
 
 class Actions(Samples):
-    """A clip; in training with a text drawn from the sentences relevant to it, and that text's relevancy."""
+    """Clips; in training each with a random relevant sentence and its relevancy."""
 
     def __init__(self, task: EK100, split: str):
         self.task, self.split = task, split
@@ -40,7 +43,8 @@ class Actions(Samples):
         def pick(length: int, fps: float) -> np.ndarray:
             first = round(start * fps)
             last = first + max(int((stop - start) * fps), frames)
-            return frame_sampling.ek100(frame_sampling.first_frame(path, first, length, fps), min(last, length), frames, rng)
+            first = frame_sampling.first_frame(path, first, length, fps)
+            return frame_sampling.ek100(first, min(last, length), frames, rng)
 
         pixels = clips.read(path, pick, data.reader)
         item = {"video": self.task.transform(pixels, rng), "index": index}
@@ -49,13 +53,17 @@ class Actions(Samples):
             candidates = np.flatnonzero(relevancy_S > data.relevancy_threshold)
             if not len(candidates):
                 raise ValueError(f"{self.relevancy.path}: clip {row.narration_id} has no sentence of a relevancy above "
-                                 f"data.relevancy_threshold={data.relevancy_threshold}; delete the file, and 'egokit prep' makes it again")
+                                 f"data.relevancy_threshold={data.relevancy_threshold}; "
+                                 "delete the file, and 'egokit prep' makes it again")
             sentence = int(rng.choice(candidates))
-            item |= {"text": self.sentences.narration.iloc[sentence], "sentence": sentence, "relevancy": float(relevancy_S[sentence])}
+            item |= {"text": self.sentences.narration.iloc[sentence], "sentence": sentence,
+                     "relevancy": float(relevancy_S[sentence])}
         return item
 
 
 class EK100(RetrievalTask):
+    """Retrieval between the clips and the distinct sentences of a split, both ways."""
+
     def __init__(self, config):
         super().__init__(config)
         self.test = Actions(self, "test")
@@ -68,25 +76,30 @@ class EK100(RetrievalTask):
         return Actions(self, "train")
 
     def truth(self) -> np.ndarray:
-        """(clips, sentences) relevancy of the test split."""
+        """Return the (clips, sentences) relevancy of the test split, in [0, 1]."""
         return self.test.relevancy.array()
 
     def prompts(self) -> list[str]:
         return self.test.sentences.narration.tolist()
 
     def loss(self, model, batch: dict, step: int) -> dict[str, Tensor]:
+        """Return the loss that train.retrieval_loss names; the same value on every rank."""
+        train = self.config.train
         video_BE, text_BE = self.embeddings(model, batch)
-        train, similarity_BB = self.config.train, similarity(text_BE, video_BE)
+        similarity_BB = similarity(text_BE, video_BE)
+
         if train.retrieval_loss == "max_margin":
             relevancy_B = distributed.gather(batch["relevancy"].to(similarity_BB.device))
             return {"max_margin": losses.max_margin(similarity_BB, relevancy_B, train.margin)}
-        clips_B, sentences_B = (distributed.gather(batch[key].to(similarity_BB.device)).cpu().numpy() for key in ("index", "sentence"))
+
+        clips_B, sentences_B = (distributed.gather(batch[key].to(similarity_BB.device)).cpu().numpy()
+                                for key in ("index", "sentence"))
         relevancy_BB = torch.from_numpy(self.train.relevancy.pairs(clips_B, sentences_B).T).to(similarity_BB.device)
         return {"symmetric_multi_similarity": losses.symmetric_multi_similarity(
             similarity_BB, relevancy_BB, train.similarity_margin, train.similarity_slack)}
 
     def score_matrix(self, rows: dict[str, np.ndarray], prompts_KE: np.ndarray) -> np.ndarray:
-        """(clips, sentences) in [0, 1]"""
+        """Return (cosine + 1) / 2, (clips, sentences), in [0, 1]."""
         return (cosine(rows["video"], prompts_KE) + 1) / 2
 
     def tables(self) -> list[Path]:
@@ -95,12 +108,17 @@ class EK100(RetrievalTask):
                 relevancy.file(folder / "relevancy", "test")]
 
     def metrics(self, rows: dict[str, np.ndarray], prompts_KE: np.ndarray) -> dict[str, float]:
-        """The benchmark's numbers; evaluate.dual_softmax adds its own under names of their own."""
-        scores, truth, temperature = self.score_matrix(rows, prompts_KE), self.truth(), self.config.evaluate.dual_softmax
-        found = metrics.retrieval(scores, truth)
+        """Return the benchmark's metrics.
+
+        With evaluate.dual_softmax also those of a dual softmax, as "…_dual_softmax".
+        """
+        scores, truth = self.score_matrix(rows, prompts_KE), self.truth()
+        temperature = self.config.evaluate.dual_softmax
+        results = metrics.retrieval(scores, truth)
         if temperature:
-            found |= {f"{name}_dual_softmax": value for name, value in metrics.retrieval(scores, truth, temperature).items()}
-        return found
+            again = metrics.retrieval(scores, truth, temperature)
+            results |= {f"{name}_dual_softmax": value for name, value in again.items()}
+        return results
 
     def chance(self) -> dict[str, float]:
         truth = self.truth()

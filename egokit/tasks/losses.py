@@ -1,7 +1,10 @@
-"""Losses on similarities and logits, and the drawing of hard negatives and masked words.
+"""Loss formulas on similarity matrices; drawing of hard negatives and masked words.
 
-Everything works on the global batch it is given; gathering is dist.py's, summing is the tasks'.
-Shapes: T texts x V videos; where a diagonal matters T = V = B.
+Every function works on the global batch that it is given. A task's `loss` gathers that batch over ranks
+(train/distributed.py), says which terms are summed, and has the contract under DDP (Task.loss in base.py).
+
+Shapes: T texts x V videos, similarities are cosines. Where pairs stand on the diagonal, T = V = B: row i is text i,
+column j is video j.
 """
 from __future__ import annotations
 
@@ -11,39 +14,80 @@ from torch import Tensor
 
 
 def positives(verbs_BC: Tensor, nouns_BC: Tensor) -> Tensor:
-    """(B, B) bool: pairs that share a verb and a noun, and the diagonal. Multi-hot inputs. Source: EgoVLP, eq. 4."""
+    """Return which pairs are positive: the diagonal, and those that share a verb and a noun.
+
+    Args:
+        verbs_BC, nouns_BC: multi-hot classes of each sample, 0 or 1.
+
+    Returns:
+        (B, B) bool, symmetric.
+
+    Source: EgoVLP (arXiv 2206.01670), eq. 4.
+    """
     shared = (verbs_BC @ verbs_BC.T > 0) & (nouns_BC @ nouns_BC.T > 0)
     return shared | torch.eye(len(verbs_BC), dtype=torch.bool, device=verbs_BC.device)
 
 
 def egonce(similarity_TV: Tensor, positives_TV: Tensor, temperature: float = 0.05) -> Tensor:
-    """EgoNCE over rows plus over columns. Source: EgoVLP (arXiv 2206.01670), eq. 3.
+    """Return EgoNCE, the contrastive loss of pre-training.
 
-    For each row: -log of the softmax mass that falls on positives; the mean over rows, plus the same over columns.
+    It is a mean over texts plus a mean over videos. For text i with positives P_i, and for every video in the same way
+    over its column:
+
+        -log( sum over j in P_i of exp(s_ij / temperature)  /  sum over all j of exp(s_ij / temperature) )
+
+    Args:
+        similarity_TV: cosines s.
+        positives_TV: bool, at least one in each row and column; see `positives`.
+
+    Returns:
+        Scalar, float32.
+
+    Source: EgoVLP (arXiv 2206.01670), eq. 3.
     """
     logits = similarity_TV.float() / temperature
-    blocked = logits.masked_fill(~positives_TV.bool(), float("-inf"))
-    rows = torch.logsumexp(logits, 1) - torch.logsumexp(blocked, 1)
-    columns = torch.logsumexp(logits, 0) - torch.logsumexp(blocked, 0)
-    return rows.mean() + columns.mean()
+    positive_logits = logits.masked_fill(~positives_TV.bool(), float("-inf"))
+    text_to_video_T = torch.logsumexp(logits, 1) - torch.logsumexp(positive_logits, 1)
+    video_to_text_V = torch.logsumexp(logits, 0) - torch.logsumexp(positive_logits, 0)
+    return text_to_video_T.mean() + video_to_text_V.mean()
 
 
 def infonce(similarity_BB: Tensor, temperature: float = 0.05) -> Tensor:
-    """Symmetric InfoNCE, positives on the diagonal: EgoNCE with no other positive. Source: recipes, Charades-Ego."""
-    return egonce(similarity_BB, torch.eye(len(similarity_BB), dtype=torch.bool, device=similarity_BB.device), temperature)
+    """Return symmetric InfoNCE: EgoNCE whose only positives are on the diagonal.
+
+    Returns:
+        Scalar, float32.
+
+    Source: EgoVLPv2's recipe for Charades-Ego.
+    """
+    own_pair = torch.eye(len(similarity_BB), dtype=torch.bool, device=similarity_BB.device)
+    return egonce(similarity_BB, own_pair, temperature)
 
 
-def off_diagonal_mean(*pairs_BB: Tensor) -> Tensor:
-    """The mean over what is off the diagonal of several matrices. By a sum, as a GPU would be waited for to select it."""
-    B = len(pairs_BB[0])
-    own = torch.eye(B, dtype=torch.bool, device=pairs_BB[0].device)
-    return torch.stack([x.masked_fill(own, 0.0).sum() for x in pairs_BB]).sum() / (len(pairs_BB) * B * (B - 1))
+def off_diagonal_mean(*matrices_BB: Tensor) -> Tensor:
+    """Return the mean of everything off the diagonal of several (B, B) matrices."""
+    B = len(matrices_BB[0])
+    diagonal = torch.eye(B, dtype=torch.bool, device=matrices_BB[0].device)
+    # a sum, because the CPU would wait for the GPU to select the elements
+    total = torch.stack([x.masked_fill(diagonal, 0.0).sum() for x in matrices_BB]).sum()
+    return total / (len(matrices_BB) * B * (B - 1))
 
 
 def max_margin(similarity_BB: Tensor, relevancy_B: Tensor | None = None, margin: float = 0.2) -> Tensor:
-    """Adaptive max-margin ranking: mean of relu(margin * relevancy_i - (s_ii - s_ij)) over off-diagonal pairs, both ways.
+    """Return the adaptive max-margin ranking loss, in both directions.
 
-    `relevancy_B` scales row i's margin (1 if absent). Source: recipes, EK-100 fine-tuning.
+    The mean over i != j of
+
+        relu(margin * c_i - (s_ii - s_ij))    and    relu(margin * c_i - (s_ii - s_ji))
+
+    Args:
+        similarity_BB: cosines s, pairs on the diagonal.
+        relevancy_B: c, the relevancy of each pair in [0, 1], which scales its margin; None is 1.
+
+    Returns:
+        Scalar, float32.
+
+    Source: EgoVLPv2's recipe for fine-tuning on EK-100.
     """
     s = similarity_BB.float()
     own = s.diagonal()[:, None]
@@ -53,27 +97,50 @@ def max_margin(similarity_BB: Tensor, relevancy_B: Tensor | None = None, margin:
 
 def symmetric_multi_similarity(similarity_BB: Tensor, relevancy_BB: Tensor, margin: float = 0.6, slack: float = 0.1,
                                step: float = 1e-3) -> Tensor:
-    """Similarities apart as relevancies are, for pairs that are relevant in part too. Source: arXiv 2406.12256.
+    """Return a loss that sets similarities as far apart as relevancies are.
 
-    With d = c_ii - c_ij and m = margin * d - (s_ii - s_ij): relu(m) where pair ij is the less relevant one, relu(-m) where it
-    is the more relevant one, relu(|m| - slack) where both are equal; the mean over off-diagonal pairs, both ways. Relevancies
-    that differ by no more than `step` are equal: EK-100's differ by more if at all, their rounding by far less.
+    With d = c_ii - c_ij and m = margin * d - (s_ii - s_ij), the mean over i != j, in both directions, of
+
+        relu(m)             where pair ij is less relevant than pair ii (d > step),
+        relu(-m)            where it is more relevant (d < -step),
+        relu(|m| - slack)   where both are equally relevant.
+
+    Args:
+        similarity_BB: cosines s, pairs on the diagonal.
+        relevancy_BB: c, the relevancy of text i and video j in [0, 1].
+        step: relevancies that differ by no more are equal. EK-100's differ by more if at all; their rounding errors are
+            far smaller.
+
+    Returns:
+        Scalar, float32.
+
+    Source: symmetric multi-similarity loss (arXiv 2406.12256).
     """
-    def one_way(s: Tensor, c: Tensor) -> Tensor:
+    def one_direction(s: Tensor, c: Tensor) -> Tensor:
         d = c.diagonal()[:, None] - c
         m = margin * d - (s.diagonal()[:, None] - s)
         return torch.where(d.abs() <= step, F.relu(m.abs() - slack), F.relu(m * d.sign()))
 
     s, c = similarity_BB.float(), relevancy_BB.float()
-    return off_diagonal_mean(one_way(s, c), one_way(s.T, c.T))
+    return off_diagonal_mean(one_direction(s, c), one_direction(s.T, c.T))
 
 
 def mask_words(input_ids_BL: Tensor, uniforms_BL3: Tensor, special_ids: list[int], mask_id: int, vocabulary: int,
                probability: float = 0.15) -> tuple[Tensor, Tensor]:
-    """BERT's masking: chosen tokens become <mask> (80 %), a random token (10 %) or stay (10 %).
+    """Choose the words to predict and mask them as BERT does.
 
-    `uniforms_BL3` are three draws from [0, 1) for each token. Returns (ids (B, L), labels (B, L) with -100 where nothing
-    is to be predicted). Special tokens are never chosen.
+    A chosen token becomes <mask> (80 %), a random token (10 %) or stays (10 %). Special tokens are never chosen.
+
+    Args:
+        uniforms_BL3: three draws from [0, 1) for each token: whether it is chosen, what becomes of it, which token
+            replaces it.
+        vocabulary: number of tokens.
+        probability: share of tokens that are chosen.
+
+    Returns:
+        (ids, labels), each (B, L); a label is -100 where nothing is to be predicted.
+
+    Source: BERT (arXiv 1810.04805), section 3.1.
     """
     special = torch.isin(input_ids_BL, torch.tensor(special_ids, device=input_ids_BL.device))
     chosen = (uniforms_BL3[..., 0] < probability) & ~special
@@ -84,13 +151,22 @@ def mask_words(input_ids_BL: Tensor, uniforms_BL3: Tensor, special_ids: list[int
 
 def draw_pairs(similarity_TV: Tensor, positives_TV: Tensor, temperature: float = 0.05,
                generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Pairs for image-text matching, drawn on the CPU: (text index (B,), video index (B,), label (B,)).
+    """Draw the pairs for image-text matching (ITM): true pairs, and hard negatives.
 
-    Half of the batch, at random, keeps its pair (label 1). Of the others, a coin decides whether the video is swapped
-    for one drawn from the text's row, or the text for one drawn from the video's column, with probability
-    softmax(s / temperature) over non-positives; never a positive. A row without any non-positive keeps its pair.
+    A random half of the batch keeps its pair (label 1). For each other sample, a coin decides whether its video or its
+    text is swapped (label 0). The new video is drawn from the text's row, or the new text from the video's column, with
+    probability softmax(s / temperature) over what is not positive. A sample without any negative keeps its pair.
+
+    Args:
+        similarity_TV, positives_TV: (B, B), of the global batch, on any device.
+        generator: of the CPU, where everything is drawn.
+
+    Returns:
+        (text index, video index, label), each (B,) on the CPU.
+
+    Source: EgoVLPv2 (arXiv 2307.05463).
     """
-    # NaN (a diverged step, which the loop skips and counts) draws like 0: it must not fail here, on one rank alone
+    # NaN (of a diverged step, which the loop skips and counts) draws like 0: an error here would stop one rank alone
     logits = similarity_TV.detach().float().cpu().nan_to_num() / temperature
     positive = positives_TV.cpu().bool()
     B = len(logits)

@@ -1,6 +1,8 @@
-"""EgoMQ: dense video features of the clips of moments_*.json, for moment-query localisers. Source: EgoVLP's recipe.
+"""EgoMQ: dense video features of the clips of moments_*.json, for moment-query localisers.
 
-Other files that list clips the same way will do (NLQ's), and lists of whole videos; see evaluate.feature_clips.
+evaluate.feature_clips may also name other files that list clips in the same way (NLQ's), or a list of whole videos.
+
+Source: EgoVLP's recipe.
 """
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ from egokit.train import distributed
 
 
 class ClipWindows(Windows):
-    """The windows of one clip, one after the other."""
+    """The windows of one clip, one after the other, without overlap."""
 
     def __init__(self, task: EgoMQ, clip: dict):
         super().__init__(task, task.videos / f"{clip['video_uid']}.mp4", task.config.evaluate.batch_size)
@@ -33,106 +35,131 @@ class ClipWindows(Windows):
     def indices(self, video) -> np.ndarray:
         start, stop, evaluate = self.clip["start"], self.clip["stop"], self.task.config.evaluate
         end, rate = open_video.duration(video), open_video.time_resolution(video)
-        if stop > end + frame_sampling.LATE:  # features of a frame held still are none
-            raise VideoError(f"{self.path}: clip {self.clip['clip_uid']} ends at {stop:.2f} s, but the video ends at {end:.2f} s; "
-                             "has it lost its end, or is it another video?")
-        moments = frame_sampling.mq(int(start * rate), int(stop * rate), evaluate.features_per_second, rate, evaluate.feature_frames) / rate
+        if stop > end + frame_sampling.LATE:  # else the features would be those of a still picture, the last frame
+            raise VideoError(f"{self.path}: clip {self.clip['clip_uid']} ends at {stop:.2f} s, but the video ends at "
+                             f"{end:.2f} s; has it lost its end, or is it another video?")
+        T = evaluate.feature_frames
+        moments = frame_sampling.mq(int(start * rate), int(stop * rate), evaluate.features_per_second, rate, T) / rate
         indices = np.array([open_video.frame_at(video, moment) for moment in moments])
-        if len(indices) < evaluate.feature_frames:
-            raise VideoError(f"{self.path}: clip {self.clip['clip_uid']} of {stop - start:.2f} s is too short for one feature")
-        return indices[:len(indices) // evaluate.feature_frames * evaluate.feature_frames].reshape(-1, evaluate.feature_frames)
+        if len(indices) < T:
+            raise VideoError(f"{self.path}: clip {self.clip['clip_uid']} of {stop - start:.2f} s "
+                             "is too short for one feature")
+        return indices[:len(indices) // T * T].reshape(-1, T)
 
 
 class EgoMQ(Task):
+    """Extracts features; it is neither trained nor scored."""
+
     @property
     def videos(self) -> Path:
+        """The folder of the videos."""
         return self.require_file(self.config.evaluate.feature_videos)
 
     def lists(self) -> dict[str, Path]:
-        """The file of each split's clips."""
+        """Return the file that lists each split's clips; a single file is a split named like it."""
         pattern = self.config.evaluate.feature_clips
-        return {split: self.require_file(pattern.replace("*", split)) for split in (SPLITS if "*" in pattern else (Path(pattern).stem,))}
+        splits = SPLITS if "*" in pattern else (Path(pattern).stem,)
+        return {split: self.require_file(pattern.replace("*", split)) for split in splits}
 
     def clips(self) -> list[dict]:
-        """Distinct clips of all splits: clip_uid, video_uid, start and stop in seconds, split."""
-        found = {}
+        """Return the distinct clips of all splits: uids, start and stop in seconds, split."""
+        clips = {}
         for split, path in self.lists().items():
             for clip in annotation_json.read_moments(path):
-                known = found.setdefault(clip["clip_uid"], clip | {"split": split})
-                if clip.items() - known.items():
-                    raise ValueError(f"{path}: clip {clip['clip_uid']} has other times or another video than where it stands before")
-        return [found[uid] for uid in sorted(found)][:self.limited(len(found))]
+                first = clips.setdefault(clip["clip_uid"], clip | {"split": split})
+                if clip.items() - first.items():
+                    raise ValueError(f"{path}: clip {clip['clip_uid']} has other times or another video "
+                                     "than where it stands before")
+        return [clips[uid] for uid in sorted(clips)][:self.limited(len(clips))]
 
     def features(self, model, clip: dict) -> torch.Tensor:
-        """(features, E) float32 of one clip."""
+        """Return the (features, E) float32 features of one clip."""
         return embed_windows(model, ClipWindows(self, clip), f"clip {clip['clip_uid']}")[0]
 
     def extract(self, model, run: Run) -> dict[str, float]:
-        """Write features/<clip_uid>.pt for every clip that has none yet, this rank's share; rank 0 writes the manifest.
+        """Write features/<clip_uid>.pt (or .npy) for every clip that has none yet, and a manifest.
 
-        A clip that can't be read does not keep the others from being written; all that can't are an error at the end.
+        Each rank writes its share of the clips; rank 0 writes the manifest.
+
+        Returns:
+            On rank 0, the counts and hashes for metrics.json; {} on other ranks.
+
+        Raises:
+            VideoError: some clips cannot be read; the features of all others are written first.
         """
         began, data = time.perf_counter(), {path.name: checkpoints.fingerprint(path) for path in self.lists().values()}
-        folder, clips, failed = run.path / "features", distributed.gather_objects(self.clips())[0], []  # of one reading, if the list is edited
-        unlisted = settle(run, folder, clips, self.config.evaluate.feature_format) if distributed.rank() == 0 else []
+        rank, ranks, evaluate = distributed.rank(), distributed.world_size(), self.config.evaluate
+        folder, suffix, errors = run.path / "features", evaluate.feature_format, []
+        clips = distributed.gather_objects(self.clips())[0]  # rank 0's, because the list may be edited meanwhile
+        unlisted = delete_outdated(run, folder, clips, suffix) if rank == 0 else []
         distributed.barrier()
-        path_of = {clip["clip_uid"]: folder / f"{clip['clip_uid']}.{self.config.evaluate.feature_format}" for clip in clips}
-        digest = checkpoints.fingerprint(checkpoints.find(self.config.init)) if self.config.init and distributed.rank() == 0 else ""
-        for number, clip in enumerate(clips[distributed.rank()::distributed.world_size()], 1):
+        path_of = {clip["clip_uid"]: folder / f"{clip['clip_uid']}.{suffix}" for clip in clips}
+        digest = checkpoints.fingerprint(checkpoints.find(self.config.init)) if self.config.init and rank == 0 else ""
+        for number, clip in enumerate(clips[rank::ranks], 1):
             path = path_of[clip["clip_uid"]]
             try:
                 if not path.exists():
                     save(path, self.features(model, clip))
             except (VideoError, FileNotFoundError) as error:
-                failed.append(str(error).splitlines()[-1])  # a loader process gives a traceback, too
-            if distributed.rank() == 0:
-                run.log({"kind": "extract", "step": min(number * distributed.world_size(), len(clips)), "steps": len(clips)})
-        failed = [said for part in distributed.gather_objects(failed) for said in part]
-        if failed:
-            if distributed.rank() == 0:
-                for said in failed:
-                    run.log({"kind": "bad", "said": said})
-            raise VideoError("\n".join([*failed[:10], f"{len(failed)} of {len(clips)} clips have no features, such as these, of which "
-                                                      "the run's log.jsonl has all; the others are written and will not be made again"]))
-        if distributed.rank() != 0:
+                errors.append(str(error).splitlines()[-1])  # an error of a loader process begins with its traceback
+            if rank == 0:
+                run.log({"kind": "extract", "step": min(number * ranks, len(clips)), "steps": len(clips)})
+        errors = [message for part in distributed.gather_objects(errors) for message in part]
+        if errors:
+            if rank == 0:
+                for message in errors:
+                    run.log({"kind": "bad", "said": message})
+            raise VideoError("\n".join([
+                *errors[:10], f"{len(errors)} of {len(clips)} clips have no features, such as these, of which the "
+                              "run's log.jsonl has all; the others are written and will not be made again"]))
+        if rank != 0:
             return {}
         for part in folder.glob(".*.part.*"):
             if is_abandoned(part):
                 part.unlink()
-        shapes, evaluate = {uid: stored(path).shape for uid, path in path_of.items()}, self.config.evaluate
-        write_text(folder / "manifest.json", json.dumps(
-            {"init": self.config.init, "init_sha256": digest, "format": evaluate.feature_format,
-             "features_per_second": evaluate.features_per_second, "frames": evaluate.feature_frames, "stride": evaluate.feature_frames,
-             "frame_rate": round(evaluate.features_per_second * evaluate.feature_frames, 6),  # of the samples, not of a video
-             "layer": "video_projection", "dimension": next(iter(shapes.values()))[1],
-             "clips": [clip | {"features": shapes[clip["clip_uid"]][0]} for clip in clips], "unlisted": unlisted}, indent=1))
+        shapes = {uid: stored(path).shape for uid, path in path_of.items()}
+        manifest = {"init": self.config.init, "init_sha256": digest, "format": suffix,
+                    "features_per_second": evaluate.features_per_second,
+                    "frames": evaluate.feature_frames, "stride": evaluate.feature_frames,
+                    # of the samples, not of a video
+                    "frame_rate": round(evaluate.features_per_second * evaluate.feature_frames, 6),
+                    "layer": "video_projection", "dimension": next(iter(shapes.values()))[1],
+                    "clips": [clip | {"features": shapes[clip["clip_uid"]][0]} for clip in clips], "unlisted": unlisted}
+        write_text(folder / "manifest.json", json.dumps(manifest, indent=1))
         return {"clips": len(clips), "features": sum(shape[0] for shape in shapes.values()), "unlisted": len(unlisted),
                 "samples": len(clips), "expected": len(clips), "failed": 0, "frames": evaluate.feature_frames,
                 "toy": self.config.site.toy, "data": data, "seconds": time.perf_counter() - began}
 
 
-def settle(run: Run, folder: Path, clips: list[dict], suffix: str) -> list[str]:
-    """Delete the features of clips that are another stretch, or of another video, than when they were made.
+def delete_outdated(run: Run, folder: Path, clips: list[dict], suffix: str) -> list[str]:
+    """Delete the features of clips whose video or times have changed since.
 
-    The run's clips.json says of what that is. Returns the clips that have features, but stand in no list any more: theirs stay.
+    The run's clips.json remembers each clip's video and times.
+
+    Returns:
+        The clips that have features but are not listed any more; their features stay.
     """
-    path, now = run.path / "clips.json", {clip["clip_uid"]: [clip["video_uid"], clip["start"], clip["stop"]] for clip in clips}
-    known, made = json.loads(path.read_text()) if path.exists() else {}, sorted(file.stem for file in folder.glob(f"[!.]*.{suffix}"))
-    changed = [uid for uid in made if uid in now and known.get(uid) != now[uid]]
-    unlisted = [uid for uid in made if uid not in now]
+    path = run.path / "clips.json"
+    current = {clip["clip_uid"]: [clip["video_uid"], clip["start"], clip["stop"]] for clip in clips}
+    recorded = json.loads(path.read_text()) if path.exists() else {}
+    made = sorted(file.stem for file in folder.glob(f"[!.]*.{suffix}"))
+    changed = [uid for uid in made if uid in current and recorded.get(uid) != current[uid]]
+    unlisted = [uid for uid in made if uid not in current]
     if changed or unlisted:
         run.log({"kind": "clips", "changed": changed, "unlisted": unlisted})
-        print(f"the list of clips has changed: {len(changed)} are made again; {len(unlisted)} are listed no more, and stay", flush=True)
+        print(f"the list of clips has changed: {len(changed)} are made again; "
+              f"{len(unlisted)} are listed no more, and stay", flush=True)
     for uid in changed:
         (folder / f"{uid}.{suffix}").unlink()
-    now |= {uid: known[uid] for uid in unlisted if uid in known}
-    if now != known:
-        (folder / "manifest.json").unlink(missing_ok=True)  # of another list
-        write_text(path, json.dumps(now))  # last: a kill before it leaves nothing wrong
+    current |= {uid: recorded[uid] for uid in unlisted if uid in recorded}
+    if current != recorded:
+        (folder / "manifest.json").unlink(missing_ok=True)  # it describes another list
+        write_text(path, json.dumps(current))  # last: a kill before it leaves nothing wrong
     return unlisted
 
 
 def save(path: Path, feature: torch.Tensor) -> None:
+    """Write one clip's (features, E) as .npy or .pt, whole or not at all."""
     with atomic_path(path) as temporary:
         if path.suffix == ".npy":
             np.save(temporary, feature.numpy())
@@ -141,5 +168,7 @@ def save(path: Path, feature: torch.Tensor) -> None:
 
 
 def stored(path: Path) -> np.ndarray:
-    """(features, E) of one clip, read as it is looked at."""
-    return np.load(path, mmap_mode="r") if path.suffix == ".npy" else torch.load(path, mmap=True, weights_only=True).numpy()
+    """Return one clip's (features, E), memory-mapped."""
+    if path.suffix == ".npy":
+        return np.load(path, mmap_mode="r")
+    return torch.load(path, mmap=True, weights_only=True).numpy()

@@ -1,7 +1,11 @@
-"""A long stretch of video as windows, overlapping or not: each frame decoded once, in order, in bounded memory, and embedded."""
+"""Embeddings of a long stretch of video, window by window.
+
+Windows may overlap. Each frame is decoded once, in order, in bounded memory.
+"""
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +20,10 @@ from egokit.tasks.base import Task
 
 
 class Windows(Samples):
-    """The windows of one video, an item a batch of them, read in order, once; after the last item come empty ones.
+    """The windows of one video, read once and in order.
 
-    The video is opened in the process that reads, as decoders may hang or die there, too, and decoded as windows are asked for.
+    An item is a batch of windows; items after the last one are empty. The video is opened in the process that reads,
+    because a decoder may hang or crash, and decoded as windows are asked for. Subclasses give `indices`.
     """
 
     def __init__(self, task: Task, path: Path, batch_size: int):
@@ -26,48 +31,65 @@ class Windows(Samples):
         self.task, self.path, self.batch_size, self.stream = task, path, batch_size, None
 
     def indices(self, video) -> np.ndarray:
-        """(windows, T) numbers of frames, none of a row before the row's first, and no row's first before an earlier one's."""
+        """Return the numbers of each window's frames, (windows, T).
+
+        No frame of a row stands before the row's first, and no row's first stands before an earlier row's first.
+        """
         raise NotImplementedError
 
     def open(self):
-        """The video's reader."""
+        """Return the video's reader."""
         return open_video.open_video(self.path, self.task.config.data.reader)
 
-    def windows(self):
-        """(T, 3, size, size) of each window. Frame by frame: sixteen of a video that has not been resized may be 400 MB."""
+    def windows(self) -> Iterator[torch.Tensor]:
+        """Yield the frames of each window, uint8 (T, 3, size, size).
+
+        Frames are resized one by one: sixteen frames of a video that has not been resized may be 400 MB.
+        """
         video = self.open()
         self.seconds = open_video.duration(video)
         indices_WT = self.indices(video)
-        wanted, held, turns = np.unique(indices_WT), {}, open_video.quarter_turns(video)
-        stream = zip(wanted.tolist(), video.stream_frames(wanted), strict=True)
+        needed, kept, turns = np.unique(indices_WT), {}, open_video.quarter_turns(video)
+        stream = zip(needed.tolist(), video.stream_frames(needed), strict=True)
         for row in indices_WT.tolist():
-            if open_video.on_open:
+            if open_video.on_open:  # the watchdog's time limit starts anew with each window
                 open_video.on_open(str(self.path))
-            held = {index: frame for index, frame in held.items() if index >= row[0]}
-            while max(row) not in held:
+            kept = {index: frame for index, frame in kept.items() if index >= row[0]}
+            while max(row) not in kept:
                 index, frame = next(stream)
-                held[index] = self.task.transform(np.rot90(frame[None], turns, (1, 2)), None)
-            yield torch.cat([held[index] for index in row])
+                kept[index] = self.task.transform(np.rot90(frame[None], turns, (1, 2)), None)
+            yield torch.cat([kept[index] for index in row])
 
     def read(self, index: int, rng) -> dict:
         try:
             self.stream = self.stream or self.windows()
             windows = list(itertools.islice(self.stream, self.batch_size))
         except VideoError:
-            open_video.forget(self.path)  # a decoder that has failed is not asked again
+            open_video.forget(self.path)  # a decoder that has failed must not be used again
             raise
         return {"video": torch.stack(windows) if windows else torch.empty(0), "seconds": self.seconds}
 
 
 @torch.no_grad()
 def embed_windows(model, windows: Windows, what: str) -> tuple[torch.Tensor, float]:
-    """((windows, E) float32, the video's seconds); a loader process, if there are any, decodes ahead, in order.
+    """Embed all windows of a video; a loader process decodes ahead if data.workers is set.
 
-    Raises VideoError, FileNotFoundError, and ValueError for embeddings that are no numbers, of `what`.
+    Args:
+        model: an EgoVLP in evaluation mode.
+        what: names the video in the message of a ValueError.
+
+    Returns:
+        (embeddings, seconds): (windows, E) float32 on the CPU, and the video's duration.
+
+    Raises:
+        VideoError: the video cannot be read.
+        FileNotFoundError: there is no such video.
+        ValueError: an embedding is NaN or Inf.
     """
     config, out = windows.task.config, []
-    items = ([(0, number)] for number in itertools.count())
-    for item in build_loader(windows, items, lambda items: items[0], min(1, config.data.workers), config.data.read_timeout):
+    batches = ([(0, number)] for number in itertools.count())
+    workers = min(1, config.data.workers)  # the stream of windows lives in one process
+    for item in build_loader(windows, batches, lambda items: items[0], workers, config.data.read_timeout):
         if not len(item["video"]):
             break
         with autocast(model.device, config.evaluate.precision):

@@ -1,8 +1,11 @@
 """Training and evaluation of a model on a task. Nothing here knows a benchmark.
 
 loop.py            epochs, steps, checkpoints, resumption
-step.py            the loss of a batch, its gradient, compiled blocks;  gradient_cache.py  the same in micro-batches
-evaluate.py        a model over a task's samples, to metrics
-optim.py           AdamW's groups and schedule;  batch_plan.py  how a batch spreads over processes, and what memory it takes
-distributed.py     every call between processes;  preemption.py  time limits and signals
+step.py            the loss of a batch and its gradient; torch.compile of the blocks
+gradient_cache.py  the same gradient in micro-batches, with less memory
+evaluate.py        from a task's samples to its metrics
+optim.py           AdamW's parameter groups and schedule
+batch_plan.py      how a batch spreads over processes; advice after an out-of-memory error
+distributed.py     every call between processes
+preemption.py      the signal before a time limit or a preemption
 """

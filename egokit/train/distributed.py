@@ -1,8 +1,7 @@
-"""Process groups: joining, gathering with gradients, moving chosen rows. Nothing else touches torch.distributed.
+"""Communication between processes: joining a group, and collectives with gradients.
 
-Every function works, as the identity, in a program of one process. The convention for losses: each rank computes the
-same global value from gathered tensors, or its own samples' part times world_size; DDP's mean of the gradients is then
-the gradient of one process on the whole batch.
+Nothing else touches torch.distributed. In a program of one process every function works, as the identity. What a loss
+has to compute on each rank stands in `Task.loss` (egokit/tasks/base.py); `gather` and `gather_rows` are made for it.
 """
 from __future__ import annotations
 
@@ -18,37 +17,51 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-TIMEOUT = datetime.timedelta(minutes=10)  # of a collective: bounds the wait for a rank that has died
-BUCKET = 2**25                            # bytes of gradients that are sent together, on GPUs
-PATIENCE = datetime.timedelta(hours=12)   # where ranks meet after work of uneven length; a closed connection still ends it
-_patient = None                           # a gloo group with that patience; it also keeps pickles off the GPU
+TIMEOUT = datetime.timedelta(minutes=10)  # of collectives: bounds the wait for a rank that has died
+# timeout of barriers after uneven work (reading, evaluation); a rank that dies is still noticed at once
+UNEVEN_TIMEOUT = datetime.timedelta(hours=12)
+BUCKET_BYTES = 2**25  # gradients that are sent together, on GPUs
+_uneven_group = None  # a gloo group with UNEVEN_TIMEOUT; it also keeps pickled objects off the GPU
 
 
 def is_on() -> bool:
+    """Return whether this process belongs to a group."""
     return dist.is_available() and dist.is_initialized()
 
 
 def rank() -> int:
+    """Return this process's number, from 0."""
     return dist.get_rank() if is_on() else 0
 
 
 def world_size() -> int:
+    """Return the number of processes."""
     return dist.get_world_size() if is_on() else 1
 
 
 @contextlib.contextmanager
-def joined(rank: int, world: int, meeting: Path, local: bool, device: torch.device | None = None):
-    """Join the process group of `world` ranks for the duration of the block: NCCL's of this rank's GPU, or gloo's on a CPU.
+def joined(rank: int, world: int, meeting: Path, local: bool, device: torch.device | None = None) -> Iterator[None]:
+    """Join a process group for the duration of the block: NCCL on a GPU, gloo on a CPU.
 
-    Rank 0 opens a free port and writes it to the file `meeting` (on a folder all ranks see); a file that belongs to
-    this start alone, so that ranks of an earlier one can't join. A rank that fails leaves an NCCL group at once: it aborts it,
-    as to destroy it is to wait for collectives in which the others may never meet it.
+    A rank that fails aborts its NCCL group and leaves at once. To destroy the group would be to wait for collectives
+    in which the other ranks may never take part.
+
+    Args:
+        rank: this process's number, from 0.
+        world: number of processes; with 1 there is no group.
+        meeting: rendezvous file, in a folder that all ranks see. Rank 0 opens a free port and writes its address there.
+            The file must belong to this start alone, so that ranks of an earlier start can't join.
+        local: all ranks run on this machine.
+        device: this rank's GPU, or a CPU.
+
+    Raises:
+        TimeoutError: rank 0 did not write the file within TIMEOUT.
     """
     if world == 1:
         yield
         return
     if rank == 0:
-        meeting.unlink(missing_ok=True)  # of an earlier start under the same name
+        meeting.unlink(missing_ok=True)  # left by an earlier start under the same name
         host = "127.0.0.1" if local else socket.gethostname()
         store = dist.TCPStore(host, 0, world, is_master=True, timeout=TIMEOUT, wait_for_workers=False)
         meeting.parent.mkdir(parents=True, exist_ok=True)
@@ -59,22 +72,23 @@ def joined(rank: int, world: int, meeting: Path, local: bool, device: torch.devi
         deadline = time.monotonic() + TIMEOUT.total_seconds()
         while not meeting.exists():
             if time.monotonic() > deadline:
-                raise TimeoutError(f"rank {rank}: rank 0 did not write {meeting} within {TIMEOUT}; see its log beside this one")
+                raise TimeoutError(f"rank {rank}: rank 0 did not write {meeting} within {TIMEOUT}; "
+                                   "see its log beside this one")
             time.sleep(0.05)
         host, port = meeting.read_text().split()
         store = dist.TCPStore(host, int(port), world, is_master=False, timeout=TIMEOUT)
     on_gpu = device is not None and device.type == "cuda"
     dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=world, timeout=TIMEOUT,
-                            device_id=device if on_gpu else None)  # known now, its communicator is made, and fails, here
-    global _patient
-    _patient, failed = dist.new_group(backend="gloo", timeout=PATIENCE), False
+                            device_id=device if on_gpu else None)  # with it NCCL connects, or fails, here and not later
+    global _uneven_group
+    _uneven_group, failed = dist.new_group(backend="gloo", timeout=UNEVEN_TIMEOUT), False
     try:
         yield
     except (Exception, KeyboardInterrupt):
         failed = True
         raise
     finally:
-        _patient = None
+        _uneven_group = None
         if failed and on_gpu:
             dist.group.WORLD.abort()
         else:
@@ -84,7 +98,7 @@ def joined(rank: int, world: int, meeting: Path, local: bool, device: torch.devi
 
 
 def sizes(count: int, device=None) -> list[int]:
-    """Every rank's count."""
+    """Return every rank's count, in rank order."""
     if not is_on():
         return [count]
     counts = torch.zeros(world_size(), dtype=torch.long, device=device)
@@ -111,13 +125,23 @@ class _Gather(torch.autograd.Function):
 
 
 def gather(x: Tensor, counts: list[int] | None = None) -> Tensor:
-    """(b, …) of each rank -> (B, …), in rank order, b may differ. Gradients of all ranks flow back, summed."""
+    """Return the rows of all ranks, with gradients.
+
+    The backward pass sums the gradients of all ranks.
+
+    Args:
+        x: this rank's rows (b, …); b may differ between ranks.
+        counts: every rank's b, if known; else the ranks exchange it.
+
+    Returns:
+        (B, …): the rows of all ranks, in rank order, the same on every rank.
+    """
     if not is_on():
         return x
     return _Gather.apply(x.contiguous(), counts or sizes(len(x), x.device))
 
 
-class _Rows(torch.autograd.Function):
+class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(context, x: Tensor, send: list[Tensor], receive: list[int]) -> Tensor:
         context.send, context.receive, context.length = send, receive, len(x)
@@ -125,23 +149,31 @@ class _Rows(torch.autograd.Function):
 
     @staticmethod
     def backward(context, grad: Tensor):
-        back = _exchange(grad, context.receive, [len(rows) for rows in context.send])
+        returned = _exchange(grad, context.receive, [len(rows) for rows in context.send])
         out = grad.new_zeros((context.length, *grad.shape[1:]))
-        return out.index_add_(0, torch.cat(context.send), back), None, None
+        return out.index_add_(0, torch.cat(context.send), returned), None, None
 
 
 def _exchange(x: Tensor, give: list[int], take: list[int]) -> Tensor:
-    out = x.new_empty((sum(take), *x.shape[1:]))
-    dist.all_to_all_single(out.flatten(1) if out.dim() > 1 else out, x.contiguous().flatten(1) if x.dim() > 1 else x.contiguous(),
+    """Send `give[r]` rows of x to rank r, and receive `take[r]` rows from it, in rank order."""
+    x, out = x.contiguous(), x.new_empty((sum(take), *x.shape[1:]))
+    dist.all_to_all_single(out.flatten(1) if out.dim() > 1 else out, x.flatten(1) if x.dim() > 1 else x,
                            output_split_sizes=take, input_split_sizes=give)
     return out
 
 
 def gather_rows(x: Tensor, index_B: Tensor, counts: list[int]) -> Tensor:
-    """Rows of the global tensor that this rank's share of `index_B` names, moving only those rows.
+    """Return the rows of the global tensor that this rank's share of `index_B` names.
 
-    x: this rank's rows (b, …). index_B: for each of the B global positions, the global row wanted there (the same on
-    all ranks). Returns (b, …): the rows for this rank's positions. Gradients flow back to the rows' owners.
+    Only these rows are moved. In the backward pass, gradients flow back to the ranks that own the rows.
+
+    Args:
+        x: this rank's rows (b, …) of the global tensor (B, …).
+        index_B: for each of the B global positions, the global row that is wanted there; the same on all ranks.
+        counts: every rank's b.
+
+    Returns:
+        (b, …): the rows for this rank's positions.
     """
     if not is_on():
         return x[index_B.to(x.device, non_blocking=True)]
@@ -151,12 +183,16 @@ def gather_rows(x: Tensor, index_B: Tensor, counts: list[int]) -> Tensor:
     send = [(want[(want >= mine[0]) & (want < mine[1])] - mine[0]).to(x.device) for want in wants]
     owner = torch.bucketize(wants[rank()], starts[1:], right=True)           # rank that owns each row I want
     receive = torch.bincount(owner, minlength=world_size()).tolist()
-    rows = _Rows.apply(x, send, receive)                                     # arrive sorted by owner
+    rows = _GatherRows.apply(x, send, receive)                               # arrive sorted by owner
     return rows[torch.argsort(torch.argsort(owner, stable=True)).to(x.device)]
 
 
 def broadcast(tensors: list[Tensor], device=None) -> list[Tensor]:
-    """Rank 0's tensors, on every rank (same shapes everywhere)."""
+    """Return rank 0's tensors on every rank, on the CPU; shapes must be equal everywhere.
+
+    Args:
+        device: where the group communicates: this rank's GPU, or the CPU.
+    """
     if not is_on():
         return tensors
     out = []
@@ -168,7 +204,7 @@ def broadcast(tensors: list[Tensor], device=None) -> list[Tensor]:
 
 
 def mean(values: Tensor) -> Tensor:
-    """Mean over ranks, for logging."""
+    """Return the mean over ranks, for logging; `values` is changed in place."""
     if is_on():
         dist.all_reduce(values)
         values /= world_size()
@@ -176,16 +212,20 @@ def mean(values: Tensor) -> Tensor:
 
 
 def average_gradients(module: torch.nn.Module, bucket_bytes: int | None = None) -> None:
-    """Replace every gradient by its mean over ranks, once a step, where DDP is not there to do it.
+    """Replace every gradient by its mean over ranks; once a step, for steps without DDP.
 
-    On GPUs small gradients are sent together, as each message has its latency; on CPUs the copies would cost more than that
-    (twice the time, 381 M parameters on two gloo ranks).
+    On GPUs small gradients are sent together, because each message has its latency. On CPUs the copies would cost more
+    than the latency (twice the time, for 381 M parameters on two gloo ranks).
+
+    Args:
+        bucket_bytes: most bytes that are sent together; None takes BUCKET_BYTES on GPUs and 0 on CPUs.
     """
     if not is_on():
         return
-    grads, sent = [parameter.grad for parameter in module.parameters() if parameter.requires_grad], []
+    grads = [parameter.grad for parameter in module.parameters() if parameter.requires_grad]
+    sent = []
     if bucket_bytes is None:
-        bucket_bytes = BUCKET if grads[0].is_cuda else 0
+        bucket_bytes = BUCKET_BYTES if grads[0].is_cuda else 0
     for bucket in buckets(grads, bucket_bytes):
         flat = bucket[0] if len(bucket) == 1 else torch.cat([grad.flatten() for grad in bucket])
         sent.append((bucket, flat, dist.all_reduce(flat, async_op=True)))
@@ -197,12 +237,15 @@ def average_gradients(module: torch.nn.Module, bucket_bytes: int | None = None) 
             torch._foreach_copy_(bucket, [part.view_as(grad) for part, grad in zip(parts, bucket, strict=True)])
 
 
-def buckets(grads: list[Tensor], most: int) -> Iterator[list[Tensor]]:
-    """Consecutive gradients of one type, of `most` bytes together at most; a larger one is alone."""
+def buckets(grads: list[Tensor], max_bytes: int) -> Iterator[list[Tensor]]:
+    """Yield lists of consecutive gradients of one type, of at most `max_bytes` together.
+
+    A larger gradient is alone.
+    """
     bucket: list[Tensor] = []
     size = 0
     for grad in grads:
-        if bucket and (grad.dtype != bucket[0].dtype or size + grad.nbytes > most):
+        if bucket and (grad.dtype != bucket[0].dtype or size + grad.nbytes > max_bytes):
             yield bucket
             bucket, size = [], 0
         bucket.append(grad)
@@ -211,35 +254,40 @@ def buckets(grads: list[Tensor], most: int) -> Iterator[list[Tensor]]:
         yield bucket
 
 
-def share_parameters(module: torch.nn.Module) -> None:
-    """Rank 0's parameters, on every rank, in place: what DDP does at its start."""
+def broadcast_parameters(module: torch.nn.Module) -> None:
+    """Copy rank 0's parameters to every rank, in place, as DDP does at its start."""
     if is_on():
         for parameter in module.parameters():
             dist.broadcast(parameter.data, 0)
 
 
 def gather_objects(value) -> list:
-    """Every rank's object, on every rank."""
+    """Return every rank's object, pickled and sent to every rank, in rank order."""
     if not is_on():
         return [value]
     out = [None] * world_size()
-    dist.all_gather_object(out, value, group=_patient)
+    dist.all_gather_object(out, value, group=_uneven_group)
     return out
 
 
 def start_any(flag: bool) -> Callable[[], bool]:
-    """Ask whether any rank's flag is set. Returns at once, with a function that waits for the answer."""
+    """Start to ask whether any rank's flag is set.
+
+    Returns:
+        At once, a function that waits for the answer, which is the same on all ranks.
+    """
     if not is_on():
         return lambda: flag
     flags = torch.tensor([int(flag)])
-    asked = dist.all_reduce(flags, dist.ReduceOp.MAX, group=_patient, async_op=True)
+    work = dist.all_reduce(flags, dist.ReduceOp.MAX, group=_uneven_group, async_op=True)
 
     def answer() -> bool:
-        asked.wait()
+        work.wait()
         return bool(flags)
     return answer
 
 
 def barrier() -> None:
+    """Wait until all ranks are here, for up to UNEVEN_TIMEOUT."""
     if is_on():
-        dist.barrier(group=_patient)
+        dist.barrier(group=_uneven_group)

@@ -1,6 +1,7 @@
-"""THE evaluator: every sample once over all ranks, rows gathered, ordered and counted, scored once.
+"""The one evaluator: from a task's samples, shared out over all ranks, to its metrics.
 
-It builds no optimizer and knows no benchmark. A count that is not the expected one is an error.
+Every sample is scored once; rows are gathered, ordered and counted; metrics are computed from all rows at once. A wrong
+number of rows is an error. This module builds no optimizer and knows no benchmark.
 """
 from __future__ import annotations
 
@@ -16,32 +17,55 @@ from egokit.train import distributed
 
 
 def collect(parts: list[dict[str, np.ndarray]], expected: int) -> dict[str, np.ndarray]:
-    """Rows of all ranks in the order of 'index', each once. Raises if there are not exactly `expected`."""
+    """Return the rows of all ranks, each once, in the order of their "index".
+
+    Args:
+        parts: rows of each rank; {} of a rank without samples.
+        expected: number of rows that a complete evaluation has.
+
+    Raises:
+        ValueError: no rank has any rows.
+        RuntimeError: there are not exactly `expected` different rows.
+    """
     if not any(parts):
-        raise ValueError(f"there are no samples to evaluate (expected {expected}): does the task's list of them, or its data, hold any?")
-    rows = {key: np.concatenate([part[key] for part in parts if part]) for key in next(p for p in parts if p)}
+        raise ValueError(f"there are no samples to evaluate (expected {expected}): "
+                         "does the task's list of them, or its data, hold any?")
+    keys = next(part for part in parts if part)
+    rows = {key: np.concatenate([part[key] for part in parts if part]) for key in keys}
     _, first = np.unique(rows["index"], return_index=True)
     if len(first) != expected:
-        raise RuntimeError(f"evaluation saw {len(first)} rows, expected {expected}: some were skipped; see the ranks' logs")
+        raise RuntimeError(f"evaluation saw {len(first)} rows, expected {expected}: "
+                           "some were skipped; see the ranks' logs")
     return {key: value[first] for key, value in rows.items()}
 
 
 @torch.no_grad()
-def evaluate(model, task, split: str = "test",
-             on_batch: Callable[[int, int], None] = lambda done, batches: None) -> tuple[dict, dict, np.ndarray | None]:
-    """(metrics, rows, prompt embeddings) of a task, the same on every rank and for any number of ranks.
+def evaluate(model, task, split: str = "test", on_batch: Callable[[int, int], None] = lambda done, batches: None,
+             ) -> tuple[dict, dict, np.ndarray | None]:
+    """Evaluate a model on a task.
 
-    metrics also has 'samples' (how many were scored) and 'seconds'. tell: called with (batches done, batches) of this rank.
+    The result is the same on every rank and for any number of ranks.
+
+    Args:
+        model: an EgoVLP; it is put into evaluation mode and back.
+        task: a Task; its `score_batch` and `metrics` do the work.
+        split: which `task.dataset` to score.
+        on_batch: called with (batches done, all batches) of this rank: first with 0, then after each batch.
+
+    Returns:
+        (metrics, rows, prompts_KE). metrics: the task's, with "samples" (how many were scored) and "seconds". rows:
+        what `score_batch` gave, ordered and complete. prompts_KE: embeddings of the task's prompts, None without any.
     """
     began = time.perf_counter()
     config, was_training = task.config, model.training
+    rank, ranks = distributed.rank(), distributed.world_size()
     model.eval()
     try:
         with autocast(model.device, config.evaluate.precision):
             prompts = task.prompts()
             prompts_KE = embed_texts(model, prompts, config.data.eval_max_tokens) if prompts else None
             dataset = task.dataset(split)
-            batches = evaluation_batches(len(dataset), config.evaluate.batch_size, distributed.rank(), distributed.world_size())
+            batches = evaluation_batches(len(dataset), config.evaluate.batch_size, rank, ranks)
             scored = []
             on_batch(0, len(batches))
             for batch in build_loader(dataset, batches, task.collate, config.data.workers, config.data.read_timeout):
@@ -49,7 +73,8 @@ def evaluate(model, task, split: str = "test",
                 on_batch(len(scored), len(batches))
     finally:
         model.train(was_training)
-    mine = {key: np.concatenate([part[key] for part in scored]) for key in scored[0]} if scored else {}
-    rows = collect(distributed.gather_objects(mine), task.num_rows())
+    own_rows = {key: np.concatenate([part[key] for part in scored]) for key in scored[0]} if scored else {}
+    rows = collect(distributed.gather_objects(own_rows), task.num_rows())
     metrics = task.metrics(rows, prompts_KE)
-    return metrics | {"samples": len(rows["index"]) // task.rows_per_sample, "seconds": time.perf_counter() - began}, rows, prompts_KE
+    samples = len(rows["index"]) // task.rows_per_sample
+    return metrics | {"samples": samples, "seconds": time.perf_counter() - began}, rows, prompts_KE

@@ -1,9 +1,11 @@
-"""Exact gradient caching: a function of a batch's rows computed a micro-batch at a time, forward and backward.
+"""Exact gradient caching: the full batch's gradient, computed in micro-batches.
 
-The first pass keeps what the function gives and forgets how. Losses over the whole batch, on all ranks, are computed from
-that as ever. When their gradient arrives, each micro-batch is computed again, with the same dropout, and takes its rows of it.
-So the gradient is the full batch's, contrastive losses included, and activations are only ever one micro-batch's. The price
-is one more forward pass. Source: Gao et al., "Scaling Deep Contrastive Learning Batch Size" (arXiv 2101.06983).
+The first pass keeps the outputs of the function (embeddings, say) and drops the activations. A loss over the whole
+batch, on all ranks, is computed from these outputs as usual. When their gradient arrives, each micro-batch is computed
+again, with the same dropout, and backpropagates its rows of that gradient. So the gradient is that of the full batch,
+contrastive losses included, while only one micro-batch's activations are in memory. The price is one more forward pass.
+
+Source: Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup" (arXiv 2101.06983).
 """
 from __future__ import annotations
 
@@ -15,67 +17,79 @@ from torch import Tensor
 
 
 def by_micro_batches(function: Callable, rows: int, *inputs: Tensor):
-    """function(*inputs), `rows` rows at a time; in one piece, with nothing computed again, if rows is 0.
+    """Return function(*inputs), computed `rows` rows at a time; gradients are exact.
 
-    inputs: tensors (b, …) of one length. function: gives a tensor or several, to be concatenated along their first
-    axis; it may not mix rows, nor talk to other ranks, which may have another number of micro-batches. Its parameters'
-    gradients are added where they belong in the backward pass, once for each micro-batch: not for DDP's hooks.
+    The backward pass adds to the parameters' .grad itself, once for each micro-batch, so DDP's hooks must not count
+    these gradients.
+
+    Args:
+        function: gives a tensor or a tuple of tensors, to be concatenated along their first axis. It must not mix rows,
+            nor talk to other ranks, which may have another number of micro-batches.
+        rows: rows of a micro-batch; 0 calls the function once and computes nothing again.
+        inputs: tensors (b, …) of one length b.
+
+    Returns:
+        What function(*inputs) gives.
     """
     if not rows:
         return function(*inputs)
-    # autograd asks for a backward pass only where an input has a gradient; frames and tokens have none
-    return _Recomputed.apply(function, rows, torch.zeros(0, requires_grad=True), *inputs)
+    # autograd runs a backward pass only if an input needs a gradient; frames and tokens need none
+    return _GradientCache.apply(function, rows, torch.zeros(0, requires_grad=True), *inputs)
 
 
-def several(out: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _as_tuple(out: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return out if isinstance(out, tuple) else (out,)
 
 
-class _Recomputed(torch.autograd.Function):
+class _GradientCache(torch.autograd.Function):
     @staticmethod
     def forward(context, function, rows: int, start: Tensor, *inputs: Tensor):
-        context.function, context.rows, context.surroundings = function, rows, []
+        context.function, context.rows, context.states = function, rows, []
         context.save_for_backward(*inputs)
-        parts = []
-        for part in zip(*(x.split(rows) for x in inputs), strict=True):
-            context.surroundings.append(_Surroundings(inputs[0].device))
-            with torch.enable_grad():  # the very kernels of the second pass; those of inference round differently
-                # nothing may hold this graph while the next one is made
-                parts.append([x.detach() for x in several(function(*(x.detach() for x in part)))])
-        context.lengths = [[len(x) for x in part] for part in parts]
-        whole = tuple(torch.cat(column) for column in zip(*parts, strict=True))
+        outputs = []
+        for micro_batch in zip(*(x.split(rows) for x in inputs), strict=True):
+            context.states.append(_ForwardState(inputs[0].device))
+            with torch.enable_grad():  # the kernels of the second pass; those of inference round differently
+                # detached at once: this graph must be free before the next one is made
+                outputs.append([x.detach() for x in _as_tuple(function(*(x.detach() for x in micro_batch)))])
+        context.lengths = [[len(x) for x in output] for output in outputs]
+        whole = tuple(torch.cat(column) for column in zip(*outputs, strict=True))
         return whole if len(whole) > 1 else whole[0]
 
     @staticmethod
     def backward(context, *grads: Tensor):
         inputs, needed = context.saved_tensors, context.needs_input_grad[3:]
-        of_inputs = [torch.empty_like(x) if need else None for x, need in zip(inputs, needed, strict=True)]
-        columns = [grad.split(list(lengths)) for grad, lengths in zip(grads, zip(*context.lengths, strict=True), strict=True)]
-        for number, surroundings in enumerate(context.surroundings):
-            first = number * context.rows
-            part = [x[first:first + context.rows].detach().requires_grad_(need) for x, need in zip(inputs, needed, strict=True)]
-            with surroundings.again(), torch.enable_grad():
-                out = several(context.function(*part))
-            torch.autograd.backward(out, [column[number] for column in columns])
-            for whole, x in zip(of_inputs, part, strict=True):
-                if whole is not None:
-                    whole[first:first + context.rows] = x.grad
-        return None, None, None, *of_inputs
+        input_grads = [torch.empty_like(x) if need else None for x, need in zip(inputs, needed, strict=True)]
+        columns = [grad.split(list(lengths))
+                   for grad, lengths in zip(grads, zip(*context.lengths, strict=True), strict=True)]
+        for number, state in enumerate(context.states):
+            rows = slice(number * context.rows, (number + 1) * context.rows)
+            micro_batch = [x[rows].detach().requires_grad_(need) for x, need in zip(inputs, needed, strict=True)]
+            with state.restored(), torch.enable_grad():
+                outputs = _as_tuple(context.function(*micro_batch))
+            torch.autograd.backward(outputs, [column[number] for column in columns])
+            for input_grad, x in zip(input_grads, micro_batch, strict=True):
+                if input_grad is not None:
+                    input_grad[rows] = x.grad
+        return None, None, None, *input_grads
 
 
-class _Surroundings:
-    """What a micro-batch's numbers depend on beside its rows: random state (dropout) and autocast."""
+class _ForwardState:
+    """What outputs depend on beside the inputs: random state (dropout) and autocast."""
 
     def __init__(self, device: torch.device):
         self.device = device
-        self.random = torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-        self.autocast = {"enabled": torch.is_autocast_enabled(device.type), "dtype": torch.get_autocast_dtype(device.type)}
+        self.cpu_rng = torch.get_rng_state()
+        self.gpu_rng = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        self.autocast = {"enabled": torch.is_autocast_enabled(device.type),
+                         "dtype": torch.get_autocast_dtype(device.type)}
 
     @contextlib.contextmanager
-    def again(self) -> Iterator[None]:
+    def restored(self) -> Iterator[None]:
+        """Compute in this state in the block; the random state of outside is untouched."""
         on_gpu = self.device.type == "cuda"
         with torch.random.fork_rng([self.device] if on_gpu else []), torch.autocast(self.device.type, **self.autocast):
-            torch.set_rng_state(self.random[0])
+            torch.set_rng_state(self.cpu_rng)
             if on_gpu:
-                torch.cuda.set_rng_state(self.random[1], self.device)
+                torch.cuda.set_rng_state(self.gpu_rng, self.device)
             yield

@@ -1,8 +1,8 @@
-"""THE loop: any task, any number of processes, mixed precision, checkpoints, resumption.
+"""The one training loop, for any task and any number of processes.
 
-A run resumed from its newest checkpoint gives what an uninterrupted one gives: sample order and augmentation come from
-(seed, epoch, index), dropout from (seed, step, rank), and the log is cut back to the checkpoint. Processes are started
-by launch.py.
+A run that is resumed from its newest checkpoint gives what an uninterrupted run gives: sample order and augmentation
+depend on (seed, epoch, index), dropout on (seed, step, rank), and the log is cut back to the checkpoint. Mixed
+precision is autocast's (step.py) and GradScaler's. egokit/jobs/launch.py starts the processes.
 """
 from __future__ import annotations
 
@@ -27,17 +27,18 @@ from egokit.train.evaluate import evaluate
 from egokit.train.preemption import StopSignal
 from egokit.train.step import Objective
 
-KEEP = 2  # step checkpoints on disk
+KEPT_CHECKPOINTS = 2  # of steps, on disk
 
 
 class TrainingError(RuntimeError):
-    """Training can't go on; the message says at which step and why."""
+    """Training can't go on; the message says where and why."""
 
 
 def initial_model(config: Config, frames: int | None = None):
-    """The model that training (or an evaluation) starts from: the checkpoint `init`, or fresh weights.
+    """Return the model to start from: the checkpoint `init`, or fresh weights.
 
-    frames: capacity of the temporal embedding, if not model.frames; a checkpoint's is resized to it.
+    Args:
+        frames: capacity of the temporal embedding, to which a checkpoint's is resized; None takes model.frames.
     """
     tokenizer = load_tokenizer(config.site.tokenizer)
     if config.init:
@@ -48,11 +49,22 @@ def initial_model(config: Config, frames: int | None = None):
         model.config = dataclasses.replace(model.config, checkpointing=config.model.checkpointing)
         model.video.config = model.text.config = model.config
         return model
-    shape = config.model if config.model.vocab_size else dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size)
+    shape = dataclasses.replace(config.model, vocab_size=config.model.vocab_size or tokenizer.vocab_size)
     return weights.fresh(shape, config.site.tokenizer, config.seed, config.site.vit, config.site.roberta)
 
 
 class Trainer:
+    """One rank's training: model, optimizer, data and progress; `fit` runs it.
+
+    Attributes:
+        step: optimizer steps done.
+        validated: the step of the newest validation, -1 before the first.
+        best: {"step", "metrics"} of the best validation so far.
+        skipped: steps left out because of NaN or Inf gradients.
+        bad, bad_in_epoch: samples that could not be read and have been logged, in all and of this epoch.
+        unreported: messages of this rank's bad samples that are not logged yet.
+    """
+
     def __init__(self, config: Config, task, run: Run, section: str, device: torch.device):
         self.config, self.task, self.run, self.section, self.device = config, task, run, section, device
         task.fixed_length = device.type == "cuda"
@@ -65,38 +77,44 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
         self.stop = StopSignal()
         self.step, self.validated, self.best, self.skipped = 0, -1, None, 0
-        self.bad, self.bad_in_epoch, self.unreported = 0, 0, []  # samples that could not be read
-        self.steps_per_epoch = steps_in_epoch(len(self.dataset), config.train.batch_size, distributed.world_size())
+        self.bad, self.bad_in_epoch, self.unreported = 0, 0, []
+        ranks = distributed.world_size()
+        self.steps_per_epoch = steps_in_epoch(len(self.dataset), config.train.batch_size, ranks)
         self.steps = self.steps_per_epoch * config.train.epochs
         if not self.steps_per_epoch:
-            raise TrainingError(f"{len(self.dataset)} training samples: too few for {distributed.world_size()} processes")
+            raise TrainingError(f"{len(self.dataset)} training samples: too few for {ranks} processes")
 
     def batches(self, step: int) -> Iterator[list]:
-        """This rank's batches from a step on, through all epochs."""
+        """Yield this rank's batches, lists of (epoch, index), from a step on through all epochs."""
         for epoch in range(step // self.steps_per_epoch, self.config.train.epochs):
+            first = max(0, step - epoch * self.steps_per_epoch)
             yield from training_batches(len(self.dataset), self.config.train.batch_size, epoch, self.config.seed,
-                                        distributed.rank(), distributed.world_size(), first=max(0, step - epoch * self.steps_per_epoch))
+                                        distributed.rank(), distributed.world_size(), first)
 
     # checkpoints
     def content(self) -> dict:
+        """Return what a step's checkpoint holds beside the weights."""
         return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(), "step": self.step,
-                "validated": self.validated, "best": self.best, "skipped": self.skipped, "bad": self.bad, "bad_in_epoch": self.bad_in_epoch,
-                "world_size": distributed.world_size(), "seconds": time.perf_counter() - self.began,
+                "validated": self.validated, "best": self.best, "skipped": self.skipped, "bad": self.bad,
+                "bad_in_epoch": self.bad_in_epoch, "world_size": distributed.world_size(),
+                "seconds": time.perf_counter() - self.began,
                 "recipe": {"task": self.config.task, "steps": self.steps, "batch_size": self.config.train.batch_size}}
 
     def save(self) -> None:
+        """Write this step's checkpoint (rank 0), delete older ones, and wait for all ranks."""
         self.report_bad()
         if distributed.rank() == 0:
             self.run.check_owner()
             weights.save(self.model, self.run.checkpoints / f"step-{self.step:07d}.pt", **self.content())
-            for old in sorted(self.run.checkpoints.glob("step-*.pt"))[:-KEEP]:
+            for old in sorted(self.run.checkpoints.glob("step-*.pt"))[:-KEPT_CHECKPOINTS]:
                 old.unlink()
         distributed.barrier()
 
     def resume(self) -> None:
+        """Go on from the run's newest checkpoint, if there is one; it must be of the same recipe."""
         path = checkpoints.latest(self.run.checkpoints)
         if distributed.rank() == 0:
-            for part in self.run.checkpoints.glob(".*.part.pt"):  # a kill in the middle of a write
+            for part in self.run.checkpoints.glob(".*.part.pt"):  # left by a kill in the middle of a write
                 part.unlink()
         if path is None:
             self.truncate_log()
@@ -113,32 +131,35 @@ class Trainer:
         self.step, self.best, self.skipped = saved["step"], saved["best"], saved["skipped"]
         self.validated = saved["validated"]
         self.bad, self.bad_in_epoch = saved.get("bad", 0), saved.get("bad_in_epoch", 0)
-        self.began -= saved.get("seconds", 0)  # of all starts together
+        self.began -= saved.get("seconds", 0)  # seconds are those of all starts together
         self.truncate_log()
 
     def truncate_log(self) -> None:
-        """Drop what was logged after the checkpoint: it comes again."""
+        """Drop the events that were logged after the checkpoint: they will be logged again."""
         if distributed.rank() == 0:
-            self.run.truncate_log(lambda event: event["step"] <= (self.validated if event["kind"] == "validation" else self.step))
+            self.run.truncate_log(lambda event: event["step"] <= (
+                self.validated if event["kind"] == "validation" else self.step))
 
     # the loop
     def fit(self) -> dict[str, float]:
-        """Train to the end and return the best validation metrics with what training cost."""
+        """Train to the end; return the best validation's metrics and what all starts cost."""
         self.began = time.perf_counter()
         self.resume()
         self.log_plan()
         data = self.config.data
-        batches = build_loader(self.dataset, self.batches(self.step), self.task.collate, data.workers, data.read_timeout)
+        batches = build_loader(self.dataset, self.batches(self.step), self.task.collate, data.workers,
+                               data.read_timeout)
         while True:
             epoch, first = divmod(self.step, self.steps_per_epoch)
-            if first == 0 and self.validated < self.step and (epoch % self.config.train.evaluate_epochs == 0 or self.step == self.steps):
+            due = epoch % self.config.train.evaluate_epochs == 0 or self.step == self.steps
+            if first == 0 and self.validated < self.step and due:
                 self.validate()
                 self.save()
             if self.step == self.steps:
                 break
             if first == 0:
                 self.bad_in_epoch = 0
-            with self.stop.held():
+            with self.stop.deferred():
                 self.epoch(epoch, itertools.islice(batches, self.steps_per_epoch - first))
                 self.save()
         return self.best["metrics"] | {"step": self.best["step"], "steps": self.steps, "skipped_steps": self.skipped,
@@ -146,40 +167,41 @@ class Trainer:
                                        "seconds": time.perf_counter() - self.began}
 
     def log_plan(self) -> None:
-        """How the batch is spread, in log.jsonl when it is another than before."""
+        """Log how the batch is spread, if that differs from the log's last entry."""
         if distributed.rank() == 0:
             plan = self.objective.plan
-            told = [event["plan"] for event in self.run.read_log() if event["kind"] == "plan"]
-            if told[-1:] != [str(plan)]:
+            logged = [event["plan"] for event in self.run.read_log() if event["kind"] == "plan"]
+            if logged[-1:] != [str(plan)]:
                 self.run.log({"kind": "plan", "step": self.step, "plan": str(plan), "micro_batches": plan.micro_batches,
                               **dataclasses.asdict(plan)})
 
     def report_bad(self) -> None:
-        """Log what could not be read since the last report, on any rank; stop at more than an epoch's bounded share."""
+        """Log what no rank could read since the last report; too much of it is an error."""
         if not self.dataset.tolerant:
             return
-        said = [one for part in distributed.gather_objects(self.unreported) for one in part]
+        messages = [message for part in distributed.gather_objects(self.unreported) for message in part]
         self.unreported = []
-        self.bad += len(said)
-        self.bad_in_epoch += len(said)
-        for one in said if distributed.rank() == 0 else []:
-            self.run.log({"kind": "bad", "step": self.step, "said": one})
-        share, most = self.bad_in_epoch / len(self.dataset), self.config.data.max_bad_fraction
-        if share > most:
-            raise TrainingError(f"step {self.step}: {self.bad_in_epoch} of this epoch's {len(self.dataset)} samples could not be "
-                                f"read, more than data.max_bad_fraction={most}; log.jsonl lists them (kind \"bad\"), "
-                                f"the last one: {said[-1] if said else 'before this start'}")
+        self.bad += len(messages)
+        self.bad_in_epoch += len(messages)
+        for message in messages if distributed.rank() == 0 else []:
+            self.run.log({"kind": "bad", "step": self.step, "said": message})
+        limit = self.config.data.max_bad_fraction
+        if self.bad_in_epoch / len(self.dataset) > limit:
+            raise TrainingError(f"step {self.step}: {self.bad_in_epoch} of this epoch's {len(self.dataset)} samples "
+                                f"could not be read, more than data.max_bad_fraction={limit}; log.jsonl lists them "
+                                f"(kind \"bad\"), the last one: {messages[-1] if messages else 'before this start'}")
 
     def epoch(self, epoch: int, batches: Iterable[dict]) -> None:
-        waiting = time.perf_counter()
-        window = collections.defaultdict(float)
-        in_a_row = 0
+        """Train on the batches left of an epoch; end the process after a stop signal."""
+        previous = time.perf_counter()
+        window = collections.defaultdict(float)  # sums since the last logged step
+        nonfinite_in_a_row = 0
         for batch in batches:
-            got = time.perf_counter()
+            arrived = time.perf_counter()
             self.unreported += batch.pop("bad", [])
             batch = move_to_device(batch, self.device)
             self.model.train()
-            stop = self.stop.ask()
+            stop_requested = self.stop.ask_ranks()
             rate = optim.learning_rate(self.step, self.steps, self.steps_per_epoch, self.config.optim)
             try:
                 self.objective.warm_up_ddp(batch, self.step, self.scaler)
@@ -187,32 +209,35 @@ class Trainer:
                 terms = self.objective.gradient(batch, self.step, self.scaler)
                 norm = self.update(rate)
             except torch.cuda.OutOfMemoryError as error:
-                raise TrainingError(f"step {self.step + 1}: out of GPU memory. {what_would_fit(self.config, distributed.world_size())}") from error
+                advice = what_would_fit(self.config, distributed.world_size())
+                raise TrainingError(f"step {self.step + 1}: out of GPU memory. {advice}") from error
             self.step += 1
-            in_a_row = 0 if math.isfinite(norm) else in_a_row + 1
+            nonfinite_in_a_row = 0 if math.isfinite(norm) else nonfinite_in_a_row + 1
             self.skipped += not math.isfinite(norm)
-            if in_a_row >= self.config.train.nonfinite_limit:
-                raise TrainingError(f"step {self.step}: {in_a_row} steps in a row had NaN or Inf gradients; terms "
-                                    f"{ {k: round(v.item(), 4) for k, v in terms.items()} }; samples of this rank "
-                                    f"{next(self.batches(self.step - 1))[:8]}; lower optim.lr")
+            if nonfinite_in_a_row >= self.config.train.nonfinite_limit:
+                values = {name: round(value.item(), 4) for name, value in terms.items()}
+                samples = next(self.batches(self.step - 1))[:8]
+                raise TrainingError(f"step {self.step}: {nonfinite_in_a_row} steps in a row had NaN or Inf gradients; "
+                                    f"terms {values}; samples of this rank {samples}; lower optim.lr")
             now = time.perf_counter()
-            for key, value in (("data_s", got - waiting), ("step_s", now - waiting), ("n", 1),
+            for key, value in (("data_s", arrived - previous), ("step_s", now - previous), ("n", 1),
                                ("clips", len(batch["video"]) * distributed.world_size())):
                 window[key] += value
-            waiting = now
+            previous = now
             if self.step % self.config.train.log_steps == 0 or self.step == self.steps:
                 self.log(epoch, terms, rate, norm, window)
                 window.clear()
-            told = stop()
-            if told or (self.step % self.config.train.checkpoint_steps == 0 and self.step % self.steps_per_epoch):
+            stopping = stop_requested()
+            if stopping or (self.step % self.config.train.checkpoint_steps == 0 and self.step % self.steps_per_epoch):
                 self.save()
-            if told:
-                self.stop.obey()
+            if stopping:
+                self.stop.deliver()
 
     def update(self, rate: float) -> float:
-        """One optimizer step at `rate`; returns the gradient's norm. A step with NaN or Inf is left out."""
+        """Do one optimizer step, unless the gradient has NaN or Inf; return its norm."""
         self.scaler.unscale_(self.optimizer)
-        norm = optim.clip_grad_norm(self.model, self.config.optim.clip_grad_norm).item()  # waits for the GPU: is this step to be skipped?
+        # .item() waits for the GPU, because the norm decides whether this step is skipped
+        norm = optim.clip_grad_norm(self.model, self.config.optim.clip_grad_norm).item()
         optim.set_rate(self.optimizer, rate)
         if self.scaler.is_enabled() or math.isfinite(norm):
             self.scaler.step(self.optimizer)
@@ -221,24 +246,29 @@ class Trainer:
         return norm
 
     def log(self, epoch: int, terms: dict, rate: float, norm: float, window: dict) -> None:
+        """Log a step: the terms' means over ranks, rates, and the window's mean times per step."""
         self.report_bad()
         values = distributed.mean(torch.stack([*terms.values()]).float())
         if distributed.rank() == 0:
             step_s = window["step_s"] / window["n"]
+            on_gpu = self.device.type == "cuda"
+            memory = {"memory_gib": torch.cuda.max_memory_allocated() / 2**30} if on_gpu else {}
             self.run.log({"kind": "step", "step": self.step, "steps": self.steps, "epoch": epoch + 1,
                           "loss": values.sum().item(), **dict(zip(terms, values.tolist(), strict=True)), "lr": rate,
                           "lr_heads": rate * self.config.optim.head_lr_scale,
                           "grad_norm": norm, "scale": self.scaler.get_scale(), "skipped": self.skipped, "bad": self.bad,
                           "data_s": window["data_s"] / window["n"], "step_s": step_s,
-                          "clips_per_s": window["clips"] / window["step_s"], "eta_s": (self.steps - self.step) * step_s,
-                          **({"memory_gib": torch.cuda.max_memory_allocated() / 2**30} if self.device.type == "cuda" else {})})
+                          "clips_per_s": window["clips"] / window["step_s"],
+                          "eta_s": (self.steps - self.step) * step_s, **memory})
 
     def validate(self) -> None:
+        """Score the validation task; keep the weights and outputs of the best model."""
         metrics, rows, prompts_KE = evaluate(self.model, self.validation)
         score, self.validated = metrics[self.validation.best], self.step
-        before = self.best["metrics"][self.validation.best] if self.best else math.nan
-        # nothing compares with NaN: it replaces no number, and any replaces it; while there is none, the newest model is kept
-        better = not math.isfinite(before) or (math.isfinite(score) and (self.best["step"] == 0 or score > before))
+        best = self.best["metrics"][self.validation.best] if self.best else math.nan
+        # NaN replaces no number, and any number replaces NaN; while there is no number, the newest model is kept.
+        # Step 0 is the start: any trained model is preferred to it.
+        better = not math.isfinite(best) or (math.isfinite(score) and (self.best["step"] == 0 or score > best))
         if better:
             self.best = {"step": self.step, "metrics": metrics}
         if distributed.rank() == 0:
@@ -252,9 +282,18 @@ class Trainer:
 
 
 def train(config: Config, task, run: Run, section: str, device: torch.device) -> dict[str, float]:
-    """Train `task` in the run folder, from its newest checkpoint if there is one; returns the best metrics."""
+    """Train a task in a run folder, from its newest checkpoint if there is one.
+
+    Args:
+        section: names the outputs of the best validation in the run folder.
+        device: where this rank computes.
+
+    Returns:
+        The best validation metrics with what training cost; see `Trainer.fit`.
+    """
     if config.train.precision == "fp16" and device.type == "cpu":
-        raise TrainingError("train.precision is fp16, but this process sees no GPU: give it one, or set train.precision=bf16")
+        raise TrainingError("train.precision is fp16, but this process sees no GPU: "
+                            "give it one, or set train.precision=bf16")
     run.checkpoints.mkdir(exist_ok=True)
     with deterministic(config.train.deterministic):
         return Trainer(config, task, run, section, device).fit()

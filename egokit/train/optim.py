@@ -1,4 +1,7 @@
-"""Parameter groups and schedules. Source: the recipes of the EgoVLPv2 paper, appendix C."""
+"""AdamW's parameter groups, the learning rate's schedule and gradient clipping.
+
+Source: the recipes in appendix C of the EgoVLPv2 paper.
+"""
 from __future__ import annotations
 
 import math
@@ -9,39 +12,62 @@ from egokit.config.schema import OptimConfig
 
 
 def param_groups(model, config: OptimConfig) -> list[dict]:
-    """AdamW groups: projections, heads and cross-modal parameters at a multiple of the rate; no decay on biases and norms."""
-    faster = {name for role in ("fusion", "projection") for name in model.parameters_by_role()[role]}
-    found: dict[tuple[bool, bool], list] = {}
+    """Return AdamW's groups of the trainable parameters.
+
+    Projections, heads and cross-modal parameters learn at optim.head_lr_scale times the rate. Biases and parameters of
+    norms have no weight decay.
+
+    Returns:
+        At most four groups; "scale" is the factor on the learning rate, which `set_rate` reads.
+    """
+    heads = {name for role in ("fusion", "projection") for name in model.parameters_by_role()[role]}
+    groups: dict[tuple[bool, bool], list] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            plain = name.endswith("bias") or "norm" in name.rpartition(".")[0].rpartition(".")[2]
-            found.setdefault((name in faster, plain), []).append(parameter)
-    return [{"params": parameters, "scale": config.head_lr_scale if fast else 1.0,
-             "weight_decay": 0.0 if plain else config.weight_decay} for (fast, plain), parameters in sorted(found.items())]
+            no_decay = name.endswith("bias") or "norm" in name.rpartition(".")[0].rpartition(".")[2]
+            groups.setdefault((name in heads, no_decay), []).append(parameter)
+    return [{"params": parameters, "scale": config.head_lr_scale if is_head else 1.0,
+             "weight_decay": 0.0 if no_decay else config.weight_decay}
+            for (is_head, no_decay), parameters in sorted(groups.items())]
 
 
 def optimizer(model, config: OptimConfig) -> torch.optim.AdamW:
+    """Return AdamW, as one fused kernel, over `param_groups`."""
     return torch.optim.AdamW(param_groups(model, config), lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 
-def clip_grad_norm(model, most: float) -> torch.Tensor:
-    """The norm of all gradients together, which are shortened to `most` where they are longer; 0: they stay as they are."""
-    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
-    if most:
-        torch.nn.utils.clip_grads_with_norm_(model.parameters(), most, norm)
+def clip_grad_norm(model, max_norm: float) -> torch.Tensor:
+    """Return the norm of all gradients together, and clip it to `max_norm`.
+
+    Args:
+        max_norm: largest norm that is kept; 0 changes no gradient.
+    """
+    grads = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm(grads)
+    if max_norm:
+        torch.nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, norm)
     return norm
 
 
 def learning_rate(step: int, steps: int, steps_per_epoch: int, config: OptimConfig) -> float:
-    """Rate of step `step` (from 0) of `steps`: linear warm-up over warmup_epochs, then linear or cosine decay to final_lr."""
+    """Return the learning rate of a step.
+
+    The rate rises linearly to optim.lr over optim.warmup_epochs, then falls to optim.final_lr, linearly or along a
+    cosine (optim.schedule).
+
+    Args:
+        step: number of the step, from 0.
+        steps: number of steps of the whole run.
+    """
     warmup = min(int(config.warmup_epochs * steps_per_epoch), steps)
     if step < warmup:
         return config.lr * (step + 1) / warmup
-    share = (step - warmup) / max(1, steps - warmup)
-    keep = 1 - share if config.schedule == "linear" else (1 + math.cos(math.pi * share)) / 2
-    return config.final_lr + (config.lr - config.final_lr) * keep
+    progress = (step - warmup) / max(1, steps - warmup)
+    factor = 1 - progress if config.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
+    return config.final_lr + (config.lr - config.final_lr) * factor
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of every group to `rate` times the group's "scale"."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["scale"]

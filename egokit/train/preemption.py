@@ -1,8 +1,8 @@
-"""The signal that comes before a time limit or a preemption, held back until a training step is over and saved.
+"""The signal before a time limit or preemption, deferred until the step is saved.
 
-submitit's handler requeues the job at once, wherever rank 0 happens to be, and everything since the last checkpoint is computed
-again. Here the signal is noted; the ranks, which hear it at different moments or not at all, agree on the step after
-which all of them stop; and submitit's handler gets it when the checkpoint is on disk.
+submitit's own handler requeues the job at once, wherever rank 0 happens to be, so that everything since the last
+checkpoint is computed again. Here the signal is only noted. The ranks, which receive it at different moments or not at
+all, agree on the step after which all of them stop. submitit's handler gets the signal when the checkpoint is on disk.
 """
 from __future__ import annotations
 
@@ -17,43 +17,56 @@ SIGNAL = signal.SIGUSR2  # submitit's; NCCL takes USR1
 
 
 class StopSignal:
-    """Whether this job has been told to stop; what it was told is passed on by `obey`."""
+    """Notes SIGNAL during training steps; `deliver` passes it on to the previous handler."""
 
     def __init__(self):
-        self.heard = False
-        self._before = None
+        self.received = False
+        self._previous_handler = None
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Around training steps. A signal that is heard here and not obeyed is delivered at the end."""
+    def deferred(self) -> Iterator[None]:
+        """Defer the signal in the block, which runs training steps.
+
+        A signal that was received in the block and not delivered there is delivered at its end.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield  # only the main thread may handle signals
             return
-        self._before = signal.signal(SIGNAL, self._hear)
+        self._previous_handler = signal.signal(SIGNAL, self._note)
         try:
             yield
-            if self.heard:
-                self.obey()
+            if self.received:
+                self.deliver()
         finally:
-            self._release()
+            self._restore_handler()
 
-    def _hear(self, number, frame) -> None:
-        self.heard = True
+    def _note(self, number, frame) -> None:
+        self.received = True
 
-    def _release(self) -> None:
-        if self._before is not None:
-            signal.signal(SIGNAL, self._before)
-            self._before = None
+    def _restore_handler(self) -> None:
+        if self._previous_handler is not None:
+            signal.signal(SIGNAL, self._previous_handler)
+            self._previous_handler = None
 
-    def ask(self) -> Callable[[], bool]:
-        """Ask all ranks, while they compute; gives a function that waits for the answer, which is the same on all ranks."""
-        return distributed.start_any(self.heard)
+    def ask_ranks(self) -> Callable[[], bool]:
+        """Start to ask all ranks, while they compute, whether one of them has received the signal.
 
-    def obey(self) -> None:
-        """After the checkpoint, on all ranks: rank 0 gets the signal as if it came now, and requeues the job; the processes end."""
-        self.heard = False
-        self._release()
+        Returns:
+            A function that waits for the answer, which is the same on all ranks.
+        """
+        return distributed.start_any(self.received)
+
+    def deliver(self) -> None:
+        """End this process, after a checkpoint; call it on all ranks.
+
+        Rank 0 gets the signal as if it came now, and its handler requeues the job.
+
+        Raises:
+            SystemExit: always.
+        """
+        self.received = False
+        self._restore_handler()
         if distributed.rank() == 0:
             print(f"stopped by {SIGNAL.name}, after a checkpoint", flush=True)
             signal.raise_signal(SIGNAL)
-        raise SystemExit(0)  # a rank that fails would have Slurm end rank 0 before it has requeued
+        raise SystemExit(0)  # after a rank that fails, Slurm would end rank 0 before it has requeued the job

@@ -1,7 +1,8 @@
-"""From a batch to the gradient in the parameters' .grad: for any number of processes, in one piece or in micro-batches.
+"""One training step: from a batch to the gradient in the parameters' .grad.
 
-The gradient is that of one process on the whole global batch. In one piece, DDP averages over ranks while it computes. In
-micro-batches (microbatch.py) a parameter's gradient arrives in pieces, which DDP's hooks can't count: the ranks average once, after.
+The gradient is that of one process on the whole global batch, for any number of processes. With train.micro_batch=0
+DDP averages the gradients over ranks during the backward pass. With micro-batches (gradient_cache.py) a parameter's
+gradient arrives in several pieces, which DDP's hooks cannot count: the ranks average once, after the backward pass.
 """
 from __future__ import annotations
 
@@ -11,59 +12,102 @@ from torch import Tensor, nn
 from egokit.config.schema import Config
 from egokit.model.egovlp import autocast
 from egokit.model.precision import float32_products
-from egokit.train import compiling, distributed
+from egokit.train import distributed
 from egokit.train.batch_plan import plan_batch
+
+COMPILED_VARIANTS = 32  # of a block: fused or not, all tokens or the first, training or evaluation, several shapes
 
 
 class Loss(nn.Module):
-    """Model and task as one Module, which is what DDP wraps: forward gives the loss and its terms."""
+    """Model and task as one Module, which DDP wraps."""
 
     def __init__(self, model, task):
         super().__init__()
         self.model, self.task = model, task
 
-    def forward(self, batch: dict, step: int):
+    def forward(self, batch: dict, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss to minimise and its terms, detached."""
         terms = self.task.loss(self.model, batch, step)
         return sum(terms.values()), {name: value.detach() for name, value in terms.items()}
 
 
 class Objective:
-    """What training minimises, and how its gradient is computed."""
+    """What training minimises, and how its gradient is computed.
+
+    Attributes:
+        plan: how the batch is spread over processes and micro-batches.
+        micro_batched: whether train.micro_batch is set. One micro-batch of a rank's whole share counts, too: it takes
+            half the memory, because the passes of the loss run one after the other.
+    """
 
     def __init__(self, config: Config, model, task):
-        self.model, self.precision, self.plan = model, config.train.precision, plan_batch(config, distributed.world_size())
-        if not task.uses_fusion:  # ranks wait for every gradient: what the loss doesn't use is not trained
+        self.model, self.precision = model, config.train.precision
+        self.plan = plan_batch(config, distributed.world_size())
+        if not task.uses_fusion:  # DDP waits for every gradient: freeze what the loss doesn't use
             unused = set(model.parameters_by_role()["fusion"])
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(name not in unused)
         if config.train.compile:
-            compiling.compile_blocks(model)
+            compile_blocks(model)
         self.loss = Loss(model, task)
-        self.in_pieces = config.train.micro_batch > 0  # one piece of a rank's whole share included: half the memory of its three passes
-        self.settled = self.in_pieces or distributed.world_size() < 3
-        if self.in_pieces:
-            distributed.share_parameters(model)
+        self.micro_batched = config.train.micro_batch > 0
+        self.warmed_up = self.micro_batched or distributed.world_size() < 3
+        if self.micro_batched:
+            distributed.broadcast_parameters(model)
         elif distributed.is_on():
             self.loss = nn.parallel.DistributedDataParallel(
-                self.loss, device_ids=[model.device] if model.device.type == "cuda" else None, gradient_as_bucket_view=True)
+                self.loss, device_ids=[model.device] if model.device.type == "cuda" else None,
+                gradient_as_bucket_view=True)
 
     def warm_up_ddp(self, batch: dict, step: int, scaler: torch.amp.GradScaler) -> None:
-        """Once in a start, before its first step: compute a gradient and forget it.
+        """Run one throw-away backward pass after each (re)start, before the first step.
 
-        DDP learns from the first backward pass in which order gradients arrive, and lays them out anew; from three ranks on,
-        sums over ranks are rounded by that layout. So a run that starts again would differ in the last bit of one step.
+        DDP lays out its buckets anew after its first backward pass, in the order in which gradients arrived. From three
+        ranks on, that layout decides how sums over ranks are rounded. Without this pass, one step of a resumed run
+        would differ in its last bits from an uninterrupted run's.
         """
-        if not self.settled:
-            self.settled = True
+        if not self.warmed_up:
+            self.warmed_up = True
             self.gradient(batch, step, scaler)
             self.model.zero_grad(set_to_none=True)
 
     def gradient(self, batch: dict, step: int, scaler: torch.amp.GradScaler) -> dict[str, Tensor]:
-        """Add the global batch's gradient, scaled, to the parameters' .grad; `batch` is this rank's share. Returns the terms."""
-        with float32_products(self.model.device, tf32=False):  # of the backward pass; autocast is for the forward pass alone
+        """Add the global batch's gradient to the parameters' .grad.
+
+        Args:
+            batch: this rank's share, on the model's device.
+            step: number of the optimizer step, from 0.
+            scaler: multiplies the loss, and so the gradient; disabled but for fp16.
+
+        Returns:
+            This rank's loss terms by name, detached and not scaled.
+        """
+        # exact float32 products hold for the backward pass, too; autocast is for the forward pass alone
+        with float32_products(self.model.device, tf32=False):
             with autocast(self.model.device, self.precision):
                 loss, terms = self.loss(batch, step)
             scaler.scale(loss).backward()
-        if self.in_pieces:
+        if self.micro_batched:
             distributed.average_gradients(self.model)
         return terms
+
+
+def compile_blocks(model) -> None:
+    """Let torch.compile compile each block of both encoders on its first use.
+
+    What lies between the blocks (losses, gathering, recomputation) is not compiled. Names of parameters stay as they
+    are. A size that changes (texts, an epoch's last batch) becomes symbolic the second time.
+
+    Raises:
+        RuntimeError: torch.compile does not work here, for example because there is no C++ compiler.
+    """
+    try:
+        torch.compile(lambda x: (x + 1).sin())(torch.ones(8, device=model.device))
+    except Exception as error:  # its class depends on PyTorch's version and on what is missing
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise RuntimeError("train.compile needs a working C++ compiler (g++ or clang++, or the one that CXX names) "
+                           "and, on a GPU, Triton; install it, or set train.compile=false. "
+                           f"What was found: {reason[0]}") from error
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_VARIANTS)
+    for block in (*model.video.blocks, *model.text.layers):
+        block.compile()
