@@ -1,4 +1,7 @@
-"""One rank of test_evaluate's numbers: scores of recipes for several batch sizes, which rank 0 writes to a file, and what was read."""
+"""One rank of test_evaluate.py: scores of recipes for several batch sizes.
+
+Rank 0 writes them to a file; each rank prints the samples that it has read.
+"""
 import json
 import os
 import sys
@@ -16,7 +19,7 @@ from egokit.config.resolve import resolve  # noqa: E402
 from egokit.data.loader import Samples  # noqa: E402
 from egokit.train import distributed, evaluate, loop  # noqa: E402
 
-found, read = {}, {}
+results, read = {}, {}
 original = Samples.__getitem__
 with distributed.joined(rank, world, folder / "meeting", local=True):
     for case in (f"{recipe} {size}" for recipe in recipes for size in sizes):
@@ -26,7 +29,7 @@ with distributed.joined(rank, world, folder / "meeting", local=True):
         config = resolve(f"toy/{recipe}", "tiny", f"evaluate.batch_size={size} data.limit=0", "random")
         metrics, rows, _ = evaluate.evaluate(loop.initial_model(config), tasks.make(config))
         del metrics["seconds"]
-        found[case] = {"metrics": metrics, "rows": {key: torch.from_numpy(value) for key, value in rows.items()}}
+        results[case] = {"metrics": metrics, "rows": {key: torch.from_numpy(value) for key, value in rows.items()}}
 if rank == 0:
-    torch.save(found, folder / "found.pt")
+    torch.save(results, folder / "results.pt")
 print(json.dumps(read))

@@ -1,4 +1,4 @@
-"""One rank of test_dist.test_gathering_and_moving_rows: uneven rows, values and gradients against their global twins."""
+"""One rank of test_dist.py: uneven rows, gathered and moved, with their gradients."""
 import json
 import sys
 from pathlib import Path
@@ -27,7 +27,8 @@ with distributed.joined(rank, world, folder / "meeting", local=True):
     rows = distributed.gather_rows(x, index, counts)
     (rows * weight[mine]).sum().backward()
     expected = torch.zeros_like(everything).index_add_(0, index, weight)
-    result |= {"rows": torch.equal(rows, everything[index][mine]), "rows_gradient": torch.allclose(x.grad, expected[mine]),
+    result |= {"rows": torch.equal(rows, everything[index][mine]),
+               "rows_gradient": torch.allclose(x.grad, expected[mine]),
                "objects": distributed.gather_objects(rank)}
 
     means = []

@@ -1,4 +1,7 @@
-"""One rank of test_dist's gradients: those of a recipe's first step, for several train.micro_batch; rank 0 writes them to a file."""
+"""One rank of test_dist.py: the gradient of a recipe's first step.
+
+It is computed for several train.micro_batch; rank 0 writes the results to a file.
+"""
 import os
 import sys
 from pathlib import Path
@@ -19,11 +22,11 @@ from egokit.runs.run_folder import Run  # noqa: E402
 from egokit.train import distributed  # noqa: E402
 from egokit.train.loop import Trainer  # noqa: E402
 
-found = {}
+results = {}
 with distributed.joined(rank, world, folder / "meeting", local=True):
     for micro_batch in micro_batches:
-        config = resolve(recipe, "tiny", f"{MODEL} init= model.dropout=0.0 train.batch_size=11 data.limit=11 train.precision=fp32 "
-                                         f"{overrides} train.micro_batch={micro_batch}")
+        config = resolve(recipe, "tiny", f"{MODEL} init= model.dropout=0.0 train.batch_size=11 data.limit=11 "
+                                         f"train.precision=fp32 {overrides} train.micro_batch={micro_batch}")
         task = tasks.make(config)
         trainer = Trainer(config, task, Run(folder / f"run{rank}"), "test", torch.device("cpu"))
         torch.manual_seed(0)
@@ -37,8 +40,9 @@ with distributed.joined(rank, world, folder / "meeting", local=True):
         batch = next(iter(loader.build_loader(trainer.dataset, trainer.batches(0), task.collate, 0)))
         terms = trainer.objective.gradient(batch, 0, trainer.scaler)
         values = distributed.mean(torch.stack([*terms.values()]))
-        found[int(micro_batch)] = {"terms": dict(zip(terms, values.tolist(), strict=True)), "gradients": {
-            name: parameter.grad.double() for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}}
+        gradients = {name: parameter.grad.double() for name, parameter in trainer.model.named_parameters()
+                     if parameter.requires_grad}
+        results[int(micro_batch)] = {"terms": dict(zip(terms, values.tolist(), strict=True)), "gradients": gradients}
 if rank == 0:
-    torch.save(found, folder / "found.pt")
+    torch.save(results, folder / "results.pt")
 print("{}")

@@ -1,4 +1,4 @@
-"""Real gloo processes: gathering, moving rows, and the gradient of W ranks against one process."""
+"""Real gloo processes: gathering, moving rows, and gradients of W ranks and of one."""
 import contextlib
 import json
 import os
@@ -13,10 +13,12 @@ HERE = Path(__file__).parent
 
 
 def ranks(script, world, folder, *arguments):
-    """Run a script of this folder once a rank; returns what each printed as JSON on its last line."""
+    """Run a script of this folder on each rank; return the JSON of each one's last line."""
     environment = dict(os.environ, PYTHONPATH=str(HERE.parent))  # the checkout of these tests, not an installed one
-    processes = [subprocess.Popen([sys.executable, str(HERE / script), str(rank), str(world), str(folder), *map(str, arguments)],
-                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) for rank in range(world)]
+    commands = [[sys.executable, str(HERE / script), *map(str, (rank, world, folder, *arguments))]
+                for rank in range(world)]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+                 for command in commands]
     out = []
     for process in processes:
         stdout, stderr = process.communicate(timeout=240)
@@ -28,21 +30,21 @@ def ranks(script, world, folder, *arguments):
 @pytest.mark.parametrize("world", [2, 3])
 def test_gathering_and_moving_rows(tmp_path, world):
     for result in ranks("rank_gather.py", world, tmp_path):
-        assert result == {"gather": True, "gradient": True, "rows": True, "rows_gradient": True, "objects": list(range(world)),
-                          "means": True}
+        assert result == {"gather": True, "gradient": True, "rows": True, "rows_gradient": True,
+                          "objects": list(range(world)), "means": True}
 
 
 def gradients(folder, project, world, recipe, micro_batches, *overrides):
-    """{micro_batch: {"terms", "gradients"}} of a recipe's first step on `world` ranks."""
+    """Return {micro_batch: {"terms", "gradients"}} of a recipe's first step on W ranks."""
     ranks("rank_gradient.py", world, folder, project, recipe, ",".join(map(str, micro_batches)), *overrides)
-    return torch.load(folder / "found.pt")
+    return torch.load(folder / "results.pt")
 
 
 def assert_same(got, expected, what):
-    """Terms and every parameter's gradient, to 1e-5."""
+    """Compare terms and every parameter's gradient, to 1e-5."""
     assert got["terms"] == pytest.approx(expected["terms"], rel=1e-5), what
     assert got["gradients"].keys() == expected["gradients"].keys()
-    # a key's bias has no gradient in exact arithmetic, only rounding: compared with the largest
+    # a key's bias has no gradient in exact arithmetic; its rounding error is compared with the largest gradient
     floor = 1e-7 * max(value.norm().item() for value in expected["gradients"].values())
     for name, value in expected["gradients"].items():
         assert (got["gradients"][name] - value).norm() <= 1e-5 * value.norm() + floor, (what, name)
@@ -50,29 +52,38 @@ def assert_same(got, expected, what):
 
 @pytest.mark.slow
 def test_gradient_of_ranks_equals_one_process(project, tmp_path):
-    """EgoNCE, MLM and ITM with mined negatives on one uneven global batch: 1, 2 and 4 gloo ranks, dropout off."""
-    found = {world: gradients(tmp_path / str(world), project, world, "toy/pretrain", [0])[0] for world in (1, 2, 4)}
+    """Compare 1, 2 and 4 gloo ranks on one uneven global batch, without dropout.
+
+    The loss is EgoNCE, MLM and ITM with mined negatives.
+    """
+    results = {world: gradients(tmp_path / str(world), project, world, "toy/pretrain", [0])[0] for world in (1, 2, 4)}
     for world in (2, 4):
-        assert_same(found[world], found[1], world)
+        assert_same(results[world], results[1], world)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["toy/pretrain", "toy/ek100_finetune", "toy/charades_finetune",
                                     "toy/ek100_finetune train.retrieval_loss=symmetric_multi_similarity"])
 def test_gradient_of_micro_batches_equals_the_batches(project, tmp_path, recipe):
-    """Gradient caching is exact: 1, 2 and 4 ranks, whose shares (6 and 5; 3, 3, 3 and 2) make as many micro-batches or not."""
+    """Gradient caching is exact on 1, 2 and 4 ranks.
+
+    Their shares (6 and 5; 3, 3, 3 and 2) make equally many micro-batches or not.
+    """
     recipe, *overrides = recipe.split()
-    one = gradients(tmp_path / "1", project, 1, recipe, [0, 1, 3], *overrides)
-    two = gradients(tmp_path / "2", project, 2, recipe, [1, 3, 5, 6], *overrides)
-    four = gradients(tmp_path / "4", project, 4, recipe, [1, 2], *overrides)
-    for world, found in ((1, one), (2, two), (4, four)):
-        for micro_batch, got in found.items():
-            assert_same(got, one[0], (world, micro_batch))
+    of_one = gradients(tmp_path / "1", project, 1, recipe, [0, 1, 3], *overrides)
+    of_two = gradients(tmp_path / "2", project, 2, recipe, [1, 3, 5, 6], *overrides)
+    of_four = gradients(tmp_path / "4", project, 4, recipe, [1, 2], *overrides)
+    for world, results in ((1, of_one), (2, of_two), (4, of_four)):
+        for micro_batch, got in results.items():
+            assert_same(got, of_one[0], (world, micro_batch))
 
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_rank_that_fails_aborts_its_nccl_group(tmp_path, monkeypatch, fails):
-    """It neither destroys it, which waits for the others, nor keeps its error to itself; NCCL is stood in for."""
+    """It does not destroy the group, which would wait, and its error is raised.
+
+    NCCL is replaced by stand-ins.
+    """
     from egokit.train import distributed
     calls = []
 
@@ -80,7 +91,8 @@ def test_a_rank_that_fails_aborts_its_nccl_group(tmp_path, monkeypatch, fails):
         abort = staticmethod(lambda: calls.append("abort"))
 
     monkeypatch.setattr(distributed.dist, "TCPStore", lambda *args, **options: type("Store", (), {"port": 1}))
-    monkeypatch.setattr(distributed.dist, "init_process_group", lambda backend, **options: calls.append((backend, options["device_id"])))
+    monkeypatch.setattr(distributed.dist, "init_process_group",
+                        lambda backend, **options: calls.append((backend, options["device_id"])))
     monkeypatch.setattr(distributed.dist, "new_group", lambda **options: None)
     monkeypatch.setattr(distributed.dist, "destroy_process_group", lambda: calls.append("destroy"))
     monkeypatch.setattr(distributed.dist, "group", World)
@@ -96,6 +108,8 @@ def test_a_rank_that_fails_aborts_its_nccl_group(tmp_path, monkeypatch, fails):
 
 def test_gradients_are_sent_in_buckets():
     from egokit.train import distributed
-    grads = [torch.zeros(size, dtype=torch.float64 if index == 4 else torch.float32) for index, size in enumerate((3, 99, 5, 20, 7, 2))]
-    assert [[len(grad) for grad in bucket] for bucket in distributed.buckets(grads, 100)] == [[3], [99], [5, 20], [7], [2]]
+    grads = [torch.zeros(size, dtype=torch.float64 if index == 4 else torch.float32)
+             for index, size in enumerate((3, 99, 5, 20, 7, 2))]
+    sizes = [[len(grad) for grad in bucket] for bucket in distributed.buckets(grads, 100)]
+    assert sizes == [[3], [99], [5, 20], [7], [2]]
     assert [len(bucket) for bucket in distributed.buckets(grads, 0)] == [1] * 6 and [*distributed.buckets([], 9)] == []

@@ -1,4 +1,4 @@
-"""Evaluation: the same numbers for any batch size and number of processes, each sample once; EgoMCQ's passes counted."""
+"""Evaluation: the same numbers for any batch size and any number of processes."""
 import csv
 import itertools
 import json
@@ -27,17 +27,18 @@ def test_batch_size_does_not_matter(checkpoint, resolve, name):
         config = resolve(f"toy/{name}", f"evaluate.batch_size={size} data.limit=0", run="random")
         task = tasks.make(config)
         results.append(evaluate.evaluate(loop.initial_model(config), task))
-    for found, rows, _ in results[1:]:
+    for metrics_of_size, rows, _ in results[1:]:
         for key in rows:
             assert np.allclose(rows[key], results[0][1][key], atol=1e-5), key
-        assert {k: v for k, v in found.items() if k != "seconds"} == pytest.approx(
+        assert {k: v for k, v in metrics_of_size.items() if k != "seconds"} == pytest.approx(
             {k: v for k, v in results[0][0].items() if k != "seconds"}, abs=1e-6)
 
 
 def test_dual_softmax_stands_beside_the_plain_numbers(checkpoint, resolve):
     model = loop.initial_model(resolve("toy/ek100_finetune", run="random"))
-    plain, both = (evaluate.evaluate(model, tasks.make(resolve("toy/ek100_finetune", f"evaluate.dual_softmax={temperature}", run="random")))
-                   for temperature in (0, 0.05))
+    configs = [resolve("toy/ek100_finetune", f"evaluate.dual_softmax={temperature}", run="random")
+               for temperature in (0, 0.05)]
+    plain, both = (evaluate.evaluate(model, tasks.make(config)) for config in configs)
     names = [f"{kind}{way}" for kind in ("mAP", "nDCG") for way in ("", "_V2T", "_T2V")]
     assert [plain[0][name] for name in names] == [both[0][name] for name in names]
     assert not any("dual_softmax" in name for name in plain[0])
@@ -47,7 +48,7 @@ def test_dual_softmax_stands_beside_the_plain_numbers(checkpoint, resolve):
 
 
 def test_symmetric_multi_similarity_knows_every_pairs_relevancy(checkpoint, resolve):
-    """Text i and clip j: the relevancy of clip j and the sentence that was drawn for clip i, from the table of annotations."""
+    """The relevancy of text i and clip j is the table's, for the sentence drawn for clip i."""
     overrides = "train.retrieval_loss=symmetric_multi_similarity train.similarity_slack=0.01"
     task = tasks.make(resolve("toy/ek100_finetune", overrides, "random"))
     model, dataset = loop.initial_model(task.config).eval(), task.dataset("train")
@@ -55,7 +56,8 @@ def test_symmetric_multi_similarity_knows_every_pairs_relevancy(checkpoint, reso
     table = dataset.relevancy.array()
     c = torch.tensor([[table[clip["index"], text["sentence"]] for clip in items] for text in items])
     assert c.diagonal().tolist() == pytest.approx([item["relevancy"] for item in items]) and not torch.equal(c, c.T)
-    assert [item["text"] for item in items] == [dataset.sentences.narration[item["sentence"]] for item in items]
+    sentences = [dataset.sentences.narration[item["sentence"]] for item in items]
+    assert [item["text"] for item in items] == sentences
     with torch.no_grad():
         batch = task.collate(items)
         video_BE, text_BE = task.embeddings(model, batch)
@@ -64,15 +66,16 @@ def test_symmetric_multi_similarity_knows_every_pairs_relevancy(checkpoint, reso
 
 
 def test_charades_submission_gives_the_same_map(checkpoint, resolve, tmp_path):
-    """The file, read and scored in the plain way against the published table, which is read in the plain way, too."""
+    """The file is read and scored in the plain way, and so is the table of labels."""
     task = tasks.make(resolve("toy/charades_finetune", run="random"))
-    found, rows, prompts_KE = evaluate.evaluate(loop.initial_model(task.config), task)
+    reported, rows, prompts_KE = evaluate.evaluate(loop.initial_model(task.config), task)
     task.save_outputs(Run(tmp_path), "zeroshot", rows, prompts_KE)
     lines = [line.split(" ") for line in (tmp_path / "submission-zeroshot.txt").read_text().splitlines()]
     scores = {uid: [float(score) for score in values] for uid, *values in lines}
     folder = task.require_file("CharadesEgo", "CharadesEgo")
     with open(folder / "CharadesEgo_v1_test_only1st.csv") as file:
-        actions = {row["id"]: {int(one[1:4]) for one in row["actions"].split(";") if one} for row in csv.DictReader(file)}
+        actions = {row["id"]: {int(action[1:4]) for action in row["actions"].split(";") if action}
+                   for row in csv.DictReader(file)}
     assert list(scores) == list(actions) and {len(values) for values in scores.values()} == {len(task.classes)}
     precisions = []
     for k in range(len(task.classes)):
@@ -80,25 +83,30 @@ def test_charades_submission_gives_the_same_map(checkpoint, resolve, tmp_path):
         places = [place for place, uid in enumerate(order, 1) if k in actions[uid]]
         if places:
             precisions.append(np.mean([hit / place for hit, place in enumerate(places, 1)]))
-    assert found["mAP"] == pytest.approx(100 * np.mean(precisions), rel=1e-9)
-    assert np.array_equal(np.array(list(scores.values()), np.float32), task.score_matrix(rows, prompts_KE)), "to the last digit"
+    assert reported["mAP"] == pytest.approx(100 * np.mean(precisions), rel=1e-9)
+    # to the last digit
+    assert np.array_equal(np.array(list(scores.values()), np.float32), task.score_matrix(rows, prompts_KE))
 
 
 @pytest.mark.slow
 def test_neither_processes_nor_batch_size_matter(checkpoint, project, tmp_path):
-    """1, 2 and 3 gloo ranks, batches of 1, 2 and 7: each sample is read once, metrics are equal, and scores but for rounding."""
-    found = {}
+    """Compare 1, 2 and 3 gloo ranks with batches of 1, 2 and 7.
+
+    Each sample is read once; metrics are equal, and scores are equal but for rounding.
+    """
+    result_of = {}
     for world in (1, 2, 3):
         (tmp_path / str(world)).mkdir()
         read = ranks("rank_evaluate.py", world, tmp_path / str(world), project, ",".join(RECIPES), "1,2,7")
-        found |= {(world, *case.split()): result for case, result in torch.load(tmp_path / str(world) / "found.pt").items()}
+        results = torch.load(tmp_path / str(world) / "results.pt")
+        result_of |= {(world, *case.split()): result for case, result in results.items()}
         for case in read[0]:
-            shares = [len(one[case]) for one in read]
-            assert sorted(index for one in read for index in one[case]) == list(range(sum(shares)))
+            shares = [len(part[case]) for part in read]
+            assert sorted(index for part in read for index in part[case]) == list(range(sum(shares)))
             assert max(shares) - min(shares) <= 1
-    assert len(found) == 3 * 3 * len(RECIPES)
-    for case, result in found.items():
-        expected = found[1, case[1], "1"]
+    assert len(result_of) == 3 * 3 * len(RECIPES)
+    for case, result in result_of.items():
+        expected = result_of[1, case[1], "1"]
         assert result["metrics"] == expected["metrics"], case
         for key, rows in expected["rows"].items():
             assert torch.allclose(result["rows"][key].double(), rows.double(), rtol=1e-6, atol=2e-6), (case, key)
@@ -107,18 +115,22 @@ def test_neither_processes_nor_batch_size_matter(checkpoint, project, tmp_path):
 @pytest.mark.slow
 def test_a_job_says_what_it_scored(checkpoint, resolve):
     config = resolve("toy/egomcq", "launch.tasks_per_node=2 data.limit=0", run="random")
-    found = egokit.submit(config, Run(outputs_folder() / "tests" / "scored"), "evaluate", "egomcq").wait(progress=False)
-    assert found["samples"] == found["expected"] == len(tasks.make(config).questions) and found["failed"] == 0 and found["processes"] == 2
-    assert len(found["init_sha256"]) == 12 and 0 < found["evaluation_seconds"] < found["seconds"]
-    assert found["recipe"]["data.eval_frames"] == found["frames"] and found["recipe"]["evaluate.precision"] == found["precision"]
+    run = Run(outputs_folder() / "tests" / "scored")
+    section = egokit.submit(config, run, "evaluate", "egomcq").wait(progress=False)
+    assert section["samples"] == section["expected"] == len(tasks.make(config).questions)
+    assert section["failed"] == 0 and section["processes"] == 2
+    assert len(section["init_sha256"]) == 12 and 0 < section["evaluation_seconds"] < section["seconds"]
+    assert section["recipe"]["data.eval_frames"] == section["frames"]
+    assert section["recipe"]["evaluate.precision"] == section["precision"]
 
 
 def test_egomcq_equals_the_plain_way(checkpoint, resolve):
-    """Every question by itself, each of its five clips through the public methods."""
+    """Each question by itself, with its five clips, through the model's public methods."""
     config = resolve("toy/egomcq", "data.limit=0", run="random")
     task, model = tasks.make(config), loop.initial_model(config).eval()
-    found, rows, _ = evaluate.evaluate(model, task)
-    assert found["samples"] == len(task.questions) and len(rows["index"]) == task.num_rows() == 5 * len(task.questions)
+    reported, rows, _ = evaluate.evaluate(model, task)
+    questions = len(task.questions)
+    assert reported["samples"] == questions and len(rows["index"]) == task.num_rows() == 5 * questions
     scores = task.score_matrix(rows)
     from egokit.viz import question
     for q in (0, 7, 20):
@@ -131,14 +143,15 @@ def test_egomcq_equals_the_plain_way(checkpoint, resolve):
 
 
 def test_shapes_padded_as_on_a_gpu_change_no_score(checkpoint, resolve, monkeypatch):
-    """There texts, their lengths and the last pairs of a batch are padded to multiples of 8."""
+    """On a GPU, texts, their lengths and a batch's pairs are padded to multiples of 8."""
     from egokit.model import input_checks
     from egokit.tasks import egomcq
     config = resolve("toy/egomcq", "data.limit=0 evaluate.batch_size=6", run="random")
     task, model, shapes = tasks.make(config), loop.initial_model(config).eval(), set()
     plain = evaluate.evaluate(model, task)[1]
     fuse = model.fuse
-    monkeypatch.setattr(model, "fuse", lambda video, text, *rest: shapes.add((len(video), text.shape[1])) or fuse(video, text, *rest))
+    monkeypatch.setattr(model, "fuse", lambda video, text, *rest: shapes.add((len(video), text.shape[1]))
+                        or fuse(video, text, *rest))
     for module in (input_checks, egomcq):
         monkeypatch.setattr(module, "rounded_up", lambda size, device: -(-size // 8) * 8)
     padded = evaluate.evaluate(model, task)[1]
@@ -147,7 +160,7 @@ def test_shapes_padded_as_on_a_gpu_change_no_score(checkpoint, resolve, monkeypa
 
 
 def test_verb_only_questions_share_their_set_of_nouns(resolve, copied):
-    """In whatever order and form the tags are; no tags are not the same tags."""
+    """The order and form of tags do not matter; clips without tags share none."""
     on_copy, root = copied
     path = root / "egomcq.json"
     document = json.loads(path.read_text())
@@ -162,8 +175,12 @@ def test_verb_only_questions_share_their_set_of_nouns(resolve, copied):
 
 
 def test_egomcq_passes_are_counted_and_memory_is_bounded(resolve):
-    """At most 18 video blocks a distinct clip and 6 a pair, of the released depth; never more clips at once than a batch has."""
-    config = resolve("toy/egomcq", f"{MODEL} init= model.depth=12 model.num_fused_layers=6 data.limit=0 evaluate.batch_size=4")
+    """At the released depth, 18 video blocks run for each distinct clip and 6 for each pair.
+
+    No more clips are in memory than two batches have.
+    """
+    shape = f"{MODEL} init= model.depth=12 model.num_fused_layers=6 data.limit=0"
+    config = resolve("toy/egomcq", f"{shape} evaluate.batch_size=4")
     task, model = tasks.make(config), opened(config)
     passed, most, trunks = {"video": 0, "text": 0}, 0, weakref.WeakSet()
 
@@ -180,16 +197,17 @@ def test_egomcq_passes_are_counted_and_memory_is_bounded(resolve):
 
     def trunk(frames_BTCHW):
         trunks.add(made := original(frames_BTCHW))
-        kept.append(sum(len(one) for one in trunks))
+        kept.append(sum(map(len, trunks)))
         return made
     model.fusion_trunk = trunk
     evaluate.evaluate(model, task)
     clips, pairs, questions = len(task.clips), 5 * len(task.texts), len(task.texts)
     assert clips < pairs and passed["video"] == 18 * clips + 6 * pairs
-    assert most <= 4 and len(kept) == -(-clips // 4) and max(kept) <= 2 * 4  # the batch before is let go when the next one's is made
-    # a question's text: 12 layers and 6 for each batch of pairs that it is in, 6 for each pair
+    # a batch's trunk is freed when the next one's is made
+    assert most <= 4 and len(kept) == -(-clips // 4) and max(kept) <= 2 * 4
+    # layers of a question's text: 12 and 6 for each batch of pairs that it is in, 6 for each pair
     assert 18 * questions + 6 * pairs <= passed["text"] < 24 * pairs
-    together = resolve("toy/egomcq", f"{MODEL} init= model.depth=12 model.num_fused_layers=6 data.limit=0 evaluate.batch_size={pairs}")
+    together = resolve("toy/egomcq", f"{shape} evaluate.batch_size={pairs}")
     passed["text"] = 0
     evaluate.evaluate(model, tasks.make(together))
     assert passed["text"] == 18 * questions + 6 * pairs
@@ -201,7 +219,8 @@ def test_a_score_that_is_no_number_is_an_error_that_names_it(checkpoint, resolve
     task, model = tasks.make(config), loop.initial_model(config)
     original, clips = getattr(model, part), itertools.count()
     monkeypatch.setattr(model, part, lambda frames: original(frames) * (value if next(clips) == 3 else 1))
-    with pytest.raises(ValueError, match=rf"question \d+, choice \d: the {name} score is nan, of '.*' and clip {task.clips[3][0]} "):
+    message = rf"question \d+, choice \d: the {name} score is nan, of '.*' and clip {task.clips[3][0]} "
+    with pytest.raises(ValueError, match=message):
         evaluate.evaluate(model, task)
 
 
@@ -223,10 +242,10 @@ def test_scene_aware_negatives_share_video_and_minute(resolve):
     minutes = columns["narration_time"] // 60
     alone = 0
     for index in range(len(dataset)):
-        other = dataset.negative(index, rng)
+        negative_index = dataset.negative(index, rng)
         same = (columns["video_uid"] == columns["video_uid"][index]) & (minutes == minutes[index])
-        alone += other == index
-        assert same[other] and (other != index or same.sum() == 1)
+        alone += negative_index == index
+        assert same[negative_index] and (negative_index != index or same.sum() == 1)
     assert alone < len(dataset)
 
 

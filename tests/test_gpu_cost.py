@@ -1,4 +1,4 @@
-"""The counted cost of a training step behaves as a cost does, at a tiny size (benchmarks/gpu_cost.py)."""
+"""Counting a training step's cost (benchmarks/gpu_cost.py), at a tiny size."""
 import sys
 
 import pytest
@@ -16,8 +16,8 @@ from egokit.model import text_encoder, video_encoder
 from egokit.model.egovlp import EgoVLP
 from egokit.tasks import egoclip, losses
 
-TINY = {"image_size": 64, "width": 128, "heads": 2, "depth": 2, "num_fused_layers": 1, "vocab_size": 99, "max_positions": 40,
-        "projection": "mlp32"}
+TINY = {"image_size": 64, "width": 128, "heads": 2, "depth": 2, "num_fused_layers": 1, "vocab_size": 99,
+        "max_positions": 40, "projection": "mlp32"}
 CLIPS = 8
 
 
@@ -66,7 +66,7 @@ def test_the_passes_of_a_linear_layer_are_counted_by_hand():
 
 
 def test_a_step_leaves_weights_moments_and_the_batch(plain):
-    """In bytes, of the parameters three times; the batch, the step counts and the loss scale are the rest."""
+    """Parameters count three times; the rest are the batch, step counts and the loss scale."""
     with fake_gpu.without_values():
         config = configured("fp16", **TINY).model
         parameters = list(EgoVLP(config).parameters())
@@ -76,7 +76,7 @@ def test_a_step_leaves_weights_moments_and_the_batch(plain):
 
 
 def test_checkpointing_computes_its_blocks_again_and_needs_less_memory(monkeypatch, plain):
-    """All but what follows the last tensor that the backward pass needs: there PyTorch stops to recompute."""
+    """All is computed again up to the last tensor that the backward pass needs."""
     forward = 0
     for encoder in (video_encoder.VideoEncoder, text_encoder.TextEncoder):
         step = encoder.step
@@ -126,17 +126,17 @@ def test_fp32_moves_more_bytes(plain):
 def test_a_planted_copy_is_one_kernel_and_its_bytes(monkeypatch, plain):
     similarity = egoclip.similarity
 
-    def copied(one, other):
-        one.detach().clone()
-        return similarity(one, other)
+    def copied(text, video):
+        text.detach().clone()
+        return similarity(text, video)
 
     monkeypatch.setattr(egoclip, "similarity", copied)
-    found, size = counted(), 2 * CLIPS * 32 * 4  # read and written: an embedding of 32 float32 for each clip
-    assert found.costs["loss"].kernels == plain.costs["loss"].kernels + 1
-    assert found.costs["loss"].bytes == plain.costs["loss"].bytes + size
+    planted, size = counted(), 2 * CLIPS * 32 * 4  # read and written: an embedding of 32 float32 for each clip
+    assert planted.costs["loss"].kernels == plain.costs["loss"].kernels + 1
+    assert planted.costs["loss"].bytes == plain.costs["loss"].bytes + size
     for part in {*PARTS} - {"loss"}:
-        assert counts(found.costs[part]) == counts(plain.costs[part])
-    assert found.waits == plain.waits
+        assert counts(planted.costs[part]) == counts(plain.costs[part])
+    assert planted.waits == plain.waits
 
 
 def test_a_planted_wait_is_counted(monkeypatch, plain):

@@ -1,4 +1,7 @@
-"""The GPU day's runner and report, and what its stages decide by themselves. `make gpu-day-rehearsal` runs the stages."""
+"""The GPU day's runner, its report, and what its stages decide by themselves.
+
+`make gpu-day-rehearsal` runs the stages.
+"""
 import json
 import os
 import signal
@@ -21,7 +24,7 @@ def stage(name: str, code: str, seconds: float = 20, **options) -> runner.Stage:
 
 
 def alive(process: int) -> bool:
-    """Whether a process runs: one that has ended may wait for its parent, a zombie."""
+    """Return whether a process runs; a zombie, which waits for its parent, does not."""
     try:
         with open(f"/proc/{process}/stat") as file:
             return file.read().rpartition(")")[2].split()[0] != "Z"
@@ -29,7 +32,7 @@ def alive(process: int) -> bool:
         return False
 
 
-def test_a_stage_that_fails_or_is_late_stops_no_other_and_is_told(tmp_path, capfd, monkeypatch):
+def test_a_stage_that_fails_or_is_late_stops_no_other_and_is_reported(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(runner, "GRACE", 0.5)
     stubborn = ("import signal, subprocess, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
                 "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); "
@@ -37,22 +40,24 @@ def test_a_stage_that_fails_or_is_late_stops_no_other_and_is_told(tmp_path, capf
     stages = [stage("fails", "import sys; print('a number'); sys.exit('a reason')"), stage("late", stubborn, 3),
               stage("tests", "print('2 failed'); raise SystemExit(1)", alone=False, output="tests.txt"),
               stage("ends", "print('the last')", alone=False), stage("none", "print('never')", 20)]
-    one = runner.Runner(tmp_path, limit=60)
-    one.left = lambda left=one.left: left() if len(one.results) < 4 else 1.0
-    assert one.run(stages) == 1
-    said = capfd.readouterr().out
-    assert "a number" in said and "the last" in said and "never" not in said
-    ended = {result.name: (result.result, result.why) for result in one.results}
+    day = runner.Runner(tmp_path, limit=60)
+    day.left = lambda left=day.left: left() if len(day.results) < 4 else 1.0
+    assert day.run(stages) == 1
+    output = capfd.readouterr().out
+    assert "a number" in output and "the last" in output and "never" not in output
+    ended = {result.name: (result.result, result.why) for result in day.results}
     assert ended == {"fails": ("failed", "exit code 1: a reason"), "late": ("stopped", "stopped after 3 s: "),
-                     "tests": ("failed", "exit code 1: 2 failed"), "ends": ("ok", ""), "none": ("left out", "no time left")}
-    assert "4 of 5 stages did not end well: " in said
+                     "tests": ("failed", "exit code 1: 2 failed"), "ends": ("ok", ""),
+                     "none": ("left out", "no time left")}
+    assert "4 of 5 stages did not end well: " in output
     assert not alive(int((tmp_path / "child").read_text()))
-    assert "a reason" in (tmp_path / "errors.txt").read_text() and "**" not in (tmp_path / "gpu.md").read_text()
+    assert "a reason" in (tmp_path / "errors.txt").read_text()
+    assert "**" not in (tmp_path / "gpu.md").read_text()
     assert "| fails | failed | 0 | exit code 1: a reason |" in (tmp_path / "gpu.md").read_text()
     assert {path.name for path in tmp_path.iterdir()} - {"child"} < set(runner.KEPT) and len(runner.KEPT) <= 8
 
 
-def test_all_is_well_where_all_stages_are(tmp_path, capfd):
+def test_all_stages_ended_well(tmp_path, capfd):
     assert runner.Runner(tmp_path).run([stage("one", "pass"), stage("two", "pass", alone=False)]) == 0
     assert "all stages ended well" in capfd.readouterr().out
 
@@ -60,10 +65,13 @@ def test_all_is_well_where_all_stages_are(tmp_path, capfd):
 def test_interrupted_it_stops_its_stages_and_reports(tmp_path):
     code = ("import signal, sys; from pathlib import Path; from gpu_day import runner; "
             "signal.signal(signal.SIGTERM, signal.default_int_handler); "
-            "sleep = f\"import os, time; open({sys.argv[1]!r} + '/started', 'w').write(str(os.getpid())); time.sleep(60)\"; "
-            "runner.Runner(Path(sys.argv[1])).run([runner.Stage(name, (sys.executable, '-c', sleep), 60) for name in ('one', 'two')])")
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=os.environ | {"PYTHONPATH": str(ROOT / "benchmarks")},
-                               stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+            "sleep = f\"import os, time; open({sys.argv[1]!r} + '/started', 'w').write(str(os.getpid())); "
+            "time.sleep(60)\"; "
+            "stages = [runner.Stage(name, (sys.executable, '-c', sleep), 60) for name in ('one', 'two')]; "
+            "runner.Runner(Path(sys.argv[1])).run(stages)")
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE,
+                               stderr=subprocess.DEVNULL, text=True,
+                               env=os.environ | {"PYTHONPATH": str(ROOT / "benchmarks")})
     started = tmp_path / "started"
     while not (started.exists() and started.read_text()):
         time.sleep(0.05)
@@ -74,12 +82,13 @@ def test_interrupted_it_stops_its_stages_and_reports(tmp_path):
 
 def test_the_day_is_the_same_stages_everywhere(tmp_path):
     """In a rehearsal nothing is installed; every module and test that is named exists."""
-    gpu, cpu = ([one.name for one in runner.stages(cpu, tmp_path)] for cpu in (False, True))
+    gpu, cpu = ([listed.name for listed in runner.stages(cpu, tmp_path)] for cpu in (False, True))
     assert gpu == ["wheels", *cpu] and len(set(gpu)) == len(gpu)
-    for one in runner.stages(False, tmp_path):
-        for word in one.command:
+    for listed in runner.stages(False, tmp_path):
+        for word in listed.command:
             assert not word.startswith("tests/") or (ROOT / word).exists(), word
-            assert not word.startswith("gpu_day.") or (ROOT / "benchmarks" / word.replace(".", "/")).with_suffix(".py").exists()
+            module = (ROOT / "benchmarks" / word.replace(".", "/")).with_suffix(".py")
+            assert not word.startswith("gpu_day.") or module.exists(), word
 
 
 def test_a_failed_check_fails_the_stage_after_its_last_measurement(tmp_path, monkeypatch):
@@ -98,14 +107,17 @@ def test_a_failed_check_fails_the_stage_after_its_last_measurement(tmp_path, mon
     assert str(ended.value) == "1 check failed, first Sums: {'one_and_one': 3}"
     rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert [row["passed"] for row in rows] == [False, True] and rows[0]["stage"] == "counts"
-    assert common.measured("Sums", "two_and_two", passed=True) == 4 and common.measured("Sums", "two_and_two", passed=False) is None
+    assert common.measured("Sums", "two_and_two", passed=True) == 4
+    assert common.measured("Sums", "two_and_two", passed=False) is None
 
 
 def test_the_report_is_tables():
     rows = [{"stage": "card", "table": "Machine", "card": "Card X", "torch": "2.11"},
-            {"stage": "step", "table": "Training step", "clips": 64, "clips_s": 123.456, "compiled": False, "problem": ""},
+            {"stage": "step", "table": "Training step", "clips": 64, "clips_s": 123.456, "compiled": False,
+             "problem": ""},
             {"stage": "step", "table": "Training step", "clips": 128, "problem": "out | of\nmemory"},
-            {"stage": "job", "table": "Jobs", "uuids": [], "passed": False}, {"table": "Stages", "stage": "step", "result": "ok"}]
+            {"stage": "job", "table": "Jobs", "uuids": [], "passed": False},
+            {"table": "Stages", "stage": "step", "result": "ok"}]
     text = report.markdown(rows, "abc")
     assert text.startswith("## Card X, PyTorch 2.11\n") and "commit abc" in text
     assert text.index("### Stages") < text.index("### Machine") < text.index("### Training step")
@@ -115,7 +127,7 @@ def test_the_report_is_tables():
 
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
-    """(a tiny model, a function that gives the rows that were noted)."""
+    """Give a tiny model, and a function that returns the rows that were noted."""
     monkeypatch.setattr(common, "OUT", tmp_path)
     monkeypatch.setattr(common, "failures", [])
     (tmp_path / "results.jsonl").touch()
@@ -135,7 +147,8 @@ def test_a_batch_that_does_not_fit_is_no_failure_and_another_error_is(tiny, monk
         return loss(task, model, batch, step)
 
     monkeypatch.setattr(train_step.Synthetic, "loss", bounded)
-    peaks = [speed.measure(speed.Variant("bf16", False, clips, micro), 1.0, model) for clips, micro in ((4, 0), (8, 0), (4, 1))]
+    peaks = [speed.measure(speed.Variant("bf16", False, clips, micro), 1.0, model)
+             for clips, micro in ((4, 0), (8, 0), (4, 1))]
     assert peaks == [0.0, None, None]
     fitted, too_many, broken = rows()
     assert fitted["clips_s"] > 0 and too_many["problem"] == "out of memory" and "passed" not in too_many
@@ -163,8 +176,8 @@ def test_attention_by_sums_is_attention():
     for way in (speed.by_sums, torch.nn.functional.scaled_dot_product_attention):
         out = way(query, key, value)
         sides.append([out, *torch.autograd.grad(out, (query, key, value), grad)])
-    for one, other in zip(*sides, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)  # the sums are float32
+    for by_sums, fused in zip(*sides, strict=True):
+        torch.testing.assert_close(by_sums, fused, rtol=1e-5, atol=1e-6)  # the sums are float32
 
 
 def test_video_blocks_attend_by_sums_where_that_is_asked(tiny):
@@ -173,7 +186,8 @@ def test_video_blocks_attend_by_sums_where_that_is_asked(tiny):
     query, key = torch.randn(2, 2, 4, 8), torch.randn(2, 2, 5, 8)
     with speed.attending("by sums"):
         assert video_encoder.attend is not before
-        torch.testing.assert_close(video_encoder.attend(query, key, key), layers.attend(query, key, key), rtol=1e-5, atol=1e-6)
+        by_sums, plain = video_encoder.attend(query, key, key), layers.attend(query, key, key)
+        torch.testing.assert_close(by_sums, plain, rtol=1e-5, atol=1e-6)
         long = torch.randn(2, 2, 40, 8)
         torch.testing.assert_close(video_encoder.attend(query, long, long), layers.attend(query, long, long))
     assert video_encoder.attend is before

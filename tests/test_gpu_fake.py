@@ -1,6 +1,7 @@
-"""Training and scoring run as on "cuda:0" without a GPU, and mix no tensors of two devices; planted mixes are found.
+"""Training and scoring run as on "cuda:0" without a GPU and never mix devices.
 
-The full-size model runs on tensors without values, whatever depends on values on tiny data (benchmarks/fake_gpu.py).
+The full-size model runs on tensors without values; what depends on values runs on tiny data (benchmarks/fake_gpu.py).
+Planted mixes of devices are found.
 """
 import dataclasses
 import functools
@@ -35,7 +36,7 @@ from egokit.train import evaluate, loop
 
 CPU = torch.device("cpu")
 TRAINED = {"egoclip": (EgoClip, 4), "ek100": (EK100, 16), "charades": (CharadesEgo, 32)}  # frames, as in params/
-# of a step in one piece: the masked words are counted, what the pairs are drawn from is read (twice), and the norm
+# in a step in one piece the CPU waits to count masked words, to read what pairs are drawn from (twice), for the norm
 MOST_WAITS = {"egoclip": 4, "ek100": 1, "charades": 1}
 MIX = r"on the same device|two (different )?devices"
 
@@ -51,7 +52,10 @@ def batch_of(task: str, clips: int, model: ModelConfig) -> dict:
 
 
 def full_size_step(name: str, precision: str = "fp16", in_parts: bool = False, checkpointing: bool = False) -> list:
-    """Train the full-size model for a step on four clips, at once or two at a time; return what was waited for."""
+    """Train the full-size model for a step on four clips; return what the CPU waited for.
+
+    Clips are computed at once, or two at a time.
+    """
     task, frames = TRAINED[name]
     samples = 4 // task.clips_per_sample
     recipe = TrainConfig(precision=precision, batch_size=samples, micro_batch=samples // 2 if in_parts else 0,
@@ -84,15 +88,18 @@ def words(texts: list[str], longest: int) -> dict:
 
 @pytest.fixture
 def full_size(monkeypatch):
-    """(task class, precision, attributes of the task) -> the task without files, and the full-size model on the GPU."""
+    """Give a function that makes a task without files and the full-size model on the GPU.
+
+    Its arguments are the task's class, the precision, and attributes of the task.
+    """
     monkeypatch.setattr(input_checks, "load_tokenizer", lambda source: words)
 
     def made(task, precision, **attributes):
         model = EgoVLP(ModelConfig(frames=16)).to(GPU).eval()
         config = Config(model=model.config, data=DataConfig(workers=0), evaluate=EvaluateConfig(4, precision))
-        one = train_step.without_files(task)(config)
-        vars(one).update(attributes)
-        return one, model
+        made_task = train_step.without_files(task)(config)
+        vars(made_task).update(attributes)
+        return made_task, model
     return made
 
 
@@ -125,7 +132,7 @@ def test_full_size_retrieval_mixes_no_devices(full_size, task, precision):
 
 
 class ThreeWindows(windows.Windows):
-    """Three windows of a video, in items of two, as EgoMQ and search have them."""
+    """Three windows of a video, two to an item, as EgoMQ and search have them."""
 
     def read(self, index: int, rng) -> dict:
         return {"video": clips(2 - index)["video"] if index < 2 else torch.empty(0), "seconds": 6.0}
@@ -187,12 +194,13 @@ def test_a_mix_in_training_on_files_is_found(monkeypatch, resolve, run, plant):
 
 
 @pytest.mark.parametrize("somewhere", [fake_gpu.without_values, fake_gpu.on_the_cpu])
-def test_a_gpus_tensors_are_refused_where_a_gpu_refuses_them(somewhere):
+def test_mixes_are_refused_as_on_a_gpu(somewhere):
     with somewhere():
-        x, other, place = torch.ones(2, device=GPU), torch.ones(2), torch.tensor([1])
+        x, on_cpu, place = torch.ones(2, device=GPU), torch.ones(2), torch.tensor([1])
         assert (x + torch.tensor(1.0)).device == x[place].device == GPU  # a number and an index may be the CPU's
         assert x.numpy(force=True).shape == (2,) and x.cpu().device == CPU
-        mixes = [lambda: x + other, lambda: other[place.to(GPU)], lambda: other.add_(x), lambda: torch.cat([x, other])]
+        mixes = [lambda: x + on_cpu, lambda: on_cpu[place.to(GPU)], lambda: on_cpu.add_(x),
+                 lambda: torch.cat([x, on_cpu])]
         for mix in mixes:
             with pytest.raises(RuntimeError, match=MIX):
                 mix()
@@ -204,7 +212,7 @@ def test_a_gpus_tensors_are_refused_where_a_gpu_refuses_them(somewhere):
 
 @pytest.mark.parametrize("mask", [None, "one for all", "one each"])
 def test_attention_of_many_groups_is_split(monkeypatch, mask):
-    """A GPU's attention kernels take 65,535 groups at once. Each part is the whole's, backwards, too."""
+    """A GPU's attention kernels take 65,535 groups at once: parts give what the whole gives."""
     monkeypatch.setattr(layers, "MOST_ITEMS", 3)
     torch.manual_seed(0)
     query, key, value = (torch.randn(8, 2, n, 4, requires_grad=True) for n in (3, 5, 5))
@@ -215,11 +223,12 @@ def test_attention_of_many_groups_is_split(monkeypatch, mask):
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention",
                         lambda query, *args, **options: sizes.append(len(query)) or plain(query, *args, **options))
     with fake_gpu.on_the_cpu():
-        there = [x.detach().to(GPU).requires_grad_() for x in (query, key, value)]
-        out = layers.attend(*there, None if masks is None else masks.to(GPU))
-        found = torch.autograd.grad(out.square().sum(), there)
+        on_gpu = [x.detach().to(GPU).requires_grad_() for x in (query, key, value)]
+        out = layers.attend(*on_gpu, None if masks is None else masks.to(GPU))
+        gpu_gradients = torch.autograd.grad(out.square().sum(), on_gpu)
         assert torch.allclose(out.cpu(), expected, atol=1e-6) and sizes == [3, 3, 2]
-        assert all(torch.allclose(one.cpu(), other, atol=1e-5) for one, other in zip(found, gradients, strict=True))
+        for gradient, expected_gradient in zip(gpu_gradients, gradients, strict=True):
+            assert torch.allclose(gradient.cpu(), expected_gradient, atol=1e-5)
 
 
 @pytest.fixture
@@ -228,7 +237,7 @@ def run(project, request):
 
 
 def fitted(config, run, device) -> list[float]:
-    """Train from start to end, with validation and checkpoints, and return the losses of the steps."""
+    """Train to the end, with validation and checkpoints; return the losses of the steps."""
     run.path.mkdir(parents=True, exist_ok=True)
     loop.train(config, tasks.make(config), run, "train", device)
     return [event["loss"] for event in run.read_log() if event["kind"] == "step"]
@@ -245,18 +254,21 @@ FITTED = {
 
 @pytest.mark.parametrize("name", FITTED)
 def test_training_on_files_mixes_no_devices(monkeypatch, resolve, run, name):
-    """Losses are the CPU's in float32, to rounding. A run resumed from a checkpoint of plain tensors ends the same."""
+    """Losses are the CPU's in float32, to rounding; a resumed run ends the same.
+
+    Checkpoints hold plain tensors.
+    """
     recipe, overrides = FITTED[name]
     config = resolve(recipe, f"{MODEL} init= data.workers=0 model.dropout=0 train.checkpoint_steps=1 {overrides}")
     scaler = functools.partial(torch.amp.GradScaler, init_scale=2.0**10)  # so that no step is skipped
     monkeypatch.setattr(torch.amp, "GradScaler", scaler)
     with fake_gpu.on_the_cpu():
-        found = fitted(config, run, GPU)
+        losses_on_gpu = fitted(config, run, GPU)
         sorted(run.checkpoints.glob("step-*.pt"))[-1].unlink()
-        assert fitted(config, run, GPU) == found and len(found) > 1
+        assert fitted(config, run, GPU) == losses_on_gpu and len(losses_on_gpu) > 1
     if config.model.dropout == 0:
         exact = dataclasses.replace(config, train=dataclasses.replace(config.train, precision="fp32"))
-        assert found == pytest.approx(fitted(exact, Run(run.path / "cpu"), CPU), rel=0.01)
+        assert losses_on_gpu == pytest.approx(fitted(exact, Run(run.path / "cpu"), CPU), rel=0.01)
 
 
 def numbers(metrics: dict) -> dict:
@@ -269,12 +281,12 @@ def test_evaluation_of_files_mixes_no_devices(checkpoint, resolve, recipe):
     half = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, precision="bf16"))
     expected, rows, _ = evaluate.evaluate(loop.initial_model(config), tasks.make(config))
     with fake_gpu.on_the_cpu():
-        found, gpu_rows, _ = evaluate.evaluate(loop.initial_model(config).to(GPU), tasks.make(config))
+        gpu_metrics, gpu_rows, _ = evaluate.evaluate(loop.initial_model(config).to(GPU), tasks.make(config))
         halved, *_ = evaluate.evaluate(loop.initial_model(half).to(GPU), tasks.make(half))
     for key in rows:
         assert np.allclose(rows[key], gpu_rows[key], atol=1e-5), key
-    assert numbers(found) == pytest.approx(numbers(expected), abs=1e-6)
-    assert halved.keys() == found.keys() and halved["samples"] == found["samples"]
+    assert numbers(gpu_metrics) == pytest.approx(numbers(expected), abs=1e-6)
+    assert halved.keys() == gpu_metrics.keys() and halved["samples"] == gpu_metrics["samples"]
 
 
 def read(path: Path) -> np.ndarray:
@@ -291,8 +303,8 @@ def test_extraction_from_files_mixes_no_devices(checkpoint, resolve, tmp_path, r
         return numbers(metrics), {path.name: read(path) for path in files}
 
     with fake_gpu.on_the_cpu():
-        found, vectors = extracted("gpu", GPU)
+        gpu_metrics, vectors = extracted("gpu", GPU)
     expected, cpu_vectors = extracted("cpu", CPU)
-    assert found == expected and vectors and vectors.keys() == cpu_vectors.keys()
+    assert gpu_metrics == expected and vectors and vectors.keys() == cpu_vectors.keys()
     for name in vectors:
         assert np.allclose(vectors[name], cpu_vectors[name], atol=1e-4)

@@ -32,14 +32,18 @@ def test_egonce_is_finite_at_extremes():
 
 def test_max_margin_equals_its_formula():
     s, w = drawn(5, 5).tanh(), torch.tensor([1.0, 0.5, 0.3, 1.0, 0.8])
-    terms = [max(0.0, 0.2 * w[i].item() - (s[i, i] - m[i, j]).item()) for m in (s, s.T) for i in range(5) for j in range(5) if i != j]
+    terms = [max(0.0, 0.2 * w[i].item() - (s[i, i] - m[i, j]).item())
+             for m in (s, s.T) for i in range(5) for j in range(5) if i != j]
     assert losses.max_margin(s, w).item() == pytest.approx(sum(terms) / len(terms), rel=1e-5)
 
 
 def relevancies(B, seed=2):
-    """(B, B) as EK-100's: few values, an own pair that need not be the most relevant, not symmetric."""
+    """Draw (B, B) relevancies like EK-100's.
+
+    They have few values and are not symmetric; a row's own pair need not be the most relevant.
+    """
     c = torch.tensor([0.0, 0.25, 0.5, 1.0])[torch.randint(4, (B, B), generator=torch.Generator().manual_seed(seed))]
-    return c + 1e-7 * drawn(B, B, seed=3)  # equal but for rounding
+    return c + 1e-7 * drawn(B, B, seed=3)  # equal ones differ by rounding
 
 
 def test_symmetric_multi_similarity_equals_its_formula():
@@ -53,7 +57,8 @@ def test_symmetric_multi_similarity_equals_its_formula():
                     case = "equal" if abs(d) < 1e-3 else "less" if d > 0 else "more"
                     terms.append(max(0.0, {"less": m, "equal": abs(m) - 0.1, "more": -m}[case]))
                     cases.add((case, terms[-1] > 0))
-    assert cases == {(case, paid) for case in ("less", "equal", "more") for paid in (False, True)}, "every branch is taken"
+    every_branch = {(case, positive) for case in ("less", "equal", "more") for positive in (False, True)}
+    assert cases == every_branch
     assert losses.symmetric_multi_similarity(s, c).item() == pytest.approx(sum(terms) / len(terms), rel=1e-5)
 
 
@@ -88,7 +93,8 @@ def test_masking_follows_berts_rule():
     uniforms = torch.from_numpy(np.random.default_rng(0).random((400, 50, 3), np.float32))
     masked, labels = losses.mask_words(ids, uniforms, [0, 1, 2, 3, 100], 100, 101)
     chosen = labels != -100
-    assert chosen[:, 1:-1].float().mean() == pytest.approx(0.15, abs=0.01) and not chosen[:, 0].any() and not chosen[:, -1].any()
+    assert chosen[:, 1:-1].float().mean() == pytest.approx(0.15, abs=0.01)
+    assert not chosen[:, 0].any() and not chosen[:, -1].any()
     assert (masked[chosen] == 100).float().mean() == pytest.approx(0.8, abs=0.02)
     assert (masked[chosen] == ids[chosen]).float().mean() == pytest.approx(0.1, abs=0.02)
     assert torch.equal(masked[~chosen], ids[~chosen]) and torch.equal(labels[chosen], ids[chosen])
@@ -113,7 +119,10 @@ def test_hard_negatives_are_never_positives_and_repeat_from_the_seed():
 
 
 def test_negatives_follow_the_similarities():
-    """A text's negative video comes from its row with softmax(s / temperature); a video's negative text from its column."""
+    """Videos are drawn from a text's row, texts from a video's column.
+
+    The probability is softmax(s / temperature).
+    """
     s = torch.zeros(4, 4)
     s[0, 2] = 0.2   # row 0: video 2 is the hardest; column 3: text 1 is the hardest
     s[1, 3] = 0.2
@@ -123,7 +132,8 @@ def test_negatives_follow_the_similarities():
         rows[video[0]] += text[0] == 0 and video[0] != 0
         columns[text[3]] += video[3] == 3 and text[3] != 3
     share = math.exp(2) / (math.exp(2) + 2)
-    assert rows[2] / rows.sum() == pytest.approx(share, abs=0.04) and columns[1] / columns.sum() == pytest.approx(share, abs=0.04)
+    assert rows[2] / rows.sum() == pytest.approx(share, abs=0.04)
+    assert columns[1] / columns.sum() == pytest.approx(share, abs=0.04)
 
 
 def test_a_row_without_negatives_keeps_its_pair():

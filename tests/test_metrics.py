@@ -1,4 +1,4 @@
-"""Metrics and frame rules against the original's figures."""
+"""Metrics and rules of frame sampling against numbers of the original code."""
 import json
 from pathlib import Path
 
@@ -28,27 +28,28 @@ def test_charades_equals_the_original():
 
 
 def test_charades_classes_that_do_not_occur_and_videos_without_labels():
-    """Both are in the original's figures: 1 of 11 classes, 6 of 40 videos."""
+    """The original's numbers have both: 1 of 11 classes, 6 of 40 videos."""
     expected = figures("A_metrics")["charades"]
     scores, targets = np.array(expected["scores"]), np.array(expected["targets"])
     absent, unlabelled = targets.sum(0) == 0, targets.sum(1) == 0
     assert absent.sum() == 1 and unlabelled.sum() == 6
     assert np.array_equal(np.isnan(metrics.each_class(scores, targets)), absent)
-    scores[unlabelled] = 1e6 * np.random.default_rng(0).standard_normal((6, 11))  # they come last, whatever the model says
+    # videos without labels come last, whatever their scores
+    scores[unlabelled] = 1e6 * np.random.default_rng(0).standard_normal((6, 11))
     assert metrics.charades(scores, targets)["mAP"] == pytest.approx(expected["mAP"], rel=1e-9)
 
 
 def test_dual_softmax_equals_its_formula():
-    """Every direction with its own: an item's similarity to a query, times the query's share among all queries of that item."""
+    """Each direction has its own: s times the query's share among all queries of the item."""
     rng = np.random.default_rng(0)
     similarity, relevancy = rng.random((12, 7)).astype(np.float32), np.round(rng.random((12, 7)) ** 3 * 4) / 4
     expected = {}
     for name, s, r in (("V2T", similarity, relevancy), ("T2V", similarity.T, relevancy.T)):
-        again = np.array([[s[q, i] * np.exp(s[q, i] / 0.05) / sum(np.exp(s[other, i] / 0.05) for other in range(len(s)))
-                           for i in range(s.shape[1])] for q in range(len(s))])
-        assert np.allclose(metrics.dual_softmax(s, 0.05), again)
-        expected |= {key: value for key, value in metrics.retrieval(*((again, r) if name == "V2T" else (again.T, r.T))).items()
-                     if key.endswith(name)}
+        rescaled = np.array([[s[q, i] * np.exp(s[q, i] / 0.05) / sum(np.exp(s[p, i] / 0.05) for p in range(len(s)))
+                              for i in range(s.shape[1])] for q in range(len(s))])
+        assert np.allclose(metrics.dual_softmax(s, 0.05), rescaled)
+        both = metrics.retrieval(*((rescaled, r) if name == "V2T" else (rescaled.T, r.T)))
+        expected |= {key: value for key, value in both.items() if key.endswith(name)}
     got, plain = metrics.retrieval(similarity, relevancy, 0.05), metrics.retrieval(similarity, relevancy)
     assert {key: got[key] for key in expected} == pytest.approx(expected) and got["mAP"] != plain["mAP"]
     assert got["nDCG"] == pytest.approx((expected["nDCG_V2T"] + expected["nDCG_T2V"]) / 2)
@@ -62,7 +63,8 @@ def test_dual_softmax_at_a_low_temperature_still_ranks_everything():
 def test_egomcq_equals_the_original():
     expected = figures("A_metrics")["egomcq"]
     ours = metrics.egomcq(expected["scores"], expected["labels"], expected["types"])
-    assert ours["inter"] == pytest.approx(expected["Inter-video"]) and ours["intra"] == pytest.approx(expected["Intra-video"])
+    assert ours["inter"] == pytest.approx(expected["Inter-video"])
+    assert ours["intra"] == pytest.approx(expected["Intra-video"])
 
 
 def test_chance_is_what_random_scores_give():
@@ -80,7 +82,8 @@ def test_frame_rules_equal_the_original(rule):
         assert frame_sampling.ek100(rule["start"], rule["end"], rule["num_frames"]).tolist() == rule["index"]
     else:
         index = frame_sampling.mq(rule["start"], rule["end"], 1.87, 30, 16)
-        assert len(index) == rule["count"] and index[:20].tolist() == rule["first"] and index[-5:].tolist() == rule["last"]
+        assert len(index) == rule["count"]
+        assert index[:20].tolist() == rule["first"] and index[-5:].tolist() == rule["last"]
 
 
 @pytest.mark.parametrize("rule", [frame_sampling.sample_frames, frame_sampling.ek100])
@@ -97,9 +100,13 @@ def test_short_clips_repeat_their_last_frame_and_never_leave_the_video():
 
 
 def test_retrieval_of_many_ties_and_of_arrays_that_stay_as_they_are():
-    """Equal scores rank by index, -0 is 0, and neither array is changed: against the formula, query by query."""
+    """Equal scores rank by index, -0 is 0, and neither array is changed.
+
+    Metrics are compared with the formula, query by query.
+    """
     rng = np.random.default_rng(0)
-    similarity = (rng.integers(-3, 4, (150, 70)) * np.where(rng.random((150, 70)) < 0.5, 1, -1.0) / 8).astype(np.float32)
+    similarity = rng.integers(-3, 4, (150, 70)) * np.where(rng.random((150, 70)) < 0.5, 1, -1.0) / 8
+    similarity = similarity.astype(np.float32)
     relevancy = np.round(rng.random((150, 70)) ** 6 * 4) / 4
     relevancy[5], relevancy[:, 7] = 0, 0
     for kind in (np.float32, np.float64):
@@ -119,7 +126,8 @@ def test_retrieval_of_many_ties_and_of_arrays_that_stay_as_they_are():
                 if k := int((grade > 0).sum()):
                     discount = 1 / np.log2(np.arange(2, k + 2))
                     ndcgs.append((grade[order[:k]] * discount).sum() / (np.sort(grade)[::-1][:k] * discount).sum())
-            assert got[f"mAP_{name}"] == pytest.approx(100 * np.mean(aps)) and got[f"nDCG_{name}"] == pytest.approx(100 * np.mean(ndcgs))
+            assert got[f"mAP_{name}"] == pytest.approx(100 * np.mean(aps))
+            assert got[f"nDCG_{name}"] == pytest.approx(100 * np.mean(ndcgs))
 
 
 @pytest.mark.parametrize(("rows", "metric"), [

@@ -1,4 +1,7 @@
-"""Micro-batches: the same numbers in less memory, the plan, and what is said where even that doesn't fit. Ranks: test_dist.py."""
+"""Micro-batches: the same numbers in less memory, the batch plan, out-of-memory advice.
+
+test_dist.py has the tests on several ranks.
+"""
 import contextlib
 
 import pytest
@@ -26,7 +29,10 @@ def run(project, request):
 
 @pytest.mark.parametrize("autocast", [False, True])
 def test_the_second_pass_is_the_first_to_the_bit(autocast):
-    """Dropout and precision included: by_micro_batches gives what plain autograd gives for the same pieces."""
+    """by_micro_batches gives what plain autograd gives for the same pieces.
+
+    Dropout and precision are the same, too.
+    """
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Dropout(0.5), torch.nn.Linear(5, 4))
     rows, shift = torch.randn(7, 6, requires_grad=True), torch.arange(7.0)[:, None]
@@ -37,20 +43,22 @@ def test_the_second_pass_is_the_first_to_the_bit(autocast):
     def outcome(whole):
         torch.manual_seed(1)
         with torch.autocast(**BF16, enabled=autocast):
-            one, total = whole()
+            embedded, total = whole()
         later = torch.rand(3)
-        loss = (one @ one.T).square().sum() + total.sum() ** 2  # mixes all rows
+        loss = (embedded @ embedded.T).square().sum() + total.sum() ** 2  # mixes all rows
         gradients = torch.autograd.grad(loss, [rows], retain_graph=True)
         model.zero_grad()
         loss.backward()
-        return [one, total, later, torch.rand(3), *gradients, *(parameter.grad for parameter in model.parameters())]
+        gradients += tuple(parameter.grad for parameter in model.parameters())
+        return [embedded, total, later, torch.rand(3), *gradients]
 
     def plain():
         parts = [function(*part) for part in zip(rows.split(3), shift.split(3), strict=True)]
         return [torch.cat(column) for column in zip(*parts, strict=True)]
 
     got, expected = outcome(lambda: by_micro_batches(function, 3, rows, shift)), outcome(plain)
-    assert all(torch.equal(a, b) for a, b in zip(got[:4], expected[:4], strict=True))  # numbers, and draws before and after
+    # outputs, and random numbers drawn before and after the backward pass
+    assert all(torch.equal(a, b) for a, b in zip(got[:4], expected[:4], strict=True))
     for a, b in zip(got[4:], expected[4:], strict=True):
         # a half's gradients are added up in float32 here, in the half itself there
         assert (a - b).norm() <= (2e-2 if autocast else 1e-6) * b.norm()
@@ -71,7 +79,7 @@ class Held:
 
 @contextlib.contextmanager
 def counted(model, frames):
-    """Counts what autograd keeps, beside parameters and the batch's frames."""
+    """Count what autograd keeps, beside parameters and the batch's frames."""
     own = {x.data_ptr() for x in (frames, *model.parameters())}
     Held.now = Held.most = 0
     with torch.autograd.graph.saved_tensors_hooks(
@@ -80,7 +88,7 @@ def counted(model, frames):
 
 
 def first_step(config, run, scaler=None):
-    """(trainer with the gradient of the first step, most bytes that autograd kept)"""
+    """Return a trainer with the gradient of the first step, and the most bytes autograd kept."""
     task = tasks.make(config)
     trainer = loop.Trainer(config, task, run, "test", CPU)
     batch = next(iter(loader.build_loader(trainer.dataset, trainer.batches(0), task.collate, 0)))
@@ -93,16 +101,17 @@ def first_step(config, run, scaler=None):
 @pytest.mark.parametrize("recipe", ["toy/pretrain", "toy/ek100_finetune"])
 def test_activations_are_a_micro_batchs(resolve, run, recipe):
     def most(micro_batch):
-        return first_step(resolve(recipe, f"{MODEL} init= train.precision=fp32 model.checkpointing=false model.depth=4 data.workers=0 "
-                                          f"train.batch_size=8 train.micro_batch={micro_batch}"), run)[1]
+        return first_step(resolve(recipe, f"{MODEL} init= train.precision=fp32 model.checkpointing=false model.depth=4 "
+                                          f"data.workers=0 train.batch_size=8 train.micro_batch={micro_batch}"), run)[1]
     whole, share, cached = most(0), most(8), most(1)
-    # in pre-training also one of its stages at a time, but the unfused states of all clips
+    # in pre-training one stage at a time is kept, beside the unfused states of all clips
     assert cached < whole / 7, (whole, cached)
-    assert share < (whole / 2 if recipe == "toy/pretrain" else 1.01 * whole), "a micro-batch of the whole share is one stage at a time"
+    # a micro-batch of the whole share computes one stage at a time
+    assert share < (whole / 2 if recipe == "toy/pretrain" else 1.01 * whole)
 
 
 def test_loss_scaling_passes_through(resolve, run):
-    """FP16's scaled loss gives scaled gradients, those of the rows that are cached included."""
+    """FP16's scaled loss gives scaled gradients, also through the cached outputs."""
     config = resolve(overrides=f"{MODEL} train.precision=fp32 train.micro_batch=3")
     plain = dict(first_step(config, run)[0].model.named_parameters())
     scaled = first_step(config, run, torch.amp.GradScaler("cpu", init_scale=2.0 ** 10))[0]
@@ -115,7 +124,7 @@ def losses(run):
 
 
 def test_a_run_goes_on_with_another_micro_batch(resolve, run, monkeypatch):
-    """And ends as one that was never interrupted and computed each batch at once."""
+    """It ends as a run that was never interrupted and computed each batch at once."""
     def config(micro_batch):
         return resolve(overrides=f"{MODEL} train.precision=fp32 train.checkpoint_steps=1 train.epochs=2 data.workers=0 "
                                  f"train.micro_batch={micro_batch}")
@@ -136,8 +145,8 @@ def test_a_run_goes_on_with_another_micro_batch(resolve, run, monkeypatch):
         start(3, broken)
     start(5, broken)
     assert len(losses(broken)) == 6 and losses(broken) == pytest.approx(losses(straight), rel=1e-4)
-    told = [(event["step"], event["plan"]) for event in broken.read_log() if event["kind"] == "plan"]
-    assert told == [(0, "8 samples = 1 process x 3 micro-batches of at most 3"),
+    plans = [(event["step"], event["plan"]) for event in broken.read_log() if event["kind"] == "plan"]
+    assert plans == [(0, "8 samples = 1 process x 3 micro-batches of at most 3"),
                     (2, "8 samples = 1 process x 2 micro-batches of at most 5")]
     assert [event["micro_batches"] for event in straight.read_log() if event["kind"] == "plan"] == [1]
 
@@ -148,27 +157,27 @@ def test_what_memory_advice_changes_is_not_another_run(resolve):
     assert plain == advised
 
 
-@pytest.mark.parametrize("overrides, processes, said", [
+@pytest.mark.parametrize("overrides, processes, text", [
     ("train.batch_size=256 train.micro_batch=32", 2, "256 samples = 2 processes x 4 micro-batches of 32"),
     ("train.batch_size=256", 8, "256 samples = 8 processes x 1 micro-batch of 32"),
     ("train.batch_size=256 train.micro_batch=300", 1, "256 samples = 1 process x 1 micro-batch of 256"),
     ("train.batch_size=11 train.micro_batch=4", 2, "11 samples = 2 processes x 2 micro-batches of at most 4"),
     ("train.batch_size=11", 2, "11 samples = 2 processes x 1 micro-batch of at most 6"),
 ])
-def test_the_plan_in_words(resolve, overrides, processes, said):
+def test_the_plan_in_words(resolve, overrides, processes, text):
     config = resolve(overrides=f"{overrides} launch.tasks_per_node={processes}")
-    assert str(plan_batch(config)) == str(plan_batch(config, processes)) == said
-    assert egokit.describe(config).endswith(f"plan: {said}")
+    assert str(plan_batch(config)) == str(plan_batch(config, processes)) == text
+    assert egokit.describe(config).endswith(f"plan: {text}")
 
 
-@pytest.mark.parametrize("overrides, said", [
+@pytest.mark.parametrize("overrides, message", [
     ("train.micro_batch=-1", r"train.micro_batch \(in overrides\): expected 0 or more, got -1"),
     ("train.batch_size=0", "train.batch_size.*expected 1 or more, got 0"),
     ("train.micro_batch=half", "train.micro_batch.*expected int, got 'half'"),
     ("train.microbatch=2", "unknown key 'train.microbatch'.*did you mean 'micro_batch'"),
 ])
-def test_mistakes_are_named(resolve, overrides, said):
-    with pytest.raises(ConfigError, match=said):
+def test_mistakes_are_named(resolve, overrides, message):
+    with pytest.raises(ConfigError, match=message):
         resolve(overrides=overrides)
 
 
@@ -179,40 +188,44 @@ def test_out_of_memory_says_what_would_fit(resolve, run, monkeypatch):
     config = resolve(overrides=f"{MODEL} data.workers=0 model.checkpointing=false train.micro_batch=6")
     task = tasks.make(config)
     monkeypatch.setattr(type(task), "loss", full)
-    with pytest.raises(loop.TrainingError, match=r"step 1: out of GPU memory.*of at most 6 \(train.micro_batch=6\) don't fit: "
-                                                  r"set train.micro_batch=3, or model.checkpointing=true;"):
+    message = (r"step 1: out of GPU memory.*of at most 6 \(train.micro_batch=6\) don't fit: "
+               r"set train.micro_batch=3, or model.checkpointing=true;")
+    with pytest.raises(loop.TrainingError, match=message):
         loop.train(config, task, run, "pretrain", CPU)
-    assert "set train.micro_batch=1;" in what_would_fit(resolve(overrides=f"{MODEL} model.checkpointing=true train.batch_size=1"), 1)
+    single = resolve(overrides=f"{MODEL} model.checkpointing=true train.batch_size=1")
+    assert "set train.micro_batch=1;" in what_would_fit(single, 1)
     least = resolve(overrides=f"{MODEL} model.checkpointing=true train.micro_batch=1")
     assert "use more processes (launch.tasks_per_node), or a GPU with more memory" in what_would_fit(least, 1)
 
 
 @pytest.mark.slow
 def test_two_processes_with_micro_batches_train_as_one_without(resolve, run):
-    """In real processes, with an uneven last batch: the log's losses, step by step."""
+    """Real processes with an uneven last batch log the same losses, step by step."""
     def finished(folder, overrides):
         config = resolve(overrides=f"{MODEL} train.precision=fp32 data.limit=21 train.epochs=2 {overrides}")
         egokit.submit(config, folder, "train", "pretrain").wait(progress=False)
         return losses(folder)
 
-    one = finished(Run(run.path / "one"), "launch.tasks_per_node=1")
-    two = finished(Run(run.path / "two"), "launch.tasks_per_node=2 train.micro_batch=2")
-    assert len(one) == 6 and two == pytest.approx(one, rel=1e-4)
+    single = finished(Run(run.path / "one"), "launch.tasks_per_node=1")
+    pair = finished(Run(run.path / "two"), "launch.tasks_per_node=2 train.micro_batch=2")
+    assert len(single) == 6 and pair == pytest.approx(single, rel=1e-4)
     logs = (run.path / "two/jobs/pretrain/submitit").glob("*_0_log.out")
     assert any("plan: 8 samples = 2 processes x 2 micro-batches of 2" in log.read_text() for log in logs)
 
 
 def test_texts_of_one_length_give_the_same_loss_and_gradient(resolve):
-    """As they are on a GPU: padding is neither read, masked nor matched."""
-    found = []
-    for fixed in (False, True):
+    """As on a GPU, texts are padded; the padding is neither read, masked nor matched."""
+    results = []
+    for fixed_length in (False, True):
         config = resolve(overrides=f"{MODEL} train.precision=fp32 model.dropout=0.0 data.max_tokens=20")
         task = tasks.make(config)
         trainer = loop.Trainer(config, task, Run("unused"), "pretrain", CPU)
-        task.fixed_length = fixed
+        task.fixed_length = fixed_length
         batch = next(iter(loader.build_loader(trainer.dataset, trainer.batches(0), task.collate, 0)))
         terms = trainer.objective.gradient(batch, 0, trainer.scaler)
-        found.append((batch["tokens"]["input_ids"].shape[1], torch.stack([*terms.values()]),
+        results.append((batch["tokens"]["input_ids"].shape[1], torch.stack([*terms.values()]),
                       torch.cat([parameter.grad.flatten() for parameter in trainer.model.parameters()])))
-    assert found[0][0] < found[1][0] == 20
-    assert torch.allclose(found[0][1], found[1][1], rtol=1e-5) and torch.allclose(found[0][2], found[1][2], atol=1e-5)
+    (short, short_terms, short_gradient), (fixed, fixed_terms, fixed_gradient) = results
+    assert short < fixed == 20
+    assert torch.allclose(short_terms, fixed_terms, rtol=1e-5)
+    assert torch.allclose(short_gradient, fixed_gradient, atol=1e-5)

@@ -1,4 +1,4 @@
-"""EgoMQ features: of the right frames, in bounded memory, shared out, resumed, of any list of clips, and described."""
+"""EgoMQ features: which frames, how much memory, sharing out, resuming, manifests."""
 import collections
 import ctypes
 import hashlib
@@ -31,18 +31,20 @@ RECIPE = "toy/egomq_features"
 
 
 def extracted(config, folder, model=None):
-    """({clip_uid: features}, manifest) of an extraction in this process."""
+    """Extract in this process; return ({clip_uid: features}, manifest)."""
     task = tasks.make(config)
     metrics = task.extract((model or loop.initial_model(config)).eval(), Run(folder))
     manifest = json.loads((folder / "features/manifest.json").read_text())
-    assert metrics["clips"] == metrics["samples"] == metrics["expected"] == len(manifest["clips"]) and metrics["failed"] == 0
-    assert metrics["data"] == {path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:12] for path in task.lists().values()}
+    assert metrics["clips"] == metrics["samples"] == metrics["expected"] == len(manifest["clips"])
+    assert metrics["failed"] == 0
+    assert metrics["data"] == {path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+                               for path in task.lists().values()}
     return {clip["clip_uid"]: np.array(mq.stored(folder / "features" / f"{clip['clip_uid']}.{manifest['format']}"))
             for clip in manifest["clips"]}, manifest
 
 
-def same(one, other):
-    return one.keys() == other.keys() and all(np.array_equal(one[uid], other[uid]) for uid in one)
+def same(a, b):
+    return a.keys() == b.keys() and all(np.array_equal(a[uid], b[uid]) for uid in a)
 
 
 def test_features_are_those_of_their_frames(checkpoint, resolve, project):
@@ -54,55 +56,63 @@ def test_features_are_those_of_their_frames(checkpoint, resolve, project):
     video = open_video.open_video(project / f"outputs/toy/Ego4D_256/{clip['video_uid']}.mp4")
     indices = frame_sampling.mq(int(clip["start"] * 10), int(clip["stop"] * 10), 1.87, 10, 4)
     for at in (0, 5, len(features) - 1):
+        frames = video.read(frame_sampling.clamp_indices(indices[4 * at:4 * at + 4], video.length))
         with torch.no_grad():
-            pixels = normalise(task.transform(video.read(frame_sampling.clamp_indices(indices[4 * at:4 * at + 4], video.length)), None))
+            pixels = normalise(task.transform(frames, None))
             assert torch.allclose(model.encode_video(pixels[None])[0], features[at], atol=1e-5)
 
 
 def test_train_val_and_test_are_under_one_root_and_described(checkpoint, resolve, project, tmp_path):
-    """Each frame is decoded at most once, in order; .npy holds what .pt does; a loader process changes nothing."""
+    """.npy files hold what .pt files do; a loader process changes nothing."""
     config = resolve(RECIPE, "data.limit=0", run="random")
     features, manifest = extracted(config, tmp_path / "pt")
     clips = manifest.pop("clips")
     assert manifest == {"init": config.init, "init_sha256": checkpoints.fingerprint(checkpoint), "format": "pt",
-                        "features_per_second": 1.87, "frames": 4, "stride": 4, "frame_rate": 7.48, "layer": "video_projection",
-                        "dimension": 16, "unlisted": []}
-    listed = {split: {clip["clip_uid"] for video in json.loads((project / f"outputs/toy/moments_{split}.json").read_text())["videos"]
-                      for clip in video["clips"]} for split in ("train", "val", "test_unannotated")}
-    found = collections.defaultdict(set)
+                        "features_per_second": 1.87, "frames": 4, "stride": 4, "frame_rate": 7.48,
+                        "layer": "video_projection", "dimension": 16, "unlisted": []}
+    documents = {split: json.loads((project / f"outputs/toy/moments_{split}.json").read_text())
+                 for split in ("train", "val", "test_unannotated")}
+    listed = {split: {clip["clip_uid"] for video in document["videos"] for clip in video["clips"]}
+              for split, document in documents.items()}
+    of_split = collections.defaultdict(set)
     for clip in clips:
-        found[clip["split"]].add(clip["clip_uid"])
+        of_split[clip["split"]].add(clip["clip_uid"])
         x = torch.load(tmp_path / "pt/features" / f"{clip['clip_uid']}.pt", weights_only=True)
         assert x.shape == (clip["features"], 16) and x.dtype == torch.float32
-    assert found == listed and all(found.values())
-    numpy, manifest = extracted(resolve(RECIPE, "data.limit=0 evaluate.feature_format=npy data.workers=1", run="random"), tmp_path / "npy")
-    assert same(numpy, features) and manifest["format"] == "npy" and np.load(tmp_path / f"npy/features/{min(features)}.npy").ndim == 2
+    assert of_split == listed and all(of_split.values())
+    overrides = "data.limit=0 evaluate.feature_format=npy data.workers=1"
+    arrays, manifest = extracted(resolve(RECIPE, overrides, run="random"), tmp_path / "npy")
+    assert same(arrays, features) and manifest["format"] == "npy"
+    assert np.load(tmp_path / f"npy/features/{min(features)}.npy").ndim == 2
 
 
 def test_a_clip_is_decoded_once_in_order(checkpoint, resolve, monkeypatch):
     config = resolve(RECIPE, "data.limit=0 evaluate.batch_size=2", run="random")
-    task, model, walked = tasks.make(config), loop.initial_model(config).eval(), []
+    task, model, timestamps = tasks.make(config), loop.initial_model(config).eval(), []
     original = open_video.PyAVReader._found
 
-    def found(self, decoded, unseen):
+    def recording(self, decoded, unseen):
         decoded = list(decoded)
-        walked.extend(frame.pts for frame in decoded)
+        timestamps.extend(frame.pts for frame in decoded)
         yield from original(self, decoded, unseen)
-    monkeypatch.setattr(open_video.PyAVReader, "_found", found)
+    monkeypatch.setattr(open_video.PyAVReader, "_found", recording)
     clip = task.clips()[0]
     task.features(model, clip)
-    assert len(walked) > 6 * (clip["stop"] - clip["start"]) and (np.diff(walked) > 0).all()  # 7.48 samples a second
+    assert len(timestamps) > 6 * (clip["stop"] - clip["start"])  # 7.48 samples a second
+    assert (np.diff(timestamps) > 0).all()
 
 
 def test_moments_of_a_video_of_variable_rate_are_taken_by_time(checkpoint, resolve, copied):
-    """Four seconds of ten frames a second, four of two, ten again: what is embedded is what a player shows at those moments."""
+    """Four seconds at 10 fps, four at 2 fps, then 10 fps: frames are those a player shows."""
     on_copy, root = copied
     task = tasks.make(on_copy(resolve(RECIPE, "data.limit=0", run="random")))
     clip = task.clips()[0] | {"start": 2.0, "stop": 14.0}
     path = task.videos / f"{clip['video_uid']}.mp4"
     source = root / "Ego4D" / path.name  # its frames bear their numbers
-    for name, options in (("v.mp4", ["-vf", "select='lt(t,4)+gte(t,8)+not(mod(n,5))'", "-fps_mode", "vfr"]), ("c.mkv", ["-c", "copy"])):
-        subprocess.run([ffmpeg(), "-loglevel", "error", "-i", str(source), "-t", "20", *options, str(root / name)], check=True)
+    for name, options in (("v.mp4", ["-vf", "select='lt(t,4)+gte(t,8)+not(mod(n,5))'", "-fps_mode", "vfr"]),
+                          ("c.mkv", ["-c", "copy"])):
+        subprocess.run([ffmpeg(), "-loglevel", "error", "-i", str(source), "-t", "20", *options, str(root / name)],
+                       check=True)
     (root / "v.mp4").replace(path)
     video = open_video.open_video(path)
     assert video.times is not None and open_video.time_resolution(video) == 1000
@@ -116,7 +126,7 @@ def test_moments_of_a_video_of_variable_rate_are_taken_by_time(checkpoint, resol
                for n, moment in zip(shown, moments, strict=True))
     pixels = torch.cat(list(windows.windows()))
     assert torch.equal(pixels, task.transform(video.read(windows.indices(video).ravel()), None))
-    # a constant rate counts frames, in a container that lists all times, too
+    # at a constant rate frames are counted, also in a container that lists all times
     constant, listed = open_video.open_video(source), open_video.open_video(root / "c.mkv")
     assert constant.times is None and listed.times is not None
     expected = frame_sampling.mq(20, 140, 1.87, 10, 4)
@@ -125,14 +135,18 @@ def test_moments_of_a_video_of_variable_rate_are_taken_by_time(checkpoint, resol
 
 
 def test_a_json_of_other_clips_and_whole_videos(checkpoint, resolve, copied, tmp_path):
-    """NLQ's files have the same form; a list of videos gives one clip each; videos that were not resized are read as well."""
+    """NLQ's files have the same form; a list of videos gives one clip for each.
+
+    Videos that were not resized are read as well.
+    """
     on_copy, root = copied
     shutil.rmtree(root / "Ego4D_256")
     for split in ("train", "val", "test_unannotated"):
         document = json.loads((root / f"moments_{split}.json").read_text())
         for video in document["videos"]:
             for clip in video["clips"]:
-                clip |= {"clip_uid": f"nlq-{clip['clip_uid']}", "annotations": [{"language_queries": [{"query": "Where is it?"}]}]}
+                clip |= {"clip_uid": f"nlq-{clip['clip_uid']}",
+                         "annotations": [{"language_queries": [{"query": "Where is it?"}]}]}
         (root / f"nlq_{split}.json").write_text(json.dumps(document))
         (root / f"moments_{split}.json").unlink()
     names = {path.stem: open_video.open_video(path) for path in (root / "Ego4D").glob("*.mp4")}
@@ -150,7 +164,7 @@ def test_a_json_of_other_clips_and_whole_videos(checkpoint, resolve, copied, tmp
 
 
 def test_clips_that_cannot_be_read_are_named_and_the_others_written(checkpoint, resolve, copied, tmp_path):
-    """A missing file, a clip that ends long after its video, one too short; repaired, only these are made."""
+    """A missing file, a clip that ends after its video, one too short: then repaired."""
     on_copy, root = copied
     config = on_copy(resolve(RECIPE, "data.limit=0", run="random"))
     path = root / "moments_train.json"
@@ -162,11 +176,12 @@ def test_clips_that_cannot_be_read_are_named_and_the_others_written(checkpoint, 
     path.write_text(json.dumps(document))
     lost = root / "Ego4D_256" / f"{json.loads((root / 'moments_val.json').read_text())['videos'][0]['video_uid']}.mp4"
     lost.rename(tmp_path / "away.mp4")
-    with pytest.raises(open_video.VideoError, match=r"\d of \d+ clips have no features.*the others are written") as raised:
+    expected = r"\d of \d+ clips have no features.*the others are written"
+    with pytest.raises(open_video.VideoError, match=expected) as raised:
         extracted(config, tmp_path)
-    for said in (f"video {lost} is missing", f"clip {late['clip_uid']} ends at ", "but the video ends at ",
+    for message in (f"video {lost} is missing", f"clip {late['clip_uid']} ends at ", "but the video ends at ",
                  f"clip {short['clip_uid']} of 0.10 s is too short"):
-        assert said in str(raised.value)
+        assert message in str(raised.value)
     bad = [event["said"] for event in Run(tmp_path).read_log() if event["kind"] == "bad"]
     written = {file: file.stat().st_mtime_ns for file in (tmp_path / "features").glob("*.pt")}
     listed = len(tasks.make(config).clips())
@@ -178,34 +193,38 @@ def test_clips_that_cannot_be_read_are_named_and_the_others_written(checkpoint, 
 
 
 def test_features_of_a_clip_that_has_changed_since_are_made_again(checkpoint, resolve, copied, tmp_path):
-    """The list is edited after an interruption: other times, another video, one clip removed, one added; the rest is kept."""
+    """The list is edited after an interruption; features of unchanged clips are kept.
+
+    One clip gets other times, one another video, one is removed, and one is added.
+    """
     on_copy, root = copied
     config = on_copy(resolve(RECIPE, "data.limit=0", run="random"))
     path, folder = root / "moments_train.json", tmp_path / "run/features"
     document = json.loads(path.read_text())
     first, second = document["videos"][0], document["videos"][1]
-    moved, removed, other = first["clips"][0], first["clips"][1], second["clips"][0]
+    moved, removed, traded = first["clips"][0], first["clips"][1], second["clips"][0]
     lost = root / "Ego4D_256" / f"{json.loads((root / 'moments_val.json').read_text())['videos'][0]['video_uid']}.mp4"
     lost.rename(tmp_path / "away.mp4")
     with pytest.raises(open_video.VideoError, match=r"clips have no features"):
         extracted(config, tmp_path / "run")
     (tmp_path / "away.mp4").rename(lost)
     before = {file.stem: file.stat().st_mtime_ns for file in folder.glob("*.pt")}
-    assert {moved["clip_uid"], removed["clip_uid"], other["clip_uid"]} < before.keys()
+    assert {moved["clip_uid"], removed["clip_uid"], traded["clip_uid"]} < before.keys()
     moved["video_start_sec"] += 1.5
     first["clips"].remove(removed)
-    second["clips"].remove(other)
-    first["clips"] += [other, dict(removed, clip_uid="added")]
+    second["clips"].remove(traded)
+    first["clips"] += [traded, dict(removed, clip_uid="added")]
     path.write_text(json.dumps(document))
     features, manifest = extracted(config, tmp_path / "run")
     fresh, _ = extracted(config, tmp_path / "fresh")
     assert same(features, fresh) and "added" in features and removed["clip_uid"] not in features
     after = {file.stem: file.stat().st_mtime_ns for file in folder.glob("*.pt")}
-    assert {uid for uid in before if after[uid] != before[uid]} == {moved["clip_uid"], other["clip_uid"]}
+    assert {uid for uid in before if after[uid] != before[uid]} == {moved["clip_uid"], traded["clip_uid"]}
     assert manifest["unlisted"] == [removed["clip_uid"]]
-    said, = [event for event in Run(tmp_path / "run").read_log() if event["kind"] == "clips"]
-    assert said["changed"] == sorted([moved["clip_uid"], other["clip_uid"]]) and said["unlisted"] == [removed["clip_uid"]]
-    # listed again, but as another stretch
+    event, = [event for event in Run(tmp_path / "run").read_log() if event["kind"] == "clips"]
+    assert event["changed"] == sorted([moved["clip_uid"], traded["clip_uid"]])
+    assert event["unlisted"] == [removed["clip_uid"]]
+    # listed again, with another end
     removed["video_end_sec"] -= 1.0
     first["clips"] += [removed]
     path.write_text(json.dumps(document))
@@ -214,7 +233,7 @@ def test_features_of_a_clip_that_has_changed_since_are_made_again(checkpoint, re
     assert same(features, {uid: again[uid] for uid in features})
 
 
-def test_features_that_are_no_numbers_are_an_error(checkpoint, resolve, tmp_path):
+def test_features_of_nan_or_inf_are_an_error(checkpoint, resolve, tmp_path):
     config = resolve(RECIPE, run="random")
     model = loop.initial_model(config)
     model.video_projection.register_forward_hook(lambda module, inputs, output: output / 0)
@@ -225,7 +244,7 @@ def test_features_that_are_no_numbers_are_an_error(checkpoint, resolve, tmp_path
 
 @pytest.mark.slow
 def test_killed_and_shared_out_the_files_are_the_same(checkpoint, resolve, tmp_path):
-    """Two processes, killed with kill -9 in the middle, go on with what is left: bit for bit what one process writes."""
+    """Two processes, killed with kill -9, go on and write what one process writes."""
     config = resolve(RECIPE, "data.limit=0 evaluate.batch_size=1 launch.tasks_per_node=2", run="random")
     run = Run(tmp_path / "two")
     handle = egokit.submit(config, run, "extract", "features")
@@ -238,19 +257,25 @@ def test_killed_and_shared_out_the_files_are_the_same(checkpoint, resolve, tmp_p
     while handle.alive():
         time.sleep(0.05)
     assert len([*run.path.glob("features/[!.]*.pt")]) < len(tasks.make(config).clips())
-    (run.path / "features" / f".left.{os.uname().nodename}-999999999-00000000.part.pt").touch()  # as of a kill while a file was written
+    # as if a process had been killed while it wrote a file
+    (run.path / "features" / f".left.{os.uname().nodename}-999999999-00000000.part.pt").touch()
+    changed = resolve(RECIPE, "data.limit=0 evaluate.features_per_second=1", run="random")
     with pytest.raises(egokit.ConfigError, match=r"other parameters \(evaluate.features_per_second"):
-        egokit.submit(resolve(RECIPE, "data.limit=0 evaluate.features_per_second=1", run="random"), run, "extract", "features")
+        egokit.submit(changed, run, "extract", "features")
     metrics = egokit.submit(config, run, "extract", "features").wait(progress=False)
-    one, manifest = extracted(config, tmp_path / "one")
-    two = {uid: np.array(mq.stored(run.path / f"features/{uid}.pt")) for uid in one}
-    assert same(one, two) and json.loads((run.path / "features/manifest.json").read_text()) == manifest
-    assert {file.name for file in (run.path / "features").iterdir()} == {"manifest.json", *(f"{uid}.pt" for uid in one)}
+    expected, manifest = extracted(config, tmp_path / "one")
+    features = {uid: np.array(mq.stored(run.path / f"features/{uid}.pt")) for uid in expected}
+    assert same(expected, features)
+    assert json.loads((run.path / "features/manifest.json").read_text()) == manifest
+    names = {file.name for file in (run.path / "features").iterdir()}
+    assert names == {"manifest.json", *(f"{uid}.pt" for uid in expected)}
     assert all((run.path / "features" / name).stat().st_mtime_ns == at for name, at in before.items())
-    assert metrics["samples"] == metrics["expected"] == len(one) and metrics["frames"] == 4 and metrics["seconds"] > 0
+    assert metrics["samples"] == metrics["expected"] == len(expected)
+    assert metrics["frames"] == 4 and metrics["seconds"] > 0
     assert metrics["data"].keys() == {f"moments_{split}.json" for split in ("train", "val", "test_unannotated")}
-    assert metrics["processes"] == 2 and metrics["features"] == sum(map(len, one.values()))
-    assert handle.progress()["step"] == handle.progress()["steps"] == len(one), "steps are clips, of all processes and attempts"
+    assert metrics["processes"] == 2 and metrics["features"] == sum(map(len, expected.values()))
+    # steps are clips, of all processes and attempts
+    assert handle.progress()["step"] == handle.progress()["steps"] == len(expected)
 
 
 @pytest.mark.slow
@@ -284,12 +309,13 @@ import resource, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from egokit import tasks; from egokit.train import loop
+from egokit import tasks
+from egokit.train import loop
 from egokit.config.resolve import resolve
 from egokit.runs.run_folder import Run
 config = resolve("egomq_features", "long", sys.argv[2])
 task = tasks.make(config)
-metrics = task.extract(train.initial_model(config).eval(), Run(sys.argv[1]))
+metrics = task.extract(loop.initial_model(config).eval(), Run(sys.argv[1]))
 print(metrics["features"], next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")),
       resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 """
@@ -297,21 +323,25 @@ print(metrics["features"], next(line.split()[1] for line in open("/proc/self/sta
 
 @pytest.mark.slow
 def test_a_clip_of_480_seconds_gives_897_features_in_less_than_2_gib(project, tmp_path):
-    """Of the real recipe: 224 x 224, 16 frames, batches of 8 and 4096 numbers, from a video of 256 on its short side at 30 fps.
+    """The real recipe: 224 x 224, 16 frames, batches of 8, 4096 numbers, a 30 fps video.
 
-    Its model would be 1.5 GB by itself: this one is small. The loader process is counted in full, what it shares with the other too.
+    Its model alone would take 1.5 GB; this one is small. The loader process counts in full, shared pages included.
     """
     folder = tmp_path / "root"
     (folder / "Ego4D_256").mkdir(parents=True)
-    subprocess.run([ffmpeg(), "-loglevel", "error", "-f", "lavfi", "-i", "testsrc2=size=340x256:rate=30:duration=490", "-c:v", "libx264",
-                    "-preset", "ultrafast", "-g", "250", str(folder / "Ego4D_256/video.mp4")], check=True)
+    subprocess.run([ffmpeg(), "-loglevel", "error", "-f", "lavfi", "-i", "testsrc2=size=340x256:rate=30:duration=490",
+                    "-c:v", "libx264", "-preset", "ultrafast", "-g", "250", str(folder / "Ego4D_256/video.mp4")],
+                   check=True)
     clip = {"clip_uid": "clip", "video_start_sec": 5.0, "video_end_sec": 485.0}
     for split in ("train", "val", "test_unannotated"):
-        (folder / f"moments_{split}.json").write_text(json.dumps({"videos": [{"video_uid": "video", "clips": [clip]}]}))
-    (project / "params/sites/long.yaml").write_text(json.dumps({"site": {"root": str(folder), "tokenizer": "outputs/toy/tokenizer"}}))
-    overrides = "init= model.width=32 model.heads=2 model.depth=1 model.num_fused_layers=1 model.patch_size=32 model.vocab_size=1000 data.workers=1"
-    done = subprocess.run([sys.executable, "-c", LONG, str(tmp_path / "run"), overrides], capture_output=True, text=True, timeout=500,
-                          env=dict(os.environ, PYTHONPATH=str(Path(__file__).parents[1])))
+        document = {"videos": [{"video_uid": "video", "clips": [clip]}]}
+        (folder / f"moments_{split}.json").write_text(json.dumps(document))
+    site = {"site": {"root": str(folder), "tokenizer": "outputs/toy/tokenizer"}}
+    (project / "params/sites/long.yaml").write_text(json.dumps(site))
+    overrides = ("init= model.width=32 model.heads=2 model.depth=1 model.num_fused_layers=1 model.patch_size=32 "
+                 "model.vocab_size=1000 data.workers=1")
+    done = subprocess.run([sys.executable, "-c", LONG, str(tmp_path / "run"), overrides], capture_output=True,
+                          text=True, timeout=500, env=dict(os.environ, PYTHONPATH=str(Path(__file__).parents[1])))
     assert done.returncode == 0, done.stderr[-3000:]
     features, own, child = map(int, done.stdout.split())
     assert features == 897 and own + child < 2 << 20  # KiB

@@ -1,4 +1,4 @@
-"""AdamW: one fused kernel gives the plain rule's numbers, and its state goes on from a checkpoint."""
+"""AdamW: the fused kernel gives the plain rule's numbers and resumes."""
 import copy
 import io
 
@@ -9,7 +9,8 @@ from egokit.config.schema import ModelConfig, OptimConfig
 from egokit.model.egovlp import EgoVLP
 from egokit.train import optim
 
-SMALL = ModelConfig(image_size=32, width=64, heads=1, depth=2, num_fused_layers=1, vocab_size=99, max_positions=40, projection="linear16")
+SMALL = ModelConfig(image_size=32, width=64, heads=1, depth=2, num_fused_layers=1, vocab_size=99, max_positions=40,
+                    projection="linear16")
 RECIPE = OptimConfig(lr=1e-3)
 
 
@@ -28,12 +29,13 @@ def test_fused_adamw_is_adamw_and_resumes():
     model.reset_parameters()
     twin, again = copy.deepcopy(model), copy.deepcopy(model)
     fused = optim.optimizer(model, RECIPE)
-    plain = torch.optim.AdamW(optim.param_groups(twin, RECIPE), lr=RECIPE.lr, betas=RECIPE.betas, eps=RECIPE.eps, foreach=False, fused=False)
+    plain = torch.optim.AdamW(optim.param_groups(twin, RECIPE), lr=RECIPE.lr, betas=RECIPE.betas, eps=RECIPE.eps,
+                              foreach=False, fused=False)
     assert fused.defaults["fused"]
     stepped(model, fused, range(5))
     stepped(twin, plain, range(5))
-    for (name, one), other in zip(model.named_parameters(), twin.parameters(), strict=True):
-        assert torch.allclose(one, other, rtol=1e-6, atol=1e-7), name
+    for (name, parameter), expected in zip(model.named_parameters(), twin.parameters(), strict=True):
+        assert torch.allclose(parameter, expected, rtol=1e-6, atol=1e-7), name
 
     file = io.BytesIO()
     first = optim.optimizer(again, RECIPE)
@@ -43,7 +45,7 @@ def test_fused_adamw_is_adamw_and_resumes():
     second = optim.optimizer(again, RECIPE)
     second.load_state_dict(torch.load(file, weights_only=True))
     stepped(again, second, range(2, 5))
-    assert all(torch.equal(one, other) for one, other in zip(model.parameters(), again.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
 
 def test_the_norm_is_that_of_all_gradients_and_shortens_only_what_is_longer():

@@ -1,4 +1,4 @@
-"""A benchmark in one file of the user's: evaluated in a job, from a copy; shown in the ledger; a changed file is noticed."""
+"""A benchmark in one file of the user's: jobs, copies, the ledger, changed files."""
 import re
 import shutil
 
@@ -30,12 +30,12 @@ def test_its_numbers_are_those_of_a_plain_count(mine, checkpoint):
     unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (rows["video"], prompts_KE)]
     order = np.argsort(-(unit[0] @ unit[1].T), axis=1)
     for k in (1, 5):
-        found = [task.clips[v]["clip_text"] in [task.texts[i] for i in order[v, :k]] for v in range(len(order))]
-        assert metrics[f"R@{k}"] == pytest.approx(100 * np.mean(found))
+        hits = [task.clips[v]["clip_text"] in [task.texts[i] for i in order[v, :k]] for v in range(len(order))]
+        assert metrics[f"R@{k}"] == pytest.approx(100 * np.mean(hits))
     assert metrics["samples"] == 24 and 0 < task.chance()["R@1"] < task.chance()["R@5"] < 100
 
 
-def test_a_changed_or_wrong_file_is_said_before_a_job_starts(mine, checkpoint, tmp_path):
+def test_a_changed_or_wrong_file_is_an_error_before_a_job_starts(mine, checkpoint, tmp_path):
     (file, config), run = mine, Run(tmp_path / "run")
     before, text = code_snapshot.task_sha256(config.task), EXAMPLE.with_suffix(".py").read_text()
     (run.path / "jobs/evaluate").mkdir(parents=True)
@@ -45,7 +45,8 @@ def test_a_changed_or_wrong_file_is_said_before_a_job_starts(mine, checkpoint, t
     assert egokit.submit(config, run, "evaluate").metrics()["R@1"] == 1.0
     with open(file, "a") as opened:
         opened.write("# another\n")
-    with pytest.raises(ConfigError, match=f"the file of task .*: {before} -> {code_snapshot.task_sha256(config.task)}.*another run name"):
+    now = code_snapshot.task_sha256(config.task)
+    with pytest.raises(ConfigError, match=f"the file of task .*: {before} -> {now}.*another run name"):
         egokit.submit(config, run, "evaluate")
     with open(file, "w") as opened:
         opened.write(text.replace("NarrationRetrieval", "Narrations"))
@@ -61,18 +62,20 @@ def test_a_job_reads_its_copy(mine, checkpoint, tmp_path):
     assert tasks.make(config, code=code).best == "R@1"
     with pytest.raises(SyntaxError, match=r"narration_retrieval\.py"):
         tasks.make(config)
-    assert code_snapshot.snapshot_code(tmp_path, keep=True, task=config.task) == code and tasks.make(config, code=code).best == "R@1"
+    assert code_snapshot.snapshot_code(tmp_path, keep=True, task=config.task) == code
+    assert tasks.make(config, code=code).best == "R@1"
 
 
-def test_hooks_by_their_names_of_before_are_refused(resolve, tmp_path):
-    """Nothing would call them: what they compute would be lost in silence."""
+def test_hooks_by_their_old_names_are_refused(resolve, tmp_path):
+    """Nothing would call them, and what they compute would be lost silently."""
     file = tmp_path / "old.py"
-    file.write_text("from egokit.tasks import Task\nclass Old(Task):\n    def score(self, model, batch):\n        return {}\n")
+    file.write_text("from egokit.tasks import Task\n"
+                    "class Old(Task):\n    def score(self, model, batch):\n        return {}\n")
     with pytest.raises(ConfigError, match=r"Old.score is called score_batch now"):
         tasks.make(resolve(overrides=f"task={file}:Old"))
 
 
-def test_names_that_are_none(resolve):
+def test_names_of_no_task(resolve):
     with pytest.raises(ConfigError, match=r"nowhere\.py is missing; write folder/file\.py:Class"):
         resolve(overrides="task=nowhere.py:Task")
     with pytest.raises(ConfigError, match="names no task: expected one of egoclip"):
@@ -82,7 +85,8 @@ def test_names_that_are_none(resolve):
 @pytest.mark.slow
 def test_training_and_going_on(resolve, checkpoint, tmp_path):
     file, run = tmp_path / "mine.py", Run(tmp_path / "run")
-    file.write_text("from egokit.tasks.charades import CharadesEgo\nclass Mine(CharadesEgo):\n    published = {'mAP': 26.2}\n")
+    file.write_text("from egokit.tasks.charades import CharadesEgo\n"
+                    "class Mine(CharadesEgo):\n    published = {'mAP': 26.2}\n")
     config = resolve("toy/charades_finetune", f"task={file}:Mine", run="random")
     metrics = egokit.submit(config, run).wait(progress=False)
     assert metrics["published"] == {"mAP": 26.2} and metrics["action"] == "train" and metrics["steps"] > 0
@@ -96,10 +100,13 @@ def test_training_and_going_on(resolve, checkpoint, tmp_path):
 def test_from_the_shell_to_the_ledger(mine, checkpoint, project, capsys):
     shutil.copytree(EXAMPLE.parent, project / "docs/examples", dirs_exist_ok=True)
     recipe = str(project / "docs/examples/narration_retrieval.yaml")
-    cli.main(["submit", recipe, "--site", "tiny", "--run", "random", "--wait", "--overrides", "launch.tasks_per_node=2"])
+    cli.main(["submit", recipe, "--site", "tiny", "--run", "random", "--wait",
+              "--overrides", "launch.tasks_per_node=2"])
     section = Run(project / "outputs/narration_retrieval/random").metrics()["evaluate"]
-    assert section["processes"] == 2 and section["samples"] == section["expected"] and set(section["data"]) == {"egomcq.json"}
-    entry = next(one for one in ledger.read(project / "outputs").entries if one.run == "narration_retrieval/random")
+    assert section["processes"] == 2 and section["samples"] == section["expected"]
+    assert set(section["data"]) == {"egomcq.json"}
+    entries = ledger.read(project / "outputs").entries
+    entry = next(entry for entry in entries if entry.run == "narration_retrieval/random")
     assert (entry.result.name, entry.value) == ("NarrationRetrieval R@1, evaluate", section["R@1"])
     assert entry.recipe[-1] == f"defined in narration_retrieval.py ({section['task_sha256']})"
     capsys.readouterr()

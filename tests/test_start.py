@@ -1,4 +1,7 @@
-"""Starts from ViT and RoBERTa: at one frame and without the other modality, the encoders are timm's and transformers' own."""
+"""Starts from ViT and RoBERTa: each encoder alone is timm's or transformers' own.
+
+The video encoder is compared at one frame; neither encoder reads the other modality.
+"""
 import functools
 
 import pytest
@@ -12,8 +15,11 @@ from egokit.model import weights
 from egokit.model.checkpoints import WeightsError
 
 
-def lively(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Seeded weights of about the size that trained ones have: nothing is zero, norms are not the identity."""
+def with_random_weights(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Draw seeded weights about as large as trained ones.
+
+    Nothing is zero, and norms are not the identity.
+    """
     torch.manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
@@ -25,13 +31,14 @@ def lively(module: nn.Module, seed: int = 0) -> nn.Module:
 
 @pytest.fixture(scope="module")
 def vit():
-    return lively(timm.create_model("vit_base_patch16_224", pretrained=False))
+    return with_random_weights(timm.create_model("vit_base_patch16_224", pretrained=False))
 
 
 @pytest.fixture(scope="module")
 def roberta():
-    config = transformers.RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5)
-    return lively(transformers.RobertaModel(config), seed=1)
+    config = transformers.RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1,
+                                        layer_norm_eps=1e-5)
+    return with_random_weights(transformers.RobertaModel(config), seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +56,8 @@ def test_one_frame_is_the_vit(vit, files, time_init):
     frames = torch.randn(2, 3, 224, 224)
     with torch.no_grad():
         ours = model.video(frames[:, None])
-        assert torch.allclose(ours, vit.forward_features(frames)[:, 0], rtol=0, atol=5e-3)  # timm's norms have eps 1e-6, ours 1e-5
+        # timm's norms have eps 1e-6, ours 1e-5
+        assert torch.allclose(ours, vit.forward_features(frames)[:, 0], rtol=0, atol=5e-3)
         for module in vit.modules():
             if isinstance(module, nn.LayerNorm):
                 module.eps = 1e-5
@@ -67,29 +75,33 @@ def test_text_alone_is_roberta(roberta, files):
     ids[0, 7:], mask[0, 7:] = 1, 0
     ids[1, 3:], mask[1, 3:] = 1, 0
     with torch.no_grad():
-        ours, theirs = model.text({"input_ids": ids, "attention_mask": mask}), roberta(ids, mask).last_hidden_state
+        ours = model.text({"input_ids": ids, "attention_mask": mask})
+        theirs = roberta(ids, mask).last_hidden_state
     assert (ours - theirs[:, 0]).abs().max() <= 1e-5 * theirs[:, 0].abs().max()
 
 
 def test_a_vit_by_name(vit, monkeypatch):
-    """The name goes to timm, which would download it; nothing but heads of other tasks is left over."""
-    asked = []
-    monkeypatch.setattr(timm, "create_model", lambda name, pretrained: asked.append((name, pretrained)) or vit)
+    """The name goes to timm, which would download it; only other tasks' heads are left over."""
+    calls = []
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained: calls.append((name, pretrained)) or vit)
     model = weights.fresh(ModelConfig(projection="linear256"), "", seed=0, vit="vit_base_patch16_224")
-    assert asked == [("vit_base_patch16_224", True)]
+    assert calls == [("vit_base_patch16_224", True)]
     assert torch.equal(model.video.blocks[3].space.qkv.weight, vit.blocks[3].attn.qkv.weight)
     assert not model.video.temporal_embed.any()
 
 
-def test_starts_that_fail_say_what_to_give(tmp_path, monkeypatch):
-    tiny = functools.partial(weights.fresh, ModelConfig(width=64, heads=1, depth=2, num_fused_layers=1, vocab_size=20, projection="linear8"), "", 0)
+def test_errors_name_what_to_give(tmp_path, monkeypatch):
+    config = ModelConfig(width=64, heads=1, depth=2, num_fused_layers=1, vocab_size=20, projection="linear8")
+    tiny = functools.partial(weights.fresh, config, "", 0)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(WeightsError, match=r"site\.vit: 'vit_of_nobody' is no file.*local path \(jx_vit"):
         tiny(vit="vit_of_nobody")
-    with pytest.raises(WeightsError, match=r"site\.roberta: '.*nowhere' is no file.*local path \(a folder with config\.json"):
+    with pytest.raises(WeightsError, match=r"site\.roberta: '.*nowhere' is no file.*"
+                                           r"local path \(a folder with config\.json"):
         tiny(roberta=str(tmp_path / "nowhere"))
     torch.save(timm.create_model("vit_tiny_patch16_224", pretrained=False).state_dict(), tmp_path / "tiny.pth")
-    with pytest.raises(WeightsError, match=r"tiny\.pth: 120 keys that this model has no place for, such as blocks\.2\.norm1"):
+    with pytest.raises(WeightsError, match=r"tiny\.pth: 120 keys that this model has no place for, "
+                                           r"such as blocks\.2\.norm1"):
         tiny(vit=str(tmp_path / "tiny.pth"))
     state = torch.load(tmp_path / "tiny.pth")
     kept = {key: value for key, value in state.items() if not key.startswith("blocks.") or key.startswith("blocks.0.")}

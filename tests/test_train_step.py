@@ -1,4 +1,4 @@
-"""The benchmarks of a training step: both of their sides compute one thing, and they would notice if not."""
+"""The benchmark of a training step: its two sides compute the same, which it checks."""
 import sys
 
 import pytest
@@ -9,7 +9,8 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import train_step
 
 CPU = torch.device("cpu")
-TINY = {"image_size": 32, "width": 128, "heads": 2, "depth": 2, "num_fused_layers": 1, "vocab_size": 99, "max_positions": 40, "projection": "mlp32"}
+TINY = {"image_size": 32, "width": 128, "heads": 2, "depth": 2, "num_fused_layers": 1, "vocab_size": 99,
+        "max_positions": 40, "projection": "mlp32"}
 
 
 def sides():
@@ -19,7 +20,7 @@ def sides():
 
 
 def test_the_two_schedules_differ_by_rounding_alone(monkeypatch):
-    """In float64, what is float32 on purpose included, nothing is left of the difference."""
+    """In float64, also where float32 is forced, no difference is left."""
     in_float32 = train_step.same_step(*sides())[1]
     trainer, _, batch = sides()
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
@@ -39,11 +40,12 @@ def unscaled(plain):
 
 def lighter(plain):
     loss = plain.loss
-    plain.loss = lambda batch, step: {name: term * (1 if name == "egonce" else 1.00002) for name, term in loss(batch, step).items()}
+    plain.loss = lambda batch, step: {name: term * (1 if name == "egonce" else 1.00002)
+                                      for name, term in loss(batch, step).items()}
 
 
 @pytest.mark.parametrize("wrong", [ungated, unscaled, lighter])
-def test_another_step_is_noticed(wrong):
+def test_a_different_step_is_noticed(wrong):
     trainer, plain, batch = sides()
     wrong(plain)
     with pytest.raises(SystemExit, match="don't compute the same step"):
