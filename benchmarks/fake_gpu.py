@@ -109,7 +109,7 @@ def backward_passes() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _no_primary_context() -> Iterator[None]:
-    """Let CUDA's hooks say that no GPU is in use, where they raise an error if there is no GPU.
+    """Let CUDA's hooks say that no GPU is in use, instead of raising an error.
 
     Autograd asks them, in C++, before it notes a GPU's current stream (`hasPrimaryContext`). Python can't replace a
     method of C++. Instead the hooks object gets a copy of its table of virtual methods in which this one is ours, and
@@ -158,12 +158,12 @@ def fresh_caches() -> Iterator[None]:
 
 @contextlib.contextmanager
 def foreach_of(kind: type[Tensor]) -> Iterator[None]:
-    """Let PyTorch take a list of such tensors to one operation, as it does with plain tensors on a GPU."""
+    """Let PyTorch pass a list of such tensors to one operation, as on a GPU."""
     from torch.optim import optimizer
     from torch.utils import _foreach_utils
-    known = [*optimizer._foreach_supported_types, kind]
-    with (unittest.mock.patch.object(optimizer, "_foreach_supported_types", known),
-          unittest.mock.patch.object(_foreach_utils, "_foreach_supported_types", known)):
+    kinds = [*optimizer._foreach_supported_types, kind]
+    with (unittest.mock.patch.object(optimizer, "_foreach_supported_types", kinds),
+          unittest.mock.patch.object(_foreach_utils, "_foreach_supported_types", kinds)):
         yield
 
 
@@ -255,7 +255,7 @@ def caller() -> str:
 
 @contextlib.contextmanager
 def attention_kernels() -> Iterator[None]:
-    """Let attention be a GPU's kernel: flash in half precision without a mask, else memory-efficient.
+    """Let attention be a GPU's kernel: flash for half precision without mask, else efficient.
 
     PyTorch asks the GPU which kernels it has, and without one computes attention as single products.
     """
@@ -304,7 +304,7 @@ def refuse_indices(args) -> None:
 
 
 def refuse_array(tensor: Tensor) -> None:
-    """Raise PyTorch's error if a tensor of a GPU, or one with a gradient, is to become an array."""
+    """Raise PyTorch's error if a tensor on a GPU or with a gradient is to become an array."""
     if tensor.device.type != "cpu":
         raise TypeError(f"can't convert {tensor.device} device type tensor to numpy. Use Tensor.cpu() first.")
     if tensor.requires_grad:
@@ -313,14 +313,17 @@ def refuse_array(tensor: Tensor) -> None:
 
 @contextlib.contextmanager
 def modules_that_move(mode: FakeTensorMode) -> Iterator[None]:
-    """Let nn.Module.to() swap fake parameters, which it refuses while the mode has a weak reference to them."""
+    """Let nn.Module.to() swap fake parameters.
+
+    It refuses while the mode has a weak reference to them.
+    """
     swap = torch.utils.swap_tensors
 
-    def forgotten(one: Tensor, other: Tensor) -> None:
+    def forget_and_swap(a: Tensor, b: Tensor) -> None:
         mode.fake_tensor_converter.tensor_memo.clear()
-        swap(one, other)
+        swap(a, b)
 
-    with unittest.mock.patch.object(torch.utils, "swap_tensors", forgotten):
+    with unittest.mock.patch.object(torch.utils, "swap_tensors", forget_and_swap):
         yield
 
 
@@ -380,7 +383,7 @@ class _ComputedMode(_Mode):
 
 
 def computed(func, args, kwargs):
-    """Compute an operation on the CPU, and give its result the device that it has on a machine with a GPU.
+    """Compute an operation on the CPU; its result says the device that a GPU would give it.
 
     Raises:
         RuntimeError: a GPU refuses these devices together.
@@ -411,7 +414,10 @@ def owner(inner: Tensor, owners: dict[int, ComputedOnCpu]) -> ComputedOnCpu:
 
 
 def refuse_mix(func, args, tensors: list[Tensor]) -> None:
-    """Raise a GPU's error for tensors on both devices. A single number may be the CPU's, and so may indices."""
+    """Raise a GPU's error for tensors on both devices.
+
+    A single number may be the CPU's, and so may indices.
+    """
     if func.overloadpacket in INDEXING:
         refuse_indices(args)
         tensors = [args[0], *(x for x in args[2:] if isinstance(x, Tensor))]

@@ -1,6 +1,8 @@
-"""Counts what a pre-training step costs a GPU, without one: TFLOP, kernels, bytes and memory, by part.
+"""Counts what a pre-training step costs a GPU, by part, without having one.
 
     python benchmarks/gpu_cost.py [clips] [precision]     (64 and fp16; it prints the tables of docs/gpu.md)
+
+Counted are TFLOP, kernels, bytes and memory.
 
 egokit's own Trainer runs one step of the base model (224 px, 4 frames, 15 tokens a text) on tensors without values
 (fake_gpu.py): forward and backward pass, loss scaling, norm of the gradients, AdamW. A rank's share is computed in one

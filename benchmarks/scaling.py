@@ -1,10 +1,11 @@
-"""What a step of pre-training sends and holds as ranks grow: counted from the model, and measured with gloo processes here.
+"""What a step of pre-training sends and holds as the number of ranks grows.
 
-    python benchmarks/scaling.py          (some minutes; what it printed stands at the end of this file, docs/scaling.md reads it)
+    python benchmarks/scaling.py          (some minutes; docs/scaling.md reads what it printed, at the end of this file)
 
-The collectives are dist.py's own, on tensors as training gives them, forward and backward. Bytes are what one rank receives by
-the plainest algorithm (of rows: all that it ends up with, its own among them, as those are copied too). Ranks on one machine
-share its cores, so the time is fitted to all ranks' bytes together.
+Sizes are counted from the model; times are measured with gloo processes here. The collectives are those of
+egokit/train/distributed.py, on tensors as training gives them, forward and backward. Bytes are what one rank receives
+by the plainest algorithm; for rows they are all that it ends up with, its own rows included, because those are copied
+too. Ranks on one machine share its cores, so the time is fitted to the bytes of all ranks together.
 """
 from __future__ import annotations
 
@@ -26,29 +27,31 @@ from egokit.model.egovlp import EgoVLP
 from egokit.tasks import losses
 from egokit.train import distributed
 
-E, S, D = 4096, 785, 768  # an embedding; a clip's tokens at 4 frames, and their width
+E, S, D = 4096, 785, 768  # size of an embedding; tokens of a clip of 4 frames, and their width
 
 
 # counted
 
 def counted() -> None:
+    """Print sizes of parameters, gradients and checkpoints, and the forward arithmetic."""
     with torch.device("meta"):
         model = EgoVLP(ModelConfig())
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     total = sum(sizes.values())
     state = sum(tensor.nbytes for tensor in model.state_dict().values())
     roles = {role: sum(sizes[name] for name in names) for role, names in model.parameters_by_role().items()}
-    print(f"parameters {total / 1e6:.1f} M ({', '.join(f'{role} {count / 1e6:.1f}' for role, count in roles.items())}); gradients in "
-          f"fp32 {4 * total / 1e9:.2f} GB; best.pt {state / 1e9:.2f} GB; a step's checkpoint {(state + 8 * total) / 1e9:.2f} GB")
+    by_role = ", ".join(f"{role} {count / 1e6:.1f}" for role, count in roles.items())
+    print(f"parameters {total / 1e6:.1f} M ({by_role}); gradients in fp32 {4 * total / 1e9:.2f} GB; "
+          f"best.pt {state / 1e9:.2f} GB; a step's checkpoint {(state + 8 * total) / 1e9:.2f} GB")
     print("forward arithmetic, TFLOP (a multiplication and an addition are two)")
     for frames in (4, 16):
-        found = arithmetic(frames)
-        print(f"  {frames:2} frames: " + ", ".join(f"{name} {value:.3f}" for name, value in found.items())
-              + f"; together {sum(found.values()):.3f}")
+        tflop = arithmetic(frames)
+        print(f"  {frames:2} frames: " + ", ".join(f"{name} {value:.3f}" for name, value in tflop.items())
+              + f"; together {sum(tflop.values()):.3f}")
 
 
 def arithmetic(frames: int) -> dict[str, float]:
-    """TFLOP of the forward passes of one clip and its text."""
+    """Count the TFLOP of the forward passes of one clip and its text."""
     with torch.device("meta"):
         model = EgoVLP(ModelConfig(frames=frames)).eval()
         clip, ids = torch.zeros(1, frames, 3, 224, 224), torch.zeros(1, 15, dtype=torch.long)
@@ -56,20 +59,25 @@ def arithmetic(frames: int) -> dict[str, float]:
     with torch.no_grad():
         trunk, words = model.fusion_trunk(clip), model.text_trunk(tokens)
     parts = {"embed_video": lambda: model.embed_video(clip), "fusion_trunk": lambda: model.fusion_trunk(clip),
-             "fuse, mlm": lambda: model.words_from_states(model.fuse(trunk, model.text_trunk(tokens), ids, frames, "mlm")[1]),
-             "fuse, itm": lambda: model.fuse(trunk, words, ids, frames, "itm"), "embed_text": lambda: model.embed_text(tokens)}
-    found = {}
+             "fuse, mlm": lambda: model.words_from_states(
+                 model.fuse(trunk, model.text_trunk(tokens), ids, frames, "mlm")[1]),
+             "fuse, itm": lambda: model.fuse(trunk, words, ids, frames, "itm"),
+             "embed_text": lambda: model.embed_text(tokens)}
+    tflop = {}
     for name, part in parts.items():
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             part()
-        found[name] = counter.get_total_flops() / 1e12
-    return found
+        tflop[name] = counter.get_total_flops() / 1e12
+    return tflop
 
 
 # what every rank computes on the whole batch
 
 def whole_batch() -> None:
-    """R clips with R texts on one core: the loss on R x R, forward and backward, and rank 0's draw of hard negatives."""
+    """Measure what every rank computes for R clips with R texts, on one core.
+
+    It is the loss on R x R, forward and backward, and rank 0's draw of hard negatives.
+    """
     print(f"EgoNCE and its backward pass hold {held():.1f} matrices of R x R float32 at their peak")
     print("whole batch of R rows, one core: R, CPU seconds of similarity and EgoNCE with backward, of draw_pairs")
     for R in (512, 1024, 2048, 4096, 8192):
@@ -86,14 +94,18 @@ def whole_batch() -> None:
 
 
 def held(R: int = 1024) -> float:
-    """What the loss holds at its peak, in R x R float32 matrices; from PyTorch's record of allocations."""
+    """Count what the loss holds at its peak, in R x R float32 matrices.
+
+    The profiler's record of allocations is summed.
+    """
     similarity = torch.randn(R, R, requires_grad=True)
     positives = torch.eye(R, dtype=torch.bool)
     from torch.profiler import ProfilerActivity, profile
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         losses.egonce(similarity, positives).backward()
     total = peak = 0
-    for event in sorted((e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+    allocations = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    for event in sorted(allocations, key=lambda event: event.start_ns()):
         total += event.nbytes()
         peak = max(peak, total)
     return peak / (4 * R * R)
@@ -102,7 +114,10 @@ def held(R: int = 1024) -> float:
 # measured between processes
 
 def clock(repeats: int, function, *arguments) -> float:
-    """Seconds of one call, ranks starting together: the quickest of rank 0's, as others share the machine."""
+    """Measure the seconds of one call, ranks starting together: the quickest on rank 0.
+
+    The quickest, because other programs share the machine.
+    """
     taken = []
     for _ in range(repeats + 1):
         distributed.barrier()
@@ -113,9 +128,9 @@ def clock(repeats: int, function, *arguments) -> float:
 
 
 def collectives() -> dict[str, list]:
-    """name -> [(bytes one rank receives, seconds)]"""
+    """Return name -> [(bytes one rank receives, seconds)]."""
     W, generator = distributed.world_size(), torch.Generator().manual_seed(0)
-    found: dict[str, list] = {"gather": [], "rows": [], "gradients": []}
+    points: dict[str, list] = {"gather": [], "rows": [], "gradients": []}
 
     def gather(x):
         distributed.gather(x, [len(x)] * W).sum().backward()
@@ -123,41 +138,45 @@ def collectives() -> dict[str, list]:
     def rows(x, index):
         distributed.gather_rows(x, index, [len(x)] * W).sum().backward()
 
-    for b in (16, 64, 256, 512):  # forward: everybody's rows; backward: a sum of everybody's gradients
+    for b in (16, 64, 256, 512):  # forward: all ranks' rows; backward: a sum of all ranks' gradients
         x = torch.zeros(b, E, requires_grad=True)
-        found["gather"].append((3 * (W - 1) * b * E * 4, clock(7, gather, x)))
+        points["gather"].append((3 * (W - 1) * b * E * 4, clock(7, gather, x)))
     for b in (4, 8, 16, 32):
         x = torch.zeros(b, S, D, requires_grad=True)
         index = torch.arange(b * W)
-        moved = torch.randperm(b * W, generator=generator)[:b * W // 4]  # half keep their pair, half of the others their video
+        # half keep their pair, and half of the others their video
+        moved = torch.randperm(b * W, generator=generator)[:b * W // 4]
         index[moved] = torch.randint(b * W, (len(moved),), generator=generator)
-        found["rows"].append((2 * b * S * D * 4, clock(7, rows, x, index)))
+        points["rows"].append((2 * b * S * D * 4, clock(7, rows, x, index)))
     for count in (2**18, 2**21, 2**23, 2**24):
         module = torch.nn.Linear(count, 1, bias=False)
         module.weight.grad = torch.zeros_like(module.weight)
-        found["gradients"].append((2 * (W - 1) / W * count * 4, clock(5, distributed.average_gradients, module)))
-    found["stop"] = [(0, clock(50, lambda: distributed.start_any(False)()))]
-    found["metrics"] = [(0, clock(5, distributed.gather_objects, {"index": np.zeros(198_755 // W)}))]
-    return found
+        points["gradients"].append((2 * (W - 1) / W * count * 4, clock(5, distributed.average_gradients, module)))
+    points["stop"] = [(0, clock(50, lambda: distributed.start_any(False)()))]
+    points["metrics"] = [(0, clock(5, distributed.gather_objects, {"index": np.zeros(198_755 // W)}))]
+    return points
 
 
 def measured() -> None:
-    print("collectives: ranks, what, [(MB one rank receives, ms)], then a + b x bytes: a in ms, b as GB/s of all ranks together")
+    """Print times of the collectives for 1, 2 and 4 processes, and a line fitted to them."""
+    print("collectives: ranks, what, [(MB one rank receives, ms)], "
+          "then a + b x bytes: a in ms, b as GB/s of all ranks together")
     for world in (1, 2, 4):
         with tempfile.TemporaryDirectory() as folder:
-            processes = [subprocess.Popen([sys.executable, __file__, str(rank), str(world), folder], stdout=subprocess.PIPE, text=True)
-                         for rank in range(world)]
+            commands = [[sys.executable, __file__, str(rank), str(world), folder] for rank in range(world)]
+            processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
             out = [process.communicate()[0] for process in processes]
         for name, points in json.loads(out[0].splitlines()[-1]).items():
-            said = " ".join(f"({size / 1e6:.1f}, {1e3 * seconds:.1f})" for size, seconds in points)
+            listed = " ".join(f"({size / 1e6:.1f}, {1e3 * seconds:.1f})" for size, seconds in points)
             fitted = ""
             if points[-1][0]:
                 size, seconds = np.array(points).T
-                weight = 1 / seconds  # every point counts by its share, not its length
-                (a, b), *_ = np.linalg.lstsq(np.stack([weight, size * world * weight], 1), np.ones(len(size)), rcond=None)
+                weight = 1 / seconds  # fit relative, not absolute, errors
+                columns = np.stack([weight, size * world * weight], 1)
+                (a, b), *_ = np.linalg.lstsq(columns, np.ones(len(size)), rcond=None)
                 error = np.abs((a + b * size * world) / seconds - 1).max()
                 fitted = f"   a {1e3 * a:.1f} ms, b {1e-9 / b:.2f} GB/s, off by at most {100 * error:.0f} %"
-            print(f"  {world} {name:10} {said}{fitted}", flush=True)
+            print(f"  {world} {name:10} {listed}{fitted}", flush=True)
 
 
 if __name__ == "__main__":
@@ -171,7 +190,8 @@ if __name__ == "__main__":
     whole_batch()
     measured()
 
-# parameters 381.6 M (fusion 70.0, projection 73.4, backbone 238.2); gradients in fp32 1.53 GB; best.pt 1.53 GB; a step's checkpoint 4.58 GB
+# parameters 381.6 M (fusion 70.0, projection 73.4, backbone 238.2); gradients in fp32 1.53 GB; best.pt 1.53 GB;
+#   a step's checkpoint 4.58 GB
 # forward arithmetic, TFLOP (a multiplication and an addition are two)
 #    4 frames: embed_video 0.175, fusion_trunk 0.093, fuse, mlm 0.101, fuse, itm 0.104, embed_text 0.002; together 0.476
 #   16 frames: embed_video 0.700, fusion_trunk 0.371, fuse, mlm 0.394, fuse, itm 0.413, embed_text 0.002; together 1.881

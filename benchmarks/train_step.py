@@ -1,17 +1,17 @@
-"""A training step against a plain implementation of the original's schedule, in one run, taking turns.
+"""A training step against a plain implementation of the original's schedule.
 
     python benchmarks/train_step.py [clips] [turns]       (4 and 3; it prints the tables at the end of this file)
 
-One step is the forward pass of EgoNCE + MLM + 2 ITM with hard negatives, the backward pass and AdamW, of the base model at
-224 px with 4 frames a clip, from synthetic batches. egokit's side is its own Trainer with the task EgoClip. The plain side
-(the equations of plain.py) passes each clip and text through the network three times, once for each loss, materialises every
-attention matrix, recomputes every block in the backward pass, and updates parameter by parameter. egokit's side is measured
-twice, with and without recomputation (model.checkpointing). All sides work on the same weights, and the first step's losses and
-gradients are compared. `clips` counts all that pass through the network: EgoClip's scene-aware negatives are half of them, so
-4 clips are train.batch_size=2.
+One step is the forward pass of EgoNCE + MLM + 2 ITM with hard negatives, the backward pass and AdamW, of the base model
+at 224 px with 4 frames a clip, from synthetic batches. egokit's side is its own Trainer with the task EgoClip; it is
+measured with and without recomputation (model.checkpointing). The plain side (the equations of plain.py) passes each
+clip and text through the network three times, once for each loss, materialises every attention matrix, recomputes every
+block in the backward pass, and updates parameter by parameter. The sides take turns in one run, work on the same
+weights, and the losses and gradients of the first step are compared. `clips` counts all that pass through the network:
+EgoClip's scene-aware negatives are half of them, so 4 clips are train.batch_size=2.
 
-CPU: float32, 2 threads; CPU time is what to look at where other programs run. On a GPU the GPU day's stage `step` measures the same
-step in mixed precision (benchmarks/gpu_day/).
+CPU: float32, 2 threads; CPU time is the fair measure if other programs run. On a GPU, the GPU day's stage `step`
+measures the same step in mixed precision (benchmarks/gpu_day/).
 """
 import dataclasses
 import gc
@@ -21,7 +21,7 @@ import sys
 import time
 import unittest.mock
 
-os.environ["OMP_WAIT_POLICY"] = "passive"  # CPU time is what is worked, not what a thread waits for the other
+os.environ["OMP_WAIT_POLICY"] = "passive"  # CPU time must not count what a thread waits for the other one
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -40,11 +40,11 @@ from egokit.train import loop, optim
 
 TOKENS, ENDLESS = 15, 10**9
 SIDES = ("plain", "recomputed", "kept")
-SMALL = 1e-3  # of the largest gradient's norm
+SMALL = 1e-3  # floor of a gradient's norm, as a share of the largest norm
 
 
 def without_files(task: type[Task]) -> type[Task]:
-    """A task's loss without its files."""
+    """Make a class that has a task's loss, but needs no files."""
     class Synthetic(task):
         def __init__(self, config: Config):
             self.config = config
@@ -62,18 +62,23 @@ Synthetic = without_files(EgoClip)
 
 
 def synthetic_batch(clips: int, model: ModelConfig) -> dict:
-    """What EgoClip.collate gives: pixels, tokens, tags, and the tokens with 15 % of them masked."""
+    """Make a batch like EgoClip.collate's: pixels, tokens, tags, 15 % of tokens masked."""
     size, mask_id = model.image_size, model.vocab_size - 1
     ids = torch.randint(4, mask_id, (clips, TOKENS))
     ids[:, 0], ids[:, -1] = 0, 2
-    masked, labels = losses.mask_words(ids, torch.rand(clips, TOKENS, 3), [0, 1, 2, 3, mask_id], mask_id, model.vocab_size)
+    masked, labels = losses.mask_words(ids, torch.rand(clips, TOKENS, 3), [0, 1, 2, 3, mask_id], mask_id,
+                                       model.vocab_size)
     return {"video": torch.randint(0, 256, (clips, model.frames, 3, size, size), dtype=torch.uint8),
-            "tokens": {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, "masked_ids": masked, "labels": labels,
+            "tokens": {"input_ids": ids, "attention_mask": torch.ones_like(ids)},
+            "masked_ids": masked, "labels": labels,
             "verbs": (torch.rand(clips, VERBS) < 0.01).float(), "nouns": (torch.rand(clips, NOUNS) < 0.01).float()}
 
 
 def base_model(config: ModelConfig, device: torch.device) -> EgoVLP:
-    """Random weights, with open gates, and time attention that does something. Drawn on the device, which for a GPU is quicker."""
+    """Make a model with random weights, open gates and time attention that is not zero.
+
+    Weights are drawn on the device, which is quicker for a GPU.
+    """
     torch.manual_seed(0)
     with device:
         model = EgoVLP(config)
@@ -88,10 +93,13 @@ def base_model(config: ModelConfig, device: torch.device) -> EgoVLP:
 
 
 class Trainer(loop.Trainer):
-    """egokit's own, on a task that needs no files, and on the given model or a fresh one."""
+    """egokit's own trainer, with a task that needs no files and a given or fresh model."""
 
-    def __init__(self, config: Config, device: torch.device, model: EgoVLP | None = None, task: type[Task] = Synthetic):
-        with unittest.mock.patch.object(loop, "initial_model", lambda config: model or base_model(config.model, device)):
+    def __init__(self, config: Config, device: torch.device, model: EgoVLP | None = None,
+                 task: type[Task] = Synthetic):
+        initial_model = unittest.mock.patch.object(
+            loop, "initial_model", lambda config: model or base_model(config.model, device))
+        with initial_model:
             super().__init__(config, task(config), None, "benchmark", device)
 
     def steps_on(self, *batches: dict) -> None:
@@ -99,7 +107,10 @@ class Trainer(loop.Trainer):
 
 
 def configured(precision: str = "fp32", **model) -> Config:
-    """The pre-training recipe at a constant rate; without dropout, of which the plain equations have none."""
+    """Make the pre-training recipe's config, at a constant rate and without dropout.
+
+    The plain equations have no dropout.
+    """
     model = {"time_init": "zero_output", "dropout": 0.0, "checkpointing": True} | model
     return Config(task="egoclip", model=ModelConfig(**model), optim=OptimConfig(warmup_epochs=0),
                   train=TrainConfig(precision=precision, log_steps=ENDLESS))
@@ -111,8 +122,9 @@ class PlainSchedule(Plain):
     def __init__(self, model: EgoVLP, config: Config):
         super().__init__({rename(name, "released"): parameter for name, parameter in model.named_parameters()})
         self.config = config
-        self.optimizer = torch.optim.AdamW(optim.param_groups(model, config.optim), lr=config.optim.lr, betas=config.optim.betas,
-                                           eps=config.optim.eps, foreach=False, fused=False)
+        recipe = config.optim
+        self.optimizer = torch.optim.AdamW(optim.param_groups(model, recipe), lr=recipe.lr, betas=recipe.betas,
+                                           eps=recipe.eps, foreach=False, fused=False)
 
     def block(self, *inputs):
         return checkpoint(super().block, *inputs, use_reentrant=False)
@@ -142,27 +154,32 @@ class PlainSchedule(Plain):
 
 
 def differences(trainer: Trainer, plain: PlainSchedule, batch: dict) -> tuple[float, float, str]:
-    """Largest relative difference of the losses and of the parameters' gradients in norm, and whose that is.
+    """Compare the two sides' losses and gradients.
 
-    Differences are float32's rounding: in float64 there are none (tests/test_train_step.py). It shows most where a gradient is
-    what large terms leave when they cancel, as those of attention's keys and queries; hence a floor for such small norms.
+    Differences are float32's rounding: in float64 there are none (tests/test_train_step.py). Rounding shows most in a
+    gradient whose large terms cancel, as for attention's keys and queries; hence the floor for small norms.
+
+    Returns:
+        The largest relative difference of a loss, that of a parameter's gradient in norm, and that parameter's name.
     """
     parameters, sides = dict(trainer.model.named_parameters()), []
     for loss in (lambda: trainer.task.loss(trainer.model.train(), batch, 0), lambda: plain.loss(batch, 0)):
         terms = loss()
         sum(terms.values()).backward()
-        sides.append(({name: term.item() for name, term in terms.items()}, {name: p.grad for name, p in parameters.items()}))
+        sides.append(({name: term.item() for name, term in terms.items()},
+                      {name: parameter.grad for name, parameter in parameters.items()}))
         trainer.optimizer.zero_grad(set_to_none=True)
     (terms, grads), (plain_terms, plain_grads) = sides
     norms = {name: grad.norm().item() for name, grad in plain_grads.items()}
     floor = SMALL * max(norms.values())
-    of_gradients = {name: (grads[name] - plain_grads[name]).norm().item() / max(norm, floor) for name, norm in norms.items()}
+    of_gradients = {name: (grads[name] - plain_grads[name]).norm().item() / max(norm, floor)
+                    for name, norm in norms.items()}
     name = max(of_gradients, key=of_gradients.get)
     return max(abs(terms[term] / plain_terms[term] - 1) for term in terms), of_gradients[name], name
 
 
 def same_step(trainer: Trainer, plain: PlainSchedule, batch: dict) -> tuple[float, float, str]:
-    """The differences, or SystemExit where they are more than rounding."""
+    """Return the `differences`; larger ones than rounding are a SystemExit."""
     of_losses, of_gradients, name = differences(trainer, plain, batch)
     if not (of_losses < 1e-5 and of_gradients < 1e-3):
         raise SystemExit(f"the two sides don't compute the same step: losses differ by {of_losses:.1e}, "
@@ -171,50 +188,61 @@ def same_step(trainer: Trainer, plain: PlainSchedule, batch: dict) -> tuple[floa
 
 
 def clock(function) -> tuple[float, float]:
+    """Measure the wall and CPU seconds of one call."""
     wall, cpu = time.perf_counter(), time.process_time()
     function()
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
 def status(field: str) -> float:
-    """MiB, of this process: VmRSS now, VmHWM at its highest."""
+    """Read this process's memory in MiB: VmRSS is now, VmHWM its peak."""
     with open("/proc/self/status") as lines:
         return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
 
 def memory(side: str, clips: int) -> None:
-    """In a process of its own: what a step needs, beyond the weights and AdamW's moments that lie there before it."""
+    """Print the MiB before a step, at its peak, and of gradients; in a process of its own.
+
+    Weights and AdamW's moments exist before the step.
+    """
     trainer = Trainer(configured(), torch.device("cpu"))
-    one = PlainSchedule(trainer.model, trainer.config) if side == "plain" else keep(trainer, side == "kept")
+    stepper = PlainSchedule(trainer.model, trainer.config) if side == "plain" else keep(trainer, side == "kept")
     batch = synthetic_batch(clips, trainer.model.config)
-    one.optimizer.zero_grad(set_to_none=True)
+    stepper.optimizer.zero_grad(set_to_none=True)
     for parameter in trainer.model.parameters():  # the moments, without the cost of a step
-        one.optimizer.state[parameter] = {"step": torch.tensor(0.0), "exp_avg": torch.ones_like(parameter) * 0,
-                                          "exp_avg_sq": torch.ones_like(parameter) * 0}
+        stepper.optimizer.state[parameter] = {"step": torch.tensor(0.0), "exp_avg": torch.ones_like(parameter) * 0,
+                                              "exp_avg_sq": torch.ones_like(parameter) * 0}
     gc.collect()
     rest = status("VmRSS")
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")  # VmHWM starts again from VmRSS
-    one.steps_on(batch)
+    stepper.steps_on(batch)
     gradients = sum(p.numel() * p.element_size() for p in trainer.model.parameters()) / 2**20
     print(rest, status("VmHWM"), gradients)
 
 
 def measured_memory(side: str, clips: int) -> list[float]:
-    # as fragmentation is the allocator's affair, not the schedule's: large blocks are mapped, and given back when freed
+    """Run `memory` in a process; return what it prints."""
+    # Large blocks are mapped, and given back when they are freed: the allocator's fragmentation must not count
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**20), "MALLOC_TRIM_THRESHOLD_": str(2**20)}
-    done = subprocess.run([sys.executable, __file__, str(clips), "1", side], env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run([sys.executable, __file__, str(clips), "1", side], env=environment, check=True,
+                          stdout=subprocess.PIPE, text=True)
     return [float(value) for value in done.stdout.split()]
 
 
 def shares(step) -> dict[str, float]:
-    """Seconds of one step in products with weights, attention, the optimizer and the rest; by the operators' names and shapes."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profile:
+    """Measure the seconds of one step in linear layers, attention, optimizer and the rest.
+
+    Operators are told apart by their names and shapes.
+    """
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, record_shapes=True) as profile:
         step()
     seconds = dict.fromkeys(("linear layers", "attention", "optimizer", "the rest"), 0.0)
     events = profile.key_averages(group_by_input_shape=True)
     for event in events:
-        batched = "bmm" in event.key and event.input_shapes[0][0] > 1  # einsum puts a linear layer as a batch of one
+        # einsum computes a linear layer as a batch of one
+        batched = "bmm" in event.key and event.input_shapes[0][0] > 1
         if event.key.startswith("Optimizer.step"):
             seconds["optimizer"] += event.cpu_time_total / 1e6
         elif batched or "softmax" in event.key or "scaled_dot_product" in event.key:
@@ -226,8 +254,9 @@ def shares(step) -> dict[str, float]:
 
 
 def keep(trainer: Trainer, kept: bool) -> Trainer:
-    """The same, with or without recomputation."""
-    trainer.model.video.config = trainer.model.text.config = dataclasses.replace(trainer.model.config, checkpointing=not kept)
+    """Return the same trainer, with activations kept or recomputed."""
+    config = dataclasses.replace(trainer.model.config, checkpointing=not kept)
+    trainer.model.video.config = trainer.model.text.config = config
     return trainer
 
 
@@ -239,12 +268,13 @@ def row(name: str, plain: float, recomputed: float, kept: float, faster: bool = 
 def compare_time(clips: int, turns: int) -> None:
     trainer = Trainer(configured(), torch.device("cpu"))
     plain, batch = PlainSchedule(trainer.model, trainer.config), synthetic_batch(clips, trainer.model.config)
-    same = "largest relative difference of the first step: losses {:.1e}, gradients {:.1e} ({})".format(*same_step(trainer, plain, batch))
+    of_losses, of_gradients, worst = same_step(trainer, plain, batch)
     plain.optimizer.state = trainer.optimizer.state  # one set of moments for all
     trainer.steps_on(batch)
     steps = {"plain": lambda: plain.steps_on(batch), "recomputed": lambda: keep(trainer, False).steps_on(batch),
              "kept": lambda: keep(trainer, True).steps_on(batch)}
-    seconds = np.array([[clock(step) for step in steps.values()] for _ in range(turns)])  # (turns, sides, wall and CPU)
+    # (turns, sides, wall and CPU)
+    seconds = np.array([[clock(step) for step in steps.values()] for _ in range(turns)])
     for kind, name in enumerate(("seconds a step, wall", "seconds a step, CPU time")):
         ratios = np.median(seconds[:, :1, kind] / seconds[:, :, kind], axis=0)
         middle = np.median(seconds[:, 0, kind])
@@ -252,7 +282,8 @@ def compare_time(clips: int, turns: int) -> None:
     profiled = {name: shares(step) for name, step in steps.items()}
     for name in profiled["plain"]:
         row("  of one, profiled: " + name, *(profiled[side][name] for side in steps), faster=True)
-    print(same)
+    print(f"largest relative difference of the first step: losses {of_losses:.1e}, "
+          f"gradients {of_gradients:.1e} ({worst})")
 
 
 def compare_memory(clips: int) -> None:
@@ -269,12 +300,13 @@ if __name__ == "__main__":
     if side:
         memory(*side, clips)
     else:
-        print(f"CPU, 2 threads, torch {torch.__version__}, float32, {clips} clips of 4 frames (scene-aware negatives included)")
+        print(f"CPU, 2 threads, torch {torch.__version__}, float32, {clips} clips of 4 frames "
+              "(scene-aware negatives included)")
         print(f"{'':36} {'plain':>9} {'egokit, recomputed':>17} {'egokit, kept':>17}", flush=True)
         compare_memory(clips)
         compare_time(clips, turns)
 
-# Printed on a machine of 2 cores (AMD EPYC) that did nothing else:
+# Printed on an idle machine of 2 cores (AMD EPYC):
 #
 # CPU, 2 threads, torch 2.15.0+cu132, float32, 4 clips of 4 frames (scene-aware negatives included)
 #                                          plain egokit, recomputed      egokit, kept
@@ -289,7 +321,7 @@ if __name__ == "__main__":
 #   of one, profiled: the rest               7.6       6.1  1.24 x      10.3  0.73 x
 # largest relative difference of the first step: losses 1.8e-07, gradients 5.6e-05 (text.layers.11.attention.key.weight)
 #
-# Weights, gradients and moments are 5823 MiB on either side: no schedule can do
-# anything about those. What each piece gives, CPU seconds of a step of 4 clips in one thread, 2 of 12 blocks, one turn each:
+# Weights, gradients and moments are 5823 MiB on either side: no schedule can do anything about those.
+# What each piece gives, in CPU seconds of a step of 4 clips in one thread, 2 of 12 blocks, one turn each:
 #   plain 20.1; egokit 10.6; every clip of a block recomputed at once 10.2, with about 150 MiB more at the peak.
 #   A linear layer that trains by oneDNN would give 10.1 and 10.0: not worth an autograd function of its own.

@@ -1,4 +1,4 @@
-"""Stages that ask whether a GPU computes what it should: against the CPU, the plain equations, itself, and as a job.
+"""Stages that check what a GPU computes: against the CPU, the plain equations, itself.
 
     python -m gpu_day.behaviour STAGE      STAGE: toy deterministic job nccl twin
 
@@ -52,7 +52,7 @@ if REHEARSAL:
 # training on real files
 
 def project() -> Path:
-    """Make a project folder for this stage around the data set of prepare.sh, and have egokit use it."""
+    """Make a project folder for this stage, with the data of prepare.sh, and use it."""
     folder = SCRATCH / stage_name()
     shutil.copytree(ROOT / "params", folder / "params")
     shutil.copytree(DATA, folder / "outputs/toy")
@@ -91,7 +91,10 @@ def trained(name: str, overrides: str, device: torch.device,
 
 
 def toy() -> None:
-    """Compare training on real files with the CPU's in float32, and a run with itself, again and resumed."""
+    """Compare training on real files with the CPU's, and a run with itself, also resumed.
+
+    The CPU computes in float32.
+    """
     project()
     cpu = trained("cpu", "train.precision=fp32", torch.device("cpu"))[0]
     for precision in ("bf16",) if REHEARSAL else ("fp32", "fp16", "bf16"):
@@ -100,7 +103,7 @@ def toy() -> None:
         check("Toy training against the CPU's float32", first < (1e-3 if precision == "fp32" else 0.02) and last < 0.1,
               precision=precision, first_loss_differs_by=first, last_loss_differs_by=last, last_loss=steps[-1]["loss"],
               skipped=steps[-1]["skipped"], scale=steps[-1]["scale"],
-              step_ms=1e3 * statistics.median(one["step_s"] for one in steps[2:]))
+              step_ms=1e3 * statistics.median(step["step_s"] for step in steps[2:]))
     same_again("", expected=REHEARSAL)
 
 
@@ -122,17 +125,20 @@ def same_again(overrides: str, expected: bool) -> None:
     options = f"train.precision={HALF} model.dropout=0.1 data.workers=2 {overrides}"
     steps, weights = trained("once", options, DEVICE)
     for what, dies in (("the same run again", False), (f"killed and resumed at step {KILLED_AT} of {STEPS}", True)):
-        others, other = trained("resumed" if dies else "again", options, DEVICE, dies)
-        differ = max((weights[key].float() - other[key].float()).abs().max().item() for key in weights)
-        losses = [one["loss"] for one in steps] == [one["loss"] for one in others]
-        check("A run against itself", len(others) == STEPS and (not expected or (differ == 0 and losses)),
+        steps_again, weights_again = trained("resumed" if dies else "again", options, DEVICE, dies)
+        differ = max((weights[key].float() - weights_again[key].float()).abs().max().item() for key in weights)
+        losses = [step["loss"] for step in steps] == [step["loss"] for step in steps_again]
+        check("A run against itself", len(steps_again) == STEPS and (not expected or (differ == 0 and losses)),
               deterministic=stage_name() == "deterministic", run=what, weights_differ_by=differ, same_losses=losses)
 
 
 # jobs
 
 def sees() -> dict:
-    """Look which GPUs this process sees. It runs in jobs, too, which know nothing of this folder."""
+    """Look which GPUs this process sees.
+
+    It also runs in jobs, which cannot import this folder.
+    """
     import os
 
     import torch
@@ -141,18 +147,19 @@ def sees() -> dict:
 
 
 def job() -> None:
-    """Check which GPUs local jobs see, and that a real training and a real evaluation compute on them."""
+    """Check which GPUs local jobs see, and that a training and an evaluation use them."""
     import egokit
     from egokit.jobs.worker import executor
     folder = project()
     caller = sees()
     note("What a local job sees", job="the caller", **caller)
-    jobs = {gpus: executor(LaunchConfig(gpus_per_task=gpus), folder / f"sees-{gpus}", "sees").submit(sees) for gpus in (1, 0)}
-    for gpus, one in jobs.items():
-        there = one.result()
-        right = there["uuids"] == (caller["uuids"] if gpus else [])
-        right &= there["variable"] == (caller["variable"] if gpus else "")
-        check("What a local job sees", right, job=f"launch.gpus_per_task={gpus}", **there)
+    jobs = {gpus: executor(LaunchConfig(gpus_per_task=gpus), folder / f"sees-{gpus}", "sees").submit(sees)
+            for gpus in (1, 0)}
+    for gpus, submitted in jobs.items():
+        seen = submitted.result()
+        right = seen["uuids"] == (caller["uuids"] if gpus else [])
+        right &= seen["variable"] == (caller["variable"] if gpus else "")
+        check("What a local job sees", right, job=f"launch.gpus_per_task={gpus}", **seen)
 
     local = f"launch.gpus_per_task={0 if REHEARSAL else 1} launch.timeout_minutes=3 data.workers=1"
     training = resolve("toy/pretrain", "toy", f"{FEW_STEPS} train.epochs=1 train.precision={HALF} {local}")
@@ -164,7 +171,7 @@ def job() -> None:
 
 
 def section(egokit, config: Config, folder: Run, action: str, name: str) -> None:
-    """Submit a job as a notebook does, wait for it, and read from metrics.json what it computed on."""
+    """Submit a job as a notebook does, wait for it, and check the devices in metrics.json."""
     handle = egokit.submit(config, folder, action, name)
     try:
         metrics = handle.wait(progress=False)
@@ -172,7 +179,7 @@ def section(egokit, config: Config, folder: Run, action: str, name: str) -> None
         if handle.alive():
             handle.cancel()
     devices = metrics["devices"]
-    check("Real local jobs", all(one.startswith("CPU") == REHEARSAL for one in devices), job=f"{action} {name}",
+    check("Real local jobs", all(device.startswith("CPU") == REHEARSAL for device in devices), job=f"{action} {name}",
           devices=devices, seconds=metrics["seconds"], ensemble_inter=metrics.get("ensemble_inter"))
 
 
@@ -196,7 +203,10 @@ def gradient(micro_batch: int) -> tuple[list[float], str]:
 
 
 def nccl() -> None:
-    """Check that a group of one changes no gradient, by DDP and in micro-batches, while all collectives run."""
+    """Check that a group of one changes no gradient, by DDP and in micro-batches.
+
+    All collectives run.
+    """
     reference = None
     for kind in ("alone", "DDP", "micro-batches"):
         if kind == "DDP":  # as distributed.joined does, which makes no group of one
@@ -205,7 +215,7 @@ def nccl() -> None:
             distributed._uneven_group = torch.distributed.new_group(backend="gloo")
         values, module = gradient(2 if kind == "micro-batches" else 0)
         reference = reference or values
-        differ = max(abs(value / other - 1) for value, other in zip(values, reference, strict=True))
+        differ = max(abs(value / expected - 1) for value, expected in zip(values, reference, strict=True))
         objects, stop = distributed.gather_objects({"rank": 0}), distributed.start_any(True)()
         distributed.barrier()
         check("A group of one", differ < 0.02 and objects == [{"rank": 0}] and stop, kind=kind, module=module,
@@ -217,7 +227,10 @@ def nccl() -> None:
 # the plain equations
 
 def twin() -> None:
-    """Compare the base model's step with the plain equations in float32; in TF32 only note the difference."""
+    """Compare the base model's step with the plain equations in float32.
+
+    In TF32 the difference is only noted.
+    """
     for allowed in (False, True):
         with float32_products(DEVICE, tf32=allowed):
             trainer = train_step.Trainer(train_step.configured(**SHAPE | {"checkpointing": False}), DEVICE)

@@ -1,7 +1,7 @@
-"""What all stages of the GPU day share: the device, the sizes, the clock, and the file that keeps the numbers.
+"""What all stages of the GPU day share: device, sizes, clock and the file of numbers.
 
 A stage is a function without arguments. It prints each number as it is measured and appends it to results.jsonl, so
-that a stage which is stopped half-way leaves what it has measured.
+that a stage that is stopped half-way leaves what it has measured.
 """
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ REHEARSAL = bool(os.environ.get("GPU_DAY_REHEARSAL"))  # tiny sizes on a CPU
 OUT = Path(os.environ.get("OUT", "gpu_day_out"))
 SCRATCH = Path(os.environ.get("GPU_DAY_SCRATCH", "gpu_day_scratch"))  # the runner deletes it at the end
 DEVICE = torch.device("cpu") if REHEARSAL else torch.device("cuda", 0)
-TINY = {"image_size": 32, "width": 128, "heads": 2, "depth": 2, "num_fused_layers": 1, "vocab_size": 99, "max_positions": 40,
-        "projection": "mlp32"}
+TINY = {"image_size": 32, "width": 128, "heads": 2, "depth": 2, "num_fused_layers": 1, "vocab_size": 99,
+        "max_positions": 40, "projection": "mlp32"}
 HALF = "bf16" if REHEARSAL else "fp16"  # the recipe's precision; a CPU trains in bf16 instead
 SHAPE = TINY if REHEARSAL else {}  # of the model; {}: the base model
 COMPILER = "aot_eager" if REHEARSAL else "inductor"  # of torch.compile; a rehearsal traces, but generates no code
@@ -46,7 +46,7 @@ def note(table: str, **values) -> None:
 
 
 def check(table: str, passed: bool, **values) -> None:
-    """Note a row that has a right answer; a wrong one fails the stage, but only after its last measurement."""
+    """Note a row that has a right answer; a wrong one fails the stage at its end."""
     note(table, **values, passed=passed)
     if not passed:
         failures.append(f"{table}: {values}")
@@ -75,11 +75,16 @@ def reason(error: Exception) -> str:
 
 
 def measured(table: str, column: str, **row) -> float | None:
-    """Look up a number that an earlier stage has noted: `column` of the newest row with these values, or None."""
+    """Look up a number that an earlier stage has noted.
+
+    Returns:
+        `column` of the newest row of the table with these values, or None if there is none.
+    """
     path = OUT / "results.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    found = [one[column] for one in rows if one["table"] == table and column in one and row.items() <= one.items()]
-    return found[-1] if found else None
+    numbers = [noted[column] for noted in rows
+               if noted["table"] == table and column in noted and row.items() <= noted.items()]
+    return numbers[-1] if numbers else None
 
 
 def wait() -> None:

@@ -1,4 +1,4 @@
-"""A plugin for pytest on a machine without ffmpeg: the tests' tiny data set is the one that prepare.sh has made.
+"""A pytest plugin for a machine without ffmpeg: tests use the data of prepare.sh.
 
     python -m pytest -p gpu_day.plugin
 """

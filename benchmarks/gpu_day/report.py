@@ -38,8 +38,9 @@ def table(rows: list[dict]) -> str:
     columns = list(dict.fromkeys(key for row in rows for key in row))
     columns = [column for column in columns if any(row.get(column) not in (None, "") for row in rows)]
     lines = [[HEADINGS.get(column, column.replace("_", " ")) for column in columns], ["---"] * len(columns)]
-    lines += [["**no**" if (column, row.get(column)) == ("passed", False) else cell(row.get(column)) for column in columns]
-              for row in rows]
+    for row in rows:
+        lines.append(["**no**" if (column, row.get(column)) == ("passed", False) else cell(row.get(column))
+                      for column in columns])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -51,12 +52,12 @@ def markdown(rows: list[dict], commit: str = "") -> str:
         hidden = ("table",) if row["table"] == "Stages" else ("table", "stage")
         tables.setdefault(row["table"], []).append({key: value for key, value in row.items() if key not in hidden})
     when = time.strftime("%Y-%m-%d") + (f", commit {commit}" if commit else "")
-    said = [f"## {machine.get('card', 'Unknown card')}, PyTorch {machine.get('torch', '?')}",
-            f"Printed by `benchmarks/gpu_day/gpu_day.sh` on {when}. A clip is one of the two of a sample."]
+    parts = [f"## {machine.get('card', 'Unknown card')}, PyTorch {machine.get('torch', '?')}",
+             f"Printed by `benchmarks/gpu_day/gpu_day.sh` on {when}. A clip is one of the two of a sample."]
     for title in ("Stages", *(title for title in tables if title != "Stages")):
         if title in tables:
-            said += [f"### {title}", table(tables[title])]
-    return "\n\n".join(said) + "\n"
+            parts += [f"### {title}", table(tables[title])]
+    return "\n\n".join(parts) + "\n"
 
 
 def write(out: Path) -> None:

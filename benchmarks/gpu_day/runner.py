@@ -1,4 +1,4 @@
-"""Run the stages of the GPU day one after another, each in a process of its own, and report which of them failed.
+"""Runs the stages of the GPU day, each in its own process, and reports which failed.
 
     python -m gpu_day.runner [--cpu] [STAGE ...]      gpu_day.sh calls it; --cpu: tiny sizes on a CPU; STAGE: only these
 
@@ -27,9 +27,9 @@ from gpu_day import report
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 540  # seconds for all stages together
-LEAST = 15  # seconds without which a stage is not worth starting
+LEAST = 15  # seconds; with less time left, a stage is not worth starting
 GRACE = 5  # seconds between asking a process to stop and killing it
-# all that the folder of results gets: few files, as some ways to bring them home take eight
+# all files of the folder of results: few, because some ways to copy them home allow eight
 KEPT = ("log.txt", "results.jsonl", "gpu.md", "errors.txt", "tests.txt", "profile.txt", "nvidia-smi.txt")
 TESTS = ("microbatch", "losses", "optim", "loading", "model_twin", "time_attention", "train_step", "evaluate", "train",
          "mq", "devices", "dist")
@@ -56,7 +56,10 @@ class Result:
 
 
 def stages(cpu: bool, scratch: Path) -> list[Stage]:
-    """List the day's stages, in the order of their worth. In a rehearsal, whose times don't count, two run at once."""
+    """List the day's stages, the most important first.
+
+    In a rehearsal two run at once, because its times don't count.
+    """
     def of(module: str, name: str, seconds: float, alone: bool) -> Stage:
         return Stage(name, (sys.executable, "-m", f"gpu_day.{module}", name), seconds, alone)
 
@@ -74,14 +77,17 @@ def stages(cpu: bool, scratch: Path) -> list[Stage]:
 
 
 def install(scratch: Path) -> tuple[str, ...]:
-    """Make the command that installs what the GPU machine lacks into a folder that PYTHONPATH names."""
+    """Make the command that installs missing packages into a folder of PYTHONPATH."""
     wheels = sorted(map(str, (ROOT / ".gpu_day/whl").glob("*.whl"))) or [str(ROOT / ".gpu_day/whl/none.whl")]
     return (sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index", "--no-deps",
             "--no-compile", "--no-cache-dir", "--target", str(scratch / "site"), *wheels)
 
 
 def tests(cpu: bool) -> tuple[str, ...]:
-    """Make the command that runs quick tests of what is computed. Where there is a GPU, their loaders pin memory."""
+    """Make the command that runs quick tests of what is computed.
+
+    On a machine with a GPU, their loaders pin memory.
+    """
     workers = ("-n", "8", "--dist", "loadfile") if not cpu and importlib.util.find_spec("xdist") else ()
     files = (f"tests/test_{name}.py" for name in (FEW_TESTS if cpu else TESTS))
     return (sys.executable, "-m", "pytest", "-p", "gpu_day.plugin", "-p", "no:cacheprovider", "-rfE", "--tb=short",
@@ -108,27 +114,27 @@ class Runner:
         return self.limit - (time.monotonic() - self.began)
 
     def run(self, stages: list[Stage]) -> int:
-        """Run them all and print a summary; returns the exit code."""
+        """Run all stages and print a summary; return the exit code."""
         try:
             for alone, group in itertools.groupby(stages, key=lambda stage: stage.alone):
                 with ThreadPoolExecutor(1 if alone else self.at_once) as pool:
                     try:
                         list(pool.map(self.run_stage, group))
-                    except BaseException:  # Ctrl-C: stages live in sessions of their own, which it doesn't reach
+                    except BaseException:  # Ctrl-C does not reach the stages, which have their own sessions
                         self.limit = 0
                         for process in list(self.running):
                             stop(process)
                         raise
         finally:
-            known = {result.name for result in self.results}
+            ended = {result.name for result in self.results}
             for stage in stages:
-                if stage.name not in known:
+                if stage.name not in ended:
                     self.keep(Result(stage.name, "left out", why="interrupted"))
             self.summarise()
-        return int(any(one.result != "ok" for one in self.results))
+        return int(any(result.result != "ok" for result in self.results))
 
     def run_stage(self, stage: Stage) -> None:
-        """Run one stage to its end or the end of its time, and keep the end of what it wrote to stderr."""
+        """Run one stage until it ends or its time is over; keep the end of its stderr."""
         seconds = min(stage.seconds, self.left())
         if seconds < min(LEAST, stage.seconds):
             self.keep(Result(stage.name, "left out", why="no time left"))
@@ -169,7 +175,7 @@ class Runner:
     def summarise(self) -> None:
         """Print how each stage ended, and write the report."""
         print(f"== summary, after {time.monotonic() - self.began:.0f} s", *map(line, self.results), sep="\n")
-        bad = [one.name for one in self.results if one.result != "ok"]
+        bad = [result.name for result in self.results if result.result != "ok"]
         print(f"== {len(bad)} of {len(self.results)} stages did not end well: {', '.join(bad)}" if bad else
               "== all stages ended well", flush=True)
         report.write(self.out)
@@ -180,7 +186,7 @@ def line(result: Result) -> str:
 
 
 def stop(process: subprocess.Popen) -> None:
-    """End a stage and the processes of its session; asked first, it may cancel its job."""
+    """End a stage and its session's processes; SIGTERM comes first, so it can cancel its job."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
@@ -189,7 +195,7 @@ def stop(process: subprocess.Popen) -> None:
 
 
 def main(words: list[str]) -> int:
-    """Run the stages that the command line asks for; returns the exit code."""
+    """Run the stages that the command line asks for; return the exit code."""
     cpu, wanted = "--cpu" in words, {word for word in words if word != "--cpu"}
     out = Path(os.environ.get("OUT", "gpu_day_out")).resolve()
     out.mkdir(parents=True, exist_ok=True)

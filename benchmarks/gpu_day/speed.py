@@ -1,6 +1,8 @@
-"""Stages that measure time: the card, the training step, attention, encoding, a profile. Nothing may run beside them.
+"""Stages that measure time; nothing may run beside them.
 
     python -m gpu_day.speed STAGE      STAGE: card step attention encode profile compiled compiled_sums
+
+They measure the card, the training step, attention, encoding and a profile.
 """
 from __future__ import annotations
 
@@ -97,14 +99,20 @@ VARIANTS = [  # what is wanted most comes first
 
 
 def by_sums(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Compute attention to a few keys as sums of products, which a compiler can fuse into one pass over memory."""
+    """Compute attention to a few keys as sums of products.
+
+    A compiler can fuse them into one pass over memory.
+    """
     scores = (query.unsqueeze(-2).float() * key.unsqueeze(-3).float()).sum(-1) * query.shape[-1] ** -0.5
     return (scores.softmax(-1).unsqueeze(-1) * value.unsqueeze(-3).float()).sum(-2).to(query.dtype)
 
 
 @functools.cache
 def attend_by_sums() -> Callable:
-    """Make a `layers.attend` that takes few keys by sums; once, as blocks are compiled anew for another function."""
+    """Make a `layers.attend` that takes few keys by sums.
+
+    It is made once, because blocks would be compiled anew for another function.
+    """
     fused, before = torch.compile(by_sums, dynamic=False, backend=COMPILER), layers.attend
 
     def attend(query, key, value, mask=None, dropout=0.0):
@@ -119,14 +127,20 @@ def attending(how: str) -> Iterator[None]:
     cudnn = torch.backends.cuda.cudnn_sdp_enabled()
     torch.backends.cuda.enable_cudnn_sdp(cudnn and how != "without cuDNN")
     try:
-        with unittest.mock.patch.object(video_encoder, "attend", attend_by_sums() if how == "by sums" else layers.attend):
+        attend = attend_by_sums() if how == "by sums" else layers.attend
+        with unittest.mock.patch.object(video_encoder, "attend", attend):
             yield
     finally:
         torch.backends.cuda.enable_cudnn_sdp(cudnn)
 
 
 def trainer(variant: Variant, model: EgoVLP | None = None, **shape) -> train_step.Trainer:
-    """Make egokit's trainer of a variant, of a fresh model of this shape, or of the given one, which is changed."""
+    """Make egokit's trainer of a variant.
+
+    Args:
+        model: is trained and gets the variant's config; None makes a fresh model.
+        shape: other values of ModelConfig for a fresh model.
+    """
     shape = SHAPE | shape | {"dropout": 0.1, "checkpointing": variant.recomputed}
     config = train_step.configured(variant.precision, **shape)
     settings = dataclasses.replace(config.train, micro_batch=variant.micro_batch, compile=variant.compiled)
@@ -138,7 +152,7 @@ def trainer(variant: Variant, model: EgoVLP | None = None, **shape) -> train_ste
 
 
 def batch_of(clips: int, model: ModelConfig) -> dict:
-    """Make a synthetic batch on the device: on a CPU its pixels would take longer than the step."""
+    """Make a synthetic batch on the device; a CPU would take longer for it than the step."""
     with torch.device(DEVICE):
         return train_step.synthetic_batch(clips, model)
 
@@ -153,9 +167,9 @@ def rehearsed(variant: Variant) -> Variant:
 
 def tflop_a_clip(model: EgoVLP) -> float:
     """Count a step's arithmetic, forward and backward. What is recomputed is no part of it."""
-    one = trainer(Variant("bf16", False, 4), model)
+    measured_trainer = trainer(Variant("bf16", False, 4), model)
     with FlopCounterMode(display=False) as counter:
-        one.steps_on(batch_of(4, one.model.config))
+        measured_trainer.steps_on(batch_of(4, measured_trainer.model.config))
     return counter.get_total_flops() / 4 / 1e12
 
 
@@ -176,12 +190,12 @@ def measure(variant: Variant, work: float, model: EgoVLP) -> float | None:
     forget()
     ceiling = measured(PRODUCTS, "tflop_s", precision=variant.precision)
     repeats, warm = (1, 1) if REHEARSAL else (4, 2) if variant.clips < 256 else (2, 1)
-    row, one = dataclasses.asdict(variant), None
+    row, variant_trainer = dataclasses.asdict(variant), None
     try:
         with attending(variant.attention):
-            one = trainer(variant, model)
-            batch = batch_of(variant.clips, one.model.config)
-            milliseconds = clock(lambda: one.steps_on(batch), repeats, warm)
+            variant_trainer = trainer(variant, model)
+            batch = batch_of(variant.clips, variant_trainer.model.config)
+            milliseconds = clock(lambda: variant_trainer.steps_on(batch), repeats, warm)
     except RuntimeError as error:
         if ran_out_of_memory(error):
             note(STEPS, **row, problem="out of memory")
@@ -189,16 +203,16 @@ def measure(variant: Variant, work: float, model: EgoVLP) -> float | None:
             check(STEPS, False, **row, problem=reason(error))
         return None
     finally:
-        if one is not None:  # gradients would stay with the weights
-            one.optimizer.zero_grad(set_to_none=True)
+        if variant_trainer is not None:  # gradients would stay with the weights
+            variant_trainer.optimizer.zero_grad(set_to_none=True)
     speed, gib = variant.clips / milliseconds * 1e3, peak_gib()
     note(STEPS, **row, ms=milliseconds, clips_s=speed, tflop_s=speed * work,
-         share_of_peak=speed * work / ceiling if ceiling else None, gib=gib, skipped=one.skipped)
+         share_of_peak=speed * work / ceiling if ceiling else None, gib=gib, skipped=variant_trainer.skipped)
     return gib
 
 
 def largest_batch(gib: dict[int, float], available: float) -> int:
-    """Estimate how many clips fit, by the line through the smallest and the largest batch that were measured.
+    """Estimate how many clips fit, by a line through the smallest and the largest batch.
 
     Args:
         gib: the peak, by clips, of two batches at least.
@@ -213,7 +227,7 @@ def largest_batch(gib: dict[int, float], available: float) -> int:
 
 
 def find_largest(clips: int, fits: Callable[[int], bool]) -> int:
-    """Try a number of clips, and smaller ones until one fits; returns it, or 0 if none of three fits."""
+    """Try a number of clips, then two smaller ones; return the first that fits, or 0."""
     for _ in range(3):
         if clips and fits(clips):
             return clips
@@ -222,7 +236,7 @@ def find_largest(clips: int, fits: Callable[[int], bool]) -> int:
 
 
 def step() -> None:
-    """Measure steps of egokit's own trainer on synthetic batches, and the largest batch that fits."""
+    """Measure steps of egokit's trainer on synthetic batches, and find the largest batch."""
     model = trainer(rehearsed(VARIANTS[0])).model
     work = tflop_a_clip(model)
     note(WORK, tflop_a_clip=work)
@@ -252,7 +266,7 @@ def compiled() -> None:
 
 
 def compiled_sums() -> None:
-    """Measure the step with train.compile and with time attention by sums, which the compiler fuses."""
+    """Measure the step with train.compile and time attention by sums, which it fuses."""
     compiled_steps("by sums", [(HALF, False), (HALF, True)])
 
 
@@ -272,16 +286,19 @@ def compiled_steps(attention: str, ways: list[tuple[str, bool]]) -> None:
 
 
 def profile() -> None:
-    """Note where the time of a step goes, by kernel; longer tables, by shape too, go to profile.txt."""
+    """Note where the time of a step goes, by kernel.
+
+    Longer tables, also by shape, go to profile.txt.
+    """
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity
-    one = trainer(rehearsed(Variant("fp16", False, 48)))
-    batch = batch_of(4 if REHEARSAL else 48, one.model.config)
-    one.steps_on(batch, batch)
+    profiled_trainer = trainer(rehearsed(Variant("fp16", False, 48)))
+    batch = batch_of(4 if REHEARSAL else 48, profiled_trainer.model.config)
+    profiled_trainer.steps_on(batch, batch)
     on_gpu = DEVICE.type == "cuda"
     kinds = [ProfilerActivity.CPU, ProfilerActivity.CUDA] if on_gpu else [ProfilerActivity.CPU]
     with torch.profiler.profile(activities=kinds, record_shapes=True) as profiled:
-        one.steps_on(batch, batch)
+        profiled_trainer.steps_on(batch, batch)
         wait()
     key = "self_device_time_total" if on_gpu else "self_cpu_time_total"
     events, by_shape = profiled.key_averages(), profiled.key_averages(group_by_input_shape=True)
@@ -299,13 +316,16 @@ def profile() -> None:
 # attention
 
 def with_backend(name: str, *tensors: Tensor, **options) -> Tensor:
-    """Compute PyTorch's fused attention by the backend that it chooses ("default") or the named one."""
+    """Compute PyTorch's fused attention by a named backend, or its own choice ("default")."""
     with sdpa_kernel(BACKENDS[name]) if name in BACKENDS else contextlib.nullcontext():
         return F.scaled_dot_product_attention(*tensors, **options)
 
 
 def attention() -> None:
-    """Measure each kind of attention of 64 clips by backend, new shapes, and more groups than a CUDA grid has."""
+    """Measure attention of 64 clips by kind and backend.
+
+    Then try new shapes, and more groups than a CUDA grid has.
+    """
     clips, patches, frames, heads = (2, 4, 4, 2) if REHEARSAL else (64, 196, 4, 12)
     dtype, backends = (torch.float32, ["default", "math"]) if REHEARSAL else (torch.bfloat16, ["default", *BACKENDS])
     tokens = 1 + frames * patches
@@ -325,7 +345,7 @@ def attention() -> None:
 
 
 def time_attention(kind: str, name: str, way: Callable, query: Tensor, key: Tensor, value: Tensor) -> None:
-    """Note what one way to compute attention costs, and what moving its inputs and outputs through memory would."""
+    """Note what one way to compute attention costs, beside the cost of memory traffic."""
     grad, tb_s = torch.randn_like(query), measured(COPIES, "tb_s")
     # forward reads q, k, v and writes the output; backward reads these and its gradient, and writes three gradients
     moved = 6 * query.nbytes + 3 * key.nbytes + 3 * value.nbytes
@@ -340,7 +360,7 @@ def time_attention(kind: str, name: str, way: Callable, query: Tensor, key: Tens
 
 
 def new_lengths(clips: int, heads: int, dtype: torch.dtype, backends: list[str]) -> None:
-    """Note the first and the second call at each length of a text: what it costs to plan kernels for a new shape."""
+    """Note what it costs to plan kernels for a new shape: first and second calls by length."""
     for name in backends:
         try:
             times = [first_and_second(name, clips, heads, length, dtype) for length in range(5, 13)]
@@ -351,7 +371,7 @@ def new_lengths(clips: int, heads: int, dtype: torch.dtype, backends: list[str])
 
 
 def first_and_second(name: str, clips: int, heads: int, length: int, dtype: torch.dtype) -> tuple[float, float]:
-    """Measure the milliseconds of two calls, forward and backward, at a text's length that is new to the process."""
+    """Measure two calls, forward and backward, at a new length, in milliseconds."""
     query, key, value = (torch.randn(clips, heads, length, 64, device=DEVICE, dtype=dtype, requires_grad=True)
                          for _ in range(3))
     mask = torch.zeros(clips, 1, 1, length, device=DEVICE, dtype=dtype)
@@ -362,7 +382,10 @@ def first_and_second(name: str, clips: int, heads: int, length: int, dtype: torc
 
 
 def many_groups(heads: int, dtype: torch.dtype, backends: list[str]) -> None:
-    """Try more groups than the 65,535 of a CUDA grid by backend, and compare egokit's `attend` with its halves."""
+    """Try more groups than the 65,535 of a CUDA grid, by backend.
+
+    egokit's `attend` is compared with its halves.
+    """
     groups, heads, width = (65_600, 1, 16) if REHEARSAL else (65_600, heads, 64)  # time attention's of 335 clips
     query = torch.randn(groups, heads, 4, width, device=DEVICE, dtype=dtype, requires_grad=True)
     for name in backends:
@@ -387,7 +410,7 @@ def many_groups(heads: int, dtype: torch.dtype, backends: list[str]) -> None:
                                         ((0, groups), (0, groups // 2), (groups // 2, groups)))
         sides = [(out, torch.cat([first[0], second[0]]))]
         sides += [(grads[i], first[i + 1] + second[i + 1]) for i in range(3)]  # a half's is 0 on the other half
-        difference = max((one - other).abs().max().item() for one, other in sides)
+        difference = max((whole - halves).abs().max().item() for whole, halves in sides)
         check(GROUPS, difference < (1e-5 if dtype == torch.float32 else 0.05), way=way, differs_by=difference)
     except RuntimeError as error:
         check(GROUPS, False, way=way, problem=reason(error))
@@ -396,7 +419,10 @@ def many_groups(heads: int, dtype: torch.dtype, backends: list[str]) -> None:
 # encoding
 
 def encode() -> None:
-    """Measure EK-100's and EgoMCQ's evaluation by precision: its speed, and how far scores are from exact float32's."""
+    """Measure EK-100's and EgoMCQ's evaluation by precision.
+
+    Noted are the speed and how far scores are from exact float32's.
+    """
     frames, clips = (4, 2) if REHEARSAL else (16, 32)
     shape = ModelConfig(**{"time_init": "zero_output"} | SHAPE | {"frames": frames})
     model = train_step.base_model(shape, DEVICE).eval()
