@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from egokit.search.vector_index import Vectors, save
+from egokit.search.vector_index import VectorIndex, save
 
 CLIPS, DIMENSION = (int(float(given)) for given in (sys.argv[1:] + ["1e7", "256"][len(sys.argv) - 1:]))
 FILE, CLUSTERS, QUERIES = 25_600_000 // DIMENSION, min(50_000, CLIPS // 200), 50
@@ -39,26 +39,26 @@ def measure(folder: Path) -> None:
         clips.append(len(x))
     # texts are not among the clips: about the same centres, further away, and shifted as a whole
     query_QE = draw(rng, centre_KE, QUERIES * 20, 0.7 * scale_E)[::20] + scale_E * rng.standard_normal(DIMENSION, np.float32)
-    vectors = Vectors(folder, names, clips, DIMENSION)
+    vectors = VectorIndex(folder, names, clips, DIMENSION)
     print(f"{CLIPS:,} clips of {DIMENSION} numbers, {vectors.bytes / 1e9:.1f} GB on disk; {os.cpu_count()} cores", flush=True)
     began = time.perf_counter()
-    exact = vectors.nearest(query_QE, 10)[1]
+    exact = vectors.search(query_QE, 10)[1]
     print(f"exact: {QUERIES} queries at once in {time.perf_counter() - began:.1f} s", flush=True)
     began = time.perf_counter()
-    vectors.nearest(query_QE[0], 10)
+    vectors.search(query_QE[0], 10)
     print(f"exact: one query in {time.perf_counter() - began:.1f} s", flush=True)
     began = time.perf_counter()
-    vectors.build()
+    vectors.build_faiss()
     size = sum(path.stat().st_size for path in (folder / "approximate").iterdir())
     print(f"faiss: built in {time.perf_counter() - began:.0f} s, {size / 1e9:.2f} GB", flush=True)
     began = time.perf_counter()
-    vectors = Vectors(folder, names, clips, DIMENSION)
-    vectors.nearest(query_QE[0], 10)
+    vectors = VectorIndex(folder, names, clips, DIMENSION)
+    vectors.search(query_QE[0], 10)
     print(f"faiss: the first query, with reading the index, {time.perf_counter() - began:.2f} s")
     took, found = [], []
     for query_E in query_QE:
         began = time.perf_counter()
-        found.append(vectors.nearest(query_E, 10)[1][0])
+        found.append(vectors.search(query_E, 10)[1][0])
         took.append(time.perf_counter() - began)
     recall = np.mean([len(set(one) & set(other)) / 10 for one, other in zip(found, exact, strict=True)])
     print(f"faiss: a query {statistics.median(took):.3f} s (median of {QUERIES}; the longest {max(took):.3f}), recall@10 {recall:.3f}")

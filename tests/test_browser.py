@@ -13,7 +13,7 @@ from egokit import tasks
 from egokit.notebook import open_run
 from egokit.runs.run_folder import Run
 from egokit.viz import browser, queries
-from egokit.viz.browser import selected, widgets
+from egokit.viz.browser import select_queries, widgets
 
 
 def data_of(html: str) -> dict:
@@ -87,7 +87,7 @@ def test_egomcq_has_five_clips_with_three_scores(evaluated):
     task, run = evaluated("egomcq")
     data, scores = data_of(browser(task, run, "zeroshot").data), task.score_matrix(run.read_rows("zeroshot")[0])
     assert len(data["queries"]) == len(task.texts)
-    chosen, _ = selected(queries.make(task, queries.sides(run, "zeroshot", None)))
+    chosen, _ = select_queries(queries.make_queries(task, queries.sides(run, "zeroshot", None)))
     for k, query in zip(chosen, data["queries"], strict=True):
         assert query["text"] == task.texts[k]
         assert [[hit[name] for name in scores] for hit in query["hits"][0]] == [pytest.approx([scores[name][k, c] for name in scores])
@@ -103,7 +103,7 @@ def test_egomcq_has_five_clips_with_three_scores(evaluated):
 
 def test_a_page_of_many_clips_is_bounded_and_says_so(evaluated, monkeypatch):
     task, run = evaluated("egomcq")
-    monkeypatch.setitem(selected.__globals__, "PICTURES", 20)
+    monkeypatch.setitem(select_queries.__globals__, "MAX_CLIPS", 20)
     html = browser(task, run, "zeroshot").data
     data = data_of(html)
     assert 3 <= len(data["queries"]) < len(task.texts) and len(data["pictures"]) <= 20
@@ -162,7 +162,7 @@ def test_the_first_right_rank_is_that_of_a_stable_sort():
 
 def test_live_widgets_choose_and_show_what_the_page_does(evaluated):
     task, run = evaluated("egomcq")
-    content = queries.make(task, queries.sides(run, "zeroshot", None))
+    content = queries.make_queries(task, queries.sides(run, "zeroshot", None))
     read = []
     box = widgets(content, lambda v: read.append(v) or f"picture-{v}")
     assert len(set(read)) == 5, "what isn't shown isn't read"

@@ -14,8 +14,8 @@ from egokit.viz import per_class
 
 def scored(tmp_path, prompts: int, of: int, **given):
     """A task of that many prompts (0: its questions have their own texts) and rows, as far as pictures need it."""
-    return types.SimpleNamespace(prompts=lambda: ["a text"] * prompts, expected=lambda: of, tables=lambda: [], root=tmp_path,
-                                 scores=lambda rows, *prompts_KE: rows["scores"] if prompts else {"ensemble": rows["scores"]}, **given)
+    return types.SimpleNamespace(prompts=lambda: ["a text"] * prompts, num_rows=lambda: of, tables=lambda: [], root=tmp_path,
+                                 score_matrix=lambda rows, *prompts_KE: rows["scores"] if prompts else {"ensemble": rows["scores"]}, **given)
 
 
 def write(run, section, scores, prompts: int):

@@ -6,7 +6,7 @@ import pytest
 
 from egokit.data.video import open_video
 from egokit.prep.video import ffmpeg
-from egokit.search.cut import cut
+from egokit.search.clip_files import encode_clip
 from egokit.search.searcher import Hit
 
 RATE = 25  # MPEG knows few
@@ -34,7 +34,7 @@ def test_a_cut_clip_has_the_frames_of_its_time(tmp_path, name, more, off):
     subprocess.run([ffmpeg(), "-loglevel", "error", "-f", "lavfi", "-i", NUMBERED, *sound, *more, str(path)], check=True)
     assert (numbers(path) == np.arange(250)).all()
     for start in (0.0, 2.52, 7.0):
-        cut(Hit(path.name, start, start + 2, 0.5, None, path), clip)
+        encode_clip(Hit(path.name, start, start + 2, 0.5, None, path), clip)
         found, first = numbers(clip), round(start * RATE)
         assert abs(found[0] - first) <= off and abs(found[-1] - (first + 2 * RATE - 1)) <= off and abs(len(found) - 2 * RATE) <= off, \
             (start, found)

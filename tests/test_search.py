@@ -23,8 +23,7 @@ from egokit.data.video import open_video
 from egokit.jobs import launch, status
 from egokit.prep.video import ffmpeg
 from egokit.runs.run_folder import Run
-from egokit.search import command, vector_index
-from egokit.search import index_task as task_of_search
+from egokit.search import command, index_task, vector_index
 from egokit.train import loop
 
 RECIPE = "toy/search"
@@ -114,13 +113,13 @@ def test_only_what_is_new_is_embedded_and_what_is_gone_is_forgotten(searched, fo
     config, run, _ = searched[1]()
     features, read = run.path / "features", []
     before = {path.name: path.read_bytes() for path in features.glob("*.npy")}
-    original = task_of_search.embed_windows
-    monkeypatch.setattr(task_of_search, "embed_windows", lambda model, windows, what: read.append(what) or original(model, windows, what))
-    assert task_of_search.current(config, features) and searched[1]()[2]["videos"] == 3 and not read
+    original = index_task.embed_windows
+    monkeypatch.setattr(index_task, "embed_windows", lambda model, windows, what: read.append(what) or original(model, windows, what))
+    assert index_task.is_up_to_date(config, features) and searched[1]()[2]["videos"] == 3 and not read
     (folder / "one.mp4").unlink()
     video(folder / "short.mkv", seconds=2, rate=30, size="160x120")
     video(folder / "new.webm", seconds=3, more=("-c:v", "libvpx", "-b:v", "200k"))
-    assert not task_of_search.current(config, features)
+    assert not index_task.is_up_to_date(config, features)
     assert searched[1]()[2]["videos"] == 3 and sorted(read) == ["new.webm", "short.mkv"]
     manifest = json.loads((features / "manifest.json").read_text())
     assert [line["video"] for line in manifest["videos"]] == ["inner/two.MP4", "new.webm", "short.mkv"]
@@ -137,7 +136,7 @@ def test_a_broken_video_is_named_and_the_others_are_searched(searched, folder, c
     (folder / "notes.txt").write_text("no video")
     (folder / "inner/round").symlink_to(folder, target_is_directory=True)
     config, run, metrics = searched[1]()
-    assert metrics["videos"] == 3 and metrics["unreadable"] == 2 and task_of_search.current(config, run.path / "features")
+    assert metrics["videos"] == 3 and metrics["unreadable"] == 2 and index_task.is_up_to_date(config, run.path / "features")
     manifest = json.loads((run.path / "features/manifest.json").read_text())
     for line, name in zip(manifest["unreadable"], ("cut.mp4", "noise.mov"), strict=True):
         assert line["video"] == name and str(folder / name) in line["reason"]
@@ -155,7 +154,7 @@ def test_names_that_are_long_or_no_text(searched, folder, tmp_path, capsys):
     hits = searcher("#C C opens the box", top=20)
     assert metrics["unreadable"] == 1 and "noise-\ufffd.mp4" in searcher.manifest["unreadable"][0]["reason"]
     assert {"bad-\ufffd\ufffd.mp4", f"{'ü' * 125}.mp4"} < {hit.video for hit in hits}
-    print(command.lines(hits), search.table(hits).to_html(), search.browser(searcher, "box", 20).data)
+    print(command.format_hits(hits), search.table(hits).to_html(), search.browser(searcher, "box", 20).data)
     assert "bad-\ufffd\ufffd" in capsys.readouterr().out.encode().decode()
     assert b"bad-\xff\xe9.mp4," in search.write_csv(hits, tmp_path / "hits.csv").read_bytes()
     paths = search.export(hits, tmp_path / "clips")
@@ -202,7 +201,7 @@ def test_a_phone_held_upright(searched, tmp_path, matrix):
     subprocess.run([ffmpeg(), "-loglevel", "error", "-i", str(lying), "-crf", "5", str(upright)], check=True)
     turned, expected, unturned = (task.clip(path, 0, 2).float() for path in (lying, upright, flat))
     assert (turned - expected).abs().mean() < 0.1 * (unturned - expected).abs().mean()
-    assert torch.equal(task_of_search.VideoWindows(task, lying).read(0, None)["video"][0].float(), turned)
+    assert torch.equal(index_task.VideoWindows(task, lying).read(0, None)["video"][0].float(), turned)
 
 
 @pytest.mark.parametrize("name, more", [("a.avi", ("-c:v", "mpeg4")), ("b.avi", ("-c:v", "libx264")), ("c.mpg", ()), ("d.ts", ()),
@@ -217,14 +216,14 @@ def test_any_container_gives_the_same_clips(searched, tmp_path, name, more):
         one, two = (task.clip(path, start, start + 2).float() for path in (same, other))
         shown = [(one - two).abs().mean() for two in (two, task.clip(same, (start + 2) % 6, (start + 2) % 6 + 2).float())]
         assert shown[0] < 0.3 * shown[1]
-    windows = task_of_search.VideoWindows(task, other)
+    windows = index_task.VideoWindows(task, other)
     assert windows.read(0, None)["video"].shape == (5, 4, 3, 64, 64) and windows.seconds == pytest.approx(6, abs=0.11)
-    assert torch.equal(task_of_search.VideoWindows(task, other).read(0, None)["video"][2], task.clip(other, 2, 4))
+    assert torch.equal(index_task.VideoWindows(task, other).read(0, None)["video"][2], task.clip(other, 2, 4))
 
 
 @pytest.mark.parametrize("seconds, starts", [(0.5, [0]), (4, [0]), (5, [0, 1]), (8, [0, 2, 4]), (9.5, [0, 2, 4, 5.5])])
 def test_clips_cover_a_video(seconds, starts):
-    start_N, stop_N = task_of_search.clips(seconds, 4, 2)
+    start_N, stop_N = index_task.clip_times(seconds, 4, 2)
     assert start_N.tolist() == starts and stop_N.tolist() == [min(start + 4, seconds) for start in starts]
 
 
@@ -235,7 +234,7 @@ def some_vectors(folder, files, seed=0, dimension=16):
     for file, n in enumerate(clips):
         vector_index.save(folder / f"{file}.npy", np.arange(n), np.arange(n) + 1, centre[rng.integers(0, 40, n)]
                      + 0.5 * rng.standard_normal((n, dimension), np.float32))
-    return vector_index.Vectors(folder, [str(file) for file in range(files)], clips, dimension), \
+    return vector_index.VectorIndex(folder, [str(file) for file in range(files)], clips, dimension), \
         centre[rng.integers(0, 40, 20)] + 0.7 * rng.standard_normal((20, dimension), np.float32)
 
 
@@ -244,31 +243,31 @@ def test_nearest_is_a_plain_sort(tmp_path, monkeypatch):
     monkeypatch.setattr(vector_index, "BLOCK", 4 * 16 * 100)
     every = np.concatenate([found.rows(file)["vector"].astype(np.float32) for file in range(12)])
     cosine = vector_index.unit(query) @ every.T
-    best, number = found.nearest(query, 30)
+    best, number = found.search(query, 30)
     assert np.allclose(best, -np.sort(-cosine, axis=1)[:, :30])
     assert np.allclose(np.take_along_axis(cosine, number, 1), best, atol=1e-6)  # how a sum is rounded depends on the block
-    assert found.nearest(query[0], 10 ** 6)[0].shape == (1, len(found))
-    file, row = found.place(int(number[0, 0]))
+    assert found.search(query[0], 10 ** 6)[0].shape == (1, len(found))
+    file, row = found.locate(int(number[0, 0]))
     assert row["start"] == number[0, 0] - found.first[file]
 
 
 def test_faiss_proposes_what_exact_search_finds(tmp_path, monkeypatch):
     """And what it has not seen is searched exactly, what is gone is not found."""
     found, query = some_vectors(tmp_path, 25)
-    exact = found.nearest(query, 10)[1]
+    exact = found.search(query, 10)[1]
     monkeypatch.setattr(vector_index, "EXACT", 100_000)
     monkeypatch.setattr(vector_index, "CANDIDATES", 200)
     monkeypatch.setattr(vector_index, "CODE", 8)  # quicker to train
-    assert found.large()
-    found.build()
-    assert not found.large() and found.approximate()
-    close = found.nearest(query, 10)[1]
+    assert found.needs_faiss()
+    found.build_faiss()
+    assert not found.needs_faiss() and found.faiss_index()
+    close = found.search(query, 10)[1]
     assert np.mean([len(set(a) & set(b)) / 10 for a, b in zip(close, exact, strict=True)]) > 0.95
     vector_index.save(tmp_path / "new.npy", np.zeros(3), np.ones(3), query[:3])
     names = ["new", *found.names[5:]]
-    changed = vector_index.Vectors(tmp_path, names, [3, *np.diff(found.first)[5:]], 16)
-    assert changed.outside() == [0]
-    best, number = changed.nearest(query, 10)
+    changed = vector_index.VectorIndex(tmp_path, names, [3, *np.diff(found.first)[5:]], 16)
+    assert changed.files_outside_faiss() == [0]
+    best, number = changed.search(query, 10)
     assert number[:3, 0].tolist() == [0, 1, 2] and np.allclose(best[:3, 0], 1, atol=1e-3)
     there = [set(row[row >= found.first[5]] - found.first[5] + 3) for row in exact]
     assert np.mean([len(set(row) & known) / len(known) for row, known in zip(number, there, strict=True) if known]) > 0.95
