@@ -274,3 +274,20 @@ def test_readme_is_short_and_names_what_is_there():
 def test_these_tests_read_something():
     found = [command for path in DOCUMENTS for command in commands(path.read_text())]
     assert len(found) > 35 and len({command.split()[1] for command in found}) >= 9
+
+
+def test_the_example_of_a_loss_is_that_loss(resolve, checkpoint, tmp_path):
+    import torch
+
+    from egokit import losses, tasks
+    from egokit.data.loader import loader
+    from egokit.runs.run_folder import Run
+    from egokit.train.loop import Trainer
+    config = resolve("toy/charades_finetune", f"task={ROOT / 'docs/examples/margin.py'}:MaxMargin", run="random")
+    task = tasks.make(config)
+    trainer = Trainer(config, task, Run(tmp_path), "train", torch.device("cpu"))
+    batch = next(iter(loader(trainer.dataset, trainer.batches(0), task.collate, 0)))
+    video_BE, text_BE = task.embeddings(trainer.model.eval(), batch)
+    terms = trainer.objective.gradient(batch, 0, trainer.scaler)
+    expected = losses.max_margin(egokit.similarity(text_BE, video_BE), margin=0.2)
+    assert terms.keys() == {"max_margin"} and terms["max_margin"] == pytest.approx(expected.item(), rel=0.02)  # in bf16

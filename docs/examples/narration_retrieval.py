@@ -1,6 +1,7 @@
-"""Which narration belongs to a clip? EgoMCQ's right clips against the narrations of all its questions: a benchmark in one file.
+"""Which narration belongs to a clip? A benchmark in one file.
 
-A clip is found if its own narration is the nearest one (R@1), or among the nearest five (R@5).
+The clips are EgoMCQ's right answers, the texts the narrations of all its questions. A clip is found if its own
+narration is the nearest one (R@1), or among the nearest five (R@5).
 """
 import numpy as np
 
@@ -23,8 +24,8 @@ class RightClips(Samples):
 
         def middles(first, last):
             return frame_sampling.egoclip(first, last, config.data.evaluation_frames)
-        pixels = clips.read_chunked(self.videos / clip["video_uid"], float(clip["clip_start"]), float(clip["clip_end"]), middles,
-                                    config.site.chunk_seconds, config.data.reader)
+        pixels = clips.read_chunked(self.videos / clip["video_uid"], float(clip["clip_start"]), float(clip["clip_end"]),
+                                    middles, config.site.chunk_seconds, config.data.reader)
         return {"video": self.task.transform(pixels, None), "index": index}
 
 
@@ -48,7 +49,8 @@ class NarrationRetrieval(Task):
         return self.texts
 
     def score(self, model, batch):
-        return {"index": batch["index"].numpy(force=True), "video": model.embed_video(normalise(batch["video"])).numpy(force=True)}
+        return {"index": batch["index"].numpy(force=True),
+                "video": model.embed_video(normalise(batch["video"])).numpy(force=True)}
 
     def metrics(self, rows, prompts_KE):
         return recall(cosine(rows["video"], prompts_KE), self.answers)
