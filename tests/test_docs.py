@@ -123,8 +123,8 @@ def test_python_compiles(path):
 
 @each
 def test_names_of_the_package_exist(path):
-    """`egokit.a.b` in backticks and in Python snippets."""
-    text = path.read_text()
+    """`egokit.a.b` in backticks and in Python snippets, but for what the changelog's table of imports says of before."""
+    text = re.sub(r"^\| `from egokit[^|]*\|", "|", path.read_text(), flags=re.MULTILINE)
     for span in [*re.findall(r"`([^`\n]+)`", prose(text)), *blocks(text, "python")]:
         for name in re.findall(r"(?<![\w/.])egokit\.((?:\w+\.)*\w+)(?!\.?\w)", span):
             value = egokit
@@ -134,6 +134,15 @@ def test_names_of_the_package_exist(path):
                     importlib.import_module(submodule)
                 assert hasattr(value, part), f"egokit.{name}"
                 value = getattr(value, part)
+
+
+def test_imports_of_the_changelog_work():
+    rows = re.findall(r"^\| `(from egokit.*?)` \| (.*) \|$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    for before, now in rows:
+        lines = re.findall(r"`(from egokit.*?)`", now)
+        for line in [*lines, *([before] if not lines or "old name" in now else [])]:
+            exec(line, {})
+    assert len(rows) > 15
 
 
 def messages() -> list[tuple[str, str, str]]:
