@@ -123,7 +123,7 @@ def test_python_compiles(path):
 
 @each
 def test_names_of_the_package_exist(path):
-    """`egokit.a.b` in backticks and in Python snippets, but for what the changelog's table of imports says of before."""
+    """`egokit.a.b` in backticks and in Python snippets, except the old names in the table of imports in the changelog."""
     text = re.sub(r"^\| `from egokit[^|]*\|", "|", path.read_text(), flags=re.MULTILINE)
     for span in [*re.findall(r"`([^`\n]+)`", prose(text)), *blocks(text, "python")]:
         for name in re.findall(r"(?<![\w/.])egokit\.((?:\w+\.)*\w+)(?!\.?\w)", span):
