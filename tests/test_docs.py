@@ -67,6 +67,13 @@ def test_links_lead_somewhere(path):
 
 
 @each
+def test_lines_are_short(path):
+    """Tables and links to the web may be longer."""
+    assert not [line for line in path.read_text().splitlines()
+                if len(line) > 120 and not line.startswith("|") and "https://" not in line]
+
+
+@each
 def test_files_that_are_named_exist(path):
     """`docs/x.md`, `egokit/x.py` and the like in backticks; placeholders and globs are left out."""
     for name in re.findall(r"`((?:docs|egokit|params|tests|benchmarks|notebooks)/[\w./-]+\.\w+)`", path.read_text()):
