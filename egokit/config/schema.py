@@ -182,7 +182,7 @@ LOCAL_ONLY = {"launch", "data.workers", "evaluate.batch_size", "train.micro_batc
               "model.checkpointing"}
 
 
-RENAMED = {  # names of before version 0.2, which older recipes, run folders and checkpoints have
+RENAMED = {  # earlier names, which older recipes, run folders and checkpoints have
     "model.fused": "model.num_fused_layers", "model.vocabulary": "model.vocab_size", "model.positions": "model.max_positions",
     "data.tokens": "data.max_tokens", "data.evaluation_tokens": "data.eval_max_tokens",
     "data.evaluation_frames": "data.eval_frames", "data.validation_frames": "data.val_frames",

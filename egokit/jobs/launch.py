@@ -237,7 +237,7 @@ def submit(config: Config, run: Run, action: str = "train", section: str | None 
         if resumed and before:
             plain = keys_known_to(plain, before["config"])
         code = code_snapshot.snapshot_code(handle.folder, keep=resumed, task=config.task)
-        # a run that an egokit of before version 0.2 began goes on with its copy, whose worker has another name
+        # an older run goes on with its copy of egokit, whose worker has another name
         worker = "egokit.jobs.worker" if (code / "egokit/jobs/worker.py").is_file() else "egokit.job"
         with devices.choice(config.launch) as chosen:
             spec = {"config": plain, "opened": to_dict(opened), "run": str(run.path.resolve()), "action": action,
