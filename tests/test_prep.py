@@ -360,6 +360,17 @@ def test_interrupted_videos_are_not_failed_ones(full, tmp_path):
     assert summary["failed"] == [] and summary["pending"] > 10 and not list(root.glob("Ego4D_*/.*"))
 
 
+@pytest.mark.parametrize("end", ["kill -INT $$", "kill -TERM $$", "exit 255"])
+def test_an_interrupted_ffmpeg_is_no_fault_of_the_video(tmp_path, monkeypatch, end):
+    """Ctrl-C reaches ffmpeg, too, and may end it before this program knows."""
+    program = tmp_path / "ffmpeg"
+    program.write_text(f"#!/bin/sh\n{end}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(video, "ffmpeg", lambda: str(program))
+    with pytest.raises(video.SetupError, match=r"a\.mp4: ffmpeg was interrupted; start the same command again to go on"):
+        video.run_ffmpeg([], tmp_path / "a.mp4", tmp_path / "b.mp4")
+
+
 @pytest.mark.slow
 def test_killed_at_any_moment_and_run_again(full, tmp_path):
     root = tmp_path / "root"

@@ -15,6 +15,7 @@ import glob
 import json
 import os
 import shutil
+import signal
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -107,7 +108,7 @@ def run_ffmpeg(arguments: list[str], source: Path, target: Path) -> None:
 
     Raises:
         PrepError: ffmpeg failed because of the source.
-        SetupError: ffmpeg failed for another reason, such as a full disk.
+        SetupError: ffmpeg failed for another reason, such as a full disk or Ctrl-C.
     """
     process = subprocess.run([ffmpeg(), "-hide_banner", "-loglevel", "error", "-nostdin", "-y", *arguments],
                              capture_output=True, text=True, errors="replace")
@@ -117,6 +118,9 @@ def run_ffmpeg(arguments: list[str], source: Path, target: Path) -> None:
         if any(reason in message for reason in NOT_THE_VIDEO):
             raise SetupError(f"{target.parent} can't be written: ffmpeg says {message!r}. "
                              "Correct that; the same command then goes on")
+    # Ctrl-C reaches ffmpeg, too, maybe before this program has set `stop`: that is no fault of the video.
+    if process.returncode in (-signal.SIGINT, -signal.SIGTERM) or (process.returncode == 255 and not messages):
+        raise SetupError(f"{source}: ffmpeg was interrupted; start the same command again to go on")
     if process.returncode:
         reason = messages[-1] if messages else f"exit status {process.returncode}"
         raise PrepError(f"{source}: ffmpeg failed: {reason}")
