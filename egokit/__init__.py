@@ -13,7 +13,7 @@ _PUBLIC = {  # name: its module
     "describe": "notebook.open_run", "open_run": "notebook.open_run", "submit": "jobs.launch",
     "runs_table": "jobs.runs_table", "ConfigError": "config.build", "WeightsError": "model.checkpoints",
 }
-_MODULES = {  # short name: module; "look" is the name of viz before version 0.2
+_MODULES = {  # short name: module; "look" is an earlier name of viz
     "metrics": "tasks.metrics", "losses": "tasks.losses", "prep": "prep", "doctor": "prep.doctor", "toy": "toy",
     "viz": "viz", "look": "viz", "tasks": "tasks", "launch": "jobs.launch", "evaluate": "train.evaluate",
     "transforms": "data.video.transforms", "frames": "data.video.open_video", "resolve": "config.resolve",
