@@ -99,7 +99,7 @@ def mq(start: int, stop: int, per_second: float, fps: float, feature_frames: int
 def pad_indices(indices: np.ndarray, frames: int) -> np.ndarray:
     """Repeat the last index until there are `frames` of them.
 
-    A batch needs clips of one length, and a blank frame would show the model something that was never filmed.
+    A batch needs clips of one length, and a blank frame would be one that was never filmed.
     """
     return np.concatenate([indices, np.full(max(0, frames - len(indices)), indices[-1])])
 

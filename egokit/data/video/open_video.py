@@ -51,7 +51,7 @@ def open_video(path: str | os.PathLike, reader: str = "pyav"):
     Raises:
         FileNotFoundError: `path` is not a file.
         VideoError: it can't be opened, or its decoder hung or crashed before.
-        Untimed: a VideoError of "pyav": the file has no timestamps; `open_any` reads it.
+        Untimed: the file has no timestamps, which "pyav" needs; `open_any` reads it. Untimed is a VideoError.
     """
     global _owner
     if _owner != os.getpid():  # a forked worker: decoders don't survive a fork
@@ -108,7 +108,7 @@ def quarter_turns(video) -> int:
 
 
 def duration(video) -> float:
-    """Return the seconds for which a video is shown, up to the end of its last frame."""
+    """Return a video's duration in seconds, up to the end of its last frame."""
     times = getattr(video, "times", None)  # of a file whose frame rate is not known to be constant
     if times is None:
         return video.length / video.fps
