@@ -91,7 +91,7 @@ def run(arguments) -> None:
     parameters = {key: getattr(arguments, key) for key in ("params", "site", "overrides", "run")
                   if getattr(arguments, key) is not None}
     seconds = arguments.timeout and 60 * arguments.timeout
-    notebooks = batch.checked(arguments.notebooks, parameters, seconds, arguments.side_by_side)
+    notebooks = batch.check_notebooks(arguments.notebooks, parameters, seconds, arguments.side_by_side)
     if arguments.submit:
         print(batch.submit(notebooks))
     elif exit_code := batch.run(notebooks):
@@ -147,8 +147,8 @@ def doctor(arguments) -> None:
     from egokit.prep import doctor as site_doctor
     config = resolve(arguments.params, arguments.site, arguments.overrides)
     findings = site_doctor.examine(config, 0 if arguments.all else site_doctor.SAMPLE)
-    print(f"site {config.site.name}: {config.site.root}\n\n{site_doctor.lines(findings)}")
-    sys.exit(0 if site_doctor.sound(findings) else 1)
+    print(f"site {config.site.name}: {config.site.root}\n\n{site_doctor.format_findings(findings)}")
+    sys.exit(0 if site_doctor.is_sound(findings) else 1)
 
 
 def ledger(arguments) -> None:

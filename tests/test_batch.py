@@ -79,7 +79,7 @@ def gone(process: int) -> bool:
 def test_everything_is_checked_before_anything_starts(home):
     def refused(message, *arguments, **options):
         with pytest.raises(ConfigError, match=message):
-            batch.checked(*arguments, **options)
+            batch.check_notebooks(*arguments, **options)
     refused(r"train\.epoch.*did you mean 'epochs'", ["90", "91"], {"run": "checked", "overrides": "train.epoch=1"})
     refused("expected int, got 'many'|epochs", ["90"], {"run": "checked", "overrides": "train.epochs=many"})
     refused("'nowhere'", ["90", "91:nowhere"], {"run": "checked"})
@@ -87,7 +87,7 @@ def test_everything_is_checked_before_anything_starts(home):
     refused("91_fails is named twice", ["91", "90", "91_fails"], {"run": "checked"})
     refused("'run': expected a text, got 3", ["90"], {"run": 3})
     assert not list((home / "outputs").glob("*/checked"))
-    work = batch.checked(["90", "05:egomcq"], {"run": "checked"}).work
+    work = batch.check_notebooks(["90", "05:egomcq"], {"run": "checked"}).work
     assert work == [("90_good", {"run": "checked"}), ("05_egomcq", {"run": "checked", "params": "egomcq"})]
 
 
@@ -126,7 +126,7 @@ def test_notebooks_without_parameters(home, text, message):
     path.write_text(text)
     try:
         with pytest.raises(ConfigError, match=rf"94_other\.ipynb: {message}"):
-            batch.checked(["94"], {})
+            batch.check_notebooks(["94"], {})
     finally:
         path.unlink()
 
@@ -188,15 +188,15 @@ def test_the_runner_is_ended(home, sign, code, abreast):
 @pytest.mark.slow
 def test_as_a_job(home):
     """--submit, locally: the same command finds the job, other parameters are refused."""
-    notebooks = batch.checked(["90", "91"], {"run": "job"})
-    hanging = batch.checked(["92"], {"run": "job"})
+    notebooks = batch.check_notebooks(["90", "91"], {"run": "job"})
+    hanging = batch.check_notebooks(["92"], {"run": "job"})
     assert "90_good, 91_fails: job " in batch.submit(notebooks)
     notice = batch.submit(hanging)
     number = kernel(home / "outputs/92_hangs/job/notebook.log")
     assert [row.state for row in runs_table.job_rows() if (row.notebook, row.run) == ("92_hangs", "job")] == ["running"]
     assert batch.submit(hanging) == notice
     with pytest.raises(ConfigError, match="runs other notebooks or parameters"):
-        batch.submit(batch.checked(["92", "90"], {"run": "job"}))
+        batch.submit(batch.check_notebooks(["92", "90"], {"run": "job"}))
     folder = home / "outputs/91_fails/job"
     deadline = time.monotonic() + 120
     while "ValueError" not in ((folder / "notebook.log").read_text() if (folder / "notebook.log").exists() else ""):
@@ -233,7 +233,7 @@ def test_what_is_edited_later_reaches_no_queued_notebook(home, tmp_path):
     site.write_text((home / "params/sites/tiny.yaml").read_text() + "\n")
     shutil.copy(recipe, tmp_path / "own.yaml")
     for name, params in (("inside", "toy/queued"), ("outside", str(tmp_path / "own.yaml"))):
-        batch.submit(batch.checked(["94", "95"], {"run": name, "params": params, "site": "queued"}))
+        batch.submit(batch.check_notebooks(["94", "95"], {"run": name, "params": params, "site": "queued"}))
     for path in (recipe, tmp_path / "own.yaml"):
         path.write_text(path.read_text().replace("limit: 11", "limit: 22"))
     site.unlink()
@@ -258,12 +258,12 @@ def test_a_finished_run_of_other_parameters_keeps_its_notebook(home):
     spec = {"action": "evaluate", "config": config, "init_sha256": "a"}
     write_text(run.path / "jobs/egomcq/spec.json", json.dumps(spec))
     write_text(run.path / "notebook.ipynb", "theirs")
-    for start in (lambda **given: batch.checked(["90"], given), lambda **given: headless.execute("90", given)):
+    for start in (lambda **given: batch.check_notebooks(["90"], given), lambda **given: headless.execute("90", given)):
         message = r"egomcq in .*90_good/theirs was made with other parameters \(seed: 7 -> 0\)"
         with pytest.raises(ConfigError, match=message):
             start(run="theirs")
     assert (run.path / "notebook.ipynb").read_text() == "theirs" and not (run.path / "notebook.failed.ipynb").exists()
-    assert batch.checked(["90"], {"run": "theirs", "overrides": "seed=7"}).work
+    assert batch.check_notebooks(["90"], {"run": "theirs", "overrides": "seed=7"}).work
 
 
 def test_a_sweeps_notebook_runs_again(home, monkeypatch):
@@ -274,9 +274,9 @@ def test_a_sweeps_notebook_runs_again(home, monkeypatch):
     for seed in (1, 2):
         launch.submit(dataclasses.replace(config, seed=seed), run, "evaluate", f"seed{seed}")
         run.write_metrics(f"seed{seed}", {"finished": True})
-    assert "seed: 0" in (run.path / "params.yaml").read_text() and batch.checked(["90"], {"run": "sweep"}).work
+    assert "seed: 0" in (run.path / "params.yaml").read_text() and batch.check_notebooks(["90"], {"run": "sweep"}).work
     with pytest.raises(ConfigError, match=r"seed1 in .*90_good/sweep was made with other parameters \(seed: 0 -> 5\)"):
-        batch.checked(["90"], {"run": "sweep", "overrides": "seed=5"})
+        batch.check_notebooks(["90"], {"run": "sweep", "overrides": "seed=5"})
 
 
 @pytest.mark.slow

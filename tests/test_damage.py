@@ -273,7 +273,7 @@ def test_the_doctor_finds_damaged_videos(files, resolve, copied, name):
     assert [finding for finding in findings if finding.what == "check"] == []
     # these can be opened; only reading them shows the damage
     if name not in ("more-all-300", "zeros-mdat-0.6-4000", "cut-first-0.5", "no-keyframes"):
-        messages = " ".join(finding.said for finding in findings if finding.state == "wrong")
+        messages = " ".join(finding.message for finding in findings if finding.state == "wrong")
         assert all(str(place) in messages for place in places if place.name != "0.mp4"), messages
 
 

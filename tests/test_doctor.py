@@ -26,15 +26,15 @@ def site(resolve, copied):
 
 def problems(config) -> dict[str, str]:
     """Return {"part what": "message -> fix"} of everything missing or wrong."""
-    return {f"{finding.part} {finding.what}": f"{finding.said} -> {finding.fix}"
+    return {f"{finding.part} {finding.what}": f"{finding.message} -> {finding.fix}"
             for finding in doctor.examine(config) if finding.state in ("missing", "wrong")}
 
 
 def test_a_sound_site(site):
     config, _ = site
     findings = doctor.examine(config)
-    assert doctor.sound(findings) and not problems(config)
-    text = doctor.lines(findings)
+    assert doctor.is_sound(findings) and not problems(config)
+    text = doctor.format_findings(findings)
     for expected in ("egoclip.csv: found", "narrations of", "inter-video", "relevancy of test", "frame rates: ",
                      "without an action", "malformed rows", "rows end within them"):
         assert expected in text, expected
@@ -55,7 +55,7 @@ def test_absent_videos_and_files_are_counted_and_named(site):
                for key, text in problem_of.items())
     assert "egokit prep" in problem_of["Charades-Ego CharadesEgo/CharadesEgo/metadata_train.csv"]
     assert "ego4d --datasets annotations" in problem_of["EgoMQ moments_val.json"]
-    assert not doctor.sound(doctor.examine(config))
+    assert not doctor.is_sound(doctor.examine(config))
 
 
 def test_tables_that_contradict_the_videos(site):
@@ -75,7 +75,7 @@ def test_tables_that_contradict_the_videos(site):
     assert ("1 failed: a.mp4: no video stream -> egokit prep ego4d --site tiny (tries them again)"
             in problem_of["EgoClip prepared.json"])
     assert "1 full videos are not prepared yet -> egokit prep ego4d --site tiny" in problem_of["EgoClip Ego4D"]
-    notes = [finding.said for finding in doctor.examine(config) if finding.state == "note"]
+    notes = [finding.message for finding in doctor.examine(config) if finding.state == "note"]
     assert any("rows beyond their end" in note and "9999.0 s" in note for note in notes)
 
 
@@ -108,7 +108,7 @@ def test_no_root(root, message):
     config = Config()
     site = dataclasses.replace(config.site, root=root, name="mine")
     findings = doctor.examine(dataclasses.replace(config, site=site))
-    assert len(findings) == 1 and message in findings[0].said and "params/sites/mine.yaml" in findings[0].fix
+    assert len(findings) == 1 and message in findings[0].message and "params/sites/mine.yaml" in findings[0].fix
 
 
 def test_from_the_shell(project, monkeypatch, capsys):

@@ -431,7 +431,7 @@ def test_relevancy_equals_its_formula(project):
             nouns = set(ast.literal_eval(rows.all_noun_classes.iloc[j]))
             iou = len(clip_nouns & nouns) / len(clip_nouns | nouns)
             assert matrix[i, j] == pytest.approx(((clips.verb_class[i] == rows.verb_class.iloc[j]) + iou) / 2)
-    path = relevancy.file(folder / "relevancy", "train")
+    path = relevancy.relevancy_path(folder / "relevancy", "train")
     loaded, mapped = prep.load_relevancy(path), relevancy.read(path)
     assert path.suffix == ".safetensors" and loaded.dtype == np.float32 and np.array_equal(loaded, matrix)
     assert mapped.shape == matrix.shape and np.array_equal(mapped.row(3), matrix[3])

@@ -72,7 +72,7 @@ class Relevancy:
         return decoded
 
 
-def file(folder: str | Path, split: str) -> Path:
+def relevancy_path(folder: str | Path, split: str) -> Path:
     """Return the path of a split's relevancy file.
 
     Args:

@@ -63,7 +63,7 @@ def ek100(root: Path) -> dict[str, tuple[int, int]]:
     shapes = {}
     for split in ("train", "test"):
         clips, sentences = ek100_annotations(Path(root), split)
-        target, shape = relevancy_files.file(folder / "relevancy", split), (len(clips), len(sentences))
+        target, shape = relevancy_files.relevancy_path(folder / "relevancy", split), (len(clips), len(sentences))
         if not target.is_file():
             tables = (folder / f"EPIC_100_retrieval_{split}{kind}.csv" for kind in ("", "_sentence"))
             relevancy_files.write(target, *tables)

@@ -81,7 +81,7 @@ def findings(checks: list):
     Checks that are not in order come first, each with its fix; then one line for each part counts those that are.
     """
     import pandas as pd
-    rows = [(check.part, check.state, check.what, check.said, check.fix) for check in checks if check.state != "ok"]
+    rows = [(check.part, check.state, check.what, check.message, check.fix) for check in checks if check.state != "ok"]
     for part in dict.fromkeys(check.part for check in checks):
         fine = sum(check.part == part and check.state == "ok" for check in checks)
         rows += [(part, "ok", f"{fine} checks", "in order", "")] if fine else []

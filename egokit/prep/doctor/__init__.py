@@ -15,7 +15,7 @@ from egokit.config.schema import Config
 from egokit.prep.doctor.finding import SAMPLE, Finding
 from egokit.prep.doctor.parts import Examination
 
-__all__ = ["SAMPLE", "Finding", "examine", "lines", "sound"]
+__all__ = ["SAMPLE", "Finding", "examine", "format_findings", "is_sound"]
 
 PARTS = ("machine", "models", "egoclip", "egomcq", "ek100", "charades", "egomq")
 STATES = ("ok", "note", "missing", "wrong")
@@ -52,7 +52,7 @@ def examine(config: Config, sample: int = SAMPLE, parts: Iterable[str] = PARTS) 
     return findings
 
 
-def lines(findings: list[Finding]) -> str:
+def format_findings(findings: list[Finding]) -> str:
     """Return the findings as text, part by part.
 
     Each finding's fix stands below it, and the counts of all states at the end.
@@ -61,13 +61,13 @@ def lines(findings: list[Finding]) -> str:
     for finding in findings:
         if finding.part != part:
             text, part = [*text, "", finding.part], finding.part
-        text.append(f"  {finding.state:8}{finding.what}: {finding.said}")
+        text.append(f"  {finding.state:8}{finding.what}: {finding.message}")
         if finding.fix:
             text.append(f"          -> {finding.fix}")
     counts = collections.Counter(finding.state for finding in findings)
     return "\n".join([*text, "", ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])]).lstrip()
 
 
-def sound(findings: list[Finding]) -> bool:
+def is_sound(findings: list[Finding]) -> bool:
     """Return whether nothing is missing or wrong."""
     return not any(finding.state in ("missing", "wrong") for finding in findings)

@@ -39,7 +39,7 @@ class Finding:
     part: str      # what was examined: the machine, the models or a data set
     what: str      # the file, table or property that was checked
     state: str     # "ok", "note" (worth knowing), "missing" (a file) or "wrong" (files contradict each other)
-    said: str      # the message
+    message: str      # the message
     fix: str = ""  # the command or page that puts it right
 
 

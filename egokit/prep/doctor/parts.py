@@ -110,7 +110,7 @@ class Examination(Checks):
                 continue
             clips, sentences = ek100_annotations(self.root, split)
             yield Finding(part, split, "ok", f"{len(clips):,} clips, {len(sentences):,} sentences")
-            matrix_file, what = relevancy.file(folder / "relevancy", split), f"relevancy of {split}"
+            matrix_file, what = relevancy.relevancy_path(folder / "relevancy", split), f"relevancy of {split}"
             yield self.check_file(part, matrix_file, "derived")
             if matrix_file.is_file():
                 try:
