@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
+# workers of pytest: many tests wait for processes of their own
+WORKERS ?= 2
 
 .PHONY: install demo test test-slow test-lowest lint hooks lab gpu-day-prepare gpu-day-rehearsal clean
 
@@ -19,16 +21,16 @@ demo: install
 	$(BIN)/egokit demo
 
 test: install
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal
 
 # what .ci/run adds: training in several processes, kill -9, notebooks, full-size tables and checkpoints
 test-slow: install
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n $(WORKERS) --dist loadfile
 
 # the oldest versions that pyproject.toml promises, in a virtual environment of their own; too long for .ci/run
 test-lowest: $(LOWEST)/installed
 	$(LOWEST)/bin/ruff check .
-	$(LOWEST)/bin/python -m pytest -m "not slow"
+	$(LOWEST)/bin/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal
 
 $(LOWEST)/installed: pyproject.toml tests/floors.py
 	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)

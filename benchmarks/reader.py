@@ -1,6 +1,8 @@
-"""Why the reader converts frames with one thread: clips a second of both ways, in turn, on prepared toy videos.
+"""Why the reader converts frames to RGB with one thread: clips per second of both ways.
 
-    python benchmarks/reader.py          (after make demo; the table it printed stands at the end of this file)
+    python benchmarks/reader.py          # after make demo; its output is at the end of this file
+
+Both ways read prepared toy videos, by turns.
 """
 import statistics
 import time
@@ -15,16 +17,18 @@ FILES = sorted((Path(__file__).parents[1] / "outputs/toy/Ego4D_Chunked").glob("*
 
 
 class ManyThreads:
-    """PyAV's default: libswscale picks its number of threads, and starts them for every frame."""
+    """PyAV's default: libswscale chooses its number of threads, and starts them each time."""
 
     def __init__(self, reformatter):
         self.reformatter = reformatter
 
     def reformat(self, frame, format, threads):
+        """Convert a frame, ignoring the number of threads."""
         return self.reformatter.reformat(frame, format=format)
 
 
 def clips_per_second(many: bool) -> float:
+    """Measure the reader with PyAV's default threads (many) or with one thread."""
     rng = np.random.default_rng(0)
     began, count = time.perf_counter(), 0
     for path in FILES:
@@ -40,13 +44,13 @@ def clips_per_second(many: bool) -> float:
 
 
 runs = [(clips_per_second(True), clips_per_second(False)) for _ in range(5)]
-many, one = (statistics.median(column) for column in zip(*runs, strict=True))
+default, one = (statistics.median(column) for column in zip(*runs, strict=True))
 print("four frames of a 2 s clip, 96 x 72 px     clips/s (median of 5)")
-print(f"PyAV's default threads for conversion     {many:7.0f}")
-print(f"one thread (egokit.frames)                {one:7.0f}   {statistics.median(b / a for a, b in runs):.1f} x")
+print(f"PyAV's default threads for conversion     {default:7.0f}")
+print(f"one thread (egokit)                       {one:7.0f}   {statistics.median(b / a for a, b in runs):.1f} x")
 
 # Printed on a shared machine of 2 cores (AMD EPYC with AVX-512), PyAV 18.1:
 #
 # four frames of a 2 s clip, 96 x 72 px     clips/s (median of 5)
 # PyAV's default threads for conversion         964
-# one thread (egokit.frames)                   1381   1.4 x
+# one thread (egokit)                          1381   1.4 x

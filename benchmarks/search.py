@@ -1,7 +1,11 @@
-"""Text search over 10 million clips: recall, seconds a query, sizes. Synthetic vectors, clustered as a day's videos are.
+"""Measure text search over 10 million clips: recall, seconds for a query, sizes.
 
-    python benchmarks/search.py              (the table it printed stands at the end of this file; 6 GB of disk, removed again)
-    python benchmarks/search.py 1e5 4096     (so many clips, of so many numbers)
+The vectors are synthetic and clustered like the clips of a day's videos.
+
+    python benchmarks/search.py              10 million clips of 256 numbers; takes 6 GB of disk, deleted at the end
+    python benchmarks/search.py 1e5 4096     100,000 clips of 4096 numbers
+
+What it printed stands at the end of this file.
 """
 import os
 import re
@@ -13,55 +17,64 @@ from pathlib import Path
 
 import numpy as np
 
-from egokit.search.vector_index import Vectors, save
+from egokit.search.vector_index import VectorIndex, save
 
 CLIPS, DIMENSION = (int(float(given)) for given in (sys.argv[1:] + ["1e7", "256"][len(sys.argv) - 1:]))
 FILE, CLUSTERS, QUERIES = 25_600_000 // DIMENSION, min(50_000, CLIPS // 200), 50
 
 
 def draw(rng: np.random.Generator, centre_KE: np.ndarray, count: int, spread_E: np.ndarray) -> np.ndarray:
-    """Vectors about centres, of which a few have many: the k-th most frequent in proportion to 1/k. Clips of one place lie together."""
+    """Draw vectors around centres.
+
+    The k-th most frequent centre has a share proportional to 1/k. Twenty clips of one centre follow each other, as
+    those of one place do in a video.
+    """
     weight = 1 / np.arange(1, len(centre_KE) + 1)
     which = rng.choice(len(centre_KE), -(-count // 20), p=weight / weight.sum()).repeat(20)[:count]
     return centre_KE[which] + spread_E * rng.standard_normal((count, centre_KE.shape[1]), np.float32)
 
 
 def measure(folder: Path) -> None:
+    """Write vectors into a folder, search them exactly and by faiss, and print the table."""
     rng = np.random.default_rng(0)
     # a network's embeddings have few strong directions and many weak ones
     scale_E = (np.arange(1, DIMENSION + 1) ** -0.5).astype(np.float32)
     centre_KE = rng.standard_normal((CLUSTERS, DIMENSION), np.float32) * scale_E
     names, clips = [], []
-    for at in range(0, CLIPS, FILE):
-        x = draw(rng, centre_KE, min(FILE, CLIPS - at), 0.5 * scale_E)
-        save(folder / f"{at}.npy", np.zeros(len(x)), np.ones(len(x)), x)
-        names.append(str(at))
+    for first in range(0, CLIPS, FILE):
+        x = draw(rng, centre_KE, min(FILE, CLIPS - first), 0.5 * scale_E)
+        save(folder / f"{first}.npy", np.zeros(len(x)), np.ones(len(x)), x)
+        names.append(str(first))
         clips.append(len(x))
-    # texts are not among the clips: about the same centres, further away, and shifted as a whole
-    query_QE = draw(rng, centre_KE, QUERIES * 20, 0.7 * scale_E)[::20] + scale_E * rng.standard_normal(DIMENSION, np.float32)
-    vectors = Vectors(folder, names, clips, DIMENSION)
-    print(f"{CLIPS:,} clips of {DIMENSION} numbers, {vectors.bytes / 1e9:.1f} GB on disk; {os.cpu_count()} cores", flush=True)
+    # texts lie around the same centres, but further away than the clips, and shifted as a whole
+    query_QE = draw(rng, centre_KE, QUERIES * 20, 0.7 * scale_E)[::20]
+    query_QE = query_QE + scale_E * rng.standard_normal(DIMENSION, np.float32)
+    vectors = VectorIndex(folder, names, clips, DIMENSION)
+    print(f"{CLIPS:,} clips of {DIMENSION} numbers, {vectors.bytes / 1e9:.1f} GB on disk; {os.cpu_count()} cores",
+          flush=True)
     began = time.perf_counter()
-    exact = vectors.nearest(query_QE, 10)[1]
+    exact = vectors.search(query_QE, 10)[1]
     print(f"exact: {QUERIES} queries at once in {time.perf_counter() - began:.1f} s", flush=True)
     began = time.perf_counter()
-    vectors.nearest(query_QE[0], 10)
+    vectors.search(query_QE[0], 10)
     print(f"exact: one query in {time.perf_counter() - began:.1f} s", flush=True)
     began = time.perf_counter()
-    vectors.build()
+    vectors.build_faiss()
     size = sum(path.stat().st_size for path in (folder / "approximate").iterdir())
     print(f"faiss: built in {time.perf_counter() - began:.0f} s, {size / 1e9:.2f} GB", flush=True)
     began = time.perf_counter()
-    vectors = Vectors(folder, names, clips, DIMENSION)
-    vectors.nearest(query_QE[0], 10)
+    vectors = VectorIndex(folder, names, clips, DIMENSION)
+    vectors.search(query_QE[0], 10)
     print(f"faiss: the first query, with reading the index, {time.perf_counter() - began:.2f} s")
-    took, found = [], []
+    seconds, approximate = [], []
     for query_E in query_QE:
         began = time.perf_counter()
-        found.append(vectors.nearest(query_E, 10)[1][0])
-        took.append(time.perf_counter() - began)
-    recall = np.mean([len(set(one) & set(other)) / 10 for one, other in zip(found, exact, strict=True)])
-    print(f"faiss: a query {statistics.median(took):.3f} s (median of {QUERIES}; the longest {max(took):.3f}), recall@10 {recall:.3f}")
+        approximate.append(vectors.search(query_E, 10)[1][0])
+        seconds.append(time.perf_counter() - began)
+    recall = np.mean([len(set(faiss_row) & set(exact_row)) / 10
+                      for faiss_row, exact_row in zip(approximate, exact, strict=True)])
+    print(f"faiss: a query {statistics.median(seconds):.3f} s (median of {QUERIES}; the longest {max(seconds):.3f}), "
+          f"recall@10 {recall:.3f}")
     peak = int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 2**20
     print(f"peak memory {peak:.1f} GiB, which counts what is read of the files")
 
@@ -70,8 +83,8 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as temporary:
         measure(Path(temporary))
 
-# Printed on a machine of 2 cores (AMD EPYC with AVX-512) that others kept busy (load 9), faiss 1.15: the whole used 9 minutes of CPU,
-# in 48, and the exact search waited for the disk. A clip's times took 8 bytes less than now.
+# Printed with faiss 1.15 on a machine of 2 cores (AMD EPYC with AVX-512) that other work kept busy (load 9): it used 9
+# minutes of CPU in 48 minutes, and the exact search waited for the disk. A clip's times took 8 bytes less than now.
 #
 # 10,000,000 clips of 256 numbers, 5.2 GB on disk; 2 cores
 # exact: 50 queries at once in 196.0 s
@@ -81,8 +94,9 @@ if __name__ == "__main__":
 # faiss: a query 0.184 s (median of 50; the longest 0.240), recall@10 0.978
 # peak memory 1.0 GiB, which counts what is read of the files
 #
-# The released model's vectors have 4096 numbers: 10 million take 82 GB, and faiss 0.40 GB as here, as it codes 128 directions of them;
-# a query then reads 16 MB of the files, 8 kB for each of 2,000 candidates. Of 1e5 4096, on the same busy machine:
+# The released model's vectors have 4096 numbers: 10 million take 82 GB, and faiss's index 0.40 GB as here, because it
+# codes 128 directions of them; a query then reads 16 MB of the files, 8 kB for each of 2,000 candidates. Printed for
+# 1e5 4096, on the same busy machine:
 #
 # 100,000 clips of 4096 numbers, 0.8 GB on disk; 2 cores
 # exact: 50 queries at once in 67.1 s

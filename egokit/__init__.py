@@ -1,18 +1,23 @@
-"""egokit: EgoVLPv2 as a notebook-centric research kit. Importing this imports nothing heavy."""
+"""egokit: EgoVLPv2 as a notebook-centric research kit.
+
+Importing the package imports nothing heavy; the public names are loaded on first use.
+"""
 from __future__ import annotations
 
 import importlib
 
 __version__ = "0.1.0"
 
-_PUBLIC = {  # name: module; imported where it is first used
-    "load": "model.weights", "similarity": "model.egovlp", "read_clip": "data.video.clips", "describe": "notebook.open_run", "open_run": "notebook.open_run",
-    "submit": "jobs.launch", "runs_table": "jobs.runs_table", "ConfigError": "config.build", "WeightsError": "model.checkpoints",
+_PUBLIC = {  # name: its module
+    "load": "model.weights", "similarity": "model.egovlp", "read_clip": "data.video.clips",
+    "describe": "notebook.open_run", "open_run": "notebook.open_run", "submit": "jobs.launch",
+    "runs_table": "jobs.runs_table", "ConfigError": "config.build", "WeightsError": "model.checkpoints",
 }
-_MODULES = {  # the same for whole modules
-    "metrics": "tasks.metrics", "losses": "tasks.losses", "prep": "prep", "doctor": "prep.doctor", "toy": "toy", "viz": "viz", "look": "viz",
-    "tasks": "tasks", "launch": "jobs.launch", "evaluate": "train.evaluate", "transforms": "data.video.transforms", "frames": "data.video.open_video",
-    "resolve": "config.resolve", "search": "search",
+_MODULES = {  # short name: module; "look" is an earlier name of viz
+    "metrics": "tasks.metrics", "losses": "tasks.losses", "prep": "prep", "doctor": "prep.doctor", "toy": "toy",
+    "viz": "viz", "look": "viz", "tasks": "tasks", "launch": "jobs.launch", "evaluate": "train.evaluate",
+    "transforms": "data.video.transforms", "frames": "data.video.open_video", "resolve": "config.resolve",
+    "search": "search",
 }
 __all__ = ["__version__", *_PUBLIC, *_MODULES]
 

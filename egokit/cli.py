@@ -1,4 +1,7 @@
-"""The `egokit` command: one function a subcommand, each a few lines on top of the package."""
+"""The `egokit` command: one function per subcommand, each a thin layer on the package.
+
+`parser` holds the description of every subcommand.
+"""
 from __future__ import annotations
 
 import argparse
@@ -12,16 +15,19 @@ from egokit.config.build import ConfigError, split_task_file
 
 
 def _recipe(parser: argparse.ArgumentParser, params: str | None = None, run: str | None = "demo") -> None:
+    """Add the arguments that name a config and a run; `run` is the run's default name."""
     if params:
         parser.add_argument("params", help="recipe: a name under params/ or a YAML file")
     parser.add_argument("--site", default="toy", help="a name under params/sites/ or a YAML file (default: toy)")
-    parser.add_argument("--overrides", default="", help="'section.key=value …', for example 'train.epochs=1 optim.lr=1e-4'")
-    parser.add_argument("--run", default=run, help=f"name of the run folder (default: {run or 'of the index of that folder'})")
+    parser.add_argument("--overrides", default="",
+                        help="'section.key=value …', for example 'train.epochs=1 optim.lr=1e-4'")
+    parser.add_argument("--run", default=run,
+                        help=f"name of the run folder (default: {run or 'a name made from the folder of videos'})")
 
 
 def demo(arguments) -> None:
-    from egokit.notebook import demo as story
-    story.run(arguments.run, arguments.overrides)
+    from egokit.notebook import demo as all_notebooks
+    all_notebooks.run(arguments.run, arguments.overrides)
 
 
 def toy(arguments) -> None:
@@ -35,27 +41,28 @@ def prep(arguments) -> None:
     from egokit.prep.source import site_options
     config = resolve(arguments.params, arguments.site, arguments.overrides)
     if arguments.root:
-        config = dataclasses.replace(config, site=dataclasses.replace(config.site, root=os.path.abspath(arguments.root), toy=False))
+        site = dataclasses.replace(config.site, root=os.path.abspath(arguments.root), toy=False)
+        config = dataclasses.replace(config, site=site)
     if arguments.wait and not arguments.array:
         raise ConfigError("--wait waits for an array of jobs: give --array N, too")
     if arguments.what != "ego4d":
         if arguments.shard or arguments.array or arguments.source:
-            raise ConfigError("--source, --shard and --array are of Ego4D alone: egokit prep ego4d …")
+            raise ConfigError("--source, --shard and --array are for Ego4D only: egokit prep ego4d …")
         return print(json.dumps(preparation.prepare(config), indent=1))
     if arguments.array:
         array = preparation.submit_array(config, arguments.array, arguments.source)
         print(array or "nothing to submit: every video is verified")
         if not array or not arguments.wait:
             return
-        made = array.wait()
+        summary = array.wait()
     else:
-        made = preparation.ego4d(**site_options(config.site), source=arguments.source, shard=arguments.shard)
-    print(json.dumps({key: value for key, value in made.items() if key != "lines"}, indent=1))
-    sys.exit(1 if made["failed"] or made["pending"] else 0)
+        summary = preparation.ego4d(**site_options(config.site), source=arguments.source, shard=arguments.shard)
+    print(json.dumps({key: value for key, value in summary.items() if key != "lines"}, indent=1))
+    sys.exit(1 if summary["failed"] or summary["pending"] else 0)
 
 
 def shard(text: str) -> tuple[int, int]:
-    """'3/16' as (3, 16)."""
+    """Parse "3/16" to (3, 16)."""
     number, _, count = text.partition("/")
     if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
         raise argparse.ArgumentTypeError(f"{text!r}: write NUMBER/COUNT, from 1/16 to 16/16")
@@ -63,12 +70,14 @@ def shard(text: str) -> tuple[int, int]:
 
 
 def positive(text: str) -> int:
+    """Parse a whole number from 1."""
     if not text.isdigit() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 1")
     return int(text)
 
 
 def minutes(text: str) -> float:
+    """Parse a number of minutes above 0."""
     try:
         if (value := float(text)) > 0:
             return value
@@ -79,16 +88,19 @@ def minutes(text: str) -> float:
 
 def run(arguments) -> None:
     from egokit.notebook import batch
-    given = {key: getattr(arguments, key) for key in ("params", "site", "overrides", "run") if getattr(arguments, key) is not None}
-    notebooks = batch.checked(arguments.notebooks, given, arguments.timeout and 60 * arguments.timeout, arguments.side_by_side)
+    parameters = {key: getattr(arguments, key) for key in ("params", "site", "overrides", "run")
+                  if getattr(arguments, key) is not None}
+    seconds = arguments.timeout and 60 * arguments.timeout
+    notebooks = batch.check_notebooks(arguments.notebooks, parameters, seconds, arguments.side_by_side)
     if arguments.submit:
         print(batch.submit(notebooks))
-    elif code := batch.run(notebooks):
-        sys.exit(code)
+    elif exit_code := batch.run(notebooks):
+        sys.exit(exit_code)
 
 
-# where the notebook of a task keeps its jobs, and their names there by action; the first action is the default
-PLACES = {"egoclip": ("02_pretrain", {"train": "pretrain"}), "ek100": ("03_ek100", {"train": "finetune", "evaluate": "zeroshot"}),
+# task: (its notebook, {action: name of the job in the run folder}); the first action is the default
+PLACES = {"egoclip": ("02_pretrain", {"train": "pretrain"}),
+          "ek100": ("03_ek100", {"train": "finetune", "evaluate": "zeroshot"}),
           "charades": ("04_charades_ego", {"train": "finetune", "evaluate": "zeroshot"}),
           "egomcq": ("05_egomcq", {"evaluate": "egomcq"}), "mq": ("06_egomq_features", {"extract": "features"}),
           "search": ("07_search_your_videos", {"extract": "index"})}
@@ -99,22 +111,25 @@ def submit(arguments) -> None:
     from egokit.jobs import launch
     from egokit.notebook.open_run import open_run
     config = resolve(arguments.params, arguments.site, arguments.overrides, arguments.run)
-    own = split_task_file(config.task)
-    notebook, actions = (Path(own[0]).stem, {"evaluate": "evaluate", "train": "train"}) if own else PLACES[config.task]
+    if own_task := split_task_file(config.task):
+        notebook, actions = Path(own_task[0]).stem, {"evaluate": "evaluate", "train": "train"}
+    else:
+        notebook, actions = PLACES[config.task]
     action = arguments.action or next(iter(actions))
     if action not in actions:
         raise ConfigError(f"task {config.task!r} has no action {action!r}: expected {' or '.join(actions)}")
     if arguments.print:
-        return print(launch.sbatch_script(config, outputs_folder() / notebook / arguments.run, action, actions[action]))
-    config, folder = open_run(notebook, arguments.params, arguments.site, arguments.overrides, arguments.run)
-    if config.task == "search":  # a finished index is brought up to date
-        from egokit.search import submit as update
-        handle = update(config, folder)
+        folder = outputs_folder() / notebook / arguments.run
+        return print(launch.sbatch_script(config, folder, action, actions[action]))
+    config, run_folder = open_run(notebook, arguments.params, arguments.site, arguments.overrides, arguments.run)
+    if config.task == "search":  # also updates a finished index, which launch.submit would leave as it is
+        from egokit.search import submit as update_index
+        job = update_index(config, run_folder)
     else:
-        handle = launch.submit(config, folder, action, actions[action])
-    print(handle)
+        job = launch.submit(config, run_folder, action, actions[action])
+    print(job)
     if arguments.wait:
-        print(json.dumps(handle.wait(), indent=1))
+        print(json.dumps(job.wait(), indent=1))
 
 
 def search(arguments) -> None:
@@ -129,39 +144,41 @@ def runs(arguments) -> None:
 
 def doctor(arguments) -> None:
     from egokit.config.resolve import resolve
-    from egokit.prep import doctor as examination
+    from egokit.prep import doctor as site_doctor
     config = resolve(arguments.params, arguments.site, arguments.overrides)
-    findings = examination.examine(config, 0 if arguments.all else examination.SAMPLE)
-    print(f"site {config.site.name}: {config.site.root}\n\n{examination.lines(findings)}")
-    sys.exit(0 if examination.sound(findings) else 1)
+    findings = site_doctor.examine(config, 0 if arguments.all else site_doctor.SAMPLE)
+    print(f"site {config.site.name}: {config.site.root}\n\n{site_doctor.format_findings(findings)}")
+    sys.exit(0 if site_doctor.is_sound(findings) else 1)
 
 
 def ledger(arguments) -> None:
-    from egokit.runs import ledger as book
-    print(book.lines(book.read(arguments.outputs)))
+    from egokit.runs.ledger import format_ledger, read
+    print(format_ledger(read(arguments.outputs)))
 
 
 def convert(arguments) -> None:
     from egokit.model import weights
     out = Path(arguments.out)
-    kinds = (".pth", ".pt") if arguments.command == "export" else (".safetensors", ".pt", ".pth")
-    if out.suffix not in kinds:
-        raise weights.WeightsError(f"{out}: expected a name that ends in {', '.join(kinds)}")
+    suffixes = (".pth", ".pt") if arguments.command == "export" else (".safetensors", ".pt", ".pth")
+    if out.suffix not in suffixes:
+        raise weights.WeightsError(f"{out}: expected a name that ends in {', '.join(suffixes)}")
     if out.exists() and not arguments.force:
         raise weights.WeightsError(f"{out} exists: give another name, or --force to replace it")
     model = weights.load(arguments.source, frames=arguments.frames)
     (weights.export if arguments.command == "export" else weights.save)(model, out)
-    print(f"{out}: {len(model.state_dict())} tensors, projection {model.config.projection}, {model.config.frames} frames, "
-          f"{out.stat().st_size / 1e9:.2f} GB")
+    print(f"{out}: {len(model.state_dict())} tensors, projection {model.config.projection}, "
+          f"{model.config.frames} frames, {out.stat().st_size / 1e9:.2f} GB")
 
 
 def parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
     formatter = argparse.RawDescriptionHelpFormatter
     top = argparse.ArgumentParser(prog="egokit", description="EgoVLPv2 as a notebook-centric research kit.")
     commands = top.add_subparsers(dest="command", required=True)
 
     def add(name, function, help, example):
-        sub = commands.add_parser(name, help=help, description=f"{help}\n\nexample:\n  {example}", formatter_class=formatter)
+        sub = commands.add_parser(name, help=help, description=f"{help}\n\nexample:\n  {example}",
+                                  formatter_class=formatter)
         sub.set_defaults(function=function)
         return sub
 
@@ -172,11 +189,11 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("root")
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--size", choices=("demo", "tiny"), default="demo")
-    sub = add("prep", prep, "Prepare data: resize, cut, metadata, relevancy. Resumable; what failed is tried again.",
-              "egokit prep --site local                                  everything on this machine\n"
-              "  egokit prep ego4d --source VIDEOS --root ROOT             Ego4D alone, from and to other folders\n"
-              "  egokit prep ego4d --site local --shard 3/16               the third of sixteen shares, for machines without SLURM\n"
-              "  egokit prep ego4d --site mycluster --array 16 --wait      sixteen jobs on the site's launch.cluster")
+    sub = add("prep", prep, "Prepare data: resize, cut, metadata, relevancy. Resumable; failed parts are tried again.",
+              "egokit prep --site local                                everything on this machine\n"
+              "  egokit prep ego4d --source VIDEOS --root ROOT           only Ego4D, from and to other folders\n"
+              "  egokit prep ego4d --site local --shard 3/16             the third of sixteen shares (without SLURM)\n"
+              "  egokit prep ego4d --site mycluster --array 16 --wait    sixteen jobs on the site's launch.cluster")
     sub.add_argument("what", nargs="?", choices=("all", "ego4d"), default="all")
     sub.add_argument("--params", default="toy/pretrain")
     sub.add_argument("--site", default="toy")
@@ -185,47 +202,59 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--root", help="data root (default: the site's)")
     share = sub.add_mutually_exclusive_group()
     share.add_argument("--shard", type=shard, metavar="I/N", help="do only this share of the videos")
-    share.add_argument("--array", type=positive, metavar="N", help="submit N shards as jobs; again: those in which something is left")
-    sub.add_argument("--wait", action="store_true", help="with --array: until all have ended; exit code 1 if a video failed")
-    sub = add("run", run, "Run notebooks with papermill: in order up to one that fails, or side by side. Exit code 1 if one failed.",
+    share.add_argument("--array", type=positive, metavar="N",
+                       help="submit N shards as jobs; a second time: only the unfinished shards")
+    sub.add_argument("--wait", action="store_true",
+                     help="with --array: wait until all jobs have ended; exit code 1 if a video failed")
+    sub = add("run", run, "Run notebooks with papermill: in order, up to the first that fails, or side by side.\n"
+              "The exit code is 1 if a notebook failed.",
               "egokit run 03_ek100 --params ek100_finetune --site local\n"
               "  egokit run 05_egomcq:egomcq 03_ek100:ek100_finetune --site local --run released --submit\n"
               "  egokit run 03_ek100 04_charades_ego 06_egomq_features --side-by-side 2 --timeout 600")
-    sub.add_argument("notebooks", nargs="+", help="a name or its beginning; NOTEBOOK:RECIPE gives each its own --params")
-    sub.add_argument("--side-by-side", type=positive, default=1, metavar="N", help="so many at once, each in a process of its own")
-    sub.add_argument("--timeout", type=minutes, metavar="MINUTES", help="for each notebook; the jobs that it submitted go on")
-    sub.add_argument("--submit", action="store_true", help="run them in a small job on the site's launch.cluster")
+    sub.add_argument("notebooks", nargs="+",
+                     help="a notebook's name or its beginning; NOTEBOOK:RECIPE gives it its own --params")
+    sub.add_argument("--side-by-side", type=positive, default=1, metavar="N",
+                     help="run N notebooks at once, each in its own process")
+    sub.add_argument("--timeout", type=minutes, metavar="MINUTES",
+                     help="time limit of each notebook; the jobs that it submitted go on")
+    sub.add_argument("--submit", action="store_true",
+                     help="run the notebooks in a small job on the site's launch.cluster")
     for name in ("params", "site", "overrides", "run"):
         sub.add_argument(f"--{name}")
-    sub = add("submit", submit, "Start the job of a recipe, or attach to it; its notebook finds it, too.",
+    sub = add("submit", submit, "Start the job of a recipe, or attach to it; the recipe's notebook finds it, too.",
               "egokit submit toy/pretrain --run mine --wait\n"
-              "  egokit submit params/pretrain.yaml --site mycluster           on a cluster; leaves when it is queued\n"
+              "  egokit submit params/pretrain.yaml --site mycluster           on a cluster; returns at once\n"
               "  egokit submit params/pretrain.yaml --site mycluster --print   only shows the sbatch script")
     _recipe(sub, "params")
-    sub.add_argument("--action", help="train, evaluate or extract (default: what the task's notebook does)")
+    sub.add_argument("--action", help="train, evaluate or extract (default: the main action of the task)")
     then = sub.add_mutually_exclusive_group()
-    then.add_argument("--wait", action="store_true", help="show progress until it has finished")
-    then.add_argument("--print", action="store_true", help="print the sbatch script instead; nothing is submitted or written")
-    sub = add("search", search, "Search the videos of a folder by text; what is not indexed yet is indexed first.",
+    then.add_argument("--wait", action="store_true", help="show progress until the job has finished")
+    then.add_argument("--print", action="store_true",
+                      help="print the sbatch script instead; nothing is submitted or written")
+    sub = add("search", search, "Search the videos of a folder by text; new videos are indexed first.",
               'egokit search ~/videos "#C C opens the box" --params search --site local\n'
-              '  egokit search ~/videos "#C C opens the box" --rerank 50 --csv hits.csv --clips hits   the best 50 looked at again; files')
-    sub.add_argument("folder", help="folder of videos, sub-folders included")
-    sub.add_argument("query", help="what is done, as in the narrations that the model was trained with: '#C C opens the box'")
-    sub.add_argument("--params", default="toy/search", help="a recipe (default: toy/search; with the released weights: search)")
+              '  egokit search ~/videos "#C C opens the box" --rerank 50 --csv hits.csv --clips hits')
+    sub.add_argument("folder", help="folder of videos, with sub-folders")
+    sub.add_argument("query", help="an action in the style of Ego4D's narrations: '#C C opens the box'")
+    sub.add_argument("--params", default="toy/search",
+                     help="a recipe (default: toy/search; with the released weights: search)")
     _recipe(sub, run=None)
-    sub.add_argument("--checkpoint", help="any checkpoint instead of the recipe's")
-    sub.add_argument("--top", type=positive, default=10, metavar="N", help="so many moments (default: 10)")
-    sub.add_argument("--rerank", type=positive, default=0, metavar="N", help="order the best N by the fusion encoder")
-    sub.add_argument("--csv", metavar="FILE", help="write them as a table")
-    sub.add_argument("--clips", metavar="FOLDER", help="write each as an MP4")
-    sub = add("runs", runs, "Every run's jobs: state, step, time left, last metric. The newest first.", "egokit runs")
+    sub.add_argument("--checkpoint", help="a checkpoint in place of the recipe's")
+    sub.add_argument("--top", type=positive, default=10, metavar="N", help="number of hits (default: 10)")
+    sub.add_argument("--rerank", type=positive, default=0, metavar="N", help="reorder the best N by the fusion encoder")
+    sub.add_argument("--csv", metavar="FILE", help="write the hits as a table")
+    sub.add_argument("--clips", metavar="FOLDER", help="write each hit as an MP4")
+    sub = add("runs", runs, "List every run's jobs, newest first: state, step, time left, last metric.", "egokit runs")
     sub.add_argument("--outputs", help="folder of the runs (default: outputs)")
-    sub = add("doctor", doctor, "Say what a site has and lacks, and where to get it. Changes nothing.", "egokit doctor --site local")
-    sub.add_argument("--params", default="toy/pretrain", help="a recipe, for its reader (default: toy/pretrain)")
+    sub = add("doctor", doctor, "Report what a site has and lacks, and where to get it. Changes nothing.",
+              "egokit doctor --site local")
+    sub.add_argument("--params", default="toy/pretrain",
+                     help="the recipe that names the video reader (default: toy/pretrain)")
     sub.add_argument("--site", default="toy")
     sub.add_argument("--overrides", default="")
-    sub.add_argument("--all", action="store_true", help="open every video instead of a sample of 40 of each table")
-    sub = add("ledger", ledger, "Published numbers against every run's, and in what their recipes differ.", "egokit ledger")
+    sub.add_argument("--all", action="store_true", help="open every video instead of a sample of 40 per table")
+    sub = add("ledger", ledger, "Show published numbers beside every run's, and how the recipes differ.",
+              "egokit ledger")
     sub.add_argument("--outputs", help="folder of the runs (default: outputs)")
     for name, help, example in (
             ("convert", "Convert a checkpoint to .safetensors, or to an egokit checkpoint (.pt, .pth).",
@@ -241,7 +270,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point: a user's mistake is one line on stderr and exit code 2; anything else keeps its traceback."""
+    """Run the command line.
+
+    A user's mistake is one line on stderr and exit code 2; any other error keeps its traceback.
+    """
     arguments = parser().parse_args(argv)
     try:
         arguments.function(arguments)
@@ -249,7 +281,8 @@ def main(argv: list[str] | None = None) -> None:
         print("\ninterrupted; the same command goes on where this one stopped", file=sys.stderr)
         sys.exit(130)
     except (ValueError, OSError, RuntimeError) as error:
-        # ConfigError, WeightsError, NotebookFailed, PrepError, … are ours; a library's bare RuntimeError is not
+        # a user's mistake is an error of egokit (ConfigError, WeightsError, NotebookFailed, …) or a built-in one,
+        # but not a library's own error nor a bare RuntimeError, which PyTorch raises
         if type(error).__module__.split(".")[0] not in ("egokit", "builtins") or type(error) is RuntimeError:
             raise
         print(f"egokit: {error}", file=sys.stderr)

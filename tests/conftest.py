@@ -1,4 +1,4 @@
-"""Fixtures: a tiny embedded data set, prepared once for the whole session, and a project folder around it."""
+"""Fixtures: a tiny embedded data set, prepared once per session, in a project folder."""
 import os
 import shutil
 from pathlib import Path
@@ -12,16 +12,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_terminal_summary(terminalreporter):
-    """A test that did not run must not look passed."""
-    left_out = terminalreporter.stats.get("skipped", [])
-    for why in sorted({str(report.longrepr[2]) for report in left_out}):
-        count = sum(str(report.longrepr[2]) == why for report in left_out)
-        terminalreporter.write_line(f"{count} TESTS DID NOT RUN. {why}", red=True, bold=True)
+    """Report skipped tests loudly: a test that did not run must not look passed."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    for reason in sorted({str(report.longrepr[2]) for report in skipped}):
+        count = sum(str(report.longrepr[2]) == reason for report in skipped)
+        terminalreporter.write_line(f"{count} TESTS DID NOT RUN. {reason}", red=True, bold=True)
 
 
 @pytest.fixture(scope="session")
 def project(tmp_path_factory):
-    """A project folder: this one's params and notebooks, a tiny prepared data set, its own outputs."""
+    """A project folder: copied params and notebooks, a tiny prepared data set, own outputs."""
     folder = tmp_path_factory.mktemp("project")
     shutil.copytree(ROOT / "params", folder / "params")
     shutil.copytree(ROOT / "notebooks", folder / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
@@ -32,7 +32,7 @@ def project(tmp_path_factory):
     from egokit import toy
     toy.make(folder / "outputs" / "toy", size="tiny")
     site = yaml.safe_load((folder / "params/sites/toy.yaml").read_text())
-    site["site"]["toy"] = False  # made above, at another size than the site would make it
+    site["site"]["toy"] = False  # it is made above, in another size than the site would make
     (folder / "params/sites/tiny.yaml").write_text(yaml.safe_dump(site))
     from egokit import prep
     from egokit.config.resolve import resolve
@@ -44,7 +44,7 @@ def project(tmp_path_factory):
 
 @pytest.fixture
 def resolve(project):
-    """The toy's recipes on the tiny data set, shrunken."""
+    """A function that resolves a toy recipe on the tiny data set, shrunken."""
     from egokit.config.resolve import resolve
 
     def shrunken(params="toy/pretrain", overrides="", run="test"):
@@ -73,7 +73,7 @@ def opened(config):
 
 @pytest.fixture(scope="session")
 def checkpoint(project):
-    """What recipes of the run "random" start from."""
+    """A checkpoint of random weights, from which the recipes of run "random" start."""
     from egokit.config.resolve import resolve
     from egokit.model import weights
     path = project / "outputs/02_pretrain/random/checkpoints/best.pt"
@@ -84,7 +84,7 @@ def checkpoint(project):
 
 @pytest.fixture
 def copied(project, tmp_path):
-    """(config -> the same on a copy of the tiny data set that may be damaged, the copy's root)."""
+    """(config -> config on a copy of the tiny data set, its root); tests may damage the copy."""
     import dataclasses
     root = tmp_path / "root"
     shutil.copytree(project / "outputs/toy", root)
@@ -93,7 +93,10 @@ def copied(project, tmp_path):
 
 @pytest.fixture(scope="module")
 def chromium():
-    """Debian's Chromium, headless, for one file: while Playwright's loop runs no other, such as papermill's, can."""
+    """Debian's headless Chromium, for one test file.
+
+    Playwright's event loop must end with the file: while it runs, no other event loop, such as papermill's, can run.
+    """
     program = shutil.which("chromium")
     if not program:
         missing = "Chromium is not installed: tests/browser.sh"
@@ -107,7 +110,7 @@ def chromium():
 
 @pytest.fixture(scope="session")
 def released(tmp_path_factory):
-    """kind -> a file in the released format, written once for the session."""
+    """A function: kind -> a file in the released format, written once per session."""
     from golden_inputs import release
     folder = tmp_path_factory.mktemp("released")
     return lambda kind: release(folder, kind)
@@ -115,19 +118,19 @@ def released(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def threads(request):
-    """All cores for tests of the full-size model, one otherwise: processes of tests share the machine."""
+    """All cores for tests of the full-size model, else one: tests share the machine."""
     import torch
     torch.set_num_threads(os.cpu_count() if "released" in request.fixturenames else 1)
 
 
 def rarest(table) -> str:
-    """The video with the fewest rows of an EgoClipTable."""
+    """Return the video with the fewest rows of an EgoClipTable."""
     import numpy as np
     return table.videos[np.bincount(table.columns["video_uid"]).argmin()]
 
 
 def board_of(run) -> dict[str, list[tuple[int, float]]]:
-    """TensorBoard's points of a run, read by TensorBoard: {name: [(step, value), ...]}, none thinned out."""
+    """Return all points of a run as TensorBoard reads them: {name: [(step, value), ...]}."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    read = EventAccumulator(str(run.path), size_guidance={"scalars": 0}).Reload()
-    return {name: [(point.step, point.value) for point in read.Scalars(name)] for name in read.Tags()["scalars"]}
+    events = EventAccumulator(str(run.path), size_guidance={"scalars": 0}).Reload()  # 0: no points are thinned out
+    return {name: [(point.step, point.value) for point in events.Scalars(name)] for name in events.Tags()["scalars"]}

@@ -1,6 +1,8 @@
-"""A hundred damaged videos, made from a toy video, and what each reader makes of them, in processes that may die.
+"""A hundred damaged videos, made from a toy video, and how each reader behaves on them.
 
-    python tests/damage.py READER SECONDS PATH...   # a line of JSON before and one after each file
+They are read in processes that may crash or hang.
+
+    python tests/damage.py READER SECONDS PIECE PATH...   # prints a line of JSON before and one after each file
 """
 import json
 import os
@@ -16,23 +18,24 @@ import av
 import numpy as np
 
 TABLES = ("moov", "trak", "mdia", "minf", "stbl")     # the boxes around a track's tables
-# files whose first frame is another one: with their keyframe go the seven B-frames that come after the eighth frame in the file
+# files that begin with a later frame: without the keyframe, the seven B-frames that follow the eighth frame in the file
+# are lost as well
 FIRST = {"no-first-keyframe": 8, "no-keyframes": 8}
 
 
 def boxes(data: bytes, at: int = 0, stop: int | None = None) -> dict[str, tuple[int, int]]:
-    """MP4 boxes that stand one after another: name -> (start, stop), the header's 8 bytes included."""
-    found = {}
+    """Return the MP4 boxes in a stretch of bytes: name -> (start, stop), header included."""
+    places = {}
     stop = len(data) if stop is None else stop
     while at + 8 <= stop:
         size, name = struct.unpack(">I4s", data[at:at + 8])
-        found[name.decode("latin-1")] = at, at + size
+        places[name.decode("latin-1")] = at, at + size
         at += size
-    return found
+    return places
 
 
 def where(data: bytes, *path: str) -> tuple[int, int]:
-    """(start, stop) of a box inside others."""
+    """Return (start, stop) of a box inside others."""
     at, stop = 0, len(data)
     for name in path:
         at, stop = boxes(data, at, stop)[name]
@@ -41,7 +44,10 @@ def where(data: bytes, *path: str) -> tuple[int, int]:
 
 
 def changed(data: bytes, path: tuple[str, ...], change) -> bytes:
-    """A box's body replaced by change(body), and the sizes of all boxes around it corrected. Right if moov comes last."""
+    """Return the file with a box's body replaced by change(body).
+
+    The sizes of all boxes around it are corrected. The result is right if moov comes last.
+    """
     name, *rest = path
     at, stop = boxes(data)[name]
     body = changed(data[at + 8:stop], tuple(rest), change) if rest else change(data[at + 8:stop])
@@ -49,8 +55,11 @@ def changed(data: bytes, path: tuple[str, ...], change) -> bytes:
 
 
 def overreporting(data: bytes, more: int, tables: tuple[str, ...]) -> bytes:
-    """A container (moov last) that promises `more` frames in the tables named: times (stts), sizes (stsz), chunks (stsc)."""
-    def stts(body):  # version, entries, then (frames, duration) each; one entry where frames come at a regular rate
+    """Return a container (moov last) that promises `more` frames in some of its tables.
+
+    The tables are times (stts), sizes (stsz) and chunks (stsc).
+    """
+    def stts(body):  # version, number of entries, then (frames, duration) each; one entry if the rate is constant
         count, frames, step = struct.unpack(">III", body[4:16])
         return body[:4] + struct.pack(">III", count, frames + more, step) + body[16:]
 
@@ -58,7 +67,7 @@ def overreporting(data: bytes, more: int, tables: tuple[str, ...]) -> bytes:
         frames, = struct.unpack(">I", body[8:12])
         return body[:8] + struct.pack(">I", frames + more) + body[12:] + struct.pack(">I", 700) * min(more, 10**5)
 
-    def stsc(body):  # (first chunk, frames in each, kind): the last chunk is longer
+    def stsc(body):  # (first chunk, frames in each, kind): make the last chunk longer
         frames, = struct.unpack(">I", body[-8:-4])
         return body[:-8] + struct.pack(">I", frames + more) + body[-4:]
 
@@ -68,7 +77,7 @@ def overreporting(data: bytes, more: int, tables: tuple[str, ...]) -> bytes:
 
 
 def flipped(data: bytes, bits: int, seed: int, start: int = 0, stop: int | None = None) -> bytes:
-    """`bits` bits at random places of [start, stop) the other way round."""
+    """Return the file with `bits` bits flipped at random places of [start, stop)."""
     out, rng = bytearray(data), np.random.default_rng(seed)
     for at in rng.integers(start, len(data) if stop is None else stop, bits).tolist():
         out[at] ^= 1 << int(rng.integers(8))
@@ -80,7 +89,10 @@ def zeroed(data: bytes, start: int, count: int) -> bytes:
 
 
 def remuxed(source: Path, target: Path, keep=lambda number, key: True, **options) -> bytes:
-    """The same packets in another container (by `target`'s suffix), those that `keep(number, keyframe)` is true for."""
+    """Copy the packets for which `keep(number, keyframe)` is true into another container.
+
+    The suffix of `target` chooses the container.
+    """
     with av.open(str(source)) as old, av.open(str(target), "w", options=options) as new:
         stream = old.streams.video[0]
         copy = new.add_stream_from_template(stream)
@@ -108,10 +120,13 @@ def picture(path: Path) -> bytes:
 
 
 def contents(first: bytes, folder: Path):
-    """(name, bytes) of every damaged file. first: a prepared piece, its moov box before its mdat."""
+    """Yield (name, bytes) of every damaged file.
+
+    first: a prepared chunk, whose moov box is before its mdat box.
+    """
     whole = folder / "whole.mp4"
     whole.write_bytes(first)
-    last = remuxed(whole, folder / "last.mp4")  # PyAV writes moov last where it isn't asked otherwise
+    last = remuxed(whole, folder / "last.mp4")  # PyAV writes moov last by default
     moov, mdat = where(first, "moov"), where(first, "mdat")
     data, header = where(last, "mdat"), where(last, "moov")
 
@@ -125,8 +140,9 @@ def contents(first: bytes, folder: Path):
     for share in (0.1, 0.5, 0.9):
         yield f"cut-last-{share}", last[:int(share * len(last))]
 
-    for part, (start, stop), densities, seeds in (("mdat", mdat, (1, 5, 50, 500, 5000), 3), ("moov", moov, (1, 3, 10, 100), 4),
-                                                  ("anywhere", (0, len(first)), (10, 100, 1000, 10000), 2)):
+    for part, (start, stop), densities, seeds in (
+            ("mdat", mdat, (1, 5, 50, 500, 5000), 3), ("moov", moov, (1, 3, 10, 100), 4),
+            ("anywhere", (0, len(first)), (10, 100, 1000, 10000), 2)):
         for bits in densities:
             for seed in range(seeds):
                 yield f"flipped-{part}-{bits}-{seed}", flipped(first, bits, seed, start, stop)
@@ -156,7 +172,8 @@ def contents(first: bytes, folder: Path):
     yield "more-all-5", overreporting(last, 5, ("stts", "stsz", "stsc"))
     yield "more-all-300", overreporting(last, 300, ("stts", "stsz", "stsc"))
     half = (data[1] - data[0]) // 2  # the tables point beyond it
-    yield "half-of-mdat", last[:data[0]] + struct.pack(">I", half) + last[data[0] + 4:data[0] + half] + last[header[0]:]
+    yield "half-of-mdat", (last[:data[0]] + struct.pack(">I", half) + last[data[0] + 4:data[0] + half]
+                           + last[header[0]:])
     yield "no-first-keyframe", remuxed(whole, folder / "no-first.mp4", lambda number, key: number > 0)
     yield "no-keyframes", remuxed(whole, folder / "none.mp4", lambda number, key: not key)
     yield "no-parameters", changed(last, (*TABLES, "stsd"), lambda body: body.replace(b"avcC", b"free"))
@@ -167,7 +184,7 @@ def contents(first: bytes, folder: Path):
 
 
 def links(folder: Path, whole: bytes):
-    """What is no plain file, or can't be opened: (name, path)."""
+    """Make what is not a regular file, or can't be opened: name -> path."""
     paths = {name: folder / f"{name}.mp4" for name in ("folder", "pipe", "dangling", "loop", "forbidden")}
     paths["folder"].mkdir()
     os.mkfifo(paths["pipe"])
@@ -179,7 +196,7 @@ def links(folder: Path, whole: bytes):
 
 
 def make(piece: Path, folder: Path) -> dict[str, Path]:
-    """Every damaged file, by name; always the same ones for the same piece."""
+    """Make every damaged file, by name; always the same files for the same chunk."""
     scratch = folder / "scratch"
     scratch.mkdir(parents=True)
     whole = piece.read_bytes()
@@ -192,31 +209,31 @@ def make(piece: Path, folder: Path) -> dict[str, Path]:
 
 
 def indices(name: str, length: int) -> list[int]:
-    """The first frame, the middle one, the last one, some at random, and one that it doesn't have."""
+    """Return the first, middle and last frame, five at random, and one beyond the end."""
     rng = np.random.default_rng(len(name))
     return [0, length // 2, length - 1, *rng.integers(0, length, 5).tolist(), length]
 
 
 def examine(path: Path, reader: str, clean: np.ndarray) -> dict:
-    """What reading gives: {"length", "frames", "errors": [[index, type, message], …]}.
+    """Read some frames of a file: {"length", "frames", "errors": [[index, type, message], …]}.
 
-    A frame is [index, how far off the number in the picture is (None: illegible), mean difference from the clean frame].
+    A frame is [index, error of the number in the picture (None: illegible), mean difference from the clean frame].
     """
     from egokit.data.video import open_video
     from egokit.toy import read_frame_number
-    found = {"length": None, "frames": [], "errors": []}
+    result = {"length": None, "frames": [], "errors": []}
     try:
-        length = found["length"] = open_video.open_video(path, reader).length
+        length = result["length"] = open_video.open_video(path, reader).length
         wanted = indices(path.stem, length)
     except Exception as error:
-        found["errors"].append([None, type(error).__name__, str(error)])
-        return found
+        result["errors"].append([None, type(error).__name__, str(error)])
+        return result
     for index in wanted:
         try:
             frame = open_video.open_video(path, reader).read([index])[0]
         except Exception as error:
             open_video.forget(path)
-            found["errors"].append([index, type(error).__name__, str(error)])
+            result["errors"].append([index, type(error).__name__, str(error)])
             continue
         try:
             number = read_frame_number(frame)
@@ -225,13 +242,13 @@ def examine(path: Path, reader: str, clean: np.ndarray) -> dict:
         expected = index + FIRST.get(path.stem, 0)
         same = expected < len(clean) and frame.shape == clean.shape[1:]
         difference = round(float(np.abs(frame - clean[expected].astype(float)).mean()), 2) if same else 255.0
-        found["frames"].append([index, number if number is None else number - expected, difference])
+        result["frames"].append([index, number if number is None else number - expected, difference])
     open_video.forget(path)
-    return found
+    return result
 
 
 def main(reader: str, seconds: str, piece: str, *paths: str) -> None:
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process even inside native code
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process even while it is inside native code
     av.logging.set_level(None)
     with av.open(piece) as container:
         clean = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
@@ -239,31 +256,35 @@ def main(reader: str, seconds: str, piece: str, *paths: str) -> None:
         print(json.dumps({"at": path}), flush=True)
         signal.setitimer(signal.ITIMER_REAL, float(seconds))
         began = time.monotonic()
-        found = examine(Path(path), reader, clean)
+        result = examine(Path(path), reader, clean)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        print(json.dumps(found | {"seconds": round(time.monotonic() - began, 3)}), flush=True)
+        print(json.dumps(result | {"seconds": round(time.monotonic() - began, 3)}), flush=True)
 
 
 def probe(paths: dict[str, Path], piece: Path, reader: str, seconds: float, log: Path) -> dict[str, dict]:
-    """name -> what `examine` found, or {"died": how the process ended at this file}: a hang is ended by SIGALRM."""
-    found: dict[str, dict] = {}
+    """Examine every file in processes that may die; restart after the file that killed one.
+
+    Returns:
+        name -> what `examine` returns, or {"died": the process's exit code at this file}; SIGALRM ends a hang.
+    """
+    results: dict[str, dict] = {}
     names = list(paths)
     while names:
         with open(log, "w+") as output:
-            done = subprocess.run([sys.executable, __file__, reader, str(seconds), str(piece), *(str(paths[name]) for name in names)],
-                                  stdout=output, stderr=subprocess.PIPE, timeout=60 + seconds * len(names), text=True,
-                                  env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])})
+            command = [sys.executable, __file__, reader, str(seconds), str(piece), *map(str, map(paths.get, names))]
+            done = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, timeout=60 + seconds * len(names),
+                                  text=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])})
             output.seek(0)
             lines = [json.loads(line) for line in output]
         for line in lines:
             if "at" in line:
                 current = names.pop(0)
-                found[current] = {"died": done.returncode, "said": done.stderr[-2000:]}
+                results[current] = {"died": done.returncode, "stderr": done.stderr[-2000:]}
             else:
-                found[current] = line
+                results[current] = line
         if not lines:
             raise RuntimeError(f"no file was reached:\n{done.stderr}")
-    return found
+    return results
 
 
 if __name__ == "__main__":

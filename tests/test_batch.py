@@ -1,4 +1,4 @@
-"""Notebooks in batch, with papermill and processes as users have them: what is saved and said, whatever ends them."""
+"""Notebooks in batch, run by real papermill processes: what is saved, however they end."""
 import dataclasses
 import json
 import os
@@ -28,19 +28,22 @@ CELLS = {
     "92_hangs": ["import os, time\nprint('kernel', os.getpid(), flush=True)\ntime.sleep(600)", "print('never')"],
     "93_dies": ["import os\nos.kill(os.getpid(), 9)"],
 }
+BROKEN = "cell In[4] (raise ValueError('broken on purpose')): ValueError: broken on purpose"  # what 91_fails reports
 
 
 @pytest.fixture(scope="module")
 def home(project):
-    """The project with four notebooks more, each a few cells."""
-    made = []
+    """The project with four more notebooks of a few cells each."""
+    paths = []
     for name, cells in CELLS.items():
-        book = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}})
-        book.cells = [nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}), *map(nbformat.v4.new_code_cell, cells)]
-        made.append(project / f"notebooks/{name}.ipynb")
-        nbformat.write(book, made[-1])
+        kernelspec = {"name": "python3", "language": "python", "display_name": "Python 3"}
+        book = nbformat.v4.new_notebook(metadata={"kernelspec": kernelspec})
+        book.cells = [nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}),
+                      *map(nbformat.v4.new_code_cell, cells)]
+        paths.append(project / f"notebooks/{name}.ipynb")
+        nbformat.write(book, paths[-1])
     yield project
-    for path in made:
+    for path in paths:
         path.unlink()
 
 
@@ -54,16 +57,16 @@ def printed(path: Path) -> str:
 
 
 def kernel(path: Path) -> int:
-    """The kernel's process, once the notebook that hangs has said it in its log."""
+    """Return the kernel's process id, once the hanging notebook has printed it to its log."""
     deadline = time.monotonic() + 120
-    while not (path.exists() and (found := re.search(r"kernel (\d+)", path.read_text()))):
+    while not (path.exists() and (match := re.search(r"kernel (\d+)", path.read_text()))):
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    return int(found[1])
+    return int(match[1])
 
 
 def gone(process: int) -> bool:
-    """Within a few seconds."""
+    """Whether a process ends within a few seconds."""
     for _ in range(100):
         try:
             os.kill(process, 0)
@@ -74,9 +77,9 @@ def gone(process: int) -> bool:
 
 
 def test_everything_is_checked_before_anything_starts(home):
-    def refused(said, *arguments, **options):
-        with pytest.raises(ConfigError, match=said):
-            batch.checked(*arguments, **options)
+    def refused(message, *arguments, **options):
+        with pytest.raises(ConfigError, match=message):
+            batch.check_notebooks(*arguments, **options)
     refused(r"train\.epoch.*did you mean 'epochs'", ["90", "91"], {"run": "checked", "overrides": "train.epoch=1"})
     refused("expected int, got 'many'|epochs", ["90"], {"run": "checked", "overrides": "train.epochs=many"})
     refused("'nowhere'", ["90", "91:nowhere"], {"run": "checked"})
@@ -84,40 +87,46 @@ def test_everything_is_checked_before_anything_starts(home):
     refused("91_fails is named twice", ["91", "90", "91_fails"], {"run": "checked"})
     refused("'run': expected a text, got 3", ["90"], {"run": 3})
     assert not list((home / "outputs").glob("*/checked"))
-    work = batch.checked(["90", "05:egomcq"], {"run": "checked"}).work
+    work = batch.check_notebooks(["90", "05:egomcq"], {"run": "checked"}).work
     assert work == [("90_good", {"run": "checked"}), ("05_egomcq", {"run": "checked", "params": "egomcq"})]
 
 
 @pytest.mark.slow
 def test_a_notebook_is_found_by_its_name(home, tmp_path, monkeypatch):
-    """JupyterLab's copy of a notebook begins with its name; a notebook elsewhere is not the one of that name here."""
+    """JupyterLab's copy has another name; a notebook of the same name elsewhere is refused."""
     (home / "notebooks/90_good-Copy1.ipynb").write_bytes((home / "notebooks/90_good.ipynb").read_bytes())
     try:
-        assert {headless.notebook_path(name).name for name in ("90_good", "90_good.ipynb", "notebooks/90_good.ipynb")} == {"90_good.ipynb"}
-        assert headless.notebook_path("91").stem == "91_fails" and headless.notebook_path("90_good-C").stem == "90_good-Copy1"
+        names = ("90_good", "90_good.ipynb", "notebooks/90_good.ipynb")
+        assert {headless.notebook_path(name).name for name in names} == {"90_good.ipynb"}
+        assert headless.notebook_path("91").stem == "91_fails"
+        assert headless.notebook_path("90_good-C").stem == "90_good-Copy1"
         monkeypatch.chdir(home / "notebooks")
         assert headless.notebook_path("./90_good.ipynb") == home / "notebooks/90_good.ipynb"
         with pytest.raises(ConfigError, match="more than one notebook '90'"):
             headless.notebook_path("90")
     finally:
         (home / "notebooks/90_good-Copy1.ipynb").unlink()
-    other = tmp_path / "90_good.ipynb"
-    other.write_bytes((home / "notebooks/90_good.ipynb").read_bytes())
+    elsewhere = tmp_path / "90_good.ipynb"
+    elsewhere.write_bytes((home / "notebooks/90_good.ipynb").read_bytes())
     with pytest.raises(ConfigError, match=r"is not in .*notebooks: copy it there"):
-        headless.notebook_path(str(other))
+        headless.notebook_path(str(elsewhere))
 
 
-@pytest.mark.parametrize("text, said", [
-    ("", "not a notebook that can be read"), ("[]", "not a notebook that can be read"), ("{\"cells\"", "not a notebook that can be read"),
+UNREADABLE = "not a notebook that can be read"
+ONE_PARAMETER = nbformat.v4.new_code_cell("run = 'x'", metadata={"tags": ["parameters"]})
+
+
+@pytest.mark.parametrize("text, message", [
+    ("", UNREADABLE), ("[]", UNREADABLE), ("{\"cells\"", UNREADABLE),
     (nbformat.writes(nbformat.v4.new_notebook()), "none of its cells has the tag 'parameters'"),
-    (nbformat.writes(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("run = 'x'", metadata={"tags": ["parameters"]})])),
+    (nbformat.writes(nbformat.v4.new_notebook(cells=[ONE_PARAMETER])),
      "its cell of parameters lacks params, site, overrides")])
-def test_notebooks_without_parameters(home, text, said):
+def test_notebooks_without_parameters(home, text, message):
     path = home / "notebooks/94_other.ipynb"
     path.write_text(text)
     try:
-        with pytest.raises(ConfigError, match=rf"94_other\.ipynb: {said}"):
-            batch.checked(["94"], {})
+        with pytest.raises(ConfigError, match=rf"94_other\.ipynb: {message}"):
+            batch.check_notebooks(["94"], {})
     finally:
         path.unlink()
 
@@ -125,7 +134,7 @@ def test_notebooks_without_parameters(home, text, said):
 def test_in_order_up_to_the_first_that_fails(home):
     done = subprocess.run(command("90", "91", "92", "--run", "order"), capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
-    assert "91_fails.ipynb, cell In[4] (raise ValueError('broken on purpose')): ValueError: broken on purpose" in done.stderr
+    assert f"91_fails.ipynb, {BROKEN}" in done.stderr
     assert "not run: 92_hangs" in done.stderr and "Traceback" not in done.stderr
     good, fails = (home / "outputs" / name / "order" for name in ("90_good", "91_fails"))
     assert printed(good / "notebook.ipynb") == "hello order\n" and not (good / "notebook.failed.ipynb").exists()
@@ -133,16 +142,18 @@ def test_in_order_up_to_the_first_that_fails(home):
     assert not (home / "outputs/92_hangs").exists()
     log = (fails / "notebook.log").read_text()
     assert "as far as here" in log and "ValueError: broken on purpose" in log and "\x1b" not in log
-    assert "hello order" in (good / "notebook.log").read_text() and "has run to its end" in (good / "notebook.log").read_text()
+    log = (good / "notebook.log").read_text()
+    assert "hello order" in log and "has run to its end" in log
 
 
 @pytest.mark.slow
 def test_side_by_side_all_finish_and_one_that_hangs_is_ended(home):
-    """The time-out leaves time for the machine to be slow, and the hanging notebook reaches its cell."""
-    done = subprocess.run(command("91", "92", "90", "93", "--run", "abreast", "--side-by-side", "3", "--timeout", "0.4"),
-                          capture_output=True, text=True, timeout=240)
+    """The timeout is long enough for the hanging notebook to reach its cell on a slow machine."""
+    done = subprocess.run(command("91", "92", "90", "93", "--run", "abreast", "--side-by-side", "3", "--timeout",
+                                  "0.4"), capture_output=True, text=True, timeout=240)
     assert done.returncode == 1
-    for line in (r"90_good +done", r"91_fails +failed, exit code 1", r"92_hangs +failed, exit code 1", r"93_dies +failed, exit code 1"):
+    for line in (r"90_good +done", r"91_fails +failed, exit code 1", r"92_hangs +failed, exit code 1",
+                 r"93_dies +failed, exit code 1"):
         assert re.search(line, done.stdout), done.stdout + done.stderr
     assert "92_hangs.ipynb, cell In[3] (import os, time): not finished within 0.4 minutes" in done.stderr
     assert "93_dies.ipynb, cell In[3] (import os): its kernel died" in done.stderr
@@ -151,39 +162,41 @@ def test_side_by_side_all_finish_and_one_that_hangs_is_ended(home):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sign, code, abreast", [(signal.SIGTERM, 143, 1), (signal.SIGINT, 130, 1), (signal.SIGKILL, -9, 1),
-                                                 (signal.SIGTERM, 143, 2), (signal.SIGINT, 130, 2)])
+@pytest.mark.parametrize("sign, code, abreast", [
+    (signal.SIGTERM, 143, 1), (signal.SIGINT, 130, 1), (signal.SIGKILL, -9, 1), (signal.SIGTERM, 143, 2),
+    (signal.SIGINT, 130, 2)])
 def test_the_runner_is_ended(home, sign, code, abreast):
-    """Signals to the runner alone, as a scheduler sends them: the notebook is saved with what it had, its kernel is gone."""
+    """Signals to the runner alone, as a scheduler's: the notebook is saved, its kernel ends."""
     name = f"ended-{sign.name}-{abreast}"
-    process = subprocess.Popen(command("92", "90", "--run", name, "--side-by-side", str(abreast)), stdout=subprocess.DEVNULL,
-                               stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(command("92", "90", "--run", name, "--side-by-side", str(abreast)),
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
     folder = home / "outputs/92_hangs" / name
     number = kernel(folder / "notebook.log")
     if sign == signal.SIGKILL:
         time.sleep(1)
     process.send_signal(sign)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == code, said
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == code, stderr
     assert gone(number) and not (folder / "notebook.ipynb").exists()
     assert nbformat.read(folder / "notebook.failed.ipynb", as_version=4).cells
     if sign != signal.SIGKILL:
         assert printed(folder / "notebook.failed.ipynb").startswith("kernel ")
-        assert f"cell In[3] (import os, time): ended by {'SIGTERM' if abreast == 2 else sign.name}" in (folder / "notebook.log").read_text()
+        ended_by = "SIGTERM" if abreast == 2 else sign.name  # side by side, the runner ends its notebooks by SIGTERM
+        assert f"cell In[3] (import os, time): ended by {ended_by}" in (folder / "notebook.log").read_text()
 
 
 @pytest.mark.slow
 def test_as_a_job(home):
-    """--submit on a local cluster: the same command finds the job, other parameters are refused, the result is the notebook's."""
-    notebooks = batch.checked(["90", "91"], {"run": "job"})
-    hanging = batch.checked(["92"], {"run": "job"})
+    """--submit, locally: the same command finds the job, other parameters are refused."""
+    notebooks = batch.check_notebooks(["90", "91"], {"run": "job"})
+    hanging = batch.check_notebooks(["92"], {"run": "job"})
     assert "90_good, 91_fails: job " in batch.submit(notebooks)
-    said = batch.submit(hanging)
+    notice = batch.submit(hanging)
     number = kernel(home / "outputs/92_hangs/job/notebook.log")
-    assert [one.state for one in runs_table.job_rows() if (one.notebook, one.run) == ("92_hangs", "job")] == ["running"]
-    assert batch.submit(hanging) == said
+    assert [row.state for row in runs_table.job_rows() if (row.notebook, row.run) == ("92_hangs", "job")] == ["running"]
+    assert batch.submit(hanging) == notice
     with pytest.raises(ConfigError, match="runs other notebooks or parameters"):
-        batch.submit(batch.checked(["92", "90"], {"run": "job"}))
+        batch.submit(batch.check_notebooks(["92", "90"], {"run": "job"}))
     folder = home / "outputs/91_fails/job"
     deadline = time.monotonic() + 120
     while "ValueError" not in ((folder / "notebook.log").read_text() if (folder / "notebook.log").exists() else ""):
@@ -194,34 +207,37 @@ def test_as_a_job(home):
     while any(status.alive(home / f"outputs/{name}/job/batch") for name in ("90_good", "92_hangs")):
         assert time.monotonic() < deadline
         time.sleep(0.2)
-    told = {one.notebook: one for one in runs_table.job_rows() if one.run == "job" and one.section == "notebook"}
-    why = "91_fails.ipynb, cell In[4] (raise ValueError('broken on purpose')): ValueError: broken on purpose"
-    assert told["90_good"][3:7] == ("failed", why, 1, 2)
-    assert told["92_hangs"].detail == "92_hangs.ipynb, cell In[3] (import os, time): its kernel died: was it killed, or out of memory?"
+    rows = {row.notebook: row for row in runs_table.job_rows() if row.run == "job" and row.section == "notebook"}
+    assert rows["90_good"][3:7] == ("failed", f"91_fails.ipynb, {BROKEN}", 1, 2)
+    assert rows["92_hangs"].detail == ("92_hangs.ipynb, cell In[3] (import os, time): its kernel died: was it killed, "
+                                       "or out of memory?")
     errors = "".join(path.read_text() for path in (home / "outputs/90_good/job/batch/submitit").glob("*_log.err"))
     assert "a notebook failed (exit code 1)" in errors and (folder / "notebook.failed.ipynb").exists()
 
 
 @pytest.mark.slow
 def test_what_is_edited_later_reaches_no_queued_notebook(home, tmp_path):
-    """The first notebook waits, as a queue would let the job wait, while the second, its recipe and its site are edited."""
+    """The first notebook waits, as in a queue; the second, its recipe and site are edited."""
     book = nbformat.read(home / "notebooks/90_good.ipynb", as_version=4)
-    waits = f"import time\nfrom pathlib import Path\nwhile not Path({str(tmp_path / 'go')!r}).exists():\n    time.sleep(0.1)"
-    tells = ("from egokit.notebook.open_run import open_run\nconfig, folder = open_run('95_tells', params, site, overrides, run)\n"
-             "print(config.data.limit, config.site.root, folder.path)")
-    for name, cell in (("94_waits", waits), ("95_tells", tells)):
+    waits = ("import time\nfrom pathlib import Path\n"
+             f"while not Path({str(tmp_path / 'go')!r}).exists():\n    time.sleep(0.1)")
+    prints = ("from egokit.notebook.open_run import open_run\n"
+              "config, run_folder = open_run('95_prints', params, site, overrides, run)\n"
+              "print(config.data.limit, config.site.root, run_folder.path)")
+    for name, cell in (("94_waits", waits), ("95_prints", prints)):
         book.cells[1].source = cell
-        nbformat.write(nbformat.v4.new_notebook(metadata=book.metadata, cells=book.cells[:2]), home / f"notebooks/{name}.ipynb")
+        nbformat.write(nbformat.v4.new_notebook(metadata=book.metadata, cells=book.cells[:2]),
+                       home / f"notebooks/{name}.ipynb")
     recipe, site = home / "params/toy/queued.yaml", home / "params/sites/queued.yaml"
     recipe.write_text((home / "params/toy/egomcq.yaml").read_text().replace("data: {", "data: {limit: 11, "))
     site.write_text((home / "params/sites/tiny.yaml").read_text() + "\n")
     shutil.copy(recipe, tmp_path / "own.yaml")
     for name, params in (("inside", "toy/queued"), ("outside", str(tmp_path / "own.yaml"))):
-        batch.submit(batch.checked(["94", "95"], {"run": name, "params": params, "site": "queued"}))
+        batch.submit(batch.check_notebooks(["94", "95"], {"run": name, "params": params, "site": "queued"}))
     for path in (recipe, tmp_path / "own.yaml"):
         path.write_text(path.read_text().replace("limit: 11", "limit: 22"))
     site.unlink()
-    edited = home / "notebooks/95_tells.ipynb"
+    edited = home / "notebooks/95_prints.ipynb"
     edited.write_text(edited.read_text().replace("print(", "print('edited', "))
     (tmp_path / "go").touch()
     deadline = time.monotonic() + 180
@@ -229,7 +245,7 @@ def test_what_is_edited_later_reaches_no_queued_notebook(home, tmp_path):
         while status.alive(home / f"outputs/94_waits/{name}/batch"):
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        folder = home / "outputs/95_tells" / name
+        folder = home / "outputs/95_prints" / name
         assert printed(folder / "notebook.ipynb") == f"11 {home / 'outputs/toy'} {folder}\n"
     for path in (*home.glob("notebooks/9[45]*.ipynb"), recipe):
         path.unlink()
@@ -239,26 +255,28 @@ def test_a_finished_run_of_other_parameters_keeps_its_notebook(home):
     run = Run(home / "outputs/90_good/theirs")
     run.write_metrics("egomcq", {"finished": True})
     config = to_dict(resolve("toy/egomcq", "tiny", "evaluate.batch_size=3 seed=7", "theirs"))
-    write_text(run.path / "jobs/egomcq/spec.json", json.dumps({"action": "evaluate", "config": config, "init_sha256": "a"}))
+    spec = {"action": "evaluate", "config": config, "init_sha256": "a"}
+    write_text(run.path / "jobs/egomcq/spec.json", json.dumps(spec))
     write_text(run.path / "notebook.ipynb", "theirs")
-    for start in (lambda **given: batch.checked(["90"], given), lambda **given: headless.execute("90", given)):
-        with pytest.raises(ConfigError, match=r"egomcq in .*90_good/theirs was made with other parameters \(seed: 7 -> 0\)"):
+    for start in (lambda **given: batch.check_notebooks(["90"], given), lambda **given: headless.execute("90", given)):
+        message = r"egomcq in .*90_good/theirs was made with other parameters \(seed: 7 -> 0\)"
+        with pytest.raises(ConfigError, match=message):
             start(run="theirs")
     assert (run.path / "notebook.ipynb").read_text() == "theirs" and not (run.path / "notebook.failed.ipynb").exists()
-    assert batch.checked(["90"], {"run": "theirs", "overrides": "seed=7"}).work
+    assert batch.check_notebooks(["90"], {"run": "theirs", "overrides": "seed=7"}).work
 
 
 def test_a_sweeps_notebook_runs_again(home, monkeypatch):
-    """Its jobs are of other parameters than its own four, which are compared."""
+    """A sweep's jobs have other parameters than its notebook, whose own four are compared."""
     config, run = open_run("90_good", "toy/egomcq", "tiny", "", "sweep")
     monkeypatch.setattr(launch, "starting_point", lambda config: "a")
     monkeypatch.setattr(launch, "start_job", lambda *job: None)
     for seed in (1, 2):
         launch.submit(dataclasses.replace(config, seed=seed), run, "evaluate", f"seed{seed}")
         run.write_metrics(f"seed{seed}", {"finished": True})
-    assert "seed: 0" in (run.path / "params.yaml").read_text() and batch.checked(["90"], {"run": "sweep"}).work
+    assert "seed: 0" in (run.path / "params.yaml").read_text() and batch.check_notebooks(["90"], {"run": "sweep"}).work
     with pytest.raises(ConfigError, match=r"seed1 in .*90_good/sweep was made with other parameters \(seed: 0 -> 5\)"):
-        batch.checked(["90"], {"run": "sweep", "overrides": "seed=5"})
+        batch.check_notebooks(["90"], {"run": "sweep", "overrides": "seed=5"})
 
 
 @pytest.mark.slow
@@ -266,32 +284,36 @@ def test_a_notebook_that_is_being_run_is_waited_for(home):
     folder = home / "outputs/90_good/turns"
     with launch.locked(folder):
         process = subprocess.Popen(command("90", "--run", "turns"), stdout=subprocess.PIPE, text=True)
-        said = [process.stdout.readline(), process.stdout.readline()]
+        lines = [process.stdout.readline(), process.stdout.readline()]
         time.sleep(1)
-        assert said[1] == "90_good: waits for another process that runs it as turns\n"
+        assert lines[1] == "90_good: waits for another process that runs it as turns\n"
         assert {file.name for file in folder.iterdir()} == {"lock"}
     assert not process.wait(timeout=120) and printed(folder / "notebook.ipynb") == "hello turns\n"
 
 
 @pytest.mark.slow
 def test_two_who_submit_at_once_start_one_job(home):
-    both = [subprocess.Popen(command("90", "--run", "once", "--submit"), stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [process.communicate(timeout=120)[0] for process in both]
+    both = [subprocess.Popen(command("90", "--run", "once", "--submit"), stdout=subprocess.PIPE, text=True)
+            for _ in range(2)]
+    notices = [process.communicate(timeout=120)[0] for process in both]
     folder = home / "outputs/90_good/once"
-    assert said[0] == said[1] and "90_good: job " in said[0] and len(list((folder / "batch/submitit").glob("*_submitted.pkl"))) == 1
+    assert notices[0] == notices[1] and "90_good: job " in notices[0]
+    assert len(list((folder / "batch/submitit").glob("*_submitted.pkl"))) == 1
     deadline = time.monotonic() + 120
     while status.alive(folder / "batch"):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert printed(folder / "notebook.ipynb") == "hello once\n"
-    assert [one[3:7] for one in runs_table.job_rows() if one.run == "once"] == [("finished", "", 1, 1)]
+    assert [row[3:7] for row in runs_table.job_rows() if row.run == "once"] == [("finished", "", 1, 1)]
 
 
 def test_a_notebooks_job_is_small():
     from egokit.config.schema import LaunchConfig
-    site = LaunchConfig(cluster="slurm", nodes=8, tasks_per_node=8, cpus_per_task=12, gpus_per_task=1, exclusive=True, slurm={"gres": "gpu:8", "exclude": "n7"})
+    site = LaunchConfig(cluster="slurm", nodes=8, tasks_per_node=8, cpus_per_task=12, gpus_per_task=1, exclusive=True,
+                        slurm={"gres": "gpu:8", "exclude": "n7"})
     small = batch.small(site)
-    assert (small.nodes, small.tasks_per_node, small.cpus_per_task, small.gpus_per_task, small.exclusive, small.slurm) == (1, 1, 2, 0, False, {"exclude": "n7"})
+    assert (small.nodes, small.tasks_per_node, small.cpus_per_task, small.gpus_per_task) == (1, 1, 2, 0)
+    assert (small.exclusive, small.slurm) == (False, {"exclude": "n7"})
 
 
 def test_a_failing_kernel_start_is_a_failed_notebook(home, monkeypatch):
@@ -305,12 +327,15 @@ def test_a_failing_kernel_start_is_a_failed_notebook(home, monkeypatch):
 
 
 def test_what_is_submitted_in_a_job_is_no_part_of_it(tmp_path, monkeypatch):
-    """Its own job's memory or CPUs in the environment would be taken for the new one's."""
+    """The submitting job's SLURM variables, such as its memory, must not reach the new job."""
     from egokit.config.schema import LaunchConfig
-    for key, value in {"SLURM_JOB_ID": "7", "SLURM_MEM_PER_NODE": "500", "SRUN_CPUS_PER_TASK": "2", "SLURM_CONF": "here"}.items():
+    for key, value in {"SLURM_JOB_ID": "7", "SLURM_MEM_PER_NODE": "500", "SRUN_CPUS_PER_TASK": "2",
+                       "SLURM_CONF": "here"}.items():
         monkeypatch.setenv(key, value)
-    (tmp_path / "probe.py").write_text("import json, os, sys\nfrom pathlib import Path\n"
-                                       "Path(sys.argv[1]).with_name('job.json').write_text(json.dumps(dict(os.environ)))\n")
+    (tmp_path / "probe.py").write_text(
+        "import json, os, sys\nfrom pathlib import Path\n"
+        "Path(sys.argv[1]).with_name('job.json').write_text(json.dumps(dict(os.environ)))\n")
     launch.start_job("probe", tmp_path, tmp_path, LaunchConfig())
     passed = json.loads((tmp_path / "job.json").read_text())
-    assert {key: value for key, value in passed.items() if key.startswith(("SLURM_", "SRUN_"))} == {"SLURM_CONF": "here"}
+    of_slurm = {key: value for key, value in passed.items() if key.startswith(("SLURM_", "SRUN_"))}
+    assert of_slurm == {"SLURM_CONF": "here"}

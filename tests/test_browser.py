@@ -1,4 +1,4 @@
-"""The retrieval browser: its page against the files, its errors, and in Chromium with and without scripts."""
+"""The retrieval browser: its content, its errors, and the page in Chromium."""
 import io
 import json
 import re
@@ -13,7 +13,7 @@ from egokit import tasks
 from egokit.notebook import open_run
 from egokit.runs.run_folder import Run
 from egokit.viz import browser, queries
-from egokit.viz.browser import selected, widgets
+from egokit.viz.browser import select_queries, widgets
 
 
 def data_of(html: str) -> dict:
@@ -22,25 +22,29 @@ def data_of(html: str) -> dict:
 
 @pytest.fixture(scope="module")
 def evaluated(project, checkpoint):
-    """(task, run) of a benchmark, evaluated here by random weights; EK-100 and Charades-Ego also in a section that is right."""
+    """Return a function of a benchmark's name -> (task, run), evaluated with random weights.
+
+    EK-100 and Charades-Ego also have a section `perfect`, in which every text is answered right.
+    """
     from egokit.config.resolve import resolve
     from egokit.jobs import worker
-    found = {}
+    done = {}
 
     def evaluate(name):
-        if name not in found:
+        if name not in done:
             recipe = {"ek100": "ek100_finetune", "charades": "charades_finetune", "egomcq": "egomcq"}[name]
             config = resolve(f"toy/{recipe}", "tiny", f"{MODEL} {SMALL} data.limit=0 data.workers=0", "random")
             task, run = tasks.make(config), Run(project / "outputs" / recipe / "random")
-            spec = {"init_sha256": "", "version": "", "action": "evaluate", "task_sha256": "", "config": {"task": config.task}}
+            spec = {"init_sha256": "", "version": "", "action": "evaluate", "task_sha256": "",
+                    "config": {"task": config.task}}
             metrics = worker.RunJob.evaluate(config, task, run, "zeroshot", "cpu")
             run.write_metrics("zeroshot", metrics | worker.provenance(task, spec, 1))
             if name != "egomcq":
                 truth_VK = task.truth()
                 basis = np.eye(truth_VK.shape[1])
                 run.write_rows("perfect", {"index": np.arange(len(truth_VK)), "video": truth_VK + 1e-3}, basis)
-            found[name] = task, run
-        return found[name]
+            done[name] = task, run
+        return done[name]
     return evaluate
 
 
@@ -59,51 +63,55 @@ def test_the_page_holds_the_scores_and_grades_of_the_files(evaluated, name):
                 continue
             query, order = data["queries"][numbers[text]], np.argsort(-scores_VK[:, k], kind="stable")
             top, missed = query["hits"][side][:5], query["hits"][side][5:]
-            assert [hit["clip"] for hit in top] == order[:5].tolist() and [hit["rank"] for hit in top] == [1, 2, 3, 4, 5][:len(order)]
+            assert [hit["clip"] for hit in top] == order[:5].tolist()
+            assert [hit["rank"] for hit in top] == [1, 2, 3, 4, 5][:len(order)]
             for hit in [*top, *missed]:
-                assert hit["score"] == pytest.approx(scores_VK[hit["clip"], k]) and order[hit["rank"] - 1] == hit["clip"]
+                assert hit["score"] == pytest.approx(scores_VK[hit["clip"], k])
+                assert order[hit["rank"] - 1] == hit["clip"]
                 assert hit["grade"] == truth_VK[hit["clip"], k] and str(hit["clip"]) in data["pictures"]
             right = np.flatnonzero(truth_VK[order, k] == 1) + 1
             assert [hit["rank"] for hit in missed] == right[right > 5][:1].tolist()
             if side == 0:
-                assert query["line"].startswith(f"{'✓' if right[0] == 1 else '✗'} rank {right[0]} (perfect ✓ rank 1)" if len(right) else
-                                                "✗ no right clip")
+                assert query["line"].startswith(f"{'✓' if right[0] == 1 else '✗'} rank {right[0]} (perfect ✓ rank 1)"
+                                                if len(right) else "✗ no right clip")
     first = [next((hit["rank"] for hit in query["hits"][0] if hit["grade"] == 1), 0) for query in data["queries"]]
     worst = [first[at] for at in data["orders"]["worst first"]]
     possible = [rank for rank in worst if rank]
     assert possible == sorted(possible, reverse=True) and worst[len(possible):] == [0] * (len(worst) - len(possible))
     assert [first[at] for at in data["orders"]["best first"]][:len(possible)] == possible[::-1]
-    lost = [first[at] for at in data["orders"]["lost most against perfect"]]  # which has rank 1 everywhere
+    lost = [first[at] for at in data["orders"]["lost most against perfect"]]  # `perfect` has rank 1 everywhere
     assert lost[:len(possible)] == possible
     gained = [first[at] for at in data["orders"]["gained most over perfect"]]
     assert gained[:len(possible)] == possible[::-1]
     for rank, query in zip(first, data["queries"], strict=True):
-        assert ("worse than perfect" in query["tags"]["result"]) == (rank > 1) and "better than perfect" not in query["tags"]["result"]
-    words = data["queries"][0]["tags"]
-    assert words["verb"] and words["noun"] and all(word in data["queries"][0]["text"] for word in words["noun"][0].split())
+        assert ("worse than perfect" in query["tags"]["result"]) == (rank > 1)
+        assert "better than perfect" not in query["tags"]["result"]
+    words, text = data["queries"][0]["tags"], data["queries"][0]["text"]
+    assert words["verb"] and words["noun"] and all(word in text for word in words["noun"][0].split())
 
 
 def test_egomcq_has_five_clips_with_three_scores(evaluated):
     task, run = evaluated("egomcq")
     data, scores = data_of(browser(task, run, "zeroshot").data), task.score_matrix(run.read_rows("zeroshot")[0])
     assert len(data["queries"]) == len(task.texts)
-    chosen, _ = selected(queries.make(task, queries.sides(run, "zeroshot", None)))
+    chosen, _ = select_queries(queries.make_queries(task, queries.sides(run, "zeroshot", None)))
     for k, query in zip(chosen, data["queries"], strict=True):
         assert query["text"] == task.texts[k]
-        assert [[hit[name] for name in scores] for hit in query["hits"][0]] == [pytest.approx([scores[name][k, c] for name in scores])
-                                                                                for c in range(5)]
+        assert [[hit[name] for name in scores] for hit in query["hits"][0]] == \
+            [pytest.approx([scores[name][k, c] for name in scores]) for c in range(5)]
         right, dual = (scores[name][k].argmax() == task.answers[k] for name in ("ensemble", "dual"))
         assert [hit["grade"] == 1 for hit in query["hits"][0]] == [c == task.answers[k] for c in range(5)]
         assert ("right" if right else "wrong") in query["tags"]["result"]
         assert ("fusion corrects dual" in query["tags"]["result"]) == (right and not dual)
-        assert query["tags"]["kind"] == [{1: "inter-video", 2: "intra-video"}[task.types[k]], *(["verb-only"] if task.verb_only[k] else [])]
+        assert query["tags"]["kind"] == [{1: "inter-video", 2: "intra-video"}[task.types[k]],
+                                         *(["verb-only"] if task.verb_only[k] else [])]
     best = [data["queries"][at]["tags"]["result"][0] for at in data["orders"]["best first"]]
     assert best == sorted(best), "right before wrong"
 
 
 def test_a_page_of_many_clips_is_bounded_and_says_so(evaluated, monkeypatch):
     task, run = evaluated("egomcq")
-    monkeypatch.setitem(selected.__globals__, "PICTURES", 20)
+    monkeypatch.setitem(select_queries.__globals__, "MAX_CLIPS", 20)
     html = browser(task, run, "zeroshot").data
     data = data_of(html)
     assert 3 <= len(data["queries"]) < len(task.texts) and len(data["pictures"]) <= 20
@@ -113,13 +121,13 @@ def test_a_page_of_many_clips_is_bounded_and_says_so(evaluated, monkeypatch):
 
 def test_two_runs_of_the_same_data(evaluated, tmp_path):
     task, run = evaluated("ek100")
-    other = Run(run.path.parent / "other")
+    second = Run(run.path.parent / "other")
     rows, prompts = run.read_rows("perfect")
-    other.write_rows("finetune", rows, prompts)
-    other.write_rows("zeroshot", rows, prompts)
-    for against in (("other", "finetune"), (other, "finetune"), (str(other.path), "finetune"), other):
+    second.write_rows("finetune", rows, prompts)
+    second.write_rows("zeroshot", rows, prompts)
+    for against in (("other", "finetune"), (second, "finetune"), (str(second.path), "finetune"), second):
         data = data_of(browser(task, run, "zeroshot", against=against).data)
-        assert f"gained most over other: {'zeroshot' if against is other else 'finetune'}" in data["orders"]
+        assert f"gained most over other: {'zeroshot' if against is second else 'finetune'}" in data["orders"]
         assert len(data["queries"][0]["hits"]) == 2
 
 
@@ -133,12 +141,13 @@ def test_wrong_names_and_other_data_are_errors_that_say_what_to_do(evaluated):
     assert not (run.path.parent / "never").exists()
     with pytest.raises(FileNotFoundError, match="nothing in this run has been evaluated"):
         browser(task, Run(run.path.parent / "empty"), "zeroshot")
-    for one, where in ((task, questions), (egomcq, run)):
+    for wrong_task, wrong_run in ((task, questions), (egomcq, run)):
         with pytest.raises(ValueError, match="another benchmark"):
-            browser(one, where, "zeroshot")
+            browser(wrong_task, wrong_run, "zeroshot")
     rows, prompts = run.read_rows("zeroshot")
     run.write_rows("short", {key: value[:-1] for key, value in rows.items()}, prompts)
-    with pytest.raises(ValueError, match=rf"(?s){len(rows['index']) - 1} rows .* have {len(rows['index'])}.*evaluate it again"):
+    count = len(rows["index"])
+    with pytest.raises(ValueError, match=rf"(?s){count - 1} rows .* have {count}.*evaluate it again"):
         browser(task, run, "zeroshot", against="short")
     run.write_rows("stale", rows, prompts)
     run.write_metrics("stale", {"data": {path.name: "0" * 12 for path in task.tables()}})
@@ -162,7 +171,7 @@ def test_the_first_right_rank_is_that_of_a_stable_sort():
 
 def test_live_widgets_choose_and_show_what_the_page_does(evaluated):
     task, run = evaluated("egomcq")
-    content = queries.make(task, queries.sides(run, "zeroshot", None))
+    content = queries.make_queries(task, queries.sides(run, "zeroshot", None))
     read = []
     box = widgets(content, lambda v: read.append(v) or f"picture-{v}")
     assert len(set(read)) == 5, "what isn't shown isn't read"
@@ -174,7 +183,8 @@ def test_live_widgets_choose_and_show_what_the_page_does(evaluated):
     assert sorted(k for _, k in named["queries"].options) == fitting
     noun = content.tags["noun"][fitting[0]][0]
     named["noun"].value = noun
-    assert sorted(k for _, k in named["queries"].options) == [k for k in fitting if noun in content.tags["noun"][k]] != fitting
+    with_noun = [k for k in fitting if noun in content.tags["noun"][k]]
+    assert sorted(k for _, k in named["queries"].options) == with_noun != fitting
     view = next(widget for widget in every(box) if type(widget).__name__ == "HTML")
     shown = named["queries"].value
     assert content.texts[shown] in view.value and f"picture-{content.hits(0, shown)[4].clip}" in view.value
@@ -195,9 +205,10 @@ def test_live_there_are_widgets_and_the_page_folded_for_later(evaluated, monkeyp
     assert not browser(task, run, "zeroshot").data.startswith("<details>")
     monkeypatch.setenv("JPY_SESSION_NAME", "someone's.ipynb")
     shown = browser(task, run, "zeroshot").data
-    assert capsys.readouterr().out.startswith("VBox(") and shown.startswith("<details><summary>") and len(data_of(shown)["queries"]) > 0
+    assert capsys.readouterr().out.startswith("VBox(") and shown.startswith("<details><summary>")
+    assert len(data_of(shown)["queries"]) > 0
     monkeypatch.setattr(open_run, "injected_cells", lambda: ["# Parameters\nrun = 'x'"])
-    assert not browser(task, run, "zeroshot").data.startswith("<details>"), "papermill in JupyterLab is nobody's session"
+    assert not browser(task, run, "zeroshot").data.startswith("<details>"), "papermill in JupyterLab is not live"
 
 
 def every(widget):
@@ -217,22 +228,23 @@ def chromium():
 
 @pytest.fixture
 def opened(chromium, evaluated):
-    """A page in Chromium; at the end nothing may have gone wrong in it."""
-    contexts, wrong = [], []
+    """Return a function that opens a page in Chromium; no page may log an error."""
+    contexts, errors = [], []
 
     def open_page(name, against=None, **options):
         task, run = evaluated(name)
         browser(task, run, "zeroshot", against=against)
         contexts.append(chromium.new_context(**options))
         page = contexts[-1].new_page()
-        page.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
-        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("console", lambda message: errors.append(message.text) if message.type in ("error", "warning") else
+                None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto((run.path / "figures/browser-zeroshot.html").as_uri())
         return page
     yield open_page
     for context in contexts:
         context.close()
-    assert not wrong
+    assert not errors
 
 
 def listed(page) -> list[str]:
@@ -249,7 +261,7 @@ def test_searching_sorting_and_filtering_in_chromium(opened, evaluated):
     texts, page = task.prompts(), opened("ek100", "perfect")
     data = data_of(page.content())
     assert len(listed(page)) == len(texts) and listed(page) == lines(data, "worst first")
-    assert page.locator(".egokit-unfolding").count() == 0, "what needs no script has made room"
+    assert page.locator(".egokit-unfolding").count() == 0, "the static list has been replaced"
     page.get_by_label("text").press_sequentially("pick up")
     fitting = [text for text in texts if "pick" in text and "up" in text]
     assert len(listed(page)) == len(fitting) > 0 and all("pick up" in line for line in listed(page))
@@ -278,13 +290,16 @@ def test_pictures_random_keyboard_and_comparison_in_chromium(opened):
     assert page.locator(".egokit-view section").count() == 2, "two sections side by side"
     left, right = (page.locator(".egokit-view section").nth(i).bounding_box() for i in range(2))
     assert left["x"] + left["width"] <= right["x"] and left["y"] == right["y"]
-    assert page.evaluate("[...document.querySelectorAll('.egokit-view img')].every(image => image.complete && image.naturalWidth > 50)")
+    assert page.evaluate("[...document.querySelectorAll('.egokit-view img')].every("
+                         "image => image.complete && image.naturalWidth > 50)")
     assert all(image.get_attribute("alt").startswith("frames of ") for image in page.locator(".egokit-view img").all())
-    styles = {hit["grade"] == 1: page.locator(".egokit-view img").nth(i).evaluate("image => getComputedStyle(image).borderTopStyle")
+    style_of = "image => getComputedStyle(image).borderTopStyle"
+    styles = {hit["grade"] == 1: page.locator(".egokit-view img").nth(i).evaluate(style_of)
               for i, hit in enumerate(hit for side in shown["hits"] for hit in side)}
     assert styles[True] == "solid" and styles.get(False, "dashed") != "solid"
     page.locator(".egokit-list").focus()
-    assert page.locator(".egokit-list").get_attribute("data-lm-suppress-shortcuts"), "JupyterLab would delete the cell at two d"
+    suppressed = page.locator(".egokit-list").get_attribute("data-lm-suppress-shortcuts")
+    assert suppressed, "without it, pressing d twice deletes the cell in JupyterLab"
     page.keyboard.press("ArrowDown")
     second = data["queries"][data["orders"]["worst first"][1]]
     assert second["text"] in page.locator(".egokit-view p").first.inner_text()
@@ -296,7 +311,7 @@ def test_pictures_random_keyboard_and_comparison_in_chromium(opened):
 
 
 @pytest.mark.slow
-def test_texts_are_texts_and_no_page_s_parts(opened, evaluated):
+def test_texts_are_escaped_in_the_page(opened, evaluated):
     task, _ = evaluated("egomcq")
     kept, text = task.texts, "</script><img src=x onerror=alert(1)> & \"quotes\" <!--<script>"
     task.texts = [text, *kept[1:]]
@@ -321,7 +336,8 @@ def test_kinds_of_questions_in_chromium(opened, evaluated):
     assert all(line.startswith("✓") for line in listed(page))
     page.get_by_role("button", name="Reset").click()
     assert page.locator(".egokit-view figure").count() == 5
-    assert re.search(r"dual -?\d\.\d\d, fusion \d\.\d\d, ensemble -?\d\.\d\d", page.locator(".egokit-view figcaption").first.inner_text())
+    caption = page.locator(".egokit-view figcaption").first.inner_text()
+    assert re.search(r"dual -?\d\.\d\d, fusion \d\.\d\d, ensemble -?\d\.\d\d", caption)
 
 
 @pytest.mark.slow
@@ -332,7 +348,8 @@ def test_without_scripts_the_list_unfolds(opened, scheme):
     drawn = Image.open(io.BytesIO(page.screenshot())).convert("L")
     assert np.median(drawn) > 200 if scheme == "light" else np.median(drawn) < 60
     text = page.locator(".egokit-unfolding figcaption").first
-    assert text.evaluate("node => getComputedStyle(node).color") == {"light": "rgb(0, 0, 0)", "dark": "rgb(255, 255, 255)"}[scheme]
+    colour = {"light": "rgb(0, 0, 0)", "dark": "rgb(255, 255, 255)"}[scheme]
+    assert text.evaluate("node => getComputedStyle(node).color") == colour
     assert page.locator("details").count() > 4 and page.locator("details[open] img").first.is_visible()
     page.locator("summary").nth(1).click()
     assert page.locator("details").nth(1).locator("img").first.is_visible()

@@ -1,4 +1,4 @@
-"""Pictures class by class: what they draw, read back from the figure."""
+"""Figures by class: their numbers, read back from what is drawn."""
 import re
 import types
 
@@ -13,19 +13,24 @@ from egokit.viz import per_class
 
 
 def scored(tmp_path, prompts: int, of: int, **given):
-    """A task of that many prompts (0: its questions have their own texts) and rows, as far as pictures need it."""
-    return types.SimpleNamespace(prompts=lambda: ["a text"] * prompts, expected=lambda: of, tables=lambda: [], root=tmp_path,
-                                 scores=lambda rows, *prompts_KE: rows["scores"] if prompts else {"ensemble": rows["scores"]}, **given)
+    """Return a stand-in task with so many prompts and `of` rows.
+
+    Without prompts, its questions have texts of their own, as EgoMCQ's.
+    """
+    def score_matrix(rows, *prompts_KE):
+        return rows["scores"] if prompts else {"ensemble": rows["scores"]}
+    return types.SimpleNamespace(prompts=lambda: ["a text"] * prompts, num_rows=lambda: of, tables=lambda: [],
+                                 root=tmp_path, score_matrix=score_matrix, **given)
 
 
 def write(run, section, scores, prompts: int):
-    """Rows of which `scored` makes these scores."""
-    run.write_rows(section, {"index": np.arange(len(scores)), "video" if prompts else "fusion": scores, "scores": scores},
-                   np.zeros((prompts, 1)) if prompts else None)
+    """Write rows from which `scored` returns these scores."""
+    rows = {"index": np.arange(len(scores)), "video" if prompts else "fusion": scores, "scores": scores}
+    run.write_rows(section, rows, np.zeros((prompts, 1)) if prompts else None)
 
 
 def drawn(axis):
-    """label -> (names, values) of a dot plot."""
+    """Return {label: {name: value}} of a dot plot."""
     names = [tick.get_text() for tick in axis.get_yticklabels()]
     return {line.get_label(): dict(zip(names, line.get_xdata(), strict=False)) for line in axis.lines}
 
@@ -37,7 +42,8 @@ def test_average_precisions_are_the_metrics_sorted_and_absent_classes_are_said(t
     targets[:12] = 0
     task = scored(tmp_path, 50, 60, classes={f"c{k:03d}": f"doing {k}" for k in range(50)}, truth=lambda: targets)
     run = Run(tmp_path)
-    scores = {name: much * targets + rng.normal(size=targets.shape) for name, much in {"zeroshot": 1, "finetune": 2}.items()}
+    scores = {name: factor * targets + rng.normal(size=targets.shape)
+              for name, factor in {"zeroshot": 1, "finetune": 2}.items()}
     for section, values in scores.items():
         write(run, section, values, 50)
     figure = per_class.average_precisions(task, run, "zeroshot", "finetune")
@@ -48,7 +54,8 @@ def test_average_precisions_are_the_metrics_sorted_and_absent_classes_are_said(t
         assert line.get_label() == f"{section}: mAP {mean:.1f}" and np.mean(line.get_ydata()) == pytest.approx(mean)
     dots, expected = drawn(right), 100 * metrics.each_class(scores["finetune"], targets)
     shown = [int(name.split()[1]) for name in dots["finetune"]]
-    assert len(shown) == 40 and not {4, 30} & set(shown) and [*dots["finetune"].values()] == sorted(dots["finetune"].values(), reverse=True)
+    assert len(shown) == 40 and not {4, 30} & set(shown)
+    assert [*dots["finetune"].values()] == sorted(dots["finetune"].values(), reverse=True)
     assert expected[shown] == pytest.approx([*dots["finetune"].values()])
     by_chance = dots["chance: share of labelled videos with it"]
     assert [*by_chance.values()] == pytest.approx(100 * targets.sum(0)[shown] / np.count_nonzero(targets.sum(1)))
@@ -56,24 +63,29 @@ def test_average_precisions_are_the_metrics_sorted_and_absent_classes_are_said(t
 
 
 def test_accuracy_by_word(tmp_path):
-    """Verbs 0 and 1 and noun 7, one question without tags; tags as lists, and as the published file may have them."""
-    texts = ["#C C picks up the cup", "#C C picks up the red cup", "#C C cuts the cup", "#C C cuts the cup slowly", "#O A man waves"]
+    """Verbs 0 and 1, noun 7, and one question without tags; tags are lists or their text."""
+    texts = ["#C C picks up the cup", "#C C picks up the red cup", "#C C cuts the cup", "#C C cuts the cup slowly",
+             "#O A man waves"]
     tags = [([0], "[7]"), ("[0]", [7]), ([1], [7, 7]), ([1], "[7]"), (None, "nan")]
     questions = [{"query": {"tag_verb": verb, "tag_noun": noun} if verb else {"tag_noun": noun}} for verb, noun in tags]
-    task = scored(tmp_path, 0, 5, texts=texts, questions=questions, answers=np.zeros(5, int), types=np.array([1, 2, 1, 1, 1]))
+    task = scored(tmp_path, 0, 5, texts=texts, questions=questions, answers=np.zeros(5, int),
+                  types=np.array([1, 2, 1, 1, 1]))
     run = Run(tmp_path)
     write(run, "egomcq", np.array([[1, 0], [0, 1], [1, 0], [0, 1], [1, 0.0]]), 0)
     verbs, nouns = (drawn(axis) for axis in per_class.accuracy_by_word(task, run, "egomcq").axes)
     assert verbs["inter-video"] == {"picks up  (2)": 100, "cuts  (2)": 50}
     assert verbs["intra-video"]["picks up  (2)"] == 0 and np.isnan(verbs["intra-video"]["cuts  (2)"])
-    assert [*nouns["inter-video"]] == ["the cup  (4)"] and nouns["inter-video"]["the cup  (4)"] == pytest.approx(200 / 3)
+    assert [*nouns["inter-video"]] == ["the cup  (4)"]
+    assert nouns["inter-video"]["the cup  (4)"] == pytest.approx(200 / 3)
 
 
 def test_annotations_without_tags_are_said(tmp_path):
-    task = scored(tmp_path, 0, 1, texts=["#C C walks"], questions=[{"query": {}}], answers=np.zeros(1, int), types=np.ones(1, int))
+    task = scored(tmp_path, 0, 1, texts=["#C C walks"], questions=[{"query": {}}], answers=np.zeros(1, int),
+                  types=np.ones(1, int))
     write(Run(tmp_path), "egomcq", np.eye(1, 5), 0)
     figure = per_class.accuracy_by_word(task, Run(tmp_path), "egomcq")
-    assert [axis.get_title() for axis in figure.axes] == ["the annotations name no verbs", "the annotations name no nouns"]
+    titles = [axis.get_title() for axis in figure.axes]
+    assert titles == ["the annotations name no verbs", "the annotations name no nouns"]
 
 
 def test_ndcg_by_word_is_each_clips_of_its_class(tmp_path):
@@ -81,11 +93,12 @@ def test_ndcg_by_word_is_each_clips_of_its_class(tmp_path):
     rng = np.random.default_rng(0)
     scores, truth = rng.random((4, 6)), np.round(rng.random((4, 6)) * 2) / 2
     truth[:, 0] = 1
-    clips = pd.DataFrame({"narration": ["cut onion", "cut tomato", "wash pan", "cut onion and tomato"], "verb_class": [3, 3, 5, 3],
-                          "all_noun_classes": [[0], [1], [2], [0, 1]]})
+    clips = pd.DataFrame({"narration": ["cut onion", "cut tomato", "wash pan", "cut onion and tomato"],
+                          "verb_class": [3, 3, 5, 3], "all_noun_classes": [[0], [1], [2], [0, 1]]})
     task = scored(tmp_path, 6, 4, test=types.SimpleNamespace(clips=clips), truth=lambda: truth)
     write(Run(tmp_path), "zeroshot", scores, 6)
-    verbs, nouns = (drawn(axis)["zeroshot"] for axis in per_class.retrieval_by_word(task, Run(tmp_path), "zeroshot").axes)
+    figure = per_class.retrieval_by_word(task, Run(tmp_path), "zeroshot")
+    verbs, nouns = (drawn(axis)["zeroshot"] for axis in figure.axes)
     ndcg = [metrics.retrieval(scores[[row, row]], truth[[row, row]])["nDCG_V2T"] for row in range(4)]
     assert verbs == pytest.approx({"cut  (3)": np.mean([ndcg[0], ndcg[1], ndcg[3]]), "wash pan  (1)": ndcg[2]})
     assert nouns["onion  (2)"] == pytest.approx(np.mean([ndcg[0], ndcg[3]]))
@@ -100,17 +113,19 @@ def test_ndcg_by_word_is_each_clips_of_its_class(tmp_path):
     ("egomcq", viz.questions, "egomcq.json"),
 ])
 def test_annotations_edited_since_the_evaluation_are_an_error(resolve, copied, tmp_path, recipe, draw, table):
-    """Scores beside the rows of another table would be a picture of wrong things."""
+    """Scores must not be drawn beside the rows of another table."""
     on_copy, root = copied
     config, run = on_copy(resolve(f"toy/{recipe}", "data.limit=0 init=")), Run(tmp_path / "run")
     task = tasks.make(config)
     texts, rng = len(task.prompts()), np.random.default_rng(0)
-    rows = {"index": np.arange(task.num_rows())} | ({"video": rng.normal(size=(task.num_rows(), 4))} if texts else
-                                                    {name: rng.random(task.num_rows()) for name in ("dual", "fusion")})
+    count = task.num_rows()
+    rows = {"index": np.arange(count)} | ({"video": rng.normal(size=(count, 4))} if texts else
+                                          {name: rng.random(count) for name in ("dual", "fusion")})
     run.write_rows("scored", rows, rng.normal(size=(texts, 4)) if texts else None)
     run.write_metrics("scored", {"data": {path.name: fingerprint(path) for path in task.tables()}})
     assert draw(task, run, "scored")
     path, = root.rglob(table)
     path.write_bytes(path.read_bytes() + b"\n")
-    with pytest.raises(ValueError, match=rf"rows-scored\.npz was scored with another {re.escape(table)} .* evaluate it again"):
+    message = rf"rows-scored\.npz was scored with another {re.escape(table)} .* evaluate it again"
+    with pytest.raises(ValueError, match=message):
         draw(tasks.make(config), run, "scored")

@@ -1,4 +1,4 @@
-"""The shell: help with examples, one-line errors with exit code 2, and jobs that the notebooks find."""
+"""The command line: help with examples, one-line errors with exit code 2, toy and prep."""
 import pytest
 
 from egokit import cli
@@ -11,7 +11,7 @@ def test_help_shows_an_example(command, capsys):
     assert f"example:\n  egokit {command}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments, said", [
+@pytest.mark.parametrize("arguments, message", [
     (["submit", "toy/pretrian", "--site", "tiny"], "did you mean 'toy/pretrain'"),
     (["submit", "toy/pretrain", "--site", "tinny"], "did you mean 'tiny'"),
     (["submit", "toy/pretrain", "--site", "tiny", "--overrides", "optim.lrr=1"], "did you mean 'lr'"),
@@ -22,31 +22,31 @@ def test_help_shows_an_example(command, capsys):
     (["run", "01_data_prep", "05_egomcq:toy/egomqc", "--site", "tiny"], "did you mean 'toy/egomcq'"),
     (["prep", "--site", "tiny", "--root", "nowhere-at-all"], "does not exist"),
     (["prep", "ego4d", "--site", "tiny", "--wait"], "give --array N, too"),
-    (["prep", "--site", "tiny", "--shard", "1/2"], "--source, --shard and --array are of Ego4D alone"),
+    (["prep", "--site", "tiny", "--shard", "1/2"], "--source, --shard and --array are for Ego4D only"),
     (["prep", "ego4d", "--source", "nowhere", "--root", "nowhere-at-all"], "no videos in nowhere"),
 ])
-def test_mistakes_are_one_line_and_exit_2(project, arguments, said, capsys):
+def test_mistakes_are_one_line_and_exit_code_2(project, arguments, message, capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.main(arguments)
     error = capsys.readouterr().err
-    assert stopped.value.code == 2 and said in error and error.startswith("egokit: ") and "Traceback" not in error
+    assert stopped.value.code == 2 and message in error and error.startswith("egokit: ") and "Traceback" not in error
 
 
 @pytest.mark.parametrize("given", ["17/16", "0/16", "3", "a/b"])
-def test_a_shard_that_is_none(given, capsys):
+def test_a_malformed_shard_is_refused(given, capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.main(["prep", "ego4d", "--shard", given])
     assert f"'{given}': write NUMBER/COUNT, from 1/16 to 16/16" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("given", ["0", "-1", "soon", "nan"])
-def test_minutes_that_are_none(given, capsys):
+def test_a_malformed_timeout_is_refused(given, capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.main(["run", "05_egomcq", f"--timeout={given}"])
     assert f"'{given}': expected a number of minutes above 0" in capsys.readouterr().err
 
 
-def test_toy_and_prep_from_the_shell(tmp_path, project, capsys):
+def test_toy_and_prep_from_the_command_line(tmp_path, project, capsys):
     cli.main(["toy", str(tmp_path / "toy"), "--size", "tiny", "--seed", "3"])
     with pytest.raises(SystemExit, match="0"):
         cli.main(["prep", "ego4d", "--root", str(tmp_path / "toy")])

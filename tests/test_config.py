@@ -1,4 +1,4 @@
-"""Configuration: layers, strictness, and errors that say what to do."""
+"""Configuration: layers, strict names and types, helpful errors, renamed keys."""
 import dataclasses
 
 import pytest
@@ -28,7 +28,7 @@ def test_round_trip(project):
     assert differences(to_dict(config), to_dict(resolve("toy/pretrain", "tiny", "seed=1"))) == ["seed: 0 -> 1"]
 
 
-@pytest.mark.parametrize("overrides, said", [
+@pytest.mark.parametrize("overrides, message", [
     ("train.epoch=1", "'train.epoch'.*did you mean 'epochs'"),
     ("optin.lr=1", "'optin'.*did you mean 'optim'"),
     ("train.epochs=many", "train.epochs.*expected int.*'many'"),
@@ -54,20 +54,23 @@ def test_round_trip(project):
     ("train=3", "train.*expected a section"),
     ("epochs", "section.key=value"),
 ])
-def test_mistakes_name_the_key_and_the_nearest(project, overrides, said):
-    with pytest.raises(ConfigError, match=said):
+def test_mistakes_name_the_key_and_its_closest_match(project, overrides, message):
+    with pytest.raises(ConfigError, match=message):
         resolve("toy/pretrain", "tiny", overrides)
 
 
 def test_every_number_has_its_bounds():
-    numbers = {f"{section.name}.{one.name}": getattr(getattr(Config(), section.name), one.name) for section in dataclasses.fields(Config)
-               if dataclasses.is_dataclass(getattr(Config(), section.name)) for one in dataclasses.fields(getattr(Config(), section.name))}
-    numbers = {name: value for name, value in (numbers | {"seed": 0}).items() if name not in CHOICES and not isinstance(value, bool)
-               and all(isinstance(one, int | float) for one in (value if isinstance(value, tuple) else (value,))) and value != ()}
-    assert numbers.keys() == MINIMUM.keys() | POSITIVE and not MINIMUM.keys() & POSITIVE and MAXIMUM.keys() < numbers.keys()
+    sections = {field.name: getattr(Config(), field.name) for field in dataclasses.fields(Config)}
+    values = {f"{name}.{field.name}": getattr(section, field.name) for name, section in sections.items()
+              if dataclasses.is_dataclass(section) for field in dataclasses.fields(section)}
+    numbers = {name: value for name, value in (values | {"seed": 0}).items()
+               if name not in CHOICES and not isinstance(value, bool) and value != ()
+               and all(isinstance(item, int | float) for item in (value if isinstance(value, tuple) else (value,)))}
+    assert numbers.keys() == MINIMUM.keys() | POSITIVE and not MINIMUM.keys() & POSITIVE
+    assert MAXIMUM.keys() < numbers.keys()
 
 
-def test_wrong_names_of_files(project):
+def test_wrong_file_names_name_the_closest_match(project):
     with pytest.raises(ConfigError, match="did you mean 'toy/pretrain'"):
         resolve("toy/pretrian", "tiny")
     with pytest.raises(ConfigError, match="did you mean 'tiny'"):
@@ -93,7 +96,8 @@ def test_overrides_and_merge():
 
 
 def test_every_recipe_and_site_resolves(project):
-    recipes = [p.relative_to(project / "params").with_suffix("") for p in (project / "params").rglob("*.yaml") if p.parent.name != "sites"]
+    recipes = [path.relative_to(project / "params").with_suffix("") for path in (project / "params").rglob("*.yaml")
+               if path.parent.name != "sites"]
     assert len(recipes) >= 10
     for recipe in recipes:
         for site in ("toy", "example", "cluster_example"):
@@ -101,7 +105,8 @@ def test_every_recipe_and_site_resolves(project):
 
 
 @pytest.mark.parametrize("overrides, expected", [
-    ("search.videos=/my videos/at home train.epochs=3", {"search": {"videos": "/my videos/at home"}, "train": {"epochs": 3}}),
+    ("search.videos=/my videos/at home train.epochs=3",
+     {"search": {"videos": "/my videos/at home"}, "train": {"epochs": 3}}),
     ("  train.epochs=3\n optim.lr=1e-4 ", {"train": {"epochs": 3}, "optim": {"lr": "1e-4"}}),
     ("search.videos=/a=b/c init=", {"search": {"videos": "/a=b/c"}, "init": ""}),
     ("", {})])
@@ -115,32 +120,35 @@ def test_values_that_are_not_yaml(value):
         parse_overrides(f"train.epochs=3 init={value}")
 
 
-def test_names_of_before_are_taken_and_said(project, tmp_path):
-    """A recipe or site of an older egokit goes on working; what is written has the present names."""
+def test_old_key_names_are_accepted_with_a_warning(project, tmp_path):
+    """A recipe or site of an older egokit still works; the Config has the present names."""
     site = tmp_path / "older.yaml"
     site.write_text((project / "params/sites/tiny.yaml").read_text().replace("tasks_per_node", "processes"))
     with pytest.warns(FutureWarning) as warned:
         config = resolve("toy/pretrain", str(site), "data.evaluation_frames=2 launch.cpus=3")
     assert [str(warning.message).partition(" (")[0] for warning in warned] == [
         "launch.processes", "data.evaluation_frames", "launch.cpus"]
-    assert "data.evaluation_frames (in overrides) is called data.eval_frames now" in {str(one.message) for one in warned}
+    messages = {str(warning.message) for warning in warned}
+    assert "data.evaluation_frames (in overrides) is called data.eval_frames now" in messages
     assert (config.data.eval_frames, config.launch.cpus_per_task, config.launch.tasks_per_node) == (2, 3, 2)
     assert resolve("toy/pretrain", str(site), "launch.tasks_per_node=5").launch.tasks_per_node == 5
-    with pytest.raises(ConfigError, match=r"launch.cpus \(in overrides\) is called launch.cpus_per_task now, which is given, too"):
+    message = r"launch.cpus \(in overrides\) is called launch.cpus_per_task now, which is given, too"
+    with pytest.raises(ConfigError, match=message):
         resolve("toy/pretrain", "tiny", "launch.cpus=3 launch.cpus_per_task=4")
     for name in RENAMED.values():
         section, _, key = name.partition(".")
         assert key in to_dict(config)[section]
 
 
-def test_configs_of_before_compare_by_present_names():
+def test_old_configs_are_compared_by_present_names():
     before = {"data": {"tokens": 15, "frames": 4}, "launch": {"slurm": {"gpus": 1}, "gpus": 0}, "task": "egoclip"}
-    assert new_names(before) == {"data": {"max_tokens": 15, "frames": 4}, "launch": {"slurm": {"gpus": 1}, "gpus_per_task": 0},
-                                 "task": "egoclip"}
-    assert new_names({"data.evaluation_frames": 4, "seed": 0}) == {"data.eval_frames": 4, "seed": 0}  # metrics.json's recipe
+    assert new_names(before) == {"data": {"max_tokens": 15, "frames": 4},
+                                 "launch": {"slurm": {"gpus": 1}, "gpus_per_task": 0}, "task": "egoclip"}
+    recipe = {"data.evaluation_frames": 4, "seed": 0}  # metrics.json has dotted keys
+    assert new_names(recipe) == {"data.eval_frames": 4, "seed": 0}
 
 
-def test_a_checkpoint_of_before_is_loaded(checkpoint, tmp_path):
+def test_a_checkpoint_with_old_key_names_is_loaded(checkpoint, tmp_path):
     content = torch.load(checkpoint, weights_only=True)
     old = {RENAMED[f"model.{name}"].partition(".")[2]: name for name in ("fused", "vocabulary", "positions")}
     content["model_config"] = {old.get(key, key): value for key, value in content["model_config"].items()}

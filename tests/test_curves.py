@@ -1,4 +1,4 @@
-"""Who looks on at a training: the log's columns, TensorBoard's copy after kill -9, the figure, the live display."""
+"""Views of a training: columns, TensorBoard's copy after kill -9, figure, live display."""
 import signal
 import subprocess
 import sys
@@ -13,10 +13,10 @@ from egokit.runs.run_folder import Run
 from egokit.viz.curves import POINTS, Display, curves, draw
 
 
-def step_event(step, steps=20, **other):
-    return {"kind": "step", "step": step, "steps": steps, "epoch": 1, "loss": 3 / step, "egonce": 2 / step, "mlm": 1 / step, "lr": 1e-4,
-            "lr_heads": 4e-4, "grad_norm": 1.5, "scale": 2.0, "skipped": 0, "bad": 0, "data_s": 0.1, "step_s": 0.4, "clips_per_s": 40.0,
-            "eta_s": 100.0} | other
+def step_event(step, steps=20, **changes):
+    return {"kind": "step", "step": step, "steps": steps, "epoch": 1, "loss": 3 / step, "egonce": 2 / step,
+            "mlm": 1 / step, "lr": 1e-4, "lr_heads": 4e-4, "grad_norm": 1.5, "scale": 2.0, "skipped": 0, "bad": 0,
+            "data_s": 0.1, "step_s": 0.4, "clips_per_s": 40.0, "eta_s": 100.0} | changes
 
 
 def validation_event(step, best=True, **metrics):
@@ -29,7 +29,7 @@ def read(run):
     return history
 
 
-def test_the_log_is_read_on_and_anew_when_it_was_cut(tmp_path):
+def test_history_reads_new_lines_and_starts_over_after_a_truncation(tmp_path):
     run = Run(tmp_path / "run")
     history = History(run.path)
     assert not history.update() and history.step is None
@@ -37,12 +37,13 @@ def test_the_log_is_read_on_and_anew_when_it_was_cut(tmp_path):
     run.log(step_event(1))
     run.log(step_event(2, grad_norm=float("nan"), memory_gib=3.0))
     assert history.update() and not history.update()
-    assert history.training["step"].tolist() == [1, 2] and history.training["loss/mlm"].tolist() == [1, 0.5] and history.best == 0
+    assert history.training["step"].tolist() == [1, 2] and history.training["loss/mlm"].tolist() == [1, 0.5]
+    assert history.best == 0
     assert np.isnan(history.training["optimizer/grad_norm"]).tolist() == [False, True]
     assert np.isnan(history.training["speed/memory_gib"]).tolist() == [True, False]
     assert history.training.names("loss") == ["loss/loss", "loss/egonce", "loss/mlm"]
     with open(run.path / "log.jsonl", "a") as file:
-        file.write('{"kind": "step", "st')  # as a process leaves it that is killed
+        file.write('{"kind": "step", "st')  # as a killed process leaves it
     assert not history.update()
     run.truncate_log(lambda event: event["step"] <= 1)
     run.log(step_event(2, mlm=7.0))
@@ -81,23 +82,25 @@ def test_tensorboard_has_every_point_once_after_kill_and_resume(tmp_path):
     points = board_of(run)
     assert points["loss/loss"] == [(step, 1.0 if step <= 4 else 2.0 if step <= 6 else 3.0) for step in range(1, 13)]
     assert points["validation/ensemble_intra"] == [(3, 33), (6, 36), (9, 39), (12, 42)]
-    assert points.keys() >= {"loss/egonce", "loss/mlm", "optimizer/lr", "optimizer/lr_heads", "optimizer/grad_norm", "optimizer/scale",
-                             "optimizer/skipped", "speed/data_s", "speed/step_s", "speed/clips_per_s", "speed/eta_s"}
+    assert points.keys() >= {"loss/egonce", "loss/mlm", "optimizer/lr", "optimizer/lr_heads", "optimizer/grad_norm",
+                             "optimizer/scale", "optimizer/skipped", "speed/data_s", "speed/step_s",
+                             "speed/clips_per_s", "speed/eta_s"}
     assert points.keys() == {name for event in run.read_log() for name in scalars(event)}
 
 
-def test_a_tensorboard_that_looks_on_forgets_what_was_cut(tmp_path):
+def test_a_running_tensorboard_forgets_truncated_steps(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     run = Run(tmp_path / "run")
     run.truncate_log(lambda event: False)
     for step in range(1, 9):
         run.log(step_event(step, loss=1.0))
-    looking = EventAccumulator(str(run.path))
-    assert len(looking.Reload().Scalars("loss/loss")) == 8
-    time.sleep(1.1)  # TensorBoard takes files in the order of the second in their names
+    accumulator = EventAccumulator(str(run.path))
+    assert len(accumulator.Reload().Scalars("loss/loss")) == 8
+    time.sleep(1.1)  # TensorBoard orders files by the seconds in their names
     run.truncate_log(lambda event: event["step"] <= 5)
     run.log(step_event(6, loss=2.0))
-    assert [(point.step, point.value) for point in looking.Reload().Scalars("loss/loss")] == [(s, 1.0) for s in range(1, 6)] + [(6, 2.0)]
+    points = [(point.step, point.value) for point in accumulator.Reload().Scalars("loss/loss")]
+    assert points == [(step, 1.0) for step in range(1, 6)] + [(6, 2.0)]
 
 
 def axes_of(figure):
@@ -105,7 +108,7 @@ def axes_of(figure):
     return {axis.get_ylabel(): axis for axis in figure.axes}
 
 
-def test_the_figure_tells_what_is_slow_and_what_was_skipped(tmp_path):
+def test_the_figure_shows_slow_data_and_skipped_steps(tmp_path):
     run = Run(tmp_path / "02_pretrain/mine")
     for step in range(1, 21):
         run.log(step_event(step, data_s=0.2, skipped=int(step >= 9), grad_norm=None if step == 9 else 2.0))
@@ -121,28 +124,30 @@ def test_the_figure_tells_what_is_slow_and_what_was_skipped(tmp_path):
     assert curves(run).get_suptitle() == "02_pretrain/mine   finished: step 20 of 20, epoch 1"
 
 
-def test_a_long_log_is_drawn_by_few_points(tmp_path):
+def test_a_long_log_is_drawn_with_few_points(tmp_path):
     run = Run(tmp_path / "long")
     history = History(run.path)
     for step in range(1, 10_001):
-        history._add(step_event(step, steps=10_000, mlm=float(step % 2), data_s=0.04, grad_norm=None if step < 5000 else 1.0))
+        history._add(step_event(step, steps=10_000, mlm=float(step % 2), data_s=0.04,
+                                grad_norm=None if step < 5000 else 1.0))
     axes = axes_of(draw(run, history, "running"))
     lines = [line for axis in axes.values() for line in axis.get_lines()]
     assert max(len(line.get_xdata()) for line in lines) == POINTS
-    assert np.allclose(axes["loss term"].get_lines()[1].get_ydata(), 0.5)  # a mean, not one of the two
+    assert np.allclose(axes["loss term"].get_lines()[1].get_ydata(), 0.5)  # the mean of 0 and 1
     assert np.isfinite(axes["gradient norm"].get_lines()[0].get_ydata()).sum() in (POINTS // 2, POINTS // 2 + 1)
     assert axes["share of step time (%)"].get_title() == "10 % waiting for data:\nnot data-bound"
 
 
-def test_nothing_to_draw_is_drawn(tmp_path):
+def test_a_run_without_steps_is_drawn(tmp_path):
     run = Run(tmp_path / "run")
     assert draw(run, read(run), "running").get_suptitle().endswith("running: no step yet")
     run.log(validation_event(0, ensemble_intra=20.0) | {"steps": 0})
     figure = curves(run)
-    assert axes_of(figure)["loss term"].get_title() == "no training steps" and "finished: step 0 of 0" in figure.get_suptitle()
+    assert axes_of(figure)["loss term"].get_title() == "no training steps"
+    assert "finished: step 0 of 0" in figure.get_suptitle()
 
 
-def test_the_display_is_one_place_brought_up_to_date(tmp_path, monkeypatch):
+def test_the_live_display_is_updated_in_place(tmp_path, monkeypatch):
     import IPython.display
     shown, updates = [], []
 
@@ -157,7 +162,7 @@ def test_the_display_is_one_place_brought_up_to_date(tmp_path, monkeypatch):
         run.log(step_event(step))
         history.update()
         live(history, "running")
-    assert len(shown) == 1 and not updates, "not again at once"
+    assert len(shown) == 1 and not updates, "not drawn again at once"
     live.due = 0.0
     live(history, "running")
     live(history, "running")

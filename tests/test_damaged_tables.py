@@ -1,6 +1,7 @@
-"""Damaged annotation files: each error is ours and names the file, and the row, question or clip; harmless oddities just work.
+"""Damaged annotation files: an error names the file and the row, question or clip.
 
-Damaged videos: test_damage.py. Rows of EgoClip that are malformed are counted and left out: test_egoclip_table.py.
+Harmless oddities just work. test_damage.py: damaged videos. test_egoclip_table.py: malformed rows of EgoClip, which are
+counted and left out.
 """
 import csv
 import dataclasses
@@ -18,7 +19,7 @@ from egokit import prep, tasks
 from egokit.data import relevancy
 from egokit.data.annotation_tables import EK100_ANNOTATIONS
 from egokit.data.egoclip_table import EgoClipTable
-from egokit.data.video import clips
+from egokit.data.video import clips, frame_sampling
 from egokit.data.video.open_video import VideoError
 from egokit.prep import doctor
 
@@ -47,7 +48,7 @@ EGOCLIP, EGOMCQ, CLIPS, SENTENCES, TRAIN_CLIPS, _, _, VIDEOS, CLASSES, METADATA,
 
 @pytest.fixture
 def use(resolve, copied):
-    """(a function that does with a file's task what a user does, the root)."""
+    """Return (use, root): use(name) does with a file's task what a user does."""
     on_copy, root = copied
 
     def do(name: str):
@@ -59,20 +60,20 @@ def use(resolve, copied):
     return do, root
 
 
-def refused(action, path, *said) -> str:
-    """The message of the error, which is one of ours, and names the file."""
+def refused(action, path, *words) -> str:
+    """Check that an action raises an error of ours that names the file; return its message."""
     with pytest.raises((ValueError, FileNotFoundError)) as caught:
         action()
     assert type(caught.value) in (ValueError, FileNotFoundError), repr(caught.value)
     message = str(caught.value)
-    assert str(path) in message and all(one in message for one in said), message
+    assert str(path) in message and all(word in message for word in words), message
     return message
 
 
 # damage that any file may have
 
 def halved(data: bytes) -> bytes:
-    """Cut off in the middle of a row."""
+    """Return a file that is cut off in the middle of a row."""
     at = len(data) // 2
     return data[:at - 3] if data[at - 4:at - 2].strip() else data[:at]
 
@@ -90,7 +91,7 @@ WHOLE_FILE = {
     "number": lambda data: b"7",
     "brackets": lambda data: b"[" * 100_000,
 }
-# malformed rows of EgoClip are counted; sentences that are cut off are sentences still, and only the size of the relevancy tells
+# malformed rows of EgoClip are counted; a list of sentences that is cut off is valid, only the relevancy's size tells
 HARMLESS = {("cut", EGOCLIP), ("latin-1", EGOCLIP), ("cut", CLASSES), ("header only", CLASSES), ("cut", SENTENCES),
             ("header only", EGOMCQ), ("latin-1", RELEVANCY)}
 
@@ -117,13 +118,14 @@ def test_the_doctor_names_a_damaged_file(resolve, copied, name):
     data = path.read_bytes()
     for damage, change in WHOLE_FILE.items():
         path.write_bytes(change(data))
-        found = doctor.examine(config, 1, ("egoclip", "egomcq", "ek100", "charades", "egomq"))
-        said = [f"{one.what}: {one.said}" for one in found if one.state in ("wrong", "missing")]
+        findings = doctor.examine(config, 1, ("egoclip", "egomcq", "ek100", "charades", "egomq"))
+        messages = [f"{finding.what}: {finding.message}" for finding in findings if finding.state in ("wrong", "missing")]
         if (damage, name) not in HARMLESS:
-            assert any(path.name in one for one in said), (damage, said)
+            assert any(path.name in message for message in messages), (damage, messages)
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if name != RELEVANCY], ids=lambda name: name.rsplit("/", 1)[-1])
+@pytest.mark.parametrize("name", [name for name in FILES if name != RELEVANCY],
+                         ids=lambda name: name.rsplit("/", 1)[-1])
 def test_line_ends_of_windows_and_a_byte_order_mark_just_work(use, name):
     do, root = use
     path = root / name
@@ -137,10 +139,11 @@ def test_line_ends_of_windows_and_a_byte_order_mark_just_work(use, name):
 
 
 def test_where_the_locale_is_not_utf_8(use, monkeypatch):
-    """Tables are UTF-8 on every machine."""
+    """Tables are read as UTF-8 on every machine."""
     do, root = use
     path = root / CLASSES
-    path.write_text(path.read_text(encoding="utf-8").replace("picking up the cup", "picking up the café's cup"), encoding="utf-8")
+    text = path.read_text(encoding="utf-8").replace("picking up the cup", "picking up the café's cup")
+    path.write_text(text, encoding="utf-8")
     monkeypatch.setattr(io, "text_encoding", lambda encoding, stacklevel=2: encoding or "ascii")
     assert any("café" in sentence for sentence in do(CLASSES).task.classes.values())
 
@@ -148,7 +151,7 @@ def test_where_the_locale_is_not_utf_8(use, monkeypatch):
 # one cell, question or clip
 
 def edited(path, row: int, delimiter: str = ",", **cells) -> None:
-    """The cells of a row changed; None removes a column. Rows are counted from 0, without the header."""
+    """Change cells of a row, counted from 0 without the header; None removes a column."""
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file, delimiter=delimiter))
     rows[row] |= {name: cell for name, cell in cells.items() if cell is not None}
@@ -164,15 +167,19 @@ CELLS = [
       for bad in ("abc", "", "12.5", "nan", "-00:00:01.00", "00:00", "00:00:٣")),
     *((CLIPS, {"all_noun_classes": bad}, ["line 4", "all_noun_classes", "expected a list of class numbers"])
       for bad in ("8", "", "[8", "['book']", "[8 9]", "[-1]", "{8}", "[8,,9]", "[__import__('os').getcwd()]")),
-    *((CLIPS, {"verb_class": bad}, ["line 4", "verb_class", "expected a whole number"]) for bad in ("abc", "", "1.5", "-1", "nan")),
-    *((CLIPS, {name: ""}, ["line 4", name, "expected text"]) for name in ("narration_id", "participant_id", "video_id", "narration")),
+    *((CLIPS, {"verb_class": bad}, ["line 4", "verb_class", "expected a whole number"])
+      for bad in ("abc", "", "1.5", "-1", "nan")),
+    *((CLIPS, {name: ""}, ["line 4", name, "expected text"])
+      for name in ("narration_id", "participant_id", "video_id", "narration")),
     (CLIPS, {"narration_id": "P01_11_0"}, ["line 4", "'P01_11_0' is in line 2, too"]),
     (SENTENCES, {"narration_id": "P01_11_0"}, ["line 4", "'P01_11_0' is in line 2, too"]),
     (SENTENCES, {"narration": " "}, ["line 4", "narration", "expected text"]),
     *((file, {name: None}, [f"columns ['{name}'] are missing", "found ["]) for file, name in
-      ((CLIPS, "start_timestamp"), (CLIPS, "all_noun_classes"), (SENTENCES, "narration"), (VIDEOS, "actions"), (VIDEOS, "id"))),
+      ((CLIPS, "start_timestamp"), (CLIPS, "all_noun_classes"), (SENTENCES, "narration"), (VIDEOS, "actions"),
+       (VIDEOS, "id"))),
     *((VIDEOS, {"actions": bad}, ["line 4", "actions", repr(bad)[:20]])
-      for bad in ("c001", "c001 1.0", "c001 abc 2.0", "c001 nan 2.0", "c001 -1.0 2.0", "c999 1.0 2.0", "c001 1.0 2.0;", "c001  1.0 2.0")),
+      for bad in ("c001", "c001 1.0", "c001 abc 2.0", "c001 nan 2.0", "c001 -1.0 2.0", "c999 1.0 2.0",
+                  "c001 1.0 2.0;", "c001  1.0 2.0")),
     (VIDEOS, {"id": "RXFSE"}, ["line 4", "'RXFSE' is in line 2, too"]),
     (VIDEOS, {"id": ""}, ["line 4", "expected text"]),
     *((METADATA, {name: bad}, ["line 4", name, "expected seconds"])
@@ -182,20 +189,22 @@ CELLS = [
 ]
 
 
-@pytest.mark.parametrize("name, cells, said", CELLS)
-def test_a_wrong_cell_is_named(use, name, cells, said):
+@pytest.mark.parametrize("name, cells, words", CELLS)
+def test_a_wrong_cell_is_named(use, name, cells, words):
     do, root = use
     edited(root / name, 2, "\t" if name == METADATA else ",", **cells)
-    refused(lambda: do(name), root / name, *said)
+    refused(lambda: do(name), root / name, *words)
 
 
-@pytest.mark.parametrize("name, cells, said", [
-    (CLIPS, {"stop_timestamp": "00:00:00.00"}, "1 of [0-9]+ rows end before they begin, such as narration_id 'P01_11_2'"),
-    (METADATA, {"t_start": "9", "t_end": "3"}, r"1 of [0-9]+ rows end before they begin, such as id .*t_start 9 s, t_end 3 s")])
-def test_rows_that_end_before_they_begin_are_counted(use, name, cells, said):
+@pytest.mark.parametrize("name, cells, message", [
+    (CLIPS, {"stop_timestamp": "00:00:00.00"},
+     "1 of [0-9]+ rows end before they begin, such as narration_id 'P01_11_2'"),
+    (METADATA, {"t_start": "9", "t_end": "3"},
+     r"1 of [0-9]+ rows end before they begin, such as id .*t_start 9 s, t_end 3 s")])
+def test_rows_that_end_before_they_begin_are_counted(use, name, cells, message):
     do, root = use
     edited(root / name, 2, "\t" if name == METADATA else ",", **cells)
-    with pytest.warns(UserWarning, match=said):
+    with pytest.warns(UserWarning, match=message):
         do(name)
 
 
@@ -229,16 +238,16 @@ def test_words_that_pandas_takes_for_nothing_are_words(use):
     assert do(SENTENCES).sentences.narration.iloc[1] == "null"
 
 
-CLASS_LINES = [("picking up", "expected lines like"), ("c024", "expected lines like"), ("c000 again", "is listed twice"),
-               ("x17 no class", "expected lines like")]
+CLASS_LINES = [("picking up", "expected lines like"), ("c024", "expected lines like"),
+               ("c000 again", "is listed twice"), ("x17 no class", "expected lines like")]
 
 
-@pytest.mark.parametrize("line, said", CLASS_LINES)
-def test_a_wrong_line_of_the_class_list_is_named(use, line, said):
+@pytest.mark.parametrize("line, message", CLASS_LINES)
+def test_a_wrong_line_of_the_class_list_is_named(use, line, message):
     do, root = use
     with open(root / CLASSES, "a") as file:
         file.write(line + "\n")
-    refused(lambda: do(CLASSES), root / CLASSES, "line 25", said)
+    refused(lambda: do(CLASSES), root / CLASSES, "line 25", message)
 
 
 def test_a_class_file_that_lacks_a_class_of_the_list(use):
@@ -249,6 +258,7 @@ def test_a_class_file_that_lacks_a_class_of_the_list(use):
 
 
 def change(question: dict, key: str, value) -> None:
+    """Set a field, "choices.2.video_uid" for one that is deeper; None removes it."""
     *way, last = key.split(".")
     for name in way:
         question = question[name]
@@ -265,40 +275,43 @@ QUESTIONS = [
     ("choices.2", [], "choice 2: '2' is []"), ("choices.2.video_uid", None, "choice 2: 'video_uid' is missing"),
     ("choices.2.video_uid", 7, "choice 2: 'video_uid' is 7"),
     *(("choices.2.clip_start", bad, "choice 2: 'clip_start' is") for bad in (None, "abc", "nan", [], {})),
-    ("choices.2.clip_end", float("nan"), "choice 2: 'clip_end' is nan"), ("choices.2.clip_end", -1, "before it or its video begins"),
-    ("query", None, "'query' is missing"), ("query", [], "'query' is []"), ("query.clip_text", None, "'clip_text' is missing"),
-    ("query.clip_text", 7, "'clip_text' is 7"),
+    ("choices.2.clip_end", float("nan"), "choice 2: 'clip_end' is nan"),
+    ("choices.2.clip_end", -1, "before it or its video begins"),
+    ("query", None, "'query' is missing"), ("query", [], "'query' is []"),
+    ("query.clip_text", None, "'clip_text' is missing"), ("query.clip_text", 7, "'clip_text' is 7"),
 ]
 
 
-@pytest.mark.parametrize("key, value, said", QUESTIONS)
-def test_a_wrong_question_is_named(use, key, value, said):
+@pytest.mark.parametrize("key, value, message", QUESTIONS)
+def test_a_wrong_question_is_named(use, key, value, message):
     do, root = use
     path = root / EGOMCQ
     document = json.loads(path.read_text())
     change(document["3"], key, value)
     path.write_text(json.dumps(document))
-    refused(lambda: do(EGOMCQ), path, "question '3'", said)
+    refused(lambda: do(EGOMCQ), path, "question '3'", message)
 
 
-@pytest.mark.parametrize("document, said", [([], "expected questions"), ({}, "expected questions"), ({"a": {}}, "question 'a'"),
-                                            ({"0": []}, "question '0'"), ({"0": None}, "question '0'"), ("text", "expected questions")])
-def test_questions_of_another_shape(use, document, said):
+@pytest.mark.parametrize("document, message", [
+    ([], "expected questions"), ({}, "expected questions"), ({"a": {}}, "question 'a'"),
+    ({"0": []}, "question '0'"), ({"0": None}, "question '0'"), ("text", "expected questions")])
+def test_questions_of_another_shape(use, document, message):
     do, root = use
     (root / EGOMCQ).write_text(json.dumps(document))
-    refused(lambda: do(EGOMCQ), root / EGOMCQ, said)
+    refused(lambda: do(EGOMCQ), root / EGOMCQ, message)
 
 
 CLIP_CHANGES = [
-    *((f"clips.{name}", bad, f"'{name}' is") for name in ("video_start_sec", "video_end_sec") for bad in (None, "abc", "nan", [])),
+    *((f"clips.{name}", bad, f"'{name}' is")
+      for name in ("video_start_sec", "video_end_sec") for bad in (None, "abc", "nan", [])),
     ("clips.video_end_sec", -3, "before it or its video begins"), ("clips.clip_uid", None, "'clip_uid' is missing"),
-    ("clips.clip_uid", 7, "'clip_uid' is 7"), ("video_uid", None, "'video_uid' is missing"), ("clips", None, "'clips' is missing"),
-    ("clips", {}, "'clips' is {}"), ("clips", [7], "clip 7: expected clip_uid"),
+    ("clips.clip_uid", 7, "'clip_uid' is 7"), ("video_uid", None, "'video_uid' is missing"),
+    ("clips", None, "'clips' is missing"), ("clips", {}, "'clips' is {}"), ("clips", [7], "clip 7: expected clip_uid"),
 ]
 
 
-@pytest.mark.parametrize("key, value, said", CLIP_CHANGES)
-def test_a_wrong_clip_is_named(use, key, value, said):
+@pytest.mark.parametrize("key, value, message", CLIP_CHANGES)
+def test_a_wrong_clip_is_named(use, key, value, message):
     do, root = use
     path = root / MOMENTS
     document = json.loads(path.read_text())
@@ -308,7 +321,7 @@ def test_a_wrong_clip_is_named(use, key, value, said):
     else:
         change(video, key, value)
     path.write_text(json.dumps(document))
-    refused(lambda: do(MOMENTS), path, "video", said)
+    refused(lambda: do(MOMENTS), path, "video", message)
 
 
 @pytest.mark.parametrize("document", [[], {}, {"videos": {}}, {"videos": [7]}, "text"])
@@ -328,18 +341,19 @@ def test_a_list_without_clips_is_named(use, videos):
 def test_one_name_for_two_clips(use):
     do, root = use
     document = json.loads((root / MOMENTS).read_text())
-    one = document["videos"][0]["clips"][0]
-    document["videos"][0]["clips"].append(one)
+    clip = document["videos"][0]["clips"][0]
+    document["videos"][0]["clips"].append(clip)
     (root / MOMENTS).write_text(json.dumps(document))
-    assert len({clip["clip_uid"] for clip in do(MOMENTS)}) == len(do(MOMENTS))
-    document["videos"][0]["clips"].append(one | {"video_end_sec": one["video_end_sec"] + 1})
+    assert len({entry["clip_uid"] for entry in do(MOMENTS)}) == len(do(MOMENTS))
+    document["videos"][0]["clips"].append(clip | {"video_end_sec": clip["video_end_sec"] + 1})
     (root / MOMENTS).write_text(json.dumps(document))
-    refused(lambda: do(MOMENTS), root / MOMENTS, one["clip_uid"], "other times")
+    refused(lambda: do(MOMENTS), root / MOMENTS, clip["clip_uid"], "other times")
 
 
 # relevancy
 
-@pytest.mark.parametrize("content", [{"a": 1}, [1, 2], np.zeros(3), np.zeros((2, 2), object), np.full((20, 20), "x"), "text"])
+@pytest.mark.parametrize("content", [{"a": 1}, [1, 2], np.zeros(3), np.zeros((2, 2), object),
+                                     np.full((20, 20), "x"), "text"])
 def test_a_pickle_of_something_else(tmp_path, content):
     path = tmp_path / "relevancy.pkl"
     path.write_bytes(pickle.dumps(content))
@@ -379,8 +393,8 @@ def test_a_relevancy_without_a_sentence_for_a_clip(use):
 
 # preparation reads the tables, too
 
-@pytest.mark.parametrize("name, action", [(f"{CHARADES}/CharadesEgo_v1_train_only1st.csv", prep.charades), (CLASSES, prep.charades),
-                                          (TRAIN_CLIPS, prep.ek100), (SENTENCES, prep.ek100)],
+@pytest.mark.parametrize("name, action", [(f"{CHARADES}/CharadesEgo_v1_train_only1st.csv", prep.charades),
+                                          (CLASSES, prep.charades), (TRAIN_CLIPS, prep.ek100), (SENTENCES, prep.ek100)],
                          ids=lambda value: str(getattr(value, "__name__", value))[-20:])
 def test_preparation_names_a_damaged_table_and_leaves_no_part(copied, name, action):
     _, root = copied
@@ -395,7 +409,7 @@ def test_preparation_names_a_damaged_table_and_leaves_no_part(copied, name, acti
     path.unlink()
     with pytest.raises(FileNotFoundError, match=path.name):
         action(root)
-    assert not [one for one in root.rglob("*") if ".part" in one.name]
+    assert not [path for path in root.rglob("*") if ".part" in path.name]
 
 
 def test_sentences_of_another_table(copied):
@@ -408,21 +422,26 @@ def test_sentences_of_another_table(copied):
 
 # clips whose times contradict their video
 
+def pick(first, last):
+    return frame_sampling.sample_frames(first, last, 4)
+
+
 def test_a_clip_that_begins_before_its_video_is_read_from_its_start(project):
-    """EgoClip's times are estimated around a narration's, and may fall a moment before 0."""
-    from egokit.data.video import frame_sampling
+    """EgoClip's times are estimated from the narration's time, and may be just below 0."""
     from egokit.toy import read_frame_number
     folder = next((project / "outputs/toy/Ego4D_Chunked").iterdir())
-    pixels = clips.read_chunked(folder, -0.5, 1.0, lambda first, last: frame_sampling.sample_frames(first, last, 4), 30.0)
-    assert [read_frame_number(frame) for frame in pixels] == frame_sampling.sample_frames(0, 10, 4).tolist()
+    pixels = clips.read_chunked(folder, -0.5, 1.0, pick, 30.0)
+    assert [read_frame_number(frame) for frame in pixels] == pick(0, 10).tolist()
 
 
 def test_a_clip_far_beyond_its_video_is_an_error(project):
-    """A moment beyond the end is the last frame; a minute beyond it is another video, or one that has lost its end."""
-    from egokit.data.video import frame_sampling
+    """A moment beyond the end gives the last frame, but a minute beyond it is an error.
+
+    Then it is another video, or one that has lost its end.
+    """
     folder = next((project / "outputs/toy/Ego4D_Chunked").iterdir())  # of at most 45 s
     with pytest.raises(VideoError, match=rf"{folder}/\d\.mp4"):
-        clips.read_chunked(folder, 100.0, 101.0, lambda first, last: frame_sampling.sample_frames(first, last, 4), 600.0)
+        clips.read_chunked(folder, 100.0, 101.0, pick, 600.0)
 
 
 def test_a_folder_or_an_unreadable_file_in_a_tables_place(use):
@@ -436,7 +455,7 @@ def test_a_folder_or_an_unreadable_file_in_a_tables_place(use):
             do(name)
         path.rmdir()
         path.write_bytes(data)
-    if os.geteuid():  # root may read everything
+    if os.geteuid():  # root may read any file
         (root / EGOMCQ).chmod(0)
         with pytest.raises(PermissionError, match=r"egomcq\.json"):
             do(EGOMCQ)

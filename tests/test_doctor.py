@@ -1,4 +1,7 @@
-"""The doctor: a sound site, and every way in which one is not, each a finding that says what to do; never a traceback."""
+"""The doctor on a sound site, and on every kind of damage.
+
+Each damage is a finding that says what to do, never a traceback.
+"""
 import dataclasses
 import json
 import pickle
@@ -10,29 +13,31 @@ from conftest import ROOT
 
 from egokit import cli
 from egokit.config.schema import Config
+from egokit.data.annotation_tables import read_metadata
 from egokit.prep import doctor
 
 
 @pytest.fixture
 def site(resolve, copied):
-    """A config whose root is a copy of the tiny data set."""
+    """Return a config whose root is a copy of the tiny data set, and that root."""
     on_copy, root = copied
     return on_copy(resolve()), root
 
 
-def troubles(config) -> dict[str, str]:
-    """'part what' -> what was said, of everything missing or wrong."""
-    return {f"{one.part} {one.what}": f"{one.said} -> {one.fix}" for one in doctor.examine(config) if one.state in ("missing", "wrong")}
+def problems(config) -> dict[str, str]:
+    """Return {"part what": "message -> fix"} of everything missing or wrong."""
+    return {f"{finding.part} {finding.what}": f"{finding.message} -> {finding.fix}"
+            for finding in doctor.examine(config) if finding.state in ("missing", "wrong")}
 
 
 def test_a_sound_site(site):
     config, _ = site
     findings = doctor.examine(config)
-    assert doctor.sound(findings) and not troubles(config)
-    said = doctor.lines(findings)
-    for expected in ("egoclip.csv: found", "narrations of", "inter-video", "relevancy of test", "frame rates: ", "without an action",
-                     "malformed rows", "rows end within them"):
-        assert expected in said, expected
+    assert doctor.is_sound(findings) and not problems(config)
+    text = doctor.format_findings(findings)
+    for expected in ("egoclip.csv: found", "narrations of", "inter-video", "relevancy of test", "frame rates: ",
+                     "without an action", "malformed rows", "rows end within them"):
+        assert expected in text, expected
 
 
 def test_absent_videos_and_files_are_counted_and_named(site):
@@ -42,13 +47,15 @@ def test_absent_videos_and_files_are_counted_and_named(site):
     next(root.glob("EK100/video_ht256px/*/*.MP4")).unlink()
     (root / "CharadesEgo/CharadesEgo/metadata_train.csv").unlink()
     (root / "moments_val.json").unlink()
-    found = troubles(config)
-    rows = found.get("EgoClip rows", "") + found.get("EgoMCQ choices", "")
-    assert f"1 videos that are not under Ego4D_Chunked/, such as {gone.name}" in rows and "egokit prep ego4d --site tiny" in rows
-    assert any(key.startswith("EK-100 clips of") and "not under video_ht256px/" in said for key, said in found.items())
-    assert "egokit prep" in found["Charades-Ego CharadesEgo/CharadesEgo/metadata_train.csv"]
-    assert "ego4d --datasets annotations" in found["EgoMQ moments_val.json"]
-    assert not doctor.sound(doctor.examine(config))
+    problem_of = problems(config)
+    rows = problem_of.get("EgoClip rows", "") + problem_of.get("EgoMCQ choices", "")
+    assert f"1 videos that are not under Ego4D_Chunked/, such as {gone.name}" in rows
+    assert "egokit prep ego4d --site tiny" in rows
+    assert any(key.startswith("EK-100 clips of") and "not under video_ht256px/" in text
+               for key, text in problem_of.items())
+    assert "egokit prep" in problem_of["Charades-Ego CharadesEgo/CharadesEgo/metadata_train.csv"]
+    assert "ego4d --datasets annotations" in problem_of["EgoMQ moments_val.json"]
+    assert not doctor.is_sound(doctor.examine(config))
 
 
 def test_tables_that_contradict_the_videos(site):
@@ -56,47 +63,52 @@ def test_tables_that_contradict_the_videos(site):
     folder = root / "EK100/epic-kitchens-100-annotations/retrieval_annotations/relevancy"
     (folder / "caption_relevancy_EPIC_100_retrieval_test.safetensors").unlink()
     (folder / "caption_relevancy_EPIC_100_retrieval_test.pkl").write_bytes(pickle.dumps(np.ones((3, 4), np.float32)))
-    lines = json.loads((root / "prepared.json").read_text())
-    lines["lines"][0] |= {"status": "failed", "reason": "a.mp4: no video stream"}
-    lines["lines"][1] |= {"status": "pending"}
-    (root / "prepared.json").write_text(json.dumps(lines))
+    manifest = json.loads((root / "prepared.json").read_text())
+    manifest["lines"][0] |= {"status": "failed", "reason": "a.mp4: no video stream"}
+    manifest["lines"][1] |= {"status": "pending"}
+    (root / "prepared.json").write_text(json.dumps(manifest))
     moments = json.loads((root / "moments_train.json").read_text())
     moments["videos"][0]["clips"][0]["video_end_sec"] = 9999.0
     (root / "moments_train.json").write_text(json.dumps(moments))
-    found = troubles(config)
-    assert "is 3 x 4, but EPIC_100_retrieval_*.csv have" in found["EK-100 relevancy of test"]
-    assert "1 failed: a.mp4: no video stream -> egokit prep ego4d --site tiny (tries them again)" in found["EgoClip prepared.json"]
-    assert "1 full videos are not prepared yet -> egokit prep ego4d --site tiny" in found["EgoClip Ego4D"]
-    notes = [one.said for one in doctor.examine(config) if one.state == "note"]
-    assert any("rows beyond their end" in said and "9999.0 s" in said for said in notes)
+    problem_of = problems(config)
+    assert "is 3 x 4, but EPIC_100_retrieval_*.csv have" in problem_of["EK-100 relevancy of test"]
+    assert ("1 failed: a.mp4: no video stream -> egokit prep ego4d --site tiny (tries them again)"
+            in problem_of["EgoClip prepared.json"])
+    assert "1 full videos are not prepared yet -> egokit prep ego4d --site tiny" in problem_of["EgoClip Ego4D"]
+    notes = [finding.message for finding in doctor.examine(config) if finding.state == "note"]
+    assert any("rows beyond their end" in note and "9999.0 s" in note for note in notes)
 
 
 def test_damaged_files_are_findings(site):
     config, root = site
-    next(root.glob("CharadesEgo/CharadesEgo_v1_480/*.mp4")).write_bytes(b"<html>")
+    uid = read_metadata(root / "CharadesEgo/CharadesEgo/metadata_train.csv").id[0]
+    (root / f"CharadesEgo/CharadesEgo_v1_480/{uid}.mp4").write_bytes(b"<html>")
     (root / "egomcq.json").write_text("{")
     (root / "egoclip.csv").write_text("nothing\n")
     (root / "prepared.json").write_text("[]")
     folder = root / "EK100/epic-kitchens-100-annotations/retrieval_annotations"
     (folder / "EPIC_100_retrieval_test.csv").write_text("a,b\n1,2\n")
-    found = troubles(dataclasses.replace(config, site=dataclasses.replace(config.site, tokenizer=str(root / "none"))))
-    assert "videos opened are damaged" in found["Charades-Ego training segments"] or "videos opened are damaged" in str(found)
-    assert "egomcq.json: not JSON" in found["EgoMCQ check"] and "prepared.json: expected what" in found["EgoClip check"]
-    assert "columns" in found["EK-100 check"] and "vocab.json" in found[f"models tokenizer {root / 'none'}"]
+    no_tokenizer = dataclasses.replace(config.site, tokenizer=str(root / "none"))
+    problem_of = problems(dataclasses.replace(config, site=no_tokenizer))
+    assert "videos opened are damaged" in problem_of["Charades-Ego training segments"]
+    assert "egomcq.json: not JSON" in problem_of["EgoMCQ check"]
+    assert "prepared.json: expected what" in problem_of["EgoClip check"]
+    assert "columns" in problem_of["EK-100 check"] and "vocab.json" in problem_of[f"models tokenizer {root / 'none'}"]
 
 
 def test_parts_that_are_not_there_are_one_line(site):
     config, root = site
     shutil.rmtree(root / "CharadesEgo")
-    findings = [one for one in doctor.examine(config) if one.part == "Charades-Ego"]
+    findings = [finding for finding in doctor.examine(config) if finding.part == "Charades-Ego"]
     assert len(findings) == 1 and findings[0].state == "note" and "allenai.org" in findings[0].fix
 
 
-@pytest.mark.parametrize("root, said", [("", "not set"), ("nowhere", "no such folder")])
-def test_no_root(root, said):
+@pytest.mark.parametrize("root, message", [("", "not set"), ("nowhere", "no such folder")])
+def test_no_root(root, message):
     config = Config()
-    findings = doctor.examine(dataclasses.replace(config, site=dataclasses.replace(config.site, root=root, name="mine")))
-    assert len(findings) == 1 and said in findings[0].said and "params/sites/mine.yaml" in findings[0].fix
+    site = dataclasses.replace(config.site, root=root, name="mine")
+    findings = doctor.examine(dataclasses.replace(config, site=site))
+    assert len(findings) == 1 and message in findings[0].message and "params/sites/mine.yaml" in findings[0].fix
 
 
 def test_from_the_shell(project, monkeypatch, capsys):
@@ -110,4 +122,5 @@ def test_from_the_shell(project, monkeypatch, capsys):
 def test_fixes_name_commands_that_exist():
     from egokit.prep.doctor.finding import FIXES
     readme = (ROOT / "README.md").read_text()
-    assert "egokit prep --site local" in readme and all("egokit prep" not in fix or "--site {site}" in fix for fix in FIXES.values())
+    assert "egokit prep --site local" in readme
+    assert all("egokit prep" not in fix or "--site {site}" in fix for fix in FIXES.values())

@@ -1,4 +1,4 @@
-"""EgoClip's table: the rows of a plain reading, a cache that is never trusted when damaged, and the full size."""
+"""EgoClip's table: the same rows as pandas reads, damaged caches, and the full size."""
 import ast
 import multiprocessing
 import os
@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from egokit.data import egoclip_table
-from egokit.data.egoclip_table import COLUMNS, HEADER, NOUNS, VERBS, EgoClipTable
+from egokit.data import egoclip_csv, egoclip_table
+from egokit.data.egoclip_csv import COLUMNS, NOUNS, VERBS
+from egokit.data.egoclip_table import HEADER, EgoClipTable
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import egoclip_table as benchmark
@@ -23,33 +24,40 @@ FIRST = ["7", "video-a", "90.0", "narration_pass_1", "0", "12.5", "11.0", "13.25
 
 
 def line(**changed) -> str:
+    """Return the FIRST row as a line, with some fields changed."""
     return "\t".join({**dict(zip(COLUMNS, FIRST, strict=True)), **changed}.values())
 
 
 GOOD = [
-    line(), line(clip_text='"#C C says "hi"'), line(clip_text='#C C "opens'), line(clip_text="#C C içer çay 茶 🫖"), line(clip_text="  "),
-    line(clip_text="#C C\u2028turns\x0b\x85"), line(clip_text="#unsure"), line(clip_text="N"), line(clip_text="#O nan"),
-    line(tag_verb="[]", tag_noun="[]"), line(tag_verb="[117, 118, 40000]", tag_noun="[581,582, 1, 1]"), line(tag_noun="[ 1 ,2]"),
-    line(narration_time="-0.5", clip_start="-1"), line(narration_time="-0.0"), line(narration_time="6e1"), line(narration_time=" 61.5"),
-    line(clip_start="11.000000000000000123456789", clip_end="11.400000000000000355271"), line(clip_start="3.5670311999999997"),
+    line(), line(clip_text='"#C C says "hi"'), line(clip_text='#C C "opens'), line(clip_text="#C C içer çay 茶 🫖"),
+    line(clip_text="  "), line(clip_text="#C C\u2028turns\x0b\x85"), line(clip_text="#unsure"), line(clip_text="N"),
+    line(clip_text="#O nan"),
+    line(tag_verb="[]", tag_noun="[]"), line(tag_verb="[117, 118, 40000]", tag_noun="[581,582, 1, 1]"),
+    line(tag_noun="[ 1 ,2]"), line(narration_time="-0.5", clip_start="-1"), line(narration_time="-0.0"),
+    line(narration_time="6e1"), line(narration_time=" 61.5"),
+    line(clip_start="11.000000000000000123456789", clip_end="11.400000000000000355271"),
+    line(clip_start="3.5670311999999997"),
     line(video_uid="video-a/0"), line(video_uid="007"), line(video_uid="7"), line(clip_text="12"),
     line(video_uid="vidéo b"), line(video_dur="", narration_ind="x", clip_idx=""),
     line(narration_source='"'),
 ]
 BAD = [
-    line().rsplit("\t", 1)[0], line().rsplit("\t", 5)[0], "7", line() + "\t", line() + "\t[3]", line(clip_text="#C C\tcuts"),
+    line().rsplit("\t", 1)[0], line().rsplit("\t", 5)[0], "7", line() + "\t", line() + "\t[3]",
+    line(clip_text="#C C\tcuts"),
     "\t" + line(), line(clip_text="#C C\tcuts").rsplit("\t", 1)[0], line(clip_start="unknown"), line(clip_end=""),
     line(narration_time="NaN"), line(narration_time="True"), line(clip_end="nan"), line(clip_end="1.2.3"),
     line(clip_end="11.0"), line(clip_end="10"), line(clip_text=""), line(clip_text="None"),
-    line(clip_text="#N/A N/A"), line(video_uid=""), line(video_uid="NA"), line(tag_verb="3"), line(tag_verb=""), line(tag_noun="[a]"),
-    line(tag_noun="[1"), line(tag_noun="[1.5]"), line(tag_noun="[-1]"), line(tag_noun="[3] "), '"' + line(clip_start='"11'),
+    line(clip_text="#N/A N/A"), line(video_uid=""), line(video_uid="NA"), line(tag_verb="3"), line(tag_verb=""),
+    line(tag_noun="[a]"), line(tag_noun="[1"), line(tag_noun="[1.5]"), line(tag_noun="[-1]"), line(tag_noun="[3] "),
+    '"' + line(clip_start='"11'),
 ]
-# what the plain reading lets through, to fail later, or fails at
-WORSE = [line(clip_end="inf"), line(narration_time="-inf"), line(tag_verb="[1,,2]"), line(tag_verb="[1 2]"), line(tag_noun="[٣]")]
+# malformed rows that the plain reading lets through, to fail later, or at which it fails
+WORSE = [line(clip_end="inf"), line(narration_time="-inf"), line(tag_verb="[1,,2]"), line(tag_verb="[1 2]"),
+         line(tag_noun="[٣]")]
 
 
 def write(path, lines: list[str], end: str = "\n"):
-    path.write_bytes("".join(some + end for some in ["\t".join(COLUMNS), *lines]).encode())
+    path.write_bytes("".join(row + end for row in ["\t".join(COLUMNS), *lines]).encode())
     return path
 
 
@@ -59,13 +67,14 @@ def rows(table: EgoClipTable) -> list[dict]:
 
 
 def opened(path, malformed: int) -> EgoClipTable:
+    """Open a table, which must warn of so many malformed rows."""
     with pytest.warns(UserWarning, match=rf"{path.name}: {malformed} malformed rows of \d+ left out"):
         return EgoClipTable(path)
 
 
 @pytest.fixture
 def mixed(tmp_path):
-    """2,000 generated rows, 20 of them torn besides, and every kind of row above among them."""
+    """A table of 2,000 generated rows, 20 torn ones, and every kind of row above among them."""
     benchmark.generate(tmp_path / "egoclip.csv", 2000, 9, 20)
     lines = (tmp_path / "egoclip.csv").read_text().split("\n")[1:-1]
     for i, extra in enumerate([*GOOD, *BAD, "", "  "]):
@@ -80,7 +89,7 @@ def small(tmp_path):
 
 @pytest.mark.parametrize("block", [1, 5000, 1 << 24])
 def test_rows_and_negatives_are_those_of_a_plain_reading(mixed, monkeypatch, block):
-    monkeypatch.setattr(egoclip_table, "BLOCK", block)
+    monkeypatch.setattr(egoclip_csv, "BLOCK", block)
     plain, table = benchmark.Naive(mixed), opened(mixed, 20 + len(BAD))
     assert plain.malformed == table.malformed and len(plain.table) == len(table) == 2000 + len(GOOD)
     for name in ("narration_time", "clip_start", "clip_end"):
@@ -91,9 +100,9 @@ def test_rows_and_negatives_are_those_of_a_plain_reading(mixed, monkeypatch, blo
         assert row["verbs"] == [k for k in ast.literal_eval(expected.tag_verb) if k < VERBS]
         assert row["nouns"] == [k for k in ast.literal_eval(expected.tag_noun) if k < NOUNS]
         for seed in range(3):
-            other = table.negative(i, np.random.default_rng((seed, i)))
-            assert other == plain.negative(i, np.random.default_rng((seed, i)))
-            assert plain.scene[other] == plain.scene[i] and (other != i or plain.count[plain.scene[i]] == 1)
+            negative = table.negative(i, np.random.default_rng((seed, i)))
+            assert negative == plain.negative(i, np.random.default_rng((seed, i)))
+            assert plain.scene[negative] == plain.scene[i] and (negative != i or plain.count[plain.scene[i]] == 1)
     assert sorted(table.videos) == sorted(set(plain.table.video_uid)) and 1 in plain.count
     with pytest.raises(IndexError, match=r"egoclip\.csv has no row"):
         table.row(len(table))
@@ -112,7 +121,8 @@ def test_malformed_rows_of_each_kind(tmp_path):
 def test_line_ends(small, tmp_path):
     expected = rows(opened(small, len(BAD)))
     assert rows(opened(write(tmp_path / "windows.csv", [*GOOD, *BAD], "\r\n"), len(BAD))) == expected
-    (tmp_path / "unfinished.csv").write_bytes(b"\xef\xbb\xbf" + write(tmp_path / "whole.csv", [*BAD, *GOOD]).read_bytes()[:-1])
+    whole = write(tmp_path / "whole.csv", [*BAD, *GOOD]).read_bytes()
+    (tmp_path / "unfinished.csv").write_bytes(b"\xef\xbb\xbf" + whole[:-1])
     assert rows(opened(tmp_path / "unfinished.csv", len(BAD))) == expected
 
 
@@ -134,10 +144,11 @@ def test_what_is_no_egoclip_table_is_an_error(tmp_path):
 def test_cache_is_reused_and_warns_again(small, monkeypatch):
     expected = rows(opened(small, len(BAD)))
     before = os.stat(small.with_name(".egoclip.csv.cache"))
-    monkeypatch.setattr(egoclip_table, "_build", None)
+    monkeypatch.setattr(egoclip_table, "_build_cache", None)
     table = opened(small, len(BAD))
     after = os.stat(small.with_name(".egoclip.csv.cache"))
-    assert rows(table) == expected and (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+    assert rows(table) == expected
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
     assert not any(array.flags.writeable or array.flags.owndata for array in table.columns.values())
     copy = pickle.loads(pickled := pickle.dumps(table))
     assert len(pickled) < 10_000 and rows(copy) == expected and copy.malformed == table.malformed
@@ -159,9 +170,10 @@ def test_a_damaged_cache_is_built_anew(small):
     opened(small, len(BAD))
     cache = small.with_name(".egoclip.csv.cache")
     whole = cache.read_bytes()
-    damaged = [whole[:size] for size in (0, 1, 100, HEADER - 1, HEADER, HEADER + 9, len(whole) // 2, len(whole) - 1)]
-    damaged += [whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1:] for at in (0, 60, whole.index(b"arrays") + 40, HEADER, HEADER + 70,
-                                                                                len(whole) // 2, len(whole) - 1)]
+    middle, last = len(whole) // 2, len(whole) - 1
+    damaged = [whole[:size] for size in (0, 1, 100, HEADER - 1, HEADER, HEADER + 9, middle, last)]
+    damaged += [whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1:]
+                for at in (0, 60, whole.index(b"arrays") + 40, HEADER, HEADER + 70, middle, last)]
     damaged += [whole + b"\0", b"garbage" * 3000, b"[" * 2 * HEADER, b"7".ljust(2 * HEADER), bytes(len(whole)),
                 whole.replace(f'"malformed": {len(BAD)}'.encode(), b'"malformed": 11')]
     for data in damaged:
@@ -173,7 +185,10 @@ def test_a_damaged_cache_is_built_anew(small):
 
 
 def test_where_the_folder_cannot_be_written(small, tmp_path, monkeypatch):
-    """A folder in the cache's place: as good as a read-only one, for root too."""
+    """The cache goes elsewhere.
+
+    A folder in its place has the effect of a read-only folder, even for root.
+    """
     expected = rows(opened(small, len(BAD)))
     cache = small.with_name(".egoclip.csv.cache")
     cache.unlink()
@@ -192,24 +207,28 @@ def test_where_the_folder_cannot_be_written(small, tmp_path, monkeypatch):
 
 
 def test_a_read_only_folder(monkeypatch):
-    """Root may write to any folder, so where the tests run as root this one becomes nobody for a moment."""
-    folder = Path(tempfile.mkdtemp())  # pytest's own are closed to others
+    """The cache goes to the user's cache folder.
+
+    Root may write to any folder, so as root, the test becomes nobody for a moment.
+    """
+    folder = Path(tempfile.mkdtemp())  # pytest's own folders are closed to other users
     try:
         path = write(folder / "egoclip.csv", [*GOOD, *BAD])
         (folder / "caches").mkdir()
         (folder / "caches").chmod(0o777)
         monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "caches"))
         folder.chmod(0o555)
-        was = os.geteuid()
-        if was == 0:
+        user = os.geteuid()
+        if user == 0:
             os.seteuid(65534)
         try:
             with pytest.raises(PermissionError):
                 (folder / "anything").touch()
             opened(path, len(BAD))
         finally:
-            os.seteuid(was)
-        assert len(list((folder / "caches" / "egokit").iterdir())) == 1 and not path.with_name(".egoclip.csv.cache").exists()
+            os.seteuid(user)
+        assert len(list((folder / "caches" / "egokit").iterdir())) == 1
+        assert not path.with_name(".egoclip.csv.cache").exists()
     finally:
         folder.chmod(0o755)
         shutil.rmtree(folder)
@@ -218,7 +237,8 @@ def test_a_read_only_folder(monkeypatch):
 def _rank(path, barrier, queue) -> None:
     barrier.wait()
     table = EgoClipTable(path)
-    queue.put((rows(table)[::97], table.malformed, os.fstat(os.open(path.with_name(f".{path.name}.cache"), os.O_RDONLY)).st_size))
+    cache = os.open(path.with_name(f".{path.name}.cache"), os.O_RDONLY)
+    queue.put((rows(table)[::97], table.malformed, os.fstat(cache).st_size))
 
 
 @pytest.mark.filterwarnings("ignore:.*malformed rows", "ignore:.*fork")
@@ -228,10 +248,10 @@ def test_processes_that_build_at_once(mixed):
     ranks = [context.Process(target=_rank, args=(mixed, barrier, queue)) for _ in range(3)]
     for rank in ranks:
         rank.start()
-    found = [queue.get() for _ in ranks]
+    results = [queue.get() for _ in ranks]
     for rank in ranks:
         rank.join()
-    assert [rank.exitcode for rank in ranks] == [0] * 3 and found[0] == found[1] == found[2]
+    assert [rank.exitcode for rank in ranks] == [0] * 3 and results[0] == results[1] == results[2]
     assert sorted(path.name for path in mixed.parent.iterdir()) == [".egoclip.csv.cache", "egoclip.csv"]
 
 
@@ -245,9 +265,9 @@ def test_a_negative_takes_microseconds(mixed):
 
 @pytest.mark.slow
 def test_full_size(tmp_path):
-    """3,847,723 rows, each load in a process of its own.
+    """Load 3,847,723 rows, each time in a process of its own.
 
-    The first load takes 7 to 8 s of a processor and 0.7 GiB: half of what is allowed here. A cached one takes 0.3 s.
+    The first load takes 7 to 8 s of CPU time and 0.7 GiB, half of what is allowed here. A cached load takes 0.3 s.
     """
     path = tmp_path / "egoclip.csv"
     benchmark.generate(path)

@@ -1,4 +1,4 @@
-"""Figures can be read in a notebook and on a slide: width, size of text, labels, nothing over anything else."""
+"""Figures are readable in a notebook and on a slide: width, text size, labels, overlaps."""
 import itertools
 import json
 import tracemalloc
@@ -35,7 +35,7 @@ def logged(tmp_path, *predictions):
 
 
 def figures(resolve, checkpoint, tmp_path):
-    """name -> figure, with what is longest in them."""
+    """Yield (name, figure) of every kind of figure, with the longest texts it may have."""
     rng, run = np.random.default_rng(0), Run(tmp_path / "run")
 
     def write(section, rows, prompts_KE=None):
@@ -64,7 +64,8 @@ def figures(resolve, checkpoint, tmp_path):
     run, history = logged(tmp_path, *[asked([-.11, .21, .31, .41, .51]) | {"text": LONG}] * 4)
     yield "curves", curves(run)
     yield "predictions", draw_predictions(run, history, grey)
-    run, history = logged(tmp_path / "other", *[sought(1234, [.91, .81, .71, .61, .51], [1, .5, .25, 0, 0]) | {"text": LONG}] * 4)
+    sample = sought(1234, [.91, .81, .71, .61, .51], [1, .5, .25, 0, 0]) | {"text": LONG}
+    run, history = logged(tmp_path / "other", *[sample] * 4)
     yield "best clips", draw_predictions(run, history, grey)
 
 
@@ -73,7 +74,8 @@ def test_figures_are_readable(resolve, checkpoint, tmp_path):
     for name, figure in figures(resolve, checkpoint, tmp_path):
         FigureCanvasAgg(figure).draw()
         assert figure.get_figwidth() <= WIDTH, name
-        texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip() and text.get_figure()]
+        texts = [text for text in figure.findobj(Text)
+                 if text.get_visible() and text.get_text().strip() and text.get_figure()]
         small = [(text.get_text(), text.get_fontsize()) for text in texts if text.get_fontsize() < 10.9]
         assert not small, (name, small)
         for axis in figure.axes:
@@ -82,24 +84,29 @@ def test_figures_are_readable(resolve, checkpoint, tmp_path):
                 widest = figure.bbox.width / axis.get_gridspec().ncols
                 assert axis.title.get_window_extent().width <= widest, (name, axis.get_title())
                 below = axis.get_subplotspec().is_last_row()
-                assert (axis.get_xlabel() or not below) and (axis.get_ylabel() or axis.get_yticklabels()), (name, axis.get_title())
-        labels = [text for axis in figure.axes for text in (axis.xaxis.label, axis.yaxis.label, axis.title, axis._left_title, *axis.texts)]
+                assert axis.get_xlabel() or not below, (name, axis.get_title())
+                assert axis.get_ylabel() or axis.get_yticklabels(), (name, axis.get_title())
+        labels = [text for axis in figure.axes
+                  for text in (axis.xaxis.label, axis.yaxis.label, axis.title, axis._left_title, *axis.texts)]
         labels += [figure._suptitle] * bool(figure._suptitle)
         boxes = [(text.get_text(), text.get_window_extent()) for text in labels if text.get_text().strip()]
-        over = [(one, other) for (one, a), (other, b) in itertools.combinations(boxes, 2) if a.overlaps(b.padded(8, -2))]
-        assert not over, (name, over)
+        overlapping = [(text_a, text_b) for (text_a, a), (text_b, b) in itertools.combinations(boxes, 2)
+                       if a.overlaps(b.padded(8, -2))]
+        assert not overlapping, (name, overlapping)
         outside = [text for text, box in boxes if box.x0 < -1 or box.x1 > figure.bbox.width + 1]
         assert not outside, (name, outside)
 
 
 def test_features_of_a_long_clip_are_means_of_stretches_in_bounded_memory(tmp_path):
-    """Three hours of them would be a picture of 1.6 GB; a short clip has a point for each."""
+    """Three hours of features would be a picture of 1.6 GB; a short clip has a point for each."""
     rng, run = np.random.default_rng(0), Run(tmp_path)
-    made = {"long": rng.normal(size=(20_195, 64)).astype(np.float32), "short": rng.normal(size=(897, 64)).astype(np.float32)}
+    features = {"long": rng.normal(size=(20_195, 64)).astype(np.float32),
+                "short": rng.normal(size=(897, 64)).astype(np.float32)}
     (tmp_path / "features").mkdir()
-    for uid, x in made.items():
+    for uid, x in features.items():
         np.save(tmp_path / "features" / f"{uid}.npy", x)
-    clips = [{"clip_uid": uid, "split": "test_unannotated", "start": 0.0, "stop": len(x) / 1.87} for uid, x in made.items()]
+    clips = [{"clip_uid": uid, "split": "test_unannotated", "start": 0.0, "stop": len(x) / 1.87}
+             for uid, x in features.items()]
     clips.append(clips[1])
     (tmp_path / "features/manifest.json").write_text(json.dumps({"format": "npy", "clips": clips}))
     tracemalloc.start()
@@ -108,15 +115,16 @@ def test_features_of_a_long_clip_are_means_of_stretches_in_bounded_memory(tmp_pa
     tracemalloc.stop()
     long, short = (axis.images[0].get_array() for axis in figure.axes[:2])
     assert len(long) == -(-20_195 // 21) and len(short) == 897
-    means = np.array([part.mean(0) for part in np.split(made["long"], range(21, 20_195, 21))])
-    for drawn, rows in ((long, means), (short, made["short"])):
+    means = np.array([part.mean(0) for part in np.split(features["long"], range(21, 20_195, 21))])
+    for drawn, rows in ((long, means), (short, features["short"])):
         unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
         assert np.allclose(drawn, unit @ unit.T, atol=1e-5)
-    assert [axis.get_title() for axis in figure.axes[:3]] == ["test_unannotated\n20,195 features of 10,799 s\na point: the mean of 21",
-                                                              *["test_unannotated\n897 features of 480 s"] * 2]
+    assert [axis.get_title() for axis in figure.axes[:3]] == [
+        "test_unannotated\n20,195 features of 10,799 s\na point: the mean of 21",
+        *["test_unannotated\n897 features of 480 s"] * 2]
     FigureCanvasAgg(figure).draw()
     for axis in figure.axes[:3]:
         boxes = [text.get_window_extent() for text in (*axis.get_xticklabels(), axis.title) if text.get_text()]
-        assert not any(one.padded(2).overlaps(other) for one, other in itertools.combinations(boxes, 2))
+        assert not any(a.padded(2).overlaps(b) for a, b in itertools.combinations(boxes, 2))
     titles = [axis.title.get_window_extent() for axis in figure.axes[:3]]
-    assert not any(one.padded(4).overlaps(other) for one, other in itertools.combinations(titles, 2))
+    assert not any(a.padded(4).overlaps(b) for a, b in itertools.combinations(titles, 2))

@@ -1,4 +1,4 @@
-"""Reading: the frame that was asked for, proven by the number that every toy frame carries."""
+"""Frames by number are the right ones, proven by the number in every toy frame."""
 import subprocess
 
 import av
@@ -14,6 +14,7 @@ from egokit.toy import read_frame_number
 
 
 def numbers(pixels):
+    """Return the numbers that are drawn in the frames."""
     return [read_frame_number(frame) for frame in pixels]
 
 
@@ -49,13 +50,16 @@ def test_a_clip_across_pieces_has_the_frames_of_the_full_video(full, pieces, sta
     def pick(first, last):
         return frame_sampling.sample_frames(first, last, 4)
     expected = frame_sampling.sample_frames(int(start * 10), max(int(start * 10) + 1, int(stop * 10)), 4)
-    assert numbers(clips.read_chunked(pieces, start, stop, pick, 30.0)) == np.maximum(expected, 30 * 10 * (start >= 30)).tolist()
+    expected = np.maximum(expected, 30 * 10 * (start >= 30)).tolist()
+    assert numbers(clips.read_chunked(pieces, start, stop, pick, 30.0)) == expected
 
 
 def test_a_clip_at_the_videos_end_stays_inside(full, pieces):
+    def pick(first, last):
+        return frame_sampling.sample_frames(first, last, 4)
     length = open_video.open_video(full).length
-    got = numbers(clips.read_chunked(pieces, length / 10 - 0.5, length / 10 + 2, lambda a, b: frame_sampling.sample_frames(a, b, 4), 30.0))
-    assert got == frame_sampling.sample_frames(length - 5, length, 4).tolist() and max(got) < length
+    shown = numbers(clips.read_chunked(pieces, length / 10 - 0.5, length / 10 + 2, pick, 30.0))
+    assert shown == frame_sampling.sample_frames(length - 5, length, 4).tolist() and max(shown) < length
 
 
 VARIABLE = ["-fps_mode", "vfr", "-vf"]
@@ -66,36 +70,44 @@ KINDS = {  # file name: ffmpeg's options before and after the input
     "every seventh left out.mp4": ([], [*VARIABLE, "select='not(eq(mod(n,7),3))'", "-bf", "3", "-g", "40"]),
     "one left out.mp4": ([], [*VARIABLE, "select='not(eq(n,50))'"]),
     "a slide show.mp4": ([], [*VARIABLE, "select='not(mod(n,40))'"]),
-    "cut without encoding.mp4": (["-ss", "5.3"], ["-c", "copy"]),          # an edit list hides the frames since the keyframe
+    "cut without encoding.mp4": (["-ss", "5.3"], ["-c", "copy"]),  # an edit list hides the frames since the keyframe
     "starts at 5 s.mp4": ([], ["-output_ts_offset", "5"]),
     "29.97 a second.mp4": ([], ["-vf", "setpts=N*1001/30000/TB", "-r", "30000/1001"]),
-    "fragments.mp4": ([], ["-movflags", "frag_keyframe+empty_moov"]),      # seeks by order of decoding
+    "fragments.mp4": ([], ["-movflags", "frag_keyframe+empty_moov"]),  # seeks by decoding order
     "MPEG-4 with B-frames.mov": ([], ["-c:v", "mpeg4", "-q:v", "2", "-bf", "2"]),
     "HEVC.mp4": ([], ["-c:v", "libx265", "-preset", "ultrafast", "-x265-params", "log-level=none"]),
-    "AV1.mp4": ([], ["-c:v", "libsvtav1", "-preset", "12", "-svtav1-params", "keyint=50"]),  # its decoder can't skip, and is late
-    "VP9.webm": ([], ["-c:v", "libvpx-vp9", "-deadline", "realtime", "-cpu-used", "8", "-b:v", "1M", "-g", "40"]),  # no frame count
+    # its decoder can't skip frames, and returns them late
+    "AV1.mp4": ([], ["-c:v", "libsvtav1", "-preset", "12", "-svtav1-params", "keyint=50"]),
+    # the container has no frame count
+    "VP9.webm": ([], ["-c:v", "libvpx-vp9", "-deadline", "realtime", "-cpu-used", "8", "-b:v", "1M", "-g", "40"]),
     "Matroska.mkv": ([], ["-bf", "3"]),
-    "a broadcast.ts": ([], ["-bf", "3", "-g", "30"]),                       # seeks land where no keyframe is
+    "a broadcast.ts": ([], ["-bf", "3", "-g", "30"]),  # seeks land where no keyframe is
 }
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_a_frame_by_number_is_the_one_that_decoding_it_all_gives(full, tmp_path, name):
-    """Any codec, container, structure and rate: pixel for pixel, at random, at both ends, and as a stream."""
+    """Frames of any codec, container, GOP structure and rate are equal in every pixel.
+
+    Frames at random places, the first, the last, and a stream of frames are compared.
+    """
     path, (before, after) = tmp_path / name, KINDS[name]
-    subprocess.run([ffmpeg(), "-loglevel", "error", *before, "-i", str(full), "-t", "15", *after, str(path)], check=True)
+    subprocess.run([ffmpeg(), "-loglevel", "error", *before, "-i", str(full), "-t", "15", *after, str(path)],
+                   check=True)
     with av.open(str(path)) as container:
-        every = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     video = open_video.open_video(path)
-    assert video.length == len(every)
+    assert video.length == len(frames)
     rng = np.random.default_rng(0)
-    for first in rng.integers(0, len(every), 20):
-        wanted = np.minimum(first + rng.integers(0, 30, 4), len(every) - 1)
-        assert all(np.array_equal(got, every[index]) for got, index in zip(video.read(wanted), wanted, strict=True))
-    last = len(every) - 1
-    assert np.array_equal(video.read([last, 0, last]), np.stack([every[-1], every[0], every[-1]]))
+    for first in rng.integers(0, len(frames), 20):
+        wanted = np.minimum(first + rng.integers(0, 30, 4), len(frames) - 1)
+        assert all(np.array_equal(pixels, frames[index])
+                   for pixels, index in zip(video.read(wanted), wanted, strict=True))
+    last = len(frames) - 1
+    assert np.array_equal(video.read([last, 0, last]), np.stack([frames[-1], frames[0], frames[-1]]))
     wanted = [0, 0, 1, 2, *range(3, last, 3), last]
-    assert all(np.array_equal(got, every[index]) for got, index in zip(video.stream_frames(wanted), wanted, strict=True))
+    assert all(np.array_equal(pixels, frames[index])
+               for pixels, index in zip(video.stream_frames(wanted), wanted, strict=True))
 
 
 def test_a_file_that_was_replaced_is_opened_again(full, tmp_path):
@@ -106,7 +118,7 @@ def test_a_file_that_was_replaced_is_opened_again(full, tmp_path):
     subprocess.run([ffmpeg(), "-loglevel", "error", "-ss", "2", "-i", str(full), "-t", "5", str(other)], check=True)
     other.replace(path)
     assert numbers(open_video.open_video(path).read([5])) == [25]
-    path.write_bytes(path.read_bytes()[:1000])  # in its place, as a copy does
+    path.write_bytes(path.read_bytes()[:1000])  # overwritten in place, as by cp
     with pytest.raises(open_video.VideoError, match=r"video\.mp4: not a video that can be opened"):
         open_video.open_video(path)
 
@@ -125,15 +137,18 @@ def test_a_picture_that_changes_its_size_is_an_error(full, tmp_path):
 
 
 def test_few_frames_are_decoded(full, tmp_path, monkeypatch):
-    """A frame of a prepared piece costs its keyframe, at most every eighth frame after that, and itself."""
+    """A frame of a prepared chunk costs its keyframe, few frames after that, and itself.
+
+    The few are at most every eighth frame.
+    """
     path = tmp_path / "prepared.mp4"
     subprocess.run([ffmpeg(), "-loglevel", "error", "-i", str(full), *RANDOM_ACCESS, str(path)], check=True)
     video, decoded = open_video.open_video(path), []
     original = open_video.PyAVReader._found
 
-    def counting(self, got, unseen):
-        decoded.extend(got)
-        return original(self, got, unseen)
+    def counting(self, frames, unseen):
+        decoded.extend(frames)
+        return original(self, frames, unseen)
     monkeypatch.setattr(open_video.PyAVReader, "_found", counting)
     for index in range(100, 150):
         video.read([index])
@@ -147,7 +162,8 @@ def test_read_clip_is_ready_for_the_model(full):
         egokit.read_clip(full, 1e5, 1e6)
 
 
-def damaged(full, folder):
+def damaged(full):
+    """Yield the name and bytes of four damaged copies of a video."""
     whole = full.read_bytes()
     yield "empty", b""
     yield "text", b"<html>404</html>" * 50
@@ -161,13 +177,13 @@ def damaged(full, folder):
 @pytest.mark.parametrize("kind", ["empty", "text", "cut", "zeros inside"])
 def test_a_corrupt_video_is_an_error_that_names_it(full, tmp_path, kind):
     path = tmp_path / f"{kind}.mp4"
-    path.write_bytes(dict(damaged(full, tmp_path))[kind])
+    path.write_bytes(dict(damaged(full))[kind])
     try:
-        got = clips.read(path, lambda length, fps: np.arange(length))
+        pixels = clips.read(path, lambda length, fps: np.arange(length))
     except open_video.VideoError as error:
         assert str(path) in str(error)
-    else:  # a decoder may conceal damage; it must then still be these very frames in number
-        assert kind == "zeros inside" and len(got) == open_video.open_video(full).length
+    else:  # a decoder may conceal damage; the number of frames must then still be right
+        assert kind == "zeros inside" and len(pixels) == open_video.open_video(full).length
 
 
 def test_audio_only_and_missing_files(tmp_path):

@@ -1,4 +1,4 @@
-"""The house: floors, sizes, start-up, one list of dependencies, clean notebooks."""
+"""The package's structure: rooms, file sizes, import time, dependencies, clean notebooks."""
 import ast
 import importlib
 import os
@@ -23,10 +23,12 @@ ROOMS = ["config", "runs", "data", "model", "train", "tasks", "jobs", "notebook"
 
 
 def room(path):
+    """The room of a file: the first part of its path in the package."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
 def imports(path):
+    """The rooms from which a file imports."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("egokit"):
             inner = node.module.split(".")[1:]
@@ -36,7 +38,7 @@ def imports(path):
 
 
 def test_imports_run_only_downward():
-    """A room imports from itself and from those that stand before it in ROOMS."""
+    """A room imports only from itself and from rooms before it in ROOMS."""
     upward = [(str(path.relative_to(PACKAGE)), target) for path in PACKAGE.rglob("*.py") for target in imports(path)
               if target in ROOMS and room(path) in ROOMS and ROOMS.index(target) > ROOMS.index(room(path))]
     assert not upward
@@ -47,37 +49,40 @@ def test_the_top_of_egokit_is_its_rooms():
     assert names == {*ROOMS, "__init__"} and len(names) <= 14
 
 
-def test_what_is_asked_of_a_module_is_there():
-    """A function that has moved is found here, and not in an hour's tests or a user's run."""
+def test_imported_names_and_module_attributes_exist():
+    """A stale name fails here, not after an hour of tests or in a user's run."""
     for path in [*PACKAGE.rglob("*.py"), *(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]:
         tree, modules = ast.parse(path.read_text()), {}
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "egokit":
                 for alias in node.names:
                     name = f"{node.module}.{alias.name}"
-                    if (ROOT / name.replace(".", "/")).with_suffix(".py").exists() or (ROOT / name.replace(".", "/")).is_dir():
+                    stem = ROOT / name.replace(".", "/")
+                    if stem.with_suffix(".py").exists() or stem.is_dir():
                         modules[alias.asname or alias.name] = importlib.import_module(name)
                     else:
                         assert hasattr(importlib.import_module(node.module), alias.name), (path.name, name)
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
-                assert hasattr(modules[node.value.id], node.attr), (path.name, node.lineno, f"{node.value.id}.{node.attr}")
+                name = f"{node.value.id}.{node.attr}"
+                assert hasattr(modules[node.value.id], node.attr), (path.name, node.lineno, name)
 
 
-def test_only_dist_touches_process_groups_and_only_resolve_reads_yaml():
+def test_only_distributed_uses_process_groups_and_only_resolve_reads_yaml():
     for path in PACKAGE.rglob("*.py"):
         text = path.read_text()
         assert path.name == "distributed.py" or "torch.distributed" not in text, path
         assert path.name == "resolve.py" or "import yaml" not in text, path
 
 
-def test_no_file_is_long():
+def test_no_file_has_more_than_300_lines():
     assert {path.name: n for path in PACKAGE.rglob("*.py") if (n := len(path.read_text().splitlines())) > 300} == {}
 
 
 def test_importing_is_quick_and_light():
     code = ("import time; t = time.perf_counter(); import egokit; took = time.perf_counter() - t; import sys; "
-            "heavy = {'torch', 'transformers', 'timm', 'pandas', 'matplotlib', 'av', 'decord', 'submitit', 'numpy'} & set(sys.modules); "
+            "heavy = {'torch', 'transformers', 'timm', 'pandas', 'matplotlib', 'av', 'decord', 'submitit', 'numpy'}; "
+            "heavy &= set(sys.modules); "
             "assert not heavy, heavy; assert took < 0.5, took")
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
@@ -87,8 +92,8 @@ def test_no_paths_of_a_machine_in_tracked_files():
     for name in tracked or [str(p) for p in PACKAGE.rglob("*.py")]:
         path = ROOT / name
         if path.suffix in (".py", ".md", ".yaml", ".yml", ".toml", ".ipynb", "") and path.is_file():
-            found = re.search(r"(?<![\w.$/])/(work|root|farm)/\w", path.read_text(errors="replace"))
-            assert not found, (name, found)
+            match = re.search(r"(?<![\w.$/])/(work|root|farm)/\w", path.read_text(errors="replace"))
+            assert not match, (name, match)
 
 
 def test_one_list_of_dependencies():
@@ -98,14 +103,16 @@ def test_one_list_of_dependencies():
     assert pip == ["-c requirements.lock", "-e .[dev]"], "environment.yml takes its packages from pyproject.toml alone"
     python = next(part for part in environment["dependencies"] if str(part).startswith("python"))
     assert python.split("=")[1] in ("3.11", "3.12") and project["requires-python"] == ">=3.11"
-    pins = dict(line.split("==") for line in (ROOT / "requirements.lock").read_text().splitlines() if line and line[0] != "#")
+    lock = (ROOT / "requirements.lock").read_text().splitlines()
+    pins = dict(line.split("==") for line in lock if line and line[0] != "#")
     pins = {name.lower().replace("_", "-"): version for name, version in pins.items()}
     for text in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
-        wanted = Requirement(text)
-        assert [part.operator for part in wanted.specifier] == [">="], f"{text}: make test-lowest takes the oldest version from here"
-        assert wanted.name in pins, f"{wanted.name} is not pinned in requirements.lock"
-        assert wanted.specifier.contains(pins[wanted.name]), (text, pins[wanted.name])
-    assert (pins["torch"], pins["torchvision"]) == ("2.15.0", "0.29.2"), "torch and torchvision go as a pair"
+        required = Requirement(text)
+        operators = [part.operator for part in required.specifier]
+        assert operators == [">="], f"{text}: make test-lowest takes the oldest version from here"
+        assert required.name in pins, f"{required.name} is not pinned in requirements.lock"
+        assert required.specifier.contains(pins[required.name]), (text, pins[required.name])
+    assert (pins["torch"], pins["torchvision"]) == ("2.15.0", "0.29.2"), "torch and torchvision are upgraded as a pair"
 
 
 def test_every_dependency_has_its_reason():
@@ -116,7 +123,10 @@ def test_every_dependency_has_its_reason():
 
 @pytest.fixture
 def committing(tmp_path, monkeypatch):
-    """A repository of its own with the project's hooks and one notebook; a function that runs them: (exit code, what they said)."""
+    """A repository with the project's hooks, and a function that runs the hooks.
+
+    The repository has the notebooks that a test copies into it; the function returns (exit code, output).
+    """
     monkeypatch.setenv("PRE_COMMIT_HOME", str(tmp_path / "pre-commit"))
     for name in [name for name in os.environ if name.startswith("GIT_")]:  # the tests themselves may be run by a hook
         monkeypatch.delenv(name)
@@ -129,7 +139,8 @@ def committing(tmp_path, monkeypatch):
 
     def run():
         subprocess.run(["git", "add", ".pre-commit-config.yaml", "notebooks"], cwd=folder, check=True)
-        done = subprocess.run([Path(sys.executable).with_name("pre-commit"), "run"], cwd=folder, capture_output=True, text=True)
+        command = [Path(sys.executable).with_name("pre-commit"), "run"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         return done.returncode, done.stdout + done.stderr
     return folder, run
 
@@ -142,7 +153,7 @@ def test_committed_notebooks_are_as_the_hook_leaves_them(committing):
 
 
 def test_the_hook_cleans_what_was_run_and_lints_cells(committing):
-    """A notebook as JupyterLab and papermill leave it; and one with an import that nothing uses."""
+    """A notebook as JupyterLab and papermill leave it, and one with an unused import."""
     folder, run = committing
     book = nbformat.read(NOTEBOOKS[0], as_version=4)
     for count, cell in enumerate(cell for cell in book.cells if cell.cell_type == "code"):
@@ -151,42 +162,45 @@ def test_the_hook_cleans_what_was_run_and_lints_cells(committing):
         cell.metadata |= {"execution": {"iopub.execute_input": "2026-01-01T00:00:00Z"}, "papermill": {"duration": 1.0},
                           "scrolled": True, "ExecuteTime": {}, "jupyter": {"source_hidden": False}, "editable": True}
     book.metadata |= {"papermill": {"duration": 1.0}, "widgets": {"application/vnd.jupyter.widget-state+json": {}}}
-    book.metadata.language_info |= {"version": "3.11.2", "mimetype": "text/x-python", "codemirror_mode": {"name": "ipython", "version": 3},
-                                    "file_extension": ".py", "nbconvert_exporter": "python", "pygments_lexer": "ipython3"}
+    book.metadata.language_info |= {
+        "version": "3.11.2", "mimetype": "text/x-python", "codemirror_mode": {"name": "ipython", "version": 3},
+        "file_extension": ".py", "nbconvert_exporter": "python", "pygments_lexer": "ipython3"}
     dirty = folder / "notebooks" / NOTEBOOKS[0].name
     nbformat.write(book, dirty)
-    code, said = run()
-    assert code == 1 and "files were modified by this hook" in said
+    code, output = run()
+    assert code == 1 and "files were modified by this hook" in output
     assert dirty.read_bytes() == NOTEBOOKS[0].read_bytes() and run()[0] == 0
     book = nbformat.read(dirty, as_version=4)
     next(cell for cell in book.cells if cell.cell_type == "code").source += "\nimport os"
     nbformat.write(book, dirty)
-    code, said = run()
-    assert code == 1 and "F401" in said and "notebooks" in said
+    code, output = run()
+    assert code == 1 and "F401" in output and "notebooks" in output
 
 
-ORDER = ["Parameters", "The resolved configuration", "A batch", "Zero-shot", "Train", "Fine-tune", "Evaluate", "Extract", "Result",
-         "The ledger", "Retrieval, zero-shot", "Retrieval, fine-tuned", "By verb and by noun", "Class by class",
+ORDER = ["Parameters", "The resolved configuration", "A batch", "Zero-shot", "Train", "Fine-tune", "Evaluate",
+         "Extract", "Result", "The ledger", "Retrieval, zero-shot", "Retrieval, fine-tuned", "By verb and by noun",
+         "Class by class",
          "Questions, right and wrong", "Browse", "What was written"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebooks_have_one_order_of_sections(path):
-    """Who knows one finds their way in all: what it is for, the parameters, the config, the work, its results, the files."""
+    """All notebooks have one order: purpose, parameters, config, the work, its results, files."""
     cells = nbformat.read(path, as_version=4).cells
     first, *texts = [cell.source for cell in cells if cell.cell_type == "markdown"]
     number, name = path.stem.split("_", 1)
     assert first.startswith(f"# {number} · "), name
-    assert re.findall(r"^\*\*(.*?)\.\*\*", first, re.MULTILINE) in (["Purpose", "Inputs", "Published"], ["Purpose", "Inputs", "To expect"])
+    labels = re.findall(r"^\*\*(.*?)\.\*\*", first, re.MULTILINE)
+    assert labels in (["Purpose", "Inputs", "Published"], ["Purpose", "Inputs", "To expect"])
     headings = [re.match("## (.*)", text)[1] for text in texts if text.startswith("## ")]
     assert len(headings) == len(texts) and headings[:2] == ORDER[:2] and headings[-1] == ORDER[-1]
-    known = [heading for heading in headings if heading in ORDER]
-    assert known == sorted(known, key=ORDER.index)
+    ordered = [heading for heading in headings if heading in ORDER]
+    assert ordered == sorted(ordered, key=ORDER.index)
     assert [cell.cell_type for cell in cells[:5]] == ["markdown", "markdown", "code", "markdown", "code"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebooks_are_clean_and_call_only(path):
+def test_notebooks_are_clean_and_define_nothing(path):
     book = nbformat.read(path, as_version=4)
     code = [cell for cell in book.cells if cell.cell_type == "code"]
     assert len(code) <= 14
@@ -197,6 +211,7 @@ def test_notebooks_are_clean_and_call_only(path):
     for cell in code:
         assert len(cell.source.splitlines()) <= 12
         tree = ast.parse(cell.source)
-        assert not [n for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.ClassDef, ast.Lambda))], "notebooks define nothing"
+        definitions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Lambda)]
+        assert not definitions, "notebooks define nothing"
         assert "sys.path" not in cell.source and '"../' not in cell.source
     assert book.cells[0].cell_type == "markdown" and "**Purpose.**" in book.cells[0].source

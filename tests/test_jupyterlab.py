@@ -1,7 +1,7 @@
-"""A real JupyterLab, used as a person would: headless Chromium opens each notebook, runs all cells, and looks at what is shown.
+"""A real JupyterLab: headless Chromium runs each notebook and checks what is shown.
 
-It needs Debian's Chromium, which tests/browser.sh installs; .ci/run does, and lets no test here be left out.
-EGOKIT_SCREENSHOTS names a folder for pictures of what was seen.
+It needs Debian's Chromium, which tests/browser.sh installs; .ci/run installs it and requires these tests.
+EGOKIT_SCREENSHOTS names a folder for screenshots.
 """
 import contextlib
 import json
@@ -33,20 +33,22 @@ OVERRIDES = {
     "03_ek100": f"{TRAINED} {SMALL} data.limit=16",
     "04_charades_ego": f"{TRAINED} {SMALL} data.limit=16",
 }
-SETTINGS = {  # no question and no request of JupyterLab's own comes between
+SETTINGS = {  # without JupyterLab's own dialogs and requests
     "@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     "@jupyterlab/docmanager-extension/plugin": {"autosave": False},
 }
-CELLS = """() => jupyterapp.shell.currentWidget.content.widgets.filter(cell => cell.model.type === 'code').map(cell => ({
-    source: cell.model.sharedModel.getSource(), count: cell.model.executionCount,
-    outputs: cell.model.outputs.toJSON().map(one => ({type: one.output_type, kinds: Object.keys(one.data || {}),
-        error: one.output_type === 'error' ? one.traceback.join('\\n') : ''}))}))"""
+CELLS = """() => jupyterapp.shell.currentWidget.content.widgets.filter(
+    cell => cell.model.type === 'code').map(cell => ({
+        source: cell.model.sharedModel.getSource(), count: cell.model.executionCount,
+        outputs: cell.model.outputs.toJSON().map(output => ({type: output.output_type,
+            kinds: Object.keys(output.data || {}),
+            error: output.output_type === 'error' ? output.traceback.join('\\n') : ''}))}))"""
 KERNEL = "() => jupyterapp.shell.currentWidget?.context?.sessionContext?.session?.kernel?.status ?? 'none'"
 
 
 @pytest.fixture(scope="module")
 def server(chromium, project, checkpoint, tmp_path_factory):
-    """JupyterLab over the tiny project, with copies of its notebooks in lab/, their parameters shrunken: (address, token)."""
+    """Start JupyterLab with small copies of all notebooks in lab/; yield (address, token)."""
     (project / "lab").mkdir()
     for path in (project / "notebooks").glob("*.ipynb"):
         book = nbformat.read(path, as_version=4)
@@ -63,10 +65,12 @@ def server(chromium, project, checkpoint, tmp_path_factory):
                                 "JUPYTERLAB_SETTINGS_DIR": str(home / "lab/user-settings"),
                                 "JUPYTERLAB_WORKSPACES_DIR": str(home / "lab/workspaces")}
     token = secrets.token_hex()
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", "--ServerApp.port=0",
-               f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={project}", "--LabApp.expose_app_in_browser=True"]
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1",
+               "--ServerApp.port=0", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={project}",
+               "--LabApp.expose_app_in_browser=True"]
     with open(home / "server.log", "w") as log:
-        process = subprocess.Popen(command, cwd=project, env=environment, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(command, cwd=project, env=environment, stdout=log, stderr=log,
+                                   start_new_session=True)
     try:
         yield address(process, home), token
     finally:
@@ -80,31 +84,32 @@ def server(chromium, project, checkpoint, tmp_path_factory):
 
 
 def address(process, home) -> str:
-    """Where the server listens: port 0 is any free one."""
+    """Return the server's address; it listens on any free port."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:
-        for found in (home / "runtime").glob("jpserver-*.json"):
+        for path in (home / "runtime").glob("jpserver-*.json"):
             with contextlib.suppress(ValueError):
-                return json.loads(found.read_text())["url"]
+                return json.loads(path.read_text())["url"]
         time.sleep(0.1)
     raise AssertionError(f"JupyterLab did not start: {(home / 'server.log').read_text()[-2000:]}")
 
 
 @pytest.fixture
 def lab(server, chromium, tmp_path_factory):
-    """name -> a page with that notebook open. Afterwards its kernel is ended."""
+    """Yield a function that opens a notebook by its name. Its kernel is ended after the test."""
     url, token = server
     folder = Path(os.environ.get("EGOKIT_SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
     folder.mkdir(parents=True, exist_ok=True)
     context = chromium.new_context(viewport={"width": 1400, "height": 1000})
-    page, said = context.new_page(), []
-    page.on("console", lambda message: said.append(f"{message.text} ({message.location['url']})") if message.type == "error" else None)
-    page.on("pageerror", lambda error: said.append(str(error)))
+    page, errors = context.new_page(), []
+    page.on("console", lambda message: errors.append(f"{message.text} ({message.location['url']})")
+            if message.type == "error" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
 
     def opened(name: str):
         page.goto(f"{url}lab/tree/lab/{name}.ipynb?reset&token={urllib.parse.quote(token)}")
         page.wait_for_function(f"() => window.jupyterapp && ({KERNEL})() === 'idle'", timeout=60_000)
-        return types.SimpleNamespace(page=page, said=said, name=name, folder=folder)
+        return types.SimpleNamespace(page=page, errors=errors, name=name, folder=folder)
 
     yield opened
     with contextlib.suppress(Exception):
@@ -113,7 +118,10 @@ def lab(server, chromium, tmp_path_factory):
 
 
 def run_all(lab, seconds: float = 240, meanwhile=None) -> list[dict]:
-    """Run all cells from the menu and wait for the last; returns the code cells. meanwhile(cells) is called again and again."""
+    """Run all cells from the menu and return the code cells.
+
+    meanwhile(cells) is called repeatedly until the last cell is done.
+    """
     lab.page.get_by_role("menuitem", name="Run", exact=True).click()
     lab.page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
     deadline = time.monotonic() + seconds
@@ -123,33 +131,36 @@ def run_all(lab, seconds: float = 240, meanwhile=None) -> list[dict]:
         assert not failed, f"{lab.name}: {plain(failed[0])}"
         if kernel == "idle" and all(cell["count"] for cell in cells):
             return cells
-        assert kernel not in ("dead", "none", "autorestarting") and time.monotonic() < deadline, (kernel, [cell["count"] for cell in cells])
+        assert kernel not in ("dead", "none", "autorestarting") and time.monotonic() < deadline, (
+            kernel, [cell["count"] for cell in cells])
         if meanwhile:
             meanwhile(cells)
         lab.page.wait_for_timeout(200)
 
 
 def plain(traceback: str) -> str:
+    """Return the end of a traceback without terminal colours."""
     return re.sub(r"\x1b\[[\d;]*m", "", traceback)[-3000:]
 
 
 def visit(lab, needle: str):
-    """Scroll to the code cell whose source has `needle`; returns its locator."""
+    """Scroll to the code cell whose source contains `needle`; return its locator."""
     number = lab.page.evaluate("""needle => { const book = jupyterapp.shell.currentWidget.content;
-        const at = book.widgets.findIndex(cell => cell.model.type === 'code' && cell.model.sharedModel.getSource().includes(needle));
-        book.activeCellIndex = at; book.scrollToItem(at, 'start'); return at }""", needle)
+        const index = book.widgets.findIndex(
+            cell => cell.model.type === 'code' && cell.model.sharedModel.getSource().includes(needle));
+        book.activeCellIndex = index; book.scrollToItem(index, 'start'); return index }""", needle)
     assert number >= 0, f"{lab.name} has no cell with {needle!r}"
     cell = lab.page.locator(f'.jp-Notebook .jp-Cell[data-windowed-list-index="{number}"]')
     cell.wait_for(state="visible")
     return cell
 
 
-def seen(lab, name: str) -> None:
+def screenshot(lab, name: str) -> None:
     lab.page.screenshot(path=lab.folder / f"{lab.name}-{name}.png")
 
 
 def look_through(lab, cells: list[dict]) -> None:
-    """Scroll through the notebook as a reader: every output is drawn, every picture loaded, every widget there."""
+    """Scroll through the notebook; check that all outputs, images and widgets are drawn."""
     for number, cell in enumerate(cells):
         if not cell["outputs"]:
             continue
@@ -159,10 +170,11 @@ def look_through(lab, cells: list[dict]) -> None:
         lab.page.wait_for_function("""cell => [...cell.querySelectorAll('.jp-OutputArea img')].every(
             image => image.complete && image.naturalWidth > 0)""", arg=shown.element_handle())
         text = shown.locator(".jp-OutputArea").inner_text()
-        assert not re.search("Error displaying widget|Loading widget|Javascript Error|model not found", text), (lab.name, text)
+        assert not re.search("Error displaying widget|Loading widget|Javascript Error|model not found", text), (
+            lab.name, text)
         if any("application/vnd.jupyter.widget-view+json" in output["kinds"] for output in cell["outputs"]):
             shown.locator(".jupyter-widgets").first.wait_for(state="visible")
-        seen(lab, f"{number:02d}")
+        screenshot(lab, f"{number:02d}")
 
 
 def cell_with(cells: list[dict], needle: str) -> dict:
@@ -173,7 +185,7 @@ def cell_with(cells: list[dict], needle: str) -> dict:
 def test_every_cell_runs_and_everything_is_shown(lab, name):
     book = lab(name)
     look_through(book, run_all(book))
-    assert not book.said
+    assert not book.errors
 
 
 def test_curves_grow_while_it_trains(lab):
@@ -181,26 +193,27 @@ def test_curves_grow_while_it_trains(lab):
     where = '.jp-Notebook .jp-Cell:has-text("viz.watch(") .jp-OutputArea img'
 
     def glance(cells):
-        if not cell_with(cells, "viz.watch(")["count"]:  # it trains
-            pictures.update(book.page.locator(where).evaluate_all("images => images.slice(0, 1).map(image => image.src)"))
+        if not cell_with(cells, "viz.watch(")["count"]:  # the training runs
+            pictures.update(book.page.locator(where).evaluate_all(
+                "images => images.slice(0, 1).map(image => image.src)"))
 
     cells = run_all(book, meanwhile=glance)
     assert len(pictures) > 1, "drawn again before the cell was done"
     kinds = [output["kinds"] for output in cell_with(cells, "viz.watch(")["outputs"]]
-    assert ["image/png" in one for one in kinds] == [True, True], "the curves and the predictions, each in one place"
+    assert ["image/png" in kind for kind in kinds] == [True, True], "the curves and the predictions, each in one place"
     look_through(book, cells)
-    assert not book.said
+    assert not book.errors
 
 
 def test_the_retrieval_browser(lab):
     book = lab("03_ek100")
     look_through(book, run_all(book))
     browse(book)
-    assert not book.said
+    assert not book.errors
 
 
 def browse(book) -> None:
-    """Search, order and choose in the live browser of the retrieval results: what is listed and shown follows."""
+    """Search and choose in the retrieval browser; check that its list and pictures follow."""
     cell = visit(book, "viz.browser(")
     widgets = cell.locator(".jupyter-widgets").first
     widgets.wait_for(state="visible")
@@ -209,10 +222,12 @@ def browse(book) -> None:
     everything = listed.count()
     assert everything > 3 and shown.count() > 0
     widgets.get_by_placeholder("part of a query").fill("open")
-    book.page.wait_for_function("""([widgets, before]) => { const options = [...widgets.querySelectorAll('select[size] option')];
-        return options.length && options.length < before && options.every(one => one.textContent.toLowerCase().includes('open')) }""",
+    book.page.wait_for_function("""([widgets, before]) => {
+        const options = [...widgets.querySelectorAll('select[size] option')];
+        return options.length && options.length < before
+            && options.every(option => option.textContent.toLowerCase().includes('open')) }""",
                                 arg=[widgets.element_handle(), everything])
-    seen(book, "browse")
+    screenshot(book, "browse")
     widgets.get_by_placeholder("part of a query").fill("")
     book.page.wait_for_function("([widgets, all]) => widgets.querySelectorAll('select[size] option').length === all",
                                 arg=[widgets.element_handle(), everything])
@@ -220,16 +235,19 @@ def browse(book) -> None:
     widgets.locator("select[size]").select_option(index=everything - 1)
     book.page.wait_for_function("""([widgets, before]) => { const images = [...widgets.querySelectorAll('img')];
         return images.length && images.map(image => image.src).join() !== before
-            && images.every(image => image.complete && image.naturalWidth > 0) }""", arg=[widgets.element_handle(), before])
+            && images.every(image => image.complete && image.naturalWidth > 0) }""",
+                                arg=[widgets.element_handle(), before])
 
 
 @pytest.mark.skipif(SEARCH is None, reason="there is no notebook 07 yet")
 def test_a_search_plays_what_it_finds(lab):
     book = lab(SEARCH)
     look_through(book, run_all(book))
-    widgets = book.page.locator(".jp-Notebook .jp-OutputArea .jupyter-widgets:has(input[type=text])").first  # the outermost
+    # the outermost of them
+    widgets = book.page.locator(".jp-Notebook .jp-OutputArea .jupyter-widgets:has(input[type=text])").first
     widgets.scroll_into_view_if_needed()
-    grid = "() => [...document.querySelectorAll('.jp-Notebook .jp-OutputArea .jupyter-widgets video')].map(video => video.src).join()"
+    grid = ("() => [...document.querySelectorAll('.jp-Notebook .jp-OutputArea .jupyter-widgets video')]"
+            ".map(video => video.src).join()")
     before = book.page.evaluate(grid)
     query = widgets.locator("input[type=text]").first
     query.fill("#C C opens the box")
@@ -239,5 +257,5 @@ def test_a_search_plays_what_it_finds(lab):
     video.scroll_into_view_if_needed()
     video.click()
     book.page.wait_for_function("video => video.videoWidth > 0 && video.currentTime > 0.2", arg=video.element_handle())
-    seen(book, "search")
-    assert not book.said
+    screenshot(book, "search")
+    assert not book.errors

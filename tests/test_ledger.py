@@ -1,4 +1,4 @@
-"""The ledger: published numbers against the runs', read from metrics.json."""
+"""The ledger: published numbers beside those of runs, read from metrics.json."""
 import json
 
 import pytest
@@ -10,104 +10,118 @@ from egokit.runs import ledger, published
 from egokit.runs.run_folder import Run
 from egokit.viz import tables
 
-REAL = {"finished": True, "action": "evaluate", "task": "any", "toy": False, "frames": 16, "precision": "fp32", "init_sha256": "0" * 12,
-        "data": {"a table": "1" * 12}}
+REAL = {"finished": True, "action": "evaluate", "task": "any", "toy": False, "frames": 16, "precision": "fp32",
+        "init_sha256": "0" * 12, "data": {"a table": "1" * 12}}
 CHOSEN = {"selection.metric": "mAP", "selection.split": "test"}
 
 
-def evaluated(notebook, **other):
-    return REAL | {"recipe": published.EVALUATIONS[notebook] | {"evaluate.dual_softmax": 0} | other}
+def evaluated(notebook, **changes):
+    """A section of metrics.json: an evaluation with the published recipe, but for `changes`."""
+    return REAL | {"recipe": published.EVALUATIONS[notebook] | {"evaluate.dual_softmax": 0} | changes}
 
 
-def fine_tuned(notebook, init, **other):
-    trained = {key: value for key, value in published.TRAININGS[notebook].items() if key != "init"}
-    return evaluated(notebook, **trained | CHOSEN | {"selection.validations": 100} | other) | {"action": "train", "init": init}
+def fine_tuned(notebook, init, **changes):
+    """A section of metrics.json: a fine-tuning with the published recipe, but for `changes`."""
+    training = {key: value for key, value in published.TRAININGS[notebook].items() if key != "init"}
+    recipe = training | CHOSEN | {"selection.validations": 100} | changes
+    return evaluated(notebook, **recipe) | {"action": "train", "init": init}
 
 
-def test_a_run_of_the_published_recipe_and_others(tmp_path, capsys):
+def test_runs_of_the_published_recipe_and_of_others(tmp_path, capsys):
     Run(tmp_path / "05_egomcq" / "released").write_metrics("egomcq", evaluated("05_egomcq") | {
-        "ensemble_inter": 90.5, "ensemble_intra": 61.2, "dual_inter": 88.0, "samples": 39751, "init": "weights/EgoVLPv2.pth"})
+        "ensemble_inter": 90.5, "ensemble_intra": 61.2, "dual_inter": 88.0, "samples": 39751,
+        "init": "weights/EgoVLPv2.pth"})
     Run(tmp_path / "05_egomcq" / "mine").write_metrics("egomcq", evaluated("05_egomcq") | {
         "ensemble_intra": 50.0, "samples": 100, "init": "/any/outputs/02_pretrain/mine/checkpoints/best.pt"})
-    other = {"data.eval_frames": 4, "data.eval_resize": 256}
-    Run(tmp_path / "03_ek100" / "mine").write_metrics("zeroshot", evaluated("03_ek100", **other) | {
+    changes = {"data.eval_frames": 4, "data.eval_resize": 256}
+    Run(tmp_path / "03_ek100" / "mine").write_metrics("zeroshot", evaluated("03_ek100", **changes) | {
         "mAP": 20.0, "samples": 100, "frames": 4, "precision": "bf16", "init": "other.pt"})
     Run(tmp_path / "03_ek100" / "tuned").write_metrics("zeroshot", evaluated("03_ek100") | {
         "mAP": 47.3, "samples": 9668, "init": "EK-100_finetune.pth"})
     Run(tmp_path / "03_ek100" / "older").write_metrics("finetune", {"mAP": 40.0, "finished": True})
-    Run(tmp_path / "03_ek100" / "older").write_metrics("zeroshot", REAL | {"mAP": 1.0, "toy": True, "init": "x.pt", "samples": 24})
-    found = {(entry.run, entry.result.name): entry for entry in ledger.read(tmp_path).entries}
-    assert len(found) == 7
-    assert found["05_egomcq/released", "EgoMCQ inter-video, ensemble"].recipe == []
-    assert found["05_egomcq/mine", "EgoMCQ intra-video, ensemble"].recipe == [
-        "100 questions, published on 39,751", "checkpoint 02_pretrain/mine (000000000000), published of EgoVLPv2.pth"]
-    older = {"data.evaluation_frames" if key == "data.eval_frames" else key: value for key, value in evaluated("03_ek100")["recipe"].items()}
+    Run(tmp_path / "03_ek100" / "older").write_metrics("zeroshot", REAL | {
+        "mAP": 1.0, "toy": True, "init": "x.pt", "samples": 24})
+    entries = {(entry.run, entry.result.name): entry for entry in ledger.read(tmp_path).entries}
+    assert len(entries) == 7
+    assert entries["05_egomcq/released", "EgoMCQ inter-video, ensemble"].recipe == []
+    assert entries["05_egomcq/mine", "EgoMCQ intra-video, ensemble"].recipe == [
+        "100 questions, published on 39,751", "checkpoint 02_pretrain/mine (000000000000), published for EgoVLPv2.pth"]
+    old_names = {"data.evaluation_frames" if key == "data.eval_frames" else key: value
+                 for key, value in evaluated("03_ek100")["recipe"].items()}
     Run(tmp_path / "03_ek100" / "renamed").write_metrics("zeroshot", REAL | {
-        "recipe": older, "mAP": 1.0, "samples": 9668, "init": "EgoVLPv2_smallproj.pth"})
+        "recipe": old_names, "mAP": 1.0, "samples": 9668, "init": "EgoVLPv2_smallproj.pth"})
     assert next(entry for entry in ledger.read(tmp_path).entries if entry.run == "03_ek100/renamed").recipe == []
-    assert found["03_ek100/mine", "EK-100 MIR mAP, zero-shot"].recipe == [
+    assert entries["03_ek100/mine", "EK-100 MIR mAP, zero-shot"].recipe == [
         "100 clips, published on 9,668", "4 frames, published 16", "resized to 256 px, published 224",
-        "checkpoint other.pt (000000000000), published of EgoVLPv2_smallproj.pth", "evaluated in bf16"]
-    assert found["03_ek100/tuned", "EK-100 MIR mAP, fine-tuned"].recipe == []
-    assert found["03_ek100/older", "EK-100 MIR mAP, fine-tuned"].recipe == ["its recipe is not recorded"]
-    assert found["03_ek100/older", "EK-100 MIR mAP, zero-shot"].recipe == ["toy data", "its recipe is not recorded"]
+        "checkpoint other.pt (000000000000), published for EgoVLPv2_smallproj.pth", "evaluated in bf16"]
+    assert entries["03_ek100/tuned", "EK-100 MIR mAP, fine-tuned"].recipe == []
+    assert entries["03_ek100/older", "EK-100 MIR mAP, fine-tuned"].recipe == ["its recipe is not recorded"]
+    assert entries["03_ek100/older", "EK-100 MIR mAP, zero-shot"].recipe == ["toy data", "its recipe is not recorded"]
     cli.main(["ledger", "--outputs", str(tmp_path)])
-    said = capsys.readouterr().out
-    assert "91.0      90.5        -0.5\n    the published recipe" in said
+    text = capsys.readouterr().out
+    assert "91.0      90.5        -0.5\n    the published recipe" in text
     html = tables.ledger(tmp_path).to_html()
-    assert "the published recipe" in html and "-0.5" in html and "+0.3" in html and "left out" not in said + html
-    assert ledger.lines(ledger.read(tmp_path / "none")).startswith("no run has a number that was published")
+    assert "the published recipe" in html and "-0.5" in html and "+0.3" in html and "left out" not in text + html
+    assert ledger.format_ledger(ledger.read(tmp_path / "none")).startswith("no run has a number that was published")
 
 
-def test_what_was_trained_here_says_how(tmp_path):
+def test_the_ledger_says_how_a_checkpoint_was_trained(tmp_path):
     run = Run(tmp_path / "03_ek100" / "any")
 
-    def said(init="EgoVLPv2_smallproj.pth", section=None, **other):
-        run.write_metrics("finetune", fine_tuned("03_ek100", init, **other) | {"mAP": 48.0, "samples": 9668} | (section or {}))
+    def entries(init="EgoVLPv2_smallproj.pth", section=None, **changes):
+        values = {"mAP": 48.0, "samples": 9668} | (section or {})
+        run.write_metrics("finetune", fine_tuned("03_ek100", init, **changes) | values)
         return ledger.read(tmp_path).entries
-    chosen = "best of 100 validations on the test set, how the published one was chosen is not said"
-    assert said()[0].recipe == ["fine-tuned here from EgoVLPv2_smallproj.pth", chosen]
-    other = {"train.epochs": 1, "train.batch_size": 16, "optim.lr": 0.001, "train.retrieval_loss": "symmetric_multi_similarity",
-             "optim.schedule": "linear", "data.limit": 24, "selection.validations": 1}
-    assert said("x.pt", {"bad_samples": 3}, **other)[0].recipe == [
-        "fine-tuned here from x.pt, published from EgoVLPv2_smallproj.pth", "trained 1 epoch, published 100", "batch 16, published 128",
-        "learning rate 0.001, published 0.0002", "loss symmetric_multi_similarity, published max_margin",
+    chosen = "best of 100 validations on the test set, the paper does not say how its checkpoint was chosen"
+    assert entries()[0].recipe == ["fine-tuned here from EgoVLPv2_smallproj.pth", chosen]
+    changes = {"train.epochs": 1, "train.batch_size": 16, "optim.lr": 0.001,
+               "train.retrieval_loss": "symmetric_multi_similarity", "optim.schedule": "linear", "data.limit": 24,
+               "selection.validations": 1}
+    assert entries("x.pt", {"bad_samples": 3}, **changes)[0].recipe == [
+        "fine-tuned here from x.pt, published from EgoVLPv2_smallproj.pth", "trained 1 epoch, published 100",
+        "batch 16, published 128", "learning rate 0.001, published 0.0002",
+        "loss symmetric_multi_similarity, published max_margin",
         "optim.schedule linear, published cosine", "data.limit 24, published 0", "3 samples could not be read"]
-    plain, dual = said(section={"mAP_dual_softmax": 50.0}, **{"evaluate.dual_softmax": 0.01})
+    plain, dual = entries(section={"mAP_dual_softmax": 50.0}, **{"evaluate.dual_softmax": 0.01})
     assert (plain.value, plain.recipe) == (48.0, ["fine-tuned here from EgoVLPv2_smallproj.pth", chosen])
     assert (dual.value, dual.result.published) == (50.0, 47.3)
-    assert dual.recipe == ["dual softmax over the whole test set (temperature 0.01), published without", *plain.recipe]
+    assert dual.recipe == ["dual softmax over the whole test set (temperature 0.01), published without",
+                           *plain.recipe]
     table = tables.table([(entry.result, run.metrics()) for entry in (plain, dual)])
-    assert table.data["published, real data"].isna().tolist() == [False, True], "no number is published of this"
+    absent = table.data["published, real data"].isna().tolist()
+    assert absent == [False, True], "no number is published with dual softmax"
 
 
 @pytest.mark.parametrize("notebook, params", [("03_ek100", "ek100_finetune"), ("04_charades_ego", "charades_finetune"),
                                               ("05_egomcq", "egomcq")])
 def test_the_recipes_of_params_are_the_published_ones(project, notebook, params):
-    """As a job records them: what is compared is there, under these names, and equal; one changed value is told."""
+    """A job records every compared key with the published value; a changed value is reported."""
     def recorded(overrides=""):
         class Scored:
             config, best = resolve(params, "example", overrides), "mAP"
         return json.loads(json.dumps(recipe(Scored, notebook in published.TRAININGS)))
-    wanted = published.EVALUATIONS[notebook] | published.TRAININGS.get(notebook, {})
-    assert ledger.compared(recorded(), wanted) == [] and len(wanted) > 3
-    assert ledger.compared(recorded("data.eval_frames=1"), wanted) == ["1 frame, published 16"]
+    expected = published.EVALUATIONS[notebook] | published.TRAININGS.get(notebook, {})
+    assert ledger.compare_recipes(recorded(), expected) == [] and len(expected) > 3
+    assert ledger.compare_recipes(recorded("data.eval_frames=1"), expected) == ["1 frame, published 16"]
 
 
-def test_what_a_job_records(resolve):
+def test_a_job_records_its_recipe(resolve):
     config = resolve("toy/ek100_finetune", "init= train.epochs=5 train.evaluate_epochs=2 evaluate.dual_softmax=0.05")
     task = tasks.make(config)
     trained, scored = recipe(task, True), recipe(task, False)
-    assert (trained["selection.validations"], trained["selection.metric"], trained["selection.split"]) == (3, "mAP", "test")
+    selection = trained["selection.validations"], trained["selection.metric"], trained["selection.split"]
+    assert selection == (3, "mAP", "test")
     assert trained["train.batch_size"] == 8 and trained["model.width"] == config.model.width and trained["seed"] == 0
     assert not {"data.workers", "train.micro_batch", "evaluate.batch_size", "model.checkpointing"} & trained.keys()
     assert scored["evaluate.dual_softmax"] == 0.05 and scored["data.eval_frames"] == config.data.eval_frames
-    assert scored.items() <= trained.items() and not any(key.startswith(("train.", "optim.", "data.frames")) for key in scored)
+    assert scored.items() <= trained.items()
+    assert not any(key.startswith(("train.", "optim.", "data.frames")) for key in scored)
     started = recipe(tasks.make(resolve("toy/ek100_finetune")), True)
-    assert "model.image_size" in started and "model.width" not in started, "a checkpoint's shape is its own, not the config's"
+    assert "model.image_size" in started
+    assert "model.width" not in started, "a checkpoint has its own shape, not the config's"
 
 
-@pytest.mark.parametrize("content, said", [
+@pytest.mark.parametrize("content, message", [
     ('{"finetune": {"mAP": 4', "not JSON"),
     ("", "not JSON"),
     ("[" * 100_000, "not JSON"),
@@ -119,14 +133,17 @@ def test_what_a_job_records(resolve):
     ('{"finetune": {"mAP": 4.0, "recipe": []}}', "'recipe' of section 'finetune' is [], expected dict"),
     ('{"finetune": {"mAP": 4.0, "recipe": {}}}', "'action' of section 'finetune' is None, expected str"),
     ('{"finetune": {"mAP": 4.0, "init": 3}}', "'init' of section 'finetune' is 3, expected str"),
-    (json.dumps({"finetune": fine_tuned("03_ek100", "x.pt") | {"mAP": 4.0, "samples": "all"}}), "'samples' of section 'finetune' is 'all'"),
+    (json.dumps({"finetune": fine_tuned("03_ek100", "x.pt") | {"mAP": 4.0, "samples": "all"}}),
+     "'samples' of section 'finetune' is 'all'"),
     ('{"evaluate": {"published": ["R@1"], "R@1": 4.0}}', "'task' and 'published' of section 'evaluate'"),
-    ('{"evaluate": {"published": {"R@1": "many"}, "R@1": 4.0, "task": "a.py:A"}}', "'published R@1' of section 'evaluate'"),
+    ('{"evaluate": {"published": {"R@1": "many"}, "R@1": 4.0, "task": "a.py:A"}}',
+     "'published R@1' of section 'evaluate'"),
     ("<folder>", "Is a directory"),
     (b"\xff\xfe", "not JSON"),
 ])
-def test_a_damaged_file_leaves_out_its_own_run_alone(tmp_path, capsys, content, said):
-    Run(tmp_path / "03_ek100" / "whole").write_metrics("finetune", fine_tuned("03_ek100", "x.pt") | {"mAP": 40.0, "samples": 9668})
+def test_a_damaged_file_leaves_out_its_own_run_only(tmp_path, capsys, content, message):
+    Run(tmp_path / "03_ek100" / "whole").write_metrics("finetune", fine_tuned("03_ek100", "x.pt") | {
+        "mAP": 40.0, "samples": 9668})
     path = Run(tmp_path / "03_ek100" / "damaged").path / "metrics.json"
     if content == "<folder>":
         path.mkdir()
@@ -135,8 +152,9 @@ def test_a_damaged_file_leaves_out_its_own_run_alone(tmp_path, capsys, content, 
     cli.main(["ledger", "--outputs", str(tmp_path)])
     _, _, differs, *_, last = lines = capsys.readouterr().out.splitlines()
     assert differs.startswith("    fine-tuned here from x.pt") and max(map(len, lines[:-1])) <= 120
-    assert last.startswith("left out: ") and str(path) in last and said in last
-    assert content == "<folder>" or last.endswith("delete it, and the run's notebook, or 'egokit submit', writes it again")
+    assert last.startswith("left out: ") and str(path) in last and message in last
+    fix = "delete it, and the run's notebook, or 'egokit submit', writes it again"
+    assert content == "<folder>" or last.endswith(fix)
     assert [entry.run for entry in ledger.read(tmp_path).entries] == ["03_ek100/whole"]
     html = tables.ledger(tmp_path).to_html()
     assert "left out: " in html and str(path) in html and "40.0" in html

@@ -1,4 +1,4 @@
-"""Every notebook under papermill with shrunken parameters: what matters is metrics.json, not the cells' outputs."""
+"""Every notebook, run by papermill on little data; metrics.json is what is checked."""
 import base64
 import json
 import os
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def run_notebook(project):
-    """Run a notebook once for this module; later ones find its checkpoints."""
+    """Run a notebook once for this module; later notebooks find its checkpoints."""
     done = {}
 
     def run(name, overrides=""):
@@ -35,6 +35,11 @@ def errors(book):
     return [output for cell in book.cells for output in cell.get("outputs", []) if output.output_type == "error"]
 
 
+def html_outputs(book) -> list[str]:
+    return ["".join(output["data"].get("text/html", "")) for cell in book.cells for output in cell.get("outputs", [])
+            if "data" in output]
+
+
 def test_01_data_prep(run_notebook, project):
     book, run = run_notebook("01_data_prep")
     counts = run.metrics()["prepared"]
@@ -47,13 +52,15 @@ def test_02_pretrain(run_notebook):
     book, run = run_notebook("02_pretrain", f"{SMALL} {MODEL} launch.tasks_per_node=2 train.epochs=2")
     metrics = run.metrics()["pretrain"]
     assert metrics["finished"] and metrics["steps"] == 6 and metrics["processes"] == 2 and not errors(book)
-    assert {f"{score}_{kind}" for score in ("dual", "fusion", "ensemble") for kind in ("inter", "intra", "verb_only")} <= metrics.keys()
+    assert {f"{score}_{kind}" for score in ("dual", "fusion", "ensemble")
+            for kind in ("inter", "intra", "verb_only")} <= metrics.keys()
     figures = {path.stem for path in (run.path / "figures").iterdir()}
     assert figures >= {"batch", "curves", "predictions", "questions-pretrain"}
     assert {path.name for path in run.checkpoints.iterdir()} == {"best.pt", "step-0000003.pt", "step-0000006.pt"}
     assert "task: egoclip" in (run.path / "params.yaml").read_text()
     train = next(cell for cell in book.cells if "viz.watch(" in cell.source)
-    assert ["image/png" in output.get("data", {}) for output in train.outputs] == [True, True], "each figure once, however often drawn"
+    has_picture = ["image/png" in output.get("data", {}) for output in train.outputs]
+    assert has_picture == [True, True], "each figure once, however often drawn"
     for output, name in zip(train.outputs, ("curves", "predictions"), strict=True):
         assert base64.b64decode(output["data"]["image/png"]) == (run.path / f"figures/{name}.png").read_bytes()
 
@@ -61,27 +68,28 @@ def test_02_pretrain(run_notebook):
 @pytest.mark.parametrize("name", ["03_ek100", "04_charades_ego"])
 def test_retrieval_notebooks(run_notebook, name):
     run_notebook("02_pretrain", f"{SMALL} {MODEL} launch.tasks_per_node=2 train.epochs=2")
-    options = {"03_ek100": "train.retrieval_loss=symmetric_multi_similarity evaluate.dual_softmax=0.05", "04_charades_ego": ""}[name]
+    options = {"03_ek100": "train.retrieval_loss=symmetric_multi_similarity evaluate.dual_softmax=0.05",
+               "04_charades_ego": ""}[name]
     book, run = run_notebook(name, f"launch.tasks_per_node=2 train.epochs=1 train.batch_size=8 data.limit=16 {options}")
     metrics = run.metrics()
     assert not errors(book) and {"chance", "zeroshot", "finetune"} <= metrics.keys()
     assert all(0 < metrics[section]["mAP"] <= 100 for section in ("chance", "zeroshot", "finetune"))
     for section in ("zeroshot", "finetune"):
         assert metrics[section]["samples"] == metrics[section]["expected"] and metrics[section]["failed"] == 0
-        recipe = metrics[section]["recipe"]
-        assert recipe.get("train.epochs") == recipe.get("selection.validations") == (1 if section == "finetune" else None)
+        recipe, trained = metrics[section]["recipe"], section == "finetune"
+        assert recipe.get("train.epochs") == recipe.get("selection.validations") == (1 if trained else None)
         if options:
             assert 0 < metrics[section]["mAP_dual_softmax"] <= 100 and recipe["evaluate.dual_softmax"] == 0.05
-            assert recipe.get("train.retrieval_loss") == ("symmetric_multi_similarity" if section == "finetune" else None)
+            assert recipe.get("train.retrieval_loss") == ("symmetric_multi_similarity" if trained else None)
         else:
             assert len((run.path / f"submission-{section}.txt").read_text().splitlines()) == metrics[section]["samples"]
-    assert (run.path / "figures" / {"03_ek100": "words.png", "04_charades_ego": "average-precisions.png"}[name]).stat().st_size > 10_000
+    figure = {"03_ek100": "words.png", "04_charades_ego": "average-precisions.png"}[name]
+    assert (run.path / "figures" / figure).stat().st_size > 10_000
     assert metrics["zeroshot"]["init_sha256"] == metrics["finetune"]["init_sha256"] != ""
     page = (run.path / "figures/browser-finetune.html").read_text()
     assert page.count("<details") > 5 and "data:image/jpeg" in page and "gained most over zeroshot" in page
     assert (run.path / "figures/retrieved-zeroshot.png").exists()
-    html = [output for cell in book.cells for output in cell.get("outputs", []) if "text/html" in output.get("data", {})]
-    assert any("<details" in "".join(output["data"]["text/html"]) for output in html), "the browser is in the saved notebook"
+    assert any("<details" in text for text in html_outputs(book)), "the browser is in the saved notebook"
 
 
 def test_05_egomcq_06_features_07_search_and_00_quickstart(run_notebook):
@@ -90,7 +98,7 @@ def test_05_egomcq_06_features_07_search_and_00_quickstart(run_notebook):
     metrics = run.metrics()
     assert not errors(book) and metrics["egomcq"]["samples"] == 32
     shown = str([cell.get("outputs") for cell in book.cells])
-    assert "rows-egomcq.npz" in shown and "notebook.failed" not in shown, "a notebook that has run to its end shows what it left"
+    assert "rows-egomcq.npz" in shown and "notebook.failed" not in shown, "files of the unfinished run are not listed"
     assert (run.path / "figures/words-egomcq.png").stat().st_size > 10_000
     assert "fusion corrects dual" in (run.path / "figures/browser-egomcq.html").read_text()
     assert metrics["chance"]["inter"] == pytest.approx(20, abs=2)
@@ -100,30 +108,35 @@ def test_05_egomcq_06_features_07_search_and_00_quickstart(run_notebook):
     assert not errors(book) and run.metrics()["features"]["clips"] == len(manifest["clips"]) == len(files)
     book, run = run_notebook("07_search_your_videos", "launch.tasks_per_node=2 data.limit=3")
     metrics = run.metrics()["index"]
-    assert not errors(book) and metrics["videos"] == 3 == len(list((run.path / "features").glob("*.npy"))) and metrics["clips"] > 30
-    assert len(list((run.path / "clips").glob("*.mp4"))) == 3 and len((run.path / "hits.csv").read_text().splitlines()) == 13
-    html = ["".join(output["data"].get("text/html", "")) for cell in book.cells for output in cell.get("outputs", []) if "data" in output]
-    assert sum(text.count('src="data:video/mp4;base64,') for text in html) == 12, "the clips are in the saved notebook"
+    assert not errors(book) and metrics["clips"] > 30
+    assert metrics["videos"] == 3 == len(list((run.path / "features").glob("*.npy")))
+    assert len(list((run.path / "clips").glob("*.mp4"))) == 3
+    assert len((run.path / "hits.csv").read_text().splitlines()) == 13
+    embedded = sum(text.count('src="data:video/mp4;base64,') for text in html_outputs(book))
+    assert embedded == 12, "the clips are in the saved notebook"
     book, run = run_notebook("00_quickstart")
     assert not errors(book) and len(run.metrics()["quickstart"]["match"]) == 5
-    assert {path.name for path in (run.path / "figures").iterdir()} == {"question.png", "fusion.png", "reranked.png", "published.png"}
+    figures = {path.name for path in (run.path / "figures").iterdir()}
+    assert figures == {"question.png", "fusion.png", "reranked.png", "published.png"}
 
 
 def test_no_epochs_give_chance(project):
-    """The numbers come out of training: without it the same notebook gives chance."""
+    """Without training, the same notebook reaches chance: its numbers do come from training."""
     import numpy as np
 
     from egokit import tasks
     from egokit.jobs import launch
     from egokit.tasks.metrics import accuracy
-    headless.execute("02_pretrain", {"site": "tiny", "run": "untrained", "overrides": f"{SMALL} {MODEL} train.epochs=0 data.limit=0"})
+    overrides = f"{SMALL} {MODEL} train.epochs=0 data.limit=0"
+    headless.execute("02_pretrain", {"site": "tiny", "run": "untrained", "overrides": overrides})
     run = Run(project / "outputs/02_pretrain/untrained")
     assert run.metrics()["pretrain"]["steps"] == 0
     from egokit.config.resolve import resolve
     task = tasks.make(resolve("toy/egomcq", "tiny", "", "untrained"))
     scores = task.score_matrix(run.read_rows("pretrain")[0])["ensemble"]
-    right = accuracy(scores, task.answers) / 100 * len(task.answers)
-    assert abs(right - 0.2 * len(task.answers)) < 3.5 * np.sqrt(0.16 * len(task.answers)), "further from chance than luck explains"
+    count = len(task.answers)
+    right = accuracy(scores, task.answers) / 100 * count
+    assert abs(right - 0.2 * count) < 3.5 * np.sqrt(0.16 * count), "further from chance than luck explains"
     assert launch.Handle(run, "pretrain").state() == "finished"
 
 
@@ -134,8 +147,10 @@ def test_unknown_parameters_and_values_stop_before_anything_runs(project):
         headless.execute("09", {})
     with pytest.raises(ConfigError, match=r"train\.epoch.*did you mean 'epochs'"):
         headless.execute("05_egomcq", {"site": "tiny", "overrides": "train.epoch=1"})
-    book, mine = nbformat.read(project / "notebooks/05_egomcq.ipynb", as_version=4), project / "notebooks/08_mine.ipynb"
-    next(cell for cell in book.cells if "parameters" in cell.metadata.get("tags", [])).source += '\nsite, run = "tiny", "mine"'
+    book = nbformat.read(project / "notebooks/05_egomcq.ipynb", as_version=4)
+    mine = project / "notebooks/08_mine.ipynb"
+    tagged = next(cell for cell in book.cells if "parameters" in cell.metadata.get("tags", []))
+    tagged.source += '\nsite, run = "tiny", "mine"'
     nbformat.write(book, mine)
     with pytest.raises(ConfigError, match=r"08_mine.*its cell of parameters has more"):
         headless.execute("08_mine", {})
@@ -144,9 +159,11 @@ def test_unknown_parameters_and_values_stop_before_anything_runs(project):
 
 def test_plain_papermill_with_a_misspelt_parameter_fails(project):
     import papermill
-    with pytest.raises(papermill.PapermillExecutionError, match="unknown notebook parameter 'parms': did you mean 'params'"):
+    message = "unknown notebook parameter 'parms': did you mean 'params'"
+    with pytest.raises(papermill.PapermillExecutionError, match=message):
         papermill.execute_notebook(str(project / "notebooks/05_egomcq.ipynb"), str(project / "out.ipynb"),
-                                   parameters={"parms": "toy/egomcq", "site": "tiny"}, cwd=str(project), progress_bar=False)
+                                   parameters={"parms": "toy/egomcq", "site": "tiny"}, cwd=str(project),
+                                   progress_bar=False)
 
 
 def test_a_failing_notebook_is_saved_and_named(project):
@@ -159,10 +176,11 @@ def test_a_failing_notebook_is_saved_and_named(project):
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL])
 def test_interrupted_and_run_again(project, sign):
-    """Ctrl-C or kill -9 of the whole command while it trains; the same command again finishes the same run."""
+    """After Ctrl-C or kill -9 while it trains, the same command finishes the same run."""
     run = Run(project / "outputs/02_pretrain" / f"interrupted-{sign.name}")
     overrides = f"{SMALL} {MODEL} train.epochs=4 train.checkpoint_steps=1"
-    command = [sys.executable, "-m", "egokit.cli", "run", "02_pretrain", "--site", "tiny", "--run", run.path.name, "--overrides", overrides]
+    command = [sys.executable, "-m", "egokit.cli", "run", "02_pretrain", "--site", "tiny", "--run", run.path.name,
+               "--overrides", overrides]
     first = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not any(event["kind"] == "step" for event in run.read_log()):
@@ -171,7 +189,8 @@ def test_interrupted_and_run_again(project, sign):
     os.killpg(first.pid, sign)
     first.wait(timeout=60)
     assert not (run.path / "notebook.ipynb").exists()
-    again = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert again.returncode == 0, again.stderr[-2000:]
+    second = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert second.returncode == 0, second.stderr[-2000:]
     steps = [event["step"] for event in run.read_log() if event["kind"] == "step"]
-    assert steps == list(range(1, 13)) and run.metrics()["pretrain"]["steps"] == 12 and (run.path / "notebook.ipynb").exists()
+    assert steps == list(range(1, 13)) and run.metrics()["pretrain"]["steps"] == 12
+    assert (run.path / "notebook.ipynb").exists()

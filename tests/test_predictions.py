@@ -1,4 +1,4 @@
-"""What a training logs of a few held-out samples at each validation, and how it is drawn."""
+"""Predictions of a few held-out samples: what each validation logs, and how it is drawn."""
 import json
 from types import SimpleNamespace
 
@@ -17,15 +17,18 @@ from egokit.viz.predictions import draw_predictions, pictures, predictions
 def test_questions_of_both_kinds_with_the_scores_that_are_evaluated(resolve):
     task = tasks.make(resolve()).validation()
     rng = np.random.default_rng(0)
-    rows = {"index": np.arange(task.num_rows()), "dual": rng.random(task.num_rows()), "fusion": rng.random(task.num_rows())}
-    found, right = task.predictions(rows, None), []
-    assert len(found) == 4 and found == task.predictions(rows, None) and len(json.dumps(found)) < 2000
-    for one in found:
-        q = next(q for q, five in enumerate(task.choices) if [task.number[clip_key(clip)] for clip in five] == one["clips"])
-        assert one["text"] == task.texts[q] and one["relevancy"].index(1) == task.answers[q] and sum(one["relevancy"]) == 1
-        assert one["scores"] == pytest.approx(task.score_matrix(rows)["ensemble"][q], abs=1e-4)
-        right.append(task.types[q])
-    assert set(right) == {1, 2}
+    count = task.num_rows()
+    rows = {"index": np.arange(count), "dual": rng.random(count), "fusion": rng.random(count)}
+    samples, kinds = task.predictions(rows, None), []
+    assert len(samples) == 4 and samples == task.predictions(rows, None) and len(json.dumps(samples)) < 2000
+    for sample in samples:
+        q = next(q for q, five in enumerate(task.choices)
+                 if [task.number[clip_key(clip)] for clip in five] == sample["clips"])
+        assert sample["text"] == task.texts[q]
+        assert sample["relevancy"].index(1) == task.answers[q] and sum(sample["relevancy"]) == 1
+        assert sample["scores"] == pytest.approx(task.score_matrix(rows)["ensemble"][q], abs=1e-4)
+        kinds.append(task.types[q])
+    assert set(kinds) == {1, 2}
 
 
 @pytest.mark.parametrize("params", ["toy/ek100_finetune", "toy/charades_finetune"])
@@ -35,18 +38,19 @@ def test_texts_with_their_best_clips_and_the_first_right_ones_rank(resolve, para
     truth_VK, texts = task.truth(), task.prompts()
     rows = {"index": np.arange(len(truth_VK)), "video": rng.normal(size=(len(truth_VK), 8)).astype(np.float32)}
     prompts_KE = rng.normal(size=(len(texts), 8)).astype(np.float32)
-    scores_VK, found = task.score_matrix(rows, prompts_KE), task.predictions(rows, prompts_KE)
-    assert len(found) == len({one["text"] for one in found}) == 4 and len(json.dumps(found)) < 2000
-    for one in found:
-        k = texts.index(one["text"])
-        assert one["scores"] == pytest.approx(np.sort(scores_VK[:, k])[::-1][:5], abs=1e-4)
-        assert one["scores"] == pytest.approx(scores_VK[one["clips"], k], abs=1e-4)
-        assert one["relevancy"] == pytest.approx(truth_VK[one["clips"], k], abs=1e-4)
-        assert one["rank"] == 1 + (scores_VK[:, k] > scores_VK[truth_VK[:, k] == 1, k].max()).sum()
+    scores_VK, samples = task.score_matrix(rows, prompts_KE), task.predictions(rows, prompts_KE)
+    assert len(samples) == len({sample["text"] for sample in samples}) == 4 and len(json.dumps(samples)) < 2000
+    for sample in samples:
+        k = texts.index(sample["text"])
+        assert sample["scores"] == pytest.approx(np.sort(scores_VK[:, k])[::-1][:5], abs=1e-4)
+        assert sample["scores"] == pytest.approx(scores_VK[sample["clips"], k], abs=1e-4)
+        assert sample["relevancy"] == pytest.approx(truth_VK[sample["clips"], k], abs=1e-4)
+        assert sample["rank"] == 1 + (scores_VK[:, k] > scores_VK[truth_VK[:, k] == 1, k].max()).sum()
 
 
 def asked(scores, answer=2):
-    return {"text": "#C C cuts the onion", "clips": [5, 6, 7, 8, 9], "scores": scores, "relevancy": [int(c == answer) for c in range(5)]}
+    return {"text": "#C C cuts the onion", "clips": [5, 6, 7, 8, 9], "scores": scores,
+            "relevancy": [int(c == answer) for c in range(5)]}
 
 
 def sought(rank, scores, relevancy):
@@ -62,7 +66,8 @@ def test_the_figure_shows_the_choice_of_now_and_the_scores_of_before(tmp_path):
     run.log(validation_event(0, predictions=[asked([.1, .2, .3, .4, .5])]) | {"epoch": 0})
     run.log(validation_event(9, predictions=[asked([.1, .9, .6, .4, .5])]) | {"epoch": 1})
     *clips, scores = draw_predictions(run, read(run), grey).axes
-    assert [axis.get_xlabel() for axis in clips] == ["● 0.10\n", "■ 0.90\n✗ chosen", "◆ 0.60\n✓ right", "▲ 0.40\n", "▼ 0.50\n"]
+    labels = [axis.get_xlabel() for axis in clips]
+    assert labels == ["● 0.10\n", "■ 0.90\n✗ chosen", "◆ 0.60\n✓ right", "▲ 0.40\n", "▼ 0.50\n"]
     assert [int(axis.images[0].get_array()[0, 0, 0]) for axis in clips] == [100, 120, 140, 160, 180]
     assert clips[0].texts[0].get_text() == "WRONG: #C C cuts the onion"
     assert [[*line.get_ydata()] for line in scores.lines] == [[.1, .1], [.2, .9], [.3, .6], [.4, .4], [.5, .5]]
@@ -75,7 +80,8 @@ def test_a_texts_best_clips_and_their_way_up(tmp_path):
     run.log(validation_event(0, predictions=[sought(40, [.9, .8, .7, .6, .5], [0, 0, 0, 0, 0])]) | {"epoch": 0})
     run.log(validation_event(9, predictions=[sought(1, [.9, .8, .7, .6, .5], [1, .5, 0, 0, 0])]) | {"epoch": 1})
     *clips, ranks = draw_predictions(run, read(run), grey).axes
-    assert [axis.get_xlabel().split("\n")[1] for axis in clips] == ["✓ right", "partly, 0.50", "✗ wrong", "✗ wrong", "✗ wrong"]
+    marks = [axis.get_xlabel().split("\n")[1] for axis in clips]
+    assert marks == ["✓ right", "partly, 0.50", "✗ wrong", "✗ wrong", "✗ wrong"]
     assert clips[0].texts[0].get_text() == "RIGHT: cut onion" and [*ranks.lines[0].get_ydata()] == [40, 1]
     assert ranks.get_ylim()[0] > ranks.get_ylim()[1], "the first rank is on top"
 
@@ -92,7 +98,7 @@ def test_what_was_cut_from_the_log_is_forgotten(tmp_path):
 
 
 def test_live_they_have_a_place_of_their_own(tmp_path, monkeypatch, resolve):
-    """Drawn after a validation, and not for every step; the clips are those of the job's own config."""
+    """They are drawn after a validation, not every step, with clips of the job's own config."""
     import IPython.display
     shown = []
 

@@ -1,4 +1,4 @@
-"""The embedded data set: frame numbers, motions, tables, and that it comes out the same again."""
+"""The embedded data set: frame numbers, motions, tables, and reproducibility."""
 import ast
 import csv
 import dataclasses
@@ -30,7 +30,7 @@ def decode(path: Path) -> list[np.ndarray]:
 
 
 def clip_rows(root: Path) -> tuple[list[dict], int]:
-    """(the well-formed rows of egoclip.csv, how many are malformed)"""
+    """Return the well-formed rows of egoclip.csv, and the number of malformed rows."""
     header, *lines = (root / "egoclip.csv").read_text().splitlines()
     names, good = header.split("\t"), []
     for line in lines:
@@ -49,7 +49,7 @@ def test_import_is_light():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(toy.__file__).parents[2])
 
 
-# the strip
+# the frame number
 
 @pytest.mark.parametrize("number", [0, 1, 959, 2730, 4095])
 def test_frame_number_roundtrip(number):
@@ -66,7 +66,7 @@ def test_wrong_strips_are_refused():
     with pytest.raises(ValueError):
         toy.read_frame_number(frame_HWC[:, ::-1])  # flipped
     damaged = frame_HWC.copy()
-    damaged[-6:, 8 * 10:8 * 11] = 255 - damaged[-6:, 8 * 10:8 * 11]  # one bit: the parity tells
+    damaged[-6:, 8 * 10:8 * 11] = 255 - damaged[-6:, 8 * 10:8 * 11]  # one bit: the parity shows it
     with pytest.raises(ValueError, match="parity"):
         toy.read_frame_number(damaged)
     grey = frame_HWC.copy()
@@ -98,18 +98,18 @@ def test_every_frame_is_numbered_even_resized(root, tmp_path):
 
 @pytest.mark.parametrize("verb", range(0, 8, 2))
 def test_opposite_verbs_are_time_reversals(verb):
-    one = motion.draw_motion(np.random.default_rng(5), verb, 37.0)
-    other = motion.draw_motion(np.random.default_rng(5), words.opposite(verb), 37.0)
-    assert other == dataclasses.replace(one, reverse=True)  # the same draws for both
-    mirrored = dataclasses.replace(other, warp=(one.warp[0], -one.warp[1]))
+    drawn = motion.draw_motion(np.random.default_rng(5), verb, 37.0)
+    opposite = motion.draw_motion(np.random.default_rng(5), words.opposite(verb), 37.0)
+    assert opposite == dataclasses.replace(drawn, reverse=True)  # the same draws for both
+    mirrored = dataclasses.replace(opposite, warp=(drawn.warp[0], -drawn.warp[1]))
     table = stage.build_stage("ego4d", 1)
     thing, wearing = schedule.Thing(3, 1), stage.wearer("ego4d", 1)
     for time in np.linspace(0, 1, 9):
-        forward, backward = motion.pose_at(one, time), motion.pose_at(mirrored, 1 - time)
+        forward, backward = motion.pose_at(drawn, time), motion.pose_at(mirrored, 1 - time)
         for a, b in zip(dataclasses.astuple(forward), dataclasses.astuple(backward), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-9)
-        one_HWC, other_HWC = (table.frame(pose, thing, wearing) for pose in (forward, backward))
-        assert (one_HWC != other_HWC).mean() < 0.02  # rounding to whole pixels at most
+        forward_HWC, backward_HWC = (table.frame(pose, thing, wearing) for pose in (forward, backward))
+        assert (forward_HWC != backward_HWC).mean() < 0.02  # rounding to whole pixels at most
 
 
 @pytest.mark.parametrize("verb", range(8))
@@ -122,24 +122,24 @@ def test_motion_is_large_and_stays_in_the_middle(verb):
         for pose in poses:
             half = 0.45 * pose.size
             assert pose.x - half >= 16 and pose.x + half <= 112
-            assert pose.y + pose.lid[1] - half >= 0 and pose.y + half <= 96 - frame_number.height(96)
+            assert pose.y + pose.lid[1] - half >= 0 and pose.y + half <= 96 - frame_number.strip_height(96)
 
 
 def test_clips_show_their_objects(root):
-    """Between the cuts of two actions nothing but the narrated object is on the table."""
+    """A clip shows only its narrated object, from start to end."""
     video = schedule.make_schedule(SEED, "tiny")[0]
     for scene in video.scenes:
         for before, after in zip(scene.actions, scene.actions[1:], strict=False):
             assert 0.2 <= after.start - before.stop <= 0.5
     for row in clip_rows(root)[0]:
         if row["video_uid"] == video.uid:
-            shown = {videos._nearest(scene, now).thing.noun
+            shown = {videos._nearest_action(scene, now).thing.noun
                      for now in (float(row["clip_start"]), float(row["clip_end"]))
                      for scene in video.scenes if scene.start <= now < scene.stop}
             assert [*shown] == ast.literal_eval(row["tag_noun"])
 
 
-def test_plan_is_balanced():
+def test_schedule_is_balanced():
     demo = schedule.make_schedule(0, "demo")
     train = [action for video in demo if (video.corpus, video.split) == ("ego4d", "train")
              for action in video.actions]
@@ -150,13 +150,14 @@ def test_plan_is_balanced():
     assert len({video.path for video in demo}) == len(demo)
 
 
-# the same again
+# reproducibility
 
 def test_same_seed_same_bytes(root, tmp_path):
     video = next(video for video in schedule.make_schedule(SEED, "tiny") if video.corpus == "charades")
     videos.encode(video, tmp_path / "again.mp4")
     assert (tmp_path / "again.mp4").read_bytes() == (root / video.path).read_bytes()
-    assert schedule.make_schedule(SEED, "tiny") == schedule.make_schedule(SEED, "tiny") != schedule.make_schedule(SEED + 1, "tiny")
+    tiny = schedule.make_schedule(SEED, "tiny")
+    assert tiny == schedule.make_schedule(SEED, "tiny") != schedule.make_schedule(SEED + 1, "tiny")
 
 
 def test_make_is_idempotent_resumable_and_particular(root, tmp_path):
@@ -174,19 +175,19 @@ def test_make_is_idempotent_resumable_and_particular(root, tmp_path):
 
     copy = tmp_path / "interrupted"
     shutil.copytree(root, copy)
-    asked = json.loads((copy / "toy.json").read_text())
-    del asked["counts"]
+    arguments = json.loads((copy / "toy.json").read_text())
+    del arguments["counts"]
     (copy / "toy.json").unlink()
-    (copy / "toy.unfinished.json").write_text(json.dumps(asked))
+    (copy / "toy.unfinished.json").write_text(json.dumps(arguments))
     kept, *_, lost = [path for path in sorted(copy.rglob("*")) if path.suffix.lower() == ".mp4"]
     lost.unlink()
     (torn := lost.with_name(f".{lost.stem}.1.part{lost.suffix}")).write_bytes(b"torn")
     os.utime(torn, (0, 0))
-    time = kept.stat().st_mtime_ns
+    modified = kept.stat().st_mtime_ns
     with pytest.raises(ValueError, match="unfinished"):
         toy.make(copy, seed=SEED + 1, size="tiny")
     toy.make(copy, seed=SEED, size="tiny")
-    assert kept.stat().st_mtime_ns == time and not (copy / "toy.unfinished.json").exists()
+    assert kept.stat().st_mtime_ns == modified and not (copy / "toy.unfinished.json").exists()
     files = sorted(path.relative_to(root) for path in root.rglob("*") if path.is_file())
     assert files == sorted(path.relative_to(copy) for path in copy.rglob("*") if path.is_file())
     assert all((root / name).read_bytes() == (copy / name).read_bytes() for name in files)
@@ -209,7 +210,8 @@ def test_egoclip(root):
         (verb,), (noun,) = ast.literal_eval(row["tag_verb"]), ast.literal_eval(row["tag_noun"])
         assert toy.NOUNS[noun] in row["clip_text"]
         assert any(words._phrase(verb, form, "").split()[0] in row["clip_text"].split() for form in range(3))
-    assert 0.8 < np.mean([row["clip_text"].startswith("#C C ") for row in good]) < 1, "a few are as the other data sets narrate"
+    styled = np.mean([row["clip_text"].startswith("#C C ") for row in good])
+    assert 0.8 < styled < 1, "a few are narrated as in the other data sets"
     assert {row["narration_source"] for row in good} == {"narration_pass_1", "narration_pass_2"}
 
 
@@ -247,15 +249,15 @@ def test_moments(root):
     assert len(uids) == json.loads((root / "toy.json").read_text())["counts"]["moments_clips"]
 
 
-def test_kitchens(root):
+def test_ek100(root):
     from egokit.data.annotation_tables import EK100_ANNOTATIONS
     for split in ("train", "test"):
         with open(root / EK100_ANNOTATIONS / f"EPIC_100_retrieval_{split}.csv") as file:
             clips = {row["narration_id"]: row for row in csv.DictReader(file)}
         with open(root / EK100_ANNOTATIONS / f"EPIC_100_retrieval_{split}_sentence.csv") as file:
             sentences = list(csv.DictReader(file))
-        told = {row["narration"] for row in clips.values()}
-        assert sorted(row["narration"] for row in sentences) == sorted(told)
+        narrations = {row["narration"] for row in clips.values()}
+        assert sorted(row["narration"] for row in sentences) == sorted(narrations)
         assert all(clips[row["narration_id"]]["narration"] == row["narration"] for row in sentences)
         assert ("verb_class" in sentences[0]) == (split == "train")
         for row in clips.values():

@@ -1,6 +1,7 @@
-"""Which narration belongs to a clip? EgoMCQ's right clips against the narrations of all its questions: a benchmark in one file.
+"""A benchmark in one file: which narration belongs to a clip?
 
-A clip is found if its own narration is the nearest one (R@1), or among the nearest five (R@5).
+EgoMCQ's right clips are compared with the narrations of all its questions. A clip is found if its own
+narration is the nearest one (R@1), or among the nearest five (R@5).
 """
 import numpy as np
 
@@ -44,7 +45,8 @@ class NarrationRetrieval(Task):
         return self.texts
 
     def score_batch(self, model, batch):
-        return {"index": batch["index"].numpy(force=True), "video": model.embed_video(normalise(batch["video"])).numpy(force=True)}
+        return {"index": batch["index"].numpy(force=True),
+                "video": model.embed_video(normalise(batch["video"])).numpy(force=True)}
 
     def metrics(self, rows, prompts_KE):
         return recall(cosine(rows["video"], prompts_KE), self.answers)

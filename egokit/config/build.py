@@ -1,4 +1,7 @@
-"""Config's dataclasses from plain nested dicts, strict on names and types, and back."""
+"""Conversion between Config and nested dicts, strict on names and types; comparison.
+
+A "plain" config is a nested dict of sections and keys, as YAML and JSON hold it.
+"""
 from __future__ import annotations
 
 import dataclasses
@@ -13,27 +16,33 @@ from egokit.config.schema import CHOICES, LOCAL_ONLY, RENAMED, violated_bound
 
 
 class ConfigError(ValueError):
-    """A mistake in a parameter, a key or a path; the message says which and what to do."""
+    """A mistake in a parameter, key or path; the message names it and says what to do."""
 
 
 def did_you_mean(word: str, known) -> str:
-    """A 'did you mean' for an error message, or the list of what there is."""
-    known = sorted(str(item) for item in known)
-    close = difflib.get_close_matches(str(word), known, n=1)
-    return f"did you mean {close[0]!r}?" if close else "known: " + ", ".join(known)
+    """Return a hint for an error message: "did you mean …?", or the list of known names.
+
+    Args:
+        word: the name that was given.
+        known: an iterable of the names that exist.
+    """
+    names = sorted(str(name) for name in known)
+    close = difflib.get_close_matches(str(word), names, n=1)
+    return f"did you mean {close[0]!r}?" if close else "known: " + ", ".join(names)
 
 
 def _coerce(value, wanted, where: str):
+    """Return `value` as the type `wanted`; `where` names the key in the ConfigError."""
     origin = typing.get_origin(wanted)
     if wanted is dict or origin is dict:
         if isinstance(value, dict):
             return value
     elif origin is tuple:
-        inner = typing.get_args(wanted)
-        if inner[-1] is ...:
-            inner = inner[:1] * len(value) if isinstance(value, (list, tuple)) else ()
-        if isinstance(value, (list, tuple)) and len(value) == len(inner):
-            return tuple(_coerce(item, kind, where) for item, kind in zip(value, inner, strict=True))
+        item_types = typing.get_args(wanted)
+        if item_types[-1] is ...:
+            item_types = item_types[:1] * len(value) if isinstance(value, (list, tuple)) else ()
+        if isinstance(value, (list, tuple)) and len(value) == len(item_types):
+            return tuple(_coerce(item, item_type, where) for item, item_type in zip(value, item_types, strict=True))
     elif wanted is bool:
         if isinstance(value, bool):
             return value
@@ -47,45 +56,61 @@ def _coerce(value, wanted, where: str):
                 return wanted(number)
         except (ValueError, OverflowError):
             pass
-    kind = str(wanted) if isinstance(wanted, types.GenericAlias) else getattr(wanted, "__name__", str(wanted))
+    expected = str(wanted) if isinstance(wanted, types.GenericAlias) else getattr(wanted, "__name__", str(wanted))
     if typing.get_args(wanted)[-1:] == (...,):
-        kind = f"a list of {typing.get_args(wanted)[0].__name__}"
-    kind = "a finite number" if wanted is float else kind
-    raise ConfigError(f"{where}: expected {kind}, got {value!r}")
+        expected = f"a list of {typing.get_args(wanted)[0].__name__}"
+    expected = "a finite number" if wanted is float else expected
+    raise ConfigError(f"{where}: expected {expected}, got {value!r}")
 
 
 def build(cls, values: dict, where: str = "", source: str = "") -> typing.Any:
-    """A dataclass from nested mappings; strict on names and types."""
+    """Build a dataclass from nested dicts; names, types, choices and bounds are checked.
+
+    Args:
+        cls: Config, or the dataclass of one of its sections.
+        values: key -> value; keys that are absent keep their defaults.
+        where: dotted name of the section that `values` fill, for messages; "" for the whole Config.
+        source: where the values stand, for messages, for example " (in overrides)".
+
+    Raises:
+        ConfigError: a key is unknown, or its value has the wrong type or is out of bounds.
+    """
     hints = typing.get_type_hints(cls)
-    given = {}
+    arguments = {}
     for key, value in (values or {}).items():
         name = f"{where}.{key}" if where else str(key)
         if key not in hints:
             raise ConfigError(f"unknown key {name!r}{source}: {did_you_mean(key, hints)}")
         if dataclasses.is_dataclass(hints[key]):
             if not isinstance(value, dict):
-                inner = ", ".join(typing.get_type_hints(hints[key]))
-                raise ConfigError(f"{name}{source}: expected a section with keys {inner}; got {value!r}")
-            given[key] = build(hints[key], value, name, source)
+                keys = ", ".join(typing.get_type_hints(hints[key]))
+                raise ConfigError(f"{name}{source}: expected a section with keys {keys}; got {value!r}")
+            arguments[key] = build(hints[key], value, name, source)
         else:
-            given[key] = _coerce(value, hints[key], name + source)
-            if name in CHOICES and given[key] not in CHOICES[name] and given[key] != "" and not (name == "task" and split_task_file(given[key])):
-                raise ConfigError(f"{name}{source}: {given[key]!r}: {did_you_mean(given[key], CHOICES[name])}")
-            for number in given[key] if isinstance(given[key], tuple) else (given[key],):
-                if said := violated_bound(name, number):
-                    raise ConfigError(f"{name}{source}: expected {said}, got {number}")
-    return cls(**given)
+            arguments[key] = _coerce(value, hints[key], name + source)
+            _check_value(name, arguments[key], source)
+    return cls(**arguments)
+
+
+def _check_value(name: str, value, source: str) -> None:
+    """Raise ConfigError unless `value` is a choice and within the bounds of key `name`."""
+    own_task = name == "task" and split_task_file(value)
+    if name in CHOICES and value not in CHOICES[name] and value != "" and not own_task:
+        raise ConfigError(f"{name}{source}: {value!r}: {did_you_mean(value, CHOICES[name])}")
+    for number in value if isinstance(value, tuple) else (value,):
+        if bound := violated_bound(name, number):
+            raise ConfigError(f"{name}{source}: expected {bound}, got {number}")
 
 
 def new_names(values: dict, source: str = "", where: str = "") -> dict:
     """Return plain nested values with renamed keys under their present names.
 
     Args:
-        values: a config, or a part of one, as it stands in a recipe, a run folder or a checkpoint.
-        source: where the values stand, for a FutureWarning of each old name; "" warns of none.
+        values: a plain config, or a part of one, from a recipe, a run folder or a checkpoint.
+        source: where the values stand, for one FutureWarning per old name; "" gives no warning.
 
     Raises:
-        ConfigError: a key is given by its old and by its present name.
+        ConfigError: a key is given under both its old and its present name.
     """
     renamed = {}
     for key, value in values.items():
@@ -100,13 +125,13 @@ def new_names(values: dict, source: str = "", where: str = "") -> dict:
 
 
 def split_task_file(task: str) -> tuple[str, str] | None:
-    """(file, class) of a task of the user's, which is named as 'folder/file.py:Class'; None for one of egokit's."""
-    found = re.fullmatch(r"(.+\.py):(\w+)", task)
-    return (found[1], found[2]) if found else None
+    """Return (file, class) of a user's task "folder/file.py:Class"; None for one of egokit's."""
+    match = re.fullmatch(r"(.+\.py):(\w+)", task)
+    return (match[1], match[2]) if match else None
 
 
 def merge(base: dict, over: dict) -> dict:
-    """`over` laid on `base`, section by section; neither is changed."""
+    """Return `base` updated by `over`, section by section; neither is changed."""
     out = dict(base)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(out.get(key), dict)
@@ -115,7 +140,7 @@ def merge(base: dict, over: dict) -> dict:
 
 
 def to_dict(config) -> dict:
-    """Plain nested dict of a Config (tuples as lists), for YAML, checkpoints and comparison."""
+    """Return a Config as nested dicts (tuples as lists), for YAML, checkpoints and comparison."""
     return _lists(dataclasses.asdict(config))
 
 
@@ -125,19 +150,19 @@ def _lists(value):
     return [_lists(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def differences(one: dict, other: dict, where: str = "") -> list[str]:
-    """The dotted keys at which two plain configs differ, as 'key: old -> new'."""
-    found = []
-    for key in sorted(one.keys() | other.keys()):
-        name, left, right = f"{where}{key}", one.get(key), other.get(key)
-        if isinstance(left, dict) and isinstance(right, dict):
-            found += differences(left, right, name + ".")
-        elif left != right:
-            found.append(f"{name}: {left} -> {right}")
-    return found
+def differences(before: dict, after: dict, where: str = "") -> list[str]:
+    """Return the dotted keys at which two plain configs differ, as "key: old -> new"."""
+    lines = []
+    for key in sorted(before.keys() | after.keys()):
+        name, old, new = f"{where}{key}", before.get(key), after.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            lines += differences(old, new, name + ".")
+        elif old != new:
+            lines.append(f"{name}: {old} -> {new}")
+    return lines
 
 
 def comparable(config: dict) -> dict:
-    """The part of a plain config that a run's numbers depend on."""
+    """Return the part of a plain config on which a run's numbers depend."""
     return {section: {key: value for key, value in values.items() if f"{section}.{key}" not in LOCAL_ONLY}
             if isinstance(values, dict) else values for section, values in config.items() if section not in LOCAL_ONLY}

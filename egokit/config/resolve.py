@@ -1,9 +1,9 @@
-"""From YAML files to one frozen Config; nothing else reads YAML.
+"""Layering of YAML files and overrides into one frozen Config; nothing else reads YAML.
 
     dataclass defaults  <-  params/sites/<site>.yaml  <-  params/<recipe>.yaml  <-  overrides
 
-An unknown key, a wrong type or a missing file is an error that names the key or file and the nearest
-right one. Nothing here imports torch or touches data.
+An unknown key, a wrong type or a missing file is an error that names the key or file and its closest match.
+This module imports no torch and touches no data.
 """
 from __future__ import annotations
 
@@ -19,7 +19,14 @@ from egokit.config.schema import CHOICES, Config
 
 
 def project_root() -> Path:
-    """The folder that holds params/ and notebooks/: $EGOKIT_HOME, or found upward from here, or the checkout."""
+    """Return the folder that holds params/ and notebooks/.
+
+    It is $EGOKIT_HOME if that is set; otherwise the first of the working directory, its parents and the checkout that
+    has params/sites/.
+
+    Raises:
+        ConfigError: params/sites/ is in none of these folders.
+    """
     home = os.environ.get("EGOKIT_HOME")
     candidates = [Path(home)] if home else [Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parents[2]]
     for folder in candidates:
@@ -30,27 +37,40 @@ def project_root() -> Path:
 
 
 def outputs_folder() -> Path:
-    """Where runs go: outputs/ of the project, or $EGOKIT_OUTPUTS."""
+    """Return the folder of all runs: $EGOKIT_OUTPUTS, or outputs/ of the project."""
     given = os.environ.get("EGOKIT_OUTPUTS")
     return Path(given).expanduser().resolve() if given else project_root() / "outputs"
 
 
 def as_submitted(path: Path) -> Path:
-    """What stands for `path` in a notebook's job: the copy that its submission made (snapshot.keep), or the path itself."""
+    """Return the copy of `path` that belongs to this notebook's job, or `path` if there is none.
+
+    jobs.code_snapshot made the copy when the job was submitted; $EGOKIT_SUBMITTED is the folder of the copies.
+    """
     copies = os.environ.get("EGOKIT_SUBMITTED")
     copy = Path(copies + os.path.abspath(path)) if copies else path
     return copy if copy.exists() else path
 
 
 def read_yaml(name: str, folder: Path, kind: str) -> dict:
-    """The mapping in `name`: a file, or the name of one in `folder`."""
+    """Read the mapping of a recipe or site.
+
+    Args:
+        name: a YAML file, or the name of one in `folder` (with or without its suffix).
+        folder: params/, or params/sites/.
+        kind: "recipe" or "site", for messages.
+
+    Raises:
+        ConfigError: there is no such file, or it is not a YAML mapping.
+    """
     path = as_submitted(Path(name).expanduser())
     if path.suffix not in (".yaml", ".yml") or not path.is_file():
         path = folder / (name if name.endswith((".yaml", ".yml")) else f"{name}.yaml")
     if not path.is_file() and path.is_relative_to(folder) and folder.name == "params":
         path = folder.parent / name if (folder.parent / name).is_file() else path  # params/toy/x.yaml from anywhere
     if not path.is_file():
-        names = [str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml") if "sites" not in p.relative_to(folder).parts]
+        names = [str(file.relative_to(folder).with_suffix("")) for file in folder.rglob("*.yaml")
+                 if "sites" not in file.relative_to(folder).parts]
         raise ConfigError(f"no {kind} {name!r} ({path} is missing): {did_you_mean(name, names)}")
     try:
         values = yaml.safe_load(path.read_text()) or {}
@@ -62,9 +82,14 @@ def read_yaml(name: str, folder: Path, kind: str) -> dict:
 
 
 def parse_overrides(overrides) -> dict:
-    """'train.epochs=3 optim.lr=1e-4', a list of such pairs, or a (nested or dotted) dict, as a nested dict.
+    """Parse overrides into a nested dict.
 
-    A value may have spaces: a pair begins where a key and = do.
+    Args:
+        overrides: "train.epochs=3 optim.lr=1e-4", a list of such pairs, or a nested or dotted dict. A value may contain
+            spaces: a new pair begins only at a key followed by "=".
+
+    Raises:
+        ConfigError: a pair is not section.key=value, or its value is not YAML.
     """
     if isinstance(overrides, str):
         overrides = re.split(r"\s+(?=[A-Za-z_][\w.]*=)", overrides.strip()) if overrides.strip() else []
@@ -77,7 +102,8 @@ def parse_overrides(overrides) -> dict:
             try:
                 pairs[key] = yaml.safe_load(value) if value else ""
             except yaml.YAMLError:
-                raise ConfigError(f"override {item!r}: its value is not YAML; put a text with : # [ {{ or * in quotes") from None
+                raise ConfigError(f"override {item!r}: its value is not YAML; "
+                                  "put a text with : # [ { or * in quotes") from None
         overrides = pairs
     nested: dict = {}
     for key, value in overrides.items():
@@ -89,9 +115,18 @@ def parse_overrides(overrides) -> dict:
 
 
 def resolve(params: str, site: str = "toy", overrides="", run: str = "demo") -> Config:
-    """The Config of recipe `params` on `site`, for a run named `run` ({run} in `init` becomes that name).
+    """Resolve a recipe, a site and overrides into a Config.
 
-    Relative paths of the site are taken from the project's folder; ~ and $VARIABLES are expanded.
+    Relative paths of the site are relative to the project's folder; ~ and $VARIABLES are expanded.
+
+    Args:
+        params: the recipe: a name under params/, or a YAML file.
+        site: a name under params/sites/, or a YAML file.
+        overrides: see `parse_overrides`.
+        run: name of the run; it replaces {run} in `init`.
+
+    Raises:
+        ConfigError: a file, key, value or run name is wrong.
     """
     check_run_name(run)
     root = project_root()
@@ -101,36 +136,55 @@ def resolve(params: str, site: str = "toy", overrides="", run: str = "demo") -> 
               (" (in overrides)", parse_overrides(overrides)))
     for source, layer in layers:
         layer = new_names(layer, source)
-        build(Config, layer, source=source)  # strict on each alone, so that the error names its source
+        build(Config, layer, source=source)  # each layer is checked alone, so that the error names its source
         values = merge(values, layer)
     config = build(Config, values)
     shape, name = config.model, Path(site).stem
     if shape.width % shape.heads or shape.image_size % shape.patch_size or shape.num_fused_layers > shape.depth:
-        raise ConfigError(f"model: expected width ({shape.width}) a multiple of heads ({shape.heads}), image_size ({shape.image_size}) of "
-                          f"patch_size ({shape.patch_size}), and num_fused_layers ({shape.num_fused_layers}) at most depth ({shape.depth})")
-    places = {key: _absolute(getattr(config.site, key), root) for key in ("root", "weights")}
+        raise ConfigError(f"model: expected width ({shape.width}) a multiple of heads ({shape.heads}), "
+                          f"image_size ({shape.image_size}) of patch_size ({shape.patch_size}), "
+                          f"and num_fused_layers ({shape.num_fused_layers}) at most depth ({shape.depth})")
+    paths = {key: _absolute(getattr(config.site, key), root) for key in ("root", "weights")}
     for key in ("tokenizer", "vit", "roberta"):  # a name from a hub, or a folder or file
         value = getattr(config.site, key)
-        here = value.startswith(("/", "~", ".", "$")) or (root / value.split("/")[0]).is_dir()
-        places[key] = _absolute(value, root) if "/" in value and here else value
-    site_config = dataclasses.replace(config.site, name=name, **places)
+        is_path = value.startswith(("/", "~", ".", "$")) or (root / value.split("/")[0]).is_dir()
+        paths[key] = _absolute(value, root) if "/" in value and is_path else value
+    site_config = dataclasses.replace(config.site, name=name, **paths)
     launch = dataclasses.replace(config.launch, cpus_per_task=config.launch.cpus_per_task or 1 + config.data.workers)
     return dataclasses.replace(config, task=find_task(config.task, root, params), site=site_config, launch=launch,
                                init=find_init(config.init.replace("{run}", run), site_config))
 
 
 def find_task(task: str, root: Path, params: str) -> str:
-    """`task` with the path of its file, if it has one, made absolute."""
+    """Return `task` with the path of a user's task file made absolute.
+
+    Args:
+        task: the key `task`: one of egokit's names, or folder/file.py:Class.
+        root: the folder to which the file is relative.
+        params: name of the recipe, for the message.
+
+    Raises:
+        ConfigError: `task` is empty, or the file is missing.
+    """
     if not task:
-        raise ConfigError(f"recipe {params!r} names no task: expected one of {', '.join(CHOICES['task'])}, or folder/file.py:Class")
-    own = split_task_file(task)
-    if own and not Path(_absolute(own[0], root)).is_file():
-        raise ConfigError(f"task {task!r}: {_absolute(own[0], root)} is missing; write folder/file.py:Class, from the project's folder")
-    return f"{_absolute(own[0], root)}:{own[1]}" if own else task
+        raise ConfigError(f"recipe {params!r} names no task: expected one of {', '.join(CHOICES['task'])}, "
+                          "or folder/file.py:Class")
+    own_task = split_task_file(task)
+    if not own_task:
+        return task
+    file, class_name = _absolute(own_task[0], root), own_task[1]
+    if not Path(file).is_file():
+        raise ConfigError(f"task {task!r}: {file} is missing; write folder/file.py:Class, from the project's folder")
+    return f"{file}:{class_name}"
 
 
 def find_init(init: str, site) -> str:
-    """`init` as a path: run:<notebook>/<run> under the outputs, a file of site.weights, or a path as it stands."""
+    """Return `init` as a path.
+
+    Args:
+        init: run:<notebook>/<run> (relative to the outputs folder), a file in site.weights, or any path.
+        site: the SiteConfig.
+    """
     if init.startswith("run:"):
         return str(outputs_folder() / init.removeprefix("run:"))
     if init and site.weights and not Path(init).exists():
@@ -139,15 +193,18 @@ def find_init(init: str, site) -> str:
 
 
 def _absolute(path: str, root: Path) -> str:
+    """Return `path`, expanded and made absolute from `root`; "" stays ""."""
     if not path:
         return ""
     return str((root / Path(os.path.expandvars(path)).expanduser()).resolve())
 
 
 def check_run_name(run: str) -> None:
+    """Raise ConfigError unless `run` can be the name of a folder."""
     if not run or not all(character.isalnum() or character in "-_." for character in run) or run.startswith("."):
         raise ConfigError(f"run {run!r}: use letters, digits, '-', '_' and '.' (it names a folder)")
 
 
 def to_yaml(config) -> str:
+    """Return a Config as the text of a YAML file."""
     return yaml.safe_dump(to_dict(config), sort_keys=False)

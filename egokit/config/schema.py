@@ -1,4 +1,7 @@
-"""What can be configured: frozen dataclasses with their defaults. Files are read in resolve.py."""
+"""The configuration schema: every key with its default and meaning, and what it may be.
+
+The dataclasses are frozen. resolve.py reads the files that fill them.
+"""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -6,136 +9,148 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of the network. The defaults are the released pre-training model."""
-    image_size: int = 224
-    patch_size: int = 16
-    frames: int = 4              # capacity of the temporal embedding; fewer frames use the first ones
-    width: int = 768
-    heads: int = 12
-    depth: int = 12              # blocks of the video encoder, and layers of the text encoder
-    num_fused_layers: int = 6    # of them, the last ones that carry cross-attention
-    mlp_ratio: float = 4.0
-    vocab_size: int = 50265
-    max_positions: int = 514
-    dropout: float = 0.1         # text encoder only, as in RoBERTa
-    projection: str = "mlp4096"  # mlp<dim> or linear<dim>
-    time_init: str = "released"  # released: as the original (never learns); zero_output: learns
-    checkpointing: bool = False  # recompute blocks in the backward pass where that spares most: less memory, more time
+    """Shape of the network; the defaults are those of the released pre-training model."""
+    image_size: int = 224          # side of a frame, pixels
+    patch_size: int = 16           # side of a patch, pixels
+    frames: int = 4                # capacity of the temporal embedding; shorter clips use its first entries
+    width: int = 768               # dimension of the tokens, in both encoders
+    heads: int = 12                # attention heads
+    depth: int = 12                # blocks of the video encoder, and layers of the text encoder
+    num_fused_layers: int = 6      # number of last blocks and layers that have cross-attention
+    mlp_ratio: float = 4.0         # hidden dimension of the MLPs, as a multiple of width
+    vocab_size: int = 50265        # number of token embeddings; 0: as many as the tokenizer has
+    max_positions: int = 514       # number of position embeddings of the text encoder (RoBERTa uses all but two)
+    dropout: float = 0.1           # in the text encoder only, as in RoBERTa
+    projection: str = "mlp4096"    # head into the shared space: mlp<dim> or linear<dim>
+    time_init: str = "released"    # start of time attention: released (never learns) or zero_output (learns)
+    checkpointing: bool = False    # recompute blocks in the backward pass where it saves most memory; slower
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    frames: int = 4                                # a clip, in training
-    eval_frames: int = 16
-    val_frames: int = 4                     # EgoMCQ between the epochs of pre-training
-    crop_scale: tuple[float, float] = (0.5, 1.0)   # random resized crop, share of the area
-    flip: bool = True                              # horizontal flip in training
-    eval_resize: int = 256                   # short side and centre crop, before model.image_size
-    max_tokens: int = 15                               # longest text in training
-    eval_max_tokens: int = 30
-    reader: str = "pyav"                           # pyav or decord
-    workers: int = 4                               # loader processes for each rank
-    max_bad_fraction: float = 0.0                  # of an epoch's samples that may be unreadable; logged, others read instead
-    read_timeout: float = 120.0                    # seconds that opening and reading one file may take in a loader process
-    limit: int = 0                                 # use only so many samples; 0 is all
-    relevancy_threshold: float = 0.1               # EK-100: a clip's texts in training
+    """Reading of clips and texts."""
+    frames: int = 4                                # frames of a clip in training
+    eval_frames: int = 16                          # frames of a clip in evaluation
+    val_frames: int = 4                            # frames of a clip in EgoMCQ between the epochs of pre-training
+    crop_scale: tuple[float, float] = (0.5, 1.0)   # random resized crop in training: range of its area
+    flip: bool = True                              # random horizontal flip in training
+    eval_resize: int = 256                         # short side before the centre crop in evaluation, pixels
+    max_tokens: int = 15                           # text length in training; longer texts are cut
+    eval_max_tokens: int = 30                      # text length in evaluation; longer texts are cut
+    reader: str = "pyav"                           # video reader: pyav or decord
+    workers: int = 4                               # loader processes of each rank
+    max_bad_fraction: float = 0.0                  # share of an epoch's samples that may be unreadable;
+                                                   # they are logged and others are read instead
+    read_timeout: float = 120.0                    # seconds that a loader process may take to open and read one file
+    limit: int = 0                                 # use only the first so many samples; 0: all
+    relevancy_threshold: float = 0.1               # EK-100: a clip is trained with the texts of a higher relevancy
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    lr: float = 3e-5
-    head_lr_scale: float = 4.0                  # on projections, heads and cross-modal parameters
-    betas: tuple[float, float] = (0.9, 0.98)
-    eps: float = 1e-8
-    weight_decay: float = 0.01                     # none on biases and norms
-    warmup_epochs: float = 2.0
-    schedule: str = "linear"                       # linear or cosine
-    final_lr: float = 1e-7
-    clip_grad_norm: float = 0.0                    # 0: no clipping, as in the recipes
+    """AdamW and the learning-rate schedule."""
+    lr: float = 3e-5                               # peak learning rate
+    head_lr_scale: float = 4.0                     # lr factor of projections, heads and cross-modal parameters
+    betas: tuple[float, float] = (0.9, 0.98)       # AdamW's decay rates of the two moments
+    eps: float = 1e-8                              # AdamW's epsilon
+    weight_decay: float = 0.01                     # applies to weights; biases and norms have none
+    warmup_epochs: float = 2.0                     # epochs of linear warm-up
+    schedule: str = "linear"                       # decay after the warm-up: linear or cosine
+    final_lr: float = 1e-7                         # learning rate at the end of the decay
+    clip_grad_norm: float = 0.0                    # largest gradient norm; 0: no clipping, as in the recipes
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    epochs: int = 20
-    batch_size: int = 256                          # global: over all processes together
-    micro_batch: int = 0                           # samples a process computes at once (0: its share); the gradient is the batch's
-    precision: str = "fp16"                        # fp16, bf16 or fp32
-    deterministic: bool = False                    # the same bits each time on GPUs, too, which is slower; on CPUs they are anyway
+    """The training loop and its losses."""
+    epochs: int = 20                               # passes over the training set
+    batch_size: int = 256                          # global batch size, over all processes together
+    micro_batch: int = 0                           # samples that a process computes at once; 0: its share;
+                                                   # the gradient is that of the whole batch in any case
+    precision: str = "fp16"                        # autocast: fp16, bf16 or fp32
+    deterministic: bool = False                    # bitwise reproducible on GPUs (slower); on CPUs it always is
     compile: bool = False                          # torch.compile of the encoders' blocks; needs a C++ compiler
-    checkpoint_steps: int = 500
-    log_steps: int = 10
-    evaluate_epochs: int = 1
-    nonfinite_limit: int = 20                      # so many skipped steps in a row stop the run
+    checkpoint_steps: int = 500                    # steps between two checkpoints
+    log_steps: int = 10                            # steps between two lines of the log
+    evaluate_epochs: int = 1                       # epochs between two validations
+    nonfinite_limit: int = 20                      # skipped (NaN or infinite) steps in a row that stop the run
     temperature: float = 0.05                      # of EgoNCE and InfoNCE
-    negative_temperature: float = 0.05             # of the draw of hard negatives; the same as EgoNCE's in the paper
-    retrieval_loss: str = "max_margin"             # of EK-100; or symmetric_multi_similarity
-    margin: float = 0.2                            # of max_margin, times a pair's relevancy
-    similarity_margin: float = 0.6                 # of symmetric_multi_similarity, times the difference of two relevancies
-    similarity_slack: float = 0.1                  # of symmetric_multi_similarity, for pairs of equal relevancy
-    itm_weight: float = 2.0
-    mask_probability: float = 0.15                 # of masked language modelling
+    negative_temperature: float = 0.05             # of the draw of hard negatives; the paper uses EgoNCE's
+    retrieval_loss: str = "max_margin"             # EK-100: max_margin or symmetric_multi_similarity
+    margin: float = 0.2                            # max_margin: times a pair's relevancy
+    similarity_margin: float = 0.6                 # symmetric_multi_similarity: times a difference of relevancies
+    similarity_slack: float = 0.1                  # symmetric_multi_similarity: slack for pairs of equal relevancy
+    itm_weight: float = 2.0                        # weight of the image-text matching loss
+    mask_probability: float = 0.15                 # masked language modelling: share of tokens to predict
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    batch_size: int = 32
-    precision: str = "fp32"                        # fp32, as published; on GPUs tf32 (rounded products), bf16 or fp16 are faster
-    features_per_second: float = 1.87              # EgoMQ
-    feature_frames: int = 16                       # EgoMQ: samples in one feature
-    dual_softmax: float = 0.0                      # EK-100: temperature of a second set of numbers, scored so; 0: none
-    feature_clips: str = "moments_*.json"          # EgoMQ: what lists the clips, * each split: nlq_*.json, or one list of whole videos
-    feature_videos: str = "Ego4D_256"              # EgoMQ: folder of the videos, resized or not
+    """Evaluation and feature extraction."""
+    batch_size: int = 32                           # samples that a process scores at once
+    precision: str = "fp32"                        # fp32, as published; faster on GPUs: bf16, fp16, and tf32,
+                                                   # which rounds products
+    features_per_second: float = 1.87              # EgoMQ: features of one second of video
+    feature_frames: int = 16                       # EgoMQ: frames of one feature
+    dual_softmax: float = 0.0                      # EK-100: temperature of additional scores with dual softmax; 0: none
+    feature_clips: str = "moments_*.json"          # EgoMQ: files that list the clips, * stands for the split (NLQ's:
+                                                   # nlq_*.json), or one list of whole videos
+    feature_videos: str = "Ego4D_256"              # EgoMQ: folder of the videos, resized or original
     feature_format: str = "pt"                     # EgoMQ: pt or npy
 
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """One's own videos, cut into overlapping clips; a clip has model.frames frames."""
-    videos: str = ""                               # folder of the videos, sub-folders included: a path, or a name under site.root
-    window: float = 4.0                            # seconds of a clip
-    stride: float = 2.0                            # seconds from one clip's start to the next one's
+    """Text search over a user's own videos, cut into overlapping clips of model.frames frames."""
+    videos: str = ""                               # folder of videos, searched recursively: a path, or a name
+                                                   # under site.root
+    window: float = 4.0                            # length of a clip, seconds
+    stride: float = 2.0                            # seconds from the start of one clip to the start of the next
 
 
 @dataclass(frozen=True)
 class SiteConfig:
-    """What differs between machines: where things lie."""
-    name: str = ""
-    root: str = ""                                 # the data root: docs/data.md
-    tokenizer: str = "roberta-base"                # a name or a folder
+    """What differs between machines: the places of files."""
+    name: str = ""                                 # the site's name; resolve sets it
+    root: str = ""                                 # the data root; docs/data.md shows its layout
+    tokenizer: str = "roberta-base"                # a name, or a folder
     vit: str = ""                                  # ViT-B/16 to start from: a timm name, a file, or random
     roberta: str = ""                              # RoBERTa to start from: a name, a folder, or random
-    weights: str = ""                              # folder of released checkpoints
+    weights: str = ""                              # folder of the released checkpoints
     short_side: int = 256                          # of the prepared videos, pixels
-    chunk_seconds: float = 600.0                   # length of a prepared piece
-    encoding: str = "random_access"                # of the prepared videos: fast clips; original: as the paper's code
-    toy: bool = False                              # the embedded data set: egokit.toy makes root
+    chunk_seconds: float = 600.0                   # length of a prepared chunk of video
+    encoding: str = "random_access"                # of the prepared videos: random_access (clips are read fast) or
+                                                   # original (as in the paper's code)
+    toy: bool = False                              # root holds the embedded data set, which egokit.toy makes
 
 
 @dataclass(frozen=True)
 class LaunchConfig:
-    """How a job is run. Local processes ignore everything below gpus."""
+    """How a job is run; local jobs ignore every key below gpus_per_task."""
     cluster: str = "local"                         # local or slurm
-    nodes: int = 1
-    tasks_per_node: int = 1                             # for each node: one for each of its GPUs
-    cpus_per_task: int = 0                                  # for each process; 0: one for itself and one for each of data.workers
-    timeout_minutes: int = 4320                    # of a job; when it is over, the job is queued again and goes on
-    requeues: int = 100                            # at time limits and preemptions, and after lost ranks
-    gpus_per_task: int = 1                                  # for each process: 1, or 0 to compute on CPUs; GPUs are hidden then
-    mem_gb_per_task: float = 0.0                         # for each process; 0: the cluster's default, or a whole node's if exclusive
-    partition: str = ""                            # this and the next three: as sbatch's option of that name; "": the cluster's default
-    account: str = ""
-    qos: str = ""
-    constraint: str = ""
-    exclusive: bool = False                        # whole nodes
+    nodes: int = 1                                 # number of nodes
+    tasks_per_node: int = 1                        # processes on each node, one per GPU
+    cpus_per_task: int = 0                         # CPU cores of each process; 0: 1 + data.workers
+    timeout_minutes: int = 4320                    # time limit of a job; it is requeued then and resumes
+    requeues: int = 100                            # most requeues after time limits, preemptions and lost ranks
+    gpus_per_task: int = 1                         # GPUs of each process: 1, or 0 to hide all GPUs and use the CPU
+    mem_gb_per_task: float = 0.0                   # memory of each process, GB; 0: the cluster's default, or
+                                                   # all of the node's memory if exclusive
+    partition: str = ""                            # sbatch --partition; "": the cluster's default
+    account: str = ""                              # sbatch --account; "": the cluster's default
+    qos: str = ""                                  # sbatch --qos; "": the cluster's default
+    constraint: str = ""                           # sbatch --constraint; "": the cluster's default
+    exclusive: bool = False                        # reserve whole nodes
     setup: tuple[str, ...] = ()                    # shell lines before the processes start: module load …, export …
     slurm: dict = field(default_factory=dict)      # further options of submitit's SlurmExecutor
 
 
 @dataclass(frozen=True)
 class Config:
-    task: str = ""                                 # egoclip, egomcq, ek100, charades, mq, search, or yours: folder/file.py:Class
+    """The whole configuration of a run."""
+    task: str = ""                                 # one of CHOICES["task"], or a user's: folder/file.py:Class
     init: str = ""                                 # checkpoint: a file, run:<notebook>/<run>, or a name in site.weights
-    seed: int = 0
+    seed: int = 0                                  # of every random draw
     site: SiteConfig = field(default_factory=SiteConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -146,25 +161,31 @@ class Config:
     launch: LaunchConfig = field(default_factory=LaunchConfig)
 
 
-RANDOM = "random"                                  # as site.vit or site.roberta: weights of its own
-TRAINED = ("egoclip", "ek100", "charades")         # tasks with a loss; the others are evaluated only
-MINIMUM = {name: least for least, names in {         # what a number may be: from here on …
-    0: "seed model.vocab_size model.dropout data.workers data.max_bad_fraction data.limit data.relevancy_threshold optim.head_lr_scale "
-       "optim.betas optim.eps optim.weight_decay optim.warmup_epochs optim.final_lr optim.clip_grad_norm train.epochs train.micro_batch "
-       "train.margin train.similarity_margin train.similarity_slack train.itm_weight train.mask_probability evaluate.dual_softmax "
-       "launch.requeues launch.cpus_per_task launch.mem_gb_per_task",
-    1: "model.image_size model.patch_size model.frames model.width model.heads model.depth model.num_fused_layers model.max_positions data.frames "
-       "data.eval_frames data.val_frames data.eval_resize train.batch_size train.checkpoint_steps train.log_steps "
-       "train.evaluate_epochs train.nonfinite_limit evaluate.batch_size evaluate.feature_frames launch.nodes launch.tasks_per_node "
-       "launch.timeout_minutes",
+RANDOM = "random"                                  # site.vit or site.roberta: start from random weights
+TRAINED = ("egoclip", "ek100", "charades")         # tasks with a loss; the others are only evaluated
+
+# Bounds of numbers. Every numeric key without CHOICES is in exactly one of MINIMUM and POSITIVE.
+MINIMUM = {name: least for least, names in {       # key: smallest value
+    0: "seed model.vocab_size model.dropout data.workers data.max_bad_fraction data.limit data.relevancy_threshold "
+       "optim.head_lr_scale optim.betas optim.eps optim.weight_decay optim.warmup_epochs optim.final_lr "
+       "optim.clip_grad_norm train.epochs train.micro_batch train.margin train.similarity_margin "
+       "train.similarity_slack train.itm_weight train.mask_probability evaluate.dual_softmax launch.requeues "
+       "launch.cpus_per_task launch.mem_gb_per_task",
+    1: "model.image_size model.patch_size model.frames model.width model.heads model.depth model.num_fused_layers "
+       "model.max_positions data.frames data.eval_frames data.val_frames data.eval_resize train.batch_size "
+       "train.checkpoint_steps train.log_steps train.evaluate_epochs train.nonfinite_limit evaluate.batch_size "
+       "evaluate.feature_frames launch.nodes launch.tasks_per_node launch.timeout_minutes",
     2: "site.short_side",
-    3: "data.max_tokens data.eval_max_tokens",       # a word between a text's start and end
+    3: "data.max_tokens data.eval_max_tokens",     # the start token, one word and the end token
 }.items() for name in names.split()}
-POSITIVE = {"model.mlp_ratio", "data.crop_scale", "data.read_timeout", "optim.lr", "train.temperature", "train.negative_temperature",
-              "evaluate.features_per_second", "search.window", "search.stride", "site.chunk_seconds"}  # … or above this …
-MAXIMUM = dict.fromkeys(("model.dropout", "data.crop_scale", "data.max_bad_fraction", "data.relevancy_threshold", "optim.betas",
-                      "train.mask_probability"), 1)  # … up to this
-CHOICES = {
+POSITIVE = {  # keys whose value is above 0
+    "model.mlp_ratio", "data.crop_scale", "data.read_timeout", "optim.lr", "train.temperature",
+    "train.negative_temperature", "evaluate.features_per_second", "search.window", "search.stride",
+    "site.chunk_seconds"}
+MAXIMUM = dict.fromkeys((  # key: largest value
+    "model.dropout", "data.crop_scale", "data.max_bad_fraction", "data.relevancy_threshold", "optim.betas",
+    "train.mask_probability"), 1)
+CHOICES = {  # key: the values that it may have
     "task": ("egoclip", "egomcq", "ek100", "charades", "mq", "search"),
     "model.time_init": ("released", "zero_output"),
     "site.encoding": ("random_access", "original"),
@@ -177,13 +198,12 @@ CHOICES = {
     "launch.cluster": ("local", "slurm"),
     "launch.gpus_per_task": (0, 1),
 }
-# may change without making another run: where and how it is computed, not what
-LOCAL_ONLY = {"launch", "data.workers", "evaluate.batch_size", "train.micro_batch", "train.compile", "train.deterministic",
-              "model.checkpointing"}
-
-
-RENAMED = {  # names of before version 0.2, which older recipes, run folders and checkpoints have
-    "model.fused": "model.num_fused_layers", "model.vocabulary": "model.vocab_size", "model.positions": "model.max_positions",
+# Keys that may change within one run: they say where and how it is computed, not what.
+LOCAL_ONLY = {"launch", "data.workers", "evaluate.batch_size", "train.micro_batch", "train.compile",
+              "train.deterministic", "model.checkpointing"}
+RENAMED = {  # earlier key, which older recipes, run folders and checkpoints have: key today
+    "model.fused": "model.num_fused_layers", "model.vocabulary": "model.vocab_size",
+    "model.positions": "model.max_positions",
     "data.tokens": "data.max_tokens", "data.evaluation_tokens": "data.eval_max_tokens",
     "data.evaluation_frames": "data.eval_frames", "data.validation_frames": "data.val_frames",
     "data.evaluation_resize": "data.eval_resize", "optim.heads_multiplier": "optim.head_lr_scale",
@@ -193,7 +213,7 @@ RENAMED = {  # names of before version 0.2, which older recipes, run folders and
 
 
 def violated_bound(key: str, number) -> str:
-    """What the number of a key should have been; empty where it can be this one."""
+    """Return the bound that `number` violates, for example "1 or more", or ""."""
     if key in MINIMUM and number < MINIMUM[key]:
         return f"{MINIMUM[key]} or more"
     if key in POSITIVE and number <= 0:

@@ -1,7 +1,11 @@
-"""What a benchmark reads: annotation files, tables, samples and videos. Nothing here knows a model.
+"""Annotation files, data sets, batches and videos: what a benchmark reads.
 
-loader.py             Samples, and the DataLoader that names what it can't read
-annotation_tables.py  CSV files;  annotation_json.py  JSON files;  relevancy.py  EK-100's relevancy
-egoclip_table.py      EgoClip's 3.8 million rows as one mapped file
-video/                from a path and a time to frames
+Nothing here knows a model.
+
+loader.py             Samples, the base of all data sets, and build_loader;  watchdog.py  workers that hang or crash
+annotation_tables.py  CSV annotations of EK-100 and Charades-Ego
+annotation_json.py    JSON annotations of EgoMCQ and EgoMQ, and the manifest of `egokit prep`
+egoclip_csv.py        parsing of egoclip.csv;  egoclip_table.py  its 3.8 million rows as one memory-mapped file
+relevancy.py          EK-100's relevancy matrix: computed, stored and read
+video/                decoding: from a path and a time to frames
 """

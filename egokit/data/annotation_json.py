@@ -1,6 +1,6 @@
-"""Annotation files that are JSON: egomcq.json, moments_*.json and prep's manifest; read and checked before they are used.
+"""JSON annotation files, read and checked: egomcq.json, moments_*.json, prep's manifest.
 
-Raised is ValueError, which names the file, the question or clip, and what was expected there.
+A damaged file raises ValueError, which names the file, the question or clip, and what was expected there.
 """
 from __future__ import annotations
 
@@ -13,27 +13,31 @@ SPLITS = ("train", "val", "test_unannotated")  # of moments_*.json
 
 
 def read_json(path: Path):
+    """Read a JSON file in UTF-8, with or without a byte order mark, or raise ValueError."""
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON in UTF-8 text ({error}); the file may be cut off: download it again") from None
+        raise ValueError(f"{path}: not JSON in UTF-8 text ({error}); the file may be cut off: "
+                         "download it again") from None
 
 
 def _field(owner: dict, name: str, kind: type, expected: str):
+    """Return a field of the right type, or raise ValueError that says what was expected."""
     value = owner.get(name)
     if not isinstance(value, kind):
         raise ValueError(f"{name!r} is {repr(value)[:80] if name in owner else 'missing'}; expected {expected}")
     return value
 
 
-def _among(owner: dict, name: str, allowed: tuple) -> None:
+def _check_choice(owner: dict, name: str, allowed: tuple) -> None:
+    """Raise ValueError if a field, as text, is not among the allowed values."""
     if str(owner.get(name)) not in map(str, allowed):
         raise ValueError(f"{name!r} is {owner.get(name)!r:.80}; expected one of {', '.join(map(str, allowed))}")
 
 
 def _times(clip: dict, start: str, stop: str) -> tuple[float, float]:
-    """A clip's seconds. It may begin a moment before its video does."""
-    found = []
+    """Return a clip's start and stop in seconds; it may begin a moment before its video."""
+    times = []
     for name in (start, stop):
         try:
             value = float(_field(clip, name, (int, float, str), "seconds"))
@@ -41,25 +45,33 @@ def _times(clip: dict, start: str, stop: str) -> tuple[float, float]:
             value = math.nan
         if not math.isfinite(value):
             raise ValueError(f"{name!r} is {clip.get(name)!r:.80}; expected seconds")
-        found.append(value)
-    if found[1] < max(found[0], 0.0):
-        raise ValueError(f"it ends ({stop} {found[1]:g} s) before it or its video begins ({start} {found[0]:g} s)")
-    return found[0], found[1]
+        times.append(value)
+    if times[1] < max(times[0], 0.0):
+        raise ValueError(f"it ends ({stop} {times[1]:g} s) before it or its video begins ({start} {times[0]:g} s)")
+    return times[0], times[1]
 
 
 def read_egomcq(path: Path) -> list[dict]:
-    """The questions in the order of their numbers."""
+    """Read egomcq.json.
+
+    Returns:
+        The questions in the order of their numbers, as they are in the file: `query` and `choices` (clips), `answer`
+        (0 to 4) and `types` (1: inter-video, 2: intra-video).
+
+    Raises:
+        ValueError: a question is damaged; the message names it.
+    """
     questions = read_json(path)
     if not isinstance(questions, dict) or not questions:
-        raise ValueError(f"{path}: expected questions {{\"0\": {{\"answer\": …, \"query\": …, \"choices\": …, \"types\": …}}, …}}, "
-                         f"found {questions!r:.80}")
+        raise ValueError(f"{path}: expected questions {{\"0\": {{\"answer\": …, \"query\": …, \"choices\": …, "
+                         f"\"types\": …}}, …}}, found {questions!r:.80}")
     for key, question in questions.items():
         where = f"{path}, question {key!r}"
         try:
             if not key.isdecimal() or not isinstance(question, dict):
                 raise ValueError(f"expected a number and the question's fields, found {question!r:.80}")
-            _among(question, "answer", tuple(range(CHOICES)))
-            _among(question, "types", (1, 2))
+            _check_choice(question, "answer", tuple(range(CHOICES)))
+            _check_choice(question, "types", (1, 2))
             _field(_field(question, "query", dict, "a clip's fields"), "clip_text", str, "its narration")
             choices = _field(question, "choices", dict, f"{CHOICES} clips")
             for number in map(str, range(CHOICES)):
@@ -73,40 +85,50 @@ def read_egomcq(path: Path) -> list[dict]:
 
 
 def read_moments(path: Path) -> list[dict]:
-    """Its clips: clip_uid, video_uid, start and stop in seconds of the video.
+    """Read the clips of a moments_*.json, or of a file of the same form.
 
-    A video that has a duration_sec, and no clips, is one clip of its own name (ego4d.json lists all videos so).
+    A video with a duration_sec and without clips is one clip named after it: ego4d.json lists all videos in this way.
+
+    Returns:
+        A dict for each clip: clip_uid, video_uid, and start and stop in seconds of the video.
+
+    Raises:
+        ValueError: a video or clip is damaged, or there are no clips; the message names it.
     """
     document = read_json(path)
-    found, where = [], str(path)
+    clips, where = [], str(path)
     try:
         if not isinstance(document, dict):
-            raise ValueError(f"expected {{\"videos\": [{{\"video_uid\": …, \"clips\": […]}}, …]}}, found {document!r:.80}")
+            raise ValueError("expected {\"videos\": [{\"video_uid\": …, \"clips\": […]}, …]}, "
+                             f"found {document!r:.80}")
         for number, video in enumerate(_field(document, "videos", list, "a list of videos")):
             where = f"{path}, video {number}"
             if not isinstance(video, dict):
                 raise ValueError(f"expected video_uid and clips, found {video!r:.80}")
             uid = _field(video, "video_uid", str, "the name of a video")
             if "clips" not in video and "duration_sec" in video:
-                video = {"clips": [{"clip_uid": uid, "video_start_sec": 0, "video_end_sec": video["duration_sec"]}]}
+                whole = {"clip_uid": uid, "video_start_sec": 0, "video_end_sec": video["duration_sec"]}
+                video = {"clips": [whole]}
             for clip in _field(video, "clips", list, "a list of clips"):
                 where = f"{path}, video {uid}, clip {clip.get('clip_uid') if isinstance(clip, dict) else clip!r:.80}"
                 if not isinstance(clip, dict):
                     raise ValueError("expected clip_uid, video_start_sec and video_end_sec")
                 start, stop = _times(clip, "video_start_sec", "video_end_sec")
-                found.append({"clip_uid": _field(clip, "clip_uid", str, "its name"), "video_uid": uid, "start": start, "stop": stop})
-        if not found:
+                clips.append({"clip_uid": _field(clip, "clip_uid", str, "its name"), "video_uid": uid,
+                              "start": start, "stop": stop})
+        if not clips:
             where = str(path)
             raise ValueError("it lists no clips; download it again, or name another list in evaluate.feature_clips")
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
-    return found
+    return clips
 
 
 def read_manifest(path: Path) -> list[dict]:
-    """The lines of prep's prepared.json, one a video."""
+    """Read prep's prepared.json: a dict for each video, with at least its "status"."""
     document = read_json(path)
     lines = document.get("lines") if isinstance(document, dict) else None
     if not isinstance(lines, list) or not all(isinstance(line, dict) and "status" in line for line in lines):
-        raise ValueError(f"{path}: expected what 'egokit prep' writes, {{\"lines\": [{{\"uid\": …, \"status\": …}}, …], …}}; run it again")
+        raise ValueError(f"{path}: expected what 'egokit prep' writes, {{\"lines\": [{{\"uid\": …, \"status\": …}}, "
+                         "…], …}; run it again")
     return lines

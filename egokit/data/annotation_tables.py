@@ -1,7 +1,7 @@
-"""Annotation tables of EK-100 and Charades-Ego: read and checked, and Charades' metadata. Relevancy is relevancy.py's.
+"""CSV annotations of EK-100 and Charades-Ego, read and checked; Charades-Ego's metadata.
 
-A cell is parsed when its table is read, by a function that says what it expects: a damaged table is an error that names
-the file, the line and the column before anything else is done.
+Each cell is parsed when its table is read, by a function that says what it expects. So a damaged table is an error that
+names the file, the line and the column, before anything else is done. relevancy.py holds EK-100's relevancy.
 """
 from __future__ import annotations
 
@@ -17,22 +17,24 @@ import numpy as np
 EK100_ANNOTATIONS = Path("EK100/epic-kitchens-100-annotations/retrieval_annotations")  # under the data root
 
 
-# what a cell may hold; each raises ValueError, saying what it expects
+# parsers of cells; each raises ValueError, which says what it expects
 
 def text(cell: str) -> str:
+    """Return a cell of text as it is; it is not empty and has one line."""
     if not cell.strip() or "\n" in cell or "\r" in cell:
         raise ValueError("expected text in one line")
     return cell
 
 
 def whole(cell: str) -> int:
+    """Parse a whole number, 0 or more."""
     if not re.fullmatch(r"\s*\d+\s*", cell):
         raise ValueError("expected a whole number from 0 on")
     return int(cell)
 
 
 def time(cell: str) -> float:
-    """'62.5' -> 62.5 seconds"""
+    """Parse seconds, 0 or more: '62.5' -> 62.5."""
     try:
         value = float(cell)
     except ValueError:
@@ -43,22 +45,25 @@ def time(cell: str) -> float:
 
 
 def seconds(timestamp: str) -> float:
-    """'00:01:02.50' -> 62.5"""
-    found = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", timestamp.strip(), re.ASCII)
-    if not found:
+    """Parse a timestamp to seconds: '00:01:02.50' -> 62.5."""
+    parts = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", timestamp.strip(), re.ASCII)
+    if not parts:
         raise ValueError("expected hours:minutes:seconds such as 00:01:02.50")
-    return int(found[1]) * 3600 + int(found[2]) * 60 + float(found[3])
+    return int(parts[1]) * 3600 + int(parts[2]) * 60 + float(parts[3])
 
 
 def numbers(literal: str) -> list[int]:
-    """'[3, 17]' -> [3, 17]"""
+    """Parse a list of class numbers: '[3, 17]' -> [3, 17]."""
     if not re.fullmatch(r"\[(\s*\d+\s*(,\s*\d+\s*)*)?\]", literal.strip(), re.ASCII):
         raise ValueError("expected a list of class numbers such as [3, 17]")
     return [int(number) for number in re.findall(r"\d+", literal)]
 
 
 def classes_of(tag) -> list[int]:
-    """A tag's classes: a list, or as the published table has it, its literal; none if absent or something else."""
+    """Return the classes of a tag, or [] if it is absent or something else.
+
+    A tag is a list, or the text of one, as in the published table.
+    """
     try:
         return tag if isinstance(tag, list) else numbers(str(tag))
     except ValueError:
@@ -66,7 +71,7 @@ def classes_of(tag) -> list[int]:
 
 
 def actions(literal) -> list[tuple[str, float, float]]:
-    """'c152 11.0 17.1;c008 0.0 4.3' -> [(class, start, stop)]; empty where there are none."""
+    """Parse 'c152 11.0 17.1;c008 0.0 4.3' to [(class, start, stop)], in seconds; [] if empty."""
     if not isinstance(literal, str) or not literal.strip():
         return []
     parts = [action.split(" ") for action in literal.split(";")]
@@ -76,9 +81,18 @@ def actions(literal) -> list[tuple[str, float, float]]:
 
 
 def read_csv(path: Path, columns: dict[str, Callable], unique: str = "", delimiter: str = ","):
-    """The `columns` of a table with a header, each cell parsed by its column's function. unique: a column without repeats.
+    """Read some columns of a table with a header.
 
-    Raises FileNotFoundError, or ValueError that names the file, and the line and column of what is not as expected.
+    Args:
+        columns: the columns to read, each with the function that parses its cells.
+        unique: a column in which no value may repeat.
+
+    Returns:
+        A pandas DataFrame of the parsed cells.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        ValueError: something is not as expected; the message names the file, and the line and column.
     """
     import pandas as pd
     if not path.is_file():
@@ -91,30 +105,35 @@ def read_csv(path: Path, columns: dict[str, Callable], unique: str = "", delimit
             header = next(rows, [])
             if absent := [name for name in columns if name not in header]:
                 kind = {",": "a comma", "\t": "a tab"}[delimiter]
-                raise ValueError(f"{path}: columns {absent} are missing; expected a header with {kind} between the names, "
-                                 f"found {header!r:.200}")
-            places = [(name, header.index(name), parse) for name, parse in columns.items()]
+                raise ValueError(f"{path}: columns {absent} are missing; expected a header with {kind} between "
+                                 f"the names, found {header!r:.200}")
+            parsers = [(name, header.index(name), parse) for name, parse in columns.items()]
             for row in filter(None, rows):
                 where = f"{path}, line {rows.line_num}"
                 if len(row) != len(header):
-                    raise ValueError(f"{where}: {len(row)} fields, expected {len(header)} as in the header; the file may be cut off")
-                for name, place, parse in places:
+                    raise ValueError(f"{where}: {len(row)} fields, expected {len(header)} as in the header; "
+                                     "the file may be cut off")
+                for name, column, parse in parsers:
                     try:
-                        values[name].append(parse(row[place]))
+                        values[name].append(parse(row[column]))
                     except ValueError as error:
-                        raise ValueError(f"{where}: {name} is {row[place]!r:.80}; {error}") from None
+                        raise ValueError(f"{where}: {name} is {row[column]!r:.80}; {error}") from None
                 if unique and lines.setdefault(values[unique][-1], rows.line_num) != rows.line_num:
-                    raise ValueError(f"{where}: {unique} {values[unique][-1]!r} is in line {lines[values[unique][-1]]}, too; "
-                                     "expected each once")
+                    raise ValueError(f"{where}: {unique} {values[unique][-1]!r} is in line "
+                                     f"{lines[values[unique][-1]]}, too; expected each once")
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: not a table in UTF-8 text ({error}); download it again, or save it as UTF-8") from None
+        raise ValueError(f"{path}: not a table in UTF-8 text ({error}); "
+                         "download it again, or save it as UTF-8") from None
     if not values[next(iter(columns))]:
         raise ValueError(f"{path}: no rows under its header; download it again")
     return pd.DataFrame(values)
 
 
-def _in_order(path: Path, table, start: str, stop: str, key: str) -> None:
-    """Warn of rows that end before they begin: published tables may have some, and readers take frames from their start on."""
+def _warn_if_reversed(path: Path, table, start: str, stop: str, key: str) -> None:
+    """Warn of rows that end before they begin.
+
+    They are no error: published tables may have some, and the readers take frames from the start on.
+    """
     wrong = np.flatnonzero(table[stop].to_numpy() < table[start].to_numpy())
     if len(wrong):
         row = table.iloc[wrong[0]]
@@ -123,19 +142,27 @@ def _in_order(path: Path, table, start: str, stop: str, key: str) -> None:
 
 
 def ek100_annotations(root: Path, split: str):
-    """(clips, sentences) tables of a split; times are seconds, all_noun_classes lists."""
+    """Read EK-100's retrieval annotations.
+
+    Args:
+        root: the data root.
+        split: "train" or "test".
+
+    Returns:
+        (clips, sentences), two DataFrames. Times of clips are in seconds; all_noun_classes are lists of numbers.
+    """
     folder = Path(root) / EK100_ANNOTATIONS
     path = folder / f"EPIC_100_retrieval_{split}.csv"
     clips = read_csv(path, {"narration_id": text, "participant_id": text, "video_id": text, "start_timestamp": seconds,
                             "stop_timestamp": seconds, "narration": text, "verb_class": whole, "noun_class": whole,
                             "all_noun_classes": numbers}, unique="narration_id")
-    _in_order(path, clips, "start_timestamp", "stop_timestamp", "narration_id")
-    return clips, read_csv(folder / f"EPIC_100_retrieval_{split}_sentence.csv", {"narration_id": text, "narration": text},
-                           unique="narration_id")
+    _warn_if_reversed(path, clips, "start_timestamp", "stop_timestamp", "narration_id")
+    return clips, read_csv(folder / f"EPIC_100_retrieval_{split}_sentence.csv",
+                           {"narration_id": text, "narration": text}, unique="narration_id")
 
 
 def charades_classes(path: str | Path) -> dict[str, str]:
-    """'c000' -> its sentence, in file order."""
+    """Read Charades' list of classes: {"c000": its sentence, …}, in file order."""
     classes: dict[str, str] = {}
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
@@ -145,8 +172,8 @@ def charades_classes(path: str | Path) -> dict[str, str]:
         if line.strip():
             name, _, sentence = line.strip().partition(" ")
             if not re.fullmatch(r"c\d+", name) or not sentence or name in classes:
-                said = "is listed twice" if name in classes else "expected lines like 'c000 Holding some clothes'"
-                raise ValueError(f"{path}, line {number}: {line!r:.80}: {said}")
+                reason = "is listed twice" if name in classes else "expected lines like 'c000 Holding some clothes'"
+                raise ValueError(f"{path}, line {number}: {line!r:.80}: {reason}")
             classes[name] = sentence
     if not classes:
         raise ValueError(f"{path}: expected lines like 'c000 Holding some clothes', found none")
@@ -154,41 +181,53 @@ def charades_classes(path: str | Path) -> dict[str, str]:
 
 
 def _charades(path: str | Path, classes: dict[str, str]):
-    """The table of a list of videos, whose actions are all of the classes."""
-    def known(literal: str) -> list[tuple[str, float, float]]:
-        found = actions(literal)
-        if unknown := [name for name, _, _ in found if name not in classes]:
+    """Read a list of videos as a DataFrame of id and actions, with all classes in `classes`."""
+    def checked_actions(literal: str) -> list[tuple[str, float, float]]:
+        parsed = actions(literal)
+        if unknown := [name for name, _, _ in parsed if name not in classes]:
             raise ValueError(f"the class file doesn't know {unknown[0]!r}")
-        return found
-    return read_csv(Path(path), {"id": text, "actions": known}, unique="id")
+        return parsed
+    return read_csv(Path(path), {"id": text, "actions": checked_actions}, unique="id")
 
 
 def charades_videos(path: str | Path, classes: dict[str, str]) -> tuple[list[str], np.ndarray]:
-    """Ids of the videos and (videos, classes) 0/1 targets; a video without actions has a row of zeros."""
+    """Read the videos and their classes.
+
+    Returns:
+        (ids, targets): the videos' names, and float32 (videos, classes) of 0 and 1. A video without actions has a row
+        of zeros.
+    """
     table = _charades(path, classes)
     number = {name: k for k, name in enumerate(classes)}
     targets = np.zeros((len(table), len(classes)), np.float32)
-    for row, found in enumerate(table.actions):
-        targets[row, [number[name] for name, _, _ in found]] = 1
+    for row, video_actions in enumerate(table.actions):
+        targets[row, [number[name] for name, _, _ in video_actions]] = 1
     return table.id.tolist(), targets
 
 
 def charades_metadata(csv_path: str | Path, classes: dict[str, str]) -> list[tuple]:
-    """One row for every action: (id, cls, t_start, t_end, narration). One that ends before it begins is left out."""
+    """Return one row for every action: (id, cls, t_start, t_end, narration), in seconds.
+
+    An action that ends before it begins is left out.
+    """
     table = _charades(csv_path, classes)
-    return [(uid, name, start, stop, classes[name]) for uid, found in zip(table.id, table.actions, strict=True)
-            for name, start, stop in found if stop > start]
+    return [(uid, name, start, stop, classes[name])
+            for uid, video_actions in zip(table.id, table.actions, strict=True)
+            for name, start, stop in video_actions if stop > start]
 
 
 def write_metadata(path: Path, rows: list[tuple]) -> None:
-    """metadata_{train,val,test}.csv, tab-separated."""
+    """Write `charades_metadata`'s rows to a tab-separated metadata_{train,val,test}.csv."""
     from egokit.runs.files import atomic_path
     with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file, delimiter="\t", lineterminator="\n").writerows([("id", "cls", "t_start", "t_end", "narration"), *rows])
+        header = ("id", "cls", "t_start", "t_end", "narration")
+        csv.writer(file, delimiter="\t", lineterminator="\n").writerows([header, *rows])
 
 
 def read_metadata(path: str | Path):
+    """Read what `write_metadata` wrote, as a DataFrame."""
     path = Path(path)
-    table = read_csv(path, {"id": text, "cls": text, "t_start": time, "t_end": time, "narration": text}, delimiter="\t")
-    _in_order(path, table, "t_start", "t_end", "id")
+    table = read_csv(path, {"id": text, "cls": text, "t_start": time, "t_end": time, "narration": text},
+                     delimiter="\t")
+    _warn_if_reversed(path, table, "t_start", "t_end", "id")
     return table

@@ -1,7 +1,9 @@
-"""EK-100's relevancy of clips and sentences: computed, kept in a compact file, and read, the widely used pickles too.
+"""EK-100's relevancy of clips and sentences: computed, stored in a compact file, and read.
 
-(same verb class + |nouns ∩| / |nouns ∪|) / 2 takes few distinct values: a file holds one byte a pair and the table of
-values, 1.1 GB for the train split in place of 4.3, mapped into memory and so shared by all processes of a machine.
+The relevancy of a clip and a sentence, (same verb class + |nouns ∩| / |nouns ∪|) / 2, takes few distinct values. So
+our file holds one byte for each pair and a table of the values: 1.1 GB for the train split instead of 4.3. It is mapped
+into memory, so all processes of a machine share it. The widely used pickles are read, too.
+
 Source: EPIC-KITCHENS-100 (arXiv 2006.13256), section 4.5.
 """
 from __future__ import annotations
@@ -15,14 +17,16 @@ import numpy as np
 from egokit.data.annotation_tables import numbers, read_csv, text, whole
 from egokit.runs.files import atomic_path
 
-ROWS = 2048  # clips worked on at once
+ROWS = 2048  # clips that are processed at once
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Admits one NumPy array and what it is made of; a pickle that names anything else is refused."""
+    """An unpickler of one NumPy array, which refuses a pickle that names anything else."""
+
+    ALLOWED = frozenset([("numpy", "ndarray"), ("numpy", "dtype"), ("numpy", "_reconstruct"), ("numpy", "scalar")])
 
     def find_class(self, module: str, name: str):
-        if (module.split(".")[0], name) in {("numpy", "ndarray"), ("numpy", "dtype"), ("numpy", "_reconstruct"), ("numpy", "scalar")}:
+        if (module.split(".")[0], name) in self.ALLOWED:
             return super().find_class(module.replace("numpy.core", "numpy._core"), name)
         if (module, name) == ("_codecs", "encode"):
             return super().find_class(module, name)
@@ -30,7 +34,12 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 class Relevancy:
-    """(clips, sentences) in 0..1. A row or the whole is float32; what lies behind is an array or bytes of a mapped file."""
+    """The relevancy of every clip and sentence, 0 to 1, decoded to float32 where it is used.
+
+    Attributes:
+        codes: (clips, sentences), places in `values`; if that is None, the relevancies themselves.
+        values: float32, the distinct relevancies.
+    """
 
     def __init__(self, path: Path, codes: np.ndarray, values: np.ndarray | None = None):
         self.path, self.codes, self.values = path, codes, values
@@ -40,60 +49,81 @@ class Relevancy:
         return self.codes.shape
 
     def row(self, clip: int) -> np.ndarray:
-        """(sentences,)"""
-        return self._decoded(self.codes[clip])
+        """Return the relevancy of one clip and all sentences, float32 (sentences,)."""
+        return self._decode(self.codes[clip])
 
     def pairs(self, clips: np.ndarray, sentences: np.ndarray) -> np.ndarray:
-        """(len(clips), len(sentences)): every one of these clips with every one of these sentences."""
-        return self._decoded(self.codes[np.ix_(clips, sentences)])
+        """Return each of these clips with each of these sentences, float32 (clips, sentences)."""
+        return self._decode(self.codes[np.ix_(clips, sentences)])
 
     def array(self) -> np.ndarray:
-        """(clips, sentences), all of it in memory."""
-        return self._decoded(self.codes)
+        """Return all of it in memory, float32 (clips, sentences)."""
+        return self._decode(self.codes)
 
-    def _decoded(self, codes: np.ndarray) -> np.ndarray:
+    def _decode(self, codes: np.ndarray) -> np.ndarray:
+        """Return the float32 values of codes, or raise ValueError if they are not in 0..1."""
         try:
             decoded = np.asarray(codes, np.float32) if self.values is None else self.values[codes]
         except IndexError:
-            decoded = np.full(1, np.nan)  # a code beyond the values
+            decoded = np.full(1, np.nan)  # a code without a value
         if not (decoded.min() >= 0 and decoded.max() <= 1.001):
-            raise ValueError(f"{self.path}: damaged: it has values outside 0..1; delete it, and 'egokit prep' makes it from the tables")
+            raise ValueError(f"{self.path}: damaged: it has values outside 0..1; delete it, "
+                             "and 'egokit prep' makes it from the tables")
         return decoded
 
 
-def file(folder: str | Path, split: str) -> Path:
-    """A split's relevancy under retrieval_annotations/relevancy: ours, or else the widely used pickle, or where ours will be."""
-    names = [Path(folder) / f"caption_relevancy_EPIC_100_retrieval_{split}{suffix}" for suffix in (".safetensors", ".pkl")]
-    return next((path for path in names if path.is_file()), names[0])
+def relevancy_path(folder: str | Path, split: str) -> Path:
+    """Return the path of a split's relevancy file.
+
+    Args:
+        folder: retrieval_annotations/relevancy.
+        split: "train" or "test".
+
+    Returns:
+        Our .safetensors if it exists, else the widely used .pkl if that exists, else the path where ours will be.
+    """
+    paths = [Path(folder) / f"caption_relevancy_EPIC_100_retrieval_{split}{suffix}"
+             for suffix in (".safetensors", ".pkl")]
+    return next((path for path in paths if path.is_file()), paths[0])
 
 
 def read(path: str | Path, shape: tuple[int, int] | None = None) -> Relevancy:
-    """Relevancy of a .safetensors of ours (mapped, not read), a .pkl of one array or a .npy; executes nothing in the file.
+    """Open a relevancy file without executing anything in it.
 
-    Raises ValueError if it is not of `shape`, where one is given.
+    Args:
+        path: our .safetensors (mapped, not read), a .pkl of one array, or a .npy.
+        shape: the (clips, sentences) that the file must have, if given.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        ValueError: it is not a relevancy file, is damaged, or has another shape.
     """
     path = Path(path)
     try:
-        found = _found(path)
+        matrix = _read_file(path)
     except FileNotFoundError:
-        raise FileNotFoundError(f"relevancy {path} is missing; notebook 01_data_prep makes it from the annotations") from None
+        raise FileNotFoundError(f"relevancy {path} is missing; "
+                                "notebook 01_data_prep makes it from the annotations") from None
     except Exception as error:
         raise ValueError(f"{path}: not a relevancy file ({error})") from None
-    values = found.codes if found.values is None else found.values
-    if not isinstance(found.codes, np.ndarray) or found.codes.ndim != 2 or values.dtype.kind not in "fiub":
-        raise ValueError(f"{path}: expected one array of numbers (clips, sentences), found {type(found.codes).__name__}"
-                         + (f" {found.codes.shape} of {values.dtype}" if isinstance(found.codes, np.ndarray) else ""))
-    if found.values is not None and not ((found.values >= 0) & (found.values <= 1)).all():
+    codes = matrix.codes
+    values = codes if matrix.values is None else matrix.values
+    if not isinstance(codes, np.ndarray) or codes.ndim != 2 or values.dtype.kind not in "fiub":
+        raise ValueError(f"{path}: expected one array of numbers (clips, sentences), found {type(codes).__name__}"
+                         + (f" {codes.shape} of {values.dtype}" if isinstance(codes, np.ndarray) else ""))
+    if matrix.values is not None and not ((matrix.values >= 0) & (matrix.values <= 1)).all():
         raise ValueError(f"{path}: damaged: values outside 0..1; delete it, and 'egokit prep' makes it from the tables")
-    if shape is not None and found.shape != shape:
-        raise ValueError(f"{path} is {found.shape[0]:,} x {found.shape[1]:,}, but EPIC_100_retrieval_*.csv have {shape[0]:,} clips and "
-                         f"{shape[1]:,} sentences; if those are whole, delete it, and 'egokit prep' makes it from them")
-    return found
+    if shape is not None and matrix.shape != shape:
+        raise ValueError(f"{path} is {matrix.shape[0]:,} x {matrix.shape[1]:,}, but EPIC_100_retrieval_*.csv have "
+                         f"{shape[0]:,} clips and {shape[1]:,} sentences; if those are whole, delete it, "
+                         "and 'egokit prep' makes it from them")
+    return matrix
 
 
-def _found(path: Path) -> Relevancy:
+def _read_file(path: Path) -> Relevancy:
+    """Open a relevancy file by its suffix, without checking what is in it."""
     if path.suffix == ".safetensors":
-        return _mapped(path)
+        return _map_safetensors(path)
     if path.suffix == ".npy":
         return Relevancy(path, np.load(path, mmap_mode="r", allow_pickle=False))
     with open(path, "rb") as opened:
@@ -101,73 +131,111 @@ def _found(path: Path) -> Relevancy:
 
 
 def check(path: str | Path, shape: tuple[int, int]) -> None:
-    """`read`, for its errors alone. A pickle of the right size is not read, as it may have 8 GB: who uses it, reads it."""
+    """Raise what `read` would raise.
+
+    A pickle of the right size is not read, as it may have 8 GB; its content is checked when it is used.
+    """
     path, values = Path(path), shape[0] * shape[1]
     if path.suffix != ".pkl" or not any(0 < path.stat().st_size - values * width < 1000 for width in (4, 8)):
         read(path, shape)
 
 
 def load_relevancy(path: str | Path) -> np.ndarray:
-    """(clips, sentences) float32, all of it in memory, from any relevancy file."""
+    """Load a relevancy file into memory.
+
+    Args:
+        path: our .safetensors, a .pkl of one array, or a .npy; nothing in it is executed.
+
+    Returns:
+        float32 (clips, sentences), 0 to 1.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        ValueError: it is not a relevancy file, or is damaged.
+    """
     return read(path).array()
 
 
-def _mapped(path: Path) -> Relevancy:
+def _map_safetensors(path: Path) -> Relevancy:
+    """Map our file into memory; only its table of values is read."""
     from safetensors import safe_open
     with safe_open(path, "np") as opened:  # checks the header against the file's size
         values = opened.get_tensor("values")
-    with open(path, "rb") as raw:  # its own slices are read, not mapped
+    with open(path, "rb") as raw:  # safetensors would read a slice, not map it
         length = int.from_bytes(raw.read(8), "little")
         entry = json.loads(raw.read(length))["codes"]
     kind = {"U8": np.uint8, "U16": np.uint16}[entry["dtype"]]
-    return Relevancy(path, np.memmap(path, kind, "r", 8 + length + entry["data_offsets"][0], tuple(entry["shape"])), values)
+    codes = np.memmap(path, kind, "r", 8 + length + entry["data_offsets"][0], tuple(entry["shape"]))
+    return Relevancy(path, codes, values)
 
 
 def relevancy(clips_csv: str | Path, sentences_csv: str | Path) -> np.ndarray:
-    """(clips, sentences) float32. A sentence has the classes of the clip that bears its narration_id."""
-    codes, values = coded(clips_csv, sentences_csv)
+    """Compute the relevancy of every clip and sentence from their classes.
+
+    It is (same verb class + |nouns ∩| / |nouns ∪|) / 2, where "same verb class" is 0 or 1. A sentence has the classes
+    of the clip with its narration_id.
+
+    Args:
+        clips_csv: EPIC_100_retrieval_{split}.csv.
+        sentences_csv: EPIC_100_retrieval_{split}_sentence.csv.
+
+    Returns:
+        float32 (clips, sentences), 0 to 1.
+
+    Raises:
+        FileNotFoundError, ValueError: a table is missing or damaged, or a sentence belongs to no clip.
+
+    Source:
+        EPIC-KITCHENS-100 (arXiv 2006.13256), section 4.5.
+    """
+    codes, values = relevancy_codes(clips_csv, sentences_csv)
     return values[codes]
 
 
-def coded(clips_csv: str | Path, sentences_csv: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """(clips, sentences) codes, one or two bytes each, and the float32 values that they stand for."""
-    clips = read_csv(Path(clips_csv), {"narration_id": text, "verb_class": whole, "all_noun_classes": numbers}, unique="narration_id")
+def relevancy_codes(clips_csv: str | Path, sentences_csv: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """Compute the relevancy as `relevancy` does, in compact form.
+
+    Returns:
+        (codes, values): codes (clips, sentences), one or two bytes each, are places in the float32 `values`.
+    """
+    clips = read_csv(Path(clips_csv), {"narration_id": text, "verb_class": whole, "all_noun_classes": numbers},
+                     unique="narration_id")
     sentences = read_csv(Path(sentences_csv), {"narration_id": text}, unique="narration_id")
     row = {narration: i for i, narration in enumerate(clips.narration_id)}
     absent = [narration for narration in sentences.narration_id if narration not in row]
     if absent:
         raise ValueError(f"{sentences_csv}: {len(absent)} narration_ids, such as {absent[0]}, are not in {clips_csv}")
-    own = np.array([row[narration] for narration in sentences.narration_id])
+    clip_of_sentence = np.array([row[narration] for narration in sentences.narration_id])
     verbs = clips.verb_class.to_numpy()
-    nouns = [set(some) for some in clips.all_noun_classes]
-    known = {noun: i for i, noun in enumerate(sorted(set().union(*nouns)))}
-    hot = np.zeros((len(clips), len(known)), np.float32)
-    for i, some in enumerate(nouns):
-        hot[i, [known[noun] for noun in some]] = 1
-    count = hot.sum(1)
+    nouns = [set(classes) for classes in clips.all_noun_classes]
+    column = {noun: i for i, noun in enumerate(sorted(set().union(*nouns)))}
+    has_noun = np.zeros((len(clips), len(column)), np.float32)
+    for i, classes in enumerate(nouns):
+        has_noun[i, [column[noun] for noun in classes]] = 1
+    count = has_noun.sum(1)
     most = int(count.max())
-    # a pair's value depends on three small numbers; equal values share a code
+    # a pair's relevancy depends on three small numbers, |nouns ∩|, |nouns ∪| and same verb; equal values share a code
     common, united, same = np.meshgrid(np.arange(most + 1), np.arange(2 * most + 1), (0, 1), indexing="ij")
     share = common.astype(np.float32) / np.maximum(united, 1).astype(np.float32)
     table = ((share + same.astype(np.float32)) / 2)
     values, code = np.unique(table[common <= united], return_inverse=True)
     kind = np.uint8 if len(values) <= 256 else np.uint16
-    codes_of = np.zeros(table.size, kind)
-    codes_of[(common <= united).ravel()] = code
+    code_of_key = np.zeros(table.size, kind)
+    code_of_key[(common <= united).ravel()] = code
     codes = np.empty((len(clips), len(sentences)), kind)
     for at in range(0, len(clips), ROWS):
-        some = slice(at, at + ROWS)
-        shared = hot[some] @ hot[own].T
-        key = (shared * (2 * most + 1) + (count[some, None] + count[own][None] - shared)) * 2
-        key += verbs[some, None] == verbs[own][None]
-        np.take(codes_of, key.astype(np.int32), out=codes[some])
+        part = slice(at, at + ROWS)
+        shared = has_noun[part] @ has_noun[clip_of_sentence].T
+        key = (shared * (2 * most + 1) + (count[part, None] + count[clip_of_sentence][None] - shared)) * 2
+        key += verbs[part, None] == verbs[clip_of_sentence][None]
+        np.take(code_of_key, key.astype(np.int32), out=codes[part])
     return codes, values
 
 
 def write(path: str | Path, clips_csv: str | Path, sentences_csv: str | Path) -> tuple[int, int]:
-    """Compute and keep; returns (clips, sentences)."""
+    """Compute the relevancy, write it as .safetensors, and return its (clips, sentences)."""
     from safetensors.numpy import save_file
-    codes, values = coded(clips_csv, sentences_csv)
+    codes, values = relevancy_codes(clips_csv, sentences_csv)
     with atomic_path(path) as temporary:
         save_file({"codes": codes, "values": values}, temporary)
     return codes.shape

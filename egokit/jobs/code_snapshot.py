@@ -1,4 +1,7 @@
-"""Copies of what a job runs: egokit, a user's task, notebooks and their parameters; what is edited later reaches no queued job."""
+"""Copy what a job runs: egokit, a user's task, notebooks and their parameters.
+
+What is edited after the submission reaches no queued job.
+"""
 from __future__ import annotations
 
 import os
@@ -10,9 +13,16 @@ from egokit.config.resolve import as_submitted
 
 
 def snapshot_code(folder: Path, keep: bool, task: str = "") -> Path:
-    """Copy this egokit, and the file of a user's `task`, to folder/code.
+    """Copy this egokit, and the file of a user's task, to folder/code.
 
-    keep: a run that resumes goes on with the code it began with. Otherwise a new start takes the code of now.
+    Args:
+        folder: the job's folder.
+        keep: leave a copy that is already there, because a run that resumes goes on with the code it began with.
+            Otherwise the present code replaces it.
+        task: the config's task; "path/file.py:Class" for a user's.
+
+    Returns:
+        The folder of the copy.
     """
     source, target = Path(__file__).parents[1], folder / "code"
     if target.is_dir() and not keep:
@@ -20,15 +30,19 @@ def snapshot_code(folder: Path, keep: bool, task: str = "") -> Path:
     if not target.is_dir():
         part = folder / f".code-{os.getpid()}"
         shutil.copytree(source, part / "egokit", ignore=shutil.ignore_patterns("__pycache__"))
-        if own := split_task_file(task):
-            (part / "task").mkdir()  # not beside egokit: the job would import a file called json.py in place of Python's
-            shutil.copy(own[0], part / "task")
+        if task_file := split_task_file(task):
+            # not beside egokit: the job would import a file called json.py in place of Python's
+            (part / "task").mkdir()
+            shutil.copy(task_file[0], part / "task")
         os.replace(part, target)
     return target
 
 
 def snapshot_files(folder: Path, originals: list[Path]) -> Path:
-    """Copy files and folders to folder/submitted, each under its whole path, for resolve.as_submitted to find."""
+    """Copy files and folders to folder/submitted, and return that folder.
+
+    Each copy keeps its original's whole path below it, where config.resolve.as_submitted finds it.
+    """
     target = folder / "submitted"
     shutil.rmtree(target, ignore_errors=True)
     for original in originals:
@@ -42,11 +56,14 @@ def snapshot_files(folder: Path, originals: list[Path]) -> Path:
 
 
 def task_sha256(task: str) -> str:
-    """The hash of a user's task file; empty for egokit's tasks. What is wrong with the file is said here, not in a job's log."""
-    own = split_task_file(task)
-    if not own:
+    """Return the hash of a user's task file, or "" for one of egokit's tasks.
+
+    The task is imported, so that an error in its file is raised at the submission and not in a job's log.
+    """
+    task_file = split_task_file(task)
+    if not task_file:
         return ""
     from egokit import tasks
     from egokit.model import checkpoints
     tasks.find(task)
-    return checkpoints.fingerprint(own[0])
+    return checkpoints.fingerprint(task_file[0])

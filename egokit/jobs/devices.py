@@ -1,6 +1,6 @@
-"""GPUs and CPUs: what a job sees, what it takes, what its ranks compute on, and whether that suits its recipe.
+"""GPUs and CPUs: what a job sees, what it takes, and what its ranks compute on.
 
-Only a local job's GPUs are chosen here: in a SLURM job, SLURM gives them. Importing this module does not import torch.
+Only a local job's GPUs are chosen here; SLURM gives its jobs theirs. Importing this module does not import torch.
 """
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from egokit.config.build import ConfigError
 from egokit.config.schema import Config, LaunchConfig
 from egokit.jobs import slurm, status
 
-VARIABLE = "CUDA_VISIBLE_DEVICES"
-IDLE_GIB = 1.0  # a GPU with less memory in use is free: drivers and displays take some
+VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
+IDLE_GIB = 1.0  # a GPU with less memory in use counts as idle, because drivers and displays take some
 QUERY = ["nvidia-smi", "--query-gpu=index,uuid,name,memory.used,memory.total", "--format=csv,noheader,nounits"]
 
 
@@ -38,64 +38,64 @@ class Gpu(NamedTuple):
         return f"GPU {self.index} ({self.name}, {self.used_gib:.1f} of {self.total_gib:.0f} GiB in use)"
 
 
-# what is there
+# the machine's GPUs
 
-def installed() -> list[Gpu]:
-    """List this machine's GPUs, hidden ones included. The list is empty where nvidia-smi gives no answer."""
+def list_gpus() -> list[Gpu]:
+    """List this machine's GPUs, hidden ones included; empty where nvidia-smi gives no answer."""
     try:
-        listed = subprocess.run(QUERY, capture_output=True, text=True, timeout=30)
+        listing = subprocess.run(QUERY, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
         return []
-    found = []
-    for line in listed.stdout.splitlines():
-        parts = [part.strip() for part in line.split(",")]
-        if len(parts) >= 5 and parts[0].isdigit() and parts[1].startswith("GPU-"):  # else a warning, in words
-            # "[N/A]" where a GPU shares the machine's memory
-            used, total = (float(part) / 1024 if part.replace(".", "").isdigit() else 0.0 for part in parts[-2:])
-            found.append(Gpu(int(parts[0]), parts[1], ", ".join(parts[2:-2]), used, total))
-    return found
+    gpus = []
+    for line in listing.stdout.splitlines():
+        fields = [field.strip() for field in line.split(",")]
+        if len(fields) >= 5 and fields[0].isdigit() and fields[1].startswith("GPU-"):  # else a warning in words
+            # memory is "[N/A]" where a GPU shares the machine's
+            used, total = (float(field) / 1024 if field.replace(".", "").isdigit() else 0.0 for field in fields[-2:])
+            gpus.append(Gpu(int(fields[0]), fields[1], ", ".join(fields[2:-2]), used, total))
+    return gpus
 
 
-def visible(gpus: list[Gpu], environment: Mapping[str, str] = os.environ) -> list[Gpu]:
+def visible_gpus(gpus: list[Gpu], environment: Mapping[str, str] = os.environ) -> list[Gpu]:
     """Select the GPUs that a process with this environment sees.
 
     Args:
-        gpus: all of the machine.
-        environment: its CUDA_VISIBLE_DEVICES decides; without one, all are visible.
+        gpus: all GPUs of the machine.
+        environment: the process's variables. Its CUDA_VISIBLE_DEVICES decides; without one, all GPUs are visible.
 
     Returns:
-        The GPUs in the process's own order. The list is empty where that can't be told: for parts of a GPU (MIG), and
-        for numbers on a machine of different GPUs, which CUDA counts in another order than nvidia-smi.
+        The GPUs in the order in which CUDA counts them. The list is empty where they can't be identified: for parts of
+        a GPU (MIG), and for numbers on a machine of different GPUs, where CUDA's order is not nvidia-smi's.
     """
-    value = environment.get(VARIABLE)
+    value = environment.get(VISIBLE_DEVICES)
     if value is None:
         return list(gpus)
     counted_alike = len({gpu.name for gpu in gpus}) == 1 or environment.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
-    found = []
+    selected = []
     for item in filter(None, (item.strip() for item in value.split(","))):
-        same = [gpu for gpu in gpus if item == str(gpu.index) and counted_alike]
-        same += [gpu for gpu in gpus if item.startswith("GPU-") and gpu.uuid.startswith(item)]
-        if len(same) != 1:
-            break  # CUDA, too, takes none from the first unknown one on
-        found += same
-    return found
+        matches = [gpu for gpu in gpus if item == str(gpu.index) and counted_alike]
+        matches += [gpu for gpu in gpus if item.startswith("GPU-") and gpu.uuid.startswith(item)]
+        if len(matches) != 1:
+            break  # as CUDA, which ignores everything from the first unknown item on
+        selected += matches
+    return selected
 
 
-def count() -> int:
-    """Return how many GPUs PyTorch sees from here."""
+def gpu_count() -> int:
+    """Return how many GPUs PyTorch sees in this process."""
     import torch
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def why_no_gpu() -> str:
-    """Say why PyTorch sees no GPU from here."""
+    """Explain why PyTorch sees no GPU in this process."""
     import torch
-    gpus, value = installed(), os.environ.get(VARIABLE)
+    gpus, value = list_gpus(), os.environ.get(VISIBLE_DEVICES)
     if not gpus:
         return "this machine has no GPU"
     number = f"{len(gpus)} GPU{'s' * (len(gpus) > 1)}"
-    if value is not None and not visible(gpus):
-        return f"{VARIABLE}={value!r} hides this machine's {number}: unset it, or name one"
+    if value is not None and not visible_gpus(gpus):
+        return f"{VISIBLE_DEVICES}={value!r} hides this machine's {number}: unset it, or name one"
     if not torch.version.cuda:
         return (f"PyTorch {torch.__version__} is a build without CUDA, which can't use this machine's {number}: "
                 "install one with it")
@@ -106,14 +106,15 @@ def why_no_gpu() -> str:
 # before a job starts
 
 def asks_for_gpus(launch: LaunchConfig) -> bool:
-    """Tell whether a job's processes are to have GPUs, by launch.gpus_per_task or by SLURM options of the user's own."""
-    return bool(launch.gpus_per_task) or (launch.cluster == "slurm" and slurm.own_gpus(launch))
+    """Return whether a job asks for GPUs, by launch.gpus_per_task or by SLURM options."""
+    return bool(launch.gpus_per_task) or (launch.cluster == "slurm" and slurm.user_requests_gpus(launch))
 
 
-def check(config: Config, action: str) -> str:
+def check_gpus(config: Config, action: str) -> str:
     """Check, before a job starts, that it will have the GPUs that it needs.
 
-    Returns a sentence if a local job that was meant for GPUs will run on the CPU, else "".
+    Returns:
+        A notice if a local job that was meant for GPUs will run on the CPU, else "".
 
     Raises:
         ConfigError: the recipe trains in fp16 and there will be no GPU, or a local job wants more than are visible.
@@ -121,71 +122,75 @@ def check(config: Config, action: str) -> str:
     launch, fp16 = config.launch, action == "train" and config.train.precision == "fp16"
     wanted = asks_for_gpus(launch)
     if fp16 and not wanted:
-        raise ConfigError("train.precision is fp16, but launch.gpus_per_task=0 hides the GPUs: set launch.gpus_per_task=1, or "
-                          "train.precision=bf16, which a CPU computes, too")
+        raise ConfigError("train.precision is fp16, but launch.gpus_per_task=0 hides the GPUs: set "
+                          "launch.gpus_per_task=1, or train.precision=bf16, which a CPU computes, too")
     if launch.cluster != "local" or not wanted:
         return ""
-    there = count()
-    if not there and fp16:
+    count = gpu_count()
+    if not count and fp16:
         raise ConfigError(f"train.precision is fp16, but {why_no_gpu()}. On a CPU train in bf16: "
                           "train.precision=bf16 launch.gpus_per_task=0")
-    if 0 < there < launch.tasks_per_node:
-        raise ConfigError(f"launch.tasks_per_node={launch.tasks_per_node}, but {there} GPU{'s are' if there > 1 else ' is'} "
-                          f"visible here: set launch.tasks_per_node={there}, one process for each GPU, or launch.gpus_per_task=0 to "
-                          "compute on the CPU")
-    return "" if there else f"computes on the CPU: {why_no_gpu()} (launch.gpus_per_task=0 says that it is meant so)"
+    if 0 < count < launch.tasks_per_node:
+        raise ConfigError(f"launch.tasks_per_node={launch.tasks_per_node}, but {count} "
+                          f"GPU{'s are' if count > 1 else ' is'} visible here: set launch.tasks_per_node={count}, one "
+                          "process for each GPU, or launch.gpus_per_task=0 to compute on the CPU")
+    return "" if count else f"computes on the CPU: {why_no_gpu()} (launch.gpus_per_task=0 says that it is meant so)"
 
 
-class Choice(NamedTuple):
+class GpuChoice(NamedTuple):
     """The GPUs that a local job takes."""
     gpus: list[Gpu]
     notice: str          # which of them are in use already; "" if none is
-    folder: Path | None  # of a file for each GPU that a job has taken; None where it can't be written
+    folder: Path | None  # holds a claim, <UUID>.json, for each GPU that a job has taken; None where it can't be written
 
     @property
     def uuids(self) -> list[str]:
+        """Return the UUIDs of the GPUs."""
         return [gpu.uuid for gpu in self.gpus]
 
-    def take(self, job: Path) -> None:
-        """Write down that the job in that folder, which has been started, has these GPUs."""
+    def claim(self, job: Path) -> None:
+        """Record that the started job in the folder `job` has these GPUs."""
         for gpu in self.gpus if self.folder else []:
-            # a local job's number is that of its controller's process
+            # a local job's id is the process id of its controller
             claim = {"process": status.read_job(job)["job_id"], "job": str(job)}
-            with contextlib.suppress(OSError):  # a full disk: the job runs, and the next one sees its memory
+            with contextlib.suppress(OSError):  # a full disk is no error: the next job sees the memory in use
                 (self.folder / f"{gpu.uuid}.json").write_text(json.dumps(claim))
 
 
 @contextlib.contextmanager
-def choice(launch: LaunchConfig) -> Iterator[Choice]:
+def choose_gpus(launch: LaunchConfig) -> Iterator[GpuChoice]:
     """Choose a local job's GPUs, idle ones first; none where SLURM chooses or none are wanted.
 
-    Two jobs that are submitted at once take different GPUs, because the choice is locked until the block ends, when the
-    job has started. A job keeps what it took as long as its process lives. Other programs show by the memory they use.
+    Use it as a context manager around the job's start. Two jobs that are submitted at once take different GPUs, because
+    the choice holds a lock until the block ends. A job's claim holds as long as its process lives. GPUs of other
+    programs are recognised by the memory in use.
     """
     local = launch.cluster == "local" and launch.gpus_per_task
-    gpus = visible(installed()) if local else []
+    gpus = visible_gpus(list_gpus()) if local else []
     folder = Path(tempfile.gettempdir()) / f"egokit-gpus-{os.getuid()}"
     if len(gpus) < launch.tasks_per_node:
-        unknown = local and count() > launch.tasks_per_node
-        notice = f"takes the first of {count()} GPUs: nvidia-smi doesn't tell which of them are idle" if unknown else ""
-        yield Choice([], notice, None)
+        unknown = local and gpu_count() > launch.tasks_per_node
+        notice = (f"takes the first of {gpu_count()} GPUs: nvidia-smi doesn't tell which of them are idle" if unknown
+                  else "")
+        yield GpuChoice([], notice, None)
         return
-    with held(folder) as safe:
-        owners = {gpu.uuid: owner(folder, gpu) if safe else "" for gpu in gpus}
+    with locked_folder(folder) as safe:
+        owners = {gpu.uuid: claimed_by(folder, gpu) if safe else "" for gpu in gpus}
         used = {gpu.uuid: 0.0 if gpu.used_gib <= IDLE_GIB else gpu.used_gib for gpu in gpus}
         best = sorted(gpus, key=lambda gpu: (owners[gpu.uuid] != "", used[gpu.uuid]))[:launch.tasks_per_node]
-        mine = [gpu for gpu in gpus if gpu in best]
+        chosen = [gpu for gpu in gpus if gpu in best]
         shared = [f"{gpu}{owners[gpu.uuid] and f', taken by the job in {owners[gpu.uuid]}'}"
-                  for gpu in mine if owners[gpu.uuid] or used[gpu.uuid]]
-        yield Choice(mine, f"shares what others use: {'; '.join(shared)}" if shared else "", folder if safe else None)
+                  for gpu in chosen if owners[gpu.uuid] or used[gpu.uuid]]
+        notice = f"shares what others use: {'; '.join(shared)}" if shared else ""
+        yield GpuChoice(chosen, notice, folder if safe else None)
 
 
 @contextlib.contextmanager
-def held(folder: Path) -> Iterator[bool]:
-    """Make and lock a folder of this user's for the duration of the block.
+def locked_folder(folder: Path) -> Iterator[bool]:
+    """Create and lock this user's folder of claims, and yield whether that worked.
 
-    Temporary files lie where everybody may write, so another user's folder or link of that name is not touched.
-    Yields whether that worked; if not, a warning is printed.
+    If not, a warning is printed. The folder lies where everybody may write, in the folder for temporary files: another
+    user's folder of that name, or a link, is not touched.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -201,8 +206,8 @@ def held(folder: Path) -> Iterator[bool]:
         yield safe
 
 
-def owner(folder: Path, gpu: Gpu) -> str:
-    """Return the folder of the living job that has taken the GPU, or "" if there is none."""
+def claimed_by(folder: Path, gpu: Gpu) -> str:
+    """Return the folder of the living job that has claimed the GPU, or "" if there is none."""
     try:
         claim = json.loads((folder / f"{gpu.uuid}.json").read_text())
         command = Path(f"/proc/{int(claim['process'])}/cmdline").read_bytes()
@@ -213,31 +218,34 @@ def owner(folder: Path, gpu: Gpu) -> str:
 
 # in a rank
 
-def of_rank(local_rank: int, chosen: list[str] = ()):
-    """Return a rank's torch.device.
+def rank_device(local_rank: int, chosen: list[str] = ()):
+    """Return the torch.device that a rank computes on.
 
     Args:
         local_rank: the rank's number on its machine.
-        chosen: UUIDs of the GPUs that the job takes, one for each rank. If there are none, the rank takes the GPU of
-            its number among the visible ones, and without any visible GPU the CPU.
+        chosen: UUIDs of the GPUs that the job takes, one for each rank. If there are none, the rank takes the visible
+            GPU with its own number, modulo their count. Without any visible GPU it takes the CPU.
     """
     import torch
-    number = count()
-    if not number:
+    count = gpu_count()
+    if not count:
         return torch.device("cpu")
-    there = {uuid_of(index): index for index in range(number)} if chosen else {}
-    index = there.get(chosen[local_rank].removeprefix("GPU-")) if local_rank < len(chosen) else None
-    return torch.device("cuda", local_rank % number if index is None else index)
+    indices = {gpu_uuid(index): index for index in range(count)} if chosen else {}
+    index = indices.get(chosen[local_rank].removeprefix("GPU-")) if local_rank < len(chosen) else None
+    return torch.device("cuda", local_rank % count if index is None else index)
 
 
-def uuid_of(index: int) -> str:
+def gpu_uuid(index: int) -> str:
     """Return a visible GPU's UUID, without "GPU-"."""
     import torch
     return str(torch.cuda.get_device_properties(index).uuid)
 
 
-def describe(device, precision: str) -> str:
-    """Describe what a rank will compute on: name, memory (also what other programs hold of it) and precision."""
+def describe_device(device, precision: str) -> str:
+    """Describe what a rank computes on: device name, memory and precision.
+
+    A GPU's memory that other programs use is named, too.
+    """
     import torch
     if device.type == "cuda":
         free, total = (size / 2**30 for size in torch.cuda.mem_get_info(device))
@@ -248,12 +256,12 @@ def describe(device, precision: str) -> str:
 
 
 def cpu_name() -> str:
-    """Return the processor's name after a space, or "" if Linux doesn't tell."""
+    """Return the processor's name after a space, or "" if Linux doesn't give it."""
     cpus = Path("/proc/cpuinfo").read_text()
-    found = re.search(r"^model name\s*: (.*?)( \d+-Core)?( Processor)?$", cpus, re.MULTILINE)
-    return f" {found[1]}" if found else ""
+    name = re.search(r"^model name\s*: (.*?)( \d+-Core)?( Processor)?$", cpus, re.MULTILINE)
+    return f" {name[1]}" if name else ""
 
 
 def devices_text(devices: list[str]) -> str:
-    """Write the devices of all ranks in one line, equal ones together."""
+    """Return the devices of all ranks in one line, equal ones counted."""
     return "; ".join(f"{number} x {device}" for device, number in collections.Counter(devices).items())

@@ -1,6 +1,6 @@
-"""All runs at a glance: the jobs of every run folder, notebooks' too: where they are, how far, and the last score.
+"""The table of all runs: each job's state, its progress and its last score.
 
-Read from their files and squeue.
+It is read from the run folders and from squeue, and includes jobs that run notebooks.
 """
 from __future__ import annotations
 
@@ -10,118 +10,151 @@ from typing import NamedTuple
 
 from egokit.config.resolve import outputs_folder
 from egokit.jobs import devices, status
-from egokit.jobs.launch import Handle
+from egokit.jobs.handle import Handle
 from egokit.runs.run_folder import DEVICES, FAILED_NOTEBOOK, NOTEBOOK, Run
 
-SCORES = ("ensemble_intra", "mAP")  # the metrics that choose a best checkpoint, in %
+SCORES = ("ensemble_intra", "mAP")  # in %; the metrics that choose a best checkpoint
 
 
 class JobRow(NamedTuple):
+    """One job of the table."""
     notebook: str
     run: str
     section: str
-    state: str              # as Handle.state(); or unreadable
-    detail: str             # of a pending job: why, and its place in the queue
+    state: str              # as Handle.state(), or "unreadable"
+    detail: str             # the reason, as Handle.status()
     step: int | None
     steps: int | None
-    left_s: float | None    # of a running job
-    metric: str             # of the last validation, or of the result
+    left_s: float | None    # seconds left, of a running job
+    metric: str             # the name of a score of the last validation, or of the result
     value: float | None
-    device: str             # of its ranks, as in its plan; empty before they have started
-    when: float             # the last sign of it
+    device: str             # what its ranks compute on, as in its plan; "" before they have started
+    last_sign: float        # when it last wrote something, in seconds since the epoch
 
 
 class NotebookHandle(Handle):
-    """A job that runs notebooks (batch.submit), told from its folder `batch/` and from what the notebooks have left."""
+    """A job that runs notebooks, submitted by notebook/batch.py.
+
+    Its files are in the run's folder `batch/`; its results are the executed notebooks.
+    """
 
     def __init__(self, run: Run):
         super().__init__(run, "notebook")
         self.folder = run.path / "batch"
 
-    def made(self) -> dict[Path, set[str]]:
-        """The notebooks' run folders, and what the job has written there: NOTEBOOK, FAILED_NOTEBOOK or nothing yet."""
-        folders = {self.run.path.parents[1] / name: before for name, before in self.spec()["before"].items()}
-        return {folder: {name for name, at in result_times(folder).items() if at not in (0, before[name])} for folder, before in folders.items()}
+    def results(self) -> dict[Path, set[str]]:
+        """Return the results that the job has written, by the notebook's run folder.
 
-    def status(self, known: dict[str, status.JobStatus] | None = None) -> tuple[str, str]:
-        if place := status.job_status(self.folder, known):
-            return place.state, place.detail
-        made = self.made()
-        missing = [folder for folder, names in made.items() if NOTEBOOK not in names]
+        A notebook has NOTEBOOK, FAILED_NOTEBOOK or nothing yet.
+        """
+        folders = {self.run.path.parents[1] / name: times for name, times in self.spec()["before"].items()}
+        return {folder: {name for name, written in result_times(folder).items() if written not in (0, before[name])}
+                for folder, before in folders.items()}
+
+    def status(self, statuses: dict[str, status.JobStatus] | None = None) -> tuple[str, str]:
+        """Return the job's state and its reason, as Handle.status."""
+        if job_status := status.job_status(self.folder, statuses):
+            return job_status.state, job_status.detail
+        results = self.results()
+        missing = [folder for folder, names in results.items() if NOTEBOOK not in names]
         if not self.job() or not missing:
             return ("finished" if not missing else "new"), ""
-        said = [notebook_failure(folder) for folder in missing if FAILED_NOTEBOOK in made[folder]]
-        return "failed", next(filter(None, said), status.failure_reason(self.folder))
+        messages = [notebook_failure(folder) for folder in missing if FAILED_NOTEBOOK in results[folder]]
+        return "failed", next(filter(None, messages), status.failure_reason(self.folder))
 
     def progress(self) -> dict:
-        """step and steps are notebooks."""
-        made = self.made()
-        return {"step": sum(NOTEBOOK in names for names in made.values()), "steps": len(made)}
+        """Return "step" and "steps", counted in notebooks."""
+        results = self.results()
+        return {"step": sum(NOTEBOOK in names for names in results.values()), "steps": len(results)}
 
 
 def result_times(folder: Path) -> dict[str, int]:
-    """When a notebook's results, by name, were written, in the file system's nanoseconds; 0 for what isn't there."""
-    return {name: (folder / name).stat().st_mtime_ns if (folder / name).exists() else 0 for name in (NOTEBOOK, FAILED_NOTEBOOK)}
+    """Return when each of a notebook's results was written, by the file system's clock.
+
+    The keys are NOTEBOOK and FAILED_NOTEBOOK; the values are nanoseconds, 0 for a file that doesn't exist.
+    """
+    return {name: (folder / name).stat().st_mtime_ns if (folder / name).exists() else 0
+            for name in (NOTEBOOK, FAILED_NOTEBOOK)}
 
 
 def notebook_failure(folder: Path) -> str:
-    """What ended a notebook, in its log's words; nothing is said of a kill -9."""
+    """Return the line of a notebook's log that says why it failed.
+
+    It is "" after a kill -9, which logs nothing.
+    """
     lines = (folder / "notebook.log").read_text(errors="replace").splitlines()
     last = next((line for line in reversed(lines) if f" {folder.parent.name}.ipynb" in line), "")
     return last[last.index(folder.parent.name):][:100] if f"{folder.parent.name}.ipynb, " in last else ""
 
 
 def job_rows(outputs: str | Path | None = None) -> list[JobRow]:
-    """One for every job that a run under `outputs` has had, the newest first. SLURM is asked once for all of them."""
+    """Return a row for every job of the runs under a folder, the newest first.
+
+    SLURM is asked once for all of them.
+
+    Args:
+        outputs: the folder of all runs; by default the project's outputs folder.
+    """
     outputs = outputs_folder() if outputs is None else Path(outputs)
     handles = [Handle(Run(spec.parents[2]), spec.parent.name) for spec in sorted(outputs.glob("*/*/jobs/*/spec.json"))]
     handles += [NotebookHandle(Run(spec.parents[1])) for spec in sorted(outputs.glob("*/*/batch/spec.json"))]
-    asked = {}
+    slurm_jobs = []
     for handle in handles:
         try:
             job = handle.job()
             if job and job["cluster"] == "slurm" and not handle.metrics():
-                asked[job["job_id"]] = handle
+                slurm_jobs.append(job["job_id"])
         except (OSError, ValueError):
-            pass  # told below
-    known = status.job_statuses(asked)
-    return sorted((job_row(handle, known) for handle in handles), key=lambda one: -one.when)
+            pass  # job_row reports it
+    statuses = status.job_statuses(dict.fromkeys(slurm_jobs))  # each job once
+    return sorted((job_row(handle, statuses) for handle in handles), key=lambda row: -row.last_sign)
 
 
-def job_row(handle: Handle, known: dict[str, status.JobStatus]) -> JobRow:
+def job_row(handle: Handle, statuses: dict[str, status.JobStatus]) -> JobRow:
+    """Return a job's row; `statuses` are those of all SLURM jobs."""
     names = (handle.run.path.parent.name, handle.run.path.name, handle.section)
     began = (handle.folder / "spec.json").stat().st_mtime
     try:
-        (state, detail), at = handle.status(known), handle.progress()
+        (state, detail), progress = handle.status(statuses), handle.progress()
         ranks = (handle.folder / DEVICES).read_text().splitlines() if (handle.folder / DEVICES).exists() else []
-        scored = handle.metrics() or at
-    except (OSError, ValueError) as error:  # another user's, or damaged
+        scores = handle.metrics() or progress
+    except (OSError, ValueError) as error:  # files of another user, or damaged ones
         return JobRow(*names, "unreadable", str(error), None, None, None, "", None, "", began)
-    metric = next((name for name in (*SCORES, *scored.get("published", ())) if scored.get(name) is not None), "")
-    return JobRow(*names, state, detail, at.get("step"), at.get("steps"), at.get("eta_s") if state == "running" else None,
-                 metric, scored.get(metric), devices.devices_text(ranks), max(began, at.get("time", 0)))
+    metric = next((name for name in (*SCORES, *scores.get("published", ())) if scores.get(name) is not None), "")
+    return JobRow(*names, state, detail, progress.get("step"), progress.get("steps"),
+                  progress.get("eta_s") if state == "running" else None, metric, scores.get(metric),
+                  devices.devices_text(ranks), max(began, progress.get("time", 0)))
 
 
-def cells(one: JobRow) -> list[str]:
-    """An entry in words, a column each."""
-    return [one.notebook, one.run, one.section, f"{one.state}: {one.detail}" if one.detail else one.state,
-            f"{one.step}/{one.steps}" if one.steps else "", "" if one.left_s is None else status.duration(one.left_s),
-            f"{one.metric} {one.value:.1f}" if one.metric else "", one.device, time.strftime("%Y-%m-%d %H:%M", time.localtime(one.when))]
+def cells(row: JobRow) -> list[str]:
+    """Return a row as text, one cell for each of COLUMNS."""
+    return [row.notebook, row.run, row.section, f"{row.state}: {row.detail}" if row.detail else row.state,
+            f"{row.step}/{row.steps}" if row.steps else "", "" if row.left_s is None else status.duration(row.left_s),
+            f"{row.metric} {row.value:.1f}" if row.metric else "", row.device,
+            time.strftime("%Y-%m-%d %H:%M", time.localtime(row.last_sign))]
 
 
 COLUMNS = ("notebook", "run", "job", "state", "step", "time left", "last metric, %", "device", "last sign")
 
 
-def format_table(found: list[JobRow]) -> str:
-    """The overview as text."""
-    if not found:
+def format_table(rows: list[JobRow]) -> str:
+    """Return the table as text, as `egokit runs` prints it."""
+    if not rows:
         return "no run has had a job: start one with a notebook or 'egokit submit'"
-    rows = [COLUMNS, *map(cells, found)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    lines = [COLUMNS, *map(cells, rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
+                     for line in lines)
 
 
 def runs_table(outputs: str | Path | None = None):
-    """The overview as a DataFrame, for a notebook."""
+    """Return the table of all runs as a pandas DataFrame, for a notebook.
+
+    Args:
+        outputs: the folder of all runs; by default the project's outputs folder.
+
+    Returns:
+        One row for every job, the newest first, and a text column for each of COLUMNS.
+    """
     import pandas as pd
     return pd.DataFrame(map(cells, job_rows(outputs)), columns=COLUMNS)

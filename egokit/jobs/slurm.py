@@ -1,4 +1,4 @@
-"""What a job asks of SLURM: sbatch's options from a LaunchConfig, and the script that submitit makes of them."""
+"""sbatch's options from a LaunchConfig, and the script that submitit makes of them."""
 from __future__ import annotations
 
 import dataclasses
@@ -9,90 +9,111 @@ from pathlib import Path
 from egokit.config.build import ConfigError, did_you_mean
 from egokit.config.schema import LaunchConfig
 
-# options of submitit that have a key of their own under launch: said twice, one of them would be ignored
-OWN = {"nodes": "nodes", "ntasks_per_node": "processes", "cpus_per_task": "cpus", "time": "timeout_minutes", "mem": "mem_gb_per_task",
-       "partition": "partition", "account": "account", "qos": "qos", "constraint": "constraint", "exclusive": "exclusive", "setup": "setup"}
+# submitit's option -> the key under launch that sets it. Given in launch.slurm as well, one of the two would be ignored
+LAUNCH_KEYS = {"nodes": "nodes", "ntasks_per_node": "tasks_per_node", "cpus_per_task": "cpus_per_task",
+               "time": "timeout_minutes", "mem": "mem_gb_per_task", "partition": "partition", "account": "account",
+               "qos": "qos", "constraint": "constraint", "exclusive": "exclusive", "setup": "setup"}
 
 
-def check(launch: LaunchConfig) -> None:
-    """Raises ConfigError for options in launch.slurm that submitit doesn't know, or that contradict launch's own keys."""
+def check_options(launch: LaunchConfig) -> None:
+    """Raise ConfigError if an option in launch.slurm is unknown or contradicts a launch key."""
     import submitit
-    known = submitit.SlurmExecutor._valid_parameters()
+    valid = submitit.SlurmExecutor._valid_parameters()
     for key, value in launch.slurm.items():
-        if key in OWN:
-            raise ConfigError(f"launch.slurm.{key}: set launch.{OWN[key]} instead")
-        if key not in known:
-            raise ConfigError(f"unknown key 'launch.slurm.{key}': {did_you_mean(key, known - OWN.keys())}; "
+        if key in LAUNCH_KEYS:
+            raise ConfigError(f"launch.slurm.{key}: set launch.{LAUNCH_KEYS[key]} instead")
+        if key not in valid:
+            raise ConfigError(f"unknown key 'launch.slurm.{key}': {did_you_mean(key, valid - LAUNCH_KEYS.keys())}; "
                               "sbatch's other options go into launch.slurm.additional_parameters")
         if key == "additional_parameters" and not isinstance(value, dict):
-            raise ConfigError(f"launch.slurm.additional_parameters: expected a mapping such as {{reservation: deadline}}, got {value!r}")
-        if launch.gpus_per_task and asks_for_gpus(key, value):
-            raise ConfigError(f"launch.slurm.{key}: launch.gpus_per_task asks for GPUs already; set launch.gpus_per_task to 0 to ask for them this way")
+            raise ConfigError("launch.slurm.additional_parameters: expected a mapping such as {reservation: deadline}, "
+                              f"got {value!r}")
+        if launch.gpus_per_task and requests_gpus(key, value):
+            raise ConfigError(f"launch.slurm.{key}: launch.gpus_per_task asks for GPUs already; set "
+                              "launch.gpus_per_task to 0 to ask for them this way")
 
 
-def asks_for_gpus(key: str, value) -> bool:
-    """Whether an option under launch.slurm, sbatch's own in additional_parameters included, requests GPUs."""
+def requests_gpus(key: str, value) -> bool:
+    """Return whether an option of launch.slurm or its additional_parameters asks for GPUs."""
     if key == "additional_parameters":
-        return isinstance(value, dict) and any(asks_for_gpus(str(one).replace("-", "_"), inner) for one, inner in value.items())
+        return isinstance(value, dict) and any(requests_gpus(str(name).replace("-", "_"), inner)
+                                               for name, inner in value.items())
     return key in ("gpus", "gpus_per_node", "gpus_per_socket", "gpus_per_task", "num_gpus") or (
         key in ("gres", "tres_per_task") and "gpu" in str(value))
 
 
-def own_gpus(launch: LaunchConfig) -> bool:
-    """Whether a job has GPUs without launch.gpus_per_task: asked for by the user's options, or shown by a line of launch.setup.
+def user_requests_gpus(launch: LaunchConfig) -> bool:
+    """Return whether a job has GPUs without launch.gpus_per_task.
 
-    The second is for clusters whose nodes come with their GPUs, which sbatch doesn't know.
+    It has them if an option in launch.slurm requests them, or if a line of launch.setup names CUDA_VISIBLE_DEVICES. The
+    second is for clusters whose nodes come with their GPUs, of which sbatch knows nothing.
     """
-    return (any(asks_for_gpus(key, value) for key, value in launch.slurm.items())
+    return (any(requests_gpus(key, value) for key, value in launch.slurm.items())
             or any("CUDA_VISIBLE_DEVICES" in line for line in launch.setup))
 
 
 def one_process(launch: LaunchConfig) -> LaunchConfig:
-    """The same for work of a single process that needs no GPU. On one machine none is requested: what it starts sees them."""
-    slurm = {key: value for key, value in launch.slurm.items() if not asks_for_gpus(key, value)}
-    return dataclasses.replace(launch, nodes=1, tasks_per_node=1, gpus_per_task=int(launch.cluster != "slurm"), exclusive=False,
-                               slurm=slurm)
+    """Return the launch config for a job of one process that needs no GPU.
+
+    On SLURM no GPU is requested. On this machine none is hidden, because jobs that the process submits inherit what it
+    sees.
+    """
+    slurm = {key: value for key, value in launch.slurm.items() if not requests_gpus(key, value)}
+    return dataclasses.replace(launch, nodes=1, tasks_per_node=1, gpus_per_task=int(launch.cluster != "slurm"),
+                               exclusive=False, slurm=slurm)
 
 
 def options(launch: LaunchConfig, folder: Path, name: str) -> dict:
-    """The parameters of submitit's SlurmExecutor for `launch`; `folder` holds the job's snapshot of egokit."""
-    check(launch)
-    wanted = {
-        "job_name": name, "nodes": launch.nodes, "ntasks_per_node": launch.tasks_per_node, "cpus_per_task": launch.cpus_per_task,
-        "time": launch.timeout_minutes, "partition": launch.partition, "account": launch.account, "qos": launch.qos,
-        "constraint": launch.constraint, "exclusive": launch.exclusive,
-        # of the node, not of the task: each process sees all and takes its own, so that they reach each other's memory
+    """Return the parameters of submitit's SlurmExecutor.
+
+    Args:
+        launch: the config's section.
+        folder: the job's folder, which holds its snapshot of egokit.
+        name: the job's name in SLURM.
+
+    Raises:
+        ConfigError: see `check_options`.
+    """
+    check_options(launch)
+    node_memory = f"{round(launch.mem_gb_per_task * launch.tasks_per_node * 1024)}MB" if launch.mem_gb_per_task else ""
+    values = {
+        "job_name": name, "nodes": launch.nodes, "ntasks_per_node": launch.tasks_per_node,
+        "cpus_per_task": launch.cpus_per_task, "time": launch.timeout_minutes, "partition": launch.partition,
+        "account": launch.account, "qos": launch.qos, "constraint": launch.constraint, "exclusive": launch.exclusive,
+        # per node and not per task: each process sees all GPUs and takes its own, so that NCCL reaches all of them
         "gpus_per_node": launch.gpus_per_task * launch.tasks_per_node,
-        "mem": f"{round(launch.mem_gb_per_task * launch.tasks_per_node * 1024)}MB" if launch.mem_gb_per_task else "0" if launch.exclusive else ""}
-    asked = {key: value for key, value in wanted.items() if value}
-    # time to save before the limit; a rank that fails ends the others
-    asked |= {"signal_delay_s": 120, "srun_args": ["--kill-on-bad-exit=1"]} | launch.slurm
-    again = shlex.join([sys.executable, "-m", "egokit.jobs.requeue", str(folder.resolve())])
-    # the user's lines first: modules like to change PYTHONPATH. srun forgets cpus-per-task since Slurm 22.05.
-    # The trap runs after srun: what that ended with decides whether the job is worth another try
-    asked["setup"] = [
-        *([] if launch.gpus_per_task or own_gpus(launch) else ["export CUDA_VISIBLE_DEVICES="]), *launch.setup,
+        "mem": node_memory or ("0" if launch.exclusive else "")}
+    parameters = {key: value for key, value in values.items() if value}
+    # SIGUSR2 leaves 120 s to save a checkpoint before the time limit; a rank that fails ends the others
+    parameters |= {"signal_delay_s": 120, "srun_args": ["--kill-on-bad-exit=1"]} | launch.slurm
+    requeue = shlex.join([sys.executable, "-m", "egokit.jobs.requeue", str(folder.resolve())])
+    # The user's lines come first, because modules may change PYTHONPATH. Since Slurm 22.05 srun doesn't inherit
+    # cpus-per-task. The trap runs after srun, whose exit code decides whether requeue.py is asked
+    parameters["setup"] = [
+        *([] if launch.gpus_per_task or user_requests_gpus(launch) else ["export CUDA_VISIBLE_DEVICES="]),
+        *launch.setup,
         f"export PYTHONPATH={shlex.quote(str(folder.resolve() / 'code'))} PYTHONSAFEPATH=1",
         *(["export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK"] if launch.cpus_per_task else []),
-        f"trap {shlex.quote(f'code=$?; [ $code = 0 ] || {again}; exit $code')} EXIT"]
-    return asked
+        f"trap {shlex.quote(f'code=$?; [ $code = 0 ] || {requeue}; exit $code')} EXIT"]
+    return parameters
 
 
 def executor(launch: LaunchConfig, folder: Path, name: str):
-    """submitit's executor; pickles and logs go to folder/submitit."""
+    """Return submitit's executor for SLURM; pickles and logs go to folder/submitit."""
     import submitit
 
     class Executor(submitit.SlurmExecutor):
         @classmethod
         def affinity(cls) -> int:
-            return 2  # its script can be read where there is no SLURM, too
+            """Return a number above 0 even without SLURM, so that the script can be read there."""
+            return 2
 
-    made = Executor(folder.resolve() / "submitit", max_num_timeout=launch.requeues)
-    made.update_parameters(**options(launch, folder, name))
-    return made
+    slurm_executor = Executor(folder.resolve() / "submitit", max_num_timeout=launch.requeues)
+    slurm_executor.update_parameters(**options(launch, folder, name))
+    return slurm_executor
 
 
 def script(launch: LaunchConfig, folder: Path, name: str) -> str:
-    """The text that `executor` hands to sbatch. Nothing is submitted or written."""
-    made = executor(launch, folder, name)
-    return made._make_submission_file_text(made._submitit_command_str, "")
+    """Return the script that `executor` hands to sbatch. Nothing is submitted or written."""
+    slurm_executor = executor(launch, folder, name)
+    return slurm_executor._make_submission_file_text(slurm_executor._submitit_command_str, "")

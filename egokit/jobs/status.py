@@ -1,4 +1,7 @@
-"""Where a job is, asked from outside: in SLURM's queue and why it waits there, or among this machine's processes; why it ended."""
+"""A job's status from outside: why it is pending, whether it runs, and why it ended.
+
+SLURM is asked with squeue; local jobs are found among this machine's processes.
+"""
 from __future__ import annotations
 
 import contextlib
@@ -15,24 +18,28 @@ from typing import NamedTuple
 
 from egokit.jobs.requeue import last_error, lost_peer
 
-WAITING = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}  # any other state squeue lists has a node
+# in any other state that squeue lists, a job has a node
+PENDING_STATES = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
 
 
 class JobStatus(NamedTuple):
-    state: str              # pending, running, or unknown: it can't be told from here
-    detail: str = ""        # pending: SLURM's reason, the place in the queue and when it may start; unknown: why
+    """The status of a job that is queued or runs."""
+    state: str              # "pending", "running", or "unknown" where the job can't be seen from here
+    detail: str = ""        # pending: SLURM's reason, the place in the queue, the expected start; unknown: the reason
 
 
-def job_status(folder: Path, known: dict[str, JobStatus] | None = None) -> JobStatus | None:
-    """Where the job, or one of the array's jobs, that folder/job.json names is; None if it is neither queued nor runs.
+def job_status(folder: Path, statuses: dict[str, JobStatus] | None = None) -> JobStatus | None:
+    """Return the status of the job in a folder, or None if it is neither queued nor runs.
 
-    known: what `places` said of several jobs, for a caller that has asked already.
+    Args:
+        folder: the job's folder, whose job.json names the job. An array counts as running if one of its jobs does.
+        statuses: what `job_statuses` has returned, for a caller that has asked SLURM about many jobs at once.
     """
     job = read_job(folder)
     if not job:
         return None
     if job["cluster"] == "slurm":
-        return (job_statuses([job["job_id"]]) if known is None else known).get(job["job_id"])
+        return (job_statuses([job["job_id"]]) if statuses is None else statuses).get(job["job_id"])
     if processes(folder):
         return JobStatus("running")
     host = job.get("host", socket.gethostname())
@@ -40,38 +47,50 @@ def job_status(folder: Path, known: dict[str, JobStatus] | None = None) -> JobSt
 
 
 def job_statuses(jobs: Iterable[str]) -> dict[str, JobStatus]:
-    """SLURM's jobs that are queued or run. One call for all, and one more for the queue if any waits: the controller serves many."""
+    """Return the status of each of SLURM's jobs, by job id, that is queued or runs.
+
+    SLURM is asked once for all jobs, and once more for the whole queue if any is pending, because its controller serves
+    many users.
+    """
     jobs = list(jobs)
     try:
-        listed = squeue("-j", ",".join(jobs)) if jobs else []
-        waiting = {line["job"]: line for line in listed if line["state"] in WAITING}
-        partitions = sorted({line["partition"] for line in waiting.values()})
-        queue = squeue("-t", "PENDING", "-p", ",".join(partitions)) if waiting else []
+        rows = squeue("-j", ",".join(jobs)) if jobs else []
+        pending = {row["job"]: row for row in rows if row["state"] in PENDING_STATES}
+        partitions = sorted({row["partition"] for row in pending.values()})
+        queue = squeue("-t", "PENDING", "-p", ",".join(partitions)) if pending else []
     except QueueError as error:  # the controller is away for a moment, or this is no login node
         return {job: JobStatus("unknown", str(error)) for job in jobs}
-    found = {line["job"]: JobStatus("running") for line in listed if line["state"] not in WAITING}  # of an array: any
-    return {job: JobStatus("pending", pending_reason(line, queue)) for job, line in waiting.items()} | found
+    # an array is running if any of its jobs is
+    running = {row["job"]: JobStatus("running") for row in rows if row["state"] not in PENDING_STATES}
+    return {job: JobStatus("pending", pending_reason(row, queue)) for job, row in pending.items()} | running
 
 
 def pending_reason(job: dict, queue: list[dict]) -> str:
-    """Why a job waits, its place by priority among those that wait for the same partitions, and SLURM's guess of its start."""
-    rivals = [line for line in queue if set(line["partition"].split(",")) & set(job["partition"].split(","))]
-    order = [line["job"] for line in sorted(rivals, key=lambda line: (-int(line["priority"]), int(line["job"])))]
-    said = [job["reason"]] if job["reason"] != "None" else []  # SLURM hasn't looked at it yet
-    if job["job"] in order:  # it may have started since
-        said.append(f"{ordinal(order.index(job['job']) + 1)} of {len(order)}")
+    """Return why a job is pending, its place in the queue and its expected start, if known.
+
+    Args:
+        job: the job's row of squeue.
+        queue: the rows of all pending jobs. The place is counted by priority among those that want one of the job's
+            partitions.
+    """
+    rivals = [row for row in queue if set(row["partition"].split(",")) & set(job["partition"].split(","))]
+    order = [row["job"] for row in sorted(rivals, key=lambda row: (-int(row["priority"]), int(row["job"])))]
+    parts = [job["reason"]] if job["reason"] != "None" else []  # "None": the scheduler hasn't looked at the job yet
+    if job["job"] in order:  # not if it has started since
+        parts.append(f"{ordinal(order.index(job['job']) + 1)} of {len(order)}")
     if job["start"] != "N/A":
-        said.append(f"may start {job['start'].replace('T', ' ')}")
-    return ", ".join(said)
+        parts.append(f"may start {job['start'].replace('T', ' ')}")
+    return ", ".join(parts)
 
 
 def ordinal(number: int) -> str:
+    """Return an English ordinal, such as 1st or 22nd."""
     ending = {1: "st", 2: "nd", 3: "rd"}.get(number % 10 if number % 100 not in (11, 12, 13) else 0, "th")
     return f"{number}{ending}"
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words, as precise as a glance needs."""
+    """Return a duration in its two largest units, such as "2 h 1 min"."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -81,75 +100,86 @@ def duration(seconds: float) -> str:
 
 
 class QueueError(RuntimeError):
-    """squeue gave no answer."""
+    """SLURM's queue can't be asked; the message says why."""
 
 
 def squeue(*arguments: str) -> list[dict[str, str]]:
-    """One dict a line of `squeue`; raises QueueError if it doesn't answer."""
-    columns = {"job": "%F", "state": "%T", "partition": "%P", "priority": "%Q", "start": "%S", "reason": "%r"}  # %F: an array's, too
+    """Run squeue and return a dict for each job that it lists.
+
+    Raises:
+        QueueError: squeue doesn't answer.
+    """
+    # %F is the job's id, or the array's for one of an array's jobs
+    columns = {"job": "%F", "state": "%T", "partition": "%P", "priority": "%Q", "start": "%S", "reason": "%r"}
+    command = ["squeue", "-h", "-o", "|".join(columns.values()), *arguments]
     try:
-        listed = subprocess.run(["squeue", "-h", "-o", "|".join(columns.values()), *arguments], capture_output=True, text=True, timeout=60)
+        listing = subprocess.run(command, capture_output=True, text=True, timeout=60)
     except FileNotFoundError:
         raise QueueError("this machine has no squeue") from None
     except subprocess.TimeoutExpired:
         raise QueueError("squeue gave no answer in a minute") from None
-    if listed.returncode and "Invalid job id" not in listed.stderr:  # said of one that ended a while ago
-        raise QueueError((listed.stderr.strip().splitlines() or ["squeue failed"])[-1])
-    return [dict(zip(columns, line.split("|", len(columns) - 1), strict=True)) for line in listed.stdout.splitlines()]
+    if listing.returncode and "Invalid job id" not in listing.stderr:  # of a job that ended a while ago
+        raise QueueError((listing.stderr.strip().splitlines() or ["squeue failed"])[-1])
+    return [dict(zip(columns, line.split("|", len(columns) - 1), strict=True)) for line in listing.stdout.splitlines()]
 
 
 def read_job(folder: Path) -> dict | None:
+    """Return folder/job.json ("cluster", "job_id", "host"), or None if no job was started."""
     path = folder / "job.json"
     return json.loads(path.read_text()) if path.exists() else None
 
 
 def alive(folder: Path) -> bool:
-    """Whether the job is queued or runs. Not knowing must not start a second copy: a queue without an answer counts as yes.
+    """Return whether the job is queued or runs.
 
-    Local processes of another machine count as ended, as a folder that was moved here would never be taken up again.
+    A queue that gives no answer counts as yes, because a second copy of the job must not be started. Local processes of
+    another machine count as ended; otherwise a run folder that was moved here could never be resumed.
     """
-    found, job = job_status(folder), read_job(folder)
-    return found is not None and (found.state != "unknown" or job["cluster"] == "slurm")
+    current, job = job_status(folder), read_job(folder)
+    return current is not None and (current.state != "unknown" or job["cluster"] == "slurm")
 
 
 def processes(folder: Path) -> list[int]:
-    """Processes of this machine that work for the job in `folder`: its controller and its ranks.
+    """Return the ids of this machine's processes of the job in a folder.
 
-    Found by their command lines: a process number may have gone to another program since, and ranks may outlive a
-    controller that was killed. Two copies of a job must not write to one run.
+    These are its controller and its ranks. They are found by their command lines, because a process id may have been
+    reused since, and ranks may outlive a controller that was killed. Two copies of a job must not write to one run.
     """
-    wanted, found = str(folder.resolve() / "submitit").encode(), []
+    job_path, process_ids = str(folder.resolve() / "submitit").encode(), []
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
             command = (entry / "cmdline").read_bytes() if entry.name.isdigit() else b""  # empty for a zombie
-            if b"-m\0submitit." in command and wanted in command:  # not a pager that shows the job's log
-                found.append(int(entry.name))
-    return found
+            if b"-m\0submitit." in command and job_path in command:  # not a pager that shows the job's log
+                process_ids.append(int(entry.name))
+    return process_ids
 
 
 def log_tail(folder: Path, lines: int = 25) -> str:
-    """The end of the log that tells most: of the rank that failed by itself, not of those that lost a peer."""
+    """Return the tail of the most useful log, below its path.
+
+    That is the log of a rank that failed by itself, not of those that only lost their peer.
+    """
     job = read_job(folder)
     files = sorted((folder / "submitit").glob(f"{job['job_id']}_*_log.err")) if job else []
     texts = {file: file.read_text(errors="replace").strip() for file in files}
-    last = {file: last_error(text) for file, text in texts.items()}  # of the last attempt: they all write to one file
-    own = {file: texts[file] for file, error in last.items() if error and not lost_peer(error)}
-    for file, text in (own or texts).items():
+    errors = {file: last_error(text) for file, text in texts.items()}  # all attempts of a rank write to one file
+    failed = {file: texts[file] for file, error in errors.items() if error and not lost_peer(error)}
+    for file, text in (failed or texts).items():
         if text:
             return f"{file}:\n" + "\n".join(text.splitlines()[-lines:])
     return f"no log in {folder / 'submitit'}"
 
 
 def failure_reason(folder: Path) -> str:
-    """The line of its log that says best why a job ended."""
+    """Return the line of the job's log that says best why it ended, cut at 100 characters."""
     lines = log_tail(folder).splitlines()
     raised = [line for line in lines if re.match(r"(\[rank\d+\]: )?[\w.]*(Error|Exception|Failed)\b", line)]
-    ended = [line for line in lines if "*** " in line]  # slurmstepd: error: *** JOB 7 ON node1 CANCELLED AT …
-    return (raised or ended or lines)[-1][:100]
+    cancelled = [line for line in lines if "*** " in line]  # slurmstepd: error: *** JOB 7 ON node1 CANCELLED AT …
+    return (raised or cancelled or lines)[-1][:100]
 
 
 def cancel(folder: Path) -> None:
-    """End the job, if it is queued or runs."""
+    """End the job if it is queued or runs."""
     if not alive(folder):
         return
     job = read_job(folder)
@@ -166,5 +196,6 @@ def cancel(folder: Path) -> None:
 
 
 def progress_text(progress: dict) -> str:
-    said = [f"step {progress['step']} of {progress['steps']}"] if progress else []
-    return ", ".join([*said, f"{duration(progress['eta_s'])} left"] if "eta_s" in progress else said)
+    """Return progress in words, such as "step 40 of 200, 1 h 7 min left"; "" for {}."""
+    parts = [f"step {progress['step']} of {progress['steps']}"] if progress else []
+    return ", ".join([*parts, f"{duration(progress['eta_s'])} left"] if "eta_s" in progress else parts)

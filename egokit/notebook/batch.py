@@ -1,6 +1,7 @@
-"""Several notebooks: checked together, then run in order or side by side, here or as a job of their own through submitit.
+"""Several notebooks, checked together, then run in order or side by side.
 
-`python -m egokit.notebook.batch SPEC` is run by submit with a snapshot of egokit on its path, as job.py is by launch.py.
+They run here or as one job. `submit` starts `python -m egokit.notebook.batch SPEC` with a snapshot of egokit on its
+path, as launch.submit starts jobs/worker.py.
 """
 from __future__ import annotations
 
@@ -20,65 +21,87 @@ from egokit.jobs import code_snapshot, launch, runs_table, slurm, status, worker
 from egokit.notebook import headless
 from egokit.runs.files import write_text
 
-CPUS = 2  # of a notebook's job: it waits for its own jobs, and draws
+CPUS = 2  # of a job that runs notebooks: it only waits for the jobs they submit, and draws
 
 
 @dataclasses.dataclass(frozen=True)
 class Notebooks:
-    """work: (notebook, parameters), each in a run folder of its own. timeout: seconds for each. abreast: how many at once."""
-    work: list[tuple[str, dict]]
-    timeout: float | None = None
-    abreast: int = 1
+    """Notebooks to run, checked."""
+    work: list[tuple[str, dict]]    # (notebook, parameters), each with a run folder of its own
+    timeout: float | None = None    # seconds for each
+    abreast: int = 1                # how many run at the same time
 
 
-def checked(notebooks: list[str], parameters: dict, timeout: float | None = None, abreast: int = 1) -> Notebooks:
-    """NOTEBOOK or NOTEBOOK:RECIPE for each, with the parameters of all. Raises ConfigError for whatever is wrong in any of them."""
+def check_notebooks(notebooks: list[str], parameters: dict, timeout: float | None = None, abreast: int = 1) -> Notebooks:
+    """Check notebooks and their parameters before anything starts.
+
+    Args:
+        notebooks: NOTEBOOK or NOTEBOOK:RECIPE for each.
+        parameters: Some of params, site, overrides and run, for all of them.
+        timeout: Seconds for each notebook; None is no limit.
+        abreast: How many run at the same time.
+
+    Raises:
+        ConfigError: A notebook, recipe, key or value is wrong, or two would write to one folder.
+    """
     work: dict[Path, tuple[str, dict]] = {}
     for text in notebooks:
         name, _, recipe = text.partition(":")
-        own = parameters | ({"params": recipe} if recipe else {})
+        own_parameters = parameters | ({"params": recipe} if recipe else {})
         path = headless.notebook_path(name)
-        config, folder = headless.resolved(path, own)
+        config, folder = headless.resolve_notebook(path, own_parameters)
         headless.expect_same_jobs(config, folder)
         if folder in work:
             raise ConfigError(f"{path.stem} is named twice: both would write to {folder}")
-        work[folder] = path.stem, own
+        work[folder] = path.stem, own_parameters
     return Notebooks(list(work.values()), timeout, abreast)
 
 
-def log(name: str, parameters: dict) -> Path:
-    """Where a notebook says what it does."""
-    return headless.resolved(headless.notebook_path(name), parameters)[1] / "notebook.log"
+def run_folder(name: str, parameters: dict) -> Path:
+    """Return the folder of a notebook's run."""
+    return headless.resolve_notebook(headless.notebook_path(name), parameters)[1]
+
+
+def log_path(name: str, parameters: dict) -> Path:
+    """Return the log of a notebook's run."""
+    return run_folder(name, parameters) / "notebook.log"
 
 
 def command(name: str, parameters: dict, timeout: float | None) -> list[str]:
-    """The command that runs one notebook here."""
+    """Return the command that runs one notebook here."""
     limit = [] if timeout is None else [f"--timeout={timeout / 60}"]
-    return [sys.executable, "-m", "egokit.cli", "run", name, *limit, *(f"--{key}={value}" for key, value in parameters.items())]
+    return [sys.executable, "-m", "egokit.cli", "run", name, *limit,
+            *(f"--{key}={value}" for key, value in parameters.items())]
 
 
 def run(notebooks: Notebooks) -> int:
-    """Run them all; returns the exit code, 1 if one failed. In order, the first that fails is the last."""
+    """Run the notebooks and return the exit code, 1 if one failed.
+
+    In order, those after a failed one are not run; side by side, all others are.
+    """
     if notebooks.abreast > 1 and len(notebooks.work) > 1:
-        return side_by_side(notebooks)
+        return run_side_by_side(notebooks)
     for number, (name, parameters) in enumerate(notebooks.work, 1):
-        print(f"{name}: running … (follow it in {log(name, parameters)})", flush=True)
+        print(f"{name}: running … (follow it in {log_path(name, parameters)})", flush=True)
         try:
             print(headless.execute(name, parameters, notebooks.timeout), flush=True)
         except headless.NotebookFailed as error:
             print(f"egokit: {error}", file=sys.stderr)
-            if left := [other for other, _ in notebooks.work[number:]]:
+            if left := [name for name, _ in notebooks.work[number:]]:
                 print(f"not run: {', '.join(left)}", file=sys.stderr)
             return 1
     return 0
 
 
-def side_by_side(notebooks: Notebooks) -> int:
-    """Each in a process of its own; one that fails stops no other. What ends this process ends them all, but for kill -9."""
-    def told(number, frame):
+def run_side_by_side(notebooks: Notebooks) -> int:
+    """Run each notebook in a process of its own and return the exit code.
+
+    A notebook that fails stops no other one. Whatever ends this process ends all notebooks, except kill -9.
+    """
+    def exit_on_signal(number, frame):
         raise SystemExit(128 + number)
 
-    before = {sign: signal.signal(sign, told) for sign in (signal.SIGTERM, signal.SIGUSR2)}
+    handlers = {sign: signal.signal(sign, exit_on_signal) for sign in (signal.SIGTERM, signal.SIGUSR2)}
     waiting, running, ended, began = list(notebooks.work), {}, {}, time.monotonic()
     try:
         while waiting or running:
@@ -93,7 +116,7 @@ def side_by_side(notebooks: Notebooks) -> int:
             process.terminate()
         for process in running.values():
             process.wait()
-        for sign, handler in before.items():
+        for sign, handler in handlers.items():
             signal.signal(sign, handler)
     for name, (code, seconds) in ended.items():
         print(f"{name:24}{'done' if not code else f'failed, exit code {code}':24}after {seconds:.0f} s")
@@ -103,82 +126,101 @@ def side_by_side(notebooks: Notebooks) -> int:
 # as a job
 
 class NotebooksJob:
-    """A picklable description of a job that runs notebooks."""
+    """A job that runs notebooks, as a picklable callable for submitit."""
 
     def __init__(self, spec: str):
         self.spec = spec
 
     def __call__(self) -> None:
+        """Run the notebooks of the spec in a process; called on the cluster."""
         spec = json.loads(Path(self.spec).read_text())
-        process = subprocess.Popen([sys.executable, "-m", "egokit.notebook.batch", self.spec, "here"], env=os.environ | spec["environment"])
+        process = subprocess.Popen([sys.executable, "-m", "egokit.notebook.batch", self.spec, "here"],
+                                   env=os.environ | spec["environment"])
         try:
             code = process.wait()
-        finally:  # a time limit or preemption: submitit has queued this job again, and leaves
+        finally:  # at a time limit or preemption, submitit has requeued this job and raises here
             process.terminate()
             process.wait()
         if code:
             raise RuntimeError(f"a notebook failed (exit code {code}): the notebook.log in its run folder says why")
 
     def checkpoint(self):
-        """submitit's call at a time limit or preemption: the same again; a notebook finds the jobs that it submitted."""
+        """Requeue the same job; called by submitit at a time limit or preemption.
+
+        Run again, the notebooks find the jobs that they submitted.
+        """
         import submitit
         return submitit.helpers.DelayedSubmission(NotebooksJob(self.spec))
 
 
 def submit(notebooks: Notebooks) -> str:
-    """Run them in a job on the site's launch.cluster; says what was submitted. While it is queued or runs, it is that one.
+    """Run the notebooks in one job on the site's launch.cluster; return a notice of it.
 
-    The job has one process, few CPUs and no GPU, and the site's other launch.slurm options. It waits, with what it holds,
-    for the jobs that the notebooks submit.
+    If the same job is already queued or running, nothing is submitted and the notice is about that job. The job has one
+    process, few CPUs and no GPU, and the site's other launch.slurm options; it keeps them while it waits for the jobs
+    that the notebooks submit.
+
+    Raises:
+        ConfigError: The run folder has an unfinished job that runs other notebooks or parameters.
     """
-    config, run_folder = headless.resolved(headless.notebook_path(notebooks.work[0][0]), notebooks.work[0][1])
-    folder = run_folder / "batch"
-    spec = {"notebooks": json.loads(json.dumps(dataclasses.asdict(notebooks))), "launch": to_dict(small(config.launch)),
+    first, parameters = notebooks.work[0]
+    config, run_path = headless.resolve_notebook(headless.notebook_path(first), parameters)
+    folder = run_path / "batch"
+    spec = {"notebooks": json.loads(json.dumps(dataclasses.asdict(notebooks))),
+            "launch": to_dict(small(config.launch)),
             "environment": {"EGOKIT_HOME": str(project_root()), "EGOKIT_OUTPUTS": str(outputs_folder()),
                             "EGOKIT_SUBMITTED": str(folder / "submitted")}}
     with launch.locked(folder):
         if not status.alive(folder):
-            folders = [headless.resolved(headless.notebook_path(name), parameters)[1] for name, parameters in notebooks.work]
-            spec["before"] = {f"{one.parent.name}/{one.name}": runs_table.result_times(one) for one in folders}
+            run_folders = [run_folder(name, parameters) for name, parameters in notebooks.work]
+            spec["before"] = {f"{path.parent.name}/{path.name}": runs_table.result_times(path) for path in run_folders}
             write_text(folder / "spec.json", json.dumps(spec, indent=1))
-            code_snapshot.snapshot_files(folder, files(notebooks))
+            code_snapshot.snapshot_files(folder, source_files(notebooks))
             (folder / "job.json").unlink(missing_ok=True)
-            launch.start_job("egokit.notebook.batch", folder, code_snapshot.snapshot_code(folder, keep=False), config.launch)
+            launch.start_job("egokit.notebook.batch", folder, code_snapshot.snapshot_code(folder, keep=False),
+                             config.launch)
         elif json.loads((folder / "spec.json").read_text())["notebooks"] != spec["notebooks"]:
-            raise ConfigError(f"{folder} belongs to a job that runs other notebooks or parameters: wait for it, end it, or choose "
-                              "another run name")
+            raise ConfigError(f"{folder} belongs to a job that runs other notebooks or parameters: wait for it, end "
+                              "it, or choose another run name")
         number = status.read_job(folder)["job_id"]
-    names, logs = ", ".join(name for name, _ in notebooks.work), "\n".join(f"  {log(*one)}" for one in notebooks.work)
+    names = ", ".join(name for name, _ in notebooks.work)
+    logs = "\n".join(f"  {log_path(name, parameters)}" for name, parameters in notebooks.work)
     return f"{names}: job {number} on {config.launch.cluster}; follow it in\n{logs}\nthe job's own log: {folder}"
 
 
-def files(notebooks: Notebooks) -> list[Path]:
-    """What the notebooks are read from: they themselves, params/, and recipes and sites that are files elsewhere."""
-    found = {project_root() / "params"}
+def source_files(notebooks: Notebooks) -> list[Path]:
+    """Return the notebooks, params/, and recipes and sites that are files elsewhere."""
+    sources = {project_root() / "params"}
     for name, parameters in notebooks.work:
         path = headless.notebook_path(name)
-        values = headless.parameters_of(path, parameters)
+        values = headless.read_parameters(path, parameters)
         named = (Path(values[key]).expanduser().absolute() for key in ("params", "site"))
-        found |= {project_root() / "notebooks" / path.name, *(one for one in named if one.suffix in (".yaml", ".yml") and one.is_file())}
-    return sorted(found)
+        sources |= {project_root() / "notebooks" / path.name,
+                    *(path for path in named if path.suffix in (".yaml", ".yml") and path.is_file())}
+    return sorted(sources)
 
 
 def small(site):
-    """A LaunchConfig for notebooks: their jobs have the GPUs."""
+    """Return a LaunchConfig without GPUs, which are for the jobs that the notebooks submit."""
     return dataclasses.replace(slurm.one_process(site), cpus_per_task=min(CPUS, max(1, site.cpus_per_task)))
 
 
 def main(spec_path: str, here: bool) -> None:
-    """Submit the job of a spec and write down what it takes to find it again; or, in the job, run its notebooks."""
+    """Submit the job of a spec and record it in job.json.
+
+    With `here`, called in that job, run the notebooks of the spec instead.
+    """
     spec_file = Path(spec_path)
     spec = json.loads(spec_file.read_text())
     if here:
         work = [(name, parameters) for name, parameters in spec["notebooks"]["work"]]
         sys.exit(run(Notebooks(work, spec["notebooks"]["timeout"], spec["notebooks"]["abreast"])))
     site = build(Config, {"launch": spec["launch"]}).launch
-    worker.submit(site, spec_file.parent, f"egokit-{spec['notebooks']['work'][0][0]}", NotebooksJob(str(spec_file)))
+    name = f"egokit-{spec['notebooks']['work'][0][0]}"
+    worker.submit(site, spec_file.parent, name, NotebooksJob(str(spec_file)))
 
 
 if __name__ == "__main__":
-    from egokit.notebook.batch import main as main_of_module  # pickled by the name egokit.notebook.batch, not __main__
+    # pickle NotebooksJob as egokit.notebook.batch.NotebooksJob, not as __main__'s, which the job could not import
+    from egokit.notebook.batch import main as main_of_module
     main_of_module(sys.argv[1], sys.argv[2:] == ["here"])

@@ -1,4 +1,7 @@
-"""`make demo`: every notebook on the embedded data set, in order, then one table. Finished notebooks are not run again."""
+"""`make demo`: every notebook on the embedded data set, in order, then one table.
+
+Finished notebooks are not run again.
+"""
 from __future__ import annotations
 
 import json
@@ -12,12 +15,19 @@ from egokit.runs.files import write_text
 from egokit.runs.published import RESULTS
 from egokit.runs.run_folder import Run
 
-ORDER = ("01_data_prep", "02_pretrain", "03_ek100", "04_charades_ego", "05_egomcq", "06_egomq_features", "07_search_your_videos",
-         "00_quickstart")
+ORDER = ("01_data_prep", "02_pretrain", "03_ek100", "04_charades_ego", "05_egomcq", "06_egomq_features",
+         "07_search_your_videos", "00_quickstart")
 
 
 def run(name: str = "demo", overrides: str = "") -> dict[str, float]:
-    """Run what is not finished yet, write outputs/<name>/summary.json and print the table; returns the summary."""
+    """Run the notebooks that are not finished, print the table, and return the summary.
+
+    The summary is written to outputs/<name>/summary.json.
+
+    Args:
+        name: The name of every notebook's run.
+        overrides: Changes to every recipe.
+    """
     folder = Run(outputs_folder() / name)
     began = time.perf_counter()
     for number, notebook in enumerate(ORDER, 1):
@@ -37,7 +47,8 @@ def run(name: str = "demo", overrides: str = "") -> dict[str, float]:
         folder.log({"kind": "notebook", "notebook": notebook, "seconds": took})
         print(f"{head}: {took:.0f} s", flush=True)
     summary = summarise(name)
-    summary["seconds"] = round(sum({e["notebook"]: e["seconds"] for e in folder.read_log()}.values()), 1)
+    seconds = {event["notebook"]: event["seconds"] for event in folder.read_log()}
+    summary["seconds"] = round(sum(seconds.values()), 1)
     write_text(folder.path / "summary.json", json.dumps(summary, indent=1))
     print(report(name, summary))
     print(f"\nThis call took {time.perf_counter() - began:.0f} s. All numbers: outputs/{name}/summary.json")
@@ -45,20 +56,23 @@ def run(name: str = "demo", overrides: str = "") -> dict[str, float]:
 
 
 def prepared(notebook: str, parameters: dict) -> bool:
-    """Whether the data that the notebook made are still there: they lie outside its run folder."""
-    config, _ = headless.resolved(headless.notebook_path(notebook), parameters)
+    """Whether the data that the notebook made still exist; they lie outside its run folder."""
+    config, _ = headless.resolve_notebook(headless.notebook_path(notebook), parameters)
     return (Path(config.site.root) / "prepared.json").is_file()
 
 
 def stop_jobs(notebook: str, name: str) -> None:
-    """End what the notebook started: a job outlives its notebook, but Ctrl-C here means everything. It can be resumed."""
+    """End the jobs that a notebook submitted; they can be resumed.
+
+    A job outlives its notebook, but Ctrl-C in the demo means everything.
+    """
     run = Run(outputs_folder() / notebook / name)
     for section in sorted(path.name for path in (run.path / "jobs").glob("*") if path.is_dir()):
         Handle(run, section).cancel()
 
 
 def summarise(name: str) -> dict[str, float]:
-    """Flat names to numbers, read from the runs' metrics.json."""
+    """Return the runs' main numbers under flat names, read from their metrics.json."""
     metrics = {notebook: Run(outputs_folder() / notebook / name).metrics() for notebook in ORDER}
     summary = {result.summary: metrics[result.notebook][result.section][result.metric] for result in RESULTS
                if result.metric in metrics[result.notebook].get(result.section, {})}
@@ -72,7 +86,7 @@ def summarise(name: str) -> dict[str, float]:
 
 
 def report(name: str, summary: dict[str, float]) -> str:
-    """The table that the demo ends with."""
+    """Return the table that ends the demo, and which figures to look at."""
     lines = ["", f"{'benchmark, %':34}{'chance':>8}{'this run':>10}{'published':>11}",
              f"{'':34}{'':>8}{'toy data':>10}{'real data':>11}", "-" * 63]
     for result in RESULTS:
@@ -80,16 +94,18 @@ def report(name: str, summary: dict[str, float]) -> str:
             continue
         group = result.summary.split(".")[0]
         chance = summary.get(f"{group}.chance.{result.metric}", summary.get(f"{group}.chance"))
-        # a number can be missing: not published, or no such question among those of a limited run
-        cells = ["–" if value is None else f"{value:.1f}" for value in (chance, summary[result.summary], result.published)]
+        # a number is None where nothing is published, or where a limited run has no such question
+        cells = ["–" if value is None else f"{value:.1f}"
+                 for value in (chance, summary[result.summary], result.published)]
         lines.append(f"{result.name:34}{cells[0]:>8}{cells[1]:>10}{cells[2]:>11}")
     lines.append(f"{'EgoMQ clips with features':34}{'':>8}{summary['mq.clips']:>10.0f}")
-    lines += ["", "The published numbers are of the real data sets and the full-size model; they are not to be reached by a toy.", "",
-              "Look at:"]
+    lines += ["", "The published numbers are of the real data sets and the full-size model; "
+              "they are not to be reached by a toy.", "", "Look at:"]
     for notebook, figure in (("05_egomcq", "questions-egomcq.png"), ("03_ek100", "browser-finetune.html"),
                              ("04_charades_ego", "retrieved-finetune.png"), ("02_pretrain", "curves.png"),
                              ("06_egomq_features", "features.png"),
-                             ("07_search_your_videos", "search-c-c-picks-up-the-red-cup.html"), ("00_quickstart", "fusion.png")):
+                             ("07_search_your_videos", "search-c-c-picks-up-the-red-cup.html"),
+                             ("00_quickstart", "fusion.png")):
         lines.append(f"  outputs/{notebook}/{name}/figures/{figure}")
     lines.append(f"  outputs/<notebook>/{name}/notebook.ipynb   the executed notebooks; open them with: make lab")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What every notebook calls first and last. Nothing here draws or trains."""
+"""What every notebook calls first: its config and run folder, from four parameters."""
 from __future__ import annotations
 
 import ast
@@ -16,18 +16,21 @@ PARAMETERS = ("params", "site", "overrides", "run")
 
 
 def injected_cells() -> list[str]:
-    """The cells that papermill put into the notebook that is running; none outside a notebook."""
+    """Return the cells that papermill injected into the running notebook, if any."""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     return [cell for cell in (shell.user_ns.get("In", []) if shell else []) if cell.startswith("# Parameters\n")]
 
 
 def is_live() -> bool:
-    """Whether someone sits before the notebook: papermill and nbconvert set no JPY_SESSION_NAME, and papermill injects its cell."""
+    """Whether a person uses the notebook, as opposed to papermill or nbconvert.
+
+    Neither sets JPY_SESSION_NAME, except inside a live session; there papermill is known by its injected cell.
+    """
     return bool(os.environ.get("JPY_SESSION_NAME")) and not injected_cells()
 
 
 def check_injected() -> None:
-    """papermill only warns of an unknown parameter and goes on: here it is an error."""
+    """Raise ConfigError for unknown parameters from papermill, which only warns of them."""
     for cell in injected_cells():
         for statement in ast.parse(cell).body:
             for target in getattr(statement, "targets", []):
@@ -35,35 +38,46 @@ def check_injected() -> None:
 
 
 def check_names(names) -> None:
-    """Raises ConfigError for a notebook parameter that doesn't exist."""
+    """Raise ConfigError for a notebook parameter that doesn't exist."""
     for name in names:
         if name not in PARAMETERS:
             raise ConfigError(f"unknown notebook parameter {name!r}: {did_you_mean(name, PARAMETERS)}")
 
 
 def open_run(notebook: str, params: str, site: str, overrides, run: str) -> tuple[Config, Run]:
-    """(resolved config, run folder outputs/<notebook>/<run>) for a notebook's four parameters.
+    """Return the resolved config and the run folder for a notebook's four parameters.
 
-    The config is written to params.yaml in the folder; once a job of the run has been submitted, launch.submit does so, if it accepts
-    these parameters. Raises ConfigError for an unknown parameter, key, site or recipe, naming the nearest right one.
+    The config is written to params.yaml in the folder. As soon as the run has a job, only launch.submit writes it,
+    after checking that the job was made with these parameters.
+
+    Args:
+        notebook: The notebook's name, the first part of outputs/<notebook>/<run>.
+        params: The recipe: a file under params/, or a path.
+        site: The site: a file under params/sites/, or a path.
+        overrides: Changes to the recipe, as "train.epochs=1 optim.lr=1e-4", a list or a dict.
+        run: The run's name, the second part of the folder.
+
+    Raises:
+        ConfigError: A parameter, key, site or recipe is unknown; the message names the nearest right one.
     """
     check_injected()
     config = resolve(params, site, overrides, run)
     with explain_permission():
-        folder = Run(outputs_folder() / notebook / run)
-        if not any(folder.path.glob("jobs/*/spec.json")):
-            write_text(folder.path / "params.yaml", to_yaml(config))
-        folder.opened = config
-    return config, folder
+        run_folder = Run(outputs_folder() / notebook / run)
+        if not any(run_folder.path.glob("jobs/*/spec.json")):
+            write_text(run_folder.path / "params.yaml", to_yaml(config))
+        run_folder.opened = config
+    return config, run_folder
 
 
 def describe(config) -> str:
-    """The config in few lines, one a section, for reading; and how training spreads its batch."""
+    """Return the config for reading, one line a section, and how training spreads its batch."""
     plain = to_dict(config)
     lines = [f"{key}: {value}" for key, value in plain.items() if not isinstance(value, dict)]
     for section, values in plain.items():
         if isinstance(values, dict):
-            lines.append(f"{section}: " + ", ".join(f"{key}={value}" for key, value in values.items() if value not in ("", {}, [])))
+            lines.append(f"{section}: " + ", ".join(f"{key}={value}" for key, value in values.items()
+                                                    if value not in ("", {}, [])))
     if config.task in TRAINED:
         lines.append(f"plan: {plan_batch(config)}")
     return "\n".join(lines)

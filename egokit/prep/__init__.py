@@ -1,7 +1,15 @@
-"""Data preparation: resize and cut Ego4D, Charades-Ego metadata, EK-100 relevancy; each output verified and listed.
+"""Data preparation: resize and cut Ego4D, Charades-Ego metadata, EK-100 relevancy.
 
-Interrupted at any point it goes on where it stopped: a file appears whole or not at all. What a table holds and how
-relevancy is defined is tables.py's.
+Each output is verified and listed. An interrupted preparation continues where it stopped, because a file appears whole
+or not at all.
+
+    video.py    one Ego4D video: resized, cut into pieces, verified
+    measure.py  facts of a video file, and the verification of outputs
+    source.py   all videos of a folder, in shards and in parallel; the manifest
+    array.py    the same as an array of jobs
+    doctor/     what a site has and lacks
+
+The tables are read in data/annotation_tables.py, and relevancy is defined in data/relevancy.py.
 """
 from __future__ import annotations
 
@@ -25,7 +33,13 @@ __all__ = ["PrepError", "charades", "ego4d", "ek100", "load_relevancy", "prepare
 
 
 def charades(root: Path) -> dict[str, int]:
-    """metadata_{train,val,test}.csv: one row for every action. val and test are both of the test list, as there is no other."""
+    """Write Charades-Ego's metadata_{train,val,test}.csv, with one row per action.
+
+    val and test are both made from the test list, because there is no other.
+
+    Returns:
+        The number of rows of each split.
+    """
     folder = Path(root) / "CharadesEgo" / "CharadesEgo"
     classes = charades_classes(folder / "Charades_v1_classes.txt")
     counts = {}
@@ -37,24 +51,38 @@ def charades(root: Path) -> dict[str, int]:
 
 
 def ek100(root: Path) -> dict[str, tuple[int, int]]:
-    """The relevancy files, where there is none; those already there stay, and must be of the tables' size."""
+    """Write EK-100's relevancy files where there are none; existing ones are kept and checked.
+
+    Returns:
+        (clips, sentences) of each split.
+
+    Raises:
+        ValueError: an existing file does not have the size of the tables.
+    """
     folder = Path(root) / EK100_ANNOTATIONS
     shapes = {}
     for split in ("train", "test"):
         clips, sentences = ek100_annotations(Path(root), split)
-        target, shape = relevancy_files.file(folder / "relevancy", split), (len(clips), len(sentences))
+        target, shape = relevancy_files.relevancy_path(folder / "relevancy", split), (len(clips), len(sentences))
         if not target.is_file():
-            relevancy_files.write(target, folder / f"EPIC_100_retrieval_{split}.csv", folder / f"EPIC_100_retrieval_{split}_sentence.csv")
+            tables = (folder / f"EPIC_100_retrieval_{split}{kind}.csv" for kind in ("", "_sentence"))
+            relevancy_files.write(target, *tables)
         relevancy_files.check(target, shape)
         shapes[split] = shape
     return shapes
 
 
 def prepare(config: Config, progress: bool = True) -> dict:
-    """Everything a site needs before training; makes the embedded data set first where the site is the toy.
+    """Prepare everything that a site needs before training.
 
-    A data set whose folder is absent is left out, and said. Returns flat counts. Raises if a video failed, naming it: a
-    hole in the data is never filled in silence.
+    For the toy site the embedded data set is made first. A data set without a folder is left out, which is printed.
+
+    Returns:
+        Flat counts, such as "ego4d_videos" and "charades_train_actions".
+
+    Raises:
+        FileNotFoundError: there is no data root, or nothing to prepare under it.
+        PrepError: a video failed. It is named, and a hole in the data is never filled silently.
     """
     site = config.site
     root = site_options(site)["root"]
@@ -68,7 +96,8 @@ def prepare(config: Config, progress: bool = True) -> dict:
              "EK100": root / "EK100" / "epic-kitchens-100-annotations"}
     absent = [name for name, folder in parts.items() if not folder.is_dir()]
     if len(absent) == len(parts):
-        raise FileNotFoundError(f"nothing to prepare under {root}: expected one of {', '.join(map(str, parts.values()))}")
+        raise FileNotFoundError(f"nothing to prepare under {root}: "
+                                f"expected one of {', '.join(map(str, parts.values()))}")
     for name in absent:
         print(f"{name}: not under {root}, left out")
     counts: dict = {}

@@ -1,7 +1,8 @@
-"""Data preparation as an array of jobs: one shard each, on SLURM or as local processes, through submitit.
+"""Data preparation as an array of jobs, one shard each, on SLURM or as local processes.
 
-`python -m egokit.prep.array SPEC` is run by submit_array with a snapshot of egokit on its path, as job.py is by launch.py.
-A shard that runs into its time limit or is preempted is queued again by submitit, and goes on with what is left.
+submit_array runs `python -m egokit.prep.array FOLDER/spec.json` with a snapshot of egokit on its path, as
+jobs/launch.py runs jobs/worker.py. A shard that reaches its time limit or is preempted is queued again by submitit, and
+continues with the videos that are left.
 """
 from __future__ import annotations
 
@@ -16,13 +17,13 @@ from egokit.config.schema import Config
 from egokit.jobs import code_snapshot, launch, status
 from egokit.jobs.slurm import one_process
 from egokit.jobs.worker import executor
-from egokit.prep.source import ego4d, list_videos, merge, receipts, share, site_options
-from egokit.prep.video import PrepSettings
+from egokit.prep.source import ego4d, list_videos, read_receipts, shard_of, site_options, write_manifest
+from egokit.prep.video import PrepSettings, SourceVideo
 from egokit.runs.files import write_text
 
 
 class Shard:
-    """A picklable description of an array's work; submitit calls it once in every job, with the shard's number."""
+    """An array's work, picklable; submitit calls it in every job with the shard's number."""
 
     def __init__(self, spec: str):
         self.spec = spec
@@ -31,31 +32,44 @@ class Shard:
         spec = json.loads(Path(self.spec).read_text())
         config = build(Config, spec["config"])
         cpus = int(os.environ.get("SLURM_CPUS_PER_TASK", config.launch.cpus_per_task))
-        found = ego4d(**site_options(config.site), workers=cpus, source=spec["source"], shard=(number, spec["shards"]))
-        print(f"shard {number}/{spec['shards']}: {found['videos']} videos verified, {len(found['failed'])} failed",
-              *found["failed"], sep="\n", flush=True)
+        result = ego4d(**site_options(config.site), workers=cpus, source=spec["source"], shard=(number, spec["shards"]))
+        print(f"shard {number}/{spec['shards']}: {result['videos']} videos verified, {len(result['failed'])} failed",
+              *result["failed"], sep="\n", flush=True)
 
     def checkpoint(self, number: int):
-        """submitit's call at a time limit or preemption: the same shard again; what it has receipts of is done."""
+        """Queue the same shard again; submitit calls this at a time limit or preemption.
+
+        Videos that have receipts are not made again.
+        """
         import submitit
         return submitit.helpers.DelayedSubmission(Shard(self.spec), number)
 
 
 class PrepArray:
-    """The jobs of one submission, found again from its folder."""
+    """The jobs of one submission, read from its folder."""
 
-    def __init__(self, folder: Path, videos: list, plan: PrepSettings):
-        self.folder, self.videos, self.plan = folder, videos, plan
+    def __init__(self, folder: Path, videos: list[SourceVideo], settings: PrepSettings):
+        self.folder, self.videos, self.settings = folder, videos, settings
 
     def __repr__(self) -> str:
         job = json.loads((self.folder / "job.json").read_text())
         follow = f"squeue -j {job['job_id']}" if job["cluster"] == "slurm" else "egokit doctor"
+        manifest = self.settings.root / "prepared.json"
         return (f"{len(job['job_ids'])} shards on {job['cluster']}: {' '.join(job['job_ids'])}\n"
-                f"follow:  {follow}; logs in {self.folder / 'submitit'}; results in {self.plan.root / 'prepared.json'}\n"
-                "retry:   the same command; while they run it finds them, then it submits the shards in which something is left")
+                f"follow:  {follow}; logs in {self.folder / 'submitit'}; results in {manifest}\n"
+                "retry:   the same command; while they run it finds them, "
+                "then it submits the shards in which something is left")
 
     def wait(self, progress: bool = True, poll: float = 1.0) -> dict:
-        """Wait until every job has ended; returns the manifest of all videos. Interrupting the wait leaves the jobs running."""
+        """Wait until every job has ended; interrupting the wait leaves the jobs running.
+
+        Args:
+            progress: show a progress bar.
+            poll: seconds between two looks at local jobs; Slurm is asked twenty times less often.
+
+        Returns:
+            The manifest of all videos (see `egokit.prep.source.summary`).
+        """
         from tqdm import tqdm
         cluster = json.loads((self.folder / "job.json").read_text())["cluster"]
         bar = tqdm(total=sum(video.bytes for video in self.videos), unit="B", unit_scale=True, mininterval=2, ncols=110,
@@ -63,52 +77,65 @@ class PrepArray:
         running = True
         while running:
             running, began = status.alive(self.folder), time.monotonic()
-            lines = dict(zip(self.videos, receipts(self.videos, self.plan, files=False), strict=True))
-            good = [video for video, line in lines.items() if line["status"] == "ok"]
-            failed = sum(line["status"] == "failed" for line in lines.values())  # this time or before, not tried again yet
-            bar.set_description_str(f"{len(good)}/{len(lines)} videos, {failed} failed", refresh=False)
+            receipts = read_receipts(self.videos, self.settings, check_files=False)
+            good = [video for video, line in zip(self.videos, receipts, strict=True) if line["status"] == "ok"]
+            failed = sum(line["status"] == "failed" for line in receipts)  # now, or earlier and not tried again yet
+            bar.set_description_str(f"{len(good)}/{len(receipts)} videos, {failed} failed", refresh=False)
             bar.update(sum(video.bytes for video in good) - bar.n)
-            if running:  # looking at ten thousand receipts takes a while on a network file system
+            if running:  # reading ten thousand receipts takes a while on a network file system
                 time.sleep(max(poll if cluster == "local" else 20 * poll, 10 * (time.monotonic() - began)))
         bar.close()
-        return merge(self.videos, self.plan)
+        return write_manifest(self.videos, self.settings)
 
 
 def submit_array(config: Config, shards: int, source: str | Path | None = None) -> PrepArray | None:
-    """Submit the shards of `source` (default root/Ego4D) that are not done, to config.launch.cluster; None if all are.
+    """Submit the shards of a folder of videos that are not done, to config.launch.cluster.
 
-    While the array submitted last is queued or runs, nothing is submitted, and that one is returned. Each job has
-    config.launch.cpus_per_task and mem_gb_per_task, on one node, and no GPU. Raises as `ego4d` does, and RuntimeError if nothing can be submitted.
+    If the array submitted last is still queued or running, nothing is submitted and that array is returned. Each job
+    has config.launch.cpus_per_task and mem_gb_per_task, on one node, and no GPU.
+
+    Args:
+        shards: number of shards that the videos are split into.
+        source: the folder of videos; by default root/Ego4D.
+
+    Returns:
+        The array, or None if every video is verified.
+
+    Raises:
+        FileNotFoundError, PrepError: as `ego4d` does.
+        RuntimeError: nothing can be submitted.
     """
-    plan = PrepSettings(**site_options(config.site))
-    folder_of_videos = Path(source).resolve() if source else plan.root / "Ego4D"
-    videos = list_videos(folder_of_videos)
-    arrays = plan.root / ".prepared" / "arrays"
+    settings = PrepSettings(**site_options(config.site))
+    video_folder = Path(source).resolve() if source else settings.root / "Ego4D"
+    videos = list_videos(video_folder)
+    arrays = settings.root / ".prepared" / "arrays"
     for latest in sorted(arrays.glob("*"))[-1:]:
         if status.alive(latest):
-            return PrepArray(latest, videos, plan)
-    left = {line["uid"] for line in receipts(videos, plan, files=True) if line["status"] != "ok"}
-    todo = [number for number in range(1, shards + 1) if left & {video.uid for video in share(videos, number, shards)}]
+            return PrepArray(latest, videos, settings)
+    left = {line["uid"] for line in read_receipts(videos, settings, check_files=True) if line["status"] != "ok"}
+    todo = [number for number in range(1, shards + 1)
+            if left & {video.uid for video in shard_of(videos, number, shards)}]
     if not todo:
-        merge(videos, plan)
+        write_manifest(videos, settings)
         return None
-    # a folder of its own each time: job ids start again with a new Slurm, and submitit would find an old job's result
+    # a new folder each time: a new Slurm counts job ids from the start, and submitit would find an old job's result
     folder = arrays / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     folder.mkdir(parents=True)
-    spec = {"config": to_dict(config), "source": str(folder_of_videos), "shards": shards, "todo": todo}
+    spec = {"config": to_dict(config), "source": str(video_folder), "shards": shards, "todo": todo}
     write_text(folder / "spec.json", json.dumps(spec, indent=1))
     launch.start_job("egokit.prep.array", folder, code_snapshot.snapshot_code(folder, keep=False), config.launch)
-    return PrepArray(folder, videos, plan)
+    return PrepArray(folder, videos, settings)
 
 
 def start(spec_path: str) -> None:
-    """Submit the array of a spec and write down what it takes to find it again."""
+    """Submit the array of a spec file, and write the job ids to job.json beside it."""
     spec_file = Path(spec_path)
     spec = json.loads(spec_file.read_text())
-    config = one_process(build(Config, spec["config"]).launch)
-    jobs = executor(config, spec_file.parent, "egokit-prep").map_array(Shard(str(spec_file)), spec["todo"])
+    launch_config = one_process(build(Config, spec["config"]).launch)
+    jobs = executor(launch_config, spec_file.parent, "egokit-prep").map_array(Shard(str(spec_file)), spec["todo"])
     ids = [job.job_id for job in jobs]
-    write_text(spec_file.parent / "job.json", json.dumps({"cluster": config.cluster, "job_id": ids[0].split("_")[0], "job_ids": ids}))
+    write_text(spec_file.parent / "job.json", json.dumps(
+        {"cluster": launch_config.cluster, "job_id": ids[0].split("_")[0], "job_ids": ids}))
 
 
 if __name__ == "__main__":

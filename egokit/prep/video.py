@@ -1,8 +1,10 @@
-"""One video of Ego4D: resized, cut into pieces, verified, and a receipt of it. All videos of a folder are source.py's.
+"""Prepare one Ego4D video: resize it, cut it into pieces, verify them, write a receipt.
 
-Prepared files have a constant frame rate, and their time zero is the source's first frame. Of a source with a constant
-rate every frame is kept, none is added; one with a variable rate (phones, screen recorders) is resampled at its usual rate,
-so that a frame's number is its time multiplied by the rate, as every reader here assumes.
+A receipt is the video's line of the manifest in a file of its own. All videos of a folder are handled in source.py.
+
+Prepared files have a constant frame rate, and their time zero is the source's first frame. If the source has a
+constant rate, every frame is kept and none is added. A source with a variable rate (phones, screen recorders) is
+resampled at its usual rate, so that a frame's number is its time multiplied by the rate, as every reader here assumes.
 """
 from __future__ import annotations
 
@@ -13,6 +15,7 @@ import glob
 import json
 import os
 import shutil
+import signal
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -22,27 +25,31 @@ from pathlib import Path
 from egokit.prep.measure import PrepError, scan, verify
 from egokit.runs.files import atomic_folder, atomic_path, is_abandoned, write_text
 
-# For random access: a keyframe every 25 frames, and between the frames that others refer to (every eighth) seven that nothing
-# refers to, so that any frame is at most five decodes away. No deblocking, no arithmetic coding: they cost decoding time.
-# benchmarks/decode.py has the measurements. faststart: opened in one read.
-RANDOM_ACCESS = ["-c:v", "libx264", "-preset", "faster", "-crf", "23", "-pix_fmt", "yuv420p", "-g", "25", "-keyint_min", "25",
-                 "-sc_threshold", "0", "-bf", "7", "-b_strategy", "0", "-x264-params", "b-pyramid=none:open-gop=0", "-tune", "fastdecode",
-                 "-an", "-movflags", "+faststart"]
-# The paper's code scales with plain ffmpeg: these are libx264's defaults, with B-frames and up to 250 frames between keyframes.
+# For random access: a keyframe every 25 frames; between reference frames (every eighth) seven B-frames to which nothing
+# refers, so that any frame is at most five decodes away. No deblocking and no arithmetic coding, which cost decoding
+# time. benchmarks/decode.py has the measurements. faststart: the index is at the front, so one read opens the file.
+RANDOM_ACCESS = ["-c:v", "libx264", "-preset", "faster", "-crf", "23", "-pix_fmt", "yuv420p", "-g", "25",
+                 "-keyint_min", "25", "-sc_threshold", "0", "-bf", "7", "-b_strategy", "0",
+                 "-x264-params", "b-pyramid=none:open-gop=0", "-tune", "fastdecode", "-an", "-movflags", "+faststart"]
+# The paper's code scales with plain ffmpeg; these are libx264's defaults: B-frames, up to 250 frames between keyframes.
 ORIGINAL = ["-c:v", "libx264", "-preset", "medium", "-crf", "23", "-g", "250", "-an", "-movflags", "+faststart"]
 ENCODINGS = {"random_access": RANDOM_ACCESS, "original": ORIGINAL}  # site.encoding
 
-# what ffmpeg says when the reason is not the video: every other video would fail the same way
-NOT_THE_VIDEO = ("No space left on device", "Disk quota exceeded", "Read-only file system", "Unknown encoder", "Stale file handle")
+# ffmpeg's messages whose reason is not the video: every other video would fail in the same way
+NOT_THE_VIDEO = ("No space left on device", "Disk quota exceeded", "Read-only file system", "Unknown encoder",
+                 "Stale file handle")
 
 
 class SetupError(PrepError):
-    """Nothing can be prepared here: a full disk, no permission, no ffmpeg. Not written into any video's receipt."""
+    """Nothing can be prepared here: the disk is full, or permission or ffmpeg is missing.
+
+    It is not written into any video's receipt.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
 class SourceVideo:
-    """One source video."""
+    """One source video; `bytes` is its size."""
     uid: str
     path: Path
     bytes: int
@@ -50,7 +57,7 @@ class SourceVideo:
 
 @dataclasses.dataclass(frozen=True)
 class PrepSettings:
-    """How videos are prepared, and where what is made of them goes."""
+    """How videos are prepared, and where the outputs go."""
     root: Path
     short_side: int = 256
     chunk_seconds: float = 600.0
@@ -60,127 +67,170 @@ class PrepSettings:
         if self.encoding not in ENCODINGS:
             raise ValueError(f"site.encoding {self.encoding!r}: expected {' or '.join(ENCODINGS)}")
 
-    def settings(self, video: SourceVideo) -> dict:
-        """What the outputs depend on: made with anything else, they are made again."""
+    def fingerprint(self, video: SourceVideo) -> dict:
+        """Return what a video's outputs depend on; a change of it has them made again."""
         return {"short_side": self.short_side, "chunk_seconds": self.chunk_seconds, "frame_rate": "constant",
                 "encoding": " ".join(ENCODINGS[self.encoding]), "source_bytes": video.bytes}
 
-    def resized(self, uid: str) -> Path:
+    def resized_path(self, uid: str) -> Path:
         return self.root / "Ego4D_256" / f"{uid}.mp4"
 
-    def pieces(self, uid: str) -> Path:
+    def pieces_folder(self, uid: str) -> Path:
         return self.root / "Ego4D_Chunked" / uid
 
-    def receipt(self, uid: str) -> Path:
+    def receipt_path(self, uid: str) -> Path:
         return self.root / ".prepared" / f"{uid}.json"
 
 
 def ffmpeg() -> str:
-    """The system's ffmpeg, or the one in the imageio-ffmpeg wheel. Raises SetupError if there is neither."""
-    found = shutil.which("ffmpeg")
-    if found:
-        return found
+    """Return the path of the system's ffmpeg, or else of the one in the imageio-ffmpeg wheel.
+
+    Raises:
+        SetupError: there is neither.
+    """
+    path = shutil.which("ffmpeg")
+    if path:
+        return path
     try:
         import imageio_ffmpeg
         return imageio_ffmpeg.get_ffmpeg_exe()
     except (ImportError, RuntimeError):
-        raise SetupError("no ffmpeg in PATH: apt install ffmpeg, conda install ffmpeg or pip install imageio-ffmpeg") from None
+        raise SetupError("no ffmpeg in PATH: apt install ffmpeg, conda install ffmpeg or "
+                         "pip install imageio-ffmpeg") from None
 
 
 def run_ffmpeg(arguments: list[str], source: Path, target: Path) -> None:
-    """Raises PrepError that names the source, or SetupError if the reason is not the source."""
-    done = subprocess.run([ffmpeg(), "-hide_banner", "-loglevel", "error", "-nostdin", "-y", *arguments],
-                          capture_output=True, text=True, errors="replace")
-    lines = done.stderr.strip().splitlines()
-    for line in lines:  # looked at in any case: ffmpeg may end with 0 when the disk was full only for its last step, faststart
-        if any(reason in line for reason in NOT_THE_VIDEO):
-            raise SetupError(f"{target.parent} can't be written: ffmpeg says {line!r}. Correct that; the same command then goes on")
-    if done.returncode:
-        raise PrepError(f"{source}: ffmpeg failed: {(lines or [f'exit status {done.returncode}'])[-1]}")
+    """Run ffmpeg with `arguments`.
 
+    Args:
+        source: the file that an error names.
+        target: the output; its folder is named if it can't be written.
 
-def resize(source: Path, target: Path, plan: PrepSettings, facts: dict, rate: Fraction) -> None:
-    """Short side `plan.short_side`, aspect kept, even sizes; a keyframe at every multiple of `plan.chunk_seconds`.
-
-    facts, rate: `scan` of the source.
+    Raises:
+        PrepError: ffmpeg failed because of the source.
+        SetupError: ffmpeg failed for another reason, such as a full disk or Ctrl-C.
     """
-    side = plan.short_side
+    process = subprocess.run([ffmpeg(), "-hide_banner", "-loglevel", "error", "-nostdin", "-y", *arguments],
+                             capture_output=True, text=True, errors="replace")
+    messages = process.stderr.strip().splitlines()
+    # Read even after exit status 0: ffmpeg ends so if the disk was full only for its last step, faststart.
+    for message in messages:
+        if any(reason in message for reason in NOT_THE_VIDEO):
+            raise SetupError(f"{target.parent} can't be written: ffmpeg says {message!r}. "
+                             "Correct that; the same command then goes on")
+    # Ctrl-C reaches ffmpeg, too, maybe before this program has set `stop`: that is no fault of the video.
+    if process.returncode in (-signal.SIGINT, -signal.SIGTERM) or (process.returncode == 255 and not messages):
+        raise SetupError(f"{source}: ffmpeg was interrupted; start the same command again to go on")
+    if process.returncode:
+        reason = messages[-1] if messages else f"exit status {process.returncode}"
+        raise PrepError(f"{source}: ffmpeg failed: {reason}")
+
+
+def resize(source: Path, target: Path, settings: PrepSettings, facts: dict, rate: Fraction) -> None:
+    """Scale a video, with a keyframe at every multiple of `settings.chunk_seconds`.
+
+    The short side becomes `settings.short_side`, the aspect ratio is kept, and both sides are even. `facts` and `rate`
+    are the result of `scan` of the source.
+    """
+    side = settings.short_side
     filters = f"scale='if(gt(iw,ih),-2,{side})':'if(gt(iw,ih),{side},-2)'"
-    pace, end = ["-r", str(rate)], []  # frame n at n / rate: ffmpeg neither drops nor repeats any, however its time was rounded
-    if not facts["constant_rate"]:  # ffmpeg's versions differ in how long they show the last frame: repeated here, and cut off
+    # Frame n is put at n / rate: ffmpeg neither drops nor repeats a frame, however its time was rounded.
+    input_options, duration = ["-r", str(rate)], []
+    if not facts["constant_rate"]:
+        # ffmpeg's versions differ in how long they show the last frame: it is repeated here, and the end cut off.
         filters = f"setpts=PTS-STARTPTS,fps={rate},tpad=stop=-1:stop_mode=clone,{filters}"
-        pace, end = [], ["-t", str(facts["seconds"])]
-    run_ffmpeg([*pace, "-i", str(source), "-map", "0:v:0", "-vf", filters, *end, *ENCODINGS[plan.encoding],
-                "-force_key_frames", f"expr:gte(t,n_forced*{plan.chunk_seconds})", str(target)], source, target)
+        input_options, duration = [], ["-t", str(facts["seconds"])]
+    run_ffmpeg([*input_options, "-i", str(source), "-map", "0:v:0", "-vf", filters, *duration,
+                *ENCODINGS[settings.encoding], "-force_key_frames", f"expr:gte(t,n_forced*{settings.chunk_seconds})",
+                str(target)], source, target)
 
 
-def cut(resized: Path, folder: Path, plan: PrepSettings) -> list[Path]:
-    """Cut at the keyframes that `resize` put at the boundaries, without encoding again: 0.mp4, 1.mp4, …"""
+def cut_pieces(resized: Path, folder: Path, settings: PrepSettings) -> list[Path]:
+    """Cut a resized video into 0.mp4, 1.mp4, … without re-encoding.
+
+    The cuts are at the keyframes that `resize` put at the boundaries.
+    """
     names = str(folder).replace("%", "%%") + "/%d.mp4"  # a folder may be called "50%"
-    # B-frames give the first packet a negative time; shifted to zero, with all others, cuts would fall before the boundaries
+    # B-frames give the first packet a negative time. If all times were shifted to make it zero, cuts would fall before
+    # the boundaries.
     run_ffmpeg(["-i", str(resized), "-c", "copy", "-avoid_negative_ts", "disabled", "-f", "segment",
-                "-segment_time", str(plan.chunk_seconds), "-reset_timestamps", "1",
+                "-segment_time", str(settings.chunk_seconds), "-reset_timestamps", "1",
                 "-segment_format_options", "movflags=+faststart", names], resized, folder)
     return [folder / f"{number}.mp4" for number in range(len(list(folder.glob("*.mp4"))))]
 
 
-def prepare_video(video: SourceVideo, plan: PrepSettings, stop: threading.Event) -> dict:
-    """One video: resized, cut, verified, then published and its receipt written. Returns the receipt, its line of the manifest.
+def prepare_video(video: SourceVideo, settings: PrepSettings, stop: threading.Event) -> dict:
+    """Resize, cut and verify one video, publish its files, and write its receipt.
 
-    Never raises for a bad video: its receipt has status "failed" and the reason. Raises SetupError for a full disk and the
-    like. Any number of processes and machines may be given the same video at once.
+    Any number of processes and machines may be given the same video at once.
+
+    Args:
+        stop: when set, the video is given up and PrepError is raised.
+
+    Returns:
+        The receipt, the video's line of the manifest. A bad video does not raise: its receipt has status "failed" and
+        the reason.
+
+    Raises:
+        SetupError: outputs can't be written, for example because the disk is full.
     """
-    path = plan.receipt(video.uid)
+    path = settings.receipt_path(video.uid)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with claimed(path.with_suffix(".lock"), stop):
-            line = receipt(video, plan)  # another process may have made it while this one waited
+        with video_lock(path.with_suffix(".lock"), stop):
+            line = read_receipt(video, settings)  # another process may have made it while this one waited
             if line["status"] == "ok":
                 return line
-            sweep(video.uid, plan)
-            line = {"uid": video.uid, "status": "ok", "settings": plan.settings(video)}
+            remove_leftovers(video.uid, settings)
+            line = {"uid": video.uid, "status": "ok", "settings": settings.fingerprint(video)}
             try:
-                make(video, plan, line, stop)
+                make_outputs(video, settings, line, stop)
             except PrepError as error:
                 if isinstance(error, SetupError) or stop.is_set():
                     raise
-                told = str(video.path) in str(error)  # otherwise it names only the temporary file that was made of it
-                line |= {"status": "failed", "reason": str(error) if told else f"{video.path}: {error}"}
+                named = str(video.path) in str(error)  # otherwise the error names only the temporary file made of it
+                line |= {"status": "failed", "reason": str(error) if named else f"{video.path}: {error}"}
             write_text(path, json.dumps(line))
             return line
-    except OSError as error:  # not of the source, whose errors are PrepErrors by now
-        raise SetupError(f"{error.filename or plan.root} can't be written ({error.strerror or error}). "
+    except OSError as error:  # not an error of the source: those have become PrepErrors by now
+        raise SetupError(f"{error.filename or settings.root} can't be written ({error.strerror or error}). "
                          "Correct that; the same command then goes on") from None
 
 
-def make(video: SourceVideo, plan: PrepSettings, line: dict, stop: threading.Event) -> None:
-    """Put source, resized and pieces into `line`; nothing appears under its final name before all of it is verified."""
+def make_outputs(video: SourceVideo, settings: PrepSettings, line: dict, stop: threading.Event) -> None:
+    """Put the facts of source, resized file and pieces into `line`.
+
+    Nothing appears under its final name before all of it is verified.
+    """
     line["source"], rate = scan(video.path, stop)
-    with atomic_path(plan.resized(video.uid)) as whole, atomic_folder(plan.pieces(video.uid)) as folder:
-        resize(video.path, whole, plan, line["source"], rate)
-        files = cut(whole, folder, plan)
-        line["resized"] = scan(whole, stop)[0] | {"file": plan.resized(video.uid).name}
+    with (atomic_path(settings.resized_path(video.uid)) as resized,
+          atomic_folder(settings.pieces_folder(video.uid)) as folder):
+        resize(video.path, resized, settings, line["source"], rate)
+        files = cut_pieces(resized, folder, settings)
+        line["resized"] = scan(resized, stop)[0] | {"file": settings.resized_path(video.uid).name}
         line["pieces"] = [scan(file, stop)[0] for file in files]
-        verify(line["source"], line["resized"], line["pieces"], plan.chunk_seconds)
-        wrong = [f"{one['file']}: {one['reason']}" for one in (line["resized"], *line["pieces"]) if one["status"] != "ok"]
+        verify(line["source"], line["resized"], line["pieces"], settings.chunk_seconds)
+        outputs = (line["resized"], *line["pieces"])
+        wrong = [f"{output['file']}: {output['reason']}" for output in outputs if output["status"] != "ok"]
         if wrong:
             raise PrepError(f"{video.path}: {'; '.join(wrong[:3])}")
 
 
-def receipt(video: SourceVideo, plan: PrepSettings, files: bool = True) -> dict:
-    """The receipt of a video; status "pending" where there is none, where it is of other settings, or where a file is not as it says.
+def read_receipt(video: SourceVideo, settings: PrepSettings, check_files: bool = True) -> dict:
+    """Return the receipt of a video, or one with status "pending" if the video has to be made.
 
-    files=False believes the receipt: two files are read of each video instead of a folder.
+    It is pending if there is no receipt, if the receipt is of other settings, or if a file's size differs from what
+    the receipt says. With check_files=False the receipt is believed, which spares listing the folder of pieces.
     """
     pending = {"uid": video.uid, "status": "pending"}
     try:
-        line = json.loads(plan.receipt(video.uid).read_bytes())
-        if line["settings"] != plan.settings(video):
+        line = json.loads(settings.receipt_path(video.uid).read_bytes())
+        if line["settings"] != settings.fingerprint(video):
             return pending
-        if files and line["status"] == "ok":
-            there = {entry.name: entry.stat().st_size for entry in os.scandir(plan.pieces(video.uid))}
-            if there != {piece["file"]: piece["bytes"] for piece in line["pieces"]} \
-                    or plan.resized(video.uid).stat().st_size != line["resized"]["bytes"]:
+        if check_files and line["status"] == "ok":
+            present = {entry.name: entry.stat().st_size for entry in os.scandir(settings.pieces_folder(video.uid))}
+            if present != {piece["file"]: piece["bytes"] for piece in line["pieces"]} \
+                    or settings.resized_path(video.uid).stat().st_size != line["resized"]["bytes"]:
                 return pending
         return line
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
@@ -188,11 +238,12 @@ def receipt(video: SourceVideo, plan: PrepSettings, files: bool = True) -> dict:
 
 
 @contextlib.contextmanager
-def claimed(path: Path, stop: threading.Event) -> Iterator[None]:
-    """Hold the lock file `path`; wait while another process does. A killed process's lock is free at once.
+def video_lock(path: Path, stop: threading.Event) -> Iterator[None]:
+    """Hold the lock file `path`; wait while another process holds it.
 
-    It saves work and is not what keeps outputs whole: where a file system has no locks, two processes make the same video
-    under names of their own, and the later one's takes the place of the earlier one's.
+    A killed process's lock is free at once. The lock only saves work; outputs are whole without it. On a file system
+    without locks two processes make the same video under different temporary names, and the later result replaces the
+    earlier one.
     """
     with open(path, "w") as lock:
         while True:
@@ -207,9 +258,9 @@ def claimed(path: Path, stop: threading.Event) -> Iterator[None]:
         yield
 
 
-def sweep(uid: str, plan: PrepSettings) -> None:
-    """Remove what killed processes left half made of a video."""
-    for path in (plan.resized(uid), plan.pieces(uid), plan.receipt(uid)):
+def remove_leftovers(uid: str, settings: PrepSettings) -> None:
+    """Remove the unfinished files of a video that killed processes left behind."""
+    for path in (settings.resized_path(uid), settings.pieces_folder(uid), settings.receipt_path(uid)):
         for part in path.parent.glob(f".{glob.escape(uid)}.*-*-*.part*"):
             with contextlib.suppress(FileNotFoundError):
                 if is_abandoned(part):

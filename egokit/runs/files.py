@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place and renamed; folders, locks, and whose they are."""
+"""Atomic files and folders (written under a temporary name, then renamed), and file locks."""
 from __future__ import annotations
 
 import contextlib
@@ -16,12 +16,18 @@ from egokit.config.build import ConfigError
 
 
 def temporary_path(path: Path) -> Path:
-    """A new hidden name beside `path`, suffix kept: no other thread, process or machine that shares the folder picks it."""
+    """Return a hidden name beside `path`, with its suffix, that nobody else picks.
+
+    The name is unique among the threads, processes and machines that share the folder.
+    """
     return path.with_name(f".{path.stem}.{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}.part{path.suffix}")
 
 
 def is_abandoned(part: Path) -> bool:
-    """Whether what `beside` named is nobody's: its process, of this machine, is gone; another machine's is a day old."""
+    """Return whether the process that made the temporary file or folder `part` is gone.
+
+    For a `temporary_path` of another machine, whose processes cannot be seen from here, it must be a day old.
+    """
     made_by, process, _ = part.name.rpartition(".part")[0].rsplit("-", 2)
     if made_by.endswith(f".{socket.gethostname()}"):
         return not Path("/proc", process).exists()
@@ -30,9 +36,10 @@ def is_abandoned(part: Path) -> bool:
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it into place if the block succeeds.
+    """Yield a temporary path beside `path`; rename it to `path` if the block succeeds.
 
-    The suffix is kept (encoders choose the container by it). On an error the temporary is removed.
+    Readers see the old or the new file, never a part. The temporary path keeps the suffix, by which encoders choose the
+    container. On an error the temporary file is removed. Parent folders are created.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +54,10 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a new empty folder beside `path`; put it into the place of `path` if the block succeeds. It holds files only."""
+    """Yield a new folder beside `path`; it replaces `path` if the block succeeds.
+
+    The block may put files into the folder, but no sub-folders. On an error the new folder is removed.
+    """
     path = Path(path)
     temporary = temporary_path(path)
     temporary.mkdir(parents=True)
@@ -56,13 +66,16 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
         for file in temporary.iterdir():
             _to_disk(file)
         while not _take_place(temporary, path):
-            pass  # another process put its own there in between
+            pass  # another process put its own folder there in between
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _take_place(new: Path, path: Path) -> bool:
-    """Rename the folder `new` to `path`. What is there steps aside first, as no rename replaces a folder that holds files."""
+    """Rename the folder `new` to `path`; return False if another process was faster.
+
+    An existing folder is renamed first, because no rename replaces a folder that holds files.
+    """
     old = temporary_path(path)
     with contextlib.suppress(FileNotFoundError):
         os.rename(path, old)
@@ -78,19 +91,28 @@ def _take_place(new: Path, path: Path) -> bool:
 
 
 def _to_disk(path: Path) -> None:
+    """Flush a file to the disk."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Write a whole text file atomically."""
+    """Write a text file atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text)
 
 
 @contextlib.contextmanager
 def locked(folder: Path, busy: str = "") -> Iterator[None]:
-    """Hold a folder, which is made: two that submit the same at once start one job. busy: printed if another process holds it."""
+    """Hold the lock of `folder`, so that two simultaneous submissions start one job.
+
+    Args:
+        folder: created if it is missing; its file "lock" is what is locked.
+        busy: printed before waiting, if another process holds the lock.
+
+    Raises:
+        ConfigError: the folder belongs to another user.
+    """
     with explain_permission():
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "lock").touch()
@@ -105,9 +127,9 @@ def locked(folder: Path, busy: str = "") -> Iterator[None]:
 
 @contextlib.contextmanager
 def explain_permission() -> Iterator[None]:
-    """Around the first writing to a run folder: another user's is a ConfigError that says what to do."""
+    """Turn PermissionError into a ConfigError: the run folder belongs to another user."""
     try:
         yield
     except PermissionError as error:
-        raise ConfigError(f"{error.filename} can't be written: is the run another user's? Choose another run name, or set "
-                          "EGOKIT_OUTPUTS to a folder of your own") from None
+        raise ConfigError(f"{error.filename} can't be written: is the run another user's? Choose another run name, "
+                          "or set EGOKIT_OUTPUTS to a folder of your own") from None

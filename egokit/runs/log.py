@@ -1,4 +1,7 @@
-"""log.jsonl for those who look on: as columns that grow with the file, and as TensorBoard's event file. The log is the truth."""
+"""Views of a run's log.jsonl: columns that grow with the file, and a TensorBoard file.
+
+The log itself is the only source; both views can be made again from it.
+"""
 from __future__ import annotations
 
 import contextlib
@@ -8,31 +11,36 @@ import os
 from array import array
 from pathlib import Path
 
-POSITION = {"kind", "step", "steps", "epoch", "best", "time"}
+POSITION = {"kind", "step", "steps", "epoch", "best", "time"}  # keys of a line that are no scalars
 GROUPS = {"loss": "loss", "lr": "optimizer", "lr_heads": "optimizer", "grad_norm": "optimizer", "scale": "optimizer",
-          "skipped": "optimizer", "bad": "data", "data_s": "speed", "step_s": "speed", "clips_per_s": "speed", "eta_s": "speed",
-          "memory_gib": "speed"}
+          "skipped": "optimizer", "bad": "data", "data_s": "speed", "step_s": "speed", "clips_per_s": "speed",
+          "eta_s": "speed", "memory_gib": "speed"}
 
 
 def scalars(event: dict) -> dict[str, float]:
-    """{"group/name": number} of a line of the log; what a step's line has beyond GROUPS is a loss term, "loss/loss" their sum.
+    """Return {"group/name": number} of one line of the log.
 
-    Empty for lines of other kinds than step and validation. What is null (NaN, infinite) is left out.
+    Keys of a step's line that are not in GROUPS are loss terms; "loss/loss" is their sum. Nulls (NaN, infinite) are
+    left out. Lines of other kinds than step and validation have no scalars: the result is empty.
     """
     if event["kind"] not in ("step", "validation"):
         return {}
-    checked = event["kind"] == "validation"
-    return {f"{'validation' if checked else GROUPS.get(name, 'loss')}/{name}": value for name, value in event.items()
-            if name not in POSITION and isinstance(value, (int, float))}
+    is_validation = event["kind"] == "validation"
+    return {f"{'validation' if is_validation else GROUPS.get(name, 'loss')}/{name}": value
+            for name, value in event.items() if name not in POSITION and isinstance(value, (int, float))}
 
 
 class Columns:
-    """Rows of numbers as columns: 8 bytes a number, whatever names turn up; NaN where a row has none."""
+    """Rows of numbers stored as columns, 8 bytes per number.
+
+    Rows may have different names; a column holds NaN for a row without its name.
+    """
 
     def __init__(self):
         self.rows, self.columns = 0, {}
 
     def append(self, row: dict[str, float]) -> None:
+        """Add a row; new names become new columns."""
         for name in row:
             if name not in self.columns:
                 self.columns[name] = array("d", [math.nan]) * self.rows
@@ -41,35 +49,47 @@ class Columns:
         self.rows += 1
 
     def names(self, group: str) -> list[str]:
-        """Names of a group in the order of the log's keys."""
+        """Return the names of a group, in the order of the log's keys."""
         return [name for name in self.columns if name.startswith(f"{group}/")]
 
     def __getitem__(self, name: str):
-        """A column as a NumPy array; NaN for one that no row has."""
+        """Return a column as a float64 array (rows,); all NaN if no row has the name."""
         import numpy as np
         return np.array(self.columns.get(name) or [math.nan] * self.rows)
 
 
 class History:
-    """What a run's log.jsonl says so far. Each `update` reads only what was added; of a log that was cut, everything."""
+    """The contents of a run's log.jsonl so far.
+
+    Each `update` reads only the lines that were added; after a resumed run has truncated the log, it reads all again.
+
+    Attributes:
+        training, validation: Columns; one row for each step's or validation's line, with its "step".
+        best: the step of best.pt, or None.
+        predictions: (epoch, predictions for a few samples) of each validation.
+        step, steps, epoch: the position of the last line, or None.
+    """
 
     def __init__(self, folder: Path):
         self.path = folder / "log.jsonl"
         self._clear()
 
     def _clear(self) -> None:
-        self.training, self.validation, self.best = Columns(), Columns(), None  # best: the step of best.pt
-        self.predictions = []  # (epoch, what was predicted of a few samples) of each validation
-        self.step = self.steps = self.epoch = None  # where the last line stands
+        self.training, self.validation, self.best = Columns(), Columns(), None
+        self.predictions = []
+        self.step = self.steps = self.epoch = None
         self._offset, self._last = 0, b""
 
     def update(self) -> bool:
-        """Read on; whether there was anything new. A torn last line is left for the next time."""
+        """Read the new lines and return whether there were any.
+
+        A torn last line waits for the next call.
+        """
         if not self.path.exists():
             return False
         with open(self.path, "rb") as file:
             file.seek(self._offset - len(self._last))
-            if file.read(len(self._last)) != self._last:  # a resumed run has cut the log
+            if file.read(len(self._last)) != self._last:  # a resumed run has truncated the log
                 self._clear()
                 file.seek(0)
             before = self._offset
@@ -92,33 +112,36 @@ class History:
             (self.validation if event["kind"] == "validation" else self.training).append({"step": event["step"]} | row)
 
     def last(self, name: str) -> float:
-        """The newest number of a training column; NaN before the first."""
+        """Return the newest number of a training column; NaN before the first."""
         column = self.training.columns.get(name)
         return column[-1] if column else math.nan
 
     def waiting(self):
-        """Share of the step time that was spent waiting for data, for every line of the log."""
+        """Return the share of step time spent waiting for data, (rows,) of `training`."""
         return self.training["speed/data_s"] / self.training["speed/step_s"]
 
 
 class TensorBoardLog:
-    """TensorBoard's copy of a log: one event file in the run's folder, which so is the run's name there.
+    """TensorBoard's copy of a log: one event file in the run's folder.
 
-    It is made anew from the log at every start: nothing that a killed process left can be in it, torn or twice.
+    The folder gives the run its name in TensorBoard. The file is written anew from the log at every start,
+    so it contains no torn or repeated event of a killed process.
     """
 
     def __init__(self, folder: Path, events: list[dict]):
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
         for old in folder.glob("events.out.tfevents.*"):
-            os.truncate(old, 0)  # a TensorBoard that looks on would wait for ever for one that is gone
+            os.truncate(old, 0)  # not deleted: a running TensorBoard would wait forever for the missing file
         self.writer = EventFileWriter(str(folder))
-        self.writer.add_event(Event(step=0, session_log=SessionLog(status=SessionLog.START)))  # a TensorBoard that looks on forgets
+        # makes a running TensorBoard drop the points that it has read
+        self.writer.add_event(Event(step=0, session_log=SessionLog(status=SessionLog.START)))
         for event in events:
             self.add(event)
         self.writer.flush()
 
     def add(self, event: dict) -> None:
+        """Add the scalars of one line of the log."""
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
         values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars(event).items()]
@@ -126,4 +149,5 @@ class TensorBoardLog:
             self.writer.add_event(Event(step=event["step"], wall_time=event["time"], summary=Summary(value=values)))
 
     def flush(self) -> None:
+        """Write buffered events to the file, for a running TensorBoard."""
         self.writer.flush()

@@ -1,9 +1,11 @@
-"""A run folder: what a run leaves behind, and how it is read back.
+"""The run folder: what a run leaves behind, and how it is read back.
 
-    outputs/<notebook>/<run>/{params.yaml, log.jsonl, events.out.tfevents.*, metrics.json, checkpoints/, figures/, notebook.ipynb}
+    outputs/<notebook>/<run>/
+        params.yaml  log.jsonl  events.out.tfevents.*  metrics.json  rows-<section>.npz  notebook.ipynb
+        checkpoints/  figures/  jobs/
 
-Every whole file is written beside its place and renamed, so a reader never sees half of one, and a
-kill leaves the previous version. What the numbers mean is the business of tasks/ and metrics.py.
+Whole files are written atomically: a reader never sees half of one, and a kill leaves the previous version. What the
+numbers mean is defined in tasks/.
 """
 from __future__ import annotations
 
@@ -17,13 +19,13 @@ from pathlib import Path
 
 from egokit.runs.files import atomic_path, write_text
 
-NOTEBOOK, FAILED_NOTEBOOK = "notebook.ipynb", "notebook.failed.ipynb"  # an executed notebook in its run folder
-DEVICES = "devices.txt"  # in a job's folder: what its ranks compute on, a line for each
-AGAIN = "delete it, and the run's notebook, or 'egokit submit', writes it again"  # metrics.json
+NOTEBOOK, FAILED_NOTEBOOK = "notebook.ipynb", "notebook.failed.ipynb"  # the executed notebook in its run folder
+DEVICES = "devices.txt"  # in a job's folder: the device of each rank, one per line
+AGAIN = "delete it, and the run's notebook, or 'egokit submit', writes it again"  # the fix for a bad metrics.json
 
 
 def _plain(value):
-    """JSON without surprises: NumPy and torch scalars become numbers, NaN and infinities become null."""
+    """Return `value` for JSON: NumPy and torch scalars become numbers, NaN and inf null."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -36,43 +38,60 @@ def _plain(value):
 
 
 class RunTakenOver(RuntimeError):
-    """A newer attempt of the same job has taken over."""
+    """A newer attempt of the same job has taken over its run folder."""
 
 
 class Run:
-    """One run folder. Opening it creates the folder and nothing else."""
+    """One run folder. Opening it creates the folder and nothing else.
+
+    Attributes:
+        path: the folder, outputs/<notebook>/<run>.
+        opened: the Config with which notebook.open_run opened it, or None; the job of a sweep may have another.
+        board: TensorBoard's copy of log.jsonl, in the process that trains; None elsewhere.
+    """
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
         self.path.mkdir(parents=True, exist_ok=True)
-        self.opened = None  # notebook.open_run's Config: a job may be of another, such as one of a sweep's
-        self.board = None  # TensorBoard's copy of log.jsonl, in the process that trains
+        self.opened = None
+        self.board = None
         self._claim: tuple[Path, str] | None = None
 
     def claim(self, file: Path, owner: str) -> None:
-        """From now on this program writes here; one that claimed the same file before, and lives on, may not."""
+        """Become the only writer of this folder; an earlier process that is still alive stops.
+
+        Args:
+            file: the file that names the owner; every attempt of a job claims the same file.
+            owner: unique name of this attempt.
+        """
         write_text(file, owner)
         self._claim = file, owner
 
     def check_owner(self) -> None:
-        """Raises LostRun in a program whose job was queued again while it lived on, on a node that Slurm had given up."""
+        """Raise RunTakenOver if another attempt of this job has claimed the folder.
+
+        That happens when Slurm gives a node up and requeues the job, while the process on the node lives on.
+        """
         if self._claim and self._claim[0].read_text() != self._claim[1]:
-            raise RunTakenOver(f"{self.path} now belongs to attempt {self._claim[0].read_text()} of its job; this is {self._claim[1]}, and ends")
+            raise RunTakenOver(f"{self.path} now belongs to attempt {self._claim[0].read_text()} of its job; "
+                               f"this is {self._claim[1]}, and ends")
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
 
     @property
     def checkpoints(self) -> Path:
+        """The folder of the run's checkpoints."""
         return self.path / "checkpoints"
 
     def figure(self, name: str) -> Path:
-        """Where the figure or page `name` (with its suffix) goes."""
+        """Return the path of the figure or page `name` (with its suffix); its folder is created."""
         (self.path / "figures").mkdir(exist_ok=True)
         return self.path / "figures" / name
 
-    # log.jsonl: one line an event; a torn last line (a kill in mid-write) is ignored on reading
+    # log.jsonl has one line per event; a torn last line (the process was killed while writing) is ignored on reading
     def log(self, event: dict) -> None:
+        """Append an event and its time to log.jsonl, and to TensorBoard's copy if there is one."""
         self.check_owner()
         event = _plain({**event, "time": round(time.time(), 3)})
         with open(self.path / "log.jsonl", "a") as file:
@@ -82,6 +101,7 @@ class Run:
             self.board.flush()
 
     def read_log(self) -> list[dict]:
+        """Return all events of log.jsonl; none if there is no log."""
         path = self.path / "log.jsonl"
         events = []
         if path.exists():
@@ -91,40 +111,59 @@ class Run:
         return events
 
     def truncate_log(self, keep: Callable[[dict], bool]) -> None:
-        """Drop the events that are not to be kept: a resumed run writes them again, once. From here on TensorBoard's copy follows."""
+        """Keep only the events for which `keep` is true, and begin TensorBoard's copy of the log.
+
+        A resumed run drops the events after its checkpoint, because it writes them again.
+        """
         from egokit.runs.log import TensorBoardLog
         kept = [event for event in self.read_log() if keep(event)]
         write_text(self.path / "log.jsonl", "".join(json.dumps(event) + "\n" for event in kept))
         self.board = TensorBoardLog(self.path, kept)
 
-    # metrics.json: {section: {metric: number}}; the truth about results, never a cell's output
+    # metrics.json holds {section: {metric: number}}; results are always read from it, never from a cell's output
     def metrics(self) -> dict[str, dict]:
-        """Of all sections. Raises ValueError, which names the file, if it is damaged."""
+        """Return metrics.json: {section: {metric: number}}; {} if there is none.
+
+        Raises:
+            ValueError: the file is damaged; the message names it.
+        """
         path = self.path / "metrics.json"
         if not path.exists():
             return {}
         try:
-            found = json.loads(path.read_text())
+            sections = json.loads(path.read_text())
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}: not JSON ({error}); {AGAIN}") from None
-        if not isinstance(found, dict) or not all(isinstance(section, dict) for section in found.values()):
-            raise ValueError(f'{path}: expected sections of metrics {{"finetune": {{"mAP": …}}, …}}, found {repr(found)[:60]}; {AGAIN}')
-        return found
+        if not isinstance(sections, dict) or not all(isinstance(section, dict) for section in sections.values()):
+            raise ValueError(f'{path}: expected sections of metrics {{"finetune": {{"mAP": …}}, …}}, '
+                             f'found {repr(sections)[:60]}; {AGAIN}')
+        return sections
 
     def write_metrics(self, section: str, values: dict) -> None:
+        """Write one section of metrics.json; the others stay."""
         self.check_owner()
         metrics = self.metrics()
         metrics[section] = _plain(values)
         write_text(self.path / "metrics.json", json.dumps(metrics, indent=1))
 
-    # rows-<section>.npz: the scores behind the metrics, for pictures and for other people's statistics
     def write_rows(self, section: str, rows: dict, prompts_KE=None) -> None:
+        """Write rows-<section>.npz: the scores behind the metrics, for figures and statistics.
+
+        Args:
+            section: section of metrics.json.
+            rows: name -> array with one row per sample.
+            prompts_KE: embeddings (K, E) of the K texts that the task scores against, if it has any.
+        """
         import numpy as np
         with atomic_path(self.path / f"rows-{section}.npz") as temporary:
             np.savez(temporary, **rows, **({} if prompts_KE is None else {"prompts": prompts_KE}))
 
     def read_rows(self, section: str) -> tuple[dict, object]:
-        """(rows, prompt embeddings or None) of a section that has been evaluated."""
+        """Read what `write_rows` wrote: (rows, prompts_KE or None).
+
+        Raises:
+            FileNotFoundError: the section has not been evaluated.
+        """
         import numpy as np
         path = self.path / f"rows-{section}.npz"
         if not path.is_file():

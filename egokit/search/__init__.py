@@ -1,9 +1,10 @@
-"""Text search over a folder of one's own videos: a Searcher answers queries, the rest shows and saves what it found.
+"""Text search over a folder of your own videos.
 
-searcher.py  the index of a run, and answers;  cut.py  clips as files;  page.py  what a notebook or browser shows.
-How the index is made is tasks/search.py's, where its vectors lie vectors.py's.
+    index_task.py    the task that embeds a folder's clips     vector_index.py  their vectors on disk, exact or by faiss
+    searcher.py      queries against the index of a run        command.py       `egokit search`
+    clip_files.py    hits as MP4 files and CSV                 page.py          hits in a notebook or an HTML page
 """
-from egokit.search.cut import export, write_csv
+from egokit.search.clip_files import export, write_csv
 from egokit.search.page import browser, grid, table
 from egokit.search.searcher import Hit, Searcher, open_index, submit
 

@@ -1,4 +1,7 @@
-"""What was found, as pictures that play: in a notebook, live or saved, and as a page of its own. No kernel or server is needed."""
+"""Hits as playing clips, in a notebook and as an HTML page.
+
+A saved notebook and the page need no kernel and no server.
+"""
 from __future__ import annotations
 
 import base64
@@ -10,35 +13,37 @@ from os import cpu_count
 
 from egokit.notebook.open_run import is_live
 from egokit.runs.files import write_text
-from egokit.search.cut import small
+from egokit.search.clip_files import encode_preview
 from egokit.search.searcher import Hit, Searcher
 
-WIDTH, BAR = 240, 52  # pixels of a picture, and below it for the player's controls, which would hide what is there
-# colours are the surroundings': JupyterLab's themes and a browser's dark mode set them
+WIDTH, BAR = 240, 52  # pixels of a picture, and below it for the player's controls, which would hide a part of it
+# no colours are set here: JupyterLab's themes and a browser's dark mode set them
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{title}</title><style>:root{{color-scheme:light dark}}body{{font:16px sans-serif;max-width:1100px;margin:1em auto;padding:0 1em}}
-</style>"""
+<title>{title}</title><style>:root{{color-scheme:light dark}}
+body{{font:16px sans-serif;max-width:1100px;margin:1em auto;padding:0 1em}}</style>"""
 
 
 @functools.lru_cache(maxsize=512)
 def _encoded(hit: Hit) -> tuple[str, str, float]:
-    """The clip and its picture in base64, and height / width."""
-    *files, shape = small(hit)
+    """Return the clip and its picture in base64, and height / width."""
+    *files, shape = encode_preview(hit)
     return *(base64.b64encode(data).decode() for data in files), shape
 
 
 def _figure(rank: int, hit: Hit) -> str:
-    """A hit: its clip, which plays where it is clicked or by keyboard, and what it is."""
+    """Return a hit as HTML: its clip, which plays by mouse or keyboard, and a caption."""
     video, picture, shape = _encoded(hit)
     height = round(WIDTH * min(shape, 1.0)) + BAR
     scores = f"cosine {hit.cosine:.2f}" + ("" if hit.match is None else f" · match {hit.match:.2f}")
-    name, said = html.escape(hit.video), html.escape(f"{rank}: {hit.video}, {hit.time}, {scores}")
+    name, label = html.escape(hit.video), html.escape(f"{rank}: {hit.video}, {hit.time}, {scores}")
     return (f'<figure style="display:inline-block;vertical-align:top;width:{WIDTH}px;margin:6px">'
-            f'<video controls loop muted playsinline preload="metadata" aria-label="{said}" width="{WIDTH}" height="{height}" '
-            f'style="width:{WIDTH}px;height:{height}px;object-fit:contain;object-position:top;border-radius:4px;background:#000" '
-            f'poster="data:image/jpeg;base64,{picture}" src="data:video/mp4;base64,{video}">{said}</video>'
-            f'<figcaption style="font-size:13px;line-height:1.4;overflow-wrap:anywhere"><b>{rank}. {hit.time}</b> {name}<br>{scores}'
-            '</figcaption></figure>')
+            f'<video controls loop muted playsinline preload="metadata" aria-label="{label}" '
+            f'width="{WIDTH}" height="{height}" '
+            f'style="width:{WIDTH}px;height:{height}px;object-fit:contain;object-position:top;border-radius:4px;'
+            'background:#000" '
+            f'poster="data:image/jpeg;base64,{picture}" src="data:video/mp4;base64,{video}">{label}</video>'
+            f'<figcaption style="font-size:13px;line-height:1.4;overflow-wrap:anywhere"><b>{rank}. {hit.time}</b> '
+            f'{name}<br>{scores}</figcaption></figure>')
 
 
 def _grid(hits: list[Hit]) -> str:
@@ -48,42 +53,56 @@ def _grid(hits: list[Hit]) -> str:
 
 
 def grid(hits: list[Hit]):
-    """The hits with their clips inside, to be shown in a notebook."""
+    """Return the hits with their clips embedded, to be displayed in a notebook."""
     from IPython.display import HTML
     return HTML(_grid(hits))
 
 
 def table(hits: list[Hit]):
-    """The hits as a table."""
+    """Return the hits as a table."""
     import pandas as pd
     rows = [(rank, hit.video, hit.time, hit.cosine, hit.match) for rank, hit in enumerate(hits, 1)]
     frame = pd.DataFrame(rows, columns=["rank", "video", "time", "cosine", "match"])
-    return frame.style.format(precision=3, na_rep="–").hide(axis="index").set_properties(subset=["video"], **{"text-align": "left"})
+    style = frame.style.format(precision=3, na_rep="–").hide(axis="index")
+    return style.set_properties(subset=["video"], **{"text-align": "left"})
 
 
 def browser(searcher: Searcher, text: str, top: int = 12, rerank: int = 0):
-    """Save figures/search-<text>.html and return what to show: in a live notebook a box to type queries in, headless the grid."""
+    """Search, save figures/search-<text>.html and return what to display.
+
+    Args:
+        searcher: An open index.
+        text: The query.
+        top: How many moments to show.
+        rerank: How many of the best moments the fusion encoder orders anew.
+
+    Returns:
+        In a live notebook a box for further queries; headless the hits as HTML.
+    """
     from IPython.display import HTML
     content = _grid(searcher(text, top, rerank))
     title = html.escape(f"{searcher.folder.name}: {text}")
     name = re.sub(r"\W+", "-", text).strip("-").lower()[:60]
-    write_text(searcher.run.figure(f"search-{name}.html"), f"{PAGE.format(title=title)}<h1>{title}</h1>{content}</html>")
+    write_text(searcher.run.figure(f"search-{name}.html"),
+               f"{PAGE.format(title=title)}<h1>{title}</h1>{content}</html>")
     if not is_live():
         return HTML(f"<p>{html.escape(text)}</p>{content}")
     import ipywidgets
     wide = {"description_width": "110px"}
-    query = ipywidgets.Text(text, description="query", continuous_update=False, layout={"width": "90%"}, style=wide)  # Enter asks
-    many = ipywidgets.IntSlider(top, 1, 48, description="results", continuous_update=False, style=wide)
-    again = ipywidgets.IntSlider(rerank, 0, 200, 10, description="re-rank the best", continuous_update=False, style=wide)
-    said, view = ipywidgets.Label(""), ipywidgets.HTML(content)
+    query = ipywidgets.Text(text, description="query", continuous_update=False,  # searches at Enter
+                            layout={"width": "90%"}, style=wide)
+    results = ipywidgets.IntSlider(top, 1, 48, description="results", continuous_update=False, style=wide)
+    reranked = ipywidgets.IntSlider(rerank, 0, 200, 10, description="re-rank the best", continuous_update=False,
+                                    style=wide)
+    status, view = ipywidgets.Label(""), ipywidgets.HTML(content)
 
-    def ask(change) -> None:
-        said.value = "searching …"
+    def search(change) -> None:
+        status.value = "searching …"
         try:
-            view.value = _grid(searcher(query.value, many.value, again.value))
-            said.value = ""
+            view.value = _grid(searcher(query.value, results.value, reranked.value))
+            status.value = ""
         except (ValueError, RuntimeError, FileNotFoundError) as error:
-            said.value = str(error)
-    for box in (query, many, again):
-        box.observe(ask, names="value")
-    return ipywidgets.VBox([query, ipywidgets.HBox([many, again]), said, view])
+            status.value = str(error)
+    for control in (query, results, reranked):
+        control.observe(search, names="value")
+    return ipywidgets.VBox([query, ipywidgets.HBox([results, reranked]), status, view])

@@ -1,4 +1,7 @@
-"""Queries against the index of a run: nearest clips by the dual encoder, the best of them read again by the fusion encoder."""
+"""Queries against the index of a run.
+
+The dual encoder finds the nearest clips; the fusion encoder then reads the best of them again.
+"""
 from __future__ import annotations
 
 import dataclasses
@@ -14,8 +17,7 @@ from egokit.data.video.transforms import normalise
 from egokit.jobs import launch
 from egokit.model.egovlp import autocast
 from egokit.runs.run_folder import Run
-from egokit.search import index_task as task
-from egokit.search import vector_index
+from egokit.search import index_task, vector_index
 from egokit.train import loop
 
 SECTION = "index"
@@ -23,103 +25,143 @@ SECTION = "index"
 
 @dataclasses.dataclass(frozen=True)
 class Hit:
-    """A moment of a video. match: the fusion encoder's probability, None if it was not asked."""
-    video: str  # its path in the folder, to be shown
-    start: float
+    """A moment of a video that answers a query."""
+    video: str           # its path in the folder, for display
+    start: float         # seconds
     stop: float
     cosine: float
-    match: float | None
+    match: float | None  # the fusion encoder's matching probability; None where it was not used
     path: Path
 
     @property
     def time(self) -> str:
+        """Start and stop for display: '1:02:03–1:02:07'."""
         return f"{timecode(self.start)}–{timecode(self.stop)}"
 
 
 def timecode(seconds: float) -> str:
-    """1:02:03.5"""
+    """Return a time in tenths of a second as '1:02:03.5' or '2:03'."""
     tenths = round(10 * seconds)
     hours, minutes, rest = tenths // 36000, tenths // 600 % 60, tenths % 600
-    return (f"{hours}:{minutes:02d}" if hours else f"{minutes}") + f":{rest // 10:02d}" + (f".{rest % 10}" if rest % 10 else "")
+    return (f"{hours}:{minutes:02d}" if hours else f"{minutes}") + \
+        f":{rest // 10:02d}" + (f".{rest % 10}" if rest % 10 else "")
 
 
 def submit(config: Config, run: Run) -> launch.Handle:
-    """The job that brings the run's index up to date with the folder, finished where nothing has changed; see launch.submit."""
-    handle, current = launch.Handle(run, SECTION), task.current(config, run.path / "features")
-    if handle.metrics() and not current:
+    """Submit the job that brings the run's index up to date with the folder.
+
+    Returns:
+        The job's handle, as launch.submit returns it; of a finished job if the folder has not changed.
+    """
+    handle = launch.Handle(run, SECTION)
+    up_to_date = index_task.is_up_to_date(config, run.path / "features")
+    if handle.metrics() and not up_to_date:
         while handle.alive():
-            time.sleep(0.5)  # the job has finished and is about to end; it must not be taken for the next one
-        run.write_metrics(SECTION, {})  # finished, but of another day's videos
+            time.sleep(0.5)  # the job has written its metrics and is about to end; don't take it for the next one
+        run.write_metrics(SECTION, {})  # finished, but for an earlier state of the folder
     return launch.submit(config, run, "extract", SECTION)
 
 
 def open_index(config: Config, run: Run) -> Searcher:
-    """The index in the run folder, ready for queries. Raises ConfigError if it is missing or was made otherwise."""
-    return Searcher(task.Search(config), run)
+    """Return the index in the run folder, ready for queries.
+
+    Raises:
+        ConfigError: The index is missing or was made with other settings.
+    """
+    return Searcher(index_task.Search(config), run)
 
 
 class Searcher:
-    """searcher("#C C opens the box", top=10, rerank=50) -> the best moments, one a place."""
+    """An open index with its model: searcher("#C C opens the box", top=10) -> best hits.
 
-    def __init__(self, task_: task.Search, run: Run):
-        self.task, self.run, self.folder = task_, run, task.folder_of(task_.config)
-        self.manifest = task_.check(run.path / "features")
+    Attributes:
+        manifest: The index's manifest: settings, `videos` and `unreadable` ones.
+        vectors: The VectorIndex.
+        model: The model, on the GPU if there is one.
+    """
+
+    def __init__(self, task: index_task.Search, run: Run):
+        self.task, self.run, self.folder = task, run, index_task.video_folder(task.config)
+        self.manifest = task.check_settings(run.path / "features")
         if not self.manifest.get("videos"):
-            bad = self.manifest.get("unreadable")
-            why = f"none of {len(bad)} can be read; {bad[0]['reason']}" if bad else "egokit.search.submit(config, run).wait() makes it"
+            unreadable = self.manifest.get("unreadable")
+            why = f"none of {len(unreadable)} can be read; {unreadable[0]['reason']}" if unreadable else \
+                "egokit.search.submit(config, run).wait() makes it"
             raise ConfigError(f"{run.path} has no index of any video: {why}")
-        self.vectors = task.opened(run.path / "features", self.manifest)
-        self.model = loop.initial_model(task_.config).eval().to("cuda" if torch.cuda.is_available() else "cpu")
+        self.vectors = index_task.open_vectors(run.path / "features", self.manifest)
+        self.model = loop.initial_model(task.config).eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
     def __repr__(self) -> str:
         videos = self.manifest["videos"]
-        return (f"<{len(self.vectors):,} clips of {len(videos):,} videos, {sum(line['seconds'] for line in videos) / 3600:.1f} hours; "
+        hours = sum(line["seconds"] for line in videos) / 3600
+        return (f"<{len(self.vectors):,} clips of {len(videos):,} videos, {hours:.1f} hours; "
                 f"{len(self.manifest['unreadable'])} can't be read>")
 
     @torch.no_grad()
     def __call__(self, text: str, top: int = 10, rerank: int = 0) -> list[Hit]:
-        """The `top` best moments, by cosine; the first `rerank` of them, even if these are more, are then ordered by match."""
+        """Return the moments that answer a query best.
+
+        Args:
+            text: The query, written like a narration.
+            top: How many moments to return.
+            rerank: How many of the best by cosine the fusion encoder orders anew by match; may exceed `top`.
+
+        Raises:
+            ValueError: The query is empty.
+        """
         if not text.strip():
             raise ValueError("an empty query: write what is done, for example '#C C opens the box'")
         with autocast(self.model.device, self.task.config.evaluate.precision):
             query_1E = self.model.encode_text([text]).float().cpu().numpy()
         hits = self.moments(query_1E, max(top, rerank))
         if rerank:
-            match = self.match(text, hits[:rerank])
-            hits = sorted((dataclasses.replace(hit, match=one) for hit, one in zip(hits[:rerank], match, strict=True)),
-                          key=lambda hit: -hit.match) + hits[rerank:]
+            matches = self.match(text, hits[:rerank])
+            reranked = [dataclasses.replace(hit, match=match)
+                        for hit, match in zip(hits[:rerank], matches, strict=True)]
+            hits = sorted(reranked, key=lambda hit: -hit.match) + hits[rerank:]
         return hits[:top]
 
     def moments(self, query_1E: np.ndarray, count: int) -> list[Hit]:
-        """The nearest clips, without those that overlap with a nearer one of the same video."""
+        """Return the nearest clips, without those that overlap a nearer clip of the same video."""
         search, wanted = self.task.config.search, count
         while True:
             wanted = min(len(self.vectors), int(wanted * 2 * np.ceil(search.window / search.stride)))
-            hits, kept = [], {}
-            for cosine, number in zip(*(rows[0] for rows in self.vectors.nearest(query_1E, wanted)), strict=True):
-                file, row = self.vectors.place(number)
+            hits, kept = [], {}  # kept: hits by video
+            cosine_QN, number_QN = self.vectors.search(query_1E, wanted)
+            for cosine, number in zip(cosine_QN[0], number_QN[0], strict=True):
+                file, row = self.vectors.locate(number)
                 start, stop = float(row["start"]), float(row["stop"])
-                others = kept.setdefault(file, [])
-                if all(stop <= other.start or start >= other.stop for other in others):
+                nearer = kept.setdefault(file, [])
+                if all(stop <= hit.start or start >= hit.stop for hit in nearer):
                     video = self.manifest["videos"][file]["video"]
-                    others.append(Hit(task.printable(video), start, stop, float(cosine), None, self.folder / video))
-                    hits.append(others[-1])
+                    nearer.append(Hit(index_task.printable(video), start, stop, float(cosine), None,
+                                      self.folder / video))
+                    hits.append(nearer[-1])
                     if len(hits) == count:
                         return hits
-            if wanted == len(self.vectors) or (self.vectors.approximate() and wanted > vector_index.CANDIDATES):
+            if wanted == len(self.vectors) or (self.vectors.faiss_index() and wanted > vector_index.CANDIDATES):
                 return hits
 
     def match(self, text: str, hits: list[Hit]) -> list[float]:
-        """The fusion encoder's probability that each moment shows what the text says; only these clips are read."""
-        out, size, evaluate = [], self.task.config.evaluate.batch_size, self.task.config.evaluate
-        for at in range(0, len(hits), size):
-            video = torch.stack([self.clip(hit) for hit in hits[at:at + size]])
+        """Return the fusion encoder's probability that each moment matches the text.
+
+        Only these clips are read from their videos.
+        """
+        probabilities, evaluate = [], self.task.config.evaluate
+        for first in range(0, len(hits), evaluate.batch_size):
+            video = torch.stack([self.clip(hit) for hit in hits[first:first + evaluate.batch_size]])
             with autocast(self.model.device, evaluate.precision):
-                out += self.model.match(normalise(video.to(self.model.device)), [text]).float().cpu().tolist()
-        return out
+                match = self.model.match(normalise(video.to(self.model.device)), [text])
+            probabilities += match.float().cpu().tolist()
+        return probabilities
 
     def clip(self, hit: Hit) -> torch.Tensor:
-        """A moment's frames, uint8 (T, 3, size, size)."""
+        """Return a moment's frames, uint8 (T, 3, size, size).
+
+        Raises:
+            FileNotFoundError: The video has been removed since it was indexed.
+        """
         if not hit.path.is_file():
-            raise FileNotFoundError(f"{hit.path} is gone since it was indexed; the same command, or cell, brings the index up to date")
+            raise FileNotFoundError(f"{hit.path} is gone since it was indexed; the same command, or cell, brings the "
+                                    "index up to date")
         return self.task.clip(hit.path, hit.start, hit.stop)

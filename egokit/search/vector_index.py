@@ -1,9 +1,10 @@
-"""Unit vectors of millions of clips on disk, and those nearest to a query: exactly, or of candidates that faiss proposes.
+"""Unit vectors of millions of clips on disk, and the search for those nearest to a query.
 
-    folder/<name>.npy             one video's clips: start and stop in seconds, a unit vector in float16; read as they are looked at
-    folder/approximate/           what `build` made: index.faiss, and which files' clips it holds
+    folder/<name>.npy       one video's clips: start and stop in seconds, a unit vector in float16; memory-mapped
+    folder/approximate/     written by `build_faiss`: index.faiss, and the files whose clips it contains
 
-What a clip is, and where its vector comes from, is the business of others.
+Small indexes are searched exactly. In larger ones, faiss proposes candidates whose cosines are then computed exactly.
+What a clip is and where its vector comes from is not known here.
 """
 from __future__ import annotations
 
@@ -14,18 +15,26 @@ import numpy as np
 
 from egokit.runs.files import atomic_folder, atomic_path, write_text
 
-EXACT = 1 << 28      # bytes that are searched exactly, in some tenths of a second: 32,000 clips of 4096 numbers; beyond, faiss helps
+EXACT = 1 << 28      # bytes searched exactly, in some tenths of a second: 32,000 clips of 4096 numbers; above, by faiss
 BLOCK = 32 << 20     # bytes read at once
-REDUCED, CODE = 128, 32  # of a vector in faiss: numbers, by the directions in which the clips differ most, and bytes
-CANDIDATES = 2000    # of faiss for a query, whose cosines are then computed from the file
+REDUCED, CODE = 128, 32  # a vector in faiss: its dimensions after reduction by `directions`, and bytes of its code
+CANDIDATES = 2000    # that faiss proposes for a query; their cosines are computed from the files
 
 
 def record(dimension: int) -> np.dtype:
+    """Return the dtype of a clip in a file."""
     return np.dtype([("start", "<f8"), ("stop", "<f8"), ("vector", "<f2", (dimension,))])
 
 
 def save(path: Path, start_N: np.ndarray, stop_N: np.ndarray, vector_NE: np.ndarray) -> None:
-    """Write one video's clips, whole or not at all. vector_NE: of any length but zero."""
+    """Write one video's clips, atomically.
+
+    Args:
+        path: The file to write.
+        start_N: Start of each clip, in seconds.
+        stop_N: Stop of each clip, in seconds.
+        vector_NE: Vectors of any length but zero; they are normalised.
+    """
     rows = np.empty(len(vector_NE), record(vector_NE.shape[1]))
     rows["start"], rows["stop"] = start_N, stop_N
     rows["vector"] = vector_NE / np.maximum(np.linalg.norm(vector_NE, axis=1, keepdims=True), 1e-8)
@@ -34,165 +43,199 @@ def save(path: Path, start_N: np.ndarray, stop_N: np.ndarray, vector_NE: np.ndar
 
 
 def unit(query_QE: np.ndarray) -> np.ndarray:
+    """Return vectors scaled to length 1, in float32."""
     query_QE = np.asarray(query_QE, np.float32)
     return query_QE / np.maximum(np.linalg.norm(query_QE, axis=-1, keepdims=True), 1e-8)
 
 
-class Vectors:
-    """The clips of some files of a folder, numbered on through the files in the order given.
+class VectorIndex:
+    """The clips of some files of a folder, numbered consecutively through the files.
 
-    clips: how many each file has. Neither files nor numbers are held in memory: a folder may be larger than that.
+    Neither files nor numbers are held in memory, because a folder may be larger than the memory.
+
+    Args:
+        folder: The folder of the files.
+        names: The files, without suffix, in the order of numbering.
+        clips: The number of clips in each file.
+        dimension: Length of a vector.
     """
 
     def __init__(self, folder: Path, names: list[str], clips: list[int], dimension: int):
         self.folder, self.names, self.dimension = Path(folder), names, dimension
-        self.first = np.concatenate([[0], np.cumsum(clips, dtype=np.int64)])  # number of each file's first clip, and of the end
-        self._approximate = None
+        # number of each file's first clip, and of the end
+        self.first = np.concatenate([[0], np.cumsum(clips, dtype=np.int64)])
+        self._faiss_index = None
 
     def __len__(self) -> int:
         return int(self.first[-1])
 
     @property
     def bytes(self) -> int:
+        """Size of all clips on disk."""
         return len(self) * record(self.dimension).itemsize
 
     def rows(self, file: int) -> np.ndarray:
-        """One file's clips, on disk."""
+        """Return one file's clips, memory-mapped."""
         return np.load(self.folder / f"{self.names[file]}.npy", mmap_mode="r")
 
-    def place(self, number: int) -> tuple[int, np.void]:
-        """A clip's file and its record."""
+    def locate(self, number: int) -> tuple[int, np.void]:
+        """Return the file and the record of a clip."""
         file = int(np.searchsorted(self.first, number, side="right")) - 1
         return file, self.rows(file)[number - self.first[file]]
 
     def blocks(self, files=None, share: int = 1):
-        """(number of the first clip, vectors (n, E) float32) through all files, or some; every `share`-th clip alone."""
+        """Yield (number of the first clip, vectors (n, E) float32) through all files or some.
+
+        With `share`, only every `share`-th clip is read.
+        """
         step = share * max(1, BLOCK // (4 * self.dimension))
         for file in range(len(self.names)) if files is None else files:
             rows = self.rows(file)
-            for at in range(-int(self.first[file]) % share, len(rows), step):
-                yield int(self.first[file]) + at, rows["vector"][at:at + step:share].astype(np.float32)
+            for first in range(-int(self.first[file]) % share, len(rows), step):
+                yield int(self.first[file]) + first, rows["vector"][first:first + step:share].astype(np.float32)
 
-    def nearest(self, query_QE: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """(cosines, numbers), each (Q, at most count), the highest first; of equal ones the first number."""
-        query_QE, known = unit(np.atleast_2d(query_QE)), self.approximate()
-        best = Best(len(query_QE), min(count, len(self)))
-        for number, vector_NE in self.blocks(self.outside() if known else None):
+    def search(self, query_QE: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the clips nearest to each query, best first, equal cosines by number.
+
+        Args:
+            query_QE: Queries of any length but zero, (Q, E) or (E,).
+            count: At most so many clips for each.
+
+        Returns:
+            (cosines (Q, n), numbers (Q, n)).
+        """
+        query_QE, faiss_index = unit(np.atleast_2d(query_QE)), self.faiss_index()
+        best = BestClips(len(query_QE), min(count, len(self)))
+        for number, vector_NE in self.blocks(self.files_outside_faiss() if faiss_index else None):
             best.add(query_QE @ vector_NE.T, np.arange(number, number + len(vector_NE)))
-        if known:
-            for row, number_C in enumerate(known.candidates(query_QE, max(CANDIDATES, 4 * count))):
-                best.add((self.at(number_C) @ query_QE[row])[None], number_C, row)
+        if faiss_index:
+            for row, number_C in enumerate(faiss_index.candidates(query_QE, max(CANDIDATES, 4 * count))):
+                best.add((self.vectors(number_C) @ query_QE[row])[None], number_C, row)
         return best.sorted()
 
-    def at(self, number_C: np.ndarray) -> np.ndarray:
-        """Vectors (C, E) float32 of some clips, read in the order in which they lie."""
+    def vectors(self, number_C: np.ndarray) -> np.ndarray:
+        """Return the vectors (C, E) float32 of some clips, read in the order they have on disk."""
         out, order = np.empty((len(number_C), self.dimension), np.float32), np.argsort(number_C)
         file_C = np.searchsorted(self.first, number_C[order], side="right") - 1
         for file in np.unique(file_C):
-            mine = order[file_C == file]
-            out[mine] = self.rows(file)["vector"][number_C[mine] - self.first[file]]
+            in_file = order[file_C == file]
+            out[in_file] = self.rows(file)["vector"][number_C[in_file] - self.first[file]]
         return out
 
     # faiss
 
-    def approximate(self) -> Approximate | None:
-        """What `build` made, if it did."""
-        if self._approximate is None and (self.folder / "approximate/files.json").exists():
-            self._approximate = Approximate(self)
-        return self._approximate
+    def faiss_index(self) -> FaissIndex | None:
+        """Return the index that `build_faiss` wrote, if it did."""
+        if self._faiss_index is None and (self.folder / "approximate/files.json").exists():
+            self._faiss_index = FaissIndex(self)
+        return self._faiss_index
 
-    def outside(self) -> list[int]:
-        """Files whose clips `build` has not seen: they are searched exactly."""
-        known = set(self.approximate().names) if self.approximate() else set()
-        return [file for file, name in enumerate(self.names) if name not in known]
+    def files_outside_faiss(self) -> list[int]:
+        """Return the files that faiss's index doesn't contain; they are searched exactly."""
+        inside = set(self.faiss_index().names) if self.faiss_index() else set()
+        return [file for file, name in enumerate(self.names) if name not in inside]
 
-    def large(self) -> bool:
-        """Whether there are so many clips outside of faiss that it is time to build its index (again)."""
-        return sum(self.first[file + 1] - self.first[file] for file in self.outside()) * record(self.dimension).itemsize > EXACT
+    def needs_faiss(self) -> bool:
+        """Whether so many clips are outside faiss that its index should be built (again)."""
+        clips = sum(self.first[file + 1] - self.first[file] for file in self.files_outside_faiss())
+        return clips * record(self.dimension).itemsize > EXACT
 
-    def build(self, say=lambda done: None) -> None:
-        """Make the faiss index of all clips: for each the reduced vector's nearest of some centres, and the rest in CODE bytes.
+    def build_faiss(self, on_progress=lambda done: None) -> None:
+        """Build the faiss index of all clips: an inverted file (IVF) with product quantisation.
 
-        say: called with the share of the clips that are done. Memory: about 70 bytes a clip, and 2 GB for the training.
+        Each clip's reduced vector is assigned to its nearest centre, and the rest is coded in CODE bytes. Memory: about
+        70 bytes a clip, and 2 GB for the training.
+
+        Args:
+            on_progress: Called with the share of the clips that are done.
         """
         import faiss
-        share = max(1, len(self) // 262_144)  # of the clips, for the training
+        share = max(1, len(self) // 262_144)  # train on every share-th clip
         reduce_DE = self.directions(max(1, len(self) // 65_536))
         sample_ND = np.concatenate([vector_NE @ reduce_DE.T for _, vector_NE in self.blocks(share=share)])
         lists = 1 << int(np.clip(np.log2(len(self)) / 2 + 0.5, 0, 12))
-        lists = max(1, min(lists, len(sample_ND) // 39))  # centres need so many clips each
+        lists = max(1, min(lists, len(sample_ND) // 39))  # faiss wants 39 training vectors a centre
         D = len(reduce_DE)
         quantizer = faiss.IndexFlatIP(D)
-        inner = faiss.IndexIVFPQ(quantizer, D, lists, next(m for m in range(min(CODE, D), 0, -1) if D % m == 0),
-                                 8 if len(sample_ND) >= 39 * 256 else 4, faiss.METRIC_INNER_PRODUCT)
-        inner.cp.spherical = True
-        inner.train(sample_ND)
+        code_bytes = next(m for m in range(min(CODE, D), 0, -1) if D % m == 0)
+        bits = 8 if len(sample_ND) >= 39 * 256 else 4
+        index = faiss.IndexIVFPQ(quantizer, D, lists, code_bytes, bits, faiss.METRIC_INNER_PRODUCT)
+        index.cp.spherical = True
+        index.train(sample_ND)
         for number, vector_NE in self.blocks():
-            inner.add(vector_NE @ reduce_DE.T)
-            say((number + len(vector_NE)) / len(self))
+            index.add(vector_NE @ reduce_DE.T)
+            on_progress((number + len(vector_NE)) / len(self))
         with atomic_folder(self.folder / "approximate") as temporary:
-            faiss.write_index(inner, str(temporary / "index.faiss"))
+            faiss.write_index(index, str(temporary / "index.faiss"))
             np.save(temporary / "reduce.npy", reduce_DE)
             write_text(temporary / "files.json", json.dumps({"names": self.names, "first": self.first.tolist()}))
-        self._approximate = None
+        self._faiss_index = None
 
     def directions(self, share: int) -> np.ndarray:
-        """(D, E) orthonormal rows: the directions that hold most of the clips' inner products, in a random rotation of them.
+        """Return (D, E) orthonormal rows: the clips' principal directions, randomly rotated.
 
-        Not centred, as a query's cosine is with the vector and not with its difference from a mean. Rotated, so that each byte
-        of a code has as much to say as every other.
+        They are not centred, because a query's cosine is with the vector, not with its difference from a mean. They
+        are rotated so that every byte of a code carries equally much.
         """
         moment_EE = np.zeros((self.dimension, self.dimension), np.float64)
         for _, vector_NE in self.blocks(share=share):
             moment_EE += vector_NE.T @ vector_NE
         kept = np.linalg.eigh(moment_EE)[1][:, ::-1][:, :REDUCED].T
-        turn = np.linalg.qr(np.random.default_rng(0).standard_normal((len(kept), len(kept))))[0]
-        return np.ascontiguousarray(turn @ kept, np.float32)
+        rotation = np.linalg.qr(np.random.default_rng(0).standard_normal((len(kept), len(kept))))[0]
+        return np.ascontiguousarray(rotation @ kept, np.float32)
 
 
-class Approximate:
-    """A built index in memory; its numbers are those of the files that it was built of."""
+class FaissIndex:
+    """A built faiss index in memory.
 
-    def __init__(self, vectors: Vectors):
+    Inside, clips have the numbers that they had when it was built; `candidates` returns their present ones.
+    """
+
+    def __init__(self, vectors: VectorIndex):
         import faiss
         folder = vectors.folder / "approximate"
-        made = json.loads((folder / "files.json").read_text())
-        self.index, self.reduce_DE = faiss.read_index(str(folder / "index.faiss")), np.load(folder / "reduce.npy")
-        self.names, self.first = made["names"], np.array(made["first"], np.int64)
+        files = json.loads((folder / "files.json").read_text())
+        self.index = faiss.read_index(str(folder / "index.faiss"))
+        self.reduce_DE = np.load(folder / "reduce.npy")
+        self.names, self.first = files["names"], np.array(files["first"], np.int64)
         place = {name: file for file, name in enumerate(vectors.names)}
-        # what is added to a number to make it that of the same clip now; -1: its file has gone
+        # what to add to a built number to get the same clip's present one; the smallest integer: its file is gone
         self.moved = np.array([vectors.first[place[name]] - first if name in place else np.iinfo(np.int64).min
                                for name, first in zip(self.names, self.first, strict=False)], np.int64)
         self.index.nprobe = min(self.index.nlist, 64)
 
     def candidates(self, query_QE: np.ndarray, count: int):
-        """For each query the numbers of clips worth computing."""
+        """Yield for each query the present numbers of the clips that faiss proposes."""
         number_QC = self.index.search(query_QE @ self.reduce_DE.T, min(count, self.index.ntotal))[1]
         for number_C in number_QC:
             number_C = number_C[number_C >= 0]
             moved_C = self.moved[np.searchsorted(self.first, number_C, side="right") - 1]
-            there = moved_C != np.iinfo(np.int64).min
-            yield number_C[there] + moved_C[there]
+            present = moved_C != np.iinfo(np.int64).min
+            yield number_C[present] + moved_C[present]
 
 
-class Best:
-    """The highest `count` cosines of each query so far."""
+class BestClips:
+    """The highest `count` cosines of each query so far, and the numbers of their clips."""
 
     def __init__(self, queries: int, count: int):
         self.count = count
-        self.found = [(np.empty(0, np.float32), np.empty(0, np.int64)) for _ in range(queries)]
+        self.best = [(np.empty(0, np.float32), np.empty(0, np.int64)) for _ in range(queries)]
 
     def add(self, cosine_QN: np.ndarray, number_N: np.ndarray, first: int = 0) -> None:
+        """Add clips with their cosines for the queries from `first` on."""
         for row, cosine_N in enumerate(cosine_QN, first):
-            cosine_M, number_M = (np.concatenate(pair) for pair in zip(self.found[row], (cosine_N, number_N), strict=True))
+            cosine_M, number_M = (np.concatenate(pair) for pair in zip(self.best[row], (cosine_N, number_N),
+                                                                      strict=True))
             if len(cosine_M) > self.count:
-                # all that equal the last one stay until the end, or which of them is left out would depend on the blocks
+                # keep all that equal the last one until the end, or the block size would decide which of them stays
                 least = -np.partition(-cosine_M, self.count - 1)[self.count - 1]
                 kept = cosine_M >= least
                 cosine_M, number_M = cosine_M[kept], number_M[kept]
-            self.found[row] = cosine_M, number_M
+            self.best[row] = cosine_M, number_M
 
     def sorted(self) -> tuple[np.ndarray, np.ndarray]:
-        orders = [np.lexsort((number, -cosine))[:self.count] for cosine, number in self.found]
+        """Return (cosines (Q, n), numbers (Q, n)), the highest first, equal ones by number."""
+        orders = [np.lexsort((number, -cosine))[:self.count] for cosine, number in self.best]
         shortest = min(map(len, orders))
-        return tuple(np.stack([pair[part][order[:shortest]] for pair, order in zip(self.found, orders, strict=True)]) for part in (0, 1))
+        return tuple(np.stack([pair[part][order[:shortest]] for pair, order in zip(self.best, orders, strict=True)])
+                     for part in (0, 1))

@@ -18,7 +18,7 @@ from egokit.train import distributed
 from egokit.train.gradient_cache import by_micro_batches
 
 RENAMED = {"score": "score_batch", "scores": "score_matrix", "expected": "num_rows", "keep": "save_outputs",
-           "rows_in_sample": "rows_per_sample", "clips_in_sample": "clips_per_sample"}  # since version 0.2
+           "rows_in_sample": "rows_per_sample", "clips_in_sample": "clips_per_sample"}  # earlier names
 WATCHED = 4  # held-out samples whose predictions are logged at each validation
 
 

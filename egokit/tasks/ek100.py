@@ -28,7 +28,7 @@ class Actions(Samples):
     def __init__(self, task: EK100, split: str):
         self.task, self.split = task, split
         self.clips, self.sentences = ek100_annotations(task.root, split)
-        self.relevancy = relevancy.read(relevancy.file(task.require_file(str(EK100_ANNOTATIONS)) / "relevancy", split),
+        self.relevancy = relevancy.read(relevancy.relevancy_path(task.require_file(str(EK100_ANNOTATIONS)) / "relevancy", split),
                                         (len(self.clips), len(self.sentences)))
         self.videos = task.require_file("EK100", "video_ht256px")
         super().__init__(task.limited(len(self.clips)) if split == "train" else len(self.clips),
@@ -105,7 +105,7 @@ class EK100(RetrievalTask):
     def tables(self) -> list[Path]:
         folder = self.require_file(str(EK100_ANNOTATIONS))
         return [folder / "EPIC_100_retrieval_test.csv", folder / "EPIC_100_retrieval_test_sentence.csv",
-                relevancy.file(folder / "relevancy", "test")]
+                relevancy.relevancy_path(folder / "relevancy", "test")]
 
     def metrics(self, rows: dict[str, np.ndarray], prompts_KE: np.ndarray) -> dict[str, float]:
         """Return the benchmark's metrics.

@@ -1,14 +1,15 @@
-"""Ego4D's tables: egoclip.csv, and the three moments_*.json. EgoMCQ's questions are in questions.py.
+"""The tables of Ego4D: egoclip.csv and the three moments_*.json.
 
-A clip is a dict with the columns of EgoClip; times are seconds in the full video.
+EgoMCQ's questions are in questions.py. A clip is a dict with the columns of EgoClip; its times are seconds in the full
+video.
 """
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from egokit.runs import run_folder
-from egokit.toy.schedule import ToyVideo, generator, uid
+from egokit.runs.files import atomic_path
+from egokit.toy.schedule import ToyVideo, generator, make_uid
 from egokit.toy.words import VERBS, ego4d_narration
 
 COLUMNS = ("clip_idx", "video_uid", "video_dur", "narration_source", "narration_ind", "narration_time",
@@ -16,7 +17,7 @@ COLUMNS = ("clip_idx", "video_uid", "video_dur", "narration_source", "narration_
 
 
 def clips(seed: int, videos: list[ToyVideo], first: int = 0) -> list[dict]:
-    """One clip for each action, numbered from `first`; a little of the gaps around belongs to it."""
+    """Return one clip per action, numbered from `first`, with a little of the gaps around it."""
     rows: list[dict] = []
     for video in videos:
         random = generator(seed, "narration", video.uid)
@@ -24,7 +25,7 @@ def clips(seed: int, videos: list[ToyVideo], first: int = 0) -> list[dict]:
             colour = action.thing.colour if random.random() < 0.8 else None
             hand = {1: "right", -1: "left"}[action.motion.side] if random.random() < 0.2 else None
             style = int(random.choice(4, p=(0.85, 0.05, 0.05, 0.05)))
-            # clips never reach the neighbour's half of a gap, where another object lies on the table
+            # a clip never reaches the far half of a gap, where another object lies on the table
             start = action.start - random.uniform(0, 0.45) * action.gap_before
             stop = action.stop + random.uniform(0, 0.45) * action.gap_after
             rows.append({
@@ -34,42 +35,54 @@ def clips(seed: int, videos: list[ToyVideo], first: int = 0) -> list[dict]:
                 "clip_start": round(start, 4), "clip_end": round(stop, 4),
                 "clip_text": ego4d_narration(action.verb, action.thing.noun, colour, hand, style),
                 "tag_verb": [action.verb], "tag_noun": [action.thing.noun],
-                # not a column: lets questions.py find clips of one and the same object
+                # not a column: questions.py finds clips of the same object with it
                 "colour": action.thing.colour,
             })
     return rows
 
 
 def write_egoclip(path: Path, rows: list[dict]) -> int:
-    """Write egoclip.csv, tab-separated, with five malformed rows among the good ones; returns how many."""
+    """Write egoclip.csv, tab-separated, with five malformed rows among the good ones.
+
+    Returns:
+        The number of malformed rows.
+    """
     lines = ["\t".join(str(row[column]) for column in COLUMNS) for row in rows]
-    for i, bad in enumerate(_malformed(rows)):  # spread over the table, the first not at its top
-        lines.insert((i + 1) * len(lines) // 7 + i, bad)
-    with run_folder.atomic_path(path) as temporary:
+    for i, malformed in enumerate(_malformed_rows(rows)):  # spread over the table, the first not at its top
+        lines.insert((i + 1) * len(lines) // 7 + i, malformed)
+    with atomic_path(path) as temporary:
         temporary.write_text("\n".join(["\t".join(COLUMNS), *lines]) + "\n")
     return len(lines) - len(rows)
 
 
-def _malformed(rows: list[dict]) -> list[str]:
-    def line(row: dict, **changed) -> list[str]:
+def _malformed_rows(rows: list[dict]) -> list[str]:
+    """Return a malformed row of each kind.
+
+    They have too few fields, too many fields, an open quote, a word as a time, and swapped times.
+    """
+    def fields(row: dict, **changed) -> list[str]:
         return [str({**row, **changed}[column]) for column in COLUMNS]
     last = rows[-1]["clip_idx"]
-    few, many, quote, words, swapped = ({**rows[i], "clip_idx": last + 1 + i} for i in range(5))
+    few, many, quote, word, swapped = ({**rows[i], "clip_idx": last + 1 + i} for i in range(5))
     return [
-        "\t".join(line(few)[:6]),
-        "\t".join([*line(many), "narration_pass_2", "[3]"]),
-        "\t".join(line(quote, clip_text='"#C C picks up the')[:9]),
-        "\t".join(line(words, clip_start="unknown")),
-        "\t".join(line(swapped, clip_start=swapped["clip_end"], clip_end=swapped["clip_start"])),
+        "\t".join(fields(few)[:6]),
+        "\t".join([*fields(many), "narration_pass_2", "[3]"]),
+        "\t".join(fields(quote, clip_text='"#C C picks up the')[:9]),
+        "\t".join(fields(word, clip_start="unknown")),
+        "\t".join(fields(swapped, clip_start=swapped["clip_end"], clip_end=swapped["clip_start"])),
     ]
 
 
 def write_moments(root: Path, seed: int, videos: list[ToyVideo], version: int) -> int:
-    """Write moments_{train,val,test_unannotated}.json; returns the number of clips in all three."""
-    of_split = {split: [video for video in videos if video.split == split] for split in ("train", "test")}
+    """Write moments_{train,val,test_unannotated}.json.
+
+    Returns:
+        The number of clips in all three.
+    """
+    by_split = {split: [video for video in videos if video.split == split] for split in ("train", "test")}
     total = 0
     for split, source, first in (("train", "train", 0), ("val", "test", 0), ("test_unannotated", "test", 2)):
-        chosen = of_split[source][first:first + 2]
+        chosen = by_split[source][first:first + 2]
         entries = []
         for i, video in enumerate(chosen):
             random = generator(seed, "moments", split, i)
@@ -80,11 +93,11 @@ def write_moments(root: Path, seed: int, videos: list[ToyVideo], version: int) -
                 spans.append((begin, min(begin + length, video.seconds)))
             annotated = split != "test_unannotated"
             entries.append({"video_uid": video.uid, "split": split.split("_")[0], "clips": [
-                _moment_clip(uid(seed, "moments", split, i, k), video, begin, end, annotated)
+                _moment_clip(make_uid(seed, "moments", split, i, k), video, begin, end, annotated)
                 for k, (begin, end) in enumerate(spans)]})
             total += len(spans)
         document = {"version": f"toy-{version}", "description": f"toy moments {split}", "videos": entries}
-        with run_folder.atomic_path(root / f"moments_{split}.json") as temporary:
+        with atomic_path(root / f"moments_{split}.json") as temporary:
             temporary.write_text(json.dumps(document, indent=1))
     return total
 

@@ -1,8 +1,8 @@
-"""The frame number along the bottom edge of every frame: written here, and read back here.
+"""Write and read the frame number along the bottom edge of every frame.
 
-Sixteen cells of black or white, W/16 wide and H/16 high: guards white, black; twelve bits, highest
-first; odd parity; a white guard. It survives resizing and re-encoding, so a test can prove which
-frame a reader returned. Nothing here knows what else is in the picture.
+The strip has sixteen cells of black or white, W/16 wide and H/16 high: a white guard, a black guard; twelve bits,
+highest first; odd parity; a white guard. It survives resizing and re-encoding, so a test can prove which frame a reader
+returned. Nothing here depends on what else is in the picture.
 """
 from __future__ import annotations
 
@@ -17,25 +17,29 @@ def _cells(number: int) -> list[int]:
     return [1, 0, *bits, 1 - sum(bits) % 2, 1]
 
 
-def height(frame_height: int) -> int:
-    """Height of the strip in pixels."""
+def strip_height(frame_height: int) -> int:
+    """Return the height of the strip in pixels."""
     return max(2, round(frame_height / 16))
 
 
 def write_frame_number(frame_HWC: np.ndarray, number: int) -> None:
-    """Draw `number` (0..4095) into a uint8 frame, in place. The width must be a multiple of 16."""
+    """Draw `number` (0..4095) into a uint8 frame, in place; its width is a multiple of 16."""
     if not 0 <= number < 1 << BITS:
         raise ValueError(f"frame number {number} does not fit {BITS} bits")
-    rows = height(frame_HWC.shape[0])
+    rows = strip_height(frame_HWC.shape[0])
     row = np.repeat(np.where(_cells(number), WHITE, BLACK).astype(np.uint8), frame_HWC.shape[1] // CELLS)
     frame_HWC[-rows:] = row[None, :, None]
 
 
 def read_frame_number(frame_HWC: np.ndarray) -> int:
-    """The number a frame carries. frame_HWC: uint8, the whole picture at any size of about 64 px or more.
+    """Return the number that a frame carries.
 
-    Raises ValueError when the guards or the parity are wrong: not a toy frame, cropped, flipped, or mixed
-    from two frames.
+    Args:
+        frame_HWC: uint8, the whole picture, at any size of about 64 px or more.
+
+    Raises:
+        ValueError: the guards or the parity are wrong. The frame is not a toy frame, or it is cropped, flipped, or
+            mixed from two frames.
     """
     frame_HWC = np.asarray(frame_HWC)
     if frame_HWC.ndim != 3 or frame_HWC.shape[2] != 3 or frame_HWC.dtype != np.uint8:

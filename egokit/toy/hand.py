@@ -1,6 +1,6 @@
-"""The camera wearer's hand: skin, fingers, a thumb, and a forearm in a sleeve coming from below.
+"""The camera wearer's hand: fingers, a thumb, and a forearm in a sleeve, from below.
 
-One picture a hand, anchored at the fingertips. Where it reaches is motion.py's affair.
+Each hand is one picture, anchored at the fingertips. motion.py decides where it reaches.
 """
 from __future__ import annotations
 
@@ -8,39 +8,46 @@ import functools
 
 from egokit.toy.sprites import Pen, Sprite, shade, to_sprite
 
-REACH = 125   # units from the fingertips to the far end of the forearm, more than a frame is high
-UNIT = 0.88   # px a unit: large enough to read, small enough to leave the object visible
-DETAIL = 3    # times larger while it is drawn
+LENGTH = 125  # units from the fingertips to the far end of the forearm, more than a frame is high
+UNIT = 0.88   # px per unit: large enough to be recognised, small enough to leave the object visible
+DETAIL = 3    # the factor by which a hand is larger while it is drawn
 TILT = 29     # degrees: the forearm comes from the lower corner, beside the object and not across it
 
 
 @functools.lru_cache(maxsize=512)
 def hand_sprite(skin: tuple[int, int, int], sleeve: tuple[int, int, int], side: int, percent: int) -> Sprite:
-    """side +1: a right hand, from the lower right; -1 its mirror image. percent: of the usual size."""
+    """Return the picture of a hand, anchored at its fingertips.
+
+    Args:
+        skin: RGB, 0..255.
+        sleeve: RGB, 0..255.
+        side: +1, a right hand from the lower right, or -1, its mirror image.
+        percent: of the usual size.
+    """
     from PIL import Image
-    image, tip = _large(skin, sleeve, side)
+    image, tip = _large_hand(skin, sleeve, side)
     scale = percent / 100 / DETAIL
     small = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BOX)
     return to_sprite(small, (tip[0] * scale, tip[1] * scale))
 
 
 @functools.lru_cache(maxsize=128)
-def _large(skin, sleeve, side: int):
-    """(RGBA image DETAIL times too large, its fingertips' x and y)"""
+def _large_hand(skin, sleeve, side: int):
+    """Return an RGBA image that is DETAIL times too large, and the (x, y) of its fingertips."""
     from PIL import Image
     scale = DETAIL * UNIT
-    extent = round(REACH * scale)
+    extent = round(LENGTH * scale)
     image = Image.new("RGBA", (2 * extent, 2 * extent))
-    _draw(Pen(image, skin, scale), Pen(image, sleeve, scale), REACH)
-    image = image.rotate(TILT, Image.Resampling.BILINEAR)  # about the middle, where the fingertips are
+    _draw_hand(Pen(image, skin, scale), Pen(image, sleeve, scale), LENGTH)
+    image = image.rotate(TILT, Image.Resampling.BILINEAR)  # around the middle, where the fingertips are
     if side < 0:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     left, top, right, bottom = image.getbbox()
     return image.crop((left, top, right, bottom)), (extent - left, extent - top)
 
 
-def _draw(pen: Pen, cuff: Pen, middle: float) -> None:
-    """Upright, the fingertips pointing up and their tips around (middle, middle)."""
+def _draw_hand(pen: Pen, cuff: Pen, middle: float) -> None:
+    """Draw the hand upright: the fingers point up, and their tips are around (middle, middle)."""
     def at(x: float, y: float) -> tuple[float, float]:
         return middle + x, middle + y
 

@@ -1,9 +1,9 @@
 """A verb as a function of progress; its opposite is the same function read backwards.
 
-Four motions, one for each pair of verbs. Everything random about an action (place, amplitude, time
-warp, hand) is drawn without looking at which of the pair it is, so neither one frame nor an unordered
-set of frames says which: only order does. Pixels refer to the 128 x 96 picture, and everything that
-matters stays inside its central 96 x 96 square. Drawing is in stage.py.
+There are four motions, one per pair of verbs. Everything random about an action (place, amplitude, time warp, hand) is
+drawn without looking at which verb of the pair it is. So neither one frame nor an unordered set of frames shows the
+verb: only their order does. Pixels refer to the 128 x 96 picture, and everything that matters stays inside its central
+96 x 96 square. Drawing is in stage.py.
 """
 from __future__ import annotations
 
@@ -12,38 +12,44 @@ import math
 
 import numpy as np
 
-REACH = 0.13  # the share of progress in which the hand arrives, and again in which it leaves
+APPROACH = 0.13  # the share of progress in which the hand arrives, and again in which it leaves
 LIFT, OPEN, PUSH, SLIDE = range(4)  # = verb // 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Motion:
-    """One action's geometry. Progress 0 is `begin`, progress 1 is `end`, for the even verb of the pair."""
+    """One action's geometry: for the even verb of a pair, from `begin` to `end`.
+
+    The even verb has progress 0 at `begin` and progress 1 at `end`; the odd verb runs backwards.
+    """
     pair: int
     begin: tuple[float, float, float]  # x, y, size (px)
     end: tuple[float, float, float]
-    lid: tuple[float, float]           # where the upper half goes (px), for OPEN
+    lid: tuple[float, float]           # x, y: how far the upper half moves (px), for OPEN
     side: int                          # +1 the right hand, -1 the left
-    warp: tuple[float, float]          # see warped()
-    reverse: bool                      # the odd verb of the pair
+    warp: tuple[float, float]          # see warp_time()
+    reverse: bool                      # whether it is the odd verb of the pair
 
 
 @dataclasses.dataclass(frozen=True)
 class Pose:
-    """What one frame shows of the object and the hand (None: not in the picture)."""
+    """What one frame shows of the object and the hand; lengths are in pixels."""
     x: float
     y: float
     size: float
-    opens: bool                         # drawn in two halves, the upper one moved by `lid`
+    opens: bool                         # drawn in two halves, the upper half moved by `lid`
     lid: tuple[float, float]
     shadow: tuple[float, float, float]  # x, y, width: stays on the table
-    hand: tuple[float, float] | None
+    hand: tuple[float, float] | None    # x, y of the fingertips; None: not in the picture
     hand_scale: float
     side: int
 
 
 def draw_motion(random: np.random.Generator, verb: int, size: float) -> Motion:
-    """A Motion for `verb`; the same draws for both verbs of a pair."""
+    """Draw a motion for `verb`, of an object `size` px across.
+
+    Both verbs of a pair make the same draws.
+    """
     pair = verb // 2
     x, lid, u = 64 + random.uniform(-5, 5), (0.0, 0.0), random.uniform
     if pair == LIFT:
@@ -62,20 +68,26 @@ def draw_motion(random: np.random.Generator, verb: int, size: float) -> Motion:
     return Motion(pair, begin, end, lid, side, warp, reverse=verb % 2 == 1)
 
 
-def warped(time: float, warp: tuple[float, float]) -> float:
-    """Monotone map of [0, 1] onto itself. Reversing time maps warp (a, b) to (a, -b): the set is closed."""
+def warp_time(time: float, warp: tuple[float, float]) -> float:
+    """Map [0, 1] monotonically onto itself.
+
+    Reversing time maps the warp (a, b) to (a, -b), so the set of warps is closed under reversal.
+    """
     turn = math.pi * time
     return time + warp[0] * math.sin(2 * turn) / (2 * math.pi) + warp[1] * math.sin(turn) / math.pi
 
 
 def pose_at(motion: Motion, time: float) -> Pose:
-    """The pose at `time` in [0, 1] of the action."""
-    progress = warped(time, motion.warp)
+    """Return the pose at `time` in [0, 1] of the action."""
+    progress = warp_time(time, motion.warp)
     return _pose(motion, 1 - progress if motion.reverse else progress)
 
 
 def rest_pose(motion: Motion, after: bool) -> Pose | None:
-    """The object at rest before or after the action, without a hand. None: it has been carried off."""
+    """Return the object at rest before or after the action, without a hand.
+
+    None means that the object has been carried off.
+    """
     progress = float(after != motion.reverse)
     if motion.pair == LIFT and progress == 1.0:
         return None
@@ -83,16 +95,16 @@ def rest_pose(motion: Motion, after: bool) -> Pose | None:
 
 
 def _pose(motion: Motion, progress: float) -> Pose:
-    # a held object comes and goes with the hand, so LIFT has no second reach
-    until = 1.0 if motion.pair == LIFT else 1 - REACH
-    share = min(max((progress - REACH) / (until - REACH), 0.0), 1.0)
+    # a held object comes and goes with the hand, so LIFT has no phase in which the hand leaves
+    until = 1.0 if motion.pair == LIFT else 1 - APPROACH
+    share = min(max((progress - APPROACH) / (until - APPROACH), 0.0), 1.0)
     x, y, size = (a + (b - a) * share for a, b in zip(motion.begin, motion.end, strict=True))
     lid = (motion.lid[0] * share, motion.lid[1] * share)
     if motion.pair == OPEN:
         grip = (x + motion.side * 0.36 * size + lid[0], y - 0.12 * size + lid[1])
     else:
         grip = (x + motion.side * 0.30 * size, y + 0.20 * size)
-    away = max(REACH - progress, progress - until, 0.0) / REACH
+    away = max(APPROACH - progress, progress - until, 0.0) / APPROACH
     out = (grip[0] + motion.side * 26, 106.0)  # below the bottom edge
     hand = (grip[0] + (out[0] - grip[0]) * away, grip[1] + (out[1] - grip[1]) * away)
     floor_x, floor_y, floor_size = motion.begin if motion.pair == LIFT else (x, y, size)

@@ -1,8 +1,8 @@
-"""EgoMCQ's questions from the test videos: inter-video, intra-video, and verb-only ones of either type.
+"""EgoMCQ's questions from the test videos: inter-video, intra-video, and verb-only.
 
-A question gives one narration and five clips and asks which clip it tells of. No two choices of a
-question share both verb and noun. In a verb-only question all five share the noun (and, while there are
-enough, the colour), so that only the verb decides; no other question has five equal `tag_noun`.
+A question gives one narration and five clips, and asks which clip the narration describes. No two choices of a question
+share both verb and noun. In a verb-only question, of either type, all five share the noun (and, while there are enough
+such clips, the colour), so that only the verb decides; no other question has five equal `tag_noun`.
 """
 from __future__ import annotations
 
@@ -11,18 +11,27 @@ from pathlib import Path
 
 import numpy as np
 
-from egokit.runs import run_folder
+from egokit.runs.files import atomic_path
 from egokit.toy.ego4d import COLUMNS
 from egokit.toy.schedule import generator
 
 CHOICES = 5
 INTER, INTRA = 1, 2
-TRIES = 2000  # to draw one question; verb-only ones ask for one colour in the first half of them
-NEARBY = 30.0  # seconds between the narrations of an intra-video question, at most
+TRIES = 2000  # to draw one question; a verb-only question must have one colour in the first half of them
+NEARBY = 30.0  # largest distance in seconds between the narrations of an intra-video question
 
 
 def write_egomcq(path: Path, seed: int, clips: list[dict], questions: int, verb_questions: int) -> dict:
-    """Write egomcq.json; returns {kind: number of questions}."""
+    """Write egomcq.json.
+
+    Args:
+        clips: clips of the test videos.
+        questions: number of questions of each type.
+        verb_questions: number of verb-only questions of each type.
+
+    Returns:
+        The number of questions by "inter", "intra", "verb_only_inter" and "verb_only_intra".
+    """
     random = generator(seed, "egomcq")
     kinds = [(kind, verb_only) for kind in (INTER, INTRA)
              for verb_only, count in ((False, questions), (True, verb_questions)) for _ in range(count)]
@@ -31,23 +40,26 @@ def write_egomcq(path: Path, seed: int, clips: list[dict], questions: int, verb_
     answers = random.permutation(np.arange(len(kinds)) % CHOICES)
     for (kind, verb_only), answer in zip(kinds, answers.tolist(), strict=True):
         for attempt in range(TRIES):
-            choices = _verb_only(random, clips, kind, colour=attempt < TRIES // 2) if verb_only else _mixed(random, clips, kind)
+            if verb_only:
+                choices = _draw_verb_only(random, clips, kind, same_colour=attempt < TRIES // 2)
+            else:
+                choices = _draw_mixed(random, clips, kind)
             if choices is None:
                 continue
-            # the first drawn is the query's; the same question is not asked twice
+            # the first choice drawn is the query's; the same question is not asked twice
             key = (choices[0]["clip_idx"], frozenset(clip["clip_idx"] for clip in choices))
             if key not in seen:
                 break
         else:
             continue  # a small data set may not hold as many different questions
         seen.add(key)
-        others = choices[1:]
-        ordered = [*others[:answer], choices[0], *others[answer:]]
+        wrong = choices[1:]
+        ordered = [*wrong[:answer], choices[0], *wrong[answer:]]
         fields = [{column: clip[column] for column in COLUMNS} for clip in ordered]
         document[str(len(document))] = {"answer": answer, "query": fields[answer], "types": kind,
                                         "choices": {str(i): clip for i, clip in enumerate(fields)}}
         counts[("verb_only_" if verb_only else "") + ("inter" if kind == INTER else "intra")] += 1
-    with run_folder.atomic_path(path) as temporary:
+    with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(document))
     return counts
 
@@ -57,7 +69,7 @@ def _meaning(clip: dict) -> tuple[int, int]:
 
 
 def _pick(random: np.random.Generator, pool: list[dict], distinct) -> list[dict] | None:
-    """Five clips of the pool at random, pairwise different in every function of `distinct`."""
+    """Draw five clips of the pool, pairwise different in every function of `distinct`."""
     chosen, taken = [], [set() for _ in distinct]
     for i in random.permutation(len(pool)):
         values = [function(pool[i]) for function in distinct]
@@ -79,7 +91,7 @@ def _verb(clip: dict) -> int:
     return clip["tag_verb"][0]
 
 
-def _mixed(random, clips: list[dict], kind: int) -> list[dict] | None:
+def _draw_mixed(random, clips: list[dict], kind: int) -> list[dict] | None:
     if kind == INTER:
         choices = _pick(random, clips, [_video, _meaning])
     else:
@@ -90,10 +102,10 @@ def _mixed(random, clips: list[dict], kind: int) -> list[dict] | None:
     return choices
 
 
-def _verb_only(random, clips: list[dict], kind: int, colour: bool) -> list[dict] | None:
+def _draw_verb_only(random, clips: list[dict], kind: int, same_colour: bool) -> list[dict] | None:
     query = clips[random.integers(len(clips))]
     pool = [clip for clip in clips if clip["tag_noun"] == query["tag_noun"]
-            and (not colour or clip["colour"] == query["colour"])]
+            and (not same_colour or clip["colour"] == query["colour"])]
     if kind == INTER:
         return _pick(random, pool, [_verb, _video])
     return _pick(random, [clip for clip in pool if _near(clip, query, 2)], [_verb])

@@ -1,8 +1,8 @@
-"""What happens in which video and when: pure numbers from the seed, no pictures and no sentences.
+"""What happens in which video and when: pure numbers from the seed, no pictures, no text.
 
-A video is a row of scenes, a scene a table top with two or three objects that its actions share, so
-one noun meets many verbs in one place and a negative from the same scene is a hard one. The plan is
-cheap, so every worker process draws it again and none is sent anywhere.
+A video is a sequence of scenes. A scene is a table top with two or three objects that its actions share, so one noun
+meets many verbs in one place, and a negative from the same scene is a hard negative. The schedule is cheap, so every
+worker process draws it again and nothing is sent between processes.
 """
 from __future__ import annotations
 
@@ -20,31 +20,32 @@ OBJECT_SIZE = 37.0  # px across, at rest
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """How much of everything: numbers of videos, and seconds of each and of its scenes."""
+    """How much of everything there is: numbers of videos, their seconds and their scenes'."""
     ego4d_train: int
     ego4d_test: int
     ego4d_train_seconds: float
     ego4d_test_seconds: float
     scene_seconds: float
-    kitchen_train: int
-    kitchen_test: int
-    kitchen_train_seconds: float
-    kitchen_test_seconds: float
+    ek100_train: int
+    ek100_test: int
+    ek100_train_seconds: float
+    ek100_test_seconds: float
     charades_train: int
     charades_test: int
-    questions: int       # inter-video; as many intra-video
-    verb_questions: int  # of each type
+    questions: int       # of each type, inter-video and intra-video
+    verb_questions: int  # verb-only, of each type
 
 
 SIZES = {
     "demo": Size(33, 6, 96, 96, 24, 10, 6, 60, 66, 120, 192, 120, 32),
-    # five test videos: an inter-video question takes its five choices from five of them
+    # five test videos, because an inter-video question takes its five choices from five videos
     "tiny": Size(4, 5, 45, 24, 24, 2, 1, 20, 20, 6, 4, 12, 4),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Thing:
+    """An object: class ids of its noun and colour, and its size in pixels."""
     noun: int
     colour: int
     size: float = OBJECT_SIZE
@@ -52,7 +53,7 @@ class Thing:
 
 @dataclasses.dataclass(frozen=True)
 class Action:
-    """One action; start and stop in seconds of the video, gap_* the quiet seconds on either side."""
+    """One action; times are seconds of the video, gap_* the quiet seconds on either side."""
     start: float
     stop: float
     gap_before: float
@@ -60,20 +61,22 @@ class Action:
     verb: int
     thing: Thing
     motion: Motion
-    other: tuple[Thing, int] | None  # a second object beside it, and on which side
+    neighbour: tuple[Thing, int] | None  # a second object beside it, and its side: +1 right, -1 left
 
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
+    """A part of a video with one table top; times are seconds of the video."""
     start: float
     stop: float
-    seed: int  # of the table top's look
+    seed: int  # of the table top's appearance
     actions: tuple[Action, ...]
     resting: tuple[Thing, Motion] | None = None  # what lies there when there is no action at all
 
 
 @dataclasses.dataclass(frozen=True)
 class ToyVideo:
+    """One video of the schedule."""
     corpus: str  # "ego4d", "ek100" or "charades"
     split: str   # "train" or "test"
     uid: str
@@ -92,27 +95,27 @@ class ToyVideo:
 
 
 def generator(seed: int, *keys: int | str) -> np.random.Generator:
-    """A random generator of its own for every purpose, so that no draw moves another."""
+    """Return a separate random generator for every purpose, so that no draw affects another."""
     words = [seed]
     for key in keys:
         words += list(key.encode()) if isinstance(key, str) else [key]
     return np.random.default_rng(words)
 
 
-def uid(seed: int, *keys: int | str) -> str:
-    """A uuid-like name, the same for the same seed."""
+def make_uid(seed: int, *keys: int | str) -> str:
+    """Return a uuid-like name, the same for the same seed and keys."""
     return str(uuid.UUID(bytes=generator(seed, "uid", *keys).bytes(16), version=4))
 
 
 def make_schedule(seed: int, size: str) -> list[ToyVideo]:
-    """All videos of the data set, Ego4D first. Equal arguments give equal plans."""
-    return [*_ego4d(seed, SIZES[size]), *_kitchens(seed, SIZES[size]), *_charades(seed, SIZES[size])]
+    """Return all videos of the data set, Ego4D first; equal arguments give equal schedules."""
+    return [*_ego4d_videos(seed, SIZES[size]), *_ek100_videos(seed, SIZES[size]), *_charades_videos(seed, SIZES[size])]
 
 
-def _actions(random, start: float, stop: float, steps, others: float = 0.0) -> list[Action]:
-    """Actions from `steps`, (verb, thing) in turn, as many as [start, stop] holds.
+def _draw_actions(random, start: float, stop: float, steps, neighbours: float = 0.0) -> list[Action]:
+    """Draw actions for `steps`, an iterable of (verb, thing), as many as [start, stop] holds.
 
-    others: the share of actions with a second object beside the first.
+    `neighbours` is the share of actions with a second object beside the first.
     """
     actions, now, before = [], start, random.uniform(0.2, 0.45)
     for verb, thing in steps:
@@ -121,19 +124,19 @@ def _actions(random, start: float, stop: float, steps, others: float = 0.0) -> l
         if end + after > stop:
             break
         thing = dataclasses.replace(thing, size=OBJECT_SIZE * random.uniform(0.93, 1.07))
-        other = None
-        if random.random() < others:
+        neighbour = None
+        if random.random() < neighbours:
             noun = int((thing.noun + random.integers(1, len(NOUNS))) % len(NOUNS))
-            beside = Thing(noun, int(random.integers(len(COLOURS))), 0.72 * OBJECT_SIZE)
-            other = (beside, int(random.choice([-1, 1])))
+            second = Thing(noun, int(random.integers(len(COLOURS))), 0.72 * OBJECT_SIZE)
+            neighbour = (second, int(random.choice([-1, 1])))
         motion = draw_motion(random, verb, thing.size)
-        actions.append(Action(begin, end, before, after, verb, thing, motion, other))
+        actions.append(Action(begin, end, before, after, verb, thing, motion, neighbour))
         now, before = end, after
     return actions
 
 
 def _mixed_steps(random, things: list[Thing]):
-    """Endless (verb, thing): each thing runs through all verbs in a new order before one repeats."""
+    """Yield (verb, thing) endlessly; each thing runs through all verbs before one repeats."""
     decks: list[list[int]] = [[] for _ in things]
     while True:
         for i in random.permutation(len(things)):
@@ -142,8 +145,9 @@ def _mixed_steps(random, things: list[Thing]):
             yield decks[i].pop(), things[i]
 
 
-def _scenes(random, seconds: float, scene_seconds: float, shared: list[Thing], others: float):
-    """(Scene, ...): scenes of a long video. `shared[k]`, where given, is one of the objects of scene k."""
+def _draw_scenes(random, seconds: float, scene_seconds: float, shared: list[Thing],
+                 neighbours: float) -> tuple[Scene, ...]:
+    """Draw the scenes of a long video; `shared[k]`, if there is one, is an object of scene k."""
     count = max(1, round(seconds / scene_seconds))
     deck: list[int] = []
     scenes = []
@@ -154,49 +158,49 @@ def _scenes(random, seconds: float, scene_seconds: float, shared: list[Thing], o
             taken = [thing.noun for thing in things]
             deck = deck or random.permutation(len(NOUNS)).tolist()
             noun = next((noun for noun in deck if noun not in taken), None)
-            if noun is None:  # what is left in the deck lies here already
+            if noun is None:  # all that is left in the deck lies here already
                 deck = [noun for noun in random.permutation(len(NOUNS)).tolist() if noun not in taken]
                 noun = deck[0]
             deck.remove(noun)
             things = [*things, Thing(noun, int(random.integers(len(COLOURS))))]
-        actions = _actions(random, start, stop, _mixed_steps(random, things), others)
+        actions = _draw_actions(random, start, stop, _mixed_steps(random, things), neighbours)
         scenes.append(Scene(start, stop, int(random.integers(2**31)), tuple(actions)))
     return tuple(scenes)
 
 
-def _ego4d(seed: int, size: Size) -> list[ToyVideo]:
+def _ego4d_videos(seed: int, size: Size) -> list[ToyVideo]:
     random = generator(seed, "shared")
-    # the test videos share one object a scene: verb-only questions need one object in five videos
+    # the test videos share one object per scene: verb-only questions need one object in five videos
     shared = [Thing(int(noun), int(random.integers(len(COLOURS)))) for noun in random.permutation(len(NOUNS))]
     videos = []
     for split, count, seconds in (("train", size.ego4d_train, size.ego4d_train_seconds),
                                   ("test", size.ego4d_test, size.ego4d_test_seconds)):
         for i in range(count):
             random = generator(seed, "ego4d", split, i)
-            name = uid(seed, "ego4d", split, i)
-            scenes = _scenes(random, seconds, size.scene_seconds, shared if split == "test" else [], 0.0)
+            name = make_uid(seed, "ego4d", split, i)
+            scenes = _draw_scenes(random, seconds, size.scene_seconds, shared if split == "test" else [], 0.0)
             videos.append(ToyVideo("ego4d", split, name, f"Ego4D/{name}.mp4", seconds,
-                                int(random.integers(2**31)), scenes))
+                                   int(random.integers(2**31)), scenes))
     return videos
 
 
-def _kitchens(seed: int, size: Size) -> list[ToyVideo]:
+def _ek100_videos(seed: int, size: Size) -> list[ToyVideo]:
     videos = []
-    for split, count, seconds in (("train", size.kitchen_train, size.kitchen_train_seconds),
-                                  ("test", size.kitchen_test, size.kitchen_test_seconds)):
+    for split, count, seconds in (("train", size.ek100_train, size.ek100_train_seconds),
+                                  ("test", size.ek100_test, size.ek100_test_seconds)):
         for i in range(count):
             random = generator(seed, "ek100", split, i)
             participant = f"P{i % 4 + 1:02d}"
             name = f"{participant}_{i // 4 + 1 if split == 'train' else i // 4 + 11:02d}"
-            scenes = _scenes(random, seconds, 20, [], 0.2)
-            # the sleeve belongs to the participant, whom train and test share as the real split does
+            scenes = _draw_scenes(random, seconds, 20, [], 0.2)
+            # the sleeve belongs to the participant; train and test share participants, as the real splits do
             person = int(generator(seed, "participant", participant).integers(2**31))
             path = f"EK100/video_ht256px/{participant}/{name}.MP4"
             videos.append(ToyVideo("ek100", split, name, path, seconds, person, scenes))
     return videos
 
 
-def _charades(seed: int, size: Size) -> list[ToyVideo]:
+def _charades_videos(seed: int, size: Size) -> list[ToyVideo]:
     classes = charades_classes()
     letters = np.array(list("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
     videos, names, deck = [], set(), []
@@ -207,18 +211,19 @@ def _charades(seed: int, size: Size) -> list[ToyVideo]:
                 pass
             names.add(name)
             shuffle = generator(seed, "deck", split, i)
-            # dealt from a shuffled deck of all nouns, so that every class gets its share of videos; what is done in one
-            # video is mostly done to one thing, as in the real ones, and every third video has another thing besides
+            # Nouns are dealt from a shuffled deck of all nouns, so that every class gets its share of videos. Most
+            # videos show actions on one thing, as real videos do; every third video has a second thing.
             deck = deck or shuffle.permutation(len(NOUNS)).tolist()
             thing = Thing(deck.pop(), int(random.integers(len(COLOURS))))
             steps = [(classes[k][0], thing) for k in random.permutation(len(classes)) if classes[k][1] == thing.noun]
             if i % 3 == 2:
-                verb, noun = classes[int(random.choice([k for k in range(len(classes)) if classes[k][1] != thing.noun]))]
+                others = [k for k in range(len(classes)) if classes[k][1] != thing.noun]
+                verb, noun = classes[int(random.choice(others))]
                 steps.append((verb, Thing(noun, int(random.integers(len(COLOURS))))))
             resting = None
-            if split == "test" and i in (1, 17):  # the real test set has videos without any label, too
+            if split == "test" and i in (1, 17):  # the real test set, too, has videos without any label
                 resting, steps = (steps[0][1], draw_motion(random, 7, OBJECT_SIZE)), []
-            actions = _actions(random, 0.0, float("inf"), steps)
+            actions = _draw_actions(random, 0.0, float("inf"), steps)
             seconds = round((actions[-1].stop + actions[-1].gap_after if actions else 5.0), 1)
             scene = Scene(0.0, seconds, int(random.integers(2**31)), tuple(actions), resting)
             path = f"CharadesEgo/CharadesEgo_v1_480/{name}.mp4"

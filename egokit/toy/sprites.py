@@ -1,7 +1,7 @@
-"""The twelve objects as small pictures, each with a silhouette of its own, in any colour and size.
+"""The twelve objects as small pictures with distinct silhouettes, in any colour and size.
 
-A sprite is drawn once, large, and scaled down; scaled ones are cached. Where it goes in a frame is
-stage.py's affair, and the hand has its own file.
+A sprite is drawn once, large, and scaled down; scaled sprites are cached. stage.py places them in a frame, and the hand
+is in hand.py.
 """
 from __future__ import annotations
 
@@ -17,21 +17,24 @@ RGB = {"red": (208, 42, 40), "blue": (44, 84, 205), "green": (46, 152, 62),
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sprite:
-    """A picture ready to be laid over a frame, and the point in it that is put on a given pixel."""
+    """A picture ready to be pasted on a frame; its anchor is the point put on a given pixel."""
     colour_HWC: np.ndarray        # uint16, already multiplied by alpha 0..256
     transparency_HW1: np.ndarray  # uint16, 256 - alpha
     anchor: tuple[float, float]   # x, y
 
 
 def to_sprite(image, anchor: tuple[float, float]) -> Sprite:
-    """From an RGBA PIL image; `anchor` in its pixels."""
+    """Return the sprite of a PIL image; `anchor` is in the image's pixels."""
     pixels = np.asarray(image.convert("RGBA")).astype(np.uint16)
     alpha = pixels[..., 3:] + (pixels[..., 3:] >> 7)  # 0..255 -> 0..256, so that >> 8 divides exactly
     return Sprite(pixels[..., :3] * alpha, 256 - alpha, anchor)
 
 
-def lay(frame_HWC: np.ndarray, sprite: Sprite, x: float, y: float) -> None:
-    """Lay a sprite over a uint8 frame, in place, its anchor on (x, y); what falls outside is cut off."""
+def paste(frame_HWC: np.ndarray, sprite: Sprite, x: float, y: float) -> None:
+    """Paste a sprite on a uint8 frame, in place, with its anchor on (x, y).
+
+    Pixels outside the frame are cropped.
+    """
     height, width = sprite.transparency_HW1.shape[:2]
     left, top = round(x - sprite.anchor[0]), round(y - sprite.anchor[1])
     x0, x1 = max(left, 0), min(left + width, frame_HWC.shape[1])
@@ -43,11 +46,12 @@ def lay(frame_HWC: np.ndarray, sprite: Sprite, x: float, y: float) -> None:
 
 
 def shade(rgb, factor: float) -> tuple[int, int, int]:
+    """Return a colour made darker (factor below 1) or lighter."""
     return tuple(int(min(255, channel * factor)) for channel in rgb)
 
 
 class Pen:
-    """PIL's drawing calls in units of the 100 x 100 square, with the dark outline all objects have."""
+    """PIL's drawing calls in units of a 100 x 100 square, with a dark outline."""
 
     def __init__(self, image, colour, scale: float = MASTER / 100):
         from PIL import ImageDraw
@@ -184,14 +188,17 @@ def _master(noun: str, colour: str):
 
 @functools.lru_cache(maxsize=4096)
 def object_sprite(noun: str, colour: str, size: int) -> Sprite:
-    """The object `size` px across, anchored at its centre."""
+    """Return the object `size` px across, anchored at its centre."""
     from PIL import Image
     return to_sprite(_master(noun, colour).resize((size, size), Image.Resampling.BOX), (size / 2, size / 2))
 
 
 @functools.lru_cache(maxsize=2048)
 def opened_sprites(noun: str, colour: str, size: int) -> tuple[Sprite, Sprite, Sprite]:
-    """(lower half, upper half, dark mouth between them), each anchored where the whole is."""
+    """Return an object's lower half, upper half, and the dark mouth between them.
+
+    Each is anchored where the whole object is.
+    """
     from PIL import Image, ImageDraw
     whole = object_sprite(noun, colour, size)
     rows = np.flatnonzero((whole.transparency_HW1 < 128).any(axis=(1, 2)))

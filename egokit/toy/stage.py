@@ -1,7 +1,7 @@
-"""Table tops, and one frame put together: background, objects, hand, light.
+"""Table tops, and the composition of one frame: background, objects, hand, light.
 
-A background is painted once a scene. The three data sets differ here, in tables, sleeves and light,
-so that going from one to another is a small change of domain. Motion and timing are decided elsewhere.
+A background is painted once per scene. The three data sets differ in tables, sleeves and light, so that going from one
+to another is a small domain shift. Motion and timing are decided in motion.py and schedule.py.
 """
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ SKINS = ((236, 188, 156), (222, 165, 128), (190, 132, 96), (141, 92, 64))
 
 
 @dataclasses.dataclass(frozen=True)
-class Look:
-    """What a data set's pictures have in common."""
+class Appearance:
+    """What the pictures of a data set have in common; colours are RGB, 0..255."""
     tables: tuple[tuple[int, int, int], ...]
     textures: tuple[str, ...]
     walls: tuple[tuple[int, int, int], ...]
     sleeves: tuple[tuple[int, int, int], ...]
-    gain: tuple[float, float]  # light, from .. to
-    tint: tuple[float, float, float]
+    gain: tuple[float, float]         # the range of the light's brightness
+    tint: tuple[float, float, float]  # the light's colour
 
 
-LOOKS = {
-    "ego4d": Look(
+APPEARANCES = {
+    "ego4d": Appearance(
         tables=((150, 106, 66), (203, 168, 120), (132, 134, 140), (220, 208, 186),
                 (66, 92, 78), (88, 104, 134)),
         textures=("wood", "wood", "speckle", "plain"),
         walls=((196, 190, 180), (120, 130, 140), (170, 150, 130)),
         sleeves=((48, 70, 142), (122, 32, 44), (62, 62, 64), (40, 110, 74)),
         gain=(0.85, 1.08), tint=(1.0, 1.0, 1.0)),
-    "ek100": Look(
+    "ek100": Appearance(
         tables=((214, 218, 222), (70, 70, 76), (96, 152, 150), (172, 100, 74)),
         textures=("tiles", "speckle", "tiles"),
         walls=((232, 226, 208), (150, 176, 184)),
         sleeves=((226, 136, 46), (236, 160, 186), (150, 190, 226), (240, 236, 226)),
         gain=(0.75, 0.95), tint=(1.06, 1.0, 0.88)),
-    "charades": Look(
+    "charades": Appearance(
         tables=((202, 166, 76), (166, 152, 192), (214, 172, 168), (92, 62, 48)),
         textures=("plain", "wood", "tiles"),
         walls=((140, 110, 90), (90, 96, 120), (205, 205, 195)),
@@ -55,38 +55,48 @@ LOOKS = {
 
 
 def wearer(corpus: str, seed: int) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """(skin, sleeve) of the person behind a video's camera."""
+    """Draw the skin and sleeve colour of the person behind a video's camera."""
     random = np.random.default_rng(seed)
-    sleeves = LOOKS[corpus].sleeves
+    sleeves = APPEARANCES[corpus].sleeves
     return SKINS[random.integers(len(SKINS))], sleeves[random.integers(len(sleeves))]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stage:
-    """A scene ready to be played on: its background and the light that falls on everything."""
+    """The background of a scene, and the light that falls on everything."""
     background_HWC: np.ndarray  # uint8, unlit
-    light_C256: np.ndarray      # uint8, a curve a channel
+    light_C256: np.ndarray      # uint8, a curve per channel
 
-    def frame(self, pose: Pose | None, thing: Thing, wearing, other=None) -> np.ndarray:
-        """One picture, uint8 (96, 128, 3), without its number."""
+    def frame(self, pose: Pose | None, thing: Thing, wearing, neighbour=None) -> np.ndarray:
+        """Compose one frame, without its number.
+
+        Args:
+            pose: of the object and the hand; None leaves both out.
+            thing: the object.
+            wearing: skin and sleeve colour, the result of `wearer`.
+            neighbour: a second object and its side, as in `Action`.
+
+        Returns:
+            uint8 (96, 128, 3).
+        """
         frame_HWC = self.background_HWC.copy()
-        if other is not None:
-            beside, side = other
-            _shadow(frame_HWC, 64 + side * 32, 50 + 0.4 * beside.size, 0.95 * beside.size)
-            sprites.lay(frame_HWC, _sprite(beside, beside.size), 64 + side * 32, 50)
+        if neighbour is not None:
+            second, side = neighbour
+            _paste_shadow(frame_HWC, 64 + side * 32, 50 + 0.4 * second.size, 0.95 * second.size)
+            sprites.paste(frame_HWC, _sprite(second, second.size), 64 + side * 32, 50)
         if pose is not None:
-            _shadow(frame_HWC, *pose.shadow)
+            _paste_shadow(frame_HWC, *pose.shadow)
             if pose.opens:
                 lower, upper, mouth = _sprite(thing, pose.size, sprites.opened_sprites)
-                sprites.lay(frame_HWC, lower, pose.x, pose.y)
+                sprites.paste(frame_HWC, lower, pose.x, pose.y)
                 if pose.lid[1] < -1:
-                    sprites.lay(frame_HWC, mouth, pose.x, pose.y)
-                sprites.lay(frame_HWC, upper, pose.x + pose.lid[0], pose.y + pose.lid[1])
+                    sprites.paste(frame_HWC, mouth, pose.x, pose.y)
+                sprites.paste(frame_HWC, upper, pose.x + pose.lid[0], pose.y + pose.lid[1])
             else:
-                sprites.lay(frame_HWC, _sprite(thing, pose.size), pose.x, pose.y)
+                sprites.paste(frame_HWC, _sprite(thing, pose.size), pose.x, pose.y)
             if pose.hand is not None:
                 percent = 5 * round(20 * pose.hand_scale ** 0.5)
-                sprites.lay(frame_HWC, hand_sprite(*wearing, pose.side, percent), *pose.hand)
+                sprites.paste(frame_HWC, hand_sprite(*wearing, pose.side, percent), *pose.hand)
         for channel in range(3):
             frame_HWC[..., channel] = self.light_C256[channel][frame_HWC[..., channel]]
         return frame_HWC
@@ -106,18 +116,18 @@ def _shadow_sprite(width: int) -> sprites.Sprite:
     return sprites.to_sprite(image, (4 + width / 2, 4 + width * 0.18))
 
 
-def _shadow(frame_HWC, x: float, y: float, width: float) -> None:
-    sprites.lay(frame_HWC, _shadow_sprite(round(width)), x, y)
+def _paste_shadow(frame_HWC, x: float, y: float, width: float) -> None:
+    sprites.paste(frame_HWC, _shadow_sprite(round(width)), x, y)
 
 
 def build_stage(corpus: str, seed: int) -> Stage:
-    """The table top that `seed` draws in the look of `corpus`."""
-    look, random = LOOKS[corpus], np.random.default_rng(seed)
-    table = np.array(look.tables[random.integers(len(look.tables))]) * random.uniform(0.9, 1.1)
-    texture = look.textures[random.integers(len(look.textures))]
+    """Draw a table top from `seed`, in the appearance of `corpus`."""
+    style, random = APPEARANCES[corpus], np.random.default_rng(seed)
+    table = np.array(style.tables[random.integers(len(style.tables))]) * random.uniform(0.9, 1.1)
+    texture = style.textures[random.integers(len(style.textures))]
     picture = np.clip(table, 0, 245) * np.ones((HEIGHT, WIDTH, 1)) * _grain(random, texture)[..., None]
     edge = int(random.integers(7, 13))  # where the table ends
-    picture[:edge] = np.array(look.walls[random.integers(len(look.walls))])
+    picture[:edge] = np.array(style.walls[random.integers(len(style.walls))])
     picture[edge - 1:edge + 1] *= 0.6
     down, across = np.mgrid[0:1:HEIGHT * 1j, 0:1:WIDTH * 1j]
     slope_x, slope_y = random.uniform(-0.15, 0.15), random.uniform(-0.1, 0.2)
@@ -126,14 +136,14 @@ def build_stage(corpus: str, seed: int) -> Stage:
     corners = [(12, 26), (116, 26), (12, 78), (116, 78)]
     for i in random.permutation(4)[:int(random.integers(1, 3))]:
         x, y = np.array(corners[i]) + random.integers(-4, 5, 2)
-        sprites.lay(background, _clutter(random), x, y)
-    gain = random.uniform(*look.gain) * np.array(look.tint) * random.uniform(0.97, 1.03, 3)
+        sprites.paste(background, _clutter(random), x, y)
+    gain = random.uniform(*style.gain) * np.array(style.tint) * random.uniform(0.97, 1.03, 3)
     light = np.clip(np.arange(256) * gain[:, None], 0, 255).astype(np.uint8)
     return Stage(background, light)
 
 
 def _grain(random: np.random.Generator, texture: str) -> np.ndarray:
-    """(96, 128), around 1: wood has long streaks, speckle dots, tiles joints."""
+    """Draw a texture (96, 128) around 1: wood has long streaks, speckle dots, tiles joints."""
     from PIL import Image
 
     def noise(rows: int, columns: int, depth: float) -> np.ndarray:
@@ -153,7 +163,7 @@ def _grain(random: np.random.Generator, texture: str) -> np.ndarray:
 
 
 def _clutter(random: np.random.Generator) -> sprites.Sprite:
-    """A small thing that lies about and is never spoken of: coaster, napkin, pencil or sponge."""
+    """Draw a small thing that is never narrated: a coaster, napkin, pencil or sponge."""
     from PIL import Image
     image = Image.new("RGBA", (64, 64))
     pen = sprites.Pen(image, tuple(int(c) for c in random.integers(70, 230, 3)), 0.64)

@@ -1,6 +1,6 @@
-"""The tables of the data sets that a pre-trained model is taken to: EK-100 and Charades-Ego.
+"""The tables of EK-100 and Charades-Ego, to which a pre-trained model is transferred.
 
-EK-100's relevancy and Charades' metadata_*.csv are derived from these by egokit.prep, not here.
+EK-100's relevancy and Charades' metadata_*.csv are derived from them by egokit.prep.
 """
 from __future__ import annotations
 
@@ -9,53 +9,53 @@ from pathlib import Path
 import numpy as np
 
 from egokit.data.annotation_tables import EK100_ANNOTATIONS
-from egokit.runs import run_folder
+from egokit.runs.files import atomic_path
 from egokit.toy.schedule import FPS, Action, ToyVideo, generator
-from egokit.toy.words import NOUNS, VERBS, charades_classes, charades_sentence, kitchen_narration
+from egokit.toy.words import NOUNS, VERBS, charades_classes, charades_sentence, ek100_narration
 
 CHARADES = Path("CharadesEgo/CharadesEgo")
 
 
 def _write_csv(path: Path, rows: list[dict]) -> None:
     import pandas
-    with run_folder.atomic_path(path) as temporary:
+    with atomic_path(path) as temporary:
         pandas.DataFrame(rows).to_csv(temporary, index=False)
 
 
 def timestamp(seconds: float) -> str:
-    """HH:MM:SS.cc"""
+    """Return a time as HH:MM:SS.cc."""
     minutes, centiseconds = divmod(round(seconds * 100), 6000)
     return f"{minutes // 60:02d}:{minutes % 60:02d}:{centiseconds // 100:02d}.{centiseconds % 100:02d}"
 
 
-def write_kitchens(root: Path, seed: int, videos: list[ToyVideo]) -> dict[str, int]:
-    """Write the four EK-100 tables; returns the numbers of clips and of sentences."""
+def write_ek100(root: Path, seed: int, videos: list[ToyVideo]) -> dict[str, int]:
+    """Write the four EK-100 tables; return the numbers of clips and of sentences."""
     counts = {}
     for split in ("train", "test"):
-        clips = [_kitchen_clip(random, video, i, action)
+        clips = [_ek100_clip(random, video, i, action)
                  for video in videos if video.corpus == "ek100" and video.split == split
                  for random in [generator(seed, "kitchen narration", video.uid)]
                  for i, action in enumerate(video.actions)]
-        first_of = {clip["narration"]: clip for clip in reversed(clips)}  # each narration's first clip
+        first_clip = {clip["narration"]: clip for clip in reversed(clips)}  # of each narration
         columns = ["narration_id", "narration"]
-        if split == "train":  # the real test file tells no classes
+        if split == "train":  # the real test file has no classes
             columns += ["verb", "verb_class", "noun", "noun_class", "all_nouns", "all_noun_classes"]
         sentences = [{column: clip[column] for column in columns}
-                     for clip in clips if first_of[clip["narration"]] is clip]
+                     for clip in clips if first_clip[clip["narration"]] is clip]
         _write_csv(root / EK100_ANNOTATIONS / f"EPIC_100_retrieval_{split}.csv", clips)
         _write_csv(root / EK100_ANNOTATIONS / f"EPIC_100_retrieval_{split}_sentence.csv", sentences)
         counts |= {f"ek100_{split}_clips": len(clips), f"ek100_{split}_sentences": len(sentences)}
     return counts
 
 
-def _kitchen_clip(random: np.random.Generator, video: ToyVideo, i: int, action: Action) -> dict:
-    noun, other = action.thing.noun, action.other and action.other[0].noun
+def _ek100_clip(random: np.random.Generator, video: ToyVideo, i: int, action: Action) -> dict:
+    noun, neighbour = action.thing.noun, action.neighbour and action.neighbour[0].noun
     style = random.random()
-    colour = action.thing.colour if style > 0.7 and other is None else None
-    narration = kitchen_narration(action.verb, noun, colour, style > 0.5 and other is None, other)
+    colour = action.thing.colour if style > 0.7 and neighbour is None else None
+    narration = ek100_narration(action.verb, noun, colour, style > 0.5 and neighbour is None, neighbour)
     start = action.start - random.uniform(0, 0.45) * action.gap_before
     stop = action.stop + random.uniform(0, 0.45) * action.gap_after
-    nouns = [noun] if other is None else [noun, other]
+    nouns = [noun] if neighbour is None else [noun, neighbour]
     return {
         "narration_id": f"{video.uid}_{i}", "participant_id": video.uid[:3], "video_id": video.uid,
         "narration_timestamp": timestamp(random.uniform(action.start, action.stop)),
@@ -68,9 +68,9 @@ def _kitchen_clip(random: np.random.Generator, video: ToyVideo, i: int, action: 
 
 
 def write_charades(root: Path, videos: list[ToyVideo]) -> dict[str, int]:
-    """Write Charades' class list and its two tables; returns the numbers of videos and actions."""
+    """Write Charades' class list and its two tables; return the numbers of videos and actions."""
     classes, counts = charades_classes(), {}
-    with run_folder.atomic_path(root / CHARADES / "Charades_v1_classes.txt") as temporary:
+    with atomic_path(root / CHARADES / "Charades_v1_classes.txt") as temporary:
         lines = [f"c{i:03d} {charades_sentence(*pair)}" for i, pair in enumerate(classes)]
         temporary.write_text("\n".join(lines) + "\n")
     for split in ("train", "test"):

@@ -1,9 +1,9 @@
-"""From the plan to MP4 files: frames drawn, numbered, encoded, and the work shared by processes.
+"""Turn the schedule into MP4 files: draw, number and encode frames, in several processes.
 
     python -m egokit.toy.videos ROOT SEED SIZE UID...      # encode these videos
 
-Finished files are renamed into place and kept, so an interrupted run goes on where it was. Workers are
-plain subprocesses that draw the plan again: nothing is pickled, and a caller needs no __main__ guard.
+Finished files are renamed into place and kept, so an interrupted run continues where it stopped. Workers are plain
+subprocesses that draw the schedule again: nothing is pickled, and a caller needs no __main__ guard.
 """
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from pathlib import Path
 
 import numpy as np
 
-from egokit.runs import run_folder
+from egokit.runs.files import atomic_path
 from egokit.toy import stage
 from egokit.toy.frame_number import write_frame_number
 from egokit.toy.motion import pose_at, rest_pose
 from egokit.toy.schedule import FPS, Action, Scene, ToyVideo, make_schedule
 
 
-def frames(video: ToyVideo) -> Iterator[np.ndarray]:
-    """Every frame of a video in order, uint8 (96, 128, 3), numbered from 0."""
+def draw_frames(video: ToyVideo) -> Iterator[np.ndarray]:
+    """Yield every frame of a video in order, uint8 (96, 128, 3), numbered from 0."""
     wearing = stage.wearer(video.corpus, video.seed)
     number = 0
     for scene in video.scenes:
         table = stage.build_stage(video.corpus, scene.seed)
         last = video.frames if scene is video.scenes[-1] else round(scene.stop * FPS)
         while number < last:
-            frame_HWC = _picture(table, scene, number / FPS, wearing)
+            frame_HWC = _draw_frame(table, scene, number / FPS, wearing)
             write_frame_number(frame_HWC, number)
             yield frame_HWC
             number += 1
 
 
-def _picture(table: stage.Stage, scene: Scene, now: float, wearing) -> np.ndarray:
-    action = _nearest(scene, now)
+def _draw_frame(table: stage.Stage, scene: Scene, now: float, wearing) -> np.ndarray:
+    action = _nearest_action(scene, now)
     if action is None:
         thing, motion = scene.resting
         return table.frame(rest_pose(motion, after=False), thing, wearing)
@@ -46,44 +46,47 @@ def _picture(table: stage.Stage, scene: Scene, now: float, wearing) -> np.ndarra
         pose = pose_at(action.motion, (now - action.start) / (action.stop - action.start))
     else:
         pose = rest_pose(action.motion, after=now > action.stop)
-    return table.frame(pose, action.thing, wearing, action.other)
+    return table.frame(pose, action.thing, wearing, action.neighbour)
 
 
-def _nearest(scene: Scene, now: float) -> Action | None:
-    """The action going on, or the nearer one: one object gives way to the next halfway between them."""
+def _nearest_action(scene: Scene, now: float) -> Action | None:
+    """Return the current or nearest action; objects change halfway between two actions."""
     def distance(action: Action) -> float:
         return max(action.start - now, now - action.stop, 0.0)
     return min(scene.actions, key=distance, default=None)
 
 
 def encode(video: ToyVideo, path: Path) -> None:
-    """Write one video as H.264 MP4. One thread: the same frames then give the same bytes."""
+    """Write one video as H.264 MP4.
+
+    The encoder has one thread, so that the same frames give the same bytes.
+    """
     import av
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=FPS)
         stream.width, stream.height, stream.pix_fmt = stage.WIDTH, stage.HEIGHT, "yuv420p"
         stream.options = {"crf": "20", "preset": "veryfast", "threads": "1", "g": "40"}
-        for frame_HWC in frames(video):
+        for frame_HWC in draw_frames(video):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame_HWC, format="rgb24")))
         container.mux(stream.encode())
 
 
-def render_share(root: Path, videos: list[ToyVideo], keep_going=lambda: True) -> None:
-    """Encode those of `videos` that are not there yet."""
+def encode_missing(root: Path, videos: list[ToyVideo], keep_going=lambda: True) -> None:
+    """Encode those of `videos` that have no file yet, while `keep_going()` is true."""
     for video in videos:
         path = root / video.path
         if not path.exists() and keep_going():
-            with run_folder.atomic_path(path) as temporary:
+            with atomic_path(path) as temporary:
                 encode(video, temporary)
 
 
 def render(root: Path, seed: int, size: str, processes: int) -> None:
-    """Encode all videos that are missing, in `processes` processes of which this is one."""
+    """Encode all missing videos in `processes` processes, of which this process is one."""
     package_parent = str(Path(__file__).resolve().parents[2])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(
         filter(None, [package_parent, os.environ.get("PYTHONPATH")]))}
     videos, began = make_schedule(seed, size), time.time()
-    # resumed work is shared out anew, or one process would be left with all of it
+    # resumed work is divided again, or one process might be left with all of it
     missing = [video for video in videos if not (root / video.path).exists()]
     processes = max(1, min(processes, len(missing) // 4))
     workers = [subprocess.Popen(
@@ -91,7 +94,7 @@ def render(root: Path, seed: int, size: str, processes: int) -> None:
          *(video.uid for video in missing[share::processes])],
         env=environment, stderr=subprocess.PIPE, text=True) for share in range(1, processes)]
     try:
-        render_share(root, missing[::processes])
+        encode_missing(root, missing[::processes])
         for worker in workers:
             _, errors = worker.communicate()
             if worker.returncode:
@@ -101,10 +104,10 @@ def render(root: Path, seed: int, size: str, processes: int) -> None:
             if worker.poll() is None:
                 worker.terminate()
                 worker.communicate()
-    _sweep({(root / video.path).parent for video in videos}, began)
+    _remove_leftovers({(root / video.path).parent for video in videos}, began)
 
 
-def _sweep(folders: set[Path], began: float) -> None:
+def _remove_leftovers(folders: set[Path], began: float) -> None:
     """Remove half-written files of a make that was killed before this one began."""
     for folder in folders:
         for path in folder.glob(".*.part.*"):
@@ -113,11 +116,12 @@ def _sweep(folders: set[Path], began: float) -> None:
 
 
 def main(arguments: list[str]) -> None:
+    """Encode the videos of the command line: ROOT SEED SIZE UID..."""
     root, seed, size, *uids = arguments
     parent, wanted = os.getppid(), set(uids)
-    # a killed parent must not leave its workers drawing for nobody
-    render_share(Path(root), [video for video in make_schedule(int(seed), size) if video.uid in wanted],
-                 keep_going=lambda: os.getppid() == parent)
+    # workers stop when their parent was killed
+    encode_missing(Path(root), [video for video in make_schedule(int(seed), size) if video.uid in wanted],
+                   keep_going=lambda: os.getppid() == parent)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""A byte-level BPE tokenizer in RoBERTa's file format, trained on every sentence the toy can say.
+"""A byte-level BPE tokenizer in RoBERTa's file format, trained on the toy's sentences.
 
-A space is put before the first word, so that a word is one token wherever it stands. The folder stands where the
-folder of `roberta-base` stands for real data; egokit.model.text_encoder reads both.
+A space is put before the first word, so that a word is one token wherever it stands. The folder takes the place of the
+folder of `roberta-base`; egokit.model.text_encoder reads both.
 """
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from egokit.runs import run_folder
+from egokit.runs.files import atomic_path
 from egokit.toy.words import all_sentences, verb_pieces
 
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")  # ids 0 to 3, as in RoBERTa; <mask> is the last id
@@ -17,20 +17,22 @@ MERGE_LIMIT = 1000  # more than there are to learn: training stops when every wo
 
 
 def write_tokenizer(folder: Path) -> int:
-    """Train it and write its five files; returns the size of the vocabulary."""
+    """Train the tokenizer and write its five files; return the size of the vocabulary."""
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.decoder = decoders.ByteLevel()
-    # stems and endings are learned apart, and first: "picks" and "picking" share a token, as in a large vocabulary
+    # stems and endings are learned separately, and first: "picks" and "picking" share a token, as in a large vocabulary
     pieces = {stem + ending: (stem, ending) for stem, ending in verb_pieces()}
-    learning = pre_tokenizers.Sequence([pre_tokenizers.Split("|", "removed"), pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    sentences = [" " + " ".join("|".join(pieces.get(word, (word,))) for word in sentence.split()) for sentence in all_sentences()]
+    split_pieces = pre_tokenizers.Sequence([pre_tokenizers.Split("|", "removed"),
+                                            pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    sentences = [" " + " ".join("|".join(pieces.get(word, (word,))) for word in sentence.split())
+                 for sentence in all_sentences()]
     sentences += [" " + "|".join(piece) for piece in pieces.values()] * len(sentences)
     trainer = trainers.BpeTrainer(vocab_size=MERGE_LIMIT, special_tokens=list(SPECIAL), show_progress=False,
                                   initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
-    tokenizer.pre_tokenizer = learning
+    tokenizer.pre_tokenizer = split_pieces
     tokenizer.train_from_iterator(sentences, trainer)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     learned = json.loads(tokenizer.to_str())["model"]
@@ -53,6 +55,6 @@ def write_tokenizer(folder: Path) -> int:
         "special_tokens_map.json": json.dumps(names, indent=1),
     }
     for name, text in files.items():
-        with run_folder.atomic_path(folder / name) as temporary:
+        with atomic_path(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return len(vocabulary)

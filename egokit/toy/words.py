@@ -1,7 +1,7 @@
-"""The toy's vocabulary and the three ways in which the data sets narrate an action.
+"""The toy's vocabulary, and the three ways in which the data sets narrate an action.
 
-Class ids are positions in NOUNS and VERBS. Verbs stand in opposite pairs: verb ^ 1 is the opposite,
-verb // 2 the pair. Nothing here knows about videos or files.
+Class ids are positions in NOUNS and VERBS. Verbs stand in opposite pairs: verb ^ 1 is the opposite, verb // 2 the pair.
+Nothing here depends on videos or files.
 """
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ NOUNS = ("cup", "bowl", "ball", "box", "bottle", "plate", "knife", "pan", "book"
 VERBS = ("pick up", "put down", "open", "close", "push", "pull", "move left", "move right")
 COLOURS = ("red", "blue", "green", "yellow", "purple", "white")
 
-# base, third person, gerund, and what follows the verb and the object; "|" parts stem and ending, for the tokenizer
+# base form, third person, gerund, and what follows the verb and the object; "|" divides stem and ending (tokenizer)
 _FORMS = (
     ("pick", "pick|s", "pick|ing", " up", ""),
     ("put", "put|s", "put|ting", " down", ""),
@@ -23,6 +23,7 @@ _FORMS = (
 
 
 def opposite(verb: int) -> int:
+    """Return the class id of the opposite verb."""
     return verb ^ 1
 
 
@@ -32,37 +33,44 @@ def _phrase(verb: int, form: int, thing: str) -> str:
 
 
 def verb_pieces() -> list[tuple[str, str]]:
-    """Every form of every verb as (stem, ending), the ending perhaps empty."""
+    """Return every form of every verb as (stem, ending); the ending may be empty."""
     forms = {form for row in _FORMS for form in row[:3]}
     return sorted((form.partition("|")[0], form.partition("|")[2]) for form in forms)
 
 
 def ego4d_narration(verb: int, noun: int, colour: int | None, hand: str | None, style: int = 0) -> str:
-    """"#C C picks up the red cup"; colour or hand None leaves that word out.
+    """Return a narration such as "#C C picks up the red cup".
 
-    Styles 1 to 3, "#C C starts to pick up", "#C C is picking up" and "picking up", are how the other data sets' words occur
-    in pre-training; a real text encoder knows from its own that they are one verb.
+    Styles 1 to 3 are "#C C starts to pick up", "#C C is picking up" and "picking up". They bring the verb forms of the
+    other data sets into pre-training; a real text encoder knows from its own pre-training that they are one verb.
+
+    Args:
+        colour: class id; None leaves the colour out.
+        hand: "left" or "right"; None leaves the hand out.
     """
     thing = " ".join(["the", *([] if colour is None else [COLOURS[colour]]), NOUNS[noun]])
-    # "moves the cup to the left with the right hand" would read like a riddle and pass 15 tokens
+    # "moves the cup to the left with the right hand" would be confusing, and longer than 15 tokens
     by_hand = f" with the {hand} hand" if hand and not style and VERBS[verb] not in ("move left", "move right") else ""
     lead, form = (("#C C ", 1), ("#C C starts to ", 0), ("#C C is ", 2), ("", 2))[style]
     return f"{lead}{_phrase(verb, form, thing)}{by_hand}"
 
 
-def kitchen_narration(verb: int, noun: int, colour: int | None, article: bool, other: int | None) -> str:
-    """EK-100's terse style: "pick up cup", "push the red pan", "put down cup next to plate"."""
+def ek100_narration(verb: int, noun: int, colour: int | None, article: bool, neighbour: int | None) -> str:
+    """Return a narration in EK-100's terse style.
+
+    Examples: "pick up cup", "push the red pan", "put down cup next to plate".
+    """
     words = [*(["the"] if article else []), *([] if colour is None else [COLOURS[colour]]), NOUNS[noun]]
-    return _phrase(verb, 0, " ".join(words)) + ("" if other is None else f" next to {NOUNS[other]}")
+    return _phrase(verb, 0, " ".join(words)) + ("" if neighbour is None else f" next to {NOUNS[neighbour]}")
 
 
 def charades_sentence(verb: int, noun: int) -> str:
-    """Charades' class names: "picking up the cup"."""
+    """Return a class name in Charades' style, such as "picking up the cup"."""
     return _phrase(verb, 2, f"the {NOUNS[noun]}")
 
 
 def charades_classes() -> list[tuple[int, int]]:
-    """The 24 (verb, noun) classes c000..c023: every noun twice, every verb three times.
+    """Return the 24 (verb, noun) classes c000..c023: every noun twice, every verb three times.
 
     The two verbs of a noun come from different pairs.
     """
@@ -70,14 +78,18 @@ def charades_classes() -> list[tuple[int, int]]:
 
 
 def all_sentences() -> list[str]:
-    """Every sentence any part of the toy can hold (two-noun narrations once a noun): for the tokenizer."""
+    """Return every sentence that the toy can hold, for the tokenizer.
+
+    Of the narrations with two nouns there is one per verb and noun.
+    """
     sentences, colours = [], (None, *range(len(COLOURS)))
     for verb in range(len(VERBS)):
         for noun in range(len(NOUNS)):
             sentences.append(charades_sentence(verb, noun))
             for hand in (None, "left", "right"):
-                sentences += [ego4d_narration(verb, noun, colour, hand, style) for colour in colours for style in range(4)]
+                sentences += [ego4d_narration(verb, noun, colour, hand, style)
+                              for colour in colours for style in range(4)]
             for article in (False, True):
-                sentences += [kitchen_narration(verb, noun, colour, article, None) for colour in colours]
-            sentences.append(kitchen_narration(verb, noun, None, False, (noun + 5) % len(NOUNS)))
+                sentences += [ek100_narration(verb, noun, colour, article, None) for colour in colours]
+            sentences.append(ek100_narration(verb, noun, None, False, (noun + 5) % len(NOUNS)))
     return sentences

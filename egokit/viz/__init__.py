@@ -1,8 +1,14 @@
-"""Pictures and tables. Each function saves under the run's figures/ and returns what a notebook shows.
+"""Pictures and tables of a run, returned for the notebook; pictures are also saved.
 
-base.py  style and strips;  training.py  what goes in;  curves.py  training as it goes on;  predictions.py  what it predicts of
-a few samples meanwhile;  retrieval.py  questions and results;  classes.py  numbers class by class;  browser.py  the retrieval
-browser, queries.py  what it shows;  inside.py  gates, attention, features;  tables.py  numbers and files. matplotlib is imported in use.
+A picture is saved under the run's figures/ folder.
+
+    samples.py      what goes into training            curves.py       training, live or afterwards
+    predictions.py  held-out samples during training   retrieval.py    questions, retrieved clips, re-ranking
+    per_class.py    numbers by class, verb and noun    browser.py      the retrieval browser; its content: queries.py
+    attention.py    gates and word attention           features.py     EgoMQ features over time
+    tables.py       numbers and files as tables        style.py        colours, frame strips, saving
+
+matplotlib is imported where it is used, so importing this package stays light.
 """
 from egokit.viz.attention import fusion
 from egokit.viz.browser import browser
@@ -15,7 +21,6 @@ from egokit.viz.samples import batch, narrations
 from egokit.viz.style import strip
 from egokit.viz.tables import counts, files, findings, ledger, metrics, published, results, table
 
-__all__ = ["accuracy_by_word", "average_precisions", "batch", "browser", "counts", "curves", "features", "files", "findings", "fusion",
-           "ledger", "metrics", "narrations", "predictions", "published", "question", "questions", "reranked", "results",
-           "retrieval_by_word", "retrieved",
-           "strip", "table", "watch"]
+__all__ = ["accuracy_by_word", "average_precisions", "batch", "browser", "counts", "curves", "features", "files",
+           "findings", "fusion", "ledger", "metrics", "narrations", "predictions", "published", "question", "questions",
+           "reranked", "results", "retrieval_by_word", "retrieved", "strip", "table", "watch"]

@@ -1,4 +1,4 @@
-// The browser of a page: search, order, filters, random. What a query looks like, and every order, come with the data.
+// The browser of a saved page: search, order, filters, random query. The data hold each query's HTML and every order.
 (() => {
   const make = (tag, properties = {}, ...children) => {
     const node = Object.assign(document.createElement(tag), properties);
@@ -13,19 +13,23 @@
   };
 
   function start(root) {
-    root.dataset.ready = "yes"; // JupyterLab may run this again
-    // a key pressed here, or in the widgets beside it, is not JupyterLab's: two d in a list would delete the cell
-    (root.closest(".jp-OutputArea") || root).addEventListener("focusin", event => { event.target.dataset.lmSuppressShortcuts = "true"; });
+    root.dataset.ready = "yes"; // JupyterLab may run this script more than once
+    // keep key presses here and in the widgets beside it from JupyterLab's shortcuts: pressing d twice deletes the cell
+    (root.closest(".jp-OutputArea") || root).addEventListener("focusin", event => {
+      event.target.dataset.lmSuppressShortcuts = "true";
+    });
     const data = JSON.parse(root.querySelector("script[type='application/json']").textContent);
     const text = make("input", {type: "search", name: "text", placeholder: "part of a query"});
     const order = make("select", {name: "order"}, ...Object.keys(data.orders).map(name => make("option", {}, name)));
     const filters = Object.fromEntries(data.filters.map(name => {
       const counts = new Map();
-      data.queries.forEach(query => query.tags[name].forEach(label => counts.set(label, (counts.get(label) || 0) + 1)));
+      data.queries.forEach(query => query.tags[name].forEach(
+        label => counts.set(label, (counts.get(label) || 0) + 1)));
       const options = [...counts].sort().map(([label, count]) => make("option", {value: label}, `${label} (${count})`));
       return [name, make("select", {name}, make("option", {value: ""}, "any"), ...options)];
     }));
-    const random = make("button", {type: "button"}, "Random query"), reset = make("button", {type: "button"}, "Reset");
+    const random = make("button", {type: "button"}, "Random query");
+    const reset = make("button", {type: "button"}, "Reset");
     const form = make("form", {}, labelled("text", text), labelled("order", order),
       ...Object.entries(filters).map(([name, menu]) => labelled(name, menu)), random, reset);
     form.setAttribute("role", "search");
@@ -38,30 +42,34 @@
     view.setAttribute("aria-label", "the query's clips");
 
     function show() {
-      view.innerHTML = list.value === "" ? "<p>No query has all that: clear the text or a filter.</p>" : data.queries[list.value].html;
-      view.querySelectorAll("img").forEach(image => { image.src = "data:image/jpeg;base64," + data.pictures[image.dataset.clip]; });
+      view.innerHTML = list.value === "" ? "<p>No query has all that: clear the text or a filter.</p>"
+        : data.queries[list.value].html;
+      view.querySelectorAll("img").forEach(image => {
+        image.src = "data:image/jpeg;base64," + data.pictures[image.dataset.clip];
+      });
     }
 
-    function choose() {
+    function updateList() {
       const words = text.value.toLowerCase().split(/\s+/);
-      const found = data.orders[order.value].filter(at => words.every(word => data.queries[at].text.toLowerCase().includes(word))
-        && Object.entries(filters).every(([name, menu]) => !menu.value || data.queries[at].tags[name].includes(menu.value)));
-      list.replaceChildren(...found.map(at => make("option", {value: at}, data.queries[at].line)));
-      list.selectedIndex = found.length ? 0 : -1;
-      count.textContent = `${found.length} of ${data.said}`;
+      const matches = data.orders[order.value].map(number => [number, data.queries[number]]).filter(([, query]) =>
+        words.every(word => query.text.toLowerCase().includes(word))
+        && Object.entries(filters).every(([name, menu]) => !menu.value || query.tags[name].includes(menu.value)));
+      list.replaceChildren(...matches.map(([number, query]) => make("option", {value: number}, query.line)));
+      list.selectedIndex = matches.length ? 0 : -1;
+      count.textContent = `${matches.length} of ${data.total}`;
       show();
     }
 
     form.addEventListener("submit", event => event.preventDefault());
-    form.addEventListener("input", choose);
-    reset.addEventListener("click", () => { form.reset(); choose(); });
+    form.addEventListener("input", updateList);
+    reset.addEventListener("click", () => { form.reset(); updateList(); });
     list.addEventListener("change", show);
     random.addEventListener("click", () => {
       list.selectedIndex = Math.floor(Math.random() * list.length);
       show();
     });
     root.querySelector(".egokit-unfolding").replaceWith(form, count, list, view);
-    choose();
+    updateList();
   }
 
   document.querySelectorAll(".egokit-browser:not([data-ready])").forEach(start);

@@ -1,7 +1,8 @@
-"""The retrieval browser: a page that needs no kernel, and in a live notebook the same over all queries, read on demand.
+"""The retrieval browser: a page that needs no kernel, and widgets in a live notebook.
 
-The page holds everything that it shows, and browser.js searches, sorts and filters it. JupyterLab runs no script of a notebook
-that it doesn't trust, such as one that papermill executed: there, the page's first part, a list that unfolds, is what remains.
+The page contains all that it shows; browser.js searches, sorts and filters it. The widgets cover every query and read
+clips on demand. JupyterLab runs no scripts in an untrusted notebook, such as one that papermill executed; what remains
+there is the page's static list, which unfolds without a script.
 """
 from __future__ import annotations
 
@@ -18,28 +19,36 @@ from egokit.notebook.open_run import is_live
 from egokit.runs.files import write_text
 from egokit.runs.run_folder import Run
 from egokit.viz import queries
-from egokit.viz.style import CYCLE, RIGHT, WRONG, strip, thin
+from egokit.viz.style import CYCLE, RIGHT, WRONG, pick_frames, strip
 
-PICTURES = 600  # distinct clips in a page, about 8 kB each
-UNFOLDING = 8   # queries in the list that needs no script
-LINES = 500     # queries in the live list
-BORDERS = {"right": f"4px solid {RIGHT}", "partly": f"4px dotted {CYCLE[4]}", "wrong": f"4px dashed {WRONG}", "": "4px solid transparent"}
+MAX_CLIPS = 600     # distinct clips in a page, about 8 kB each
+STATIC_QUERIES = 8  # in the list that needs no script
+LIVE_LINES = 500    # queries listed by the widgets
+BORDERS = {"right": f"4px solid {RIGHT}", "partly": f"4px dotted {CYCLE[4]}", "wrong": f"4px dashed {WRONG}",
+           "": "4px solid transparent"}
 
 
 def browser(task, run: Run, section: str, against=None):
-    """Browse the queries of an evaluated section, beside another one if `against` names it: a section, or (another run, its section).
+    """Show and save the queries of an evaluated section with their clips and scores.
 
-    Saves figures/browser-<section>.html, and returns what to show: headless that page, in a live notebook widgets over every query.
+    Args:
+        task: The task that the section evaluates.
+        run: The run; the page is saved as its figures/browser-<section>.html.
+        section: The section of metrics.json whose scores are shown.
+        against: What to show beside it: another section, another Run, or (run, section).
+
+    Returns:
+        HTML to display. In a live notebook the widgets are displayed first, and the page is folded below them.
     """
-    found = queries.sides(run, section, against)
-    content = queries.make(task, found)
+    content = queries.make_queries(task, queries.sides(run, section, against))
     dataset = task.dataset("test")
-    picture = functools.lru_cache(maxsize=4 * PICTURES)(lambda v: jpeg(dataset[0, v]["video"]))
+    picture = functools.lru_cache(maxsize=4 * MAX_CLIPS)(lambda v: jpeg(dataset[0, v]["video"]))
     title = f"{run.path.parent.name}/{run.path.name}: " + " against ".join(content.sides)
     part = page(content, picture, title)
     write_text(run.figure(f"browser-{section}.html"), '<!doctype html><html lang="en"><meta charset="utf-8">'
                '<meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark">'
-               f"<title>{html.escape(title)}</title><body style=\"max-width:1200px;margin:1em auto;padding:0 1em\">{part}</body></html>")
+               f"<title>{html.escape(title)}</title>"
+               f"<body style=\"max-width:1200px;margin:1em auto;padding:0 1em\">{part}</body></html>")
     from IPython.display import HTML, display
     if not is_live():
         return HTML(part)
@@ -48,9 +57,9 @@ def browser(task, run: Run, section: str, against=None):
 
 
 def jpeg(frames_TCHW) -> str:
-    """Frames side by side, each at most 72 pixels high, in base64."""
+    """Return four frames side by side, at most 72 pixels high, as a base64 JPEG."""
     from PIL import Image
-    image = Image.fromarray(strip(thin(frames_TCHW)))
+    image = Image.fromarray(strip(pick_frames(frames_TCHW)))
     image.thumbnail((image.width, 72))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=75)
@@ -58,99 +67,132 @@ def jpeg(frames_TCHW) -> str:
 
 
 def card(content, k: int, source) -> str:
-    """One query as HTML: in each section its clips. source(clip): the picture's attribute. Styles are inline, as scripts may be missing."""
-    rows = []
+    """Return query `k` as HTML: its text, and for each side its clips.
+
+    Styles are inline, because they must hold where no script and no style sheet is loaded.
+
+    Args:
+        content: A queries.Queries.
+        k: Number of the query.
+        source: Function of a clip's number that returns the attribute naming its picture.
+    """
+    sections = []
     for s, name in enumerate(content.sides):
         figures = []
-        for one in content.hits(s, k):
-            border = BORDERS["" if one.grade is None else "right" if one.grade == 1 else "partly" if one.grade else "wrong"]
-            what = html.escape(content.clip(one.clip))
+        for hit in content.hits(s, k):
+            border = BORDERS["" if hit.grade is None else "right" if hit.grade == 1 else
+                             "partly" if hit.grade else "wrong"]
+            what = html.escape(content.clip(hit.clip))
             figures.append(f'<figure style="display:inline-block;vertical-align:top;width:205px;margin:4px">'
-                           f'<img {source(one.clip)} alt="frames of {what}" style="box-sizing:border-box;width:100%;border:{border}">'
-                           f'<figcaption style="font-size:13px"><b>{one.mark}</b><br>{one.score_batch}<br>{what}</figcaption></figure>')
-        rows.append(f"<section><p><b>{html.escape(name)}</b>: {content.said(s, k)}</p>{''.join(figures)}</section>")
+                           f'<img {source(hit.clip)} alt="frames of {what}" '
+                           f'style="box-sizing:border-box;width:100%;border:{border}">'
+                           f'<figcaption style="font-size:13px"><b>{hit.mark}</b><br>{hit.scores}<br>{what}'
+                           f'</figcaption></figure>')
+        sections.append(f"<section><p><b>{html.escape(name)}</b>: {content.summary(s, k)}</p>"
+                        f"{''.join(figures)}</section>")
     return (f'<p style="font-size:17px">“{html.escape(content.texts[k])}”</p>'
-            f'<div class="egokit-sides egokit-{len(rows)}">{"".join(rows)}</div>')
+            f'<div class="egokit-sides egokit-{len(sections)}">{"".join(sections)}</div>')
 
 
-def inside(picture):
-    """The picture as part of its tag."""
+def as_data_uri(picture):
+    """Return a `source` for `card` that embeds each picture in its tag."""
     return lambda v: f'src="data:image/jpeg;base64,{picture(v)}"'
 
 
 def page(content, picture, title: str) -> str:
-    """The page's HTML: a list that unfolds, and the data from which browser.js makes the browser in its place."""
-    chosen, pictures = selected(content)
+    """Return the page's HTML.
+
+    It has a static list, and the data from which browser.js builds the browser in the list's place.
+    """
+    chosen, clips = select_queries(content)
     place = {k: i for i, k in enumerate(chosen)}
     orders = {name: [place[int(k)] for k in order if int(k) in place] for name, order in content.orders.items()}
-    said = f"{len(chosen):,} queries" if len(chosen) == len(content.texts) else \
-        f"{len(chosen):,} of {len(content.texts):,} queries: the worst, the best and some at random; all of them in a live notebook"
-    data = {"said": said, "orders": orders, "filters": list(content.tags), "pictures": {v: picture(v) for v in pictures}, "queries": [
-        {"text": content.texts[k], "line": content.line(k), "tags": {name: labels[k] for name, labels in content.tags.items()},
-         "hits": [[{"clip": one.clip, "grade": one.grade} | one.data for one in content.hits(s, k)] for s in range(len(content.sides))],
+    total = f"{len(chosen):,} queries" if len(chosen) == len(content.texts) else \
+        (f"{len(chosen):,} of {len(content.texts):,} queries: the worst, the best and some at random; "
+         "all of them in a live notebook")
+    data = {"total": total, "orders": orders, "filters": list(content.tags),
+            "pictures": {v: picture(v) for v in clips}, "queries": [
+        {"text": content.texts[k], "line": content.line(k),
+         "tags": {name: labels[k] for name, labels in content.tags.items()},
+         "hits": [[{"clip": hit.clip, "grade": hit.grade} | hit.data for hit in content.hits(s, k)]
+                  for s in range(len(content.sides))],
          "html": card(content, k, lambda v: f'data-clip="{v}"')} for k in chosen]}
-    some = list(dict.fromkeys([*orders["worst first"][:UNFOLDING // 2], *orders["best first"][:UNFOLDING // 2]]))
+    static = list(dict.fromkeys([*orders["worst first"][:STATIC_QUERIES // 2],
+                                 *orders["best first"][:STATIC_QUERIES // 2]]))
     unfolding = "".join(f"<details{' open' if i == 0 else ''}><summary>{html.escape(content.line(chosen[q]))}</summary>"
-                        f"{card(content, chosen[q], inside(picture))}</details>" for i, q in enumerate(some))
+                        f"{card(content, chosen[q], as_data_uri(picture))}</details>" for i, q in enumerate(static))
     here = Path(__file__).parent
     return (f'<div class="egokit-browser"><style>{(here / "browser.css").read_text()}</style>'
-            f'<p role="heading" aria-level="2"><b>{html.escape(title)}</b></p><p>{said}. {content.legend}</p>'
-            f'<div class="egokit-unfolding"><p>Scripts don\'t run here, so these are the worst and the best {len(some)}. To search, sort '
-            f"and filter all: trust this notebook (File, Trust Notebook), or open the page in the run's figures.</p>{unfolding}</div>"
+            f'<p role="heading" aria-level="2"><b>{html.escape(title)}</b></p><p>{total}. {content.legend}</p>'
+            f'<div class="egokit-unfolding"><p>Scripts don\'t run here, so these are the worst and the best '
+            f"{len(static)}. To search, sort and filter all: trust this notebook (File, Trust Notebook), or open the "
+            f"page in the run's figures.</p>{unfolding}</div>"
             f'<script type="application/json">{json.dumps(data).replace("<", chr(92) + "u003c")}</script></div>'
             f"<script>{(here / 'browser.js').read_text()}</script>")
 
 
-def selected(content) -> tuple[list[int], list[int]]:
-    """(queries, clips) of a page: the worst, the best and random ones in turn, until they have PICTURES clips."""
+def select_queries(content) -> tuple[list[int], list[int]]:
+    """Return the queries and the clips of a page.
+
+    Worst, best and random queries are taken in turn until MAX_CLIPS distinct clips are reached.
+    """
     shuffled = np.random.default_rng(0).permutation(len(content.texts))
     chosen: dict[int, None] = {}
     clips: dict[int, None] = {}
-    for three in zip(content.orders["worst first"], content.orders["best first"], shuffled, strict=True):
-        for k in map(int, three):
-            more = {one.clip: None for s in range(len(content.sides)) for one in content.hits(s, k)}
-            if len(clips | more) > PICTURES:
+    for candidates in zip(content.orders["worst first"], content.orders["best first"], shuffled, strict=True):
+        for k in map(int, candidates):
+            new = {hit.clip: None for s in range(len(content.sides)) for hit in content.hits(s, k)}
+            if len(clips | new) > MAX_CLIPS:
                 return list(chosen), list(clips)
             chosen[k] = None
-            clips |= more
+            clips |= new
     return list(chosen), list(clips)
 
 
 def widgets(content, picture):
-    """Every query in a live notebook; a clip is read when it is shown first."""
+    """Return widgets over every query for a live notebook; clips are read when first shown."""
     import ipywidgets
     wide = {"layout": {"width": "98%"}, "style": {"description_width": "70px"}}
     text = ipywidgets.Text(description="text", placeholder="part of a query", **wide)
     order = ipywidgets.Dropdown(description="order", options=list(content.orders), **wide)
-    filters = {name: ipywidgets.Dropdown(description=name, options=[("any", ""), *sorted({(one, one) for some in column for one in some})],
-                                         **wide) for name, column in content.tags.items()}
-    random, count = ipywidgets.Button(description="Random query", layout={"flex": "0 0 auto", "width": "auto"}), ipywidgets.Label()
-    found = ipywidgets.Select(description="queries", rows=8, **wide)
+    filters = {}
+    for name, labels_K in content.tags.items():
+        options = sorted({(label, label) for labels in labels_K for label in labels})
+        filters[name] = ipywidgets.Dropdown(description=name, options=[("any", ""), *options], **wide)
+    random = ipywidgets.Button(description="Random query", layout={"flex": "0 0 auto", "width": "auto"})
+    count = ipywidgets.Label()
+    listing = ipywidgets.Select(description="queries", rows=8, **wide)
     view, rng = ipywidgets.HTML(), np.random.default_rng()
 
-    def choose(_=None):
-        some = content.chosen(text.value, order.value, **{name: menu.value for name, menu in filters.items()})
-        count.value = f"{len(some):,} of {len(content.texts):,} queries" + (f", of which {LINES} are listed" if len(some) > LINES else "")
-        found.options = [(f"{content.line(k)}", k) for k in some[:LINES]]
-        found.value = some[0] if some else None
+    def matching() -> list[int]:
+        return content.matching(text.value, order.value, **{name: menu.value for name, menu in filters.items()})
+
+    def update_list(_=None):
+        matches = matching()
+        count.value = f"{len(matches):,} of {len(content.texts):,} queries" + \
+            (f", of which {LIVE_LINES} are listed" if len(matches) > LIVE_LINES else "")
+        listing.options = [(f"{content.line(k)}", k) for k in matches[:LIVE_LINES]]
+        listing.value = matches[0] if matches else None
         show()
 
     def show(_=None):
-        shown = "<p>No query has all that.</p>" if found.value is None else card(content, found.value, inside(picture))
-        view.value = f'<div class="egokit-browser" data-ready="yes">{shown}</div>'  # the page's style is this one's, too
+        shown = "<p>No query has all that.</p>" if listing.value is None else \
+            card(content, listing.value, as_data_uri(picture))
+        # the class gives the widget the style sheet of the page below it; data-ready keeps browser.js away
+        view.value = f'<div class="egokit-browser" data-ready="yes">{shown}</div>'
 
-    def pick(_):
-        some = content.chosen(text.value, order.value, **{name: menu.value for name, menu in filters.items()})
-        if some:
-            k = int(rng.choice(some))
-            if k not in [value for _, value in found.options]:
-                found.options = [*found.options[:LINES - 1], (content.line(k), k)]
-            found.value = k
+    def show_random(_):
+        matches = matching()
+        if matches:
+            k = int(rng.choice(matches))
+            if k not in [value for _, value in listing.options]:
+                listing.options = [*listing.options[:LIVE_LINES - 1], (content.line(k), k)]
+            listing.value = k
 
-    for one in (text, order, *filters.values()):
-        one.observe(choose, names="value")
-    found.observe(show, names="value")
-    random.on_click(pick)
-    choose()
-    return ipywidgets.VBox([ipywidgets.HBox([text, order, random]), ipywidgets.HBox(list(filters.values())), count, found, view,
-                            ipywidgets.Label(content.legend)])
+    for control in (text, order, *filters.values()):
+        control.observe(update_list, names="value")
+    listing.observe(show, names="value")
+    random.on_click(show_random)
+    update_list()
+    return ipywidgets.VBox([ipywidgets.HBox([text, order, random]), ipywidgets.HBox(list(filters.values())), count,
+                            listing, view, ipywidgets.Label(content.legend)])

@@ -2,9 +2,9 @@
 # A real Slurm on this machine: a controller and two nodes on loopback, as root, without systemd or accounting.
 #
 #   tests/slurm/cluster.sh install            Debian's packages (apt), if they are missing
-#   tests/slurm/cluster.sh start FOLDER       idempotent; FOLDER is a fresh one, passable by all users
-#   source FOLDER/env                         for every client: squeue, sbatch, egokit …
-#   tests/slurm/cluster.sh stop FOLDER        ends its jobs and daemons
+#   tests/slurm/cluster.sh start FOLDER       idempotent; FOLDER is a new one that all users may search (x)
+#   source FOLDER/env                         before every client: squeue, sbatch, egokit …
+#   tests/slurm/cluster.sh stop FOLDER        end its jobs and daemons
 #   tests/slurm/cluster.sh node FOLDER node2  start a node's daemon that was killed
 #
 # Partitions: main (default), and high, whose jobs preempt main's by requeue, after SIGUSR2 and 30 s.
@@ -13,17 +13,17 @@ HERE=$(cd "$(dirname "$0")" && pwd)
 PATH=$PATH:/usr/sbin
 NODES="node1 node2"
 
-running() { # pid file, command: whether that daemon runs; one that has ended can stay a zombie for a while
+running() { # pid file, command: succeed if that daemon runs; one that has ended may stay a zombie for a while
     local pid
     pid=$(cat "$1" 2>/dev/null) || return 1
     [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = "$2" ] && ! grep -q '^State:.Z' "/proc/$pid/status"
 }
 
-wait_for() { # seconds, command …
-    local until=$((SECONDS + $1)) said=
+wait_for() { # seconds, command …: wait until the command succeeds
+    local until=$((SECONDS + $1)) output=
     shift
-    until said=$("$@" 2>&1); do
-        [ $SECONDS -lt $until ] || { echo "timed out: $*: $said" >&2; return 1; }
+    until output=$("$@" 2>&1); do
+        [ $SECONDS -lt $until ] || { echo "timed out: $*: $output" >&2; return 1; }
         sleep 0.1
     done
 }
@@ -43,7 +43,7 @@ configure() {
     if [ ! -s "$ROOT/etc/munge.key" ]; then
         (umask 077; head -c 1024 /dev/urandom > "$ROOT/etc/munge.key")
     fi
-    # gloo looks up the nodes' names, and waits a minute for one that it can't find
+    # gloo resolves the nodes' names, and waits a minute for one that doesn't resolve
     grep -qw node1 /etc/hosts || echo "127.0.0.1 $NODES" >> /etc/hosts
     cat > "$ROOT/etc/slurm.conf" <<CONF
 ClusterName=egokit
@@ -52,7 +52,7 @@ SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 CredType=cred/munge
-# credentials that expire soon: a job that is requeued waits for its old one's end
+# credentials expire soon, because a requeued job waits until its old credential has expired
 AuthInfo=socket=$ROOT/run/munge.socket,cred_expire=5
 SlurmctldPort=16817
 SlurmctldPidFile=$ROOT/run/slurmctld.pid
@@ -79,7 +79,7 @@ CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SlurmctldParameters=preempt_send_user_signal
-# the nodes have what is said below, whatever the machine has
+# the nodes have the resources given below, whatever the machine has
 SlurmdParameters=config_overrides
 EnforcePartLimits=ALL
 NodeName=node[1-2] NodeHostname=$host NodeAddr=127.0.0.1 Port=[17001-17002] CPUs=4 RealMemory=8000 State=UNKNOWN
@@ -95,7 +95,7 @@ idle() { [ "$(sinfo -h -N -p main -o %t | grep -cxE 'idle|alloc|mix')" = 2 ]; }
 empty() { [ -z "$(squeue -h)" ]; }
 gone() { ! running "$@"; }
 
-node() { # daemons must not hold the caller's output or lock
+node() { # name: start that node's daemon, which must not hold the caller's output or lock
     running "$ROOT/run/slurmd.$1.pid" slurmd || slurmd -N "$1" </dev/null >/dev/null 2>&1 9>&-
 }
 
@@ -113,7 +113,7 @@ start() {
     wait_for 60 idle
 }
 
-end() { # pid file, command, seconds
+end() { # pid file, command, seconds: end that daemon, after so many seconds by kill -9
     running "$1" "$2" || return 0
     local pid
     pid=$(cat "$1")

@@ -1,4 +1,4 @@
-"""The reader that the original's users know: decord, one thread."""
+"""The decord reader, single-threaded, for users who compare with the original code."""
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from egokit.data.video.pyav_reader import VideoError
 
 
 class DecordReader:
-    """Frames are decord's, and its numbering."""
+    """Frames as decord decodes and numbers them; the same interface as PyAVReader."""
 
     def __init__(self, path: Path):
         import decord
@@ -22,6 +22,7 @@ class DecordReader:
             raise VideoError(f"{path}: decord can't open it ({str(error).splitlines()[-1][:120]})") from None
 
     def read(self, indices) -> np.ndarray:
+        """Return RGB frames, uint8 (len(indices), height, width, 3), in the order of `indices`."""
         import decord
         try:
             return self.reader.get_batch([int(i) for i in indices]).asnumpy()
@@ -30,8 +31,10 @@ class DecordReader:
                              f"({str(error).splitlines()[-1][:120]}; the file has {self.length})") from None
 
     def stream_frames(self, indices) -> Iterator[np.ndarray]:
+        """Yield uint8 (height, width, 3) for every index, read 32 at a time to bound the memory."""
         for at in range(0, len(indices), 32):
             yield from self.read(indices[at:at + 32])
 
     def close(self) -> None:
+        """Release the file."""
         self.reader = None

@@ -1,8 +1,8 @@
-"""One interface over video decoders: frames of a file by number, exactly, or an error that names the file.
+"""One interface over video decoders: exact frames, or an error that names the file.
 
     reader = open_video(path); reader.length, reader.fps; reader.read([3, 17, 40]) -> uint8 (3, height, width, 3)
 
-Which frames make a clip is sampling.py's; files that a clip spans are clips.py's.
+frame_sampling.py decides which frames make a clip; clips.py finds the files that a clip spans.
 """
 from __future__ import annotations
 
@@ -20,28 +20,48 @@ from egokit.data.video.pyav_reader import PyAVReader, Untimed, VideoError
 from egokit.data.video.untimed_reader import UntimedReader
 
 READERS = {"pyav": PyAVReader, "decord": DecordReader, "counting": UntimedReader}
-_open: collections.OrderedDict = collections.OrderedDict()  # this process's open files, oldest first
+_open: collections.OrderedDict = collections.OrderedDict()  # this process's open files, least recently used first
 OPEN_FILES = 24
 _owner = os.getpid()
-unreadable: set[str] = set()  # files that did not answer: not tried again
-on_open = None              # called with each path before it is opened or read: how a loader process says what it is at
+unreadable: set[str] = set()  # files whose decoder hung or crashed: not opened again
+on_open = None              # called with each path before it is opened or read: tells the watchdog what a worker reads
 
 
 def import_reader(reader: str) -> None:
-    """Import a reader's library: in the process that forks the loader processes, or each of them does, all at once."""
+    """Import a reader's library.
+
+    The parent process calls it, or all forked workers would import the library at the same time.
+    """
     importlib.import_module({"pyav": "av"}.get(reader, reader))
 
 
 def open_video(path: str | os.PathLike, reader: str = "pyav"):
-    """A reader of the file, kept open for the next clip of the same file. Raises VideoError, or FileNotFoundError."""
+    """Return a reader of the file, and keep it open for the next clip of the same file.
+
+    The OPEN_FILES files used last stay open. A file that was replaced on disk is opened again.
+
+    Args:
+        path: a video file.
+        reader: "pyav", "decord", or "counting" for files without timestamps.
+
+    Returns:
+        A reader with `length` (number of frames), `fps` (frames per second), `read(indices)`, which gives RGB frames,
+        uint8 (len(indices), height, width, 3), and `stream_frames(indices)`, which yields ascending frames one by one.
+
+    Raises:
+        FileNotFoundError: `path` is not a file.
+        VideoError: it can't be opened, or its decoder hung or crashed before.
+        Untimed: the file has no timestamps, which "pyav" needs; `open_any` reads it. Untimed is a VideoError.
+    """
     global _owner
-    if _owner != os.getpid():  # a forked loader process: decoders don't survive a fork
+    if _owner != os.getpid():  # a forked worker: decoders don't survive a fork
         _open.clear()
         _owner = os.getpid()
     path = Path(path)
     key = (str(path), reader)
     if key[0] in unreadable:
-        raise VideoError(f"{path}: left out, as it did not answer before; make it again from its source with 'egokit prep'")
+        raise VideoError(f"{path}: left out, as it did not answer before; "
+                         "make it again from its source with 'egokit prep'")
     if on_open:
         on_open(key[0])
     identity = _identity(path)
@@ -50,7 +70,8 @@ def open_video(path: str | os.PathLike, reader: str = "pyav"):
         return _open[key]
     forget(path)  # replaced since it was opened
     if identity is None:
-        raise FileNotFoundError(f"video {path} is missing; notebook 01_data_prep (or 'egokit prep') makes the prepared videos")
+        raise FileNotFoundError(f"video {path} is missing; notebook 01_data_prep (or 'egokit prep') "
+                                "makes the prepared videos")
     opened = READERS[reader](path)
     opened.identity = identity
     _open[key] = opened
@@ -60,7 +81,10 @@ def open_video(path: str | os.PathLike, reader: str = "pyav"):
 
 
 def open_any(path: str | os.PathLike, reader: str = "pyav"):
-    """`open_video` for files that nobody has prepared: where frames have no times of their own, they are counted."""
+    """Open any video; if its container has no timestamps, fall back to counting frames.
+
+    `open_video` is enough for prepared files, which all have timestamps. Arguments, reader and errors are the same.
+    """
     try:
         return open_video(path, reader)
     except Untimed:
@@ -68,50 +92,65 @@ def open_any(path: str | os.PathLike, reader: str = "pyav"):
 
 
 def quarter_turns(video) -> int:
-    """Quarter turns, counter-clockwise, in which a player shows a file's frames: a phone held upright films lying, and says so."""
+    """Return the number of 90° counter-clockwise rotations that a player applies, 0 to 3.
+
+    Phones record portrait video sideways and store a rotation flag. Readers give frames as they are stored.
+    """
     if not hasattr(video, "turns"):
         video.turns = 0
         if hasattr(video, "container"):
             import av
-            with contextlib.suppress(av.error.FFmpegError, StopIteration):  # what can't be decoded is said where it is asked for
+            # decoding errors are raised later, when the frame is requested
+            with contextlib.suppress(av.error.FFmpegError, StopIteration):
                 video.rewind()
                 video.turns = round(next(video.container.decode(video.stream)).rotation / 90) % 4
     return video.turns
 
 
 def duration(video) -> float:
-    """How long a video is shown, to its last frame's end."""
-    times = getattr(video, "times", None)  # of a file whose frames have no constant rate
-    return video.length / video.fps if times is None else float((times[-1] - times[0]) * video.stream.time_base) + 1 / video.fps
+    """Return a video's duration in seconds, up to the end of its last frame."""
+    times = getattr(video, "times", None)  # of a file whose frame rate is not known to be constant
+    if times is None:
+        return video.length / video.fps
+    return float((times[-1] - times[0]) * video.stream.time_base) + 1 / video.fps
 
 
 def frame_at(video, time: float) -> int:
-    """The number of the frame that is shown at a time in seconds, whatever the frames' rate."""
+    """Return the number of the frame that is shown at `time` seconds.
+
+    The frame rate may be constant or variable. A time outside the video gives its first or last frame.
+    """
     times = getattr(video, "times", None)
     if times is None:
-        number = int(time * video.fps + 1e-3)  # a time that was computed may lie a moment before its frame, and files round to 1 ms
+        number = int(time * video.fps + 1e-3)  # a computed time may lie just before its frame, and files round to 1 ms
     else:
         number = int(times.searchsorted(times[0] + (time + 1e-3) / float(video.stream.time_base), "right")) - 1
     return max(0, min(number, video.length - 1))
 
 
 def time_resolution(video) -> float:
-    """Moments a second that a rule tells apart: a video's frames; where those come at no constant rate, milliseconds."""
+    """Return a sampling rule's time resolution in steps per second.
+
+    It is the frame rate, or 1000 for variable-rate video.
+    """
     times = getattr(video, "times", None)
-    gaps = np.empty(0) if times is None else np.diff(times)  # a Matroska's times are listed, too, and rounded to 1 ms
-    return 1000.0 if len(gaps) and (gaps.max() - gaps.min()) * float(video.stream.time_base) > 2.5e-3 else video.fps
+    gaps = np.empty(0) if times is None else np.diff(times)  # Matroska files also have a list, rounded to 1 ms
+    variable = len(gaps) and (gaps.max() - gaps.min()) * float(video.stream.time_base) > 2.5e-3
+    return 1000.0 if variable else video.fps
 
 
 def _identity(path: Path) -> tuple | None:
-    """What changes when a file is replaced; None where there is no file."""
+    """Return what changes when a file is replaced, or None if `path` is not a regular file."""
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except OSError:
         return None
-    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else None
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def forget(path: str | os.PathLike) -> None:
-    """Close what is open of a file, after an error on it or before it is replaced."""
+    """Close a file's readers: after an error on it, or before the file is replaced."""
     for key in [key for key in _open if key[0] == str(path)]:
         _open.pop(key).close()

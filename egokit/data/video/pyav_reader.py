@@ -1,4 +1,4 @@
-"""The decoders behind frames.py: frames of a file by number, exactly, or a VideoError that names the file."""
+"""The default reader, on PyAV: exact frames by number, or an error that names the file."""
 from __future__ import annotations
 
 import collections
@@ -10,22 +10,29 @@ import numpy as np
 
 
 class VideoError(RuntimeError):
-    """A video can't be read as asked; the message names the file, the frame or time, and the reason."""
+    """A video can't be read; the message names the file, the frame or time, and the reason."""
 
 
 class Untimed(VideoError):
-    """The file doesn't say when each frame is shown."""
+    """The file has no timestamps: it doesn't say when each frame is shown."""
 
 
-SKIPPING = {"h264", "hevc"}  # decoders that can leave out a frame when they meet it
-DELAY = 16  # a frame may refer to one that is shown so many frames later, and be damaged where that is
+SKIPPING = {"h264", "hevc"}  # decoders that can skip a frame when its packet arrives
+DELAY = 16  # a frame may refer to one that is shown up to 16 frames later, and is damaged if that one is
 
 
 class PyAVReader:
-    """Decodes only what a wanted frame needs: from the keyframe before it, the frames that others refer to, and itself.
+    """Random access that decodes no more than a wanted frame needs.
 
-    A frame's number is its place in order of presentation. In a file of constant rate that is its presentation time times
-    the rate; any other file is numbered from a table of its packets' times, which costs a pass over the file.
+    That is the keyframe before it, the frames that others refer to, and the frame itself.
+
+    A frame's number is its place in presentation order. In a file of constant frame rate that is its presentation time
+    times the rate; any other file is numbered from a table of its packets' times, which costs a pass over the file.
+
+    Attributes:
+        length: number of frames.
+        fps: frames per second.
+        times: None at a constant frame rate, else all frames' presentation times, sorted, in the stream's time base.
     """
 
     def __init__(self, path: Path):
@@ -36,34 +43,38 @@ class PyAVReader:
             self.stream = self.container.streams.video[0]
             if self.stream.codec_context is None:
                 raise VideoError(f"{path}: no decoder knows its codec")
-            if not self._timed():
+            if not self._has_timestamps():
                 raise Untimed(f"{path}: {self.container.format.long_name} doesn't say when a frame is shown")
             self.stream.codec_context.thread_count = 1
-            constant = self._constant()
+            constant = self._has_constant_rate()
             rate = self.stream.base_rate if constant else self.stream.average_rate or self.stream.guessed_rate
             if not rate:
                 raise VideoError(f"{path}: the file states no frame rate")
             self.fps = float(rate)
-            self.step = float(1 / (rate * self.stream.time_base))  # time stamps a frame
+            self.step = float(1 / (rate * self.stream.time_base))  # time base units per frame
             self.origin = self.stream.start_time or 0
             self.length = self.stream.frames
             if not constant:
-                self._list_packets()
+                self._list_times()
         except (VideoError, av.error.FFmpegError, IndexError, OSError) as error:
-            reason = "no video stream" if isinstance(error, IndexError) else getattr(error, "strerror", None) or str(error)
+            no_stream = isinstance(error, IndexError)
+            reason = "no video stream" if no_stream else getattr(error, "strerror", None) or str(error)
             kind = Untimed if isinstance(error, Untimed) else VideoError
             raise kind(f"{path}: not a video that can be opened ({reason.removeprefix(f'{path}: ')}); "
                        "make it again from its source with 'egokit prep', or replace it") from None
         self.to_rgb = av.video.reformatter.VideoReformatter()
 
-    def _timed(self) -> bool:
-        """Whether the container has presentation times: pictures, raw streams and AVI have none."""
+    def _has_timestamps(self) -> bool:
+        """Return whether the container has presentation times (images, raw streams, AVI: no)."""
         from av.format import Flags
-        form = self.container.format
-        return not (form.name == "avi" or form.name.endswith("_pipe") or form.flags & Flags.no_timestamps.value)
+        kind = self.container.format
+        return not (kind.name == "avi" or kind.name.endswith("_pipe") or kind.flags & Flags.no_timestamps.value)
 
-    def _constant(self) -> bool:
-        """Whether all frames have one duration, by the header and by an index where there is one, of which some entries are looked at."""
+    def _has_constant_rate(self) -> bool:
+        """Return whether all frames have the same duration.
+
+        The header and some entries of the index decide; a file without an index counts as one of variable rate.
+        """
         stream = self.stream
         if not (stream.frames and stream.base_rate and stream.duration):
             return False
@@ -76,18 +87,19 @@ class PyAVReader:
         if end > size:
             raise VideoError(f"{self.path}: cut off: its frames would fill {end:,} bytes, the file has {size:,}")
         step, first = 1 / (stream.base_rate * stream.time_base), entries[0].timestamp
-        return all(abs(entries[i].timestamp - first - i * step) < 0.2 * step for i in range(0, len(entries), len(entries) // 8 or 1))
+        return all(abs(entries[i].timestamp - first - i * step) < 0.2 * step
+                   for i in range(0, len(entries), len(entries) // 8 or 1))
 
     def rewind(self) -> None:
-        """To the file's start."""
+        """Seek to the start of the file."""
         import av
         try:
             self.container.seek(0)
-        except av.error.FFmpegError:  # FLV whose pictures begin after its sound
+        except av.error.FFmpegError:  # FLV files whose pictures begin after their sound
             self.container.seek(self.stream.start_time or 0, stream=self.stream)
 
-    def _list_packets(self) -> None:
-        """Presentation times of all frames, sorted: the truth about a file whose times are not number / rate."""
+    def _list_times(self) -> None:
+        """List the presentation times of all frames, for files whose times aren't number / rate."""
         self.rewind()
         self.times = np.sort([packet.pts for packet in self.container.demux(self.stream)
                               if packet.pts is not None and not packet.is_discard])
@@ -96,78 +108,96 @@ class PyAVReader:
             raise Untimed(f"{self.path}: frames without a time of their own")
 
     def _number(self, pts: int) -> float:
-        """The number of the frame of a time; between two numbers for a frame that isn't shown (before an edit list's start)."""
+        """Return the number of the frame shown at `pts`.
+
+        A frame that is not shown (before the start of an edit list) has a place between two numbers.
+        """
         if self.times is not None:
             place = int(np.searchsorted(self.times, pts))
             return place if place < self.length and self.times[place] == pts else place - 0.5
         exact = (pts - self.origin) / self.step
         number = round(exact)
         if abs(exact - number) > 0.2:
-            raise _Irregular
+            raise _IrregularTimes
         return number
 
     def read(self, indices) -> np.ndarray:
-        """uint8 (len(indices), height, width, 3), in the order asked for; indices may repeat."""
+        """Return RGB frames by number.
+
+        Args:
+            indices: frame numbers in any order; they may repeat.
+
+        Returns:
+            uint8 (len(indices), height, width, 3), in the order of `indices`.
+
+        Raises:
+            VideoError: a number is outside the file, or a frame is damaged.
+        """
         indices = [int(i) for i in indices]
         places: dict[int, list[int]] = {}
         for place, index in enumerate(indices):
             places.setdefault(index, []).append(place)
         try:
             return self._read(places, len(indices))
-        except _Irregular:
-            self._list_packets()
+        except _IrregularTimes:
+            self._list_times()
             return self._read(places, len(indices))
 
     def _read(self, places: dict[int, list[int]], count: int) -> np.ndarray:
-        wanted = self._checked(sorted(places))
+        """Return `count` frames; places: frame number -> its places in the result."""
+        wanted = self._check_range(sorted(places))
         out = None
         while wanted:
             seen = set()
-            for index, frame in self._walk(wanted, leap=True):
+            for index, frame in self._decode(wanted, leap=True):
                 if out is None:
                     out = np.empty((count, frame.height, frame.width, 3), np.uint8)
-                first, *others = places[index]
-                self._pixels(frame, out[first])
-                out[others] = out[first]
+                first, *repeats = places[index]
+                self._copy_rgb(frame, out[first])
+                out[repeats] = out[first]
                 seen.add(index)
             wanted = [index for index in wanted if index not in seen]
         return out
 
     def stream_frames(self, indices) -> Iterator[np.ndarray]:
-        """uint8 (height, width, 3) for every index, in ascending order: a long stretch, decoded once, in bounded memory.
+        """Yield uint8 (height, width, 3) for every index, in ascending order.
 
-        Nothing else may be read from this reader until it has ended.
+        A long stretch of video is decoded once, in bounded memory. Nothing else may be read from this reader until the
+        iterator has ended.
         """
         counts = collections.Counter(int(i) for i in indices)
-        wanted, held = collections.deque(self._checked(sorted(counts))), collections.deque()
+        wanted, held = collections.deque(self._check_range(sorted(counts))), collections.deque()
         while wanted:
             try:
-                for index, frame in self._walk(list(wanted), leap=False):
+                for index, frame in self._decode(list(wanted), leap=False):
                     pixels = np.empty((frame.height, frame.width, 3), np.uint8)
-                    self._pixels(frame, pixels)
+                    self._copy_rgb(frame, pixels)
                     held.append((index, pixels))
                     wanted.popleft()
                     if len(held) > DELAY:
                         index, pixels = held.popleft()
                         yield from itertools.repeat(pixels, counts[index])
-            except _Irregular:
-                self._list_packets()
+            except _IrregularTimes:
+                self._list_times()
         for index, pixels in held:
             yield from itertools.repeat(pixels, counts[index])
 
-    def _checked(self, wanted: list[int]) -> list[int]:
+    def _check_range(self, wanted: list[int]) -> list[int]:
+        """Return the sorted frame numbers if the file has them, else raise VideoError."""
         for index in wanted[:1] + wanted[-1:]:
             if not 0 <= index < self.length:
-                raise VideoError(f"{self.path}: frame {index} asked for, but the file has {self.length} ({self.fps:.2f} a second)")
+                raise VideoError(f"{self.path}: frame {index} asked for, but the file has {self.length} "
+                                 f"({self.fps:.2f} a second)")
         return wanted
 
-    def _walk(self, wanted: list[int], leap: bool):
-        """(index, frame) of `wanted`, ascending, from the keyframe before the first on.
+    def _decode(self, wanted: list[int], leap: bool):
+        """Yield (index, frame) for each of `wanted`, which is ascending.
 
-        leap: stop where a seek is the shorter way to those that remain; the caller asks for them again.
+        Decoding begins at the keyframe before the first of them.
+        leap: stop where a seek is the shorter way to the remaining frames; the caller requests these again.
         """
         import av
-        self.shown = float("-inf")
+        self.shown = float("-inf")  # number of the last frame that was decoded
         context, unsent, unseen = self.stream.codec_context, set(wanted), collections.deque(wanted)
         try:
             keyframe = None
@@ -177,11 +207,11 @@ class PyAVReader:
                 number = self._number(packet.pts)
                 if packet.is_keyframe:
                     if keyframe is not None and min(unsent) < keyframe:
-                        break  # not in the stretch that holds it
+                        break  # a wanted frame was not in its own stretch between keyframes
                     if leap and len(unsent) < len(wanted) and min(unsent) >= number:
                         break
                     keyframe = number
-                # what nothing refers to is decoded only if wanted; the rest of the decoder's state does not depend on it
+                # a frame that no other refers to is decoded only if wanted; the decoder's state doesn't depend on it
                 if context.name in SKIPPING:
                     context.skip_frame = "DEFAULT" if number in unsent else "NONREF"
                 unsent.discard(number)
@@ -189,17 +219,19 @@ class PyAVReader:
             context.skip_frame = "DEFAULT"
             yield from self._found(context.decode(None), unseen)
         except (av.error.FFmpegError, OSError) as error:
-            raise VideoError(f"{self.path}: {self._where(unseen)} can't be decoded ({getattr(error, 'strerror', None) or error})") from None
+            raise VideoError(f"{self.path}: {self._describe(unseen)} can't be decoded "
+                             f"({getattr(error, 'strerror', None) or error})") from None
         if not unseen or (leap and unseen[0] != wanted[0] and unseen[0] in unsent):
             return
         if packet.pts is None and self.times is None:
-            raise VideoError(f"{self.path}: the stream ends before {self._where(unseen)}, although the file promises {self.length} frames")
+            raise VideoError(f"{self.path}: the stream ends before {self._describe(unseen)}, "
+                             f"although the file promises {self.length} frames")
         if self.times is None:
-            raise _Irregular  # there are frames beyond it, but none of its time
-        raise VideoError(f"{self.path}: {self._where(unseen)} can't be decoded (the decoder leaves it out)")
+            raise _IrregularTimes  # there are later frames, but none at its time
+        raise VideoError(f"{self.path}: {self._describe(unseen)} can't be decoded (the decoder leaves it out)")
 
     def _seek(self, index: int):
-        """Packets from a keyframe at or before a frame on."""
+        """Return an iterator of packets that begins with a keyframe at or before a frame."""
         time, back = self.origin + round(index * self.step) if self.times is None else int(self.times[index]), 0
         while True:
             if time - back > self.origin:
@@ -208,16 +240,21 @@ class PyAVReader:
                 self.rewind()
             packets = self.container.demux(self.stream)
             head = next(packets)
-            if time - back <= self.origin or (head.is_keyframe and head.pts is not None and self._number(head.pts) <= index):
+            if time - back <= self.origin or (head.is_keyframe and head.pts is not None
+                                              and self._number(head.pts) <= index):
                 return itertools.chain([head], packets)
-            back = 2 * back or round(self.step)  # led beyond the frame: some containers seek by order of decoding
+            # the seek led beyond the frame, as some containers seek by decoding order: go further back
+            back = 2 * back or round(self.step)
 
     def _found(self, decoded, unseen: collections.deque):
+        """Yield (number, frame) of those that are next in `unseen`; raise VideoError at damage."""
         for frame in decoded:
             number = self._number(frame.pts) if frame.pts is not None else -1
-            # what refers to a corrupt frame is corrupt, too, and doesn't say so; decoders give frames in the order they are shown
+            # a frame that refers to a corrupt one is corrupt but not marked, so this ends the read;
+            # decoders give frames in presentation order, so a number that doesn't increase is damage, too
             if frame.is_corrupt or number <= self.shown:
-                raise VideoError(f"{self.path}: damaged {'' if frame.is_corrupt else 'times '}at {self._seconds(frame):.2f} s; "
+                kind = "" if frame.is_corrupt else "times "
+                raise VideoError(f"{self.path}: damaged {kind}at {self._seconds(frame):.2f} s; "
                                  "make it again from its source with 'egokit prep', or replace it")
             self.shown = number
             if unseen and number == unseen[0]:
@@ -225,25 +262,30 @@ class PyAVReader:
                 yield number, frame
 
     def _seconds(self, frame) -> float:
-        """The time of a frame, 0 if unknown; PyAV 17.0's frame.time divides by zero after the last packet."""
+        """Return a frame's time in seconds, 0 if unknown."""
+        # not frame.time: PyAV 17.0's divides by zero after the last packet
         return float((frame.pts or 0) * self.stream.time_base)
 
-    def _where(self, unseen) -> str:
+    def _describe(self, unseen) -> str:
+        """Return the number and time of the first unseen frame, for a message."""
         index = unseen[0] if unseen else self.length - 1
         return f"frame {index} (at {index / self.fps:.2f} s)"
 
-    def _pixels(self, frame, out_HWC: np.ndarray) -> None:
+    def _copy_rgb(self, frame, out_HWC: np.ndarray) -> None:
+        """Convert a decoded frame to RGB and copy it into `out_HWC`, uint8 (height, width, 3)."""
         height, width, _ = out_HWC.shape
         if (frame.height, frame.width) != (height, width):
-            raise VideoError(f"{self.path}: its picture changes from {width} x {height} to {frame.width} x {frame.height} at "
-                             f"{self._seconds(frame):.2f} s; prepare it with 'egokit prep'")
-        # one thread: libswscale otherwise starts its threads anew for every frame (benchmarks/reader.py)
+            raise VideoError(f"{self.path}: its picture changes from {width} x {height} to {frame.width} x "
+                             f"{frame.height} at {self._seconds(frame):.2f} s; prepare it with 'egokit prep'")
+        # one thread: otherwise libswscale starts its threads anew for every frame (benchmarks/reader.py)
         plane = self.to_rgb.reformat(frame, format="rgb24", threads=1).planes[0]
-        out_HWC[:] = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[:height, :3 * width].reshape(height, width, 3)
+        rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
+        out_HWC[:] = rows[:height, :3 * width].reshape(height, width, 3)
 
     def close(self) -> None:
+        """Close the file."""
         self.container.close()
 
 
-class _Irregular(Exception):
+class _IrregularTimes(Exception):
     """The file's times are not number / rate, although its header says so."""

@@ -1,4 +1,4 @@
-"""The reader of files that don't say when each frame is shown, such as AVI: frames are counted as they are decoded."""
+"""The reader of files without timestamps, such as AVI: it counts the decoded frames."""
 from __future__ import annotations
 
 import itertools
@@ -9,11 +9,14 @@ import numpy as np
 
 from egokit.data.video.pyav_reader import PyAVReader, VideoError
 
-MISSING = 0.01  # of the frames that its packets promise: more, and the file is damaged
+MISSING = 0.01  # share of the frames promised by the packets that may be missing; above it, the file is damaged
 
 
 class UntimedReader(PyAVReader):
-    """Every read begins at the file's start, so that a clip late in a long file takes its time."""
+    """A reader that numbers frames by counting them.
+
+    Every read decodes from the start of the file, so late clips of long files are slow.
+    """
 
     def __init__(self, path: Path):
         import av
@@ -33,9 +36,10 @@ class UntimedReader(PyAVReader):
         self.to_rgb = av.video.reformatter.VideoReformatter()
 
     def stream_frames(self, indices) -> Iterator[np.ndarray]:
+        """Yield uint8 (height, width, 3) for every index, in ascending order."""
         import av
         wanted, number, pixels = sorted(int(index) for index in indices), -1, None
-        self._checked(wanted)
+        self._check_range(wanted)
         try:
             self.rewind()
             self.stream.codec_context.flush_buffers()
@@ -43,18 +47,20 @@ class UntimedReader(PyAVReader):
                 count = sum(1 for _ in itertools.takewhile(lambda index, number=number: index == number, wanted))
                 if count:
                     pixels = np.empty((frame.height, frame.width, 3), np.uint8)
-                    self._pixels(frame, pixels)
+                    self._copy_rgb(frame, pixels)
                     yield from itertools.repeat(pixels, count)
                     del wanted[:count]
                 if not wanted:
                     return
         except (av.error.FFmpegError, OSError) as error:
-            raise VideoError(f"{self.path}: frame {number + 1} can't be decoded ({getattr(error, 'strerror', None) or error})") from None
+            raise VideoError(f"{self.path}: frame {number + 1} can't be decoded "
+                             f"({getattr(error, 'strerror', None) or error})") from None
         if pixels is None or number + 1 < (1 - MISSING) * self.length - 2:
             raise VideoError(f"{self.path}: the stream ends after {number + 1} of {self.length} frames")
-        yield from itertools.repeat(pixels, len(wanted))  # packets that hold no picture of their own
+        yield from itertools.repeat(pixels, len(wanted))  # packets without a picture of their own show the last one
 
     def read(self, indices) -> np.ndarray:
+        """Return uint8 (len(indices), height, width, 3), in the order of `indices`."""
         indices = [int(index) for index in indices]
         order = sorted(range(len(indices)), key=indices.__getitem__)
         pixels = list(self.stream_frames(indices))

@@ -1,0 +1,140 @@
+"""A job seen from outside: state, progress, result, waiting and cancelling.
+
+Everything is read from the files in the job's folder and from SLURM's queue, so that any process can follow any job.
+"""
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import Callable
+
+from egokit.jobs import status
+from egokit.jobs.progress import ProgressBar, read_progress
+from egokit.runs.run_folder import Run
+
+
+class JobFailed(RuntimeError):
+    """A job ended without a result; the message holds the end of its most useful log."""
+
+
+class Handle:
+    """A job of a run, found again from the files in its folder `jobs/<section>/`.
+
+    Args:
+        run: the run that the job writes to.
+        section: the job's name there, which is also its section of metrics.json.
+    """
+
+    def __init__(self, run: Run, section: str):
+        self.run, self.section = run, section
+        self.folder = run.path / "jobs" / section
+
+    def __repr__(self) -> str:
+        state, detail = self.status()
+        if state == "running":
+            detail = status.progress_text(self.progress())
+        detail = detail and f" ({detail})"
+        return f"<{self.section} of {self.run.path.parent.name}/{self.run.path.name}: {state}{detail}>"
+
+    def spec(self) -> dict | None:
+        """Return what the job was submitted with (config, action, …), or None if it never was."""
+        path = self.folder / "spec.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def metrics(self) -> dict | None:
+        """Return the job's section of metrics.json, or None while it has not finished."""
+        section = self.run.metrics().get(self.section)
+        return section if section and section.get("finished") else None
+
+    def job(self) -> dict | None:
+        """Return the job's "cluster", "job_id" and "host", or None if nothing was started."""
+        return status.read_job(self.folder)
+
+    def alive(self) -> bool:
+        """Return whether the job is queued or runs; True if SLURM's queue can't be asked."""
+        return status.alive(self.folder)
+
+    def state(self) -> str:
+        """Return the job's state in one word; see `status`."""
+        return self.status()[0]
+
+    def status(self, statuses: dict[str, status.JobStatus] | None = None) -> tuple[str, str]:
+        """Return the job's state and its reason.
+
+        Args:
+            statuses: see status.job_status.
+
+        Returns:
+            The state: "new" (never started), "pending" (in SLURM's queue), "running", "finished", "failed" (ended
+            without a result) or "unknown" (can't be told from here). The reason, if it is pending, failed or unknown;
+            else "".
+        """
+        if self.metrics():
+            return "finished", ""
+        if job_status := status.job_status(self.folder, statuses):
+            return job_status.state, job_status.detail
+        # read again: the job may have finished in between
+        if self.metrics() or not self.job():
+            return ("finished" if self.metrics() else "new"), ""
+        return "failed", status.failure_reason(self.folder)
+
+    def progress(self) -> dict:
+        """Return how far the job is: step, steps, eta_s and more; see progress.read_progress."""
+        return read_progress(self.run, self.folder, (self.spec() or {}).get("action"))
+
+    def log_tail(self, lines: int = 25) -> str:
+        """Return the last lines of the job's most useful log; see status.log_tail."""
+        return status.log_tail(self.folder, lines)
+
+    def cancel(self) -> None:
+        """End the job; the run keeps its checkpoints and can be submitted again."""
+        status.cancel(self.folder)
+
+    def wait(self, progress: bool = True, poll: float = 0.5, show: Callable | None = None) -> dict:
+        """Wait for the job and return its metrics. Interrupting the wait leaves the job running.
+
+        The next submit attaches to the job again.
+
+        Args:
+            progress: show a progress bar.
+            poll: seconds between two looks at a local job; a SLURM job is looked at 20 times less often, and a pending
+                one 40 times.
+            show: called with (runs.log.History, state) after every look, instead of the bar.
+
+        Returns:
+            The job's section of metrics.json.
+
+        Raises:
+            JobFailed: the job ended without a result; the message holds the end of its log.
+        """
+        from egokit.runs.log import History
+        history, missing_before, bar = History(self.run.path), False, ProgressBar(self.section)
+        show = show or (functools.partial(self._show, bar) if progress else lambda history, state: None)
+        try:
+            while True:
+                job_status, local = status.job_status(self.folder), (self.job() or {}).get("cluster") != "slurm"
+                metrics, lost = self.metrics(), job_status is None and (missing_before or local)
+                pending = job_status is not None and job_status.state != "running"
+                history.update()
+                show(history, "finished" if metrics else "failed" if lost
+                     else f"{job_status.state}: {job_status.detail}" if pending else "running")
+                if metrics:
+                    return metrics
+                if lost:
+                    raise JobFailed(f"{self.section} of {self.run.path} ended without a result. The end of its log:\n"
+                                    f"{self.log_tail()}")
+                missing_before = job_status is None  # look once more: another machine's files may show a moment later
+                time.sleep(poll if local else poll * (40 if pending else 20))  # a pending job costs two calls
+        finally:
+            bar.close()
+
+    def _show(self, bar: ProgressBar, history, state: str) -> None:
+        """Bring the bar up to date."""
+        if (self.spec() or {}).get("action") == "evaluate":  # the log's steps are those of another job of the run
+            progress = self.progress()
+            bar.show(state, progress.get("step"), progress.get("steps"))
+            return
+        detail = (f"loss {history.last('loss/loss'):.3f}, {history.last('speed/clips_per_s'):.0f} clips/s, "
+                  f"{100 * history.waiting()[-1]:.0f} % waiting for data") if history.training.rows else ""
+        bar.show(state, history.step, history.steps, detail)

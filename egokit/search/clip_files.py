@@ -1,0 +1,111 @@
+"""Hits as files: a CSV table, and MP4 clips that any browser plays.
+
+Clips are H.264 in yuv420p, with the index before the pictures (faststart).
+"""
+from __future__ import annotations
+
+import csv
+import os
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from egokit.prep.video import run_ffmpeg
+from egokit.runs.files import atomic_path
+from egokit.search.searcher import Hit, timecode
+
+EXACT_SEEK = {"mov", "mp4", "matroska", "webm", "avi", "asf", "ogg"}  # containers in which ffmpeg seeks exactly
+SEEK_MARGIN = 60.0  # seconds to seek earlier in the others, where ffmpeg lands on a later keyframe
+STEM_BYTES = 150  # of a video's name in an exported clip's name; file systems allow names of 255 bytes
+
+
+def write_csv(hits: list[Hit], path: str | Path) -> Path:
+    """Write the hits as CSV, one line each, the best first, and return the path.
+
+    Columns: video (path), start and stop (seconds), cosine, match (empty where the fusion encoder was not used).
+    """
+    # surrogateescape writes file names that are not UTF-8 byte by byte, unchanged
+    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="",
+                                              errors="surrogateescape") as file:
+        writer = csv.writer(file)
+        writer.writerow(["video", "start", "stop", "cosine", "match"])
+        writer.writerows([hit.path, f"{hit.start:.3f}", f"{hit.stop:.3f}", f"{hit.cosine:.6f}",
+                          "" if hit.match is None else f"{hit.match:.6f}"] for hit in hits)
+    return Path(path)
+
+
+def _seek_options(path: Path, start: float) -> tuple[list[str], list[str]]:
+    """Return ffmpeg's options before and after its input that start at exactly this time.
+
+    `start` is in seconds after the first picture.
+    """
+    import av
+    from av.format import Flags
+    with av.open(str(path), metadata_errors="replace") as container:
+        stream, exact = container.streams.video[0], EXACT_SEEK & set(container.format.name.split(","))
+        discontinuous = container.format.flags & Flags.ts_discont.value
+        timed = not discontinuous and stream.start_time is not None  # without times, ffmpeg's 0 is the first picture
+        if timed:
+            start += float(stream.start_time * stream.time_base)
+    # use the file's own time stamps: where the sound begins before the pictures, PyAV's FFmpeg and the ffmpeg program
+    # may disagree on which time is 0
+    timestamps = ["-seek_timestamp", "1"] if timed else []
+    start -= 0.001  # times are written in thousandths: the first frame must not lie before its own time
+    if exact:
+        return [*timestamps, "-ss", f"{start:.3f}"], []
+    early = max(0.0, start - SEEK_MARGIN)
+    # MPEG streams have one frame rate, and not always a time stamp for each frame
+    regular = ["-fps_mode", "cfr"] if discontinuous else []
+    return ([*timestamps, *(["-ss", f"{early:.3f}"] if early else [])],
+            ["-ss", f"{max(0.0, start - early):.3f}", *regular])
+
+
+def encode_clip(hit: Hit, target: Path, height: int = 0, quality: int = 20) -> None:
+    """Encode a hit's part of its video as an MP4 file without sound.
+
+    Args:
+        hit: The hit.
+        target: The file to write.
+        height: Largest height in pixels; 0 keeps the video's size.
+        quality: x264's CRF; lower is better.
+    """
+    # yuv420p needs even sides
+    scale = f"scale=-2:'min({height},trunc(ih/2)*2)'" if height else "scale=trunc(iw/2)*2:trunc(ih/2)*2"
+    before, after = _seek_options(hit.path, hit.start)
+    run_ffmpeg([*before, "-i", str(hit.path), *after, "-t", f"{hit.stop - hit.start:.3f}", "-map", "0:v:0", "-an",
+                "-vf", scale, "-c:v", "libx264", "-preset", "veryfast", "-crf", str(quality), "-pix_fmt", "yuv420p",
+                "-movflags", "+faststart", "-map_metadata", "-1", str(target)], hit.path, target)
+
+
+def export(hits: list[Hit], folder: str | Path) -> list[Path]:
+    """Write each hit as <rank>_<video>_<time>.mp4 into a folder and return the paths.
+
+    Clips have the size of their video. A long video name is cut to STEM_BYTES.
+    """
+    stems = [os.fsencode(hit.path.stem)[:STEM_BYTES].decode(errors="ignore") for hit in hits]
+    paths = [Path(folder) / f"{rank:02d}_{stem}_{timecode(hit.start).replace(':', '-')}.mp4"
+             for rank, (stem, hit) in enumerate(zip(stems, hits, strict=True), 1)]
+
+    def write(hit: Hit, path: Path) -> None:
+        with atomic_path(path) as temporary:
+            encode_clip(hit, temporary)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(write, hits, paths))
+    return paths
+
+
+def encode_preview(hit: Hit) -> tuple[bytes, bytes, float]:
+    """Return (MP4 of at most 240 lines, JPEG of its middle frame, height / width) for a page."""
+    import io
+
+    from PIL import Image
+
+    from egokit.data.video.pyav_reader import PyAVReader
+    with tempfile.TemporaryDirectory(prefix="egokit-") as folder:
+        path = Path(folder) / "clip.mp4"
+        encode_clip(hit, path, height=240, quality=27)
+        reader, picture = PyAVReader(path), io.BytesIO()
+        middle = Image.fromarray(reader.read([reader.length // 2])[0])
+        middle.save(picture, "JPEG", quality=80)
+        reader.close()
+        return path.read_bytes(), picture.getvalue(), middle.height / middle.width
