@@ -100,7 +100,7 @@ class EgoClip(Task):
             labels = labels_BL.flatten()
             chosen = (labels != -100).nonzero()[:, 0]  # once for both: a GPU waits until the CPU knows how many there are
             states = fused(trunk_BSD, ids, mask, "mlm")[1].flatten(0, 1)
-            logits = model.words_from_states(states[chosen]).float()
+            logits = model.mlm_from_states(states[chosen]).float()
             return F.cross_entropy(logits, labels[chosen], reduction="sum")[None]
 
         def matching(trunk_BSD: Tensor, ids: Tensor, mask: Tensor, label_B: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ def initial_model(config: Config, frames: int | None = None):
         model.video.config = model.text.config = model.config
         return model
     shape = config.model if config.model.vocabulary else dataclasses.replace(config.model, vocabulary=tokenizer.vocabulary)
-    return weights.fresh(shape, config.site.tokenizer, config.seed, config.site.vit, config.site.roberta)
+    return weights.initialise(shape, config.site.tokenizer, config.seed, config.site.vit, config.site.roberta)
 
 
 class Trainer:
