@@ -1,6 +1,9 @@
-"""Why attention runs in float32 under bfloat16 autocast on a CPU: a training step of the toy model, three ways, in turn.
+"""Time a training step of the toy model on a CPU with attention in float32 or bfloat16.
 
-    OMP_NUM_THREADS=1 python benchmarks/attention.py          (the table it printed stands at the end of this file)
+    OMP_NUM_THREADS=1 python benchmarks/attention.py          (the end of this file has the table that it printed)
+
+It shows why attention runs in float32 under bfloat16 autocast on a CPU (egokit/model/cpu_fast_paths.py). Three ways
+take turns.
 """
 import statistics
 import time
@@ -22,20 +25,22 @@ ours = video_encoder.attend
 
 
 def as_autocast_does(query, key, value, mask=None, dropout=0.0):
-    """Fused attention in whatever type autocast gives."""
+    """Return PyTorch's fused attention in whatever type autocast gives."""
     return F.scaled_dot_product_attention(query, key, value, attn_mask=None if mask is None else mask.to(query.dtype))
 
 
 def step(attend, half: bool) -> float:
+    """Return the seconds of a forward and a backward pass of the video encoder."""
     video_encoder.attend = attend
-    began = time.perf_counter()
+    start = time.perf_counter()
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
         loss = model.video_projection(model.video(frames)).float().square().mean()
     loss.backward()
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
-ways = {"float32": (ours, False), "bfloat16, attention too": (as_autocast_does, True), "bfloat16, attention in float32": (ours, True)}
+ways = {"float32": (ours, False), "bfloat16, attention too": (as_autocast_does, True),
+        "bfloat16, attention in float32": (ours, True)}
 for way in ways.values():
     step(*way)
 times = {name: [] for name in ways}
@@ -43,9 +48,9 @@ for _ in range(8):
     for name, way in ways.items():
         times[name].append(step(*way))
 print(f"{'video encoder, forward and backward, 32 clips':48} ms (median of 8)")
-for name, taken in times.items():
-    ratio = statistics.median(a / b for a, b in zip(times["float32"], taken, strict=True))
-    print(f"{name:48} {1000 * statistics.median(taken):6.0f}   {ratio:.2f} x float32's speed")
+for name, seconds in times.items():
+    ratio = statistics.median(a / b for a, b in zip(times["float32"], seconds, strict=True))
+    print(f"{name:48} {1000 * statistics.median(seconds):6.0f}   {ratio:.2f} x float32's speed")
 
 # Printed on a shared machine of 2 cores (AMD EPYC with AVX-512 BF16), torch 2.15.0:
 #

@@ -1,9 +1,10 @@
-"""Inference against a plain einsum implementation of the same equations (plain.py), in one run, taking turns.
+"""Time inference against a plain einsum implementation of the same equations (plain.py).
 
-    python benchmarks/model.py [clips]         (the tables it printed stand at the end of this file)
+    python benchmarks/model.py [clips]         (the end of this file has the tables that it printed)
 
-The base model at 224 px, 4 frames, float32, random weights; on a CPU with 2 threads, and on a GPU where there is one, where
-it also runs under bfloat16 and prints peak memory. Outputs are compared before anything is timed.
+The base model at 224 px, 4 frames, float32, random weights; both sides take turns in one run. It uses a GPU if there is
+one, where it also runs under bfloat16 and prints peak memory, else a CPU with 2 threads. Outputs are compared before
+anything is timed.
 """
 import statistics
 import sys
@@ -43,19 +44,22 @@ WORK = {
     f"encode_text, {CLIPS} texts": (lambda m: m.encode_text(tokens)),
     f"itm_logits, {CLIPS} pairs": (lambda m: m.itm_logits(frames, tokens)),
     f"mlm_logits, {CLIPS} pairs": (lambda m: m.mlm_logits(frames, tokens)),
-    "itm_logits, 1 clip with 16 texts": (lambda m: m.itm_logits(one_clip if m is model else one_clip.expand(16, -1, -1, -1, -1), many)),
+    "itm_logits, 1 clip with 16 texts":
+        (lambda m: m.itm_logits(one_clip if m is model else one_clip.expand(16, -1, -1, -1, -1), many)),
 }
 
 
 def clock(function, m) -> float:
-    began = time.perf_counter()
+    """Return the seconds that function(m) takes."""
+    start = time.perf_counter()
     function(m)
     if gpu:
         torch.cuda.synchronize()
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
 def memory(function, m) -> float:
+    """Return the peak GPU memory of function(m) beyond what was allocated before, in MiB."""
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     function(m)
@@ -63,7 +67,8 @@ def memory(function, m) -> float:
 
 
 with torch.inference_mode():
-    print(f"{torch.cuda.get_device_name() if gpu else 'CPU, 2 threads'}, torch {torch.__version__}, float32, median of {TURNS}")
+    device_name = torch.cuda.get_device_name() if gpu else "CPU, 2 threads"
+    print(f"{device_name}, torch {torch.__version__}, float32, median of {TURNS}")
     print(f"{'':36} {'plain, s':>9} {'egokit, s':>9} {'faster by':>10} {'difference':>11}")
     for name, work in WORK.items():
         ours, theirs = work(model), work(plain)
@@ -80,9 +85,10 @@ with torch.inference_mode():
                 print(f"{'  bfloat16':36} {a:9.3f} {b:9.3f} {statistics.median(x / y for x, y in times):8.2f} x"
                       f"   memory {memory(work, plain):.0f} -> {memory(work, model):.0f} MiB")
 
-# Printed on a shared machine of 2 cores (AMD EPYC with AVX-512). What it comes from: oneDNN's products (about 200 GFLOP/s in
-# place of 120 to 180), time attention as two products, the last block for CLS alone, cross-attention without projecting the
-# video's tokens, parts of 8 frames, and, where a clip goes with many texts, its first half once. A single clip gains least.
+# Printed on a shared machine of 2 cores (AMD EPYC with AVX-512). Reasons for the gain: oneDNN's products (about
+# 200 GFLOP/s in place of 120 to 180), time attention as two products, the last block for CLS alone, cross-attention
+# without projecting the video's tokens, parts of 8 frames, and, where a clip goes with many texts, its first half only
+# once. A single clip gains least.
 #
 # CPU, 2 threads, torch 2.15.0+cu132, float32, median of 5
 #                                       plain, s egokit, s  faster by  difference

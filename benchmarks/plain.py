@@ -1,7 +1,8 @@
-"""The model's equations written plainly: einsum attention, no sharing, straight on a released state dict.
+"""The model's equations written plainly, with einsum, on a released state dict.
 
-A twin for tests (other seeds, other numbers of frames) and the baseline of benchmarks/model.py. It shares no line with
-egokit's model: it reads released names, materialises every attention matrix, and runs every block on every token.
+It is a twin for tests (other seeds, other numbers of frames) and the baseline of benchmarks/model.py. It shares no line
+with egokit's model: it reads released names, materialises every attention matrix, and runs every block on every token.
+
 Shapes: B pairs, T frames, N patches a frame, S = 1 + T*N, L text tokens, D width, H heads of 64 channels.
 """
 from __future__ import annotations
@@ -14,8 +15,14 @@ HEAD = 64
 
 
 class Plain:
+    """The model of a released state dict; its public methods are those of EgoVLP."""
+
     def __init__(self, state: dict[str, Tensor], frames: int | None = None):
-        """`state`: released names, with or without 'module.'. `frames` resizes the temporal embedding."""
+        """Keep a state dict, with its temporal embedding resized to `frames` if that is given.
+
+        Args:
+            state: keys are released names, with or without 'module.'.
+        """
         self.state = {key.removeprefix("module."): value.float() for key, value in state.items()}
         self.depth = 1 + max(int(key.split(".")[2]) for key in self.state if key.startswith("video_model.blocks."))
         self.fused = [i for i in range(self.depth) if f"video_model.blocks.{i}.attn.alpha_i2t" in self.state]
@@ -24,7 +31,8 @@ class Plain:
             at = torch.arange(frames) * (have.shape[1] - 1) / (frames - 1)
             low = at.floor().long().clamp(max=have.shape[1] - 2) if have.shape[1] > 1 else torch.zeros(frames).long()
             share = (at - low)[None, :, None]
-            self.state["video_model.temporal_embed"] = have[:, low] * (1 - share) + have[:, (low + 1).clamp(max=have.shape[1] - 1)] * share
+            high = (low + 1).clamp(max=have.shape[1] - 1)
+            self.state["video_model.temporal_embed"] = have[:, low] * (1 - share) + have[:, high] * share
 
     def linear(self, x: Tensor, name: str) -> Tensor:
         out = einsum("...i,oi->...o", x, self.state[f"{name}.weight"])
@@ -35,7 +43,7 @@ class Plain:
 
     @staticmethod
     def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-        """All (groups, H, tokens, 64); mask (groups, 1, 1, tokens)."""
+        """Return attention of (groups, H, tokens, 64) tensors; mask (groups, 1, 1, tokens)."""
         scores = einsum("ghqc,ghkc->ghqk", query * HEAD ** -0.5, key)
         return einsum("ghqk,ghkc->ghqc", (scores if mask is None else scores + mask).softmax(-1), value)
 
@@ -52,7 +60,7 @@ class Plain:
     # video
 
     def divided(self, x: Tensor, name: str, T: int, over_time: bool) -> Tensor:
-        """Divided attention of tokens (B, S, D): the groups are positions (over time) or frames."""
+        """Return divided attention of tokens (B, S, D), grouped by position (over time) or frame."""
         B, S, D = x.shape
         H, N = D // HEAD, (S - 1) // T
         query, key, value = (self.heads(part) for part in self.linear(x, f"{name}.qkv").chunk(3, dim=-1))
@@ -87,7 +95,8 @@ class Plain:
         weight = self.state["video_model.patch_embed.proj.weight"]
         P = weight.shape[-1]
         squares = frames.unfold(3, P, P).unfold(4, P, P)                       # (B, T, 3, rows, columns, P, P)
-        x = einsum("btcyxij,ocij->btyxo", squares, weight).flatten(2, 3) + self.state["video_model.patch_embed.proj.bias"]
+        x = einsum("btcyxij,ocij->btyxo", squares, weight).flatten(2, 3)
+        x = x + self.state["video_model.patch_embed.proj.bias"]
         position = self.state["video_model.pos_embed"]
         x = x + position[:, None, 1:] + self.state["video_model.temporal_embed"][:, :T, None]
         return torch.cat([(cls + position[:, :1]).expand(B, -1, -1), x.flatten(1, 2)], dim=1)
@@ -151,11 +160,13 @@ class Plain:
 
     def itm_logits(self, frames: Tensor, tokens: dict) -> Tensor:
         x, y = self.fuse(frames, tokens)
-        video = self.linear(self.linear(self.norm(x, "norm", 1e-6)[:, 0], "cross_modal_video_transform"), "cross_modal_video_pooler.dense")
+        video = self.linear(self.norm(x, "norm", 1e-6)[:, 0], "cross_modal_video_transform")
+        video = self.linear(video, "cross_modal_video_pooler.dense")
         text = self.linear(self.linear(y[:, 0], "cross_modal_text_transform"), "cross_modal_text_pooler.dense")
         return self.linear(torch.cat([text.tanh(), video.tanh()], dim=-1), "itm_score.fc")
 
     def mlm_logits(self, frames: Tensor, tokens: dict) -> Tensor:
-        hidden = F.gelu(self.linear(self.linear(self.fuse(frames, tokens)[1], "cross_modal_text_transform"), "mlm_score.transform.dense"))
+        hidden = self.linear(self.fuse(frames, tokens)[1], "cross_modal_text_transform")
+        hidden = F.gelu(self.linear(hidden, "mlm_score.transform.dense"))
         hidden = self.norm(hidden, "mlm_score.transform.LayerNorm", 1e-12)
         return self.linear(hidden, "mlm_score.decoder") + self.state["mlm_score.bias"]

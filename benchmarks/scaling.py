@@ -59,7 +59,7 @@ def arithmetic(frames: int) -> dict[str, float]:
     with torch.no_grad():
         trunk, words = model.fusion_trunk(clip), model.text_trunk(tokens)
     parts = {"embed_video": lambda: model.embed_video(clip), "fusion_trunk": lambda: model.fusion_trunk(clip),
-             "fuse, mlm": lambda: model.words_from_states(
+             "fuse, mlm": lambda: model.mlm_from_states(
                  model.fuse(trunk, model.text_trunk(tokens), ids, frames, "mlm")[1]),
              "fuse, itm": lambda: model.fuse(trunk, words, ids, frames, "itm"),
              "embed_text": lambda: model.embed_text(tokens)}

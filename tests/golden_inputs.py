@@ -1,4 +1,4 @@
-"""Files in the released format with seeded weights, and the inputs that golden/ was made with."""
+"""Files in the released format with seeded weights, and the inputs that golden/ is for."""
 import importlib.util
 import json
 from pathlib import Path
@@ -15,11 +15,12 @@ KEYS = {"large": GOLDEN / "keys_mlp4096_4f.tsv", "small": GOLDEN / "keys_linear2
 
 
 def golden(name):
+    """Return the figures of a file in golden/."""
     return json.loads((GOLDEN / f"{name}.json").read_text())
 
 
 def release(folder, kind, seed="A"):
-    """A file in the released format, written once a folder."""
+    """Return a file in the released format, which is written once a folder."""
     path = Path(folder) / f"{kind}_{seed}.pth"
     if not path.exists():
         _release.save(str(KEYS[kind]), seed, str(path))
@@ -27,12 +28,14 @@ def release(folder, kind, seed="A"):
 
 
 def release_state(kind, seed="A"):
-    """Its tensors, without 'module.'."""
+    """Return the tensors of that file, without 'module.' in their names."""
     return _release.state_dict(str(KEYS[kind]), seed)
 
 
 def inputs(figures):
+    """Return the frames, the tokens of the texts, and those of the texts with masked words."""
     frames = torch.from_numpy(draw(figures["seed"], "input.video", (3, figures["frames"], 3, 224, 224)))
     mask = torch.tensor(figures["attention_mask"])
-    text, masked = ({"input_ids": torch.tensor(figures[key]), "attention_mask": mask} for key in ("input_ids", "mlm_ids"))
+    text, masked = ({"input_ids": torch.tensor(figures[key]), "attention_mask": mask}
+                    for key in ("input_ids", "mlm_ids"))
     return frames, text, masked

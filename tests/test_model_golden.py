@@ -1,4 +1,7 @@
-"""The model and its losses against the original's figures, with seeded weights in the released format."""
+"""The model and its losses equal the original's figures.
+
+The weights are seeded ones in the released format.
+"""
 import pytest
 import torch
 import torch.nn.functional as F
@@ -40,7 +43,8 @@ def test_forward_equals_the_original(released, name, kind):
             close(losses.egonce(similarity, positives), expected["loss"])
         else:
             expected = figures["adaptive_max_margin"]
-            close(losses.max_margin(similarity, torch.tensor(expected["weights"]), expected["margin"]), expected["loss"])
+            loss = losses.max_margin(similarity, torch.tensor(expected["weights"]), expected["margin"])
+            close(loss, expected["loss"])
             close(losses.infonce(similarity), figures["norm_softmax"]["loss"])
 
 
@@ -49,16 +53,19 @@ def test_gradients_equal_the_original(released):
     model = egokit.load(released("large"))
     frames, text, masked = inputs(figures)
     labels = torch.tensor(figures["mlm_labels"])
-    positives = losses.positives(torch.tensor(figures["egonce"]["verb_vec"]), torch.tensor(figures["egonce"]["noun_vec"]))
+    positives = losses.positives(torch.tensor(figures["egonce"]["verb_vec"]),
+                                 torch.tensor(figures["egonce"]["noun_vec"]))
     egonce = losses.egonce(egokit.similarity(model.encode_text(text), model.encode_video(frames)), positives)
     mlm = F.cross_entropy(model.mlm_logits(frames, masked).flatten(0, 1), labels.flatten())
     itm = F.cross_entropy(model.itm_logits(frames[grads["itm_video_order"]], text), torch.tensor(grads["itm_labels"]))
     for ours, name in ((egonce, "egonce"), (mlm, "mlm"), (itm, "itm")):
         close(ours.detach(), grads[name])
     (egonce + mlm + 2 * itm).backward()
-    ours = {weights.rename(name, "released"): parameter.grad.norm().item() for name, parameter in model.named_parameters()}
+    ours = {weights.rename(name, "released"): parameter.grad.norm().item()
+            for name, parameter in model.named_parameters()}
     assert ours.keys() == grads["grad_norms"].keys()
-    # a gradient that vanishes in exact arithmetic (a key's bias) is rounding noise on both sides: compare with the largest
+    # a gradient that vanishes in exact arithmetic (a key's bias) is rounding on both sides: compare with the largest
     floor = 1e-6 * max(grads["grad_norms"].values())
-    wrong = {key: (ours[key], norm) for key, norm in grads["grad_norms"].items() if abs(ours[key] - norm) > 1e-3 * norm + floor}
+    wrong = {key: (ours[key], norm) for key, norm in grads["grad_norms"].items()
+             if abs(ours[key] - norm) > 1e-3 * norm + floor}
     assert not wrong

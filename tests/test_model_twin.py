@@ -1,4 +1,7 @@
-"""The model against a plain einsum implementation (benchmarks/plain.py), with seeds and numbers of frames that golden/ lacks."""
+"""The model equals a plain einsum implementation (benchmarks/plain.py).
+
+Seeds and numbers of frames are such that golden/ lacks.
+"""
 import sys
 
 import pytest
@@ -8,14 +11,15 @@ from golden_inputs import draw, release, release_state, weight
 
 import egokit
 from egokit.config.schema import ModelConfig
-from egokit.model import video_encoder, weights
+from egokit.model import cpu_fast_paths, video_encoder, weights
 from egokit.model.egovlp import EgoVLP, autocast
 from egokit.model.released_keys import rename
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from plain import Plain
 
-SMALL = ModelConfig(image_size=64, patch_size=16, width=128, heads=2, depth=4, num_fused_layers=2, vocab_size=99, max_positions=40, projection="mlp32")
+SMALL = ModelConfig(image_size=64, patch_size=16, width=128, heads=2, depth=4, num_fused_layers=2, vocab_size=99, max_positions=40,
+                    projection="mlp32")
 
 
 def seeded(config: ModelConfig, seed: str) -> EgoVLP:
@@ -36,7 +40,8 @@ def inputs(config: ModelConfig, frames: int, pairs: int, seed: str):
 
 def same(model, plain, video, tokens, tolerance=1e-5):
     pairs = (video, tokens)
-    for name, args in (("encode_video", (video,)), ("encode_text", (tokens,)), ("itm_logits", pairs), ("mlm_logits", pairs)):
+    for name, args in (("encode_video", (video,)), ("encode_text", (tokens,)), ("itm_logits", pairs),
+                       ("mlm_logits", pairs)):
         ours, theirs = getattr(model, name)(*args), getattr(plain, name)(*args)
         worst = ((ours - theirs).abs().max() / theirs.abs().max()).item()
         assert worst <= tolerance, (name, worst)
@@ -46,7 +51,7 @@ def same(model, plain, video, tokens, tolerance=1e-5):
 @pytest.mark.parametrize("have, frames", [(4, 4), (4, 16), (4, 32), (16, 4), (1, 4), (4, 1)])
 @pytest.mark.parametrize("gradients", [False, True])
 def test_equations_at_any_number_of_frames(tmp_path, seed, have, frames, gradients):
-    """With gradients and without, which take different ways through the cross-attention."""
+    """Outputs are equal with gradients and without, which differ in how a CPU computes."""
     config = ModelConfig(**{**vars(SMALL), "frames": have})
     weights.export(seeded(config, seed), tmp_path / "released.pth")
     model = egokit.load(tmp_path / "released.pth", frames=frames)
@@ -67,16 +72,16 @@ def test_released_size_at_other_numbers_of_frames(tmp_path, released, kind, seed
 @pytest.mark.slow
 @pytest.mark.parametrize("precision, bound", [("bf16", 0.03), ("fp16", 0.004)])
 def test_half_precision_stays_within_its_bounds(released, precision, bound):
-    """Largest difference over the largest value, or over 1 where that is more: measured 0.02 and 0.003.
+    """The largest difference, over the larger of the largest value and 1, is within bounds.
 
-    Of similarities and probabilities: measured 0.0034 and 0.0002.
+    Measured for bf16 and fp16: 0.02 and 0.003; for similarities and probabilities 0.0034 and 0.0002.
     """
     model = egokit.load(released("large"))
     video, tokens = inputs(model.config, 4, 1, "A")
 
     def outputs():
-        out = {"video": model.encode_video(video), "text": model.encode_text(tokens), "itm": model.itm_logits(video, tokens),
-               "mlm": model.mlm_logits(video, tokens)}
+        out = {"video": model.encode_video(video), "text": model.encode_text(tokens),
+               "itm": model.itm_logits(video, tokens), "mlm": model.mlm_logits(video, tokens)}
         return out, [egokit.similarity(out["text"], out["video"]), out["itm"].softmax(-1)]
 
     with torch.no_grad():
@@ -90,14 +95,16 @@ def test_half_precision_stays_within_its_bounds(released, precision, bound):
 
 
 def test_parts_pairs_and_broadcasting_agree():
-    """Batches of any size give what one by one gives; one clip goes with many texts and one text with many clips."""
+    """Batches of any size, and one clip or text for all, give what single pairs give."""
     model = seeded(SMALL, "D")
     video, tokens = inputs(SMALL, 4, 11, "D")
     with torch.no_grad():
-        one_by_one = torch.cat([model.itm_logits(video[i:i + 1], {k: v[i:i + 1] for k, v in tokens.items()}) for i in range(11)])
+        one_by_one = torch.cat([model.itm_logits(video[i:i + 1], {k: v[i:i + 1] for k, v in tokens.items()})
+                                for i in range(11)])
         assert torch.allclose(model.itm_logits(video, tokens), one_by_one, atol=1e-6)
         assert torch.allclose(model.match(video, tokens), one_by_one.softmax(-1)[:, 1], atol=1e-6)
-        assert torch.allclose(model.encode_video(video), torch.cat([model.encode_video(video[i:i + 1]) for i in range(11)]), atol=1e-5)
+        embeddings = torch.cat([model.encode_video(video[i:i + 1]) for i in range(11)])
+        assert torch.allclose(model.encode_video(video), embeddings, atol=1e-5)
         many = model.itm_logits(video[:1], tokens)
         assert torch.allclose(many, model.itm_logits(video[:1].expand(11, -1, -1, -1, -1), tokens), atol=1e-6)
         last = {k: v[10:] for k, v in tokens.items()}
@@ -108,61 +115,75 @@ def test_parts_pairs_and_broadcasting_agree():
 
 
 def test_a_part_not_read_changes_nothing():
-    """The last fused layer for CLS and the first token alone gives what the whole layer gives there."""
+    """A last layer for CLS and the first token alone gives what the whole layer gives."""
     model = seeded(SMALL, "E")
     video, tokens = inputs(SMALL, 4, 2, "E")
     for gradients in (False, True):
         with torch.set_grad_enabled(gradients):
             trunks = model.fusion_trunk(video), model.text_trunk(tokens), tokens["attention_mask"], 4
-            whole, some = model.fuse(*trunks), model.fuse(*trunks, "itm")
-            words = model.fuse(*trunks, "mlm")
-        assert [x.shape[1] for x in some] == [1, 1] and words[0] is None
-        assert torch.allclose(whole[0][:, :1], some[0], atol=1e-5) and torch.allclose(whole[1][:, :1], some[1], atol=1e-5)
-        assert torch.allclose(whole[1], words[1], atol=1e-6)
+            video_BSD, text_BLD = model.fuse(*trunks)
+            video_B1D, text_B1D = model.fuse(*trunks, "itm")
+            nothing, words_BLD = model.fuse(*trunks, "mlm")
+        assert video_B1D.shape[1] == text_B1D.shape[1] == 1 and nothing is None
+        assert torch.allclose(video_BSD[:, :1], video_B1D, atol=1e-5)
+        assert torch.allclose(text_BLD[:, :1], text_B1D, atol=1e-5)
+        assert torch.allclose(text_BLD, words_BLD, atol=1e-6)
 
 
 @pytest.mark.parametrize("seed", ["F", "G"])
 def test_gradients_of_every_parameter(seed):
-    """Sharing, the parts that are not read and the fused attention give the plain equations' gradients."""
+    """Shared work, parts left out and fused attention give the plain gradients."""
     model = seeded(SMALL, seed)
-    leaves = {rename(name, "released"): parameter.detach().clone().requires_grad_() for name, parameter in model.named_parameters()}
+    leaves = {rename(name, "released"): parameter.detach().clone().requires_grad_()
+              for name, parameter in model.named_parameters()}
     plain = Plain(leaves)
     video, tokens = inputs(SMALL, 4, 3, seed)
-    for one in (model, plain):
-        similarity = egokit.similarity(one.encode_text(tokens), one.encode_video(video))
-        terms = similarity.div(0.05).softmax(-1).diagonal().log().mean(), one.itm_logits(video.flip(0), tokens).logsumexp(-1).mean()
-        words = one.mlm_logits(video, tokens)[tokens["attention_mask"].bool()]  # RoBERTa's padding has no gradient
-        (words.square().mean() + 2 * terms[1] - terms[0]).backward()
+    for side in (model, plain):
+        similarity = egokit.similarity(side.encode_text(tokens), side.encode_video(video))
+        contrast = similarity.div(0.05).softmax(-1).diagonal().log().mean()
+        matching = side.itm_logits(video.flip(0), tokens).logsumexp(-1).mean()
+        words = side.mlm_logits(video, tokens)[tokens["attention_mask"].bool()]  # RoBERTa's padding has no gradient
+        (words.square().mean() + 2 * matching - contrast).backward()
     expected = {key: leaf.grad.norm().item() for key, leaf in leaves.items()}
     floor = 1e-6 * max(expected.values())  # a key's bias has no gradient in exact arithmetic, only rounding
-    wrong = {name: (parameter.grad.norm().item(), expected[rename(name, "released")]) for name, parameter in model.named_parameters()
-             if (parameter.grad - leaves[rename(name, "released")].grad).norm() > 1e-4 * expected[rename(name, "released")] + floor}
+    wrong = {}
+    for name, parameter in model.named_parameters():
+        key = rename(name, "released")
+        if (parameter.grad - leaves[key].grad).norm() > 1e-4 * expected[key] + floor:
+            wrong[name] = parameter.grad.norm().item(), expected[key]
     assert not wrong
 
 
 @pytest.mark.parametrize("frames, clips", [(4, 1), (3, 2), (4, 5)])
 def test_recomputation_changes_no_gradient(monkeypatch, frames, clips):
-    """Blocks computed again in the backward pass: `clips` of the five clips at once, all of a small model."""
-    sizes, checkpoint, tokens = [], video_encoder.checkpoint, 1 + frames * (SMALL.image_size // SMALL.patch_size) ** 2
-    monkeypatch.setattr(video_encoder, "checkpoint", lambda block, x, *rest, **how: sizes.append(len(x)) or checkpoint(block, x, *rest, **how))
+    """Blocks are recomputed in the backward pass, `clips` of the five clips at a time."""
+    sizes, checkpoint = [], video_encoder.checkpoint
+
+    def counted(block, x_BSD, *arguments, **options):
+        sizes.append(len(x_BSD))
+        return checkpoint(block, x_BSD, *arguments, **options)
+
+    monkeypatch.setattr(video_encoder, "checkpoint", counted)
     if clips < 5:
-        monkeypatch.setattr(video_encoder, "PART", int((clips + 0.9) * tokens * SMALL.width))
+        values = (1 + frames * (SMALL.image_size // SMALL.patch_size) ** 2) * SMALL.width
+        monkeypatch.setattr(cpu_fast_paths, "RECOMPUTED_VALUES", int((clips + 0.9) * values))
     model = seeded(SMALL, "H").train()
     model.config = ModelConfig(**{**vars(SMALL), "dropout": 0.0, "checkpointing": True})
     for part in model.text.modules():
         part.dropout = 0.0
     video, tokens = inputs(SMALL, frames, 5, "H")
-    found = []
+    gradients = []
     for checkpointing in (False, True):
         model.video.config = model.text.config = ModelConfig(**{**vars(model.config), "checkpointing": checkpointing})
         trunk, words = model.fusion_trunk(video), model.text_trunk(tokens)
         itm = model.itm_from_states(*model.fuse(trunk, words, tokens["attention_mask"], frames, "itm"))
-        mlm = model.words_from_states(model.fuse(trunk, words, tokens["attention_mask"], frames, "mlm")[1])
+        mlm = model.mlm_from_states(model.fuse(trunk, words, tokens["attention_mask"], frames, "mlm")[1])
         dual = egokit.similarity(model.embed_text(tokens), model.embed_video(video))
         (itm.square().mean() + mlm.square().mean() + dual.square().sum()).backward()
-        found.append({name: parameter.grad for name, parameter in model.named_parameters()})
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
         model.zero_grad(set_to_none=True)
     assert set(sizes) == {clips, 5 % clips or clips}
-    floor = 1e-6 * max(grad.norm() for grad in found[0].values())  # a gate's gradient is a sum of many terms that cancel
-    for name, grad in found[0].items():
-        assert (found[1][name] - grad).norm() <= 1e-5 * grad.norm() + floor, name
+    kept, recomputed = gradients
+    floor = 1e-6 * max(grad.norm() for grad in kept.values())  # a gate's gradient is a sum of many terms that cancel
+    for name, grad in kept.items():
+        assert (recomputed[name] - grad).norm() <= 1e-5 * grad.norm() + floor, name

@@ -1,4 +1,7 @@
-"""Time attention by its start: the original's can't learn, ours does. What it is worth in training: docs/time_attention.md."""
+"""Time attention by its initial weights: the original's can't learn, ours can.
+
+docs/time_attention.md says what that is worth in training.
+"""
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,32 +15,40 @@ STARTS = ("released", "zero_output")
 OPTIM = OptimConfig(lr=3e-3, weight_decay=0.1)
 
 
-def fresh(time_init: str, dtype=torch.float32) -> EgoVLP:
+def untrained(time_init: str, dtype=torch.float32) -> EgoVLP:
     torch.manual_seed(0)
-    model = EgoVLP(ModelConfig(image_size=32, patch_size=8, frames=FRAMES, width=WIDTH, heads=2, depth=2, num_fused_layers=1, vocab_size=50,
-                               max_positions=20, dropout=0.0, projection="linear16", time_init=time_init))
+    model = EgoVLP(ModelConfig(image_size=32, patch_size=8, frames=FRAMES, width=WIDTH, heads=2, depth=2, num_fused_layers=1,
+                               vocab_size=50, max_positions=20, dropout=0.0, projection="linear16", time_init=time_init))
     model.reset_parameters()
     return model.to(dtype)
 
 
 def clips(dtype=torch.float32) -> torch.Tensor:
-    """Normalised frames (2 * CLIPS, T, 3, 32, 32): clips of noise, and the same played backwards. Only order tells them apart."""
+    """Return normalised frames (2 * CLIPS, T, 3, 32, 32): noise, and the same backwards.
+
+    Only the order of frames tells the two apart.
+    """
     forwards = torch.randn(CLIPS, FRAMES, 3, 32, 32, generator=torch.Generator().manual_seed(1)).to(dtype)
     return torch.cat([forwards, forwards.flip(1)])
 
 
-def train(model: EgoVLP, look=lambda step: None, steps: int = 40) -> list[float]:
-    """'Forwards or backwards?', asked of the dual and of the fusion encoder. look(step): between gradients and update."""
+def train(model: EgoVLP, inspect=lambda step: None, steps: int = 40) -> list[float]:
+    """Train both encoders on 'forwards or backwards?', and return the losses of the steps.
+
+    Args:
+        inspect: called with the step's number between the gradients and the update.
+    """
     frames, label, losses = clips(next(model.parameters()).dtype), torch.arange(2).repeat_interleave(CLIPS), []
     ids = torch.tensor([[0, 5, 6, 2]]).expand(len(label), -1)
+    mask = torch.ones_like(ids)
     optimizer = optim.optimizer(model, OPTIM)
     for step in range(steps):
-        fused = model.fuse(model.fusion_trunk(frames), model.text_trunk({"input_ids": ids, "attention_mask": torch.ones_like(ids)}),
-                           torch.ones_like(ids), FRAMES, "itm")
+        words = model.text_trunk({"input_ids": ids, "attention_mask": mask})
+        fused = model.fuse(model.fusion_trunk(frames), words, mask, FRAMES, "itm")
         loss = (F.cross_entropy(model.video_projection(model.video(frames))[:, :2], label)
                 + F.cross_entropy(model.itm_from_states(*fused), label))
         loss.backward()
-        look(step)
+        inspect(step)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         losses.append(loss.item())
@@ -49,44 +60,53 @@ def time_layers(model: EgoVLP) -> list:
 
 
 def rank(matrix: torch.Tensor) -> int:
-    """Singular values above a hundredth of the largest."""
+    """Return the number of singular values above a hundredth of the largest."""
     sizes = torch.linalg.svdvals(matrix.detach())
     return int((sizes > 0.01 * sizes[0]).sum())
 
 
 @pytest.mark.parametrize("time_init", STARTS)
 def test_at_the_start_a_clip_passes_time_attention_unchanged(time_init):
-    model, without = fresh(time_init), fresh(time_init)
+    model, without = untrained(time_init), untrained(time_init)
     for time in time_layers(without):
         time.forward = lambda x_BSD, frames: torch.zeros_like(x_BSD)
     assert torch.equal(model.video(clips()), without.video(clips()))
 
 
 def test_the_released_start_never_learns_and_stays_of_rank_one():
-    """q and k are each other's gradient's factor: 0 for ever. Rows of v, and columns of proj, that are equal get equal gradients."""
-    model = fresh("released")
+    """q and k stay 0 forever, and v and proj of rank one.
+
+    The gradient of q has k as a factor, and the reverse. Equal rows of v, and equal columns of proj, get equal
+    gradients.
+    """
+    model = untrained("released")
     start = [{name: parameter.clone() for name, parameter in time.named_parameters()} for time in time_layers(model)]
 
-    def look(step: int) -> None:
+    def inspect(step: int) -> None:
         for time in time_layers(model):
             assert not time.qkv.weight.grad[:2 * WIDTH].any() and not time.qkv.bias.grad[:2 * WIDTH].any(), step
 
-    losses = train(model, look)
-    assert losses[-1] < 0.1 * losses[0]  # CLS sees order without it: it reads every patch of every frame, with its temporal embedding
+    losses = train(model, inspect)
+    # CLS sees order without it: it reads every patch of every frame, with its temporal embedding
+    assert losses[-1] < 0.1 * losses[0]
     for time, before in zip(time_layers(model), start, strict=True):
         query_key, value = time.qkv.weight.split([2 * WIDTH, WIDTH])
         assert not query_key.any() and not time.qkv.bias[:2 * WIDTH].any()
         assert (value - before["qkv.weight"][2 * WIDTH:]).abs().max() > 0.01
         assert (time.proj.weight - before["proj.weight"]).abs().max() > 0.01  # both move, and yet
         for equal_rows in (value, time.proj.weight.T):
-            assert (equal_rows - equal_rows[0]).abs().max() < 0.01 * equal_rows.abs().max() and rank(equal_rows) == 1  # but for rounding
+            assert (equal_rows - equal_rows[0]).abs().max() < 0.01 * equal_rows.abs().max()  # equal but for rounding
+            assert rank(equal_rows) == 1
 
 
 def test_at_the_released_start_rounding_alone_moves_v():
-    """What time attention adds is the same in all channels, which the norm behind it takes out: v's true gradient is 0, too."""
+    """The true gradient of v is 0, too.
+
+    What time attention adds is the same in all channels, and the norm behind it subtracts that.
+    """
     largest = {}
     for dtype in (torch.float32, torch.float64):
-        model = fresh("released", dtype)
+        model = untrained("released", dtype)
         model.video(clips(dtype)).square().sum().backward()
         largest[dtype] = max(time.qkv.weight.grad.abs().max().item() for time in time_layers(model))
         assert not any(time.proj.weight.grad.any() for time in time_layers(model))  # v is 0
@@ -95,16 +115,16 @@ def test_at_the_released_start_rounding_alone_moves_v():
 
 
 def test_zero_output_learns():
-    model = fresh("zero_output")
+    model = untrained("zero_output")
     start = [{name: parameter.clone() for name, parameter in time.named_parameters()} for time in time_layers(model)]
 
-    def look(step: int) -> None:
+    def inspect(step: int) -> None:
         for time in time_layers(model):
             assert time.proj.weight.grad.any()
             for name, part in zip("qkv", time.qkv.weight.grad.split(WIDTH), strict=True):
                 assert part.any() == (step > 0), (name, step)  # it comes through proj, which is 0 at the first step
 
-    losses = train(model, look)
+    losses = train(model, inspect)
     assert losses[-1] < 0.1 * losses[0]
     for time, before in zip(time_layers(model), start, strict=True):
         for part, was in zip(time.qkv.weight.split(WIDTH), before["qkv.weight"].split(WIDTH), strict=True):
@@ -114,42 +134,43 @@ def test_zero_output_learns():
 
 @pytest.mark.parametrize("time_init", STARTS)
 def test_order_reaches_a_clips_embedding_through_the_temporal_embedding_alone(time_init):
-    """However trained: attention itself, over time and over space, doesn't know which frame came first.
+    """However trained, attention over time and space doesn't know which frame came first.
 
-    Forwards and backwards, embeddings become nearly opposite: their difference is 1.7 to 2 times the largest entry, for 16
-    seeds in each of two versions of PyTorch. Of a fresh model it is 0.06 to 0.18.
+    Embeddings of a clip forwards and backwards become nearly opposite: their difference is 1.7 to 2 times the largest
+    entry, for 16 seeds in each of two versions of PyTorch. For an untrained model it is 0.06 to 0.18.
     """
-    model, frames = fresh(time_init), clips()
+    model, frames = untrained(time_init), clips()
     train(model)
     with torch.no_grad():
-        seen = model.video(frames)
-        assert (seen[:CLIPS] - seen[CLIPS:]).abs().max() > seen.abs().max()
+        states = model.video(frames)
+        assert (states[:CLIPS] - states[CLIPS:]).abs().max() > states.abs().max()
         model.video.temporal_embed.zero_()
-        seen = model.video(frames)
-    assert (seen[:CLIPS] - seen[CLIPS:]).abs().max() < 1e-4 * seen.abs().max()
+        states = model.video(frames)
+    assert (states[:CLIPS] - states[CLIPS:]).abs().max() < 1e-4 * states.abs().max()
 
 
 def test_only_zero_output_can_tell_a_frame_what_another_one_shows():
-    """One layer alone is to give every patch what its position shows in the next frame, the last frame what it shows in the first.
+    """One layer alone is to give every patch what its position shows in the next frame.
 
-    From the released start it gives all frames of a position one answer, whose error is at least the variance of the right
-    ones over frames: that is chance here. From ours it learns where to look.
+    (The first frame follows the last.) From the released start it gives all frames of a position one answer, whose
+    error is at least the variance of the right answers over frames: chance, here. From ours it learns where to look.
     """
-    said, losses = {}, {}
+    answers, losses = {}, {}
     patches_BTND = torch.randn(CLIPS, FRAMES, 16, WIDTH, generator=torch.Generator().manual_seed(2))
-    wanted_BTND = patches_BTND.roll(-1, 1)
-    chance = wanted_BTND.var(1, correction=0).mean().item()
+    target_BTND = patches_BTND.roll(-1, 1)
+    chance = target_BTND.var(1, correction=0).mean().item()
     for time_init in STARTS:
-        model = fresh(time_init)
+        model = untrained(time_init)
         time = model.video.blocks[0].time
-        x_BSD = F.pad((patches_BTND + 3 * model.video.temporal_embed.detach()[:, :, None]).flatten(1, 2), (0, 0, 1, 0))
+        placed_BTND = patches_BTND + 3 * model.video.temporal_embed.detach()[:, :, None]
+        x_BSD = F.pad(placed_BTND.flatten(1, 2), (0, 0, 1, 0))
         optimizer = optim.optimizer(model, OptimConfig(lr=1e-2, weight_decay=0))
         for _ in range(150):
-            said[time_init] = time(x_BSD, FRAMES)[:, 1:].unflatten(1, (FRAMES, 16))
-            loss = F.mse_loss(said[time_init], wanted_BTND)
+            answers[time_init] = time(x_BSD, FRAMES)[:, 1:].unflatten(1, (FRAMES, 16))
+            loss = F.mse_loss(answers[time_init], target_BTND)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         losses[time_init] = loss.item()
-    assert said["released"].var(1).max() < 1e-8 and losses["released"] >= chance
+    assert answers["released"].var(1).max() < 1e-8 and losses["released"] >= chance
     assert losses["zero_output"] < 0.5 * chance

@@ -376,7 +376,7 @@ def test_blocks_compile_to_one_graph_each():
         frames = torch.randn(2, 4, 3, 32, 32)
         trunk, words = model.fusion_trunk(frames), model.text_trunk(tokens)
         matching = model.itm_from_states(*model.fuse(trunk, words, tokens["attention_mask"], 4, "itm"))
-        logits = model.words_from_states(model.fuse(trunk, words, tokens["attention_mask"], 4, "mlm")[1])
+        logits = model.mlm_from_states(model.fuse(trunk, words, tokens["attention_mask"], 4, "mlm")[1])
         outputs = (model.embed_video(frames), model.embed_text(tokens), matching, logits)
         sum(x.float().sum() for x in outputs).backward()
     torch._dynamo.reset()

@@ -43,7 +43,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from egokit.config.schema import CHOICES, ModelConfig
 from egokit.data.video.transforms import normalise
-from egokit.model import layers, video_encoder
+from egokit.model import cpu_fast_paths, layers, video_encoder
 from egokit.model.egovlp import EgoVLP, autocast
 from egokit.model.precision import float32_products
 
@@ -116,7 +116,7 @@ def attend_by_sums() -> Callable:
     fused, before = torch.compile(by_sums, dynamic=False, backend=COMPILER), layers.attend
 
     def attend(query, key, value, mask=None, dropout=0.0):
-        few = key.shape[2] <= layers.FEW and mask is None and not dropout
+        few = key.shape[2] <= cpu_fast_paths.FEW_KEYS and mask is None and not dropout
         return fused(query, key, value) if few else before(query, key, value, mask, dropout)
     return attend
 

@@ -1,4 +1,4 @@
-"""What people hand to the model's public methods: checked, with an error that says what to do; and worked on in parts.
+"""Checks of users' input to the model's public methods, and parts that fit in memory.
 
 Shapes: B clips or texts, T frames, L tokens.
 """
@@ -14,29 +14,42 @@ from torch import Tensor
 from egokit.config.schema import ModelConfig
 from egokit.model.text_encoder import PADDING, load_tokenizer
 
-# of one pass through the public methods: bounds their memory, and on a CPU keeps what a layer gives within its caches
+# of one pass through the public methods: bounds their memory, and on a CPU keeps a layer's output within its caches
 FRAMES_ON_CPU, FRAMES_ON_GPU, TEXTS_AT_ONCE = 8, 128, 256
-FEW_SHAPES = 8  # on a GPU lengths and numbers of texts are padded to multiples of it: each new shape costs its kernels' plans
+FEW_SHAPES = 8  # on a GPU, lengths and numbers of texts are padded to its multiples: a new shape needs new kernel plans
 LARGEST = 20.0  # normalised frames stay within 2.7 of zero; pixels of 0-255 don't
 
 
 def checked_tokens(text, config: ModelConfig, tokenizer: str, longest: int) -> dict[str, Tensor]:
-    """A string, strings, or tokens {"input_ids": (B, L), "attention_mask": (B, L)} -> tokens."""
+    """Return checked tokens: {"input_ids": (B, L), "attention_mask": (B, L)}, int64.
+
+    Args:
+        text: a string, strings, or such tokens.
+        tokenizer: name or folder; it is loaded for strings only.
+        longest: how many tokens of a string are kept.
+
+    Raises:
+        ValueError: `text` is nothing of these, or does not fit the model.
+    """
     if isinstance(text, str):
         text = [text]
     if not isinstance(text, collections.abc.Mapping):
-        if not isinstance(text, collections.abc.Sequence) or not len(text) or not all(isinstance(one, str) for one in text):
+        if (not isinstance(text, collections.abc.Sequence) or not len(text)
+                or not all(isinstance(entry, str) for entry in text)):
             raise ValueError(f"text: expected one string or several, or a dict of tokens; got {text!r:.80}")
         text = load_tokenizer(tokenizer)(list(text), longest)
     missing = {"input_ids", "attention_mask"} - set(text)
     if missing:
-        raise ValueError(f"tokens: missing {sorted(missing)}; give strings or input_ids and attention_mask, each (B, L)")
+        raise ValueError(f"tokens: missing {sorted(missing)}; "
+                         "give strings or input_ids and attention_mask, each (B, L)")
     ids, mask = (torch.as_tensor(text[key]) for key in ("input_ids", "attention_mask"))
-    if ids.ndim != 2 or ids.shape != mask.shape or ids.is_floating_point() or ids.dtype == torch.bool or not ids.shape[1]:
+    if (ids.ndim != 2 or ids.shape != mask.shape or ids.is_floating_point() or ids.dtype == torch.bool
+            or not ids.shape[1]):
         raise ValueError(f"tokens: expected integers (B, L) twice, got input_ids {tuple(ids.shape)} {ids.dtype} and "
                          f"attention_mask {tuple(mask.shape)}" + ("; add the batch axis" if ids.ndim == 1 else ""))
     if ((mask != 0) & (mask != 1)).any():
-        raise ValueError(f"tokens: attention_mask has values from {mask.min()} to {mask.max()}; expected 1 for words and 0 for padding")
+        raise ValueError(f"tokens: attention_mask has values from {mask.min()} to {mask.max()}; "
+                         "expected 1 for words and 0 for padding")
     if ids.shape[1] > config.max_positions - 2:
         raise ValueError(f"tokens: {ids.shape[1]} a text, but the model has {config.max_positions - 2} positions; cut them")
     if ids.numel() and not 0 <= ids.min() <= ids.max() < config.vocab_size:
@@ -46,28 +59,36 @@ def checked_tokens(text, config: ModelConfig, tokenizer: str, longest: int) -> d
 
 
 def rounded_up(size: int, device: torch.device) -> int:
-    """A length or number of rows that few sizes stand for on a GPU; itself on a CPU, where padding only costs."""
+    """Return a length or number of rows, on a GPU rounded up so that few sizes occur.
+
+    On a CPU it stays as it is: padding only costs there.
+    """
     return -(-size // FEW_SHAPES) * FEW_SHAPES if device.type == "cuda" else size
 
 
 def of_few_lengths(tokens: dict[str, Tensor], longest: int) -> dict[str, Tensor]:
-    """Tokens (B, L) on a GPU with padding up to one of few lengths, `longest` at most; as they are on a CPU."""
+    """Return tokens (B, L), on a GPU padded to one of few lengths, at most to `longest`."""
     ids = tokens["input_ids"]
-    more = (0, max(0, min(longest, rounded_up(ids.shape[1], ids.device)) - ids.shape[1]))
-    return {"input_ids": F.pad(ids, more, value=PADDING), "attention_mask": F.pad(tokens["attention_mask"], more)}
+    padding = (0, max(0, min(longest, rounded_up(ids.shape[1], ids.device)) - ids.shape[1]))
+    return {"input_ids": F.pad(ids, padding, value=PADDING), "attention_mask": F.pad(tokens["attention_mask"], padding)}
 
 
 def checked_frames(frames_BTCHW, config: ModelConfig) -> Tensor:
-    """Normalised frames (B, T, 3, size, size), a tensor or an array -> the same, a tensor."""
-    size, most = config.image_size, config.frames
+    """Return normalised frames (B, T, 3, size, size), a tensor or an array, as a tensor.
+
+    Raises:
+        ValueError: shape, number of frames or values are not as expected; the message hints at the usual mistakes.
+    """
+    size, max_frames = config.image_size, config.frames
     x = torch.as_tensor(frames_BTCHW)
     shape = tuple(x.shape)
     if len(shape) != 5 or shape[2:] != (3, size, size):
-        hint = ("add the batch axis: frames[None]" if len(shape) == 4 else "channels come before height: frames.movedim(-1, 2)"
-                if shape[-1:] == (3,) else "frames come before channels: frames.transpose(1, 2)" if shape[1:2] == (3,) else "")
+        hint = ("add the batch axis: frames[None]" if len(shape) == 4
+                else "channels come before height: frames.movedim(-1, 2)" if shape[-1:] == (3,)
+                else "frames come before channels: frames.transpose(1, 2)" if shape[1:2] == (3,) else "")
         raise ValueError(f"frames: expected (B, T, 3, {size}, {size}), got {shape}" + (f"; {hint}" if hint else ""))
-    if not 1 <= shape[1] <= most:
-        raise ValueError(f"frames: {shape[1]} a clip, but the temporal embedding holds {most}"
+    if not 1 <= shape[1] <= max_frames:
+        raise ValueError(f"frames: {shape[1]} a clip, but the temporal embedding holds {max_frames}"
                          + (f"; load with egokit.load(path, frames={shape[1]})" if shape[1] else ""))
     low, high = (x.aminmax() if x.numel() else (0.0, 0.0))
     if not x.is_floating_point() or not (low >= -LARGEST and high <= LARGEST):
@@ -75,13 +96,17 @@ def checked_frames(frames_BTCHW, config: ModelConfig) -> Tensor:
                          f"{x.dtype} from {float(low):.4g} to {float(high):.4g}; use egokit.read_clip "
                          "or, for pixels of 0-255, egokit.transforms.normalise")
     if low >= 0 and 0 < high <= 1:
-        warnings.warn(f"frames lie between {float(low):.2f} and {float(high):.2f}, which looks like pixels of 0-1 before "
-                      "normalisation: egokit.transforms.normalise takes pixels of 0-255", stacklevel=3)
+        warnings.warn(f"frames lie between {float(low):.2f} and {float(high):.2f}, which looks like pixels of 0-1 "
+                      "before normalisation: egokit.transforms.normalise takes pixels of 0-255", stacklevel=3)
     return x
 
 
 def clips_at_once(frames_BTCHW, config: ModelConfig, device: torch.device) -> tuple[int, int]:
-    """Number of clips, and how many of them go through the model at once."""
+    """Return the number of clips, and how many of them go through the model at once.
+
+    Raises:
+        ValueError: these are not five-dimensional frames.
+    """
     shape = getattr(frames_BTCHW, "shape", ())
     if len(shape) != 5:
         if not hasattr(frames_BTCHW, "shape"):
@@ -91,9 +116,12 @@ def clips_at_once(frames_BTCHW, config: ModelConfig, device: torch.device) -> tu
     return shape[0], max(1, (FRAMES_ON_CPU if device.type == "cpu" else FRAMES_ON_GPU) // max(1, shape[1]))
 
 
-def in_parts(function, count: int, size: int) -> Tensor:
-    """Rows of `function(slice)`, at most `size` at once; all at once where gradients are kept, which parts would not spare."""
+def in_parts(function: collections.abc.Callable[[slice], Tensor], count: int, size: int) -> Tensor:
+    """Return `function(slice)` of `count` rows, computed at most `size` rows at a time.
+
+    Where gradients are kept, all rows are computed at once, as parts would not save memory.
+    """
     if torch.is_grad_enabled():
         size = max(count, 1)
-    parts = [function(slice(at, min(at + size, count))) for at in range(0, max(count, 1), size)]
+    parts = [function(slice(start, min(start + size, count))) for start in range(0, max(count, 1), size)]
     return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -1,4 +1,4 @@
-"""How exactly a GPU computes: float32 in full or rounded to TensorFloat-32, and the same bits each time or not."""
+"""How exactly a GPU computes: float32 or TensorFloat-32, deterministically or not."""
 from __future__ import annotations
 
 import contextlib
@@ -10,7 +10,7 @@ import torch
 
 @contextlib.contextmanager
 def float32_products(device, tf32: bool) -> Iterator[None]:
-    """Set for a while how a GPU computes products and convolutions of float32 tensors.
+    """Set within the block how a GPU computes products and convolutions of float32 tensors.
 
     PyTorch's own defaults are float32 for products, but TensorFloat-32 for convolutions.
 
@@ -32,13 +32,13 @@ def float32_products(device, tf32: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def deterministic(wanted: bool) -> Iterator[None]:
-    """Let PyTorch use deterministic algorithms alone for a while, if wanted (train.deterministic).
+    """Use only deterministic algorithms within the block, if wanted (train.deterministic).
 
-    cuBLAS needs a workspace of a fixed size, which it reads from the environment at its first product. Of the attention
-    kernels, cuDNN's backward pass is never deterministic; PyTorch's others are in this mode.
+    cuBLAS needs a workspace of a fixed size, which it reads from the environment at its first product. cuDNN's
+    attention is switched off, as its backward pass is never deterministic; PyTorch's other kernels are, in this mode.
 
     Raises:
-        RuntimeError: in the block, an operation has no deterministic algorithm.
+        RuntimeError: an operation within the block has no deterministic algorithm.
     """
     if not wanted:
         yield

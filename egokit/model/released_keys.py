@@ -1,4 +1,4 @@
-"""The released checkpoints' key names <-> ours, in one table. No file is opened here."""
+"""Key names of the released checkpoints and ours, in one table."""
 from __future__ import annotations
 
 import re
@@ -27,7 +27,7 @@ TABLE = [
     ("text_model.embeddings.token_type_embeddings.", "text.type_embed."),
     ("text_model.embeddings.LayerNorm.", "text.embed_norm."),
     ("text_model.encoder.layer.{i}.attention.output.dense.", "text.layers.{i}.attention.dense."),
-    # specific before general: .dense is matched before the other projections
+    # specific before general: .dense matches before the other projections
     ("text_model.encoder.layer.{i}.attention.output.LayerNorm.", "text.layers.{i}.attention_norm."),
     ("text_model.encoder.layer.{i}.crossattention_t2i.output.dense.", "text.layers.{i}.video.dense."),
     ("text_model.encoder.layer.{i}.attention.self.", "text.layers.{i}.attention."),
@@ -50,25 +50,30 @@ TABLE = [
     ("mlm_score.decoder.", "word_head.decoder."),
     ("mlm_score.bias", "word_head.bias"),
 ]
-HARMLESS = re.compile(r"(.*\.)?position_ids")  # a buffer that comes and goes between versions of transformers
+HARMLESS = re.compile(r"(.*\.)?position_ids")  # a buffer that some versions of transformers save
 LEAF = r"(weight|bias|(query|key|value|fc1|fc2|dense|qkv|proj|\d+)\.(weight|bias))"
 
 
 def _rules(source: int) -> list[tuple[re.Pattern, str]]:
+    """(Pattern, new name) of each row; names of column `source` (0 released, 1 ours) match."""
     rules = []
     for row in TABLE:
         pattern = re.escape(row[source]).replace(r"\{i\}", r"(?P<i>\d+)")
-        whole = not row[source].endswith(".")
-        rules.append((re.compile(pattern + ("" if whole else f"(?P<leaf>{LEAF})") + "$"), row[1 - source]))
+        is_parameter = not row[source].endswith(".")
+        rules.append((re.compile(pattern + ("" if is_parameter else f"(?P<leaf>{LEAF})") + "$"), row[1 - source]))
     return rules
 
 
 def rename(key: str, to: str) -> str | None:
-    """The other side's name of a key (to='ours' or 'released'), or None for a key the table does not know."""
+    """Return the other name of a key, or None for a key that the table does not know.
+
+    Args:
+        to: "ours" or "released": whose name is returned.
+    """
     for pattern, target in _RULES[to]:
-        found = pattern.match(key)
-        if found:
-            groups = found.groupdict()
+        match = pattern.match(key)
+        if match:
+            groups = match.groupdict()
             return target.replace("{i}", groups.get("i") or "") + (groups.get("leaf") or "")
     return None
 
@@ -77,7 +82,13 @@ _RULES = {"ours": _rules(0), "released": _rules(1)}
 
 
 def our_keys(state: dict) -> tuple[dict, list[str]]:
-    """A state dict with any of the known namings -> ours, and the keys that nothing knows."""
+    """Return a state dict under our names, and the keys that have no place in it.
+
+    Those are unknown, or name a weight for the second time.
+
+    Args:
+        state: keys are released names or ours, with or without 'module.' before them.
+    """
     ours, unknown = {}, []
     for key, value in state.items():
         bare = key.removeprefix("module.")

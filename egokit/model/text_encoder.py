@@ -1,7 +1,10 @@
-"""The text encoder: RoBERTa whose last layers can read a video; and the tokenizer.
+"""The text encoder: a RoBERTa whose last layers can read a video; and the tokenizer.
 
-Shapes: B texts, L tokens, D width, H heads, S video tokens. Sources: RoBERTa (arXiv 1907.11692) and the
-EgoVLPv2 paper, section 3. There is no pooler: the dual encoder takes the first token's state.
+There is no pooler: the dual encoder takes the first token's state.
+
+Shapes: B texts, L tokens, D width, S video tokens.
+
+Sources: RoBERTa (arXiv 1907.11692) and the EgoVLPv2 paper, section 3.
 """
 from __future__ import annotations
 
@@ -15,13 +18,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from egokit.config.schema import ModelConfig
-from egokit.model.layers import NORM_EPS, Linear, attend, cpu_inference, heads_first, read_long
+from egokit.model.layers import NORM_EPS, Linear, multi_head_attention
 
-PADDING = 1  # RoBERTa's padding id; positions start right after it
+PADDING = 1  # RoBERTa's padding id; position ids start right after it
 
 
 class TextAttention(nn.Module):
-    """Multi-head attention with separate projections, as RoBERTa names them; dropout on weights and output."""
+    """Multi-head attention with separate projections; dropout on weights and output."""
 
     def __init__(self, width: int, heads: int, dropout: float):
         super().__init__()
@@ -29,33 +32,34 @@ class TextAttention(nn.Module):
         self.query, self.key, self.value, self.dense = (Linear(width, width) for _ in range(4))
 
     def forward(self, x_BLD: Tensor, source_BSD: Tensor, mask_B11S: Tensor | None = None) -> Tensor:
-        query = heads_first(self.query(x_BLD), self.heads)
-        if cpu_inference(x_BLD, self.key, self.value) and not self.training and mask_B11S is None and x_BLD.shape[1] < query.shape[-1]:
-            read = read_long(query, source_BSD, self.key, self.value)
-        else:
-            key, value = (heads_first(linear(source_BSD), self.heads) for linear in (self.key, self.value))
-            read = attend(query, key, value, mask_B11S, self.dropout if self.training else 0.0)
-        return F.dropout(self.dense(read.transpose(1, 2).flatten(2)), self.dropout, self.training)
+        """Return what x reads in the source, the text itself or a video, (B, L, D)."""
+        read_BLD = multi_head_attention(x_BLD, source_BSD, self.query, (self.key, self.value), self.dense, self.heads,
+                                        mask_B11S, self.dropout, self.training)
+        return F.dropout(read_BLD, self.dropout, self.training)
 
 
 class TextLayer(nn.Module):
-    """One post-norm transformer layer; with `video`, cross-attention is added through a gate that starts at 0.
-
-    The last layer of a pass may give the first token alone (B, 1, D), where nothing reads the others.
-    """
+    """One post-norm transformer layer; a fused one adds gated cross-attention to a video."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float, dropout: float, fused: bool):
         super().__init__()
         self.dropout = dropout
         self.attention = TextAttention(width, heads, dropout)
         self.video = TextAttention(width, heads, dropout) if fused else None
-        self.gate = nn.Parameter(torch.zeros(1)) if fused else None
+        self.gate = nn.Parameter(torch.zeros(1)) if fused else None  # starts closed
         self.attention_norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.fc1 = Linear(width, int(width * mlp_ratio))
         self.fc2 = Linear(int(width * mlp_ratio), width)
         self.output_norm = nn.LayerNorm(width, eps=NORM_EPS)
 
-    def forward(self, x_BLD: Tensor, mask_B11L: Tensor, video_BSD: Tensor | None = None, first_only: bool = False) -> Tensor:
+    def forward(self, x_BLD: Tensor, mask_B11L: Tensor, video_BSD: Tensor | None = None,
+                first_only: bool = False) -> Tensor:
+        """Return the states after this layer, (B, L, D).
+
+        Args:
+            video_BSD: the video to read.
+            first_only: return the first token alone, (B, 1, D): nothing reads the others after a pass's last layer.
+        """
         own = x_BLD[:, :1] if first_only else x_BLD
         read = self.attention(own, x_BLD, mask_B11L)
         if video_BSD is not None:
@@ -66,7 +70,7 @@ class TextLayer(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Token ids to states. `layers[depth - fused:]` can take a video."""
+    """Token ids to states. Only the last layers, `config.num_fused_layers` of them, can read a video."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -76,14 +80,16 @@ class TextEncoder(nn.Module):
         self.type_embed = nn.Embedding(1, config.width)
         self.embed_norm = nn.LayerNorm(config.width, eps=NORM_EPS)
         self.layers = nn.ModuleList(
-            TextLayer(config.width, config.heads, config.mlp_ratio, config.dropout, index >= config.depth - config.num_fused_layers)
+            TextLayer(config.width, config.heads, config.mlp_ratio, config.dropout,
+                      index >= config.depth - config.num_fused_layers)
             for index in range(config.depth))
 
     def reset_parameters(self) -> None:
-        """A start without RoBERTa weights; gates 0.
+        """Draw initial weights for training without a RoBERTa; gates are 0.
 
-        Linear layers keep the size of what passes (1 / sqrt(width)): at RoBERTa's 0.02 the first token, whose own embedding
-        all texts share, hardly hears the other words, and all texts have one embedding for the first epochs.
+        Linear layers keep the size of what passes through them (1 / sqrt(width)). At RoBERTa's 0.02 the first token,
+        whose own embedding all texts share, hardly reads the other words, and all texts have nearly the same embedding
+        for the first epochs.
         """
         for module in self.modules():
             if isinstance(module, nn.Embedding):
@@ -96,41 +102,56 @@ class TextEncoder(nn.Module):
             self.position_embed.weight[PADDING].zero_()
 
     def embed(self, input_ids_BL: Tensor) -> Tensor:
-        """Ids (B, L) -> (B, L, D). Positions count from 2 and skip padding."""
-        real = input_ids_BL.ne(PADDING).long()
-        positions = real.cumsum(1) * real + PADDING
+        """Return the embeddings (B, L, D) of token ids. Positions count from 2 and skip padding."""
+        is_word = input_ids_BL.ne(PADDING).long()
+        positions = is_word.cumsum(1) * is_word + PADDING
         x_BLD = self.word_embed(input_ids_BL) + self.position_embed(positions) + self.type_embed.weight[0]
         return F.dropout(self.embed_norm(x_BLD), self.config.dropout, self.training)
 
-    def run(self, x_BLD: Tensor, mask_B11L: Tensor, start: int, stop: int) -> Tensor:
-        """Layers start..stop without a video."""
+    def run_layers(self, x_BLD: Tensor, mask_B11L: Tensor, start: int, stop: int) -> Tensor:
+        """Return the states (B, L, D) after layers start to stop - 1, without a video."""
         for layer in self.layers[start:stop]:
-            x_BLD = self.step(layer, x_BLD, mask_B11L)
+            x_BLD = self.run_layer(layer, x_BLD, mask_B11L)
         return x_BLD
 
-    def step(self, layer: TextLayer, x_BLD: Tensor, mask_B11L: Tensor, video_BSD: Tensor | None = None, first_only: bool = False) -> Tensor:
-        """One layer; if the config says so it is recomputed in the backward pass, where it reads a video: words alone are few."""
+    def run_layer(self, layer: TextLayer, x_BLD: Tensor, mask_B11L: Tensor, video_BSD: Tensor | None = None,
+                  first_only: bool = False) -> Tensor:
+        """Return `layer`'s output, which the backward pass recomputes if the config says so.
+
+        A layer that reads no video is never recomputed: its few tokens need little memory.
+        """
         if video_BSD is not None and self.config.checkpointing and self.training:
             return checkpoint(layer, x_BLD, mask_B11L, video_BSD, first_only, use_reentrant=False,
                               preserve_rng_state=self.config.dropout > 0)
         return layer(x_BLD, mask_B11L, video_BSD, first_only)
 
     def forward(self, tokens: dict[str, Tensor]) -> Tensor:
-        """Tokens -> state of the first token (B, D), unfused."""
+        """Return the state of the first token (B, D) for tokens (B, L), without a video."""
         mask_B11L = additive_mask(tokens["attention_mask"])
-        x_BLD = self.run(self.embed(tokens["input_ids"]), mask_B11L, 0, self.config.depth - 1)
-        return self.step(self.layers[-1], x_BLD, mask_B11L, None, True)[:, 0]
+        x_BLD = self.run_layers(self.embed(tokens["input_ids"]), mask_B11L, 0, self.config.depth - 1)
+        return self.run_layer(self.layers[-1], x_BLD, mask_B11L, None, True)[:, 0]
 
 
 def additive_mask(attention_mask_BL: Tensor) -> Tensor:
-    """1/0 mask (B, L) -> 0 / very negative (B, 1, 1, L). Finite: a fully masked row must not become NaN."""
+    """Return a mask to add to scores, (B, 1, 1, L): 0 for words, very negative for padding.
+
+    It is finite, as a row that is masked entirely must not become NaN.
+
+    Args:
+        attention_mask_BL: 1 for words and 0 for padding.
+    """
     return (1.0 - attention_mask_BL[:, None, None].float()) * -30000.0  # fits float16
 
 
 class Tokenizer:
-    """Strings to padded RoBERTa tokens; a thin hold on transformers' AutoTokenizer (name or folder)."""
+    """Strings to padded RoBERTa tokens, by transformers' AutoTokenizer."""
 
     def __init__(self, source: str):
+        """Load the tokenizer of a name or folder.
+
+        Raises:
+            FileNotFoundError: there is no such folder, or it can't be loaded.
+        """
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # read at import; forked loaders warn without it
         from transformers import AutoTokenizer
         if Path(source).is_absolute() and not Path(source).is_dir():
@@ -146,17 +167,23 @@ class Tokenizer:
         self.special_ids = sorted(self.inner.all_special_ids)
 
     def __call__(self, texts: list[str], longest: int, fixed: bool = False) -> dict[str, Tensor]:
-        """Texts -> {"input_ids": (B, L), "attention_mask": (B, L)}, L <= longest, padded to the longest of them, or to `longest`."""
-        out = self.inner(list(texts), padding="max_length" if fixed else True, truncation=True, max_length=longest, return_tensors="pt")
-        return {"input_ids": out["input_ids"], "attention_mask": out["attention_mask"]}
+        """Return {"input_ids": (B, L), "attention_mask": (B, L)} of B texts.
+
+        Args:
+            longest: how many tokens of a text are kept.
+            fixed: pad to `longest` tokens, and not only to the longest text.
+        """
+        encoding = self.inner(list(texts), padding="max_length" if fixed else True, truncation=True, max_length=longest,
+                              return_tensors="pt")
+        return {"input_ids": encoding["input_ids"], "attention_mask": encoding["attention_mask"]}
 
     def words(self, input_ids) -> list[str]:
-        """Readable pieces of one text, for pictures; a piece that goes on with a word is empty."""
+        """Return a text's tokens as readable strings, empty where a token continues a word."""
         pieces = self.inner.convert_ids_to_tokens([int(i) for i in input_ids])
         return [piece.removeprefix("Ġ") if piece.startswith("Ġ") else "" for piece in pieces]
 
 
 @functools.lru_cache(maxsize=4)
 def load_tokenizer(source: str) -> Tokenizer:
-    """The tokenizer of a name or folder, loaded once a process."""
+    """Return the tokenizer of a name or folder; a process loads it once."""
     return Tokenizer(source)

@@ -1,8 +1,9 @@
 """The video encoder: a space-time transformer whose last blocks can read a text.
 
 Shapes: B clips, T frames, N patches a frame, S = 1 + T*N tokens (CLS, then frame by frame), L text tokens,
-D width, H heads, K = D/H. Source: "Egocentric Video-Language Pre-training with Fusion in the Backbone"
-(ICCV 2023), section 3. What combines the two encoders is in model.py.
+D width, H heads, K = D/H. egovlp.py combines the two encoders.
+
+Source: "EgoVLPv2: Egocentric Video-Language Pre-training with Fusion in the Backbone" (ICCV 2023), section 3.
 """
 from __future__ import annotations
 
@@ -11,13 +12,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from egokit.config.schema import ModelConfig
-from egokit.model.layers import NORM_EPS, Linear, attend, cpu_inference, fresh_std, heads_first, read_short
+from egokit.model.cpu_fast_paths import recompute_in_parts
+from egokit.model.layers import NORM_EPS, Linear, attend, init_std, merge_heads, multi_head_attention, split_heads
 
-PART = 2 ** 20  # numbers of a layer that a CPU recomputes at once: a clip of 4 frames at width 768 has 0.6 million
 
-
-class TextGate(nn.Module):
-    """Cross-attention of video tokens to text tokens, added through a scalar gate that starts at 0."""
+class GatedCrossAttention(nn.Module):
+    """Cross-attention from video to text tokens, added through a gate that starts at 0."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -29,18 +29,17 @@ class TextGate(nn.Module):
         self.gate = nn.Parameter(torch.zeros(1))
 
     def forward(self, x_BSD: Tensor, text_BLD: Tensor, mask_B11L: Tensor) -> Tensor:
-        key, value = (heads_first(y, self.heads) for y in self.key_value(text_BLD).chunk(2, dim=-1))
-        if cpu_inference(x_BSD, self.query, self.proj) and text_BLD.shape[1] < min(key.shape[-1], x_BSD.shape[1]):
-            return x_BSD + self.gate * read_short(self.norm(x_BSD), self.query, key, value, mask_B11L, self.proj)
-        read = attend(heads_first(self.query(self.norm(x_BSD)), self.heads), key, value, mask_B11L)
-        return x_BSD + self.gate * self.proj(read.transpose(1, 2).flatten(2))
+        """Return x + gate · attention(norm(x), text), (B, S, D)."""
+        read_BSD = multi_head_attention(self.norm(x_BSD), text_BLD, self.query, (self.key_value,), self.proj,
+                                        self.heads, mask_B11L)
+        return x_BSD + self.gate * read_BSD
 
 
 class DividedAttention(nn.Module):
-    """Attention within one group of patches, over time or over space, with CLS as one more key.
+    """Attention within groups of patches, over time or space, with CLS as one more key.
 
-    over="space": the patches of one frame. over="time": the patches at one position over all frames.
-    CLS itself queries every token of the clip, in both; with `cls_only`, nothing else is computed.
+    over="space": a group is the patches of one frame. over="time": it is the patches at one position in all frames.
+    CLS itself queries every token of the clip, in both.
     """
 
     def __init__(self, width: int, heads: int, over: str):
@@ -50,38 +49,35 @@ class DividedAttention(nn.Module):
         self.proj = Linear(width, width)
 
     def forward(self, x_BSD: Tensor, frames: int, cls_only: bool = False) -> Tensor:
+        """Return the attention's output, (B, S, D); with `cls_only` that of CLS alone, (B, 1, D)."""
         B, S, D = x_BSD.shape
         H = self.heads
         if cls_only:
-            query = heads_first(self.qkv(x_BSD[:, :1], rows=slice(D)), H)
-            key, value = (heads_first(z, H) for z in self.qkv(x_BSD, rows=slice(D, None)).chunk(2, dim=-1))
-            return self.proj(attend(query, key, value).transpose(1, 2).flatten(2))                # (B, 1, D)
+            query = split_heads(self.qkv(x_BSD[:, :1], rows=slice(D)), H)
+            key, value = (split_heads(y, H) for y in self.qkv(x_BSD, rows=slice(D, None)).chunk(2, dim=-1))
+            return self.proj(merge_heads(attend(query, key, value)))
         query, key, value = self.qkv(x_BSD).unflatten(-1, (3, H, D // H)).permute(2, 0, 3, 1, 4)  # each (B, H, S, K)
-        cls = attend(query[:, :, :1], key, value)                     # (B, H, 1, K)
-        G = frames if self.over == "space" else (S - 1) // frames
+        cls_BH1K = attend(query[:, :, :1], key, value)
+        patches = (S - 1) // frames
+        G = frames if self.over == "space" else patches
 
-        def groups(z: Tensor) -> Tensor:
-            """Patches (B, H, T*N, K) -> (B*G, H, size, K), a group being a frame or a position."""
-            z = z[:, :, 1:].unflatten(2, (frames, (S - 1) // frames))
+        def grouped(z_BHSK: Tensor) -> Tensor:
+            """Return the patches as (B*G, H, size, K), G groups being the frames or the positions."""
+            z = z_BHSK[:, :, 1:].unflatten(2, (frames, patches))
             z = z.permute(0, 2, 1, 3, 4) if self.over == "space" else z.permute(0, 3, 1, 2, 4)
             return z.flatten(0, 1)
 
-        def with_cls(z: Tensor) -> Tensor:
-            patches = groups(z)
-            first = z[:, :, :1].repeat_interleave(G, dim=0)
-            return torch.cat([first, patches], dim=2)
+        def with_cls(z_BHSK: Tensor) -> Tensor:
+            cls = z_BHSK[:, :, :1].repeat_interleave(G, dim=0)
+            return torch.cat([cls, grouped(z_BHSK)], dim=2)
 
-        read = attend(groups(query), with_cls(key), with_cls(value))
-        read = read.unflatten(0, (B, G))                                                           # (B, G, H, size, K)
+        read = attend(grouped(query), with_cls(key), with_cls(value)).unflatten(0, (B, G))         # (B, G, H, size, K)
         read = read.permute(0, 1, 3, 2, 4) if self.over == "space" else read.permute(0, 3, 1, 2, 4)
-        return self.proj(torch.cat([cls.transpose(1, 2).flatten(2), read.reshape(B, S - 1, D)], dim=1))
+        return self.proj(torch.cat([merge_heads(cls_BH1K), read.reshape(B, S - 1, D)], dim=1))
 
 
 class Block(nn.Module):
-    """One space-time block. The residual of the space attention starts from x, not from the time step's output.
-
-    The last block of a pass may give CLS alone (B, 1, D), where nothing reads the patches: 10/16 of its arithmetic less.
-    """
+    """One space-time block; space attention is added to x, not to the time attention's output."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float, fused: bool):
         super().__init__()
@@ -89,13 +85,20 @@ class Block(nn.Module):
         self.time = DividedAttention(width, heads, "time")
         self.norm_space = nn.LayerNorm(width, eps=NORM_EPS)
         self.space = DividedAttention(width, heads, "space")
-        self.text = TextGate(width, heads) if fused else None
+        self.text = GatedCrossAttention(width, heads) if fused else None
         self.norm_mlp = nn.LayerNorm(width, eps=NORM_EPS)
         self.fc1 = Linear(width, int(width * mlp_ratio))
         self.fc2 = Linear(int(width * mlp_ratio), width)
 
     def forward(self, x_BSD: Tensor, frames: int, text_BLD: Tensor | None = None,
                 mask_B11L: Tensor | None = None, cls_only: bool = False) -> Tensor:
+        """Return the tokens after this block, (B, S, D).
+
+        Args:
+            text_BLD: the text to read; `mask_B11L` is its additive mask.
+            cls_only: return CLS alone, (B, 1, D): nothing reads the patches after a pass's last block, which then
+                saves 10/16 of its arithmetic.
+        """
         timed = x_BSD + self.time(self.norm_time(x_BSD), frames)
         space = self.space(self.norm_space(timed), frames, cls_only)
         if text_BLD is not None:
@@ -105,7 +108,7 @@ class Block(nn.Module):
 
 
 class VideoEncoder(nn.Module):
-    """Frames to tokens to states. `blocks[depth - fused:]` can take a text."""
+    """Frames to tokens to states. The last blocks, `config.num_fused_layers` of them, can read a text."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -121,14 +124,16 @@ class VideoEncoder(nn.Module):
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
 
     def reset_parameters(self) -> None:
-        """A start without ViT weights; gates 0, time attention by `time_init`.
+        """Draw initial weights for training without a ViT; gates are 0.
 
-        Positions in space and time start at about half the size of a patch's embedding, and CLS without one: at ViT's
-        0.02 (and the zero that a start from ViT needs in time) a small model takes epochs to tell where and when things are.
+        Positions in space and time start at about half the size of a patch's embedding, and CLS without one. At ViT's
+        0.02 (and at 0 in time, which a start from a ViT needs) a small model takes epochs to learn where and when
+        things are.
         """
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Conv2d)):
-                nn.init.normal_(module.weight, std=0.02 if isinstance(module, nn.Conv2d) else fresh_std(module.in_features))
+                std = 0.02 if isinstance(module, nn.Conv2d) else init_std(module.in_features)
+                nn.init.normal_(module.weight, std=std)
                 nn.init.zeros_(module.bias)
         nn.init.normal_(self.cls_token, std=0.02)
         nn.init.normal_(self.position_embed, std=0.3)
@@ -138,10 +143,10 @@ class VideoEncoder(nn.Module):
         self.reset_time()
 
     def reset_time(self) -> None:
-        """Start of the time attention. Both ways the clip passes through it unchanged at step 0.
+        """Initialise time attention as `config.time_init` says; its output is 0 either way.
 
-        released: qkv 0 and projection 1, as the original; q and k then never get a gradient.
-        zero_output: qkv from the block's space attention, projection 0; it learns.
+        released: qkv is 0 and the projection 1, as in the original code; q and k then never get a gradient.
+        zero_output: qkv is a copy of the block's space attention, and the projection is 0; it learns.
         """
         for block in self.blocks:
             nn.init.zeros_(block.time.proj.bias)
@@ -154,37 +159,37 @@ class VideoEncoder(nn.Module):
                 nn.init.zeros_(block.time.proj.weight)
 
     def embed(self, frames_BTCHW: Tensor, cls_11D: Tensor | None = None) -> Tensor:
-        """Normalised frames (B, T, 3, height, width) -> tokens (B, 1 + T*N, D); `cls_11D` replaces the encoder's own."""
+        """Return the tokens (B, 1 + T*N, D) of normalised frames (B, T, 3, height, width).
+
+        Args:
+            cls_11D: a CLS token to use in place of the encoder's own.
+        """
         B, T = frames_BTCHW.shape[:2]
         patches = self.patch_embed(frames_BTCHW.flatten(0, 1)).flatten(2).transpose(1, 2)   # (B*T, N, D)
         patches = patches.unflatten(0, (B, T)) + self.position_embed[:, None, 1:] + self.temporal_embed[:, :T, None]
         cls = (self.cls_token if cls_11D is None else cls_11D) + self.position_embed[:, :1]
         return torch.cat([cls.expand(B, -1, -1).to(patches.dtype), patches.flatten(1, 2)], dim=1)
 
-    def run(self, x_BSD: Tensor, frames: int, start: int, stop: int) -> Tensor:
-        """Blocks start..stop without a text."""
+    def run_blocks(self, x_BSD: Tensor, frames: int, start: int, stop: int) -> Tensor:
+        """Return the tokens (B, S, D) after blocks start to stop - 1, without a text."""
         for block in self.blocks[start:stop]:
-            x_BSD = self.step(block, x_BSD, frames)
+            x_BSD = self.run_block(block, x_BSD, frames)
         return x_BSD
 
-    def step(self, block: Block, x_BSD: Tensor, frames: int, text_BLD: Tensor | None = None,
-             mask_B11L: Tensor | None = None, cls_only: bool = False) -> Tensor:
-        """One block, recomputed in the backward pass if the config says so.
-
-        On a CPU that is done in parts, of the full-size model clip by clip: it takes hardly longer, and the other clips need no
-        memory meanwhile.
-        """
+    def run_block(self, block: Block, x_BSD: Tensor, frames: int, text_BLD: Tensor | None = None,
+                  mask_B11L: Tensor | None = None, cls_only: bool = False) -> Tensor:
+        """Return `block`'s output, which the backward pass recomputes if the config says so."""
         if not (self.config.checkpointing and self.training):
             return block(x_BSD, frames, text_BLD, mask_B11L, cls_only)
-        clips = max(1, PART // x_BSD.shape[1:].numel()) if x_BSD.device.type == "cpu" else len(x_BSD)
-        parts = zip(*(x.split(clips) for x in (x_BSD, text_BLD, mask_B11L) if x is not None), strict=True)
-        # blocks have no dropout, so there is no random state to keep and set again
-        out = [checkpoint(block, part[0], frames, *(part[1:] or (None, None)), cls_only, use_reentrant=False, preserve_rng_state=False)
-               for part in parts]
-        return out[0] if len(out) == 1 else torch.cat(out)
+
+        def recomputed(x_BSD: Tensor, text_BLD: Tensor | None = None, mask_B11L: Tensor | None = None) -> Tensor:
+            # blocks have no dropout, so there is no random state to keep and set again
+            return checkpoint(block, x_BSD, frames, text_BLD, mask_B11L, cls_only, use_reentrant=False,
+                              preserve_rng_state=False)
+        return recompute_in_parts(recomputed, x_BSD, *(() if text_BLD is None else (text_BLD, mask_B11L)))
 
     def forward(self, frames_BTCHW: Tensor) -> Tensor:
-        """Normalised frames -> state of CLS (B, D), unfused."""
+        """Return the state of CLS (B, D) for normalised frames, without a text."""
         frames = frames_BTCHW.shape[1]
-        x_BSD = self.run(self.embed(frames_BTCHW), frames, 0, self.config.depth - 1)
-        return self.norm(self.step(self.blocks[-1], x_BSD, frames, None, None, True))[:, 0]
+        x_BSD = self.run_blocks(self.embed(frames_BTCHW), frames, 0, self.config.depth - 1)
+        return self.norm(self.run_block(self.blocks[-1], x_BSD, frames, None, None, True))[:, 0]

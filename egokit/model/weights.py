@@ -1,6 +1,7 @@
-"""Models from checkpoints: strict loading, temporal resizing, saving, export; starts from ViT and RoBERTa.
+"""Load, save, export and initialise models.
 
-Names of keys are names.py's; how a file is opened without executing anything in it is tensor_file.py's.
+Loading is strict; an initial model starts from a ViT and a RoBERTa. released_keys.py translates key names;
+tensor_file.py opens files without executing anything in them.
 """
 from __future__ import annotations
 
@@ -22,63 +23,78 @@ from egokit.model.released_keys import our_keys, rename
 
 
 def infer_config(state: dict[str, Tensor]) -> ModelConfig:
-    """Shape of the network from our keys, where a file has no record of it: the base model's 12 blocks of which 6 are fused,
-    with what differs between the released ones. What a key can't tell, for it is missing or misshapen, is as released; `check`
-    then lists it.
+    """Return the network's shape as told by a state dict with our keys.
+
+    It serves files without a record of the shape: the base model's 12 blocks of which 6 are fused, with what differs
+    between the released models. What a key can't tell, because it is missing or misshapen, is as in the base model;
+    `check` then lists that key.
+
+    Raises:
+        WeightsError: the width does not tell the number of heads.
     """
     base = ModelConfig()
 
-    def size(key: str, axis: int, dimensions: int, otherwise: int) -> int:
-        return state[key].shape[axis] if key in state and state[key].ndim == dimensions else otherwise
+    def size(key: str, axis: int, ndim: int, default: int) -> int:
+        return state[key].shape[axis] if key in state and state[key].ndim == ndim else default
     width = size("video.norm.weight", 0, 1, base.width)
     if width % 64 or not width:
-        raise WeightsError(f"a model of width {width} and no record of its number of heads: expected an egokit checkpoint, "
-                           "or the base model's 768")
+        raise WeightsError(f"a model of width {width} and no record of its number of heads: "
+                           "expected an egokit checkpoint, or the base model's 768")
     patch = size("video.patch_embed.weight", 3, 4, base.patch_size)
     patches = size("video.position_embed", 1, 3, 197) - 1
     mlp = any(key.startswith(("text_projection.4.", "video_projection.4.")) for key in state)
-    out = "text_projection.4.weight" if mlp else "text_projection.1.weight"
-    return ModelConfig(image_size=max(1, round(patches ** 0.5)) * patch, patch_size=patch, width=width, heads=width // 64,
-                       depth=base.depth, num_fused_layers=base.num_fused_layers, frames=size("video.temporal_embed", 1, 3, base.frames),
+    last_layer = "text_projection.4.weight" if mlp else "text_projection.1.weight"
+    return ModelConfig(image_size=max(1, round(patches ** 0.5)) * patch, patch_size=patch,
+                       frames=size("video.temporal_embed", 1, 3, base.frames),
+                       width=width, heads=width // 64, depth=base.depth, num_fused_layers=base.num_fused_layers,
                        mlp_ratio=size("video.blocks.0.fc1.weight", 0, 2, 4 * width) / width,
                        vocab_size=size("text.word_embed.weight", 0, 2, base.vocab_size),
                        max_positions=size("text.position_embed.weight", 0, 2, base.max_positions),
-                       projection=f"{'mlp' if mlp else 'linear'}{size(out, 0, 2, 4096 if mlp else 256)}")
+                       projection=f"{'mlp' if mlp else 'linear'}{size(last_layer, 0, 2, 4096 if mlp else 256)}")
 
 
 def resize_temporal(embed_1TD: Tensor, frames: int) -> Tensor:
-    """Cut when there are more than `frames`; linear interpolation with aligned ends when there are fewer."""
+    """Return the temporal embedding for another number of frames, (1, frames, D).
+
+    It is cut if it has more frames, and else interpolated linearly with aligned ends.
+    """
     have = embed_1TD.shape[1]
     if have >= frames:
         return embed_1TD[:, :frames]
-    grown = F.interpolate(embed_1TD.float()[None], (frames, embed_1TD.shape[2]), mode="bilinear", align_corners=True)
-    return grown[0].to(embed_1TD.dtype)
+    resized = F.interpolate(embed_1TD.float()[None], (frames, embed_1TD.shape[2]), mode="bilinear", align_corners=True)
+    return resized[0].to(embed_1TD.dtype)
 
 
 def compare(model: EgoVLP, state: dict[str, Tensor], unknown: list[str]) -> dict[str, list[str]]:
-    """Keys by kind: loaded, missing, unexpected and misshapen."""
-    wanted = model.state_dict()
-    misshapen = [f"{key}: {tuple(state[key].shape)} instead of {tuple(wanted[key].shape)}"
-                 for key in wanted if key in state and state[key].shape != wanted[key].shape]
-    fits = sorted(key for key in wanted if key in state and state[key].shape == wanted[key].shape)
-    return {"loaded": fits, "missing": sorted(wanted.keys() - state.keys()),
-            "unexpected": sorted([*unknown, *(state.keys() - wanted.keys())]), "misshapen": misshapen}
+    """Return keys by kind: loaded, missing, unexpected (`unknown` ones, too) and misshapen."""
+    expected = model.state_dict()
+    misshapen = [f"{key}: {tuple(state[key].shape)} instead of {tuple(expected[key].shape)}"
+                 for key in expected if key in state and state[key].shape != expected[key].shape]
+    loaded = sorted(key for key in expected if key in state and state[key].shape == expected[key].shape)
+    return {"loaded": loaded, "missing": sorted(expected.keys() - state.keys()),
+            "unexpected": sorted([*unknown, *(state.keys() - expected.keys())]), "misshapen": misshapen}
 
 
 def check(model: EgoVLP, state: dict[str, Tensor], unknown: list[str], path) -> dict[str, list[str]]:
-    """`compare`; an error, whose `report` is what compare gave, if anything is missing, unexpected or misshapen."""
+    """Return what `compare` returns, if all keys fit.
+
+    Raises:
+        WeightsError: keys are missing, unexpected or misshapen; its `report` is what `compare` returned.
+    """
     report = compare(model, state, unknown)
-    wrong = [f"  {kind} ({len(report[kind])}): " + ", ".join(report[kind][:12]) + (" …" if len(report[kind]) > 12 else "")
-             for kind in ("missing", "unexpected", "misshapen") if report[kind]]
-    if wrong:
-        error = WeightsError(f"{path} does not fit this model (all keys: egokit.load(path, report=True)):\n" + "\n".join(wrong))
+    problems = [f"  {kind} ({len(report[kind])}): " + ", ".join(report[kind][:12])
+                + (" …" if len(report[kind]) > 12 else "")
+                for kind in ("missing", "unexpected", "misshapen") if report[kind]]
+    if problems:
+        error = WeightsError(f"{path} does not fit this model (all keys: egokit.load(path, report=True)):\n"
+                             + "\n".join(problems))
         error.report = report
         raise error
     return report
 
 
-class _NoStart(TorchFunctionMode):
-    """Modules without their random start: drawing one on the meta device imports 150 MB of symbolic algebra."""
+class _SkipInit(TorchFunctionMode):
+    """Skips torch.nn.init, which imports sympy (150 MB) on the meta device."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if getattr(function, "__module__", None) == "torch.nn.init":
@@ -87,135 +103,177 @@ class _NoStart(TorchFunctionMode):
 
 
 def load(path: str | Path, frames: int | None = None, tokenizer: str | None = None, report: bool = False):
-    """A model in eval mode from a released file, an egokit checkpoint, a .safetensors file or a run folder.
+    """Return a checkpoint's model: an `EgoVLP` on the CPU, in eval mode, in float32.
 
-    The family of projections, the sizes and the number of frames are found in the file. `frames` resizes the temporal
-    embedding; `tokenizer` names the tokenizer (default: the checkpoint's own, else roberta-base). Weights are float32.
-    Raises WeightsError naming file and keys: a model is loaded whole or not at all. With `report=True` returns
-    (model, {"loaded", "missing", "unexpected", "misshapen"}), where a file that does not fit gives None for the model.
+    The network's shape is read from the file. A model is loaded whole or not at all; nothing in a file is executed.
+
+    Example:
+        model = egokit.load("EgoVLPv2.pth", frames=16)
+
+    Args:
+        path: a released .pth, an egokit checkpoint, a .safetensors file, or a run folder (its best.pt, else its newest
+            step).
+        frames: resize the temporal embedding, so that the model takes clips of up to so many frames.
+        tokenizer: name or folder of the tokenizer; by default the checkpoint's own, else roberta-base.
+        report: return (model, keys by kind: "loaded", "missing", "unexpected", "misshapen"). The model is None where
+            the keys do not fit, instead of an error.
+
+    Raises:
+        WeightsError: no such file, not a checkpoint of this model, or keys that don't fit; the message names them.
     """
     if frames is not None and (not isinstance(frames, int) or frames < 1):
         raise WeightsError(f"frames={frames!r}: expected a whole number of at least 1")
     path = checkpoints.find(path)
     content = checkpoints.read(path, everything=False)
     state, unknown = our_keys(checkpoints.state_dict(content, path))
-    own = _record(content, path)
+    record = _record(content, path)
     del content  # and with it what the file holds besides
-    if not own and not state:
-        raise WeightsError(f"{path} is not an EgoVLPv2 checkpoint: its keys begin with {', '.join(sorted(unknown)[:5])}")
-    config = build(ModelConfig, new_names({"model": own["model_config"]})["model"]) if own else infer_config(state)
+    if not record and not state:
+        raise WeightsError(f"{path} is not an EgoVLPv2 checkpoint: "
+                           f"its keys begin with {', '.join(sorted(unknown)[:5])}")
+    config = build(ModelConfig, new_names({"model": record["model_config"]})["model"]) if record else infer_config(state)
     temporal = state.get("video.temporal_embed")
     if frames is not None and frames != config.frames:
         if temporal is not None and temporal.ndim == 3:
             state["video.temporal_embed"] = resize_temporal(temporal.float(), frames)
         config = dataclasses.replace(config, frames=frames)
-    with torch.device("meta"), _NoStart():
-        model = EgoVLP(dataclasses.replace(config, checkpointing=False), tokenizer or (own["tokenizer"] if own else "roberta-base"))
+    tokenizer = tokenizer or (record["tokenizer"] if record else "roberta-base")
+    with torch.device("meta"), _SkipInit():
+        model = EgoVLP(dataclasses.replace(config, checkpointing=False), tokenizer)
     try:
-        found = check(model, state, unknown, path)
+        keys = check(model, state, unknown, path)
     except WeightsError as error:
         if report:
             return None, error.report
         raise
     model.load_state_dict(_own_memory(state), assign=True)
     model.eval()
-    return (model, found) if report else model
+    return (model, keys) if report else model
 
 
 def _record(content: dict, path) -> dict | None:
-    """What an egokit checkpoint, or a file exported by egokit, says of its model; None in other files."""
+    """The model's shape and tokenizer in a file that egokit wrote; None for other files."""
     released = content.get("config")  # an inert object in the original's files
-    own = content if content.get("format") == checkpoints.FORMAT else released.get("egokit") if isinstance(released, dict) else None
-    if own is None:
+    exported = released.get("egokit") if isinstance(released, dict) else None
+    record = content if content.get("format") == checkpoints.FORMAT else exported
+    if record is None:
         return None
-    if not (isinstance(own, dict) and isinstance(own.get("model_config"), dict) and isinstance(own.get("tokenizer"), str)):
+    if not (isinstance(record, dict) and isinstance(record.get("model_config"), dict)
+            and isinstance(record.get("tokenizer"), str)):
         raise WeightsError(f"{path}: its record of the model is damaged: expected model_config and tokenizer")
-    return own
+    return record
 
 
 def _own_memory(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Float32, each tensor dense and in memory of its own, though a file may share it; `state` is emptied on the way."""
-    out, seen = {}, set()
+    """Float32 tensors, each dense and in its own memory; empties `state` to save memory."""
+    owned, seen = {}, set()
     for key in list(state):
         value = state.pop(key).float().contiguous()
         storage = value.untyped_storage()
         if storage.data_ptr() in seen or storage.nbytes() != value.nbytes:
             value = value.clone()
         seen.add(value.untyped_storage().data_ptr())
-        out[key] = value
-    return out
+        owned[key] = value
+    return owned
 
 
 def save(model: EgoVLP, path: str | Path, **extra) -> None:
-    """Write an egokit checkpoint: weights, shape and tokenizer, and whatever plain `extra` there is."""
+    """Write an egokit checkpoint: weights, shape, tokenizer, and `extra` plain content.
+
+    Raises:
+        WeightsError: it can't be written, such as on a full disk; what was there before is whole.
+    """
     checkpoints.write(path, {"format": checkpoints.FORMAT, **_shape(model), "state_dict": model.state_dict(), **extra})
 
 
 def _shape(model: EgoVLP) -> dict:
-    """What a checkpoint says of a model beside its weights."""
+    """The model's shape and tokenizer, as a checkpoint records them."""
     return {"model_config": dataclasses.asdict(model.config), "tokenizer": model.tokenizer_source}
 
 
 def export(model: EgoVLP, path: str | Path) -> None:
-    """Write the released layout, for the original code to load: its key names under 'module.', and the buffer it expects."""
+    """Write a checkpoint in the released layout, for the original code to load.
+
+    Its key names are under 'module.', and it has the buffer of position ids that the original code expects.
+    """
     state = {f"module.{rename(key, 'released')}": value for key, value in model.state_dict().items()}
     state["module.text_model.embeddings.position_ids"] = torch.arange(model.config.max_positions, device="cpu")[None]
     checkpoints.write(path, {"arch": "DistributedDataParallel", "epoch": 0, "state_dict": state, "monitor_best": 0.0,
                              "config": {"egokit": _shape(model)}})
 
 
-def fresh(config: ModelConfig, tokenizer: str, seed: int, vit: str = "", roberta: str = "") -> EgoVLP:
-    """A model at the start of pre-training: seeded, then ViT-B/16 and RoBERTa weights where named ("random": none)."""
+def initialise(config: ModelConfig, tokenizer: str, seed: int, vit: str = "", roberta: str = "") -> EgoVLP:
+    """Return a model for the start of pre-training.
+
+    Args:
+        tokenizer: name or folder.
+        seed: of the random weights; PyTorch's own random state stays as it is.
+        vit: a ViT-B/16 for the video encoder, by timm's name or as a file; "" or "random": none.
+        roberta: a RoBERTa for the text encoder, by name, or as a folder or file; "" or "random": none.
+
+    Raises:
+        WeightsError: a ViT or RoBERTa can't be had or does not fit.
+    """
     vit, roberta = ("" if source == RANDOM else source for source in (vit, roberta))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = EgoVLP(config, tokenizer)
         model.reset_parameters()
-    for source, prefix, ours in ((vit, "video_model.", "video."), (roberta, "text_model.", "text.")):
+    for source, released_prefix, prefix in ((vit, "video_model.", "video."), (roberta, "text_model.", "text.")):
         if source:
-            start(model, source, prefix, ours)
+            load_backbone(model, source, released_prefix, prefix)
     if vit:
         torch.nn.init.zeros_(model.video.temporal_embed)
         model.video.reset_time()  # zero_output copies the space attention that has just been loaded
     return model
 
 
-# what neither a ViT nor a RoBERTa has: these keep their fresh start
-NEW_PARTS = re.compile(r"video\.(temporal_embed|blocks\.\d+\.(time|norm_time|text)\.)|text\.layers\.\d+\.(video\.|gate)|"
-                       r"(?!video\.|text\.)")
+# parts of the encoders that neither a ViT nor a RoBERTa has: these keep their random weights
+NEW_PARTS = re.compile(r"video\.(temporal_embed|blocks\.\d+\.(time|norm_time|text)\.)|"
+                       r"text\.layers\.\d+\.(video\.|gate)|(?!video\.|text\.)")
+
+# heads of other tasks in a ViT or a RoBERTa: they are left out
+OTHER_HEADS = re.compile(r"(head|head_dist|pre_logits|fc_norm|lm_head|classifier|pooler|roberta\.pooler)\.|"
+                         r"(.*\.)?position_ids$")
 
 
-# of other tasks: not wanted here
-OTHER_HEADS = re.compile(r"(head|head_dist|pre_logits|fc_norm|lm_head|classifier|pooler|roberta\.pooler)\.|(.*\.)?position_ids$")
+def load_backbone(model: EgoVLP, source: str, released_prefix: str, prefix: str) -> None:
+    """Copy all weights of a ViT-B/16 or a RoBERTa into one of the model's encoders.
 
+    Args:
+        source: a file; else a name for timm (ViT), or a name or folder for transformers (RoBERTa).
+        released_prefix: of the encoder's keys in released files: video_model. or text_model.
+        prefix: of our keys: video. or text.
 
-def start(model: EgoVLP, source: str, prefix: str, ours: str) -> None:
-    """Copy a ViT-B/16 (timm name or file) or a RoBERTa (name, folder or file) into the backbone; strict on what it has."""
+    Raises:
+        WeightsError: the weights can't be had, have keys without a place, or lack keys of the encoder.
+    """
     if Path(source).is_file():
         state = checkpoints.state_dict(checkpoints.read(source, everything=False), source)
     else:
-        state = _download(source, vit=prefix == "video_model.")
-    wanted, given, surplus = model.state_dict(), {}, []
+        state = _download(source, vit=prefix == "video.")
+    expected, backbone, surplus = model.state_dict(), {}, []
     for key, value in state.items():
-        name = rename(prefix + key.removeprefix("roberta."), "ours")
-        if name in wanted:
-            given[name] = value
+        name = rename(released_prefix + key.removeprefix("roberta."), "ours")
+        if name in expected:
+            backbone[name] = value
         elif not OTHER_HEADS.match(key):
             surplus.append(key)
     if surplus:
-        raise WeightsError(f"{source}: {len(surplus)} keys that this model has no place for, such as {', '.join(surplus[:6])}; "
-                           "expected a plain ViT or RoBERTa of the model's size")
-    wrong = [key for key in wanted if key.startswith(ours) and not NEW_PARTS.match(key)
-             and (key not in given or given[key].shape != wanted[key].shape)]
-    if wrong:
-        raise WeightsError(f"{source}: {len(wrong)} keys are missing or of another shape, such as {', '.join(wrong[:6])}; "
-                           "expected a ViT or RoBERTa of the model's size")
-    model.load_state_dict(given, strict=False)
+        raise WeightsError(f"{source}: {len(surplus)} keys that this model has no place for, such as "
+                           f"{', '.join(surplus[:6])}; expected a plain ViT or RoBERTa of the model's size")
+    unfit = [key for key in expected if key.startswith(prefix) and not NEW_PARTS.match(key)
+             and (key not in backbone or backbone[key].shape != expected[key].shape)]
+    if unfit:
+        raise WeightsError(f"{source}: {len(unfit)} keys are missing or of another shape, such as "
+                           f"{', '.join(unfit[:6])}; expected a ViT or RoBERTa of the model's size")
+    model.load_state_dict(backbone, strict=False)
 
 
 def _download(source: str, vit: bool) -> dict[str, Tensor]:
-    """Weights by timm's name, or transformers' name or folder; both keep what they have downloaded once."""
-    setting, file = ("site.vit", "jx_vit_base_p16_224-80ecf9dd.pth") if vit else ("site.roberta", "a folder with config.json and weights")
+    """Weights by timm's or transformers' name or folder; both cache what they download."""
+    setting, file = (("site.vit", "jx_vit_base_p16_224-80ecf9dd.pth") if vit
+                     else ("site.roberta", "a folder with config.json and weights"))
     try:
         if vit:
             import timm  # only for a ViT by name
@@ -223,5 +281,6 @@ def _download(source: str, vit: bool) -> dict[str, Tensor]:
         from transformers import AutoModel  # only for a RoBERTa by name or folder
         return AutoModel.from_pretrained(source).state_dict()
     except Exception as error:  # each library raises its own kinds for an unknown name, no network and a bad file
-        raise WeightsError(f"{setting}: {source!r} is no file, and could not be had by name ({type(error).__name__}: "
-                           f"{str(error).splitlines()[0][:150]}); give a local path ({file}), or go online once") from error
+        raise WeightsError(f"{setting}: {source!r} is no file, and could not be downloaded by that name "
+                           f"({type(error).__name__}: {str(error).splitlines()[0][:150]}); give a local path ({file}), "
+                           "or go online once") from error

@@ -123,7 +123,7 @@ class EgoClip(Task):
             chosen = (labels != -100).nonzero()[:, 0]  # once for both uses: the CPU waits for the GPU to count them
             words_bLD = model.text_trunk({"input_ids": ids, "attention_mask": mask})
             _, states_bLD = model.fuse(trunk_bSD, words_bLD, mask, frames, "mlm")
-            logits = model.words_from_states(states_bLD.flatten(0, 1)[chosen]).float()
+            logits = model.mlm_from_states(states_bLD.flatten(0, 1)[chosen]).float()
             return F.cross_entropy(logits, labels[chosen], reduction="sum")[None]
 
         mask = batch["tokens"]["attention_mask"]

@@ -50,7 +50,7 @@ def initial_model(config: Config, frames: int | None = None):
         model.video.config = model.text.config = model.config
         return model
     shape = dataclasses.replace(config.model, vocab_size=config.model.vocab_size or tokenizer.vocab_size)
-    return weights.fresh(shape, config.site.tokenizer, config.seed, config.site.vit, config.site.roberta)
+    return weights.initialise(shape, config.site.tokenizer, config.seed, config.site.vit, config.site.roberta)
 
 
 class Trainer:

@@ -29,7 +29,7 @@ def fusion(model, frames_TCHW, text: str, run: Run | None = None):
     gates = ([block.text.gate.item() for block in model.video.blocks if block.text is not None],
              [layer.gate.item() for layer in model.text.layers if layer.gate is not None])
     widest = int(np.abs(gates[1]).argmax())
-    probability, maps_LTNN = word_maps(model, normalise(frames_TCHW)[None], text, model.unfused + widest)
+    probability, maps_LTNN = word_maps(model, normalise(frames_TCHW)[None], text, model.num_unfused + widest)
     words = load_tokenizer(model.tokenizer_source).words(model.tokens([text])["input_ids"][0].cpu())
     shown = [i for i, word in enumerate(words) if word.isalpha() and word.lower() not in STOP_WORDS][:MAX_WORDS]
     times = np.linspace(0, len(frames_TCHW) - 1, min(MAX_FRAMES, len(frames_TCHW))).round().astype(int)
@@ -38,7 +38,7 @@ def fusion(model, frames_TCHW, text: str, run: Run | None = None):
     figure = plt.figure(figsize=(WIDTH, 0.7 + 2.5 * (1 + len(shown))), layout="constrained")
     figure.get_layout_engine().set(h_pad=0.12)
     grid = figure.add_gridspec(1 + len(shown), 1 + len(times), width_ratios=[2.1] + [1] * len(times))
-    draw_gates(figure.add_subplot(grid[:, 0]), model.config.depth, *gates, model.unfused + widest)
+    draw_gates(figure.add_subplot(grid[:, 0]), model.config.depth, *gates, model.num_unfused + widest)
     for row, i in enumerate([None, *shown]):
         for column, t in enumerate(times, 1):
             axis = figure.add_subplot(grid[row, column])
@@ -50,7 +50,7 @@ def fusion(model, frames_TCHW, text: str, run: Run | None = None):
                 axis.imshow(shade, interpolation="bilinear", extent=(-0.5, width - 0.5, height - 0.5, -0.5))
             if column == 1:
                 axis.set_title("the clip" if i is None else
-                               f"where “{words[i]}” looks, in text layer {model.unfused + widest + 1}",
+                               f"where “{words[i]}” looks, in text layer {model.num_unfused + widest + 1}",
                                loc="left", fontsize=12)
     figure.suptitle(f"“{text}”\nThe fusion encoder says: they match with probability {probability:.2f}")
     return save_figure(figure, run, "fusion")
@@ -71,12 +71,12 @@ def word_maps(model, frames_1TCHW, text: str, number: int) -> tuple[float, np.nd
     """
     import torch
 
-    from egokit.model.layers import heads_first
+    from egokit.model.layers import split_heads
     attention = []
 
     def keep_attention(module, inputs, output):
-        query = heads_first(module.query(inputs[0]), module.heads)
-        key = heads_first(module.key(inputs[1]), module.heads)
+        query = split_heads(module.query(inputs[0]), module.heads)
+        key = split_heads(module.key(inputs[1]), module.heads)
         attention.append((query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5).softmax(-1).mean(1)[0])
 
     with torch.no_grad():

@@ -1,0 +1,126 @@
+"""What only makes a CPU faster: the model's equations in forms that cost less there.
+
+None of it runs on a GPU, and readers of the model can skip this file. layers.py and video_encoder.py ask its functions;
+without them results are the same but for rounding. Their worth: benchmarks/model.py and benchmarks/attention.py.
+
+Shapes: B items, Q queries, S source tokens, D width, H heads, K = D/H.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+FEW_KEYS = 17              # keys of time attention at up to 16 frames
+RECOMPUTED_VALUES = 2**20  # values of x_BSD recomputed at once: a clip of 4 frames at width 768 has 0.6 million
+
+
+def _in_float32_inference(x: Tensor) -> bool:
+    """Whether this is float32 on a CPU without gradients.
+
+    Arithmetic is what costs there, and forms without a backward pass will do.
+    """
+    return (x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_grad_enabled()
+            and not torch.is_autocast_enabled("cpu"))
+
+
+def linear_applies(x: Tensor, weight: Tensor) -> bool:
+    """Return whether `linear` can take the place of F.linear for these tensors."""
+    # is_compiling first: the other two can't be traced, and would cut a compiled block's graph at each linear layer
+    return (not torch.compiler.is_compiling() and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+            and _in_float32_inference(x) and weight.dtype == torch.float32)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
+    """Return x · weightᵀ + bias, then GELU (exact) if asked, computed by oneDNN.
+
+    PyTorch itself uses oneDNN here in half precision only. In float32 it is up to 1.5 x as fast as PyTorch's default,
+    and GELU costs nothing more. It has no backward pass, and torch.compile has kernels of its own.
+    """
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], "none")
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """Return what `layers.attend` returns; the shapes are the same.
+
+    PyTorch's fused attention is slower on a CPU in half precision than in float32, so that it is given float32. For few
+    keys, two batched products take a quarter to a half of its time.
+    """
+    if query.dtype in (torch.float16, torch.bfloat16):
+        with torch.autocast("cpu", enabled=False):
+            return attend(query.float(), key.float(), value.float(), mask, dropout).to(query.dtype)
+    if key.shape[2] <= FEW_KEYS and mask is None and not dropout:
+        return ((query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)).softmax(-1) @ value
+    return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout,
+                                          attn_mask=None if mask is None else mask.to(query.dtype))
+
+
+# Cross-attention between the hundreds of tokens of a video and the few of a text: projecting the long side costs S·D·D.
+# By q · (W s + b) = (Wᵀ q) · s + q · b the projection moves to the short side, which costs S·D·H·Q: less for fewer than
+# K text tokens.
+
+def cross_attention_applies(x_BQD: Tensor, source_BSD: Tensor, key_value: tuple[nn.Linear, ...], heads: int,
+                            mask_B11S: Tensor | None, training: bool) -> bool:
+    """Return whether `cross_attention` gives what the plain equations do, at less cost.
+
+    Separate layers for keys and values are the text encoder's, which asks with few queries; a joint one is the video
+    encoder's, which reads few keys. Self-attention never qualifies: it has a mask and as many keys as queries, or more.
+    """
+    queries, keys, head_width = x_BQD.shape[1], source_BSD.shape[1], x_BQD.shape[-1] // heads
+    if not _in_float32_inference(x_BQD):
+        return False
+    if len(key_value) == 2:
+        return mask_B11S is None and not training and queries < head_width
+    return mask_B11S is not None and keys < min(head_width, queries)
+
+
+def cross_attention(x_BQD: Tensor, source_BSD: Tensor, query: nn.Linear, key_value: tuple[nn.Linear, ...],
+                    proj: nn.Linear, heads: int, mask_B11S: Tensor | None) -> Tensor:
+    """Return what `layers.multi_head_attention` does, without projecting the long side.
+
+    It uses the layers' weights directly: they must be plain linear layers, without hooks or adapters.
+    """
+    def split(y: Tensor) -> Tensor:
+        return y.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+    if len(key_value) == 2:
+        read_BHQK = _few_queries(split(query(x_BQD)), source_BSD, *key_value)
+        return proj(read_BHQK.transpose(1, 2).flatten(2))
+    key_BHSK, value_BHSK = (split(y) for y in key_value[0](source_BSD).chunk(2, dim=-1))
+    return _few_keys(x_BQD, query, key_BHSK, value_BHSK, mask_B11S, proj)
+
+
+def _few_queries(query_BHQK: Tensor, source_BSD: Tensor, key: nn.Linear, value: nn.Linear) -> Tensor:
+    """attend(query, key(source), value(source)), (B, H, Q, K).
+
+    q · b is one number a query, which softmax cancels.
+    """
+    H, K = query_BHQK.shape[1], query_BHQK.shape[3]
+    moved = (query_BHQK @ key.weight.unflatten(0, (H, K))).flatten(1, 2)                               # (B, H*Q, D)
+    read = F.scaled_dot_product_attention(moved[:, None], source_BSD[:, None], source_BSD[:, None], scale=K ** -0.5)
+    return read[:, 0].unflatten(1, (H, -1)) @ value.weight.unflatten(0, (H, K)).mT + value.bias.unflatten(0, (H, 1, K))
+
+
+def _few_keys(x_BQD: Tensor, query: nn.Linear, key_BHSK: Tensor, value_BHSK: Tensor, mask_B11S: Tensor,
+              proj: nn.Linear) -> Tensor:
+    """proj(attend(query(x), key, value, mask)), (B, Q, D)."""
+    H, S, K = key_BHSK.shape[1:]
+    moved = (key_BHSK @ query.weight.unflatten(0, (H, K))).flatten(1, 2)                               # (B, H*S, D)
+    offset = (key_BHSK @ query.bias.unflatten(0, (H, K, 1))).mT * K ** -0.5 + mask_B11S                # (B, H, 1, S)
+    weights = ((x_BQD @ moved.mT).unflatten(-1, (H, S)) * K ** -0.5 + offset.transpose(1, 2)).softmax(-1)
+    projected = (value_BHSK @ proj.weight.mT.unflatten(0, (H, K))).flatten(1, 2)                       # (B, H*S, D)
+    return weights.flatten(2) @ projected + proj.bias
+
+
+def recompute_in_parts(function: Callable[..., Tensor], x_BSD: Tensor, *others: Tensor) -> Tensor:
+    """Return function(x, *others), which recomputes itself; on a CPU by a few clips at a time.
+
+    The full-size model then goes clip by clip: it takes hardly longer, and the other clips need no memory meanwhile.
+    """
+    if x_BSD.device.type != "cpu":
+        return function(x_BSD, *others)
+    clips = max(1, RECOMPUTED_VALUES // x_BSD.shape[1:].numel())
+    outputs = [function(*part) for part in zip(*(y.split(clips) for y in (x_BSD, *others)), strict=True)]
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
