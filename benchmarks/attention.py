@@ -16,8 +16,8 @@ from egokit.model import video_encoder
 from egokit.model.egovlp import EgoVLP
 
 torch.set_num_threads(1)
-config = ModelConfig(image_size=64, patch_size=16, width=96, heads=4, depth=4, num_fused_layers=2, vocab_size=400, max_positions=64,
-                     projection="linear64", dropout=0.0, time_init="zero_output")
+config = ModelConfig(image_size=64, patch_size=16, width=96, heads=4, depth=4, num_fused_layers=2, vocab_size=400,
+                     max_positions=64, projection="linear64", dropout=0.0, time_init="zero_output")
 model = EgoVLP(config)
 model.reset_parameters()
 frames = torch.randn(32, 4, 3, 64, 64)

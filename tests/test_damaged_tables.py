@@ -119,7 +119,8 @@ def test_the_doctor_names_a_damaged_file(resolve, copied, name):
     for damage, change in WHOLE_FILE.items():
         path.write_bytes(change(data))
         findings = doctor.examine(config, 1, ("egoclip", "egomcq", "ek100", "charades", "egomq"))
-        messages = [f"{finding.what}: {finding.message}" for finding in findings if finding.state in ("wrong", "missing")]
+        messages = [f"{finding.what}: {finding.message}" for finding in findings
+                    if finding.state in ("wrong", "missing")]
         if (damage, name) not in HARMLESS:
             assert any(path.name in message for message in messages), (damage, messages)
 

@@ -18,8 +18,8 @@ from egokit.model.released_keys import rename
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from plain import Plain
 
-SMALL = ModelConfig(image_size=64, patch_size=16, width=128, heads=2, depth=4, num_fused_layers=2, vocab_size=99, max_positions=40,
-                    projection="mlp32")
+SMALL = ModelConfig(image_size=64, patch_size=16, width=128, heads=2, depth=4, num_fused_layers=2, vocab_size=99,
+                    max_positions=40, projection="mlp32")
 
 
 def seeded(config: ModelConfig, seed: str) -> EgoVLP:

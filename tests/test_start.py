@@ -69,7 +69,8 @@ def test_one_frame_is_the_vit(vit, files, time_init):
 
 
 def test_text_alone_is_roberta(roberta, files):
-    model = weights.initialise(ModelConfig(projection="linear256"), "", seed=0, roberta=str(files / "roberta-base")).eval()
+    model = weights.initialise(ModelConfig(projection="linear256"), "", seed=0, roberta=str(files / "roberta-base"))
+    model.eval()
     ids = torch.randint(3, 50000, (3, 12))
     mask = torch.ones_like(ids)
     ids[0, 7:], mask[0, 7:] = 1, 0

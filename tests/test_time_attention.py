@@ -17,8 +17,9 @@ OPTIM = OptimConfig(lr=3e-3, weight_decay=0.1)
 
 def untrained(time_init: str, dtype=torch.float32) -> EgoVLP:
     torch.manual_seed(0)
-    model = EgoVLP(ModelConfig(image_size=32, patch_size=8, frames=FRAMES, width=WIDTH, heads=2, depth=2, num_fused_layers=1,
-                               vocab_size=50, max_positions=20, dropout=0.0, projection="linear16", time_init=time_init))
+    model = EgoVLP(ModelConfig(image_size=32, patch_size=8, frames=FRAMES, width=WIDTH, heads=2, depth=2,
+                               num_fused_layers=1, vocab_size=50, max_positions=20, dropout=0.0,
+                               projection="linear16", time_init=time_init))
     model.reset_parameters()
     return model.to(dtype)
 

@@ -51,7 +51,8 @@ def checked_tokens(text, config: ModelConfig, tokenizer: str, longest: int) -> d
         raise ValueError(f"tokens: attention_mask has values from {mask.min()} to {mask.max()}; "
                          "expected 1 for words and 0 for padding")
     if ids.shape[1] > config.max_positions - 2:
-        raise ValueError(f"tokens: {ids.shape[1]} a text, but the model has {config.max_positions - 2} positions; cut them")
+        raise ValueError(f"tokens: {ids.shape[1]} a text, but the model has {config.max_positions - 2} positions; "
+                         "cut them")
     if ids.numel() and not 0 <= ids.min() <= ids.max() < config.vocab_size:
         raise ValueError(f"tokens: ids from {ids.min()} to {ids.max()}, but the model knows {config.vocab_size} words: "
                          f"was another tokenizer used than its own, {tokenizer}?")

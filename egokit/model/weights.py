@@ -131,7 +131,10 @@ def load(path: str | Path, frames: int | None = None, tokenizer: str | None = No
     if not record and not state:
         raise WeightsError(f"{path} is not an EgoVLPv2 checkpoint: "
                            f"its keys begin with {', '.join(sorted(unknown)[:5])}")
-    config = build(ModelConfig, new_names({"model": record["model_config"]})["model"]) if record else infer_config(state)
+    if record:
+        config = build(ModelConfig, new_names({"model": record["model_config"]})["model"])
+    else:
+        config = infer_config(state)
     temporal = state.get("video.temporal_embed")
     if frames is not None and frames != config.frames:
         if temporal is not None and temporal.ndim == 3:

@@ -32,7 +32,8 @@ class Notebooks:
     abreast: int = 1                # how many run at the same time
 
 
-def check_notebooks(notebooks: list[str], parameters: dict, timeout: float | None = None, abreast: int = 1) -> Notebooks:
+def check_notebooks(notebooks: list[str], parameters: dict, timeout: float | None = None,
+                    abreast: int = 1) -> Notebooks:
     """Check notebooks and their parameters before anything starts.
 
     Args:
