@@ -9,6 +9,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+pytest.register_assert_rewrite("annotation_files", "full_videos", "training")  # failed checks show their values
 
 
 def pytest_terminal_summary(terminalreporter):

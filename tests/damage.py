@@ -195,6 +195,11 @@ def links(folder: Path, whole: bytes):
     return paths
 
 
+def toy_piece(project: Path) -> Path:
+    """Return a prepared chunk of 300 frames."""
+    return max((project / "outputs/toy/Ego4D_Chunked").glob("*/0.mp4"), key=lambda path: path.stat().st_size)
+
+
 def make(piece: Path, folder: Path) -> dict[str, Path]:
     """Make every damaged file, by name; always the same files for the same chunk."""
     scratch = folder / "scratch"

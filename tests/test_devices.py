@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import MODEL
-from test_train import wait_for
+from training import wait_for
 
 import egokit
 from egokit.config.build import ConfigError, to_dict

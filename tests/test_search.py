@@ -1,76 +1,32 @@
-"""Text search over a folder of videos: clips, hits, updates of the index, faiss, pages."""
+"""Text search over a folder of videos: its hits, their files and pages, and its command."""
 import base64
 import csv
 import dataclasses
 import io
-import json
 import os
 import re
 import shutil
-import signal
-import struct
-import subprocess
-import time
 
 import av
-import numpy as np
 import pytest
 import torch
+from search_folder import RECIPE, searching, three_videos
 
 import egokit
-from egokit import cli, search, tasks
+from egokit import cli, search
 from egokit.data.video import open_video
-from egokit.jobs import launch, status
-from egokit.prep.video import ffmpeg
-from egokit.runs.run_folder import Run
-from egokit.search import command, index_task, vector_index
+from egokit.search import command
 from egokit.train import loop
-
-RECIPE = "toy/search"
-
-
-def video(path, seconds=5, rate=10, size="128x96", more=()):
-    """Write a real video of ffmpeg's moving test pattern."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pattern = f"testsrc2=size={size}:rate={rate}:duration={seconds}"
-    subprocess.run([ffmpeg(), "-y", "-loglevel", "error", "-f", "lavfi", "-i", pattern, *more, str(path)], check=True)
-    return path
 
 
 @pytest.fixture
 def folder(tmp_path, project):
-    """Two of the toy's videos, one in a sub-folder, and a short one of another format."""
-    root = tmp_path / "videos"
-    toys = sorted((project / "outputs/toy/Ego4D").glob("*.mp4"))
-    (root / "inner").mkdir(parents=True)
-    shutil.copy(toys[0], root / "one.mp4")
-    shutil.copy(toys[1], root / "inner/two.MP4")
-    video(root / "short.mkv", seconds=1.3, rate=30, size="160x120")
-    return root
+    return three_videos(project, tmp_path / "videos")
 
 
 @pytest.fixture
-def searched(checkpoint, resolve, folder, tmp_path):
-    """Return a function that makes the folder's config, and one that indexes it here."""
-    def config(overrides=""):
-        return resolve(RECIPE, {"search.videos": str(folder), "data.limit": 0, "evaluate.batch_size": 8}
-                       | dict(pair.split("=") for pair in overrides.split()), "random")
-
-    def index(overrides="", name="run"):
-        resolved, run = config(overrides), Run(tmp_path / name)
-        return resolved, run, tasks.make(resolved).extract(loop.initial_model(resolved).eval(), run)
-    return config, index
-
-
-@pytest.fixture
-def resolve(project):
-    from egokit.config.build import merge
-    from egokit.config.resolve import parse_overrides, resolve
-
-    def on_tiny(params, overrides, run):
-        one_process = parse_overrides("launch.tasks_per_node=1")
-        return resolve(params, "tiny", merge(one_process, parse_overrides(overrides)), run)
-    return on_tiny
+def searched(checkpoint, folder, tmp_path):
+    return searching(folder, tmp_path)
 
 
 def test_hits_are_those_of_a_naive_twin(searched, folder):
@@ -113,43 +69,6 @@ def test_hits_are_those_of_a_naive_twin(searched, folder):
     assert {dataclasses.replace(hit, match=None) for hit in reranked} <= set(hits[:6])
 
 
-def test_only_what_is_new_is_embedded_and_what_is_gone_is_forgotten(searched, folder, monkeypatch):
-    config, run, _ = searched[1]()
-    features, read = run.path / "features", []
-    before = {path.name: path.read_bytes() for path in features.glob("*.npy")}
-    original = index_task.embed_windows
-    monkeypatch.setattr(index_task, "embed_windows",
-                        lambda model, windows, name: read.append(name) or original(model, windows, name))
-    assert index_task.is_up_to_date(config, features) and searched[1]()[2]["videos"] == 3 and not read
-    (folder / "one.mp4").unlink()
-    video(folder / "short.mkv", seconds=2, rate=30, size="160x120")
-    video(folder / "new.webm", seconds=3, more=("-c:v", "libvpx", "-b:v", "200k"))
-    assert not index_task.is_up_to_date(config, features)
-    assert searched[1]()[2]["videos"] == 3 and sorted(read) == ["new.webm", "short.mkv"]
-    manifest = json.loads((features / "manifest.json").read_text())
-    assert [line["video"] for line in manifest["videos"]] == ["inner/two.MP4", "new.webm", "short.mkv"]
-    assert {path.stem for path in features.glob("*.npy")} == {line["name"] for line in manifest["videos"]}
-    names = [f"{line['name']}.npy" for line in manifest["videos"]]
-    assert [before.get(name) == (features / name).read_bytes() for name in names] == [True, False, False]
-
-
-def test_a_broken_video_is_named_and_the_others_are_searched(searched, folder, capsys):
-    whole = (folder / "one.mp4").read_bytes()
-    (folder / "cut.mp4").write_bytes(whole[:len(whole) // 2])
-    (folder / "noise.mov").write_bytes(np.random.default_rng(0).bytes(5000))
-    (folder / ".hidden.mp4").write_bytes(b"no video")
-    (folder / "notes.txt").write_text("no video")
-    (folder / "inner/round").symlink_to(folder, target_is_directory=True)
-    config, run, metrics = searched[1]()
-    assert metrics["videos"] == 3 and metrics["unreadable"] == 2
-    assert index_task.is_up_to_date(config, run.path / "features")
-    manifest = json.loads((run.path / "features/manifest.json").read_text())
-    for line, name in zip(manifest["unreadable"], ("cut.mp4", "noise.mov"), strict=True):
-        assert line["video"] == name and str(folder / name) in line["reason"]
-    assert sum(event["kind"] == "bad" for event in run.read_log()) == 2
-    assert "2 can't be read" in repr(search.open_index(config, run))
-
-
 def test_names_that_are_long_or_no_text(searched, folder, tmp_path, capsys):
     """A file system accepts any 255 bytes as a name; old disks have names that are not UTF-8."""
     shutil.copy(folder / "one.mp4", folder / f"{'ü' * 125}.mp4")
@@ -166,124 +85,6 @@ def test_names_that_are_long_or_no_text(searched, folder, tmp_path, capsys):
     assert b"bad-\xff\xe9.mp4," in search.write_csv(hits, tmp_path / "hits.csv").read_bytes()
     paths = search.export(hits, tmp_path / "clips")
     assert all(path.is_file() for path in paths) and len({path.name for path in paths}) == len(hits)
-
-
-def test_another_checkpoint_or_window_is_an_error(searched, checkpoint):
-    config, run, _ = searched[1]()
-    with pytest.raises(egokit.ConfigError, match=r"window: 2.0 -> 3.0\): choose another run name, or delete"):
-        searched[1]("search.window=3")
-    kept = checkpoint.read_bytes()
-    try:
-        checkpoint.write_bytes(kept + b" ")
-        with pytest.raises(egokit.ConfigError, match="init_sha256"):
-            search.open_index(config, run)
-    finally:
-        checkpoint.write_bytes(kept)
-    with pytest.raises(egokit.ConfigError, match="expected a stride above 0 and up to the window"):
-        searched[1]("search.stride=3", "other")
-    with pytest.raises(egokit.ConfigError, match="has no index of any video"):
-        search.open_index(config, Run(run.path / "empty"))
-
-
-def test_variable_frame_rates_are_cut_by_time(searched, tmp_path):
-    """A phone's video has ten frames a second, then thirty; clips are cut by seconds."""
-    path = video(tmp_path / "phone.mp4", 8, 30, more=("-vf", "select='gte(t,4)+not(mod(n,3))'", "-fps_mode", "vfr"))
-    reader, task = open_video.PyAVReader(path), tasks.make(searched[0]())
-    assert reader.length == 160 and open_video.duration(reader) == pytest.approx(8, abs=0.05)
-    times = (reader.times - reader.times[0]) * float(reader.stream.time_base)
-    for start in (0, 3, 5):
-        shown = times[task.clip_indices(reader, start, start + 2)]
-        assert (np.abs(shown - (start + np.array([0.25, 0.75, 1.25, 1.75]))) < 0.26).all()
-
-
-@pytest.mark.parametrize("matrix", [(0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0)])
-def test_a_phone_held_upright(searched, tmp_path, matrix):
-    """Frames are rotated by the matrix in the file's header, as players and ffmpeg do."""
-    lying, upright, task = tmp_path / "lying.mp4", tmp_path / "upright.mp4", tasks.make(searched[0]())
-    flat = video(tmp_path / "flat.mp4", 3)
-    a, b, c, d = (value << 16 for value in matrix)
-    data = bytearray(flat.read_bytes())
-    struct.pack_into(">9i", data, data.index(b"tkhd") + 44, a, b, 0, c, d, 0, 0, 0, 1 << 30)
-    lying.write_bytes(data)
-    subprocess.run([ffmpeg(), "-loglevel", "error", "-i", str(lying), "-crf", "5", str(upright)], check=True)
-    turned, expected, unturned = (task.clip(path, 0, 2).float() for path in (lying, upright, flat))
-    assert (turned - expected).abs().mean() < 0.1 * (unturned - expected).abs().mean()
-    assert torch.equal(index_task.VideoWindows(task, lying).read(0, None)["video"][0].float(), turned)
-
-
-@pytest.mark.parametrize("name, more", [
-    ("a.avi", ("-c:v", "mpeg4")), ("b.avi", ("-c:v", "libx264")), ("c.mpg", ()), ("d.ts", ()),
-    ("e.MOV", ("-c:v", "mjpeg")), ("f.wmv", ()), ("g.flv", ()), ("h.vob", ()), ("i.m2ts", ()),
-    ("j.3gp", ("-c:v", "libx264")), ("k.ogv", ()), ("l.mpg", ("-g", "15"))])
-def test_any_container_gives_the_same_clips(searched, tmp_path, name, more):
-    """The same video in every container; in AVI, which has no time stamps, frames are counted."""
-    task = tasks.make(searched[0]())
-    rate = 25 if name.endswith((".mpg", ".vob")) else 10
-    mp4, path = video(tmp_path / "same.mp4", 6), video(tmp_path / name, 6, rate, more=(*more, "-b:v", "4M"))
-    for start in (0.0, 2.0, 4.0):
-        expected, clip = (task.clip(source, start, start + 2).float() for source in (mp4, path))
-        next_start = (start + 2) % 6
-        next_clip = task.clip(mp4, next_start, next_start + 2).float()
-        assert (expected - clip).abs().mean() < 0.3 * (expected - next_clip).abs().mean()
-    windows = index_task.VideoWindows(task, path)
-    assert windows.read(0, None)["video"].shape == (5, 4, 3, 64, 64)
-    assert windows.seconds == pytest.approx(6, abs=0.11)
-    assert torch.equal(index_task.VideoWindows(task, path).read(0, None)["video"][2], task.clip(path, 2, 4))
-
-
-@pytest.mark.parametrize("seconds, starts", [(0.5, [0]), (4, [0]), (5, [0, 1]), (8, [0, 2, 4]), (9.5, [0, 2, 4, 5.5])])
-def test_clips_cover_a_video(seconds, starts):
-    start_N, stop_N = index_task.clip_times(seconds, 4, 2)
-    assert start_N.tolist() == starts and stop_N.tolist() == [min(start + 4, seconds) for start in starts]
-
-
-def some_vectors(folder, files, seed=0, dimension=16):
-    rng = np.random.default_rng(seed)
-    centre = rng.standard_normal((40, dimension), np.float32)
-    clips = [int(n) for n in rng.integers(200, 900, files)]
-    for file, n in enumerate(clips):
-        vector_index.save(folder / f"{file}.npy", np.arange(n), np.arange(n) + 1, centre[rng.integers(0, 40, n)]
-                     + 0.5 * rng.standard_normal((n, dimension), np.float32))
-    return vector_index.VectorIndex(folder, [str(file) for file in range(files)], clips, dimension), \
-        centre[rng.integers(0, 40, 20)] + 0.7 * rng.standard_normal((20, dimension), np.float32)
-
-
-def test_nearest_is_a_plain_sort(tmp_path, monkeypatch):
-    index, query = some_vectors(tmp_path, 12)
-    monkeypatch.setattr(vector_index, "BLOCK", 4 * 16 * 100)
-    every = np.concatenate([index.rows(file)["vector"].astype(np.float32) for file in range(12)])
-    cosine = vector_index.unit(query) @ every.T
-    best, number = index.search(query, 30)
-    assert np.allclose(best, -np.sort(-cosine, axis=1)[:, :30])
-    # the tolerance: how a sum is rounded depends on the block
-    assert np.allclose(np.take_along_axis(cosine, number, 1), best, atol=1e-6)
-    assert index.search(query[0], 10 ** 6)[0].shape == (1, len(index))
-    file, row = index.locate(int(number[0, 0]))
-    assert row["start"] == number[0, 0] - index.first[file]
-
-
-def test_faiss_proposes_what_exact_search_finds(tmp_path, monkeypatch):
-    """New files are searched exactly, and removed ones are not found."""
-    index, query = some_vectors(tmp_path, 25)
-    exact = index.search(query, 10)[1]
-    monkeypatch.setattr(vector_index, "EXACT", 100_000)
-    monkeypatch.setattr(vector_index, "CANDIDATES", 200)
-    monkeypatch.setattr(vector_index, "CODE", 8)  # quicker to train
-    assert index.needs_faiss()
-    index.build_faiss()
-    assert not index.needs_faiss() and index.faiss_index()
-    close = index.search(query, 10)[1]
-    assert np.mean([len(set(a) & set(b)) / 10 for a, b in zip(close, exact, strict=True)]) > 0.95
-    vector_index.save(tmp_path / "new.npy", np.zeros(3), np.ones(3), query[:3])
-    names = ["new", *index.names[5:]]
-    changed = vector_index.VectorIndex(tmp_path, names, [3, *np.diff(index.first)[5:]], 16)
-    assert changed.files_outside_faiss() == [0]
-    best, number = changed.search(query, 10)
-    assert number[:3, 0].tolist() == [0, 1, 2] and np.allclose(best[:3, 0], 1, atol=1e-3)
-    remaining = [set(row[row >= index.first[5]] - index.first[5] + 3) for row in exact]
-    recall = [len(set(row) & expected) / len(expected) for row, expected in zip(number, remaining, strict=True)
-              if expected]
-    assert np.mean(recall) > 0.95
 
 
 def decoded(data):
@@ -333,19 +134,6 @@ def test_files_and_pages(searched, tmp_path, monkeypatch):
         searcher("#C C opens <the> box", top=4, rerank=2)
 
 
-def test_steps_are_videos_of_all_attempts(searched):
-    """Steps count the videos of all attempts.
-
-    requeue.decide gives up when a rank is lost twice at one step; two losses at different videos must not look so.
-    """
-    _, run, metrics = searched[1]()
-    total = metrics["videos"]
-    next(run.path.glob("features/[!.]*.npy")).unlink()
-    searched[1]()
-    steps = [(event["step"], event["steps"]) for event in run.read_log() if event["kind"] == "extract"]
-    assert steps == [(done, total) for done in (*range(total + 1), total - 1, total)]
-
-
 def test_mistakes_are_one_line(project, capsys, tmp_path):
     for folder, message in ((tmp_path / "nowhere", "search.videos: no folder"), (tmp_path, "no videos in")):
         with pytest.raises(SystemExit, match="2"):
@@ -365,40 +153,6 @@ def test_what_is_asked_for_can_be_written(project, capsys, tmp_path):
     with pytest.raises(SystemExit, match="2"):
         cli.main(["convert", str(tmp_path), str(tmp_path / "out.pt")])
     assert re.fullmatch(r"egokit: .*\n", capsys.readouterr().err)
-
-
-@pytest.mark.slow
-def test_killed_in_the_middle_and_in_two_processes_the_index_is_the_same(searched, folder, tmp_path):
-    for number in range(8):
-        shutil.copy(folder / "one.mp4", folder / f"copy-{number}.mp4")
-    config, run = searched[0]("launch.tasks_per_node=2 evaluate.batch_size=1"), Run(tmp_path / "two")
-    handle = search.submit(config, run)
-    deadline = time.monotonic() + 180
-    while not (before := {path.name: path.stat().st_mtime_ns for path in run.path.glob("features/[!.]*.npy")}):
-        assert time.monotonic() < deadline and handle.alive(), handle.log_tail()
-        time.sleep(0.005)
-    for process in status.processes(handle.folder):
-        os.kill(process, signal.SIGKILL)
-    while handle.alive():
-        time.sleep(0.05)
-    assert len(list(run.path.glob("features/[!.]*.npy"))) < 11
-    metrics = search.submit(config, run).wait(progress=False)
-    _, uninterrupted, _ = searched[1]("evaluate.batch_size=1", "one")
-    names = {path.name for path in uninterrupted.path.glob("features/*.npy")}
-    assert metrics["videos"] == 11 and metrics["processes"] == 2
-    assert {path.name for path in run.path.glob("features/*.npy")} == names
-    assert {path.name for path in run.path.glob("features/.*")} <= names, "no parts of files are left"
-    for name in names:
-        assert (uninterrupted.path / "features" / name).read_bytes() == (run.path / "features" / name).read_bytes()
-    assert all((run.path / "features" / name).stat().st_mtime_ns == at for name, at in before.items())
-    began = (handle.folder / "spec.json").stat().st_mtime_ns
-    assert search.submit(config, run).metrics()
-    assert (handle.folder / "spec.json").stat().st_mtime_ns == began, "nothing has changed"
-    (folder / "copy-0.mp4").unlink()
-    assert search.submit(config, run).wait(progress=False)["videos"] == 10
-    with pytest.raises(egokit.ConfigError, match="made with other parameters"):
-        search.submit(searched[0]("launch.tasks_per_node=2 search.window=3"), run)
-    assert launch.Handle(run, "index").metrics()["videos"] == 10
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import MODEL
-from test_train import essential, wait_for, weights_of
+from training import essential, wait_for, weights_of
 
 import egokit
 from egokit.config.resolve import outputs_folder
