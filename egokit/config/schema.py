@@ -1,6 +1,10 @@
 """The configuration schema: every key with its default and meaning, and what it may be.
 
 The dataclasses are frozen. resolve.py reads the files that fill them.
+
+To add a key: (1) give it a field with its default and meaning; (2) put its name into CHOICES, or, if it is a number,
+into MINIMUM or POSITIVE, and into MAXIMUM if it has a largest value; (3) put it into LOCAL_ONLY if results don't depend
+on it.
 """
 from __future__ import annotations
 
@@ -132,7 +136,7 @@ class LaunchConfig:
     tasks_per_node: int = 1                        # processes on each node, one per GPU
     cpus_per_task: int = 0                         # CPU cores of each process; 0: 1 + data.workers
     timeout_minutes: int = 4320                    # time limit of a job; it is requeued then and resumes
-    requeues: int = 100                            # most requeues after time limits, preemptions and lost ranks
+    requeues: int = 100                            # most requeues after time limits, and as many after lost ranks
     gpus_per_task: int = 1                         # GPUs of each process: 1, or 0 to hide all GPUs and use the CPU
     mem_gb_per_task: float = 0.0                   # memory of each process, GB; 0: the cluster's default, or
                                                    # all of the node's memory if exclusive
@@ -162,10 +166,11 @@ class Config:
 
 
 RANDOM = "random"                                  # site.vit or site.roberta: start from random weights
-TRAINED = ("egoclip", "ek100", "charades")         # tasks with a loss; the others are only evaluated
+TRAINED = ("egoclip", "ek100", "charades")         # tasks of egokit's own that have a loss
 
-# Bounds of numbers. Every numeric key without CHOICES is in exactly one of MINIMUM and POSITIVE.
-MINIMUM = {name: least for least, names in {       # key: smallest value
+# Bounds of numbers: every numeric key without CHOICES is in exactly one of MINIMUM and POSITIVE; MAXIMUM adds an upper
+# bound to some.
+MINIMUM = {key: smallest for smallest, keys in {   # written as smallest value: keys
     0: "seed model.vocab_size model.dropout data.workers data.max_bad_fraction data.limit data.relevancy_threshold "
        "optim.head_lr_scale optim.betas optim.eps optim.weight_decay optim.warmup_epochs optim.final_lr "
        "optim.clip_grad_norm train.epochs train.micro_batch train.margin train.similarity_margin "
@@ -177,7 +182,7 @@ MINIMUM = {name: least for least, names in {       # key: smallest value
        "evaluate.feature_frames launch.nodes launch.tasks_per_node launch.timeout_minutes",
     2: "site.short_side",
     3: "data.max_tokens data.eval_max_tokens",     # the start token, one word and the end token
-}.items() for name in names.split()}
+}.items() for key in keys.split()}
 POSITIVE = {  # keys whose value is above 0
     "model.mlp_ratio", "data.crop_scale", "data.read_timeout", "optim.lr", "train.temperature",
     "train.negative_temperature", "evaluate.features_per_second", "search.window", "search.stride",

@@ -73,7 +73,8 @@ class Samples(Dataset):
 def steps_in_epoch(length: int, batch_size: int, world: int) -> int:
     """Return the number of global batches in an epoch.
 
-    The last, smaller batch is left out if it would leave a rank without samples, or consists of a single sample.
+    The last, smaller batch is left out if it has fewer samples than ranks, or a single sample (unless it is the epoch's
+    only batch).
     """
     whole, rest = divmod(length, batch_size)
     return whole + (rest >= (max(2, world) if whole else world))
@@ -83,8 +84,8 @@ def training_batches(length: int, batch_size: int, epoch: int, seed: int, rank: 
                      first: int = 0) -> Iterator[list]:
     """Yield this rank's batches of an epoch, as lists of (epoch, index).
 
-    The global batches are the same for any number of ranks. A rank gets a contiguous part of each; the last batch of an
-    epoch may be smaller.
+    The global batches are the same for any number of ranks, except for a last one that is left out. A rank gets a
+    contiguous part of each; the last batch of an epoch may be smaller.
 
     Args:
         length: number of samples in the data set.
@@ -126,8 +127,8 @@ class _Collate:
 def build_loader(dataset: Samples, batches: Iterable[list], collate, workers: int, timeout: float = 120.0):
     """Yield collated batches in order, read ahead by worker processes.
 
-    A file at which a worker hangs or crashes is an error that names the file. If the data set is tolerant, it is a bad
-    sample instead: the workers are replaced, and go on with the batch that was due.
+    If a worker hangs or crashes on a file, a VideoError names the file. If the data set is tolerant, the file is marked
+    unreadable instead, and new workers start again at the batch that was due.
 
     Args:
         dataset: the samples.

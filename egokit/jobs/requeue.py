@@ -2,11 +2,11 @@
 
 The batch script runs `python -m egokit.jobs.requeue FOLDER` in its EXIT trap (slurm.options), with the job's folder.
 - A lost rank or node is worth another try, from the newest checkpoint.
-- An error that the program raised would be raised again, and so would whatever kills a rank twice at one step: the job
-  stays failed.
+- If the program itself raised the error, or if ranks were lost twice at the same step, another try would end the same
+  way: the job stays failed.
 - A time limit or a preemption is not judged here: submitit answers its signal, SIGUSR2, by queueing the job again
   (RunJob.checkpoint), after a training has saved a checkpoint (train/preemption.py).
-- A node that SLURM has lost isn't either: SLURM itself queues the job again.
+- If SLURM notices that a node is lost, it queues the job again by itself; this module is not asked then.
 """
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from egokit.jobs.progress import read_progress
 from egokit.runs.files import write_text
 from egokit.runs.run_folder import Run
 
-# words in the error of a rank that lost its peer
+# An error with one of these only says that another rank died first; the cause is in that rank's log.
 LOST_PEER = ("Connection closed by peer", "Connection reset", "ConnectionError", "DistNetworkError", "Bypassing signal",
              "DistBackendError")
 TRACEBACK = "Traceback (most recent call last):"
@@ -78,7 +78,7 @@ def decide(folder: Path, run: Run, action: str, limit: int) -> tuple[bool, str]:
         folder: the job's folder.
         run: the job's run.
         action: what the job does, as in its spec.
-        limit: the number of failures after which the job is queued again, launch.requeues.
+        limit: launch.requeues, after how many failures the job is queued again; after the next one it stays failed.
     """
     history = folder / "failures.json"
     earlier = json.loads(history.read_text()) if history.exists() else []

@@ -108,7 +108,16 @@ class Block(nn.Module):
 
 
 class VideoEncoder(nn.Module):
-    """Frames to tokens to states. The last blocks, `config.num_fused_layers` of them, can read a text."""
+    """Frames to tokens to states. The last blocks, `config.num_fused_layers` of them, can read a text.
+
+    EgoVLP (egovlp.py) asks this of a video encoder, so another one has to offer it:
+    - `embed`, `run_blocks`, `run_block` and `forward`, as below, and `reset_parameters`;
+    - `blocks`, one for each layer of the text encoder, whose last ones read a text (`Block.text`);
+    - tokens with CLS first, and states of the text encoder's width.
+
+    Its parameters' names are known to released_keys.py (released files), weights.py (`infer_config`, `resize_temporal`,
+    starting from a ViT) and EgoVLP.parameters_by_role; viz/attention.py draws its gates and square patches.
+    """
 
     def __init__(self, config: ModelConfig):
         super().__init__()

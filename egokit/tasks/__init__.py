@@ -4,8 +4,9 @@ base.py     Task: what a benchmark gives;  retrieval.py, windows.py  what severa
 egoclip.py  pre-training;  egomcq.py  ek100.py  charades.py  mq.py  the benchmarks
 losses.py   EgoNCE, InfoNCE, max-margin, multi-similarity, masking, hard negatives;  metrics.py  accuracies, mAP, nDCG
 
-A task of one's own needs one import:
+A task of your own is a class in a file of your own, which needs one import:
 from egokit.tasks import Task, Samples, read_chunked, sample_frames, cosine, normalise
+A recipe selects it by `task: folder/file.py:Class`, and `egokit submit RECIPE.yaml --wait` runs it (docs/extending.md).
 """
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class Task:
 
     Attributes:
         best: the metric that chooses the best checkpoint; larger is better.
-        published: metrics that the ledger shows, each with its published number or None; for tasks in a user's file.
+        published: {metric: published number or None} for the ledger; only of a task in a user's own file.
         uses_fusion: whether the loss trains the fusion encoder. If not, its parameters are frozen.
         fixed_length: whether training pads all texts to data.max_tokens, or to the longest of a batch. The training
             loop sets it on GPUs, where every new shape costs time.
@@ -70,19 +70,20 @@ class Task:
         """Return the loss as named terms; their sum is minimised.
 
         Contract under DDP: every rank calls this with its own share of the global batch, and the gradients of all ranks
-        are averaged. The average has to be the gradient of one process on the whole global batch. So compute each term
-        in one of two ways:
+        are averaged. That average must equal the gradient that one process would compute on the whole global batch. So
+        compute each term in one of two ways:
 
         - the same global value on every rank, from gathered tensors: `self.embeddings` gathers the embeddings,
-          `distributed.gather` any other tensor. Their backward pass sums the gradients of all ranks. EgoNCE, InfoNCE,
-          max-margin and multi-similarity are computed so.
+          `distributed.gather` any other tensor. The backward pass of a gather sums the gradients of all ranks. EgoNCE,
+          InfoNCE, max-margin and multi-similarity are computed so.
         - this rank's share of the global value, times `distributed.world_size()`. For a mean over the B samples of all
           ranks that is the sum over this rank's samples, times the world size, divided by B. EgoClip's masked words and
           image-text matching are computed so.
 
         Random draws behind a global value must be equal on all ranks: rank 0 draws from (seed, step) and
         `distributed.broadcast` hands it on. Wrap what takes memory in `self.in_parts`. Every parameter that is trained
-        needs a gradient in every step, because DDP waits for it; see `uses_fusion`.
+        needs a gradient in every step, because DDP waits for it; see `uses_fusion`. The optimizer trains the model's
+        parameters, and checkpoints hold them: a parameter kept on the task is not trained.
 
         Args:
             model: an EgoVLP in training mode, under autocast in train.precision.
@@ -179,8 +180,8 @@ class Task:
             counts: every rank's b, if known.
         """
         def embed(frames: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-            # Texts first: in the backward pass the gradient of the whole vocabulary's embeddings is then made
-            # when the clips' activations are gone
+            # Texts first, because the backward pass runs in reverse: the clips' activations are freed before the
+            # large gradient of the word embeddings is allocated.
             text_bE = model.embed_text({"input_ids": ids, "attention_mask": mask})
             return model.embed_video(transforms.normalise(frames)), text_bE
 

@@ -36,6 +36,8 @@ def egonce(similarity_TV: Tensor, positives_TV: Tensor, temperature: float = 0.0
 
         -log( sum over j in P_i of exp(s_ij / temperature)  /  sum over all j of exp(s_ij / temperature) )
 
+    `infonce` calls it, too: a change here also changes fine-tuning on Charades-Ego.
+
     Args:
         similarity_TV: cosines s.
         positives_TV: bool, at least one in each row and column; see `positives`.

@@ -15,7 +15,7 @@ from egokit.model.precision import float32_products
 from egokit.train import distributed
 from egokit.train.batch_plan import plan_batch
 
-COMPILED_VARIANTS = 32  # of a block: fused or not, all tokens or the first, training or evaluation, several shapes
+COMPILED_VARIANTS = 32  # most versions of one block: fused or not, all tokens or the first, training or not, shapes
 
 
 class Loss(nn.Module):
@@ -36,8 +36,8 @@ class Objective:
 
     Attributes:
         plan: how the batch is spread over processes and micro-batches.
-        micro_batched: whether train.micro_batch is set. One micro-batch of a rank's whole share counts, too: it takes
-            half the memory, because the passes of the loss run one after the other.
+        micro_batched: whether train.micro_batch is set. It may hold a rank's whole share: that halves the memory,
+            because the passes of the loss are recomputed one after the other in the backward pass.
     """
 
     def __init__(self, config: Config, model, task):
@@ -77,7 +77,7 @@ class Objective:
         Args:
             batch: this rank's share, on the model's device.
             step: number of the optimizer step, from 0.
-            scaler: multiplies the loss, and so the gradient; disabled but for fp16.
+            scaler: multiplies the loss, hence the gradient, against fp16's underflow; disabled in other precisions.
 
         Returns:
             This rank's loss terms by name, detached and not scaled.
