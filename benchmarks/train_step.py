@@ -4,10 +4,10 @@
 
 One step is the forward pass of EgoNCE + MLM + 2 ITM with hard negatives, the backward pass and AdamW, of the base model
 at 224 px with 4 frames a clip, from synthetic batches. egokit's side is its own Trainer with the task EgoClip; it is
-measured with and without recomputation (model.checkpointing). The plain side (the equations of plain.py) passes each
-clip and text through the network three times, once for each loss, materialises every attention matrix, recomputes every
-block in the backward pass, and updates parameter by parameter. The sides take turns in one run, work on the same
-weights, and the losses and gradients of the first step are compared. `clips` counts all that pass through the network:
+measured with and without recomputation (model.checkpointing). The plain side (plain_schedule.py) passes each clip and
+text through the network three times, once for each loss, materialises every attention matrix, recomputes every block
+in the backward pass, and updates parameter by parameter. The sides take turns in one run, work on the same weights, and
+the losses and gradients of the first step are compared. `clips` counts all that pass through the network:
 EgoClip's scene-aware negatives are half of them, so 4 clips are train.batch_size=2.
 
 CPU: float32, 2 threads; CPU time is the fair measure if other programs run. On a GPU, the GPU day's stage `step`
@@ -24,19 +24,15 @@ import unittest.mock
 os.environ["OMP_WAIT_POLICY"] = "passive"  # CPU time must not count what a thread waits for the other one
 import numpy as np
 import torch
-import torch.nn.functional as F
-from plain import Plain
-from torch.utils.checkpoint import checkpoint
+from plain_schedule import PlainSchedule
 
 from egokit.config.schema import Config, ModelConfig, OptimConfig, TrainConfig
 from egokit.data.loader import Samples
-from egokit.data.video.transforms import normalise
-from egokit.model.egovlp import EgoVLP, similarity
-from egokit.model.released_keys import rename
+from egokit.model.egovlp import EgoVLP
 from egokit.tasks import losses
 from egokit.tasks.base import Task
 from egokit.tasks.egoclip import NOUNS, VERBS, EgoClip
-from egokit.train import loop, optim
+from egokit.train import loop
 
 TOKENS, ENDLESS = 15, 10**9
 SIDES = ("plain", "recomputed", "kept")
@@ -114,43 +110,6 @@ def configured(precision: str = "fp32", **model) -> Config:
     model = {"time_init": "zero_output", "dropout": 0.0, "checkpointing": True} | model
     return Config(task="egoclip", model=ModelConfig(**model), optim=OptimConfig(warmup_epochs=0),
                   train=TrainConfig(precision=precision, log_steps=ENDLESS))
-
-
-class PlainSchedule(Plain):
-    """The original's step: three passes from the pixels, each block recomputed."""
-
-    def __init__(self, model: EgoVLP, config: Config):
-        super().__init__({rename(name, "released"): parameter for name, parameter in model.named_parameters()})
-        self.config = config
-        recipe = config.optim
-        self.optimizer = torch.optim.AdamW(optim.param_groups(model, recipe), lr=recipe.lr, betas=recipe.betas,
-                                           eps=recipe.eps, foreach=False, fused=False)
-
-    def block(self, *inputs):
-        return checkpoint(super().block, *inputs, use_reentrant=False)
-
-    def layer(self, *inputs):
-        return checkpoint(super().layer, *inputs, use_reentrant=False)
-
-    def loss(self, batch: dict, step: int) -> dict:
-        frames, tokens, recipe = normalise(batch["video"]), batch["tokens"], self.config.train
-        similarity_BB = similarity(self.encode_text(tokens), self.encode_video(frames))
-        positives = losses.positives(batch["verbs"], batch["nouns"])
-        masked = tokens | {"input_ids": batch["masked_ids"]}
-        generator = torch.Generator().manual_seed(hash((self.config.seed, step)) % 2**63)
-        drawn = losses.draw_pairs(similarity_BB, positives, recipe.negative_temperature, generator)
-        text, video, label = (x.to(frames.device) for x in drawn)
-        pairs = self.itm_logits(frames[video], {key: value[text] for key, value in tokens.items()})
-        return {"egonce": losses.egonce(similarity_BB, positives, recipe.temperature),
-                "mlm": F.cross_entropy(self.mlm_logits(frames, masked).flatten(0, 1), batch["labels"].flatten()),
-                "itm": recipe.itm_weight * F.cross_entropy(pairs, label)}
-
-    def steps_on(self, *batches: dict) -> None:
-        for batch in batches:
-            sum(self.loss(batch, 0).values()).backward()
-            optim.set_rate(self.optimizer, self.config.optim.lr)
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
 
 
 def differences(trainer: Trainer, plain: PlainSchedule, batch: dict) -> tuple[float, float, str]:

@@ -1,51 +1,30 @@
 """The retrieval browser: its content, its errors, and the page in Chromium."""
+import functools
 import io
-import json
 import re
 import types
 
 import numpy as np
 import pytest
-from conftest import MODEL, SMALL
+from browser_pages import data_of, evaluate, every, lines, listed, pages
 from PIL import Image
 
-from egokit import tasks
 from egokit.notebook import open_run
 from egokit.runs.run_folder import Run
 from egokit.viz import browser, queries
 from egokit.viz.browser import select_queries, widgets
 
 
-def data_of(html: str) -> dict:
-    return json.loads(re.search(r'<script type="application/json">(.*?)</script>', html, re.DOTALL)[1])
-
-
 @pytest.fixture(scope="module")
 def evaluated(project, checkpoint):
-    """Return a function of a benchmark's name -> (task, run), evaluated with random weights.
+    """Return a function of a benchmark's name -> (task, run), as `evaluate` has made them once."""
+    return functools.cache(functools.partial(evaluate, project))
 
-    EK-100 and Charades-Ego also have a section `perfect`, in which every text is answered right.
-    """
-    from egokit.config.resolve import resolve
-    from egokit.jobs import worker
-    done = {}
 
-    def evaluate(name):
-        if name not in done:
-            recipe = {"ek100": "ek100_finetune", "charades": "charades_finetune", "egomcq": "egomcq"}[name]
-            config = resolve(f"toy/{recipe}", "tiny", f"{MODEL} {SMALL} data.limit=0 data.workers=0", "random")
-            task, run = tasks.make(config), Run(project / "outputs" / recipe / "random")
-            spec = {"init_sha256": "", "version": "", "action": "evaluate", "task_sha256": "",
-                    "config": {"task": config.task}}
-            metrics = worker.RunJob.evaluate(config, task, run, "zeroshot", "cpu")
-            run.write_metrics("zeroshot", metrics | worker.provenance(task, spec, 1))
-            if name != "egomcq":
-                truth_VK = task.truth()
-                basis = np.eye(truth_VK.shape[1])
-                run.write_rows("perfect", {"index": np.arange(len(truth_VK)), "video": truth_VK + 1e-3}, basis)
-            done[name] = task, run
-        return done[name]
-    return evaluate
+@pytest.fixture
+def opened(chromium, evaluated):
+    with pages(chromium, evaluated) as open_page:
+        yield open_page
 
 
 @pytest.mark.parametrize("name", ["ek100", "charades"])
@@ -209,50 +188,6 @@ def test_live_there_are_widgets_and_the_page_folded_for_later(evaluated, monkeyp
     assert len(data_of(shown)["queries"]) > 0
     monkeypatch.setattr(open_run, "injected_cells", lambda: ["# Parameters\nrun = 'x'"])
     assert not browser(task, run, "zeroshot").data.startswith("<details>"), "papermill in JupyterLab is not live"
-
-
-def every(widget):
-    yield widget
-    for child in getattr(widget, "children", ()):
-        yield from every(child)
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    from playwright.sync_api import sync_playwright
-    with sync_playwright() as playwright:
-        program = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
-        yield program
-        program.close()
-
-
-@pytest.fixture
-def opened(chromium, evaluated):
-    """Return a function that opens a page in Chromium; no page may log an error."""
-    contexts, errors = [], []
-
-    def open_page(name, against=None, **options):
-        task, run = evaluated(name)
-        browser(task, run, "zeroshot", against=against)
-        contexts.append(chromium.new_context(**options))
-        page = contexts[-1].new_page()
-        page.on("console", lambda message: errors.append(message.text) if message.type in ("error", "warning") else
-                None)
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto((run.path / "figures/browser-zeroshot.html").as_uri())
-        return page
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert not errors
-
-
-def listed(page) -> list[str]:
-    return [" ".join(line.split()) for line in page.locator(".egokit-list option").all_text_contents()]
-
-
-def lines(data, order) -> list[str]:
-    return [" ".join(data["queries"][at]["line"].split()) for at in data["orders"][order]]
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ TINY = {"image_size": 32, "width": 128, "heads": 2, "depth": 2, "num_fused_layer
 HALF = "bf16" if REHEARSAL else "fp16"  # the recipe's precision; a CPU trains in bf16 instead
 SHAPE = TINY if REHEARSAL else {}  # of the model; {}: the base model
 COMPILER = "aot_eager" if REHEARSAL else "inductor"  # of torch.compile; a rehearsal traces, but generates no code
+COPIES = "Memory"  # title of the table of the speed of memory, which other stages look up
 
 failures: list[str] = []  # of this stage
 

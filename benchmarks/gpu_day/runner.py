@@ -32,7 +32,7 @@ GRACE = 5  # seconds between asking a process to stop and killing it
 # all files of the folder of results: few, because some ways to copy them home allow eight
 KEPT = ("log.txt", "results.jsonl", "gpu.md", "errors.txt", "tests.txt", "profile.txt", "nvidia-smi.txt")
 TESTS = ("microbatch", "losses", "optim", "loading", "model_twin", "time_attention", "train_step", "evaluate", "train",
-         "mq", "devices", "dist")
+         "mq", "mq_resume", "devices", "gpu_choice", "precision", "dist")
 FEW_TESTS = ("losses", "loading")  # in a rehearsal: the others have been run
 
 

@@ -2,7 +2,7 @@
 
     python -m gpu_day.speed STAGE      STAGE: card step attention encode profile compiled compiled_sums
 
-They measure the card, the training step, attention, encoding and a profile.
+Those of the card, the training step and its profile are here; attention_speed.py and encoding_speed.py have the others.
 """
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import functools
 import importlib
 import os
 import platform
-import statistics
 import unittest.mock
 from collections.abc import Callable, Iterator
 
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(os.cpu_count()))
 import torch
-import torch.nn.functional as F
 import train_step
+from gpu_day.attention_speed import attention, by_sums
 from gpu_day.common import (
     COMPILER,
+    COPIES,
     DEVICE,
     HALF,
     OUT,
@@ -37,21 +37,18 @@ from gpu_day.common import (
     run,
     wait,
 )
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from gpu_day.encoding_speed import encode
+from gpu_day.largest_batch import find_largest, largest_batch, ran_out_of_memory
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from egokit.config.schema import CHOICES, ModelConfig
-from egokit.data.video.transforms import normalise
+from egokit.config.schema import ModelConfig
 from egokit.model import cpu_fast_paths, layers, video_encoder
-from egokit.model.egovlp import EgoVLP, autocast
+from egokit.model.egovlp import EgoVLP
 from egokit.model.precision import float32_products
 
-BACKENDS = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION,
-            "efficient": SDPBackend.EFFICIENT_ATTENTION, "math": SDPBackend.MATH}
-PRODUCTS, COPIES = "Products of two square matrices", "Memory"  # titles of tables that several functions use
+PRODUCTS = "Products of two square matrices"  # titles of tables that several functions use
 STEPS, WORK = "Training step", "Arithmetic of a training step"
-ATTENTION, GROUPS = "Attention of 64 clips", "65,600 groups"
 
 
 # the card
@@ -96,15 +93,6 @@ VARIANTS = [  # what is wanted most comes first
     Variant("fp16", False, 64), Variant("fp16", False, 64, micro_batch=4), Variant("fp16", False, 64, micro_batch=16),
     Variant("fp16", False, 64, micro_batch=32), Variant("bf16", True, 64), Variant("fp16", True, 128),
     Variant("fp32", False, 16)]
-
-
-def by_sums(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Compute attention to a few keys as sums of products.
-
-    A compiler can fuse them into one pass over memory.
-    """
-    scores = (query.unsqueeze(-2).float() * key.unsqueeze(-3).float()).sum(-1) * query.shape[-1] ** -0.5
-    return (scores.softmax(-1).unsqueeze(-1) * value.unsqueeze(-3).float()).sum(-2).to(query.dtype)
 
 
 @functools.cache
@@ -173,10 +161,6 @@ def tflop_a_clip(model: EgoVLP) -> float:
     return counter.get_total_flops() / 4 / 1e12
 
 
-def ran_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.cuda.OutOfMemoryError) or isinstance(error.__cause__, torch.cuda.OutOfMemoryError)
-
-
 def measure(variant: Variant, work: float, model: EgoVLP) -> float | None:
     """Note the speed and the memory of a variant's step.
 
@@ -209,30 +193,6 @@ def measure(variant: Variant, work: float, model: EgoVLP) -> float | None:
     note(STEPS, **row, ms=milliseconds, clips_s=speed, tflop_s=speed * work,
          share_of_peak=speed * work / ceiling if ceiling else None, gib=gib, skipped=variant_trainer.skipped)
     return gib
-
-
-def largest_batch(gib: dict[int, float], available: float) -> int:
-    """Estimate how many clips fit, by a line through the smallest and the largest batch.
-
-    Args:
-        gib: the peak, by clips, of two batches at least.
-        available: GiB.
-
-    Returns:
-        A multiple of 8.
-    """
-    few, many = min(gib), max(gib)
-    slope = (gib[many] - gib[few]) / (many - few)
-    return int((available - gib[few] + slope * few) / slope) // 8 * 8
-
-
-def find_largest(clips: int, fits: Callable[[int], bool]) -> int:
-    """Try a number of clips, then two smaller ones; return the first that fits, or 0."""
-    for _ in range(3):
-        if clips and fits(clips):
-            return clips
-        clips = int(clips * 0.92) // 8 * 8
-    return 0
 
 
 def step() -> None:
@@ -311,146 +271,6 @@ def profile() -> None:
         spent = getattr(event, key)
         note("Profile of a training step", kernel=event.key[:70], calls=event.count / 2, ms=spent / 2e3,
              share=spent / total)
-
-
-# attention
-
-def with_backend(name: str, *tensors: Tensor, **options) -> Tensor:
-    """Compute PyTorch's fused attention by a named backend, or its own choice ("default")."""
-    with sdpa_kernel(BACKENDS[name]) if name in BACKENDS else contextlib.nullcontext():
-        return F.scaled_dot_product_attention(*tensors, **options)
-
-
-def attention() -> None:
-    """Measure attention of 64 clips by kind and backend.
-
-    Then try new shapes, and more groups than a CUDA grid has.
-    """
-    clips, patches, frames, heads = (2, 4, 4, 2) if REHEARSAL else (64, 196, 4, 12)
-    dtype, backends = (torch.float32, ["default", "math"]) if REHEARSAL else (torch.bfloat16, ["default", *BACKENDS])
-    tokens = 1 + frames * patches
-    shapes = {"time": (clips * patches, frames, frames + 1), "space": (clips * frames, patches, patches + 1),
-              "CLS": (clips, 1, tokens), "text reads video": (clips, 15, tokens),
-              "video reads text": (clips, tokens, 15)}
-    for kind, (groups, queries, keys) in shapes.items():
-        query, key, value = (torch.randn(groups, heads, n, 64, device=DEVICE, dtype=dtype, requires_grad=True)
-                             for n in (queries, keys, keys))
-        ways = {name: functools.partial(with_backend, name) for name in backends}
-        if kind == "time":
-            ways |= {"sums": by_sums, "sums, compiled": torch.compile(by_sums, dynamic=False, backend=COMPILER)}
-        for name, way in ways.items():
-            time_attention(kind, name, way, query, key, value)
-    new_lengths(clips, heads, dtype, [name for name in backends if name in ("default", "cudnn", "efficient")])
-    many_groups(heads, dtype, backends)
-
-
-def time_attention(kind: str, name: str, way: Callable, query: Tensor, key: Tensor, value: Tensor) -> None:
-    """Note what one way to compute attention costs, beside the cost of memory traffic."""
-    grad, tb_s = torch.randn_like(query), measured(COPIES, "tb_s")
-    # forward reads q, k, v and writes the output; backward reads these and its gradient, and writes three gradients
-    moved = 6 * query.nbytes + 3 * key.nbytes + 3 * value.nbytes
-    row = {"kind": kind, "way": name, "floor_ms": moved / tb_s / 1e9 if tb_s else None}
-    try:
-        with torch.no_grad():
-            forward = clock(lambda: way(query, key, value))
-        both = clock(lambda: torch.autograd.grad(way(query, key, value), (query, key, value), grad))
-        note(ATTENTION, **row, forward_ms=forward, both_ms=both)
-    except RuntimeError as error:  # a backend that doesn't take these shapes
-        note(ATTENTION, **row, problem=reason(error))
-
-
-def new_lengths(clips: int, heads: int, dtype: torch.dtype, backends: list[str]) -> None:
-    """Note what it costs to plan kernels for a new shape: first and second calls by length."""
-    for name in backends:
-        try:
-            times = [first_and_second(name, clips, heads, length, dtype) for length in range(5, 13)]
-            first, second = (statistics.median(column) for column in zip(*times, strict=True))
-            note("New lengths of texts", way=name, first_ms=first, again_ms=second)
-        except RuntimeError as error:
-            note("New lengths of texts", way=name, problem=reason(error))
-
-
-def first_and_second(name: str, clips: int, heads: int, length: int, dtype: torch.dtype) -> tuple[float, float]:
-    """Measure two calls, forward and backward, at a new length, in milliseconds."""
-    query, key, value = (torch.randn(clips, heads, length, 64, device=DEVICE, dtype=dtype, requires_grad=True)
-                         for _ in range(3))
-    mask = torch.zeros(clips, 1, 1, length, device=DEVICE, dtype=dtype)
-
-    def once() -> None:
-        with_backend(name, query, key, value, attn_mask=mask, dropout_p=0.1).sum().backward()
-    return clock(once, 1, 0), clock(once, 1, 0)
-
-
-def many_groups(heads: int, dtype: torch.dtype, backends: list[str]) -> None:
-    """Try more groups than the 65,535 of a CUDA grid, by backend.
-
-    egokit's `attend` is compared with its halves.
-    """
-    groups, heads, width = (65_600, 1, 16) if REHEARSAL else (65_600, heads, 64)  # time attention's of 335 clips
-    query = torch.randn(groups, heads, 4, width, device=DEVICE, dtype=dtype, requires_grad=True)
-    for name in backends:
-        try:
-            with_backend(name, query, query, query).sum().backward()
-            wait()
-            note(GROUPS, way=name, problem="none")
-        except RuntimeError as error:
-            note(GROUPS, way=name, problem=reason(error))
-        query.grad = None
-    key, value = (torch.randn(groups, heads, 5, width, device=DEVICE, dtype=dtype, requires_grad=True)
-                  for _ in range(2))
-    grad = torch.randn_like(query)
-
-    def of(rows: slice) -> list[Tensor]:
-        out = layers.attend(query[rows], key[rows], value[rows])
-        return [out.detach(), *torch.autograd.grad(out, (query, key, value), grad[rows])]
-
-    way = "egokit's attend, against its halves"
-    try:
-        (out, *grads), first, second = (of(slice(start, stop)) for start, stop in
-                                        ((0, groups), (0, groups // 2), (groups // 2, groups)))
-        sides = [(out, torch.cat([first[0], second[0]]))]
-        sides += [(grads[i], first[i + 1] + second[i + 1]) for i in range(3)]  # a half's is 0 on the other half
-        difference = max((whole - halves).abs().max().item() for whole, halves in sides)
-        check(GROUPS, difference < (1e-5 if dtype == torch.float32 else 0.05), way=way, differs_by=difference)
-    except RuntimeError as error:
-        check(GROUPS, False, way=way, problem=reason(error))
-
-
-# encoding
-
-def encode() -> None:
-    """Measure EK-100's and EgoMCQ's evaluation by precision.
-
-    Noted are the speed and how far scores are from exact float32's.
-    """
-    frames, clips = (4, 2) if REHEARSAL else (16, 32)
-    shape = ModelConfig(**{"time_init": "zero_output"} | SHAPE | {"frames": frames})
-    model = train_step.base_model(shape, DEVICE).eval()
-    size = (clips, frames, 3, shape.image_size, shape.image_size)
-    pixels = torch.randint(0, 256, size, dtype=torch.uint8, device=DEVICE)
-    ids = torch.randint(4, 90, (clips, 15), device=DEVICE)
-    tokens = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-
-    def ek100() -> Tensor:
-        return model.embed_video(normalise(pixels))
-
-    def egomcq() -> tuple[Tensor, Tensor]:
-        normalised = normalise(pixels)
-        video, trunk = model.embed_video(normalised), model.fusion_trunk(normalised)
-        states = model.fuse(trunk, model.text_trunk(tokens), tokens["attention_mask"], frames, "itm")
-        return video, model.itm_from_states(*states).float()
-
-    exact = None
-    for name in CHOICES["evaluate.precision"]:
-        forget()
-        with torch.no_grad(), autocast(DEVICE, name):
-            video, logits = egomcq()
-            exact = exact or (video, logits)
-            times = [clock(function, 3, 1) for function in (ek100, egomcq)]
-        cosine = F.cosine_similarity(video, exact[0]).min().item()
-        check(f"Encoding {clips} clips of {frames} frames", cosine > 0.99, precision=name,
-              ek100_clips_s=1e3 * clips / times[0], egomcq_clips_s=1e3 * clips / times[1], least_cosine=cosine,
-              logits_differ_by=(logits - exact[1]).abs().max().item(), gib=peak_gib())
 
 
 if __name__ == "__main__":
