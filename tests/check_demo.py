@@ -31,7 +31,7 @@ DOCUMENTS = ("README.md", "docs/notebooks.md", "docs/checkpoints.md", "docs/exte
 readme, *documents = [(ROOT / name).read_text() for name in DOCUMENTS]
 python = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
 shell = [line for block in re.findall(r"```bash\n(.*?)```", "\n".join([readme, *documents]), re.DOTALL)
-         for line in block.splitlines()
+         for line in re.sub(r"\\\n *", "", block).splitlines()
          if line.startswith(".venv/bin/") and not re.search("--site (local|mycluster)", line)]
 for command in [line for line in shell if "tensorboard" in line]:  # it would serve forever
     shell.remove(command)
