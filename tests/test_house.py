@@ -15,6 +15,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+import egokit
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "egokit"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -32,7 +34,9 @@ def imports(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("egokit"):
             inner = node.module.split(".")[1:]
-            yield from [inner[0]] if inner else [alias.name for alias in node.names]
+            short = egokit._PUBLIC | egokit._MODULES  # names that the top of egokit hands on
+            names = [short.get(alias.name, alias.name) for alias in node.names]
+            yield from [inner[0]] if inner else [name.split(".")[0] for name in names]
         elif isinstance(node, ast.Import):
             yield from (alias.name.split(".")[1] for alias in node.names if alias.name.startswith("egokit."))
 

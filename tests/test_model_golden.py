@@ -19,7 +19,7 @@ def close(ours, theirs, relative=1e-5, scale=None):
 
 
 @pytest.mark.parametrize("name, kind", [
-    ("A_large_4f", "large"), pytest.param("A_small_16f", "small", marks=pytest.mark.slow)])
+    ("A_large_4f", "large"), pytest.param("A_small_16f", "small", marks=[pytest.mark.slow, pytest.mark.golden])])
 def test_forward_equals_the_original(released, name, kind):
     figures = golden(name)
     model = egokit.load(released(kind))
@@ -49,6 +49,7 @@ def test_forward_equals_the_original(released, name, kind):
             close(losses.infonce(similarity), figures["norm_softmax"]["loss"])
 
 
+@pytest.mark.golden
 @pytest.mark.slow  # test_model_twin.py compares every gradient of small models among the quick tests
 def test_gradients_equal_the_original(released):
     figures, grads = golden("A_large_4f"), golden("A_grad_4f")

@@ -1,40 +1,93 @@
-"""A run that an older egokit began goes on with its own copy of egokit."""
+"""A run that an older egokit began goes on with its own copy of egokit, and is shown by this one."""
 import json
 
 import pytest
 from conftest import MODEL
 
 import egokit
-from egokit.config.build import to_dict
+from egokit import tasks
+from egokit.config.build import ConfigError, to_dict
 from egokit.jobs import launch
 from egokit.runs.files import write_text
 from egokit.runs.run_folder import Run
+from egokit.viz.predictions import pictures
+
+OLD_TASK = "from egokit.loading import Samples\nfrom egokit.tasks.base import Task\n\n\nclass Mine(Task):\n    pass\n"
 
 
-def test_a_run_of_an_older_egokit_goes_on_with_it(resolve, tmp_path, monkeypatch, capsys):
+def older(config) -> dict:
+    """Return the plain config as an older egokit wrote it: without a later key, and with two earlier names."""
+    plain = to_dict(config)
+    del plain["train"]["deterministic"]
+    plain["launch"]["processes"] = plain["launch"].pop("tasks_per_node")
+    plain["data"]["tokens"] = plain["data"].pop("max_tokens")
+    return plain
+
+
+@pytest.fixture
+def began(tmp_path, monkeypatch):
+    """(config -> handle of its interrupted run, what a new start would get); no job is started."""
+    started = {}
+
+    def begin(config, **spec):
+        run = Run(tmp_path / "02_pretrain/old")
+        (run.path / "checkpoints").mkdir(parents=True)
+        (run.path / "checkpoints/step-0000001.pt").touch()
+        handle = launch.Handle(run, "pretrain")
+        spec = {"config": older(config), "action": "train", "init_sha256": "", **spec}
+        write_text(handle.folder / "spec.json", json.dumps(spec))
+
+        def refuse(module, *args):
+            started["config"], started["module"] = handle.spec()["config"], module
+            raise launch.NotSubmitted("no")
+        monkeypatch.setattr(launch, "start_job", refuse)
+        return handle
+    return begin, started
+
+
+def test_a_run_of_an_older_egokit_goes_on_with_it(resolve, began, capsys):
     """The run's copy of egokit refuses unknown keys, so it gets none.
 
     The run's spec survives a job that can't start.
     """
-    run = Run(tmp_path / "02_pretrain/old")
-    config, started = resolve(overrides=MODEL), {}
-    (run.path / "checkpoints").mkdir(parents=True)
-    (run.path / "checkpoints/step-0000001.pt").touch()
-    handle = launch.Handle(run, "pretrain")
-
-    def refused(module, *args):
-        started["config"], started["module"] = handle.spec()["config"], module
-        raise launch.NotSubmitted("no")
-
-    monkeypatch.setattr(launch, "start_job", refused)
-    earlier = to_dict(config)
-    del earlier["train"]["deterministic"]
-    earlier["launch"]["processes"] = earlier["launch"].pop("tasks_per_node")
-    earlier["data"]["tokens"] = earlier["data"].pop("max_tokens")
-    earlier_spec = {"config": earlier, "action": "train", "init_sha256": ""}
-    write_text(handle.folder / "spec.json", json.dumps(earlier_spec))
+    begin, started = began
+    config = resolve(overrides=MODEL)
+    handle = begin(config)
+    before = handle.spec()
     (handle.folder / "code").mkdir()
     with pytest.raises(launch.NotSubmitted):
-        egokit.submit(config, run, "train", "pretrain")
-    assert started["config"] == earlier and started["module"] == "egokit.job" and handle.spec() == earlier_spec
+        egokit.submit(config, handle.run, "train", "pretrain")
+    assert started == {"config": before["config"], "module": "egokit.job"} and handle.spec() == before
     assert "the copy of egokit that it began with, which doesn't know deterministic" in capsys.readouterr().out
+
+
+def test_without_its_copy_it_goes_on_with_this_egokit(resolve, began):
+    begin, started = began
+    config = resolve(overrides=MODEL)
+    handle = begin(config)
+    with pytest.raises(launch.NotSubmitted):
+        egokit.submit(config, handle.run, "train", "pretrain")
+    assert started == {"config": to_dict(config), "module": "egokit.jobs.worker"}
+
+
+def test_a_task_file_by_earlier_names_goes_on_in_its_copy_alone(resolve, began, tmp_path):
+    begin, started = began
+    file = tmp_path / "mine.py"
+    file.write_text(OLD_TASK)
+    config = resolve(overrides=f"{MODEL} task={file}:Mine")
+    handle = begin(config, task_sha256=launch.code_snapshot.task_sha256(config.task))
+    with pytest.raises(ConfigError, match=r"mine.py can't be imported: No module named 'egokit.loading'.*CHANGELOG.md"):
+        egokit.submit(config, handle.run, "train", "pretrain")
+    assert not started
+    (handle.folder / "code/task").mkdir(parents=True)
+    with pytest.raises(launch.NotSubmitted):
+        egokit.submit(config, handle.run, "train", "pretrain")
+    assert started["module"] == "egokit.job"
+
+
+def test_an_older_training_is_shown(resolve, began):
+    """Notebook 02 on a run of before: the pictures beside its predictions are of its own config."""
+    begin, _ = began
+    config = resolve(overrides=MODEL)
+    clips = tasks.make(config).validation().dataset("test")
+    assert pictures(begin(config))(0).shape[2] == 3 and len(clips)

@@ -74,7 +74,7 @@ def test_report_gives_every_key_of_a_file_that_does_not_fit(model, tmp_path):
     assert caught.value.report == report
 
 
-@pytest.mark.parametrize("kind", [pytest.param("large", marks=pytest.mark.slow), "small"])
+@pytest.mark.parametrize("kind", [pytest.param("large", marks=[pytest.mark.slow, pytest.mark.golden]), "small"])
 def test_export_writes_the_released_layout(released, tmp_path, kind):
     """Keys under 'module.', shapes, dtypes and bits of weights are the released file's."""
     from golden_inputs import KEYS, release_state

@@ -91,7 +91,7 @@ def tests(cpu: bool) -> tuple[str, ...]:
     workers = ("-n", "8", "--dist", "loadfile") if not cpu and importlib.util.find_spec("xdist") else ()
     files = (f"tests/test_{name}.py" for name in (FEW_TESTS if cpu else TESTS))
     return (sys.executable, "-m", "pytest", "-p", "gpu_day.plugin", "-p", "no:cacheprovider", "-rfE", "--tb=short",
-            "--maxfail=15", "-m", "not slow", *workers, *files)
+            "--maxfail=15", "-m", "not slow" if cpu else "not slow or golden", *workers, *files)
 
 
 class Runner:

@@ -114,12 +114,14 @@ def new_names(values: dict, source: str = "", where: str = "") -> dict:
     """
     renamed = {}
     for key, value in values.items():
-        name = f"{where}{key}"
-        present = RENAMED.get(name, name).removeprefix(where)
-        if present != key and source:
-            warnings.warn(f"{name}{source} is called {where}{present} now", FutureWarning, stacklevel=3)
-        if present in renamed or (present != key and present in values):
-            raise ConfigError(f"{name}{source} is called {where}{present} now, which is given, too: remove {name}")
+        name, present = f"{where}{key}", key
+        if name in RENAMED:
+            present = RENAMED[name].removeprefix(where)
+            if present in values:
+                raise ConfigError(f"{name}{source} is called {where}{present} now, which is given, too: remove {name}")
+            if source:  # with no line of code: the place to mend is in `source`
+                message = f"{name}{source} is called {where}{present} now"
+                warnings.warn_explicit(message, FutureWarning, "egokit", 0)
         renamed[present] = new_names(value, source, f"{name}.") if isinstance(value, dict) and not where else value
     return renamed
 

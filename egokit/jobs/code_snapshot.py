@@ -56,14 +56,9 @@ def snapshot_files(folder: Path, originals: list[Path]) -> Path:
 
 
 def task_sha256(task: str) -> str:
-    """Return the hash of a user's task file, or "" for one of egokit's tasks.
-
-    The task is imported, so that an error in its file is raised at the submission and not in a job's log.
-    """
+    """Return the hash of a user's task file, or "" for one of egokit's tasks."""
     task_file = split_task_file(task)
     if not task_file:
         return ""
-    from egokit import tasks
     from egokit.model import checkpoints
-    tasks.find(task)
     return checkpoints.fingerprint(task_file[0])

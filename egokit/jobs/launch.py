@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from egokit.config.build import ConfigError, comparable, differences, new_names, to_dict
+from egokit.config.build import ConfigError, comparable, differences, new_names, split_task_file, to_dict
 from egokit.config.resolve import to_yaml
 from egokit.config.schema import RANDOM, RENAMED, Config, LaunchConfig
 from egokit.jobs import code_snapshot, devices, slurm
@@ -51,7 +51,7 @@ def submit(config: Config, run: Run, action: str = "train", section: str | None 
         NotSubmitted: SLURM or this machine refused the job.
         ValueError: `action` is none of the three.
     """
-    from egokit import __version__
+    from egokit import __version__, tasks
     if action not in ACTIONS:
         raise ValueError(f"action {action!r}: expected one of {', '.join(ACTIONS)}")
     init_sha256, task_sha256 = starting_point(config), code_snapshot.task_sha256(config.task)
@@ -64,10 +64,12 @@ def submit(config: Config, run: Run, action: str = "train", section: str | None 
         write_text(run.path / "params.yaml", to_yaml(opened))  # after all checks: a refused caller must not change it
         if exists:
             return handle
-        remove_earlier_job(handle.folder)
         resumed, earlier_spec, plain = bool(leftovers(run, action)), handle.spec(), to_dict(config)
-        if resumed and earlier_spec:
+        if resumed and earlier_spec and (handle.folder / "code").is_dir():  # the job goes on with that copy
             plain = downgrade_config(plain, earlier_spec["config"])
+        elif split_task_file(config.task):
+            tasks.find(config.task)  # an error in the user's file is raised here, not in a job's log
+        remove_earlier_job(handle.folder)
         code = code_snapshot.snapshot_code(handle.folder, keep=resumed, task=config.task)
         # an older run goes on with its copy of egokit, whose worker has another name
         worker = "egokit.jobs.worker" if (code / "egokit/jobs/worker.py").is_file() else "egokit.job"

@@ -52,7 +52,7 @@ def find(name: str, code: Path | None = None) -> type:
         code: see `make`.
 
     Raises:
-        ConfigError: the user's file has no such class derived from Task.
+        ConfigError: the user's file has no such class derived from Task, or imports what isn't there.
     """
     user_task = split_task_file(name)
     if not user_task:
@@ -64,7 +64,11 @@ def find(name: str, code: Path | None = None) -> type:
     module = types.ModuleType(f"egokit_task_{path.stem}")
     module.__file__ = str(path)
     sys.modules[module.__name__] = module  # dataclasses and pickles look for the module there
-    exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+    try:
+        exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+    except ImportError as error:
+        raise ConfigError(f"{path} can't be imported: {error}. Install what is missing; if it is a name of egokit, use "
+                          "the one that CHANGELOG.md gives for it") from error
     classes = {key: value for key, value in vars(module).items()
                if isinstance(value, type) and issubclass(value, Task) and value is not Task}
     if class_name not in classes:

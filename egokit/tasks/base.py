@@ -43,7 +43,8 @@ class Task:
     clips_per_sample = 1
     rows_per_sample = 1
 
-    def __init_subclass__(cls):
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
         for old, new in RENAMED.items():
             if old in vars(cls):
                 raise ConfigError(f"{cls.__name__}.{old} is called {new} now: rename it, or nothing calls it")
