@@ -4,7 +4,7 @@ The dataclasses are frozen. resolve.py reads the files that fill them.
 
 To add a key: (1) give it a field with its default and meaning; (2) put its name into CHOICES, or, if it is a number,
 into MINIMUM or POSITIVE, and into MAXIMUM if it has a largest value; (3) put it into LOCAL_ONLY if results don't depend
-on it.
+on it; (4) read it where it acts, as config.<section>.<key>.
 """
 from __future__ import annotations
 

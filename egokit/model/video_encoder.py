@@ -110,13 +110,16 @@ class Block(nn.Module):
 class VideoEncoder(nn.Module):
     """Frames to tokens to states. The last blocks, `config.num_fused_layers` of them, can read a text.
 
-    EgoVLP (egovlp.py) asks this of a video encoder, so another one has to offer it:
-    - `embed`, `run_blocks`, `run_block` and `forward`, as below, and `reset_parameters`;
-    - `blocks`, one for each layer of the text encoder, whose last ones read a text (`Block.text`);
-    - tokens with CLS first, and states of the text encoder's width.
+    EgoVLP.__init__ (egovlp.py) makes it. Another video encoder has to offer what the rest of egokit asks of this one:
+    - `embed`, `run_blocks`, `run_block` and `forward`, as below; tokens with CLS first, states of the text's width;
+    - `blocks`, modules, one for each layer of the text encoder; the last ones read a text (`Block.text`);
+    - `config`, which the training loop replaces to switch `checkpointing`;
+    - `reset_parameters`; to start from a ViT also `reset_time` and `temporal_embed` (weights.py);
+    - no buffers outside the state dict, because loading builds the model without memory and fills in the state dict.
 
-    Its parameters' names are known to released_keys.py (released files), weights.py (`infer_config`, `resize_temporal`,
-    starting from a ViT) and EgoVLP.parameters_by_role; viz/attention.py draws its gates and square patches.
+    Names of its parameters decide: `video.blocks.N.text.*` belongs to fusion (EgoVLP.parameters_by_role), "norm" and
+    "bias" have no weight decay (train/optim.py). Files know them by released_keys.py and weights.py (`infer_config`).
+    viz/attention.py draws the gates and square patches.
     """
 
     def __init__(self, config: ModelConfig):
