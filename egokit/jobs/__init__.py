@@ -10,7 +10,8 @@ What a job does at its time limit (launch.timeout_minutes) or when it is preempt
 1. Its ranks get SIGUSR2: on SLURM 120 s before the limit (slurm.py) or as a preemption begins; on this machine 30 s
    before the limit.
 2. A training finishes the step it is in, saves a checkpoint, and only then passes the signal on to submitit
-   (Trainer.epoch in train/loop.py, train/preemption.py). Evaluation, extraction and the validation between epochs pass it on at once.
+   (Trainer.epoch in train/loop.py, train/preemption.py). Evaluation, extraction and the validation between epochs
+   pass it on at once.
 3. submitit calls RunJob.checkpoint (worker.py) and queues the same job again, at most launch.requeues times.
    Preemptions are not counted; a job on this machine starts six times at most.
 4. The new start resumes: training from its newest checkpoint, extraction after the clips that it has written. An
