@@ -87,8 +87,13 @@ def test_an_interrupted_ffmpeg_is_no_fault_of_the_video(tmp_path, monkeypatch, e
     program.write_text(f"#!/bin/sh\n{end}\n")
     program.chmod(0o755)
     monkeypatch.setattr(video, "ffmpeg", lambda: str(program))
-    with pytest.raises(video.SetupError, match=r"a\.mp4: ffmpeg was interrupted; start the same command again"):
-        video.run_ffmpeg([], tmp_path / "a.mp4", tmp_path / "b.mp4")
+    # tests that run in the background ignore SIGINT, and so would their children
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(video.SetupError, match=r"a\.mp4: ffmpeg was interrupted; start the same command again"):
+            video.run_ffmpeg([], tmp_path / "a.mp4", tmp_path / "b.mp4")
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.slow
