@@ -1,15 +1,18 @@
 #!/usr/bin/env bash
-# At home, before a GPU is asked for: fills .gpu_day/, which git ignores, with what a bare GPU machine lacks. `make gpu-day-prepare`.
+# At home, before a GPU is asked for: fills .gpu_day/, which git ignores, with what a bare GPU machine lacks.
+#   make gpu-day-prepare, or
 #   bash benchmarks/gpu_day/prepare.sh [--data-only]      with the project's Python first on PATH
-# 39 MB in all: the wheels of av and submitit, and the tests' tiny data set, drawn and prepared here, as there is no ffmpeg there.
+# 39 MB in all: the wheels of av and submitit, and the tests' tiny data set, drawn and prepared here, as there is no
+# ffmpeg there.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 mkdir -p .gpu_day
 if [ "${1:-}" != --data-only ]; then
   rm -rf .gpu_day/whl
   read -ra pins <<< "$(grep -E '^(av|submitit)==' requirements.lock | tr '\n' ' ')"
-  python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
-    --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 --dest .gpu_day/whl "${pins[@]}"
+  python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --python-version 3.12 \
+    --implementation cp --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 \
+    --platform manylinux2014_x86_64 --dest .gpu_day/whl "${pins[@]}"
 fi
 rm -rf .gpu_day/toy .gpu_day/home
 mkdir -p .gpu_day/home/outputs
@@ -19,7 +22,7 @@ import os
 from pathlib import Path
 
 from egokit import prep, toy
-from egokit.resolve import resolve
+from egokit.config.resolve import resolve
 
 toy.make(Path(os.environ["EGOKIT_HOME"]) / "outputs/toy", size="tiny")
 # toy=false: it is made above, at another size than the site would make it
