@@ -1,6 +1,7 @@
 """Fixtures: a tiny embedded data set, prepared once per session, in a project folder."""
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import yaml
 ROOT = Path(__file__).parents[1]
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# a shell's background job ignores SIGINT, and so would the programs that tests start and interrupt
+signal.signal(signal.SIGINT, signal.default_int_handler)
 pytest.register_assert_rewrite("annotation_files", "full_videos", "training")  # failed checks show their values
 
 

@@ -63,13 +63,8 @@ def test_interrupted_videos_are_not_failed_ones(full, tmp_path):
     root = tmp_path / "root"
     for number in range(30):
         shutil.copy(full / "d.mp4", full / f"more{number}.mp4")
-    # tests that run in the background ignore SIGINT, and so would their children
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        process = subprocess.Popen(command(root, full), start_new_session=True, stdout=subprocess.DEVNULL,
-                                   stderr=subprocess.DEVNULL, cwd=ROOT)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    process = subprocess.Popen(command(root, full), start_new_session=True, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL, cwd=ROOT)
     while not list(root.glob(".prepared/*.json")):
         assert process.poll() is None
         time.sleep(0.02)
@@ -87,13 +82,8 @@ def test_an_interrupted_ffmpeg_is_no_fault_of_the_video(tmp_path, monkeypatch, e
     program.write_text(f"#!/bin/sh\n{end}\n")
     program.chmod(0o755)
     monkeypatch.setattr(video, "ffmpeg", lambda: str(program))
-    # tests that run in the background ignore SIGINT, and so would their children
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(video.SetupError, match=r"a\.mp4: ffmpeg was interrupted; start the same command again"):
-            video.run_ffmpeg([], tmp_path / "a.mp4", tmp_path / "b.mp4")
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with pytest.raises(video.SetupError, match=r"a\.mp4: ffmpeg was interrupted; start the same command again"):
+        video.run_ffmpeg([], tmp_path / "a.mp4", tmp_path / "b.mp4")
 
 
 @pytest.mark.slow
