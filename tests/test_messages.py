@@ -30,7 +30,7 @@ def messages() -> list[tuple[str, str, str]]:
         caught = {node.name for node in ast.walk(tree) if isinstance(node, ast.ExceptHandler) and node.name}
         for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args):
             exception = ast.unparse(call.func).rpartition(".")[2]
-            if exception.endswith(("Error", "Failed", "NotSubmitted", "LostRun")):
+            if exception.endswith(("Error", "Failed", "NotSubmitted", "RunTakenOver")):
                 text = re.sub(r"\s+", " ", message_text(call.args[0], caught))
                 if text.strip("\0 "):  # else the message was made elsewhere
                     rows.append((f"{path.relative_to(ROOT)}:{call.lineno}", exception, text))
