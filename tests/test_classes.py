@@ -8,25 +8,33 @@ import pytest
 from egokit import tasks, viz
 from egokit.model.checkpoints import fingerprint
 from egokit.runs.run_folder import Run
-from egokit.tasks import metrics
+from egokit.tasks import class_names, metrics
+from egokit.tasks.egomcq import EgoMCQ
 from egokit.viz import per_class
 
 
-def scored(tmp_path, prompts: int, of: int, **given):
-    """Return a stand-in task with so many prompts and `of` rows.
+def scored(of: int, prompts=(), **given):
+    """Return a retrieval task with these prompts and `of` rows, of which a test gives the hooks that it needs."""
+    return types.SimpleNamespace(prompts=lambda: prompts, num_rows=lambda: of, tables=lambda: [],
+                                 score_matrix=lambda rows, prompts_KE: rows["scores"], **given)
 
-    Without prompts, its questions have texts of their own, as EgoMCQ's.
-    """
-    def score_matrix(rows, *prompts_KE):
-        return rows["scores"] if prompts else {"ensemble": rows["scores"]}
-    return types.SimpleNamespace(prompts=lambda: ["a text"] * prompts, num_rows=lambda: of, tables=lambda: [],
-                                 root=tmp_path, score_matrix=score_matrix, **given)
+
+def asked(queries: list[dict], types: list[int]):
+    """Return an EgoMCQ of these queries, each with five clips of which the first is the answer."""
+    task = EgoMCQ.__new__(EgoMCQ)
+    task.texts, task.questions = [query.get("clip_text", "") for query in queries], [{"query": query}
+                                                                                    for query in queries]
+    task.kinds = [[{1: "inter-video", 2: "intra-video"}[number]] for number in types]
+    task.choices, task.answers = np.zeros((len(queries), 5), int), np.zeros(len(queries), int)
+    task.tables = list
+    return task
 
 
 def write(run, section, scores, prompts: int):
-    """Write rows from which `scored` returns these scores."""
-    rows = {"index": np.arange(len(scores)), "video" if prompts else "fusion": scores, "scores": scores}
-    run.write_rows(section, rows, np.zeros((prompts, 1)) if prompts else None)
+    """Write rows from which `scored` returns these scores, and `asked` a row for each question and choice."""
+    rows = {"scores": scores} if prompts else {"dual": scores.ravel(), "fusion": np.zeros(scores.size)}
+    run.write_rows(section, rows | {"index": np.arange(len(next(iter(rows.values()))))},
+                   np.zeros((prompts, 1)) if prompts else None)
 
 
 def drawn(axis):
@@ -40,7 +48,7 @@ def test_average_precisions_are_the_metrics_sorted_and_absent_classes_are_said(t
     targets = (rng.random((60, 50)) < 0.2).astype(float)
     targets[:, [4, 30]] = 0
     targets[:12] = 0
-    task = scored(tmp_path, 50, 60, classes={f"c{k:03d}": f"doing {k}" for k in range(50)}, truth=lambda: targets)
+    task = scored(60, [f"doing {k}" for k in range(50)], truth=lambda: targets)
     run = Run(tmp_path)
     scores = {name: factor * targets + rng.normal(size=targets.shape)
               for name, factor in {"zeroshot": 1, "finetune": 2}.items()}
@@ -67,11 +75,10 @@ def test_accuracy_by_word(tmp_path):
     texts = ["#C C picks up the cup", "#C C picks up the red cup", "#C C cuts the cup", "#C C cuts the cup slowly",
              "#O A man waves"]
     tags = [([0], "[7]"), ("[0]", [7]), ([1], [7, 7]), ([1], "[7]"), (None, "nan")]
-    questions = [{"query": {"tag_verb": verb, "tag_noun": noun} if verb else {"tag_noun": noun}} for verb, noun in tags]
-    task = scored(tmp_path, 0, 5, texts=texts, questions=questions, answers=np.zeros(5, int),
-                  types=np.array([1, 2, 1, 1, 1]))
-    run = Run(tmp_path)
-    write(run, "egomcq", np.array([[1, 0], [0, 1], [1, 0], [0, 1], [1, 0.0]]), 0)
+    queries = [{"clip_text": text} | ({"tag_verb": verb, "tag_noun": noun} if verb else {"tag_noun": noun})
+               for text, (verb, noun) in zip(texts, tags, strict=True)]
+    task, run = asked(queries, [1, 2, 1, 1, 1]), Run(tmp_path)
+    write(run, "egomcq", np.eye(2, 5)[[0, 1, 0, 1, 0]], 0)
     verbs, nouns = (drawn(axis) for axis in per_class.accuracy_by_word(task, run, "egomcq").axes)
     assert verbs["inter-video"] == {"picks up  (2)": 100, "cuts  (2)": 50}
     assert verbs["intra-video"]["picks up  (2)"] == 0 and np.isnan(verbs["intra-video"]["cuts  (2)"])
@@ -80,8 +87,7 @@ def test_accuracy_by_word(tmp_path):
 
 
 def test_annotations_without_tags_are_said(tmp_path):
-    task = scored(tmp_path, 0, 1, texts=["#C C walks"], questions=[{"query": {}}], answers=np.zeros(1, int),
-                  types=np.ones(1, int))
+    task = asked([{"clip_text": "#C C walks"}], [1])
     write(Run(tmp_path), "egomcq", np.eye(1, 5), 0)
     figure = per_class.accuracy_by_word(task, Run(tmp_path), "egomcq")
     titles = [axis.get_title() for axis in figure.axes]
@@ -89,18 +95,17 @@ def test_annotations_without_tags_are_said(tmp_path):
 
 
 def test_ndcg_by_word_is_each_clips_of_its_class(tmp_path):
-    import pandas as pd
     rng = np.random.default_rng(0)
     scores, truth = rng.random((4, 6)), np.round(rng.random((4, 6)) * 2) / 2
     truth[:, 0] = 1
-    clips = pd.DataFrame({"narration": ["cut onion", "cut tomato", "wash pan", "cut onion and tomato"],
-                          "verb_class": [3, 3, 5, 3], "all_noun_classes": [[0], [1], [2], [0, 1]]})
-    task = scored(tmp_path, 6, 4, test=types.SimpleNamespace(clips=clips), truth=lambda: truth)
+    verbs = class_names.most_frequent([[3], [3], [5], [3]], [["cut"], ["slice"], ["wash"], ["cut"]])
+    nouns = class_names.most_frequent([[0], [1], [2], [0, 1]], [["onion"], ["tomato"], ["pan"], ["onion", "tomato"]])
+    task = scored(4, ["a text"] * 6, truth=lambda: truth, clip_tags=lambda: {"verb": verbs, "noun": nouns})
     write(Run(tmp_path), "zeroshot", scores, 6)
     figure = per_class.retrieval_by_word(task, Run(tmp_path), "zeroshot")
     verbs, nouns = (drawn(axis)["zeroshot"] for axis in figure.axes)
     ndcg = [metrics.retrieval(scores[[row, row]], truth[[row, row]])["nDCG_V2T"] for row in range(4)]
-    assert verbs == pytest.approx({"cut  (3)": np.mean([ndcg[0], ndcg[1], ndcg[3]]), "wash pan  (1)": ndcg[2]})
+    assert verbs == pytest.approx({"cut  (3)": np.mean([ndcg[0], ndcg[1], ndcg[3]]), "wash  (1)": ndcg[2]})
     assert nouns["onion  (2)"] == pytest.approx(np.mean([ndcg[0], ndcg[3]]))
 
 

@@ -59,7 +59,7 @@ def figures(resolve, checkpoint, tmp_path):
     write("all", {"video": rng.normal(size=(len(task.ids), 8))}, rng.normal(size=(len(task.classes), 8)))
     yield "few clips", viz.retrieved(task, run, "all")
     yield "average precisions", viz.average_precisions(task, run, "all")
-    yield "words", by_word([LONG] * 50, {"verb": [[n] for n in range(50)], "noun": [[n] for n in range(50)]},
+    yield "words", by_word({kind: [[f"puts large {n}"] for n in range(50)] for kind in ("verb", "noun")},
                            {"inter-video": rng.uniform(0, 100, 50)}, "ensemble accuracy, %", "questions", chance=20)
     run, history = logged(tmp_path, *[asked([-.11, .21, .31, .41, .51]) | {"text": LONG}] * 4)
     yield "curves", curves(run)

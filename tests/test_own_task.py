@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+from browser_pages import data_of
 from conftest import ROOT
 
 import egokit
@@ -33,6 +34,74 @@ def test_its_numbers_are_those_of_a_plain_count(mine, checkpoint):
         hits = [task.clips[v]["clip_text"] in [task.texts[i] for i in order[v, :k]] for v in range(len(order))]
         assert metrics[f"R@{k}"] == pytest.approx(100 * np.mean(hits))
     assert metrics["samples"] == 24 and 0 < task.chance()["R@1"] < task.chance()["R@5"] < 100
+
+
+def test_its_pictures_and_its_browser_come_with_it(mine, checkpoint, tmp_path):
+    (_, config), run = mine, Run(tmp_path / "narration_retrieval/mine")
+    task = tasks.make(config)
+    _, rows, prompts_KE = evaluate.evaluate(loop.initial_model(config).eval(), task)
+    task.save_outputs(run, "evaluate", rows, prompts_KE)
+    figure = egokit.viz.retrieved(task, run, "evaluate", count=3)
+    assert (run.path / "figures/retrieved-evaluate.png").stat().st_size > 10_000
+    assert {axis.texts[0].get_text().strip("“”") for axis in figure.axes if axis.texts} <= set(task.texts)
+    data = data_of(egokit.viz.browser(task, run, "evaluate").data)
+    assert sorted(query["text"] for query in data["queries"]) == task.texts
+    scores_VK = task.score_matrix(rows, prompts_KE)
+    for query in data["queries"]:
+        best = query["hits"][0][0]
+        k = task.texts.index(query["text"])
+        assert best["score"] == pytest.approx(scores_VK[:, k].max())
+        assert best["grade"] == (task.narrations[best["clip"]] == query["text"])
+        assert task.describe_clip(best["clip"]) in query["html"]
+    assert data["filters"] == ["result"], "its class gives no labels of its texts"
+    with pytest.raises(ValueError, match="no labels of its clips: write its query_tags or clip_tags"):
+        egokit.viz.retrieval_by_word(task, run, "evaluate")
+
+
+def test_questions_of_ones_own_have_pictures_and_a_browser(resolve, tmp_path):
+    """A ChoiceTask needs its questions and one score."""
+    file, run = tmp_path / "pairs.py", Run(tmp_path / "pairs/mine")
+    file.write_text(PAIRS)
+    task = tasks.make(resolve(overrides=f"task={file}:Pairs"))
+    rows = {"index": np.arange(4), "cosine": np.array([0.9, 0.1, 0.8, 0.2])}
+    assert task.metrics(rows, None) == {"accuracy": 50.0}
+    task.save_outputs(run, "evaluate", rows, None)
+    assert [sample["text"] for sample in task.predictions(rows, None)] == ["the first", "the second"]
+    data = data_of(egokit.viz.browser(task, run, "evaluate").data)
+    assert [query["text"] for query in data["queries"]] == ["the second", "the first"], "the worst first"
+    assert data["queries"][0]["hits"][0][1] == {"clip": 1, "grade": 1.0, "choice": 2, "cosine": 0.2}
+    figure = egokit.viz.questions(task, run, "evaluate")
+    assert [axis.get_xlabel() for axis in figure.axes] == ["c 0.90\n✓ answer", "c 0.10\n", "c 0.80\n✗ chosen",
+                                                           "c 0.20\n✓ answer"]
+
+
+PAIRS = """
+import numpy as np
+import torch
+from egokit.tasks import ChoiceTask, Samples, metrics
+
+
+class Grey(Samples):
+    def read(self, index, rng):
+        return {"video": torch.full((4, 3, 16, 16), 40 * index, dtype=torch.uint8), "index": index}
+
+
+class Pairs(ChoiceTask):
+    deciding = "cosine"
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.texts, self.choices, self.answers = ["the first", "the second"], np.array([[0, 1], [2, 1]]), [0, 1]
+
+    def dataset(self, split):
+        return Grey(3, 0, train=False)
+
+    def score_matrix(self, rows):
+        return {"cosine": rows["cosine"].reshape(-1, 2)}
+
+    def metrics(self, rows, prompts_KE):
+        return {"accuracy": metrics.accuracy(self.score_matrix(rows)["cosine"], self.answers)}
+"""
 
 
 def test_a_changed_or_wrong_file_is_an_error_before_a_job_starts(mine, checkpoint, tmp_path):

@@ -9,7 +9,6 @@ from test_curves import read, step_event, validation_event
 from egokit import tasks
 from egokit.config.build import to_dict
 from egokit.runs.run_folder import Run
-from egokit.tasks.egomcq import clip_key
 from egokit.viz.curves import Display
 from egokit.viz.predictions import draw_predictions, pictures, predictions
 
@@ -22,8 +21,7 @@ def test_questions_of_both_kinds_with_the_scores_that_are_evaluated(resolve):
     samples, kinds = task.predictions(rows, None), []
     assert len(samples) == 4 and samples == task.predictions(rows, None) and len(json.dumps(samples)) < 2000
     for sample in samples:
-        q = next(q for q, five in enumerate(task.choices)
-                 if [task.number[clip_key(clip)] for clip in five] == sample["clips"])
+        q = task.choices.tolist().index(sample["clips"])
         assert sample["text"] == task.texts[q]
         assert sample["relevancy"].index(1) == task.answers[q] and sum(sample["relevancy"]) == 1
         assert sample["scores"] == pytest.approx(task.score_matrix(rows)["ensemble"][q], abs=1e-4)
@@ -81,7 +79,7 @@ def test_a_texts_best_clips_and_their_way_up(tmp_path):
     run.log(validation_event(9, predictions=[sought(1, [.9, .8, .7, .6, .5], [1, .5, 0, 0, 0])]) | {"epoch": 1})
     *clips, ranks = draw_predictions(run, read(run), grey).axes
     marks = [axis.get_xlabel().split("\n")[1] for axis in clips]
-    assert marks == ["✓ right", "partly, 0.50", "✗ wrong", "✗ wrong", "✗ wrong"]
+    assert marks == ["✓ right", "◐ partly, 0.50", "✗ wrong", "✗ wrong", "✗ wrong"]
     assert clips[0].texts[0].get_text() == "RIGHT: cut onion" and [*ranks.lines[0].get_ydata()] == [40, 1]
     assert ranks.get_ylim()[0] > ranks.get_ylim()[1], "the first rank is on top"
 

@@ -10,7 +10,6 @@ import egokit
 from egokit import tasks, viz
 from egokit.data.video.transforms import normalise
 from egokit.runs.run_folder import Run
-from egokit.tasks.egomcq import clip_key
 from egokit.viz import attention
 
 
@@ -96,9 +95,8 @@ def test_reranking_finds_by_cosine_and_orders_anew_by_the_sum(ready, tmp_path):
     assert [int(re.search(r"was (\d+)\.", label)[1]) - 1 for label in labels[5:]] == order
     assert f"of {len(dataset)} clips" in texts_in(figure.axes[0])[0]
     narration = task.questions[0]["query"]
-    clip_of = {clip_key(clip): clip for five in task.choices for clip in five}
     for label, v in zip(labels, best[:5].tolist(), strict=False):
-        clip = clip_of[task.clips[v]]
+        clip = task.entries[v]
         same = (clip["tag_verb"] == narration["tag_verb"]) + (clip["tag_noun"] == narration["tag_noun"])
         assert f" {'✗◐✓'[same]} " in label and clip["clip_text"][:20] in label
     free = viz.reranked(model, task, "a text that no narration has", clips=12)

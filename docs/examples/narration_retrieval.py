@@ -6,7 +6,7 @@ narration is the nearest one (R@1), or among the nearest five (R@5).
 import numpy as np
 
 from egokit.data import annotation_json
-from egokit.tasks import Samples, Task, cosine, metrics, normalise, read_chunked, sample_frames
+from egokit.tasks import RetrievalTask, Samples, read_chunked, sample_frames
 
 
 class RightClips(Samples):
@@ -25,7 +25,7 @@ class RightClips(Samples):
         return {"video": self.task.transform(pixels, None), "index": index}
 
 
-class NarrationRetrieval(Task):
+class NarrationRetrieval(RetrievalTask):
     best = "R@1"
     published = {"R@1": None, "R@5": None}  # the ledger shows these; a number in place of None would stand beside yours
 
@@ -34,9 +34,8 @@ class NarrationRetrieval(Task):
         questions = annotation_json.read_egomcq(self.require_file("egomcq.json"))[:1000]
         questions = questions[:self.limited(len(questions))]
         self.clips = [question["choices"][str(question["answer"])] for question in questions]
-        texts = [question["query"]["clip_text"] for question in questions]
-        self.texts = sorted(set(texts))
-        self.answers = np.array([self.texts.index(text) for text in texts])
+        self.narrations = [question["query"]["clip_text"] for question in questions]
+        self.texts = sorted(set(self.narrations))
 
     def dataset(self, split):
         return RightClips(self)
@@ -44,22 +43,18 @@ class NarrationRetrieval(Task):
     def prompts(self):
         return self.texts
 
-    def score_batch(self, model, batch):
-        return {"index": batch["index"].numpy(force=True),
-                "video": model.embed_video(normalise(batch["video"])).numpy(force=True)}
+    def truth(self):
+        return np.array([[text == narration for text in self.texts] for narration in self.narrations], float)
 
-    def metrics(self, rows, prompts_KE):
-        return recall(cosine(rows["video"], prompts_KE), self.answers)
+    @staticmethod
+    def measure(scores_VK, truth_VK):
+        """Share of clips, in %, whose own narration is the nearest, or among the nearest five."""
+        own_V = np.where(truth_VK == 1, scores_VK, -np.inf).max(1)
+        better_V = (scores_VK > own_V[:, None]).sum(1)
+        return {f"R@{k}": float(100 * (better_V < k).mean()) for k in (1, 5)}
 
-    def chance(self):
-        return metrics.chance(recall, (len(self.answers), len(self.texts)), self.answers)
+    def describe_clip(self, v):
+        return self.narrations[v]
 
     def tables(self):
         return [self.require_file("egomcq.json")]
-
-
-def recall(scores_VK, answers_V):
-    """Share of clips, in %, whose own narration is the nearest, or among the nearest five."""
-    own_V = np.take_along_axis(scores_VK, answers_V[:, None], 1)
-    better_V = (scores_VK > own_V).sum(1)
-    return {f"R@{k}": float(100 * (better_V < k).mean()) for k in (1, 5)}

@@ -1,11 +1,11 @@
 """Benchmarks: one file each, and the losses and metrics that they share.
 
-base.py     Task: what a benchmark gives;  retrieval.py, windows.py  what several benchmarks share
+base.py     Task: what a benchmark gives;  retrieval.py, multiple_choice.py, windows.py  what several share
 egoclip.py  pre-training;  egomcq.py  ek100.py  charades.py  mq.py  the benchmarks
 losses.py   EgoNCE, InfoNCE, max-margin, multi-similarity, masking, hard negatives;  metrics.py  accuracies, mAP, nDCG
 
 A task of your own is a class in a file of your own, which needs one import:
-from egokit.tasks import Task, Samples, read_chunked, sample_frames, cosine, normalise
+from egokit.tasks import Task, RetrievalTask, ChoiceTask, Samples, read_chunked, sample_frames, cosine, normalise
 A recipe selects it by `task: folder/file.py:Class`, and `egokit submit RECIPE.yaml --wait` runs it (docs/extending.md).
 """
 from __future__ import annotations
@@ -23,7 +23,8 @@ CLASSES = {
 }
 
 PUBLIC_NAMES = {  # for a task of one's own: name -> module, imported on first use
-    "Task": "tasks.base", "cosine": "tasks.base", "Samples": "data.loader", "read_chunked": "data.video.clips",
+    "Task": "tasks.base", "RetrievalTask": "tasks.retrieval", "ChoiceTask": "tasks.multiple_choice",
+    "cosine": "tasks.base", "Samples": "data.loader", "read_chunked": "data.video.clips",
     "sample_frames": "data.video.frame_sampling", "normalise": "data.video.transforms",
 }
 

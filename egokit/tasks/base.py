@@ -35,6 +35,7 @@ class Task:
             loop sets it on GPUs, where every new shape costs time.
         clips_per_sample: rows of batch["video"] for each sample.
         rows_per_sample: rows of `score_batch` for each sample.
+        partly_relevant: what a relevancy between 0 and 1 means, for the legends of pictures.
     """
     best = ""
     published: ClassVar[dict[str, float | None]] = {}
@@ -42,6 +43,7 @@ class Task:
     fixed_length = False
     clips_per_sample = 1
     rows_per_sample = 1
+    partly_relevant = "the number is its relevancy, from 0 (wrong) to 1 (right)"
 
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
@@ -149,6 +151,22 @@ class Task:
     def validation(self) -> Task:
         """Return the task that is evaluated between epochs of training."""
         return self
+
+    # what pictures and the browser of egokit.viz show
+    def describe_clip(self, v: int) -> str:
+        """Return what clip number `v` of `dataset("test")` shows, in words."""
+        return f"clip {v}"
+
+    def query_tags(self) -> dict[str, list[list[str]]]:
+        """Return {filter: the labels of each query}, such as {"verb": [["cut"], ["open"]]}, for the browser's menus.
+
+        A query is a prompt of a `RetrievalTask`, or a question of a `ChoiceTask`.
+        """
+        return {}
+
+    def relevancy_to(self, text: str) -> np.ndarray | None:
+        """Return each test clip's relevancy to a text, from 0 to 1 (right); None if the annotations don't say."""
+        return None
 
     # shared
     def require_file(self, *parts: str) -> Path:

@@ -4,6 +4,8 @@ Source: Charades-Ego (arXiv 1804.09627); EgoVLPv2 (arXiv 2307.05463).
 """
 from __future__ import annotations
 
+import re
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +18,11 @@ from egokit.model.egovlp import similarity
 from egokit.runs.files import write_text
 from egokit.runs.run_folder import Run
 from egokit.tasks import losses, metrics
-from egokit.tasks.base import cosine
 from egokit.tasks.retrieval import RetrievalTask
 
 FOLDER = ("CharadesEgo", "CharadesEgo")
+FUNCTION_WORDS = set(re.findall("[a-z]+", "someone something somewhere is are a an the some of to in into on onto at "
+                                          "from with and or up down out by for their his her its it them"))
 
 
 class Segments(Samples):
@@ -62,6 +65,7 @@ class Videos(Samples):
 
 class CharadesEgo(RetrievalTask):
     """Scores every test video against the sentence of every class."""
+    measure = staticmethod(metrics.charades)
 
     def __init__(self, config):
         super().__init__(config)
@@ -88,10 +92,6 @@ class CharadesEgo(RetrievalTask):
         video_BE, text_BE = self.embeddings(model, batch)
         return {"infonce": losses.infonce(similarity(text_BE, video_BE), self.config.train.temperature)}
 
-    def score_matrix(self, rows: dict[str, np.ndarray], prompts_KE: np.ndarray) -> np.ndarray:
-        """Return the cosine of every video with every class's sentence, (videos, classes)."""
-        return cosine(rows["video"], prompts_KE)
-
     def save_outputs(self, run: Run, section: str, rows: dict[str, np.ndarray], prompts_KE: np.ndarray) -> None:
         """Write also submission-<section>.txt, which the data set's own evaluation script reads.
 
@@ -108,8 +108,17 @@ class CharadesEgo(RetrievalTask):
         return [self.require_file(*FOLDER, name)
                 for name in ("CharadesEgo_v1_test_only1st.csv", "Charades_v1_classes.txt")]
 
-    def metrics(self, rows: dict[str, np.ndarray], prompts_KE: np.ndarray) -> dict[str, float]:
-        return metrics.charades(self.score_matrix(rows, prompts_KE), self.targets_VK)
+    def describe_clip(self, v: int) -> str:
+        texts = self.prompts()
+        actions = "; ".join(texts[k] for k in np.flatnonzero(self.targets_VK[v]))
+        return textwrap.shorten(f"{self.ids[v]}: {actions or 'no action'}", 100, placeholder=" …")
 
-    def chance(self) -> dict[str, float]:
-        return metrics.chance(metrics.charades, self.targets_VK.shape, self.targets_VK)
+    def query_tags(self) -> dict[str, list[list[str]]]:
+        """Return the verb and the nouns of each sentence, guessed from its words: the first in -ing, and the others."""
+        tags: dict[str, list[list[str]]] = {"verb": [], "noun": []}
+        for sentence in self.prompts():
+            words = [word for word in re.findall("[a-z]+", sentence.lower()) if word not in FUNCTION_WORDS]
+            verb = next((word for word in words if word.endswith("ing")), words[0] if words else sentence)
+            tags["verb"].append([verb])
+            tags["noun"].append(list(dict.fromkeys(word for word in words if word != verb)))
+        return tags

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -18,17 +19,21 @@ from egokit.data.annotation_json import CHOICES
 from egokit.data.annotation_tables import classes_of
 from egokit.data.loader import Samples
 from egokit.data.video import clips, frame_sampling
-from egokit.data.video.frame_sampling import evenly_spaced
 from egokit.data.video.transforms import normalise
 from egokit.model.egovlp import similarity
 from egokit.model.input_checks import of_few_lengths, rounded_up
-from egokit.tasks import metrics
-from egokit.tasks.base import WATCHED, Task
+from egokit.tasks import class_names, metrics
+from egokit.tasks.multiple_choice import ChoiceTask
 
 
 def clip_key(clip: dict) -> tuple[str, float, float]:
     """Return what identifies a clip of egomcq.json: video_uid, start and end in seconds."""
     return clip["video_uid"], float(clip["clip_start"]), float(clip["clip_end"])
+
+
+def tags_of(clip: dict, tag: str) -> list[int]:
+    """Return the "verb" or "noun" classes that a clip or a narration of egomcq.json is tagged with."""
+    return classes_of(clip.get(f"tag_{tag}", []))
 
 
 class DistinctClips(Samples):
@@ -51,20 +56,19 @@ class DistinctClips(Samples):
         return {"video": self.task.transform(pixels, None), "index": index}
 
 
-class EgoMCQ(Task):
+class EgoMCQ(ChoiceTask):
     """Multiple-choice questions, scored by dual encoder, fusion encoder and their sum.
 
     Attributes:
-        texts: the question's narration, for each question.
-        choices: five clips (dicts of egomcq.json) for each question.
-        answers: (questions,) number of the right choice.
         types: (questions,) 1 for inter-video, 2 for intra-video.
         verb_only: (questions,) bool: all five clips share their nouns, so only the verb, which is the order of frames,
             decides.
-        clips: the distinct clips, by `clip_key`; `number` is the inverse.
+        clips: the distinct clips, by `clip_key`; `entries` are their dicts of egomcq.json.
         pairs_of: number of a clip -> its pairs, each question * 5 + choice.
     """
     best = "ensemble_intra"
+    meanings: ClassVar = {"dual": "cosine", "fusion": "matching probability", "ensemble": "their sum"}
+    partly_relevant = "the same verb or the same noun"
     uses_fusion = True
     rows_per_sample = CHOICES  # a sample is a question, a row its pair with one clip
 
@@ -73,17 +77,21 @@ class EgoMCQ(Task):
         questions = annotation_json.read_egomcq(self.require_file("egomcq.json"))
         questions = self.questions = questions[:self.limited(len(questions))]
         self.texts = [question["query"]["clip_text"] for question in questions]
-        self.choices = [[question["choices"][str(c)] for c in range(CHOICES)] for question in questions]
+        choices = [[question["choices"][str(c)] for c in range(CHOICES)] for question in questions]
         self.answers = np.array([int(question["answer"]) for question in questions])
         self.types = np.array([int(question["types"]) for question in questions])
-        nouns = [{frozenset(classes_of(clip.get("tag_noun", []))) for clip in five} for five in self.choices]
+        nouns = [{frozenset(tags_of(clip, "noun")) for clip in five} for five in choices]
         self.verb_only = np.array([len(sets) == 1 and sets != {frozenset()} for sets in nouns])
-        self.clips = sorted({clip_key(clip) for five in self.choices for clip in five})
-        self.number = {key: i for i, key in enumerate(self.clips)}
+        self.kinds = [[{1: "inter-video", 2: "intra-video"}[kind], *(["verb-only"] if verb_only else [])]
+                      for kind, verb_only in zip(self.types, self.verb_only, strict=True)]
+        entry_of = {clip_key(clip): clip for five in choices for clip in five}
+        self.clips = sorted(entry_of)
+        self.entries = [entry_of[key] for key in self.clips]
+        number = {key: v for v, key in enumerate(self.clips)}
+        self.choices = np.array([[number[clip_key(clip)] for clip in five] for five in choices])
         self.pairs_of = collections.defaultdict(list)
-        for q, five in enumerate(self.choices):
-            for c, clip in enumerate(five):
-                self.pairs_of[self.number[clip_key(clip)]].append(q * CHOICES + c)
+        for pair, v in enumerate(self.choices.flat):
+            self.pairs_of[int(v)].append(pair)
 
     def dataset(self, split: str) -> DistinctClips:
         return DistinctClips(self)
@@ -126,14 +134,11 @@ class EgoMCQ(Task):
         for name in ("dual", "fusion"):
             for place in np.flatnonzero(~np.isfinite(rows[name]))[:1]:
                 q, c = divmod(int(rows["index"][place]), CHOICES)
-                uid, start, stop = clip_key(self.choices[q][c])
+                uid, start, stop = self.clips[self.choices[q, c]]
                 raise ValueError(f"question {q}, choice {c}: the {name} score is {rows[name][place]}, "
                                  f"of {self.texts[q]!r} and clip {uid} {start:.2f}-{stop:.2f} s "
                                  f"(evaluate.precision {self.config.evaluate.precision})")
         return rows
-
-    def num_rows(self) -> int:
-        return len(self.texts) * CHOICES
 
     def tables(self) -> list[Path]:
         return [self.require_file("egomcq.json")]
@@ -146,13 +151,23 @@ class EgoMCQ(Task):
         out = {name: rows[name].reshape(-1, CHOICES) for name in ("dual", "fusion")}
         return out | {"ensemble": out["dual"] + out["fusion"]}
 
-    def predictions(self, rows: dict[str, np.ndarray], prompts_KE) -> list[dict]:
-        """Return questions of both types with the ensemble's five scores."""
-        scores_Q5 = self.score_matrix(rows)["ensemble"]
-        return [{"text": self.texts[q], "clips": [self.number[clip_key(clip)] for clip in self.choices[q]],
-                 "scores": scores_Q5[q].astype(float).round(4).tolist(),
-                 "relevancy": (np.arange(CHOICES) == self.answers[q]).astype(int).tolist()}
-                for q in evenly_spaced(np.argsort(self.types, kind="stable"), WATCHED)]
+    def describe_clip(self, v: int) -> str:
+        clip = self.entries[v]
+        return f"{clip.get('clip_text', 'a clip')} ({clip['clip_start']:.1f} to {clip['clip_end']:.1f} s)"
+
+    def query_tags(self) -> dict[str, list[list[str]]]:
+        """Return the kinds of the questions, and the verbs and nouns that their narrations are tagged with."""
+        return super().query_tags() | {tag: class_names.typical_words(
+            [tags_of(question["query"], tag) for question in self.questions], self.texts) for tag in ("verb", "noun")}
+
+    def relevancy_to(self, text: str) -> np.ndarray | None:
+        """Return 1 for each clip with the verb and the noun class of a narration, 1/2 for one of the two."""
+        query = next((question["query"] for question in self.questions if question["query"]["clip_text"] == text), {})
+        wanted = {tag: set(tags_of(query, tag)) for tag in ("verb", "noun")}
+        if not all(wanted.values()):
+            return None
+        return np.array([[bool(wanted[tag] & set(tags_of(clip, tag))) for tag in wanted] for clip in self.entries]
+                        ).mean(1)
 
     def metrics(self, rows: dict[str, np.ndarray], prompts_KE) -> dict[str, float]:
         """Return the accuracies of each score in %.

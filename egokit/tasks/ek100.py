@@ -5,6 +5,7 @@ Source: EPIC-KITCHENS-100 (arXiv 2006.13256), section 4.5.
 from __future__ import annotations
 
 import functools
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,11 @@ import torch
 from torch import Tensor
 
 from egokit.data import relevancy
-from egokit.data.annotation_tables import EK100_ANNOTATIONS, ek100_annotations
+from egokit.data.annotation_tables import EK100_ANNOTATIONS, ek100_annotations, read_csv
 from egokit.data.loader import Samples
 from egokit.data.video import clips, frame_sampling
 from egokit.model.egovlp import similarity
-from egokit.tasks import losses, metrics
+from egokit.tasks import class_names, losses, metrics
 from egokit.tasks.base import cosine
 from egokit.tasks.retrieval import RetrievalTask
 from egokit.train import distributed
@@ -63,6 +64,8 @@ class Actions(Samples):
 
 class EK100(RetrievalTask):
     """Retrieval between the clips and the distinct sentences of a split, both ways."""
+    partly_relevant = "the same verb, or some of the nouns"
+    measure = staticmethod(metrics.retrieval)
 
     def __init__(self, config):
         super().__init__(config)
@@ -120,6 +123,19 @@ class EK100(RetrievalTask):
             results |= {f"{name}_dual_softmax": value for name, value in again.items()}
         return results
 
-    def chance(self) -> dict[str, float]:
-        truth = self.truth()
-        return metrics.chance(metrics.retrieval, truth.shape, truth, draws=20 if truth.size < 1e6 else 2)
+    def describe_clip(self, v: int) -> str:
+        row = self.test.clips.iloc[v]
+        return f"{row.narration} ({row.video_id}, {row.start_timestamp:.1f} to {row.stop_timestamp:.1f} s)"
+
+    def clip_tags(self) -> dict[str, list[list[str]]]:
+        """Return the verb and the nouns of each test clip: the names of its classes, in the table's words."""
+        clips, path = self.test.clips, self.tables()[0]
+        words = read_csv(path, {"verb": str, "all_nouns": functools.partial(re.findall, "[^][',\" ]+")})
+        return {"verb": class_names.most_frequent([[verb] for verb in clips.verb_class], [[w] for w in words.verb]),
+                "noun": class_names.most_frequent(clips.all_noun_classes.tolist(), words.all_nouns.tolist())}
+
+    def query_tags(self) -> dict[str, list[list[str]]]:
+        """Return the tags of the clip from which each sentence is taken."""
+        place = {name: v for v, name in enumerate(self.test.clips.narration_id)}
+        return {tag: [labels[place[name]] for name in self.test.sentences.narration_id]
+                for tag, labels in self.clip_tags().items()}

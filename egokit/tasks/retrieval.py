@@ -1,29 +1,50 @@
-"""What retrieval tasks share: each row is a clip's embedding, scored against the prompts."""
+"""Retrieval tasks: every test clip is compared with every one of a list of texts."""
 from __future__ import annotations
 
 import numpy as np
 
 from egokit.data.video.frame_sampling import evenly_spaced
 from egokit.data.video.transforms import normalise
-from egokit.tasks.base import WATCHED, Task
+from egokit.tasks import metrics
+from egokit.tasks.base import WATCHED, Task, cosine
 
 
 class RetrievalTask(Task):
-    """Base of retrieval tasks; subclasses also give `truth` and `score_matrix`."""
+    """Base of retrieval tasks; a subclass gives `dataset`, `prompts`, `truth` and `measure`."""
     best = "mAP"
 
     def truth(self) -> np.ndarray:
         """Return the (clips, prompts) relevancy in [0, 1]; 1 is right."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no truth: which prompts are right for which clips")
+
+    @staticmethod
+    def measure(scores_VK: np.ndarray, truth_VK: np.ndarray) -> dict[str, float]:
+        """Return the metrics of (clips, prompts) scores, given `truth()`."""
+        raise NotImplementedError("a RetrievalTask needs measure, which makes metrics of scores and truth")
 
     def score_matrix(self, rows: dict[str, np.ndarray], prompts_KE: np.ndarray) -> np.ndarray:
-        """Return the (clips, prompts) scores, for all or some of the prompts."""
-        raise NotImplementedError
+        """Return the (clips, prompts) scores, for all or some of the prompts: their cosines."""
+        return cosine(rows["video"], prompts_KE)
 
     def score_batch(self, model, batch: dict) -> dict[str, np.ndarray]:
         """Return "index" and "video", the (b, E) embeddings."""
         return {"index": batch["index"].numpy(force=True),
                 "video": model.embed_video(normalise(batch["video"])).numpy(force=True)}
+
+    def metrics(self, rows: dict[str, np.ndarray], prompts_KE: np.ndarray) -> dict[str, float]:
+        return self.measure(self.score_matrix(rows, prompts_KE), self.truth())
+
+    def chance(self) -> dict[str, float]:
+        truth_VK = self.truth()
+        return metrics.chance(self.measure, truth_VK.shape, truth_VK, draws=20 if truth_VK.size < 1e6 else 2)
+
+    def clip_tags(self) -> dict[str, list[list[str]]]:
+        """Return {"verb" or another kind: the labels of each test clip}, for `viz.retrieval_by_word`."""
+        return {}
+
+    def relevancy_to(self, text: str) -> np.ndarray | None:
+        texts = self.prompts()
+        return self.truth()[:, texts.index(text)] if text in texts else None
 
     def predictions(self, rows: dict[str, np.ndarray], prompts_KE: np.ndarray) -> list[dict]:
         """Return some prompts, each with its five best clips and its first right clip's rank."""

@@ -19,13 +19,11 @@ from egokit.notebook.open_run import is_live
 from egokit.runs.files import write_text
 from egokit.runs.run_folder import Run
 from egokit.viz import queries
-from egokit.viz.style import CYCLE, RIGHT, WRONG, pick_frames, strip
+from egokit.viz.style import grade_style, strip
 
 MAX_CLIPS = 600     # distinct clips in a page, about 8 kB each
 STATIC_QUERIES = 8  # in the list that needs no script
 LIVE_LINES = 500    # queries listed by the widgets
-BORDERS = {"right": f"4px solid {RIGHT}", "partly": f"4px dotted {CYCLE[4]}", "wrong": f"4px dashed {WRONG}",
-           "": "4px solid transparent"}
 
 
 def browser(task, run: Run, section: str, against=None):
@@ -59,9 +57,8 @@ def browser(task, run: Run, section: str, against=None):
 def jpeg(frames_TCHW) -> str:
     """Return four frames side by side, at most 72 pixels high, as a base64 JPEG."""
     from PIL import Image
-    image = Image.fromarray(strip(pick_frames(frames_TCHW)))
+    image, buffer = Image.fromarray(strip(frames_TCHW, 4)), io.BytesIO()
     image.thumbnail((image.width, 72))
-    buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=75)
     return base64.b64encode(buffer.getvalue()).decode()
 
@@ -80,12 +77,11 @@ def card(content, k: int, source) -> str:
     for s, name in enumerate(content.sides):
         figures = []
         for hit in content.hits(s, k):
-            border = BORDERS["" if hit.grade is None else "right" if hit.grade == 1 else
-                             "partly" if hit.grade else "wrong"]
-            what = html.escape(content.clip(hit.clip))
+            _, colour, line = grade_style(hit.grade)
+            what = html.escape(content.task.describe_clip(hit.clip))
             figures.append(f'<figure style="display:inline-block;vertical-align:top;width:205px;margin:4px">'
                            f'<img {source(hit.clip)} alt="frames of {what}" '
-                           f'style="box-sizing:border-box;width:100%;border:{border}">'
+                           f'style="box-sizing:border-box;width:100%;border:4px {line} {colour or "transparent"}">'
                            f'<figcaption style="font-size:13px"><b>{hit.mark}</b><br>{hit.scores}<br>{what}'
                            f'</figcaption></figure>')
         sections.append(f"<section><p><b>{html.escape(name)}</b>: {content.summary(s, k)}</p>"

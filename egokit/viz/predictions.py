@@ -3,20 +3,11 @@ from __future__ import annotations
 
 import functools
 
+import numpy as np
+
 from egokit.runs.log import History
 from egokit.runs.run_folder import Run
-from egokit.viz.style import (
-    CYCLE,
-    RIGHT,
-    WIDTH,
-    WRONG,
-    draw_frame,
-    draw_heading,
-    grade_style,
-    pyplot,
-    save_figure,
-    two_by_two,
-)
+from egokit.viz.style import CYCLE, RIGHT, Picture, clip_grid, grade_style, pyplot, save_figure, strip
 
 MARKERS = dict(zip("osD^v", "●■◆▲▼", strict=True))  # matplotlib's markers as characters
 
@@ -53,6 +44,14 @@ def pictures(job):
     return functools.lru_cache(maxsize=100)(lambda number: two_by_two(dataset()[0, number]["video"]))
 
 
+def two_by_two(frames_TCHW) -> np.ndarray:
+    """Put four frames into two rows, in reading order: (T, 3, H, W) -> about (2H, 2W, 3)."""
+    four = np.asarray(frames_TCHW)[np.linspace(0, len(frames_TCHW) - 1, 4).round().astype(int)]
+    rows = [strip(four[:2]), strip(four[2:])]
+    gap = np.full((max(1, rows[0].shape[0] // 32), rows[0].shape[1], 3), 255, np.uint8)
+    return np.concatenate([rows[0], gap, rows[1]])
+
+
 def draw_predictions(run: Run, history: History, picture):
     """Draw the samples of the last validation, one row each, and save figures/predictions.png.
 
@@ -61,34 +60,31 @@ def draw_predictions(run: Run, history: History, picture):
         history: Its log, read, with at least one validation.
         picture: Function from the number of a clip to its picture, as `pictures` returns it.
     """
-    plt = pyplot()
     from matplotlib.ticker import MaxNLocator
-    epochs = [epoch for epoch, _ in history.predictions]
+    pyplot()
+    epochs, rows = [epoch for epoch, _ in history.predictions], []
     samples = history.predictions[-1][1]
-    figure, axes = plt.subplots(len(samples), 6, figsize=(WIDTH, 0.5 + 2.6 * len(samples)), squeeze=False,
-                                layout="constrained", width_ratios=[1, 1, 1, 1, 1, 1.55])
-    figure.suptitle(f"{run.path.parent.name}/{run.path.name}   held-out samples after epoch {epochs[-1]}",
-                    x=0.01, ha="left")
-    for number, (sample, row) in enumerate(zip(samples, axes, strict=True)):
-        over_epochs = [predicted[number] for _, predicted in history.predictions]
-        chosen = max(range(len(sample["clips"])), key=lambda c: sample["scores"][c])
-        right = sample["relevancy"][chosen] == 1
-        for c, axis in enumerate(row[:-1]):
-            if c >= len(sample["clips"]):
-                axis.set_axis_off()
-                continue
-            name, (mark, *border) = f"{c + 1}.", grade_style(sample["relevancy"][c])
-            if "rank" not in sample:  # EgoMCQ: of the clips that are not the answer, only the chosen one is marked
+    for sample in samples:
+        pictures, scores, grades = [], sample["scores"], sample["relevancy"]
+        chosen = scores.index(max(scores))
+        for c, (clip, score, grade) in enumerate(zip(sample["clips"], scores, grades, strict=True)):
+            mark, *border = grade_style(grade)
+            name = f"{c + 1}."
+            if "rank" not in sample:  # a question: of the clips that are not the answer, only the chosen one is marked
                 name = [*MARKERS.values()][c]
-                mark, *border = (mark, *border) if border[0] == RIGHT else \
-                    ("✗ chosen", *border) if c == chosen else ("", None)
-            draw_frame(axis, picture(sample["clips"][c]), f"{name} {sample['scores'][c]:.2f}\n{mark}", *border)
-        draw_heading(row[0], f"{'RIGHT' if right else 'WRONG'}: {sample['text']}", RIGHT if right else WRONG)
-        (draw_ranks if "rank" in sample else draw_scores)(row[-1], epochs, over_epochs)
-        row[-1].xaxis.set_major_locator(MaxNLocator(4, integer=True))
-    for axis in axes[:-1, -1]:
-        axis.sharex(axes[-1, -1])
-    axes[-1, -1].set_xlabel("epoch")
+                if grade != 1:
+                    mark, *border = ("✗ chosen", *border) if c == chosen else grade_style(None)
+            pictures.append(Picture(picture(clip), f"{name} {score:.2f}\n{mark}", *border))
+        rows.append((sample["text"], grades[chosen] == 1, pictures))
+    figure, charts = clip_grid(rows, f"{run.path.parent.name}/{run.path.name}   held-out samples after epoch "
+                               f"{epochs[-1]}", charts=True)
+    for number, (sample, chart) in enumerate(zip(samples, charts, strict=True)):
+        over_epochs = [predicted[number] for _, predicted in history.predictions]
+        (draw_ranks if "rank" in sample else draw_scores)(chart, epochs, over_epochs)
+        chart.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        if number < len(charts) - 1:
+            chart.sharex(charts[-1])
+    charts[-1].set_xlabel("epoch")
     return save_figure(figure, run, "predictions")
 
 

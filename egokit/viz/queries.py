@@ -1,23 +1,20 @@
 """The content of the retrieval browser: queries with their clips, grades and scores.
 
-A query is a text and all clips (EK-100, Charades-Ego), or a narration and five clips (EgoMCQ). One run is shown, or two
-are compared. Pages and pictures are made in browser.py.
+A query is a text and all clips, or a question and its choices. One run is shown, or two are compared; browser.py makes
+pages and pictures of them.
 """
 from __future__ import annotations
 
-import textwrap
 from typing import NamedTuple
 
 import numpy as np
 
 from egokit.config.build import did_you_mean
 from egokit.runs.run_folder import Run
-from egokit.viz.per_class import query_words
-from egokit.viz.style import checked_rows
+from egokit.viz.style import checked_scores, grade_style, legend
 
 TOP = 5       # clips shown of a text
 MISSED = 1    # right clips shown that are not among them
-SCORES = ("dual", "fusion", "ensemble")
 
 
 class ShownClip(NamedTuple):
@@ -64,50 +61,39 @@ def make_queries(task, compared: list[Side]) -> Queries:
     Raises:
         ValueError: The task retrieves nothing, or a section was scored on other data than the task's.
     """
-    if not hasattr(task, "truth") and not hasattr(task, "questions"):
-        raise ValueError(f"task {task.config.task!r} retrieves nothing to browse: ek100, charades and egomcq do")
-    return (RetrievalQueries if hasattr(task, "truth") else QuestionQueries)(task, compared)
+    from egokit.tasks import ChoiceTask, RetrievalTask
+    for base, content in ((RetrievalTask, RetrievalQueries), (ChoiceTask, QuestionQueries)):
+        if isinstance(task, base):
+            return content(task, compared)
+    raise ValueError(f"task {task.config.task!r} retrieves nothing to browse: expected a class derived from "
+                     "RetrievalTask or ChoiceTask of egokit.tasks")
 
 
 class Queries:
     """Queries and their clips, for one or two sides; the base of both kinds of task.
 
-    A subclass fills in `legend`, `texts` (of each query), `tags` ({filter: labels of each query}) and `orders` ({name:
-    numbers of the queries, sorted}), and gives right, rank_text, summary, hits and clip. `s` is the number of a side,
-    `k` of a query, `v` of a clip.
+    A subclass gives `summary(s, k)`, the sentence over a query's clips, and `hits(s, k)`, the `ShownClip`s. `s` is the
+    number of a side, `k` of a query, `v` of a clip.
+
+    Attributes:
+        legend: What borders and marks mean.
+        texts: The text of each query.
+        tags: {filter: labels of each query}.
+        marks: How each query is answered, by side, such as "✗ rank 3".
+        orders: {name: numbers of the queries, sorted}.
     """
     legend: str
-    texts: list[str]
-    tags: dict[str, list[list[str]]]
-    orders: dict[str, np.ndarray]
+    marks: list[list[str]]
 
-    def __init__(self, compared: list[Side]):
+    def __init__(self, task, compared: list[Side], texts: list[str]):
+        self.task, self.texts, self.tags = task, texts, task.query_tags()
         self.sides = [side.name for side in compared]
-
-    def right(self, s: int, k: int) -> bool:
-        """Whether the query is answered right."""
-        raise NotImplementedError
-
-    def rank_text(self, s: int, k: int) -> str:
-        """Return the first right clip's rank for the list; "" where there are no ranks."""
-        raise NotImplementedError
-
-    def summary(self, s: int, k: int) -> str:
-        """Return the sentence that stands over the query's clips."""
-        raise NotImplementedError
-
-    def hits(self, s: int, k: int) -> list[ShownClip]:
-        """Return the clips shown under the query."""
-        raise NotImplementedError
-
-    def clip(self, v: int) -> str:
-        """Return what a clip shows, in words."""
-        raise NotImplementedError
+        self.scores_S = [checked_scores(task, side.run, side.section) for side in compared]
 
     def line(self, k: int) -> str:
         """Return the query's line in a list."""
-        marks = [f"{'✓' if self.right(s, k) else '✗'}{self.rank_text(s, k)}" for s in range(len(self.sides))]
-        return marks[0] + (f" ({self.sides[1]} {marks[1]})" if len(marks) > 1 else "") + f"  {self.texts[k]}"
+        other = f" ({self.sides[1]} {self.marks[1][k]})" if len(self.sides) > 1 else ""
+        return f"{self.marks[0][k]}{other}  {self.texts[k]}"
 
     def matching(self, text: str = "", order: str = "worst first", **labels: str) -> list[int]:
         """Return the queries that contain all words of `text` and have the labels, in an order.
@@ -144,29 +130,21 @@ class Queries:
 
 class RetrievalQueries(Queries):
     """Texts with their best clips, and the best right clip that is not among them."""
-    legend = "Solid green ✓ right. Dotted orange ◐ partly relevant. Dashed red ✗ wrong."
 
     def __init__(self, task, compared: list[Side]):
-        super().__init__(compared)
-        self.task, self.texts, self.truth_VK = task, task.prompts(), task.truth()
-        self.scores_SVK = [task.score_matrix(*checked_rows(task, side.run, side.section)) for side in compared]
+        super().__init__(task, compared, task.prompts())
+        self.truth_VK = task.truth()
         right_VK = self.truth_VK == 1
-        self.right_K = right_VK.sum(0)
-        ranked = [first_right(scores_VK, right_VK) for scores_VK in self.scores_SVK]
-        self.rank_SK = [rank_K for rank_K, _ in ranked]
-        self.tags = query_words(task) | {"result": [
+        self.legend, self.right_K = legend(task, self.truth_VK), right_VK.sum(0)
+        self.rank_SK, margin_SK = zip(*[first_right(scores_VK, right_VK) for scores_VK in self.scores_S], strict=True)
+        self.marks = [["✗ no right clip" if rank == 0 else f"{'✓' if rank == 1 else '✗'} rank {rank:,}"
+                       for rank in rank_K.tolist()] for rank_K in self.rank_SK]
+        self.tags |= {"result": [
             ["no right clip"] if rank == 0 else ["right clip first"] if rank == 1 else
             [f"right clip in the top {TOP}"] if rank <= TOP else [f"right clip below the top {TOP}"]
             for rank in self.rank_SK[0]]}
         # logarithms of ranks: a step from 2 to 1 is as large as one from 200 to 100
-        error_SK = [np.log(np.maximum(rank_K, 1)) for rank_K in self.rank_SK]
-        self.order_by(error_SK, [margin_K for _, margin_K in ranked], self.rank_SK[0] == 0)
-
-    def right(self, s: int, k: int) -> bool:
-        return self.rank_SK[s][k] == 1
-
-    def rank_text(self, s: int, k: int) -> str:
-        return f" rank {self.rank_SK[s][k]:,}" if self.rank_SK[s][k] else " no right clip"
+        self.order_by([np.log(np.maximum(rank_K, 1)) for rank_K in self.rank_SK], margin_SK, self.rank_SK[0] == 0)
 
     def summary(self, s: int, k: int) -> str:
         if not self.rank_SK[s][k]:
@@ -176,75 +154,52 @@ class RetrievalQueries(Queries):
                 f"{in_top} of {self.right_K[k]} in the top {TOP}")
 
     def hits(self, s: int, k: int) -> list[ShownClip]:
-        scores_V = self.scores_SVK[s][:, k]
+        scores_V = self.scores_S[s][:, k]
         order = np.argsort(-scores_V, kind="stable")
         missed = [rank for rank in np.flatnonzero(self.truth_VK[order, k] == 1) if rank >= TOP][:MISSED]
         shown = []
         for rank in [*range(min(TOP, len(order))), *missed]:
             v, grade = int(order[rank]), float(self.truth_VK[order[rank], k])
-            mark = "✓ right" if grade == 1 else "✗ wrong" if grade == 0 else f"◐ partly, {grade:.2f}"
-            shown.append(ShownClip(v, grade, f"{rank + 1:,}. {mark}" + (", missed" if rank >= TOP else ""),
-                                   f"score {scores_V[v]:.2f}", {"rank": int(rank) + 1, "score": float(scores_V[v])}))
+            mark = f"{rank + 1:,}. {grade_style(grade)[0]}" + (", missed" if rank >= TOP else "")
+            shown.append(ShownClip(v, grade, mark, f"score {scores_V[v]:.2f}",
+                                   {"rank": int(rank) + 1, "score": float(scores_V[v])}))
         return shown
-
-    def clip(self, v: int) -> str:
-        if hasattr(self.task, "ids"):
-            actions = "; ".join(self.texts[k] for k in np.flatnonzero(self.truth_VK[v] == 1))
-            return textwrap.shorten(f"{self.task.ids[v]}: {actions or 'no action'}", 100, placeholder=" …")
-        row = self.task.test.clips.iloc[v]
-        return f"{row.narration} ({row.video_id}, {row.start_timestamp:.1f} to {row.stop_timestamp:.1f} s)"
 
 
 class QuestionQueries(Queries):
-    """Narrations with five clips each and three scores a clip; the ensemble's choice counts."""
-    legend = "Solid green ✓ the answer. Dashed red ✗ what the ensemble chose instead."
+    """Questions with their choices and the scores of each; the deciding score's choice counts."""
 
     def __init__(self, task, compared: list[Side]):
-        super().__init__(compared)
-        from egokit.tasks.egomcq import clip_key
-        self.task, self.texts, self.answers = task, task.texts, task.answers
-        self.scores_S = [task.score_matrix(checked_rows(task, side.run, side.section)[0]) for side in compared]
-        number = {key: v for v, key in enumerate(task.clips)}
-        self.clips_QC = [[number[clip_key(clip)] for clip in five] for five in task.choices]
-        self.names = {v: f"{clip.get('clip_text', 'a clip')} ({clip['clip_start']:.1f} to {clip['clip_end']:.1f} s)"
-                      for five, numbers in zip(task.choices, self.clips_QC, strict=True)
-                      for v, clip in zip(numbers, five, strict=True)}
-        kinds = [[{1: "inter-video", 2: "intra-video"}[int(kind)], *(["verb-only"] if verb else [])]
-                 for kind, verb in zip(task.types, task.verb_only, strict=True)]
-        right = {name: self.scores_S[0][name].argmax(1) == self.answers for name in SCORES}
-        self.tags = {"kind": kinds} | query_words(task) | {"result": [
-            ["right" if ensemble else "wrong", *(["fusion corrects dual"] if ensemble and not dual else
-                                                 ["fusion misleads dual"] if dual and not ensemble else [])]
-            for dual, ensemble in zip(right["dual"], right["ensemble"], strict=True)]}
-        margin_SQ = [margins(scores["ensemble"], self.answers) for scores in self.scores_S]
-        wrong_SQ = [(scores["ensemble"].argmax(1) != self.answers).astype(float) for scores in self.scores_S]
-        self.order_by(wrong_SQ, margin_SQ)
-
-    def right(self, s: int, k: int) -> bool:
-        return self.scores_S[s]["ensemble"][k].argmax() == self.answers[k]
-
-    def rank_text(self, s: int, k: int) -> str:
-        return ""
+        super().__init__(task, compared, task.texts)
+        self.legend = f"Solid green ✓: the answer. Dashed red ✗: what the {task.deciding} score chose instead."
+        right_CQ = np.arange(task.choices.shape[1])[:, None] == task.answers
+        ranked = [first_right(scores[task.deciding].T, right_CQ) for scores in self.scores_S]
+        wrong_SQ = [rank_Q > 1 for rank_Q, _ in ranked]
+        self.marks = [["✗" if wrong else "✓" for wrong in wrong_Q] for wrong_Q in wrong_SQ]
+        self.tags |= {"result": [["wrong" if wrong else "right"] for wrong in wrong_SQ[0]]}
+        plain, *corrected = self.scores_S[0]
+        for name in corrected[:1]:
+            plain_wrong_Q = self.scores_S[0][plain].argmax(1) != task.answers
+            for labels, wrong, plain_wrong in zip(self.tags["result"], wrong_SQ[0], plain_wrong_Q, strict=True):
+                labels += [f"{name} {'misleads' if wrong else 'corrects'} {plain}"] if wrong != plain_wrong else []
+        self.order_by([wrong_Q.astype(float) for wrong_Q in wrong_SQ], [margin_Q for _, margin_Q in ranked])
 
     def summary(self, s: int, k: int) -> str:
-        verdicts = [f"{name} {'✓' if self.scores_S[s][name][k].argmax() == self.answers[k] else '✗'}"
-                    for name in SCORES]
-        return f"{', '.join(self.tags['kind'][k])}; {', '.join(verdicts)}"
+        verdicts = [f"{name} {'✓' if scores_QC[k].argmax() == self.task.answers[k] else '✗'}"
+                    for name, scores_QC in self.scores_S[s].items()]
+        return "; ".join([", ".join(labels[k]) for labels in [self.task.kinds] if labels] + [", ".join(verdicts)])
 
     def hits(self, s: int, k: int) -> list[ShownClip]:
-        chosen, shown = self.scores_S[s]["ensemble"][k].argmax(), []
-        for c, v in enumerate(self.clips_QC[k]):
-            values = {name: float(self.scores_S[s][name][k, c]) for name in SCORES}
-            answer = c == self.answers[k]
+        chosen, shown = self.scores_S[s][self.task.deciding][k].argmax(), []
+        for c, v in enumerate(self.task.choices[k].tolist()):
+            values = {name: float(scores_QC[k, c]) for name, scores_QC in self.scores_S[s].items()}
+            answer = c == self.task.answers[k]
             choice = (("," if answer else " ✗") + " chosen") if c == chosen else ""
             mark = f"{c + 1}." + (" ✓ answer" if answer else "") + choice
             grade = 1.0 if answer else 0.0 if c == chosen else None
             scores = ", ".join(f"{name} {value:.2f}" for name, value in values.items())
             shown.append(ShownClip(v, grade, mark, scores, {"choice": c + 1} | values))
         return shown
-
-    def clip(self, v: int) -> str:
-        return self.names[v]
 
 
 def first_right(scores_VK: np.ndarray, right_VK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -256,18 +211,10 @@ def first_right(scores_VK: np.ndarray, right_VK: np.ndarray) -> tuple[np.ndarray
 
     Returns:
         (ranks (K,), margins (K,)): ranks count from 1 and are 0 where no clip is right; a margin is how far the best
-        right clip's score is above the best other one's, clipped to -1 … 1.
+        right clip's score is above the best other one's, a very large number where one of them is missing.
     """
     best_K = np.where(right_VK, scores_VK, -np.inf)
     at_K, best_K = best_K.argmax(0), best_K.max(0)
     before_VK = (scores_VK > best_K) | ((scores_VK == best_K) & (np.arange(len(scores_VK))[:, None] < at_K))
     other_K = np.where(right_VK, -np.inf, scores_VK).max(0)
-    margin_K = np.clip(np.nan_to_num(best_K - other_K, posinf=1, neginf=-1), -1, 1)
-    return np.where(right_VK.any(0), 1 + before_VK.sum(0), 0), margin_K
-
-
-def margins(scores_QC: np.ndarray, answers_Q: np.ndarray) -> np.ndarray:
-    """Return (Q,): the answer's score minus the best other; negative for wrong choices."""
-    rows, others_QC = np.arange(len(answers_Q)), scores_QC.astype(float)
-    others_QC[rows, answers_Q] = -np.inf
-    return scores_QC[rows, answers_Q] - others_QC.max(1)
+    return np.where(right_VK.any(0), 1 + before_VK.sum(0), 0), np.nan_to_num(best_K - other_K)

@@ -5,6 +5,7 @@ Colours are Okabe and Ito's, safe for the colour-blind; right and wrong also dif
 from __future__ import annotations
 
 import textwrap
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,6 +14,9 @@ from egokit.runs.run_folder import Run
 
 RIGHT, WRONG, NEUTRAL = "#009E73", "#D55E00", "#0072B2"
 CYCLE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+PARTLY = CYCLE[4]
+DASHES = {"solid": "solid", "dashed": (0, (2, 1)), "dotted": (0, (1, 1))}  # of borders 4 points wide
+CHART = 1.55  # width of the chart beside a row of pictures, in widths of a picture
 WIDTH = 12  # inches; JupyterLab and slides shrink wider figures, and text must not fall below 11 points
 STYLE = {"font.size": 12, "axes.titlesize": 13, "legend.fontsize": 11, "xtick.labelsize": 11, "ytick.labelsize": 11,
          "figure.dpi": 100, "figure.facecolor": "white", "savefig.facecolor": "white", "axes.spines.top": False,
@@ -40,8 +44,8 @@ def save_figure(figure, run: Run | None, name: str):
     return figure
 
 
-def checked_rows(task, run: Run, section: str) -> tuple[dict, np.ndarray | None]:
-    """Return the rows and prompt embeddings of a section, checked to be of this task's data.
+def checked_scores(task, run: Run, section: str):
+    """Return the task's `score_matrix` of an evaluated section, checked to be of this task's data.
 
     Raises:
         FileNotFoundError: The section has not been evaluated.
@@ -54,15 +58,14 @@ def checked_rows(task, run: Run, section: str) -> tuple[dict, np.ndarray | None]
             "nothing in this run has been evaluated yet; run its notebook first"
         raise FileNotFoundError(f"{path} is missing, the scores of section {section!r}: {hint}")
     rows, prompts_KE = run.read_rows(section)
-    column, texts = "video" if task.prompts() else "fusion", len(task.prompts())
-    if column not in rows or (prompts_KE is None) != (not texts):
+    prompts = () if prompts_KE is None else (prompts_KE,)
+    found, expected = (len(rows["index"]), *map(len, prompts)), (task.num_rows(), *filter(None, [len(task.prompts())]))
+    if len(found) != len(expected):
         raise ValueError(f"{path} holds the scores of another benchmark than {task.config.task!r}: "
                          "name a run of this notebook")
-    if len(rows["index"]) != task.num_rows() or (texts and len(prompts_KE) != texts):
-        raise ValueError(f"{path} holds {len(rows['index']):,} rows" +
-                         (f" and {len(prompts_KE):,} texts" if texts else "") + ", but the "
-                         f"data under {task.root} have {task.num_rows():,}" + (f" and {texts:,}" if texts else "") +
-                         f": {fix}")
+    if found != expected:
+        raise ValueError(f"{path} holds {found[0]:,} rows and {sum(found[1:]):,} texts, but the data under {task.root} "
+                         f"have {expected[0]:,} and {sum(expected[1:]):,}: {fix}")
     recorded = run.metrics().get(section, {}).get("data", {})  # runs of older versions don't have it
     if recorded:
         from egokit.model.checkpoints import fingerprint
@@ -70,17 +73,24 @@ def checked_rows(task, run: Run, section: str) -> tuple[dict, np.ndarray | None]
             if recorded.get(table.name) != fingerprint(table):
                 raise ValueError(f"{path} was scored with another {table.name} ({recorded.get(table.name)}) than "
                                  f"{table} ({fingerprint(table)}): {fix}")
-    return rows, prompts_KE
+    return task.score_matrix(rows, *prompts)
 
 
-def strip(frames_TCHW) -> np.ndarray:
-    """Put frames side by side, with white gaps: uint8 (T, 3, H, W) -> about (H, T*W, 3)."""
+def strip(frames_TCHW, count: int | None = None) -> np.ndarray:
+    """Put frames side by side, with white gaps: uint8 (T, 3, H, W) -> about (H, T*W, 3).
+
+    Args:
+        frames_TCHW: The frames of a clip.
+        count: At most so many frames are shown, evenly spaced; None shows all.
+    """
     frames = np.asarray(frames_TCHW).transpose(0, 2, 3, 1)
+    if count is not None and count < len(frames):
+        frames = frames[np.linspace(0, len(frames) - 1, count).round().astype(int)]
     gap = np.full((frames.shape[1], max(1, frames.shape[2] // 32), 3), 255, np.uint8)
     return np.concatenate([part for frame in frames for part in (frame, gap)][:-1], axis=1)
 
 
-def draw_frame(axis, image: np.ndarray, title: str, colour: str | None = None, dashed: bool = False) -> None:
+def draw_frame(axis, image: np.ndarray, title: str, colour: str | None = None, line: str = "solid") -> None:
     """Draw an image with a title under it and, if a colour is given, a border."""
     axis.imshow(image, interpolation="nearest", aspect="equal")
     axis.set_xticks([])
@@ -91,7 +101,7 @@ def draw_frame(axis, image: np.ndarray, title: str, colour: str | None = None, d
         side.set_color(colour or "black")
         side.set_linewidth(4)
         side.set_capstyle("butt")  # a spine's own caps fill the gaps of a dashed line
-        side.set_linestyle((0, (2, 1)) if dashed else "solid")
+        side.set_linestyle(DASHES[line])
 
 
 def draw_heading(axis, text: str, colour: str = "black") -> None:
@@ -105,21 +115,59 @@ def draw_heading(axis, text: str, colour: str = "black") -> None:
                   fontsize=title.get_fontsize(), in_layout=False)
 
 
-def two_by_two(frames_TCHW) -> np.ndarray:
-    """Put four frames into two rows, in reading order: (T, 3, H, W) -> about (2H, 2W, 3)."""
-    four = np.asarray(frames_TCHW)[np.linspace(0, len(frames_TCHW) - 1, 4).round().astype(int)]
-    rows = [strip(four[:2]), strip(four[2:])]
-    gap = np.full((max(1, rows[0].shape[0] // 32), rows[0].shape[1], 3), 255, np.uint8)
-    return np.concatenate([rows[0], gap, rows[1]])
+def grade_style(grade: float | None) -> tuple[str, str | None, str]:
+    """Return the mark, the colour and the line style of a clip's border by its relevancy, from 0 to 1.
 
-
-def grade_style(grade: float) -> tuple[str, str, bool]:
-    """Return (mark, colour, dashed) of a retrieved clip with this relevancy, from 0 to 1."""
+    None, for a clip whose relevancy is unknown or has no meaning, gives no mark and no border.
+    """
+    if grade is None:
+        return "", None, "solid"
     if grade == 1:
-        return "✓ right", RIGHT, False
-    return (f"partly, {grade:.2f}", CYCLE[4], True) if grade else ("✗ wrong", WRONG, True)
+        return "✓ right", RIGHT, "solid"
+    return (f"◐ partly, {grade:.2f}", PARTLY, "dotted") if grade else ("✗ wrong", WRONG, "dashed")
 
 
-def pick_frames(frames, count: int = 4):
-    """Return at most `count` evenly spaced frames of a clip, for small pictures."""
-    return frames[np.linspace(0, len(frames) - 1, min(count, len(frames))).round().astype(int)]
+def legend(task, grades) -> str:
+    """Return what the marks of `grade_style` mean, for clips of these grades."""
+    between = ((np.asarray(grades) > 0) & (np.asarray(grades) < 1)).any()
+    partly = f" Dotted orange ◐: partly relevant ({task.partly_relevant})." if between else ""
+    return f"Solid green ✓: right.{partly} Dashed red ✗: wrong."
+
+
+class Picture(NamedTuple):
+    """One picture of a grid, with its caption and border."""
+    image: np.ndarray
+    caption: str
+    colour: str | None = None  # None: no border
+    line: str = "solid"
+
+
+def clip_grid(rows: list[tuple[str, bool | None, list[Picture]]], title: str = "", charts: bool = False):
+    """Draw rows of pictures under headings.
+
+    Args:
+        rows: For each row its heading, whether the model is right (None: neither right nor wrong), and its pictures.
+        title: Stands over all rows.
+        charts: Whether each row ends with a place for a chart.
+
+    Returns:
+        The figure and its last axis in each row.
+    """
+    columns, pictures = max(len(row[2]) for row in rows), [picture for row in rows for picture in row[2]]
+    width = WIDTH / (columns + CHART * charts)
+    height = width * max(picture.image.shape[0] / picture.image.shape[1] for picture in pictures) + 0.1 + \
+        0.22 * max(picture.caption.count("\n") + 1 for picture in pictures) + 0.35 * any(row[0] for row in rows)
+    figure, axes = pyplot().subplots(len(rows), columns + charts, squeeze=False, layout="constrained",
+                                     figsize=(WIDTH, height * len(rows) + 0.3 * title.count("\n") + 0.4 * bool(title)),
+                                     width_ratios=[1] * columns + [CHART] * charts)
+    for (heading, right, pictures), line in zip(rows, axes, strict=True):
+        for axis in line[len(pictures):columns]:
+            axis.set_axis_off()
+        for axis, picture in zip(line, pictures, strict=False):
+            draw_frame(axis, *picture)
+        if right is not None:
+            draw_heading(line[0], f"{'RIGHT' if right else 'WRONG'}: {heading}", RIGHT if right else WRONG)
+        elif heading:
+            draw_heading(line[0], heading)
+    figure.suptitle(title)
+    return figure, axes[:, -1]

@@ -1,0 +1,48 @@
+"""Multiple-choice tasks: each question is a text, and one of its clips is the answer."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+
+from egokit.data.video.frame_sampling import evenly_spaced
+from egokit.tasks.base import WATCHED, Task
+
+
+class ChoiceTask(Task):
+    """Base of multiple-choice tasks; a subclass gives `dataset`, `score_batch`, `metrics` and `score_matrix`.
+
+    Its `__init__` sets `texts`, `choices` and `answers`.
+
+    Attributes:
+        texts: the text of each of the Q questions.
+        choices: (Q, C) numbers of the clips, in `dataset("test")`, among which a question asks.
+        answers: (Q,) which of the C choices is right.
+        kinds: labels of each question, the first of which is its kind; () if all are of one.
+        deciding: the score of `score_matrix` whose highest value is the model's choice.
+        meanings: {score: what it is, in words}, for pictures.
+    """
+    kinds: Sequence[list[str]] = ()
+    deciding = "ensemble"
+    meanings: ClassVar[dict[str, str]] = {}
+
+    def score_matrix(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return (Q, C) scores by name: one, or a plain one, one that corrects it, and what becomes of both."""
+        raise NotImplementedError(f"{type(self).__name__} has no score_matrix: {{name: (questions, choices) scores}}")
+
+    def num_rows(self) -> int:
+        return self.choices.size
+
+    def query_tags(self) -> dict[str, list[list[str]]]:
+        return {"kind": self.kinds} if self.kinds else {}
+
+    def predictions(self, rows: dict[str, np.ndarray], prompts_KE) -> list[dict]:
+        """Return questions of all kinds, evenly spaced, with the deciding scores."""
+        scores_QC = self.score_matrix(rows)[self.deciding]
+        by_kind = np.argsort([labels[0] for labels in self.kinds], kind="stable") if self.kinds else \
+            np.arange(len(self.texts))
+        return [{"text": self.texts[q], "clips": self.choices[q].tolist(),
+                 "scores": scores_QC[q].astype(float).round(4).tolist(),
+                 "relevancy": (np.arange(self.choices.shape[1]) == self.answers[q]).astype(int).tolist()}
+                for q in evenly_spaced(by_kind, WATCHED)]
