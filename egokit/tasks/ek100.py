@@ -129,10 +129,10 @@ class EK100(RetrievalTask):
 
     def clip_tags(self) -> dict[str, list[list[str]]]:
         """Return the verb and the nouns of each test clip: the names of its classes, in the table's words."""
-        clips, path = self.test.clips, self.tables()[0]
-        words = read_csv(path, {"verb": str, "all_nouns": functools.partial(re.findall, "[^][',\" ]+")})
-        return {"verb": class_names.most_frequent([[verb] for verb in clips.verb_class], [[w] for w in words.verb]),
-                "noun": class_names.most_frequent(clips.all_noun_classes.tolist(), words.all_nouns.tolist())}
+        of_clips = self.test.clips
+        words = read_csv(self.tables()[0], {"verb": str, "all_nouns": functools.partial(re.findall, "[^][',\" ]+")})
+        return {"verb": class_names.most_frequent([[n] for n in of_clips.verb_class], [[word] for word in words.verb]),
+                "noun": class_names.most_frequent(of_clips.all_noun_classes, words.all_nouns)}
 
     def query_tags(self) -> dict[str, list[list[str]]]:
         """Return the tags of the clip from which each sentence is taken."""

@@ -17,10 +17,9 @@ class RetrievalTask(Task):
         """Return the (clips, prompts) relevancy in [0, 1]; 1 is right."""
         raise NotImplementedError(f"{type(self).__name__} has no truth: which prompts are right for which clips")
 
-    @staticmethod
-    def measure(scores_VK: np.ndarray, truth_VK: np.ndarray) -> dict[str, float]:
+    def measure(self, scores_VK: np.ndarray, truth_VK: np.ndarray) -> dict[str, float]:
         """Return the metrics of (clips, prompts) scores, given `truth()`."""
-        raise NotImplementedError("a RetrievalTask needs measure, which makes metrics of scores and truth")
+        raise NotImplementedError(f"{type(self).__name__} has no measure, which makes metrics of scores and truth")
 
     def score_matrix(self, rows: dict[str, np.ndarray], prompts_KE: np.ndarray) -> np.ndarray:
         """Return the (clips, prompts) scores, for all or some of the prompts: their cosines."""

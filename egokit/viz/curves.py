@@ -58,7 +58,7 @@ class Display:
     def __init__(self, job):
         self.job, self.picture = job, pictures(job)
         self.places = {}  # figure name -> its IPython display handle
-        self.due, self.drawn, self.validated = 0.0, None, 0
+        self.due, self.drawn = 0.0, (None, 0, 0)  # drawn: state, rows of training and of validation
 
     def __call__(self, history: History, state: str) -> None:
         """Draw what is new; called by the job's `wait` at every poll."""
@@ -68,10 +68,9 @@ class Display:
         began = time.process_time()
         draw(self.job.run, history, state)
         self.show("curves")
-        if history.predictions and self.validated != history.validation.rows:
+        if history.predictions and self.drawn[2] != history.validation.rows:
             draw_predictions(self.job.run, history, self.picture)
             self.show("predictions")
-            self.validated = history.validation.rows
         self.drawn, self.due = news, time.monotonic() + max(3.0, 10 * (time.process_time() - began))
 
     def show(self, name: str) -> None:
@@ -93,7 +92,7 @@ def draw(run: Run, history: History, state: str):
         state: The job's state for the title, such as 'running'; "" shows none.
     """
     plt = pyplot()
-    from matplotlib.ticker import EngFormatter, LogFormatter, MaxNLocator
+    from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
     figure, axes = plt.subplots(2, 3, figsize=(WIDTH, 7.2), layout="constrained", sharex=True)
     figure.suptitle(headline(run, history, state), fontsize=14, x=0.01, ha="left")
     (losses, validation, rates), (speed, waiting, norm) = axes
@@ -125,10 +124,12 @@ def draw(run: Run, history: History, state: str):
     norm.set(title=f"gradient norm, {int(skipped[-1]) if len(skipped) else 0} steps skipped", ylabel="gradient norm",
              yscale="log")
     draw_line(norm, steps, training["optimizer/grad_norm"])
-    norm.yaxis.set_major_formatter(LogFormatter())
-    # label ticks between the powers of ten where there are few powers
-    norm.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
-    for step in thin_out(steps[np.diff(skipped, prepend=0) > 0]):
+    low, high = norm.get_ylim()
+    norm.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
+    norm.yaxis.set_major_formatter("{x:g}")
+    norm.yaxis.set_minor_formatter(NullFormatter())
+    skips = steps[np.diff(skipped, prepend=0) > 0]
+    for step in skips[::len(skips) // POINTS + 1]:
         norm.axvline(step, color=WRONG, linestyle="--", linewidth=1)
 
     for axis in axes[1]:
@@ -153,9 +154,8 @@ def headline(run: Run, history: History, state: str) -> str:
 
 def draw_validation(axis, history: History) -> None:
     """Draw the validation scores over the steps and mark the best checkpoint."""
-    names = [name for name in history.validation.names("validation")
-             if name not in ("validation/samples", "validation/seconds")]
-    names = [name for name in names if "2" not in name]  # mAP_V2T and mAP_T2V: their mean mAP is shown
+    names = [name for name in history.validation.names("validation")  # of mAP_V2T and mAP_T2V the mean is shown
+             if "2" not in name and name not in ("validation/samples", "validation/seconds")]
     names = [name for name in names if not name.startswith(("validation/dual_", "validation/fusion_"))] or names
     axis.set(title="validation", ylabel="score (%)", ylim=(0, 100))
     for number, name in enumerate(names):
@@ -173,19 +173,14 @@ def draw_line(axis, steps, values, name: str = "", style: str = "-") -> None:
         return
     colour = CYCLE[len(axis.get_lines()) % len(CYCLE)]
     if len(steps) > POINTS:
-        starts = np.linspace(0, len(steps), POINTS + 1).astype(int)[:-1]
-        axis.fill_between(steps[starts], np.fmin.reduceat(values, starts), np.fmax.reduceat(values, starts),
-                          color=colour, alpha=0.2, linewidth=0)
-        finite = np.add.reduceat(np.isfinite(values).astype(float), starts)
-        values = np.add.reduceat(np.nan_to_num(values), starts) / np.where(finite, finite, np.nan)
-        steps = steps[starts]
+        import pandas as pd
+        stretch = np.arange(len(steps)) * POINTS // len(steps)
+        steps = pd.Series(steps).groupby(stretch).first()
+        values = pd.Series(values).groupby(stretch).agg(["min", "max", "mean"])  # NaN doesn't count
+        axis.fill_between(steps, values["min"], values["max"], color=colour, alpha=0.2, linewidth=0)
+        values = values["mean"]
     axis.plot(steps, values, style, color=colour, label=label(name), linewidth=1.5,
               marker="." if len(steps) < 20 else None)
-
-
-def thin_out(steps):
-    """Return at most POINTS of the steps."""
-    return steps[::-(-len(steps) // POINTS) or 1]
 
 
 def recent_median(values) -> float:

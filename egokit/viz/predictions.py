@@ -3,8 +3,6 @@ from __future__ import annotations
 
 import functools
 
-import numpy as np
-
 from egokit.runs.log import History
 from egokit.runs.run_folder import Run
 from egokit.viz.style import CYCLE, RIGHT, Picture, clip_grid, grade_style, pyplot, save_figure, strip
@@ -41,15 +39,8 @@ def pictures(job):
         from egokit.config.schema import Config
         return tasks.make(build(Config, new_names(job.spec()["config"]))).validation().dataset("test")
 
-    return functools.lru_cache(maxsize=100)(lambda number: two_by_two(dataset()[0, number]["video"]))
-
-
-def two_by_two(frames_TCHW) -> np.ndarray:
-    """Put four frames into two rows, in reading order: (T, 3, H, W) -> about (2H, 2W, 3)."""
-    four = np.asarray(frames_TCHW)[np.linspace(0, len(frames_TCHW) - 1, 4).round().astype(int)]
-    rows = [strip(four[:2]), strip(four[2:])]
-    gap = np.full((max(1, rows[0].shape[0] // 32), rows[0].shape[1], 3), 255, np.uint8)
-    return np.concatenate([rows[0], gap, rows[1]])
+    return functools.lru_cache(maxsize=100)(
+        lambda number: strip(dataset()[0, number]["video"], count=4, rows=2))
 
 
 def draw_predictions(run: Run, history: History, picture):

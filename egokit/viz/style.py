@@ -76,32 +76,31 @@ def checked_scores(task, run: Run, section: str):
     return task.score_matrix(rows, *prompts)
 
 
-def strip(frames_TCHW, count: int | None = None) -> np.ndarray:
-    """Put frames side by side, with white gaps: uint8 (T, 3, H, W) -> about (H, T*W, 3).
+def strip(frames_TCHW, count: int | None = None, rows: int = 1) -> np.ndarray:
+    """Put frames side by side, with white gaps: uint8 (T, 3, H, W) -> about (rows*H, T*W/rows, 3).
 
     Args:
         frames_TCHW: The frames of a clip.
-        count: At most so many frames are shown, evenly spaced; None shows all.
+        count: Draw so many of them, evenly spaced; None draws all.
+        rows: Rows of frames, in reading order.
     """
     frames = np.asarray(frames_TCHW).transpose(0, 2, 3, 1)
-    if count is not None and count < len(frames):
+    if count:
         frames = frames[np.linspace(0, len(frames) - 1, count).round().astype(int)]
-    gap = np.full((frames.shape[1], max(1, frames.shape[2] // 32), 3), 255, np.uint8)
-    return np.concatenate([part for frame in frames for part in (frame, gap)][:-1], axis=1)
+    gap = max(1, frames.shape[2] // 32)
+    padded = np.pad(frames, ((0, 0), (0, gap), (0, gap), (0, 0)), constant_values=255)
+    T, H, W, _ = padded.shape
+    return padded.reshape(rows, T // rows, H, W, 3).swapaxes(1, 2).reshape(rows * H, -1, 3)[:-gap, :-gap]
 
 
 def draw_frame(axis, image: np.ndarray, title: str, colour: str | None = None, line: str = "solid") -> None:
     """Draw an image with a title under it and, if a colour is given, a border."""
     axis.imshow(image, interpolation="nearest", aspect="equal")
-    axis.set_xticks([])
-    axis.set_yticks([])
+    axis.set(xticks=[], yticks=[])
     axis.set_xlabel(title, fontsize=11, color="black")
-    for side in axis.spines.values():
-        side.set_visible(colour is not None)
-        side.set_color(colour or "black")
-        side.set_linewidth(4)
-        side.set_capstyle("butt")  # a spine's own caps fill the gaps of a dashed line
-        side.set_linestyle(DASHES[line])
+    # a spine's own caps fill the gaps of a dashed line
+    axis.spines[:].set(visible=colour is not None, color=colour or "black", linewidth=4, linestyle=DASHES[line],
+                       capstyle="butt")
 
 
 def draw_heading(axis, text: str, colour: str = "black") -> None:

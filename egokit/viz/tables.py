@@ -1,6 +1,8 @@
 """Numbers and files as tables, and the published numbers as a chart."""
 from __future__ import annotations
 
+import collections
+
 from egokit.runs.published import DUAL_SOFTMAX, RESULTS
 from egokit.runs.run_folder import FAILED_NOTEBOOK, Run
 
@@ -72,7 +74,7 @@ def ledger(outputs=None):
 
 def counts(values: dict):
     """Return the counts of what was prepared, as a table."""
-    return _two_columns("made", values)
+    return _named_numbers({"made": values})
 
 
 def findings(checks: list):
@@ -82,27 +84,29 @@ def findings(checks: list):
     """
     import pandas as pd
     rows = [(check.part, check.state, check.what, check.message, check.fix) for check in checks if check.state != "ok"]
-    for part in dict.fromkeys(check.part for check in checks):
-        fine = sum(check.part == part and check.state == "ok" for check in checks)
-        rows += [(part, "ok", f"{fine} checks", "in order", "")] if fine else []
+    fine = collections.Counter(check.part for check in checks if check.state == "ok")
+    rows += [(part, "ok", f"{count} checks", "in order", "") for part, count in fine.items()]
     frame = pd.DataFrame(rows, columns=["part", "state", "what", "found", "what to do"])
     return _align_left(frame.style.hide(axis="index"), list(frame.columns))
 
 
 def metrics(values: dict):
-    """Return a job's metrics as a table: scores in %, and what the job cost."""
+    """Return a job's metrics as a table: scores first, then what the job counted and cost."""
     numbers = {key: value for key, value in values.items()
                if isinstance(value, (int, float)) and not isinstance(value, bool)}
-    return _two_columns("metric", numbers)
+    job = {key: value for key, value in numbers.items() if isinstance(value, int) or key.endswith(("seconds", "hours"))}
+    return _named_numbers({"score": {key: numbers[key] for key in numbers if key not in job}, "the job": job})
 
 
-def _two_columns(name: str, values: dict):
+def _named_numbers(groups: dict[str, dict]):
+    """Return {group: {name: number}} as a table; a group's name stands beside its first number."""
     import pandas as pd
-    rows = [(key.replace("_", " "), value) for key, value in values.items()]
+    rows = [("" if number else group, key.replace("_", " "), value) for group, values in groups.items()
+            for number, (key, value) in enumerate(values.items())]
     # dtype object: a column of floats would turn whole numbers into floats, too
-    frame = pd.DataFrame(rows, columns=[name, "value"], dtype=object)
+    frame = pd.DataFrame(rows, columns=["", "name", "value"], dtype=object)
     style = frame.style.format({"value": lambda value: f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"})
-    return _align_left(style.hide(axis="index"), [name])
+    return _align_left(style.hide(axis="index"), ["", "name"])
 
 
 def _align_left(style, columns: list[str]):
