@@ -43,7 +43,8 @@ def test_its_pictures_and_its_browser_come_with_it(mine, checkpoint, tmp_path):
     task.save_outputs(run, "evaluate", rows, prompts_KE)
     figure = egokit.viz.retrieved(task, run, "evaluate", count=3)
     assert (run.path / "figures/retrieved-evaluate.png").stat().st_size > 10_000
-    assert {axis.texts[0].get_text().strip("“”") for axis in figure.axes if axis.texts} <= set(task.texts)
+    headings = [axis.texts[0].get_text() for axis in figure.axes if axis.texts]
+    assert len(headings) == 3 and {re.search("“(.*)”", heading)[1] for heading in headings} <= set(task.texts)
     data = data_of(egokit.viz.browser(task, run, "evaluate").data)
     assert sorted(query["text"] for query in data["queries"]) == task.texts
     scores_VK = task.score_matrix(rows, prompts_KE)
@@ -71,8 +72,8 @@ def test_questions_of_ones_own_have_pictures_and_a_browser(resolve, tmp_path):
     assert [query["text"] for query in data["queries"]] == ["the second", "the first"], "the worst first"
     assert data["queries"][0]["hits"][0][1] == {"clip": 1, "grade": 1.0, "choice": 2, "cosine": 0.2}
     figure = egokit.viz.questions(task, run, "evaluate")
-    assert [axis.get_xlabel() for axis in figure.axes] == ["c 0.90\n✓ answer", "c 0.10\n", "c 0.80\n✗ chosen",
-                                                           "c 0.20\n✓ answer"]
+    assert [axis.get_xlabel() for axis in figure.axes] == [
+        "1. ✓ answer, chosen\ncosine 0.90", "2.\ncosine 0.10", "1. ✗ chosen\ncosine 0.80", "2. ✓ answer\ncosine 0.20"]
 
 
 PAIRS = """

@@ -79,10 +79,11 @@ def card(content, k: int, source) -> str:
         for hit in content.hits(s, k):
             _, colour, line = grade_style(hit.grade)
             what = html.escape(content.task.describe_clip(hit.clip))
+            scores = ", ".join(f"{name} {score:.2f}" for name, score in hit.scores.items())
             figures.append(f'<figure style="display:inline-block;vertical-align:top;width:205px;margin:4px">'
                            f'<img {source(hit.clip)} alt="frames of {what}" '
                            f'style="box-sizing:border-box;width:100%;border:4px {line} {colour or "transparent"}">'
-                           f'<figcaption style="font-size:13px"><b>{hit.mark}</b><br>{hit.scores}<br>{what}'
+                           f'<figcaption style="font-size:13px"><b>{hit.mark}</b><br>{scores}<br>{what}'
                            f'</figcaption></figure>')
         sections.append(f"<section><p><b>{html.escape(name)}</b>: {content.summary(s, k)}</p>"
                         f"{''.join(figures)}</section>")
@@ -110,7 +111,7 @@ def page(content, picture, title: str) -> str:
             "pictures": {v: picture(v) for v in clips}, "queries": [
         {"text": content.texts[k], "line": content.line(k),
          "tags": {name: labels[k] for name, labels in content.tags.items()},
-         "hits": [[{"clip": hit.clip, "grade": hit.grade} | hit.data for hit in content.hits(s, k)]
+         "hits": [[{"clip": hit.clip, "grade": hit.grade} | hit.place | hit.scores for hit in content.hits(s, k)]
                   for s in range(len(content.sides))],
          "html": card(content, k, lambda v: f'data-clip="{v}"')} for k in chosen]}
     static = list(dict.fromkeys([*orders["worst first"][:STATIC_QUERIES // 2],
@@ -151,10 +152,10 @@ def widgets(content, picture):
     wide = {"layout": {"width": "98%"}, "style": {"description_width": "70px"}}
     text = ipywidgets.Text(description="text", placeholder="part of a query", **wide)
     order = ipywidgets.Dropdown(description="order", options=list(content.orders), **wide)
-    filters = {}
-    for name, labels_K in content.tags.items():
-        options = sorted({(label, label) for labels in labels_K for label in labels})
-        filters[name] = ipywidgets.Dropdown(description=name, options=[("any", ""), *options], **wide)
+    options = {name: sorted({(label, label) for labels in labels_K for label in labels})
+               for name, labels_K in content.tags.items()}
+    filters = {name: ipywidgets.Dropdown(description=name, options=[("any", ""), *labels], **wide)
+               for name, labels in options.items()}
     random = ipywidgets.Button(description="Random query", layout={"flex": "0 0 auto", "width": "auto"})
     count = ipywidgets.Label()
     listing = ipywidgets.Select(description="queries", rows=8, **wide)

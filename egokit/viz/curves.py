@@ -104,21 +104,20 @@ def draw(run: Run, history: History, state: str):
         if name != "loss/loss":
             draw_line(losses, steps, training[name], name)
     draw_validation(validation, history)
-    rates.set(title="learning rates", ylabel="learning rate")
     draw_line(rates, steps, training["optimizer/lr"], "backbones")
     draw_line(rates, steps, training["optimizer/lr_heads"], "projections, heads, fusion", "--")
     rates.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-    rates.set_ylim(bottom=0)
+    rates.set(title="learning rates", ylabel="learning rate", ylim=(0, None))
 
-    speed.set(title=f"throughput: {recent_median(training['speed/clips_per_s']):.1f} clips/s", ylabel="clips/s")
     draw_line(speed, steps, training["speed/clips_per_s"])
-    speed.set_ylim(bottom=0)
+    speed.set(title=f"throughput: {recent_median(training['speed/clips_per_s']):.1f} clips/s", ylabel="clips/s",
+              ylim=(0, None))
     bound = recent_median(share) > DATA_BOUND
+    draw_line(waiting, steps, 100 * share)
+    waiting.set(ylabel="share of step time (%)", ylim=(0, 100))
     verdict = "data-bound: more data.workers" if bound else "not data-bound"
     waiting.set_title(f"{100 * recent_median(share):.0f} % waiting for data:\n{verdict}" if len(share) else
                       "waiting for data", color=WRONG if bound else "black")
-    waiting.set(ylabel="share of step time (%)", ylim=(0, 100))
-    draw_line(waiting, steps, 100 * share)
     waiting.axhline(100 * DATA_BOUND, color="grey", linestyle=":", linewidth=1)
     skipped = training["optimizer/skipped"]
     norm.set(title=f"gradient norm, {int(skipped[-1]) if len(skipped) else 0} steps skipped", ylabel="gradient norm",

@@ -22,8 +22,8 @@ class ShownClip(NamedTuple):
     clip: int            # its number in the data set
     grade: float | None  # relevancy from 0 to 1; None where it has no meaning
     mark: str            # the grade in words
-    scores: str          # the scores as text
-    data: dict           # the exact numbers, for the page's data
+    place: dict          # its place among the query's clips, counted from 1
+    scores: dict         # {name: score}
 
 
 class Side(NamedTuple):
@@ -79,12 +79,10 @@ class Queries:
         legend: What borders and marks mean.
         texts: The text of each query.
         tags: {filter: labels of each query}.
-        marks: How each query is answered, by side, such as "✗ rank 3".
+        right_SK: Whether each query is answered right, by side.
+        ranks: The first right clip's rank of each query in words, by side; "" where there are no ranks.
         orders: {name: numbers of the queries, sorted}.
     """
-    legend: str
-    marks: list[list[str]]
-
     def __init__(self, task, compared: list[Side], texts: list[str]):
         self.task, self.texts, self.tags = task, texts, task.query_tags()
         self.sides = [side.name for side in compared]
@@ -92,8 +90,9 @@ class Queries:
 
     def line(self, k: int) -> str:
         """Return the query's line in a list."""
-        other = f" ({self.sides[1]} {self.marks[1][k]})" if len(self.sides) > 1 else ""
-        return f"{self.marks[0][k]}{other}  {self.texts[k]}"
+        marks = [("✓" if right_K[k] else "✗") + ranks[k]
+                 for right_K, ranks in zip(self.right_SK, self.ranks, strict=True)]
+        return marks[0] + "".join(f" ({self.sides[1]} {mark})" for mark in marks[1:]) + f"  {self.texts[k]}"
 
     def matching(self, text: str = "", order: str = "worst first", **labels: str) -> list[int]:
         """Return the queries that contain all words of `text` and have the labels, in an order.
@@ -137,8 +136,8 @@ class RetrievalQueries(Queries):
         right_VK = self.truth_VK == 1
         self.legend, self.right_K = legend(task, self.truth_VK), right_VK.sum(0)
         self.rank_SK, margin_SK = zip(*[first_right(scores_VK, right_VK) for scores_VK in self.scores_S], strict=True)
-        self.marks = [["✗ no right clip" if rank == 0 else f"{'✓' if rank == 1 else '✗'} rank {rank:,}"
-                       for rank in rank_K.tolist()] for rank_K in self.rank_SK]
+        self.right_SK = [rank_K == 1 for rank_K in self.rank_SK]
+        self.ranks = [[f" rank {rank:,}" if rank else " no right clip" for rank in rank_K] for rank_K in self.rank_SK]
         self.tags |= {"result": [
             ["no right clip"] if rank == 0 else ["right clip first"] if rank == 1 else
             [f"right clip in the top {TOP}"] if rank <= TOP else [f"right clip below the top {TOP}"]
@@ -153,16 +152,14 @@ class RetrievalQueries(Queries):
         return (f"first right clip at rank {self.rank_SK[s][k]:,} of {len(self.truth_VK):,}; "
                 f"{in_top} of {self.right_K[k]} in the top {TOP}")
 
-    def hits(self, s: int, k: int) -> list[ShownClip]:
-        scores_V = self.scores_S[s][:, k]
+    def hits(self, s: int, k: int, top: int = TOP) -> list[ShownClip]:
+        scores_V, shown = self.scores_S[s][:, k], []
         order = np.argsort(-scores_V, kind="stable")
-        missed = [rank for rank in np.flatnonzero(self.truth_VK[order, k] == 1) if rank >= TOP][:MISSED]
-        shown = []
-        for rank in [*range(min(TOP, len(order))), *missed]:
+        missed = [rank for rank in np.flatnonzero(self.truth_VK[order, k] == 1).tolist() if rank >= top][:MISSED]
+        for rank in [*range(min(top, len(order))), *missed]:
             v, grade = int(order[rank]), float(self.truth_VK[order[rank], k])
-            mark = f"{rank + 1:,}. {grade_style(grade)[0]}" + (", missed" if rank >= TOP else "")
-            shown.append(ShownClip(v, grade, mark, f"score {scores_V[v]:.2f}",
-                                   {"rank": int(rank) + 1, "score": float(scores_V[v])}))
+            mark = f"{rank + 1:,}. {grade_style(grade)[0]}" + (", missed" if rank >= top else "")
+            shown.append(ShownClip(v, grade, mark, {"rank": rank + 1}, {"score": float(scores_V[v])}))
         return shown
 
 
@@ -171,18 +168,20 @@ class QuestionQueries(Queries):
 
     def __init__(self, task, compared: list[Side]):
         super().__init__(task, compared, task.texts)
-        self.legend = f"Solid green ✓: the answer. Dashed red ✗: what the {task.deciding} score chose instead."
+        meanings = ", ".join(f"{name}: {words}" for name, words in task.meanings.items())
+        self.legend = f"Solid green ✓: the answer. Dashed red ✗: what the {task.deciding} score chose. {meanings}"
         right_CQ = np.arange(task.choices.shape[1])[:, None] == task.answers
-        ranked = [first_right(scores[task.deciding].T, right_CQ) for scores in self.scores_S]
-        wrong_SQ = [rank_Q > 1 for rank_Q, _ in ranked]
-        self.marks = [["✗" if wrong else "✓" for wrong in wrong_Q] for wrong_Q in wrong_SQ]
-        self.tags |= {"result": [["wrong" if wrong else "right"] for wrong in wrong_SQ[0]]}
+        rank_SQ, margin_SQ = zip(*[first_right(scores[task.deciding].T, right_CQ) for scores in self.scores_S],
+                                 strict=True)
+        self.right_SK = [rank_Q == 1 for rank_Q in rank_SQ]
+        self.ranks = [[""] * len(rank_Q) for rank_Q in rank_SQ]
+        self.tags |= {"result": [["right" if right else "wrong"] for right in self.right_SK[0]]}
         plain, *corrected = self.scores_S[0]
         for name in corrected[:1]:
-            plain_wrong_Q = self.scores_S[0][plain].argmax(1) != task.answers
-            for labels, wrong, plain_wrong in zip(self.tags["result"], wrong_SQ[0], plain_wrong_Q, strict=True):
-                labels += [f"{name} {'misleads' if wrong else 'corrects'} {plain}"] if wrong != plain_wrong else []
-        self.order_by([wrong_Q.astype(float) for wrong_Q in wrong_SQ], [margin_Q for _, margin_Q in ranked])
+            plain_Q = self.scores_S[0][plain].argmax(1) == task.answers
+            for labels, right, plain_right in zip(self.tags["result"], self.right_SK[0], plain_Q, strict=True):
+                labels += [f"{name} {'corrects' if right else 'misleads'} {plain}"] if right != plain_right else []
+        self.order_by([1.0 - right_Q for right_Q in self.right_SK], margin_SQ)
 
     def summary(self, s: int, k: int) -> str:
         verdicts = [f"{name} {'✓' if scores_QC[k].argmax() == self.task.answers[k] else '✗'}"
@@ -192,13 +191,12 @@ class QuestionQueries(Queries):
     def hits(self, s: int, k: int) -> list[ShownClip]:
         chosen, shown = self.scores_S[s][self.task.deciding][k].argmax(), []
         for c, v in enumerate(self.task.choices[k].tolist()):
-            values = {name: float(scores_QC[k, c]) for name, scores_QC in self.scores_S[s].items()}
+            scores = {name: float(scores_QC[k, c]) for name, scores_QC in self.scores_S[s].items()}
             answer = c == self.task.answers[k]
             choice = (("," if answer else " ✗") + " chosen") if c == chosen else ""
             mark = f"{c + 1}." + (" ✓ answer" if answer else "") + choice
             grade = 1.0 if answer else 0.0 if c == chosen else None
-            scores = ", ".join(f"{name} {value:.2f}" for name, value in values.items())
-            shown.append(ShownClip(v, grade, mark, scores, {"choice": c + 1} | values))
+            shown.append(ShownClip(v, grade, mark, {"choice": c + 1}, scores))
         return shown
 
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from egokit.data.video.frame_sampling import evenly_spaced
 from egokit.runs.run_folder import Run
-from egokit.viz.style import Picture, checked_scores, clip_grid, grade_style, legend, save_figure, strip
+from egokit.viz.queries import Queries, make_queries, sides
+from egokit.viz.style import Picture, clip_grid, grade_style, legend, save_figure, strip
 
 FRAMES = 4  # shown of a clip
 
@@ -19,23 +20,12 @@ def questions(task, run: Run, section: str, count: int = 6):
     The answer and the model's choice are marked. Half of the `count` questions are answered right and half wrong, as
     far as there are enough wrong ones.
     """
-    scores, dataset = checked_scores(task, run, section), task.dataset("test")
-    chosen_Q = scores[task.deciding].argmax(1)
-    right_Q = chosen_Q == task.answers
+    content = make_queries(task, sides(run, section, None))
+    right_Q = content.right_SK[0]
     wrong_count = min(count // 2, int((~right_Q).sum()))
-    lines = []
-    for q in [*evenly_spaced(np.flatnonzero(right_Q), count - wrong_count),
-              *evenly_spaced(np.flatnonzero(~right_Q), wrong_count)]:
-        pictures = []
-        for c, v in enumerate(task.choices[q].tolist()):
-            values = " ".join(f"{name[0]} {scores_QC[q, c]:.2f}" for name, scores_QC in scores.items())
-            mark, grade = {task.answers[q]: ("✓ answer", 1)}.get(c, ("✗ chosen", 0) if c == chosen_Q[q] else ("", None))
-            pictures.append(Picture(strip(dataset[0, v]["video"], FRAMES), f"{values}\n{mark}",
-                                    *grade_style(grade)[1:]))
-        kind = f"   ({', '.join(task.kinds[q])})" if task.kinds else ""
-        lines.append((task.texts[q] + kind, bool(right_Q[q]), pictures))
-    title = ", ".join(f"{name[0]}: {name} ({task.meanings.get(name, 'a score')})" for name in scores)
-    return save_figure(clip_grid(lines, title)[0], run, f"questions-{section}")
+    picked = [*evenly_spaced(np.flatnonzero(right_Q), count - wrong_count),
+              *evenly_spaced(np.flatnonzero(~right_Q), wrong_count)]
+    return save_figure(draw_queries(content, picked), run, f"questions-{section}")
 
 
 def retrieved(task, run: Run, section: str, count: int = 6, top: int = 5, seed: int = 0):
@@ -51,17 +41,30 @@ def retrieved(task, run: Run, section: str, count: int = 6, top: int = 5, seed: 
         top: Clips to draw of each text.
         seed: Of the choice of texts, so that two sections show the same ones.
     """
-    scores_VK, relevancy_VK = checked_scores(task, run, section), task.truth()
-    dataset, texts, lines = task.dataset("test"), task.prompts(), []
-    possible = np.flatnonzero(relevancy_VK.max(0) == 1)
-    for k in np.sort(np.random.default_rng(seed).choice(possible, min(count, len(possible)), replace=False)):
+    content = make_queries(task, sides(run, section, None))
+    possible = np.flatnonzero(content.right_K)
+    picked = np.sort(np.random.default_rng(seed).choice(possible, min(count, len(possible)), replace=False))
+    return save_figure(draw_queries(content, picked, top), run, f"retrieved-{section}")
+
+
+def draw_queries(content: Queries, picked, top: int | None = None):
+    """Draw some queries: each with the clips that the browser shows, or with its best ones only.
+
+    Args:
+        content: The queries of an evaluated section.
+        picked: Numbers of the queries to draw.
+        top: How many clips of a text to draw; None draws all choices of a question.
+    """
+    dataset, rows = content.task.dataset("test"), []
+    for k in picked:
         pictures = []
-        for rank, v in enumerate(np.argsort(-scores_VK[:, k], kind="stable")[:top].tolist(), 1):
-            mark, *border = grade_style(relevancy_VK[v, k])
-            pictures.append(Picture(strip(dataset[0, v]["video"], FRAMES), f"{rank}. {mark}   {scores_VK[v, k]:.2f}",
-                                    *border))
-        lines.append((f"“{texts[k]}”", None, pictures))
-    return save_figure(clip_grid(lines, legend(task, relevancy_VK))[0], run, f"retrieved-{section}")
+        for hit in content.hits(0, k) if top is None else content.hits(0, k, top)[:top]:
+            numbers = " ".join(f"{name[0] if len(hit.scores) > 1 else name} {score:.2f}"
+                               for name, score in hit.scores.items())
+            pictures.append(Picture(strip(dataset[0, hit.clip]["video"], FRAMES), f"{hit.mark}\n{numbers}",
+                                    *grade_style(hit.grade)[1:]))
+        rows.append((f"“{content.texts[k]}”   {content.summary(0, k)}", bool(content.right_SK[0][k]), pictures))
+    return clip_grid(rows, content.legend)[0]
 
 
 def reranked(model, task, text: str, run: Run | None = None, clips: int = 300, candidates: int = 10, top: int = 5):

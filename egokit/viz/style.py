@@ -16,6 +16,7 @@ RIGHT, WRONG, NEUTRAL = "#009E73", "#D55E00", "#0072B2"
 CYCLE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 PARTLY = CYCLE[4]
 DASHES = {"solid": "solid", "dashed": (0, (2, 1)), "dotted": (0, (1, 1))}  # of borders 4 points wide
+HEADING = 105  # characters of a heading in one line
 CHART = 1.55  # width of the chart beside a row of pictures, in widths of a picture
 WIDTH = 12  # inches; JupyterLab and slides shrink wider figures, and text must not fall below 11 points
 STYLE = {"font.size": 12, "axes.titlesize": 13, "legend.fontsize": 11, "xtick.labelsize": 11, "ytick.labelsize": 11,
@@ -108,7 +109,7 @@ def draw_heading(axis, text: str, colour: str = "black") -> None:
 
     A long heading must not widen the first column, so the layout sees only an empty title of the same height.
     """
-    lines = textwrap.wrap(text, 100)
+    lines = textwrap.wrap(text, HEADING)
     title = axis.set_title("\n".join(" " * len(lines)), loc="left")  # same height, for the layout
     axis.annotate("\n".join(lines), (0, 1), (0, 6), "axes fraction", "offset points", va="bottom", color=colour,
                   fontsize=title.get_fontsize(), in_layout=False)
@@ -153,11 +154,13 @@ def clip_grid(rows: list[tuple[str, bool | None, list[Picture]]], title: str = "
         The figure and its last axis in each row.
     """
     columns, pictures = max(len(row[2]) for row in rows), [picture for row in rows for picture in row[2]]
+    title = "\n".join(textwrap.fill(line, 125) for line in title.splitlines())
     width = WIDTH / (columns + CHART * charts)
     height = width * max(picture.image.shape[0] / picture.image.shape[1] for picture in pictures) + 0.1 + \
-        0.22 * max(picture.caption.count("\n") + 1 for picture in pictures) + 0.35 * any(row[0] for row in rows)
+        0.22 * max(picture.caption.count("\n") + 1 for picture in pictures) + \
+        0.3 * max(len(textwrap.wrap(row[0], HEADING)) for row in rows)
     figure, axes = pyplot().subplots(len(rows), columns + charts, squeeze=False, layout="constrained",
-                                     figsize=(WIDTH, height * len(rows) + 0.3 * title.count("\n") + 0.4 * bool(title)),
+                                     figsize=(WIDTH, height * len(rows) + 0.3 * len(title.splitlines()) + 0.1),
                                      width_ratios=[1] * columns + [CHART] * charts)
     for (heading, right, pictures), line in zip(rows, axes, strict=True):
         for axis in line[len(pictures):columns]:
@@ -168,5 +171,5 @@ def clip_grid(rows: list[tuple[str, bool | None, list[Picture]]], title: str = "
             draw_heading(line[0], f"{'RIGHT' if right else 'WRONG'}: {heading}", RIGHT if right else WRONG)
         elif heading:
             draw_heading(line[0], heading)
-    figure.suptitle(title)
+    figure.suptitle(title, fontsize=12)
     return figure, axes[:, -1]
