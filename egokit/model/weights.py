@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from egokit.config.build import build, new_names
+from egokit.config.build import build, flatten, nest
 from egokit.config.schema import RANDOM, ModelConfig
 from egokit.model import checkpoints
 from egokit.model.checkpoints import WeightsError
@@ -132,7 +132,7 @@ def load(path: str | Path, frames: int | None = None, tokenizer: str | None = No
         raise WeightsError(f"{path} is not an EgoVLPv2 checkpoint: "
                            f"its keys begin with {', '.join(sorted(unknown)[:5])}")
     if record:
-        config = build(ModelConfig, new_names({"model": record["model_config"]})["model"])
+        config = build(ModelConfig, nest(flatten({"model": record["model_config"]}))["model"], "model", f" (in {path})")
     else:
         config = infer_config(state)
     temporal = state.get("video.temporal_embed")

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from egokit.config.build import ConfigError
-from egokit.config.schema import Config
+from egokit.config.schema import Config, TaskConfig
 from egokit.data.video import open_video, transforms
 from egokit.model.text_encoder import load_tokenizer
+from egokit.runs.ledger import Result
 from egokit.runs.run_folder import Run
 from egokit.train import distributed
 from egokit.train.gradient_cache import by_micro_batches
@@ -28,16 +29,28 @@ class Task:
     To be evaluated, a task gives `dataset`, `score_batch` and `metrics`; to be trained, `dataset`, `loss` and `best`.
 
     Attributes:
+        Params: the task's own keys, the section `task` of a recipe; a class derived from TaskConfig.
+        notebook: folder of its runs under outputs/, and the notebook that shows them; "": named like the user's file.
+        sections: action ("train", "evaluate", "extract") -> name of its job and of its section of metrics.json. The
+            first is the one that `egokit submit` starts. Empty: those that the class can do, named like the action.
         best: the metric that chooses the best checkpoint; larger is better.
-        published: {metric: published number or None} for the ledger; only of a task in a user's own file.
+        published: {metric: published number or None} for the ledger, or Results.
+        recipe: the published recipe, a file under params/.
+        samples: how many the real data set has, 0 if that is unknown; `unit` is what they are called.
+        figures: pictures worth a look, of those that the notebook leaves in its run's figures/.
         uses_fusion: whether the loss trains the fusion encoder. If not, its parameters are frozen.
         fixed_length: whether training pads all texts to data.max_tokens, or to the longest of a batch. The training
             loop sets it on GPUs, where every new shape costs time.
         clips_per_sample: rows of batch["video"] for each sample.
         rows_per_sample: rows of `score_batch` for each sample.
     """
+    Params = TaskConfig
+    notebook = ""
+    sections: ClassVar[dict[str, str]] = {}
     best = ""
-    published: ClassVar[dict[str, float | None]] = {}
+    published: ClassVar[dict[str, float | None] | list[Result]] = {}
+    recipe, samples, unit = "", 0, "samples"
+    figures: ClassVar[tuple[str, ...]] = ()
     uses_fusion = False
     fixed_length = False
     clips_per_sample = 1
@@ -54,6 +67,28 @@ class Task:
         self.root = Path(config.site.root)
         self.tokenizer = load_tokenizer(config.site.tokenizer)
         open_video.import_reader(config.data.reader)
+
+    @classmethod
+    def actions(cls) -> dict[str, str]:
+        """Return what its jobs do, each with the job's name; the first is the main one."""
+        if cls.sections:
+            return cls.sections
+        can = {"evaluate": cls.score_batch is not Task.score_batch, "train": cls.loss is not Task.loss,
+               "extract": hasattr(cls, "extract")}
+        return {action: action for action, able in can.items() if able}
+
+    @classmethod
+    def results(cls) -> list[Result]:
+        """Return the metrics that tables show, with the published numbers."""
+        if not isinstance(cls.published, dict):
+            return list(cls.published)
+        return [Result(f"{cls.__name__} {metric}, {section}", section, metric, number)
+                for section in cls.actions().values() for metric, number in cls.published.items()]
+
+    @classmethod
+    def outdated(cls, config: Config, run: Run) -> bool:
+        """Return whether the run's finished result is of an earlier state of the data: it is then made anew."""
+        return False
 
     # to be given by a task
     def dataset(self, split: str):
@@ -155,8 +190,8 @@ class Task:
         """Return the path of a file under the data root, or raise an error that says the fix."""
         path = self.root.joinpath(*parts)
         if not path.exists():
-            raise FileNotFoundError(f"{path} is missing (site {self.config.site.name!r}, task {self.config.task!r}); "
-                                    "run notebook 01_data_prep for this site, or correct 'site.root' in its file")
+            raise FileNotFoundError(f"{path} is missing (site {self.config.site.name!r}, "
+                                    f"task {self.config.task.name!r}); run notebook 01_data_prep for this site, or correct 'site.root' in its file")
         return path
 
     def transform(self, frames_THWC: np.ndarray, rng: np.random.Generator | None) -> Tensor:

@@ -5,15 +5,18 @@ Source: Charades-Ego (arXiv 1804.09627); EgoVLPv2 (arXiv 2307.05463).
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from torch import Tensor
 
+from egokit.config.schema import Positive, TaskConfig
 from egokit.data.annotation_tables import charades_classes, charades_videos, read_metadata
 from egokit.data.loader import Samples
 from egokit.data.video import clips, frame_sampling
 from egokit.model.egovlp import similarity
 from egokit.runs.files import write_text
+from egokit.runs.ledger import Result
 from egokit.runs.run_folder import Run
 from egokit.tasks import losses, metrics
 from egokit.tasks.base import cosine
@@ -62,6 +65,16 @@ class Videos(Samples):
 
 class CharadesEgo(RetrievalTask):
     """Scores every test video against the sentence of every class."""
+    notebook = "04_charades_ego"
+    sections: ClassVar = {"train": "finetune", "evaluate": "zeroshot"}
+    recipe = "charades_finetune"
+    published: ClassVar = [  # EgoVLPv2 (ICCV 2023), table 4
+        Result("Charades-Ego mAP, zero-shot", "zeroshot", "mAP", 26.2, "EgoVLPv2_smallproj_epoch1.pth", "mAP"),
+        Result("Charades-Ego mAP, fine-tuned", "finetune", "mAP", 34.1, "Charades-Ego_finetune.pth", "mAP")]
+    figures = ("retrieved-finetune.png",)
+
+    class Params(TaskConfig):
+        temperature: Positive = 0.05  # of InfoNCE
 
     def __init__(self, config):
         super().__init__(config)
@@ -86,7 +99,7 @@ class CharadesEgo(RetrievalTask):
     def loss(self, model, batch: dict, step: int) -> dict[str, Tensor]:
         """Return InfoNCE on the global batch; the same value on every rank."""
         video_BE, text_BE = self.embeddings(model, batch)
-        return {"infonce": losses.infonce(similarity(text_BE, video_BE), self.config.train.temperature)}
+        return {"infonce": losses.infonce(similarity(text_BE, video_BE), self.config.task.temperature)}
 
     def score_matrix(self, rows: dict[str, np.ndarray], prompts_KE: np.ndarray) -> np.ndarray:
         """Return the cosine of every video with every class's sentence, (videos, classes)."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -22,8 +23,11 @@ from egokit.data.video.frame_sampling import evenly_spaced
 from egokit.data.video.transforms import normalise
 from egokit.model.egovlp import similarity
 from egokit.model.input_checks import of_few_lengths, rounded_up
+from egokit.runs.ledger import Result
 from egokit.tasks import metrics
 from egokit.tasks.base import WATCHED, Task
+
+PUBLISHED = {("ensemble", "inter"): 91.0, ("ensemble", "intra"): 60.9}
 
 
 def clip_key(clip: dict) -> tuple[str, float, float]:
@@ -64,6 +68,15 @@ class EgoMCQ(Task):
         clips: the distinct clips, by `clip_key`; `number` is the inverse.
         pairs_of: number of a clip -> its pairs, each question * 5 + choice.
     """
+    notebook = "05_egomcq"
+    sections: ClassVar = {"evaluate": "egomcq"}
+    recipe, samples, unit = "egomcq", 39751, "questions"
+    published: ClassVar = [  # EgoVLPv2 (ICCV 2023), table 2
+        Result(f"EgoMCQ {kind.replace('_', '-')}{'' if kind == 'verb_only' else '-video'}, {score}", "egomcq",
+               f"{score}_{kind}", PUBLISHED.get((score, kind)), "EgoVLPv2.pth",
+               "inter" if kind == "verb_only" else kind, f"{score}.{kind}", (score, kind) in PUBLISHED)
+        for score in ("dual", "fusion", "ensemble") for kind in ("inter", "intra", "verb_only")]
+    figures = ("questions-egomcq.png",)
     best = "ensemble_intra"
     uses_fusion = True
     rows_per_sample = CHOICES  # a sample is a question, a row its pair with one clip

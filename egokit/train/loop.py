@@ -98,7 +98,8 @@ class Trainer:
                 "validated": self.validated, "best": self.best, "skipped": self.skipped, "bad": self.bad,
                 "bad_in_epoch": self.bad_in_epoch, "world_size": distributed.world_size(),
                 "seconds": time.perf_counter() - self.began,
-                "recipe": {"task": self.config.task, "steps": self.steps, "batch_size": self.config.train.batch_size}}
+                "recipe": {"task": self.config.task.name, "steps": self.steps,
+                           "batch_size": self.config.train.batch_size}}
 
     def save(self) -> None:
         """Write this step's checkpoint (rank 0), delete older ones, and wait for all ranks."""

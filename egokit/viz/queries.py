@@ -65,7 +65,7 @@ def make_queries(task, compared: list[Side]) -> Queries:
         ValueError: The task retrieves nothing, or a section was scored on other data than the task's.
     """
     if not hasattr(task, "truth") and not hasattr(task, "questions"):
-        raise ValueError(f"task {task.config.task!r} retrieves nothing to browse: ek100, charades and egomcq do")
+        raise ValueError(f"task {task.config.task.name!r} retrieves nothing to browse: ek100, charades and egomcq do")
     return (RetrievalQueries if hasattr(task, "truth") else QuestionQueries)(task, compared)
 
 

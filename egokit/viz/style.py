@@ -56,7 +56,7 @@ def checked_rows(task, run: Run, section: str) -> tuple[dict, np.ndarray | None]
     rows, prompts_KE = run.read_rows(section)
     column, texts = "video" if task.prompts() else "fusion", len(task.prompts())
     if column not in rows or (prompts_KE is None) != (not texts):
-        raise ValueError(f"{path} holds the scores of another benchmark than {task.config.task!r}: "
+        raise ValueError(f"{path} holds the scores of another benchmark than {task.config.task.name!r}: "
                          "name a run of this notebook")
     if len(rows["index"]) != task.num_rows() or (texts and len(prompts_KE) != texts):
         raise ValueError(f"{path} holds {len(rows['index']):,} rows" +
