@@ -1,6 +1,7 @@
 """Conversion between Config and plain dicts, strict on names and types; comparison of configs.
 
-A "plain" config is a nested dict of sections and keys, as YAML and JSON hold it. A "flat" one is {"section.key": value}.
+A "plain" config is a nested dict of sections and keys, as YAML and JSON hold it.
+A "flat" one is {"section.key": value}.
 """
 from __future__ import annotations
 
@@ -62,7 +63,8 @@ def _message(cls, error: dict, where: str, source: str) -> str:
     if error["type"] == "literal_error":
         return f"{name}{source}: {value!r}: {did_you_mean(value, typing.get_args(annotation))}"
     if error["type"] == "dataclass_type":
-        return f"{name}{source}: expected a section with keys {', '.join(annotation.__pydantic_fields__)}; got {value!r}"
+        keys = ", ".join(annotation.__pydantic_fields__)
+        return f"{name}{source}: expected a section with keys {keys}; got {value!r}"
     expected = error["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     return f"{name}{source}: expected {expected}, got {value!r}"
 

@@ -104,22 +104,28 @@ class RunJob:
     def evaluate(config, task, run, section, device) -> dict:
         """Evaluate the checkpoint `init`, save the outputs, and return the metrics."""
         from egokit.jobs.progress import ProgressFile
+        from egokit.model.own_modules import attach
         from egokit.train import distributed
         from egokit.train.evaluate import evaluate
         from egokit.train.loop import initial_model
         began = time.perf_counter()
         callbacks = {"on_batch": ProgressFile(run.path / "jobs" / section)} if distributed.rank() == 0 else {}
         model = initial_model(config, frames=config.data.eval_frames)
+        fresh = attach(model, task)
         metrics, rows, prompts_KE = evaluate(model.to(device), task, **callbacks)
         if distributed.rank() == 0:
             task.save_outputs(run, section, rows, prompts_KE)
+        metrics |= {"fresh_modules": fresh} if fresh else {}
         return metrics | {"evaluation_seconds": metrics["seconds"], "seconds": time.perf_counter() - began}
 
     @staticmethod
     def extract(config, task, run, section, device) -> dict:
         """Extract the task's features, and return how many there are."""
+        from egokit.model.own_modules import attach
         from egokit.train.loop import initial_model
-        return task.extract(initial_model(config).to(device).eval(), run)
+        model = initial_model(config)
+        attach(model, task)
+        return task.extract(model.to(device).eval(), run)
 
 
 def expect_processes(launch: LaunchConfig, started: int) -> None:

@@ -158,7 +158,8 @@ def _execute(path: Path, folder: Path, parameters: dict, timeout: float | None) 
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from traitlets.config import Config
     monitor = _CellMonitor(timeout)
-    with _named(path.stem), _log(folder / "notebook.log") as log, tempfile.TemporaryDirectory(prefix="egokit-") as sockets:
+    with (_named(path.stem), _log(folder / "notebook.log") as log,
+          tempfile.TemporaryDirectory(prefix="egokit-") as sockets):
         # ipc: no TCP port that other users of the machine could connect to; a temporary folder: in the working folder,
         # kernels would take each other's sockets
         transport = Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}})

@@ -189,6 +189,8 @@ def recipe_differences(task: type | None, result: Result, section: dict) -> list
     elif start != result.checkpoint:
         published = f", published for {result.checkpoint}" if result.checkpoint else ""
         phrases.append(f"checkpoint {start} ({section['init_sha256']}){published}")
+    if section.get("fresh_modules"):
+        phrases.append(f"modules with random weights: {', '.join(section['fresh_modules'])}")
     if section["precision"] != "fp32":
         phrases.append(f"evaluated in {section['precision']}")
     if not task:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from egokit.config.build import ConfigError
 from egokit.config.schema import Config, TaskConfig
@@ -61,6 +61,12 @@ class Task:
         for old, new in RENAMED.items():
             if old in vars(cls):
                 raise ConfigError(f"{cls.__name__}.{old} is called {new} now: rename it, or nothing calls it")
+
+    def __setattr__(self, name: str, value) -> None:
+        if isinstance(value, nn.Module | nn.Parameter):
+            raise ConfigError(f"{type(self).__name__}.{name} is a {type(value).__name__} on the task, which nothing "
+                              "would train or save: return it from the method `modules`, and use it as model.own[name]")
+        super().__setattr__(name, value)
 
     def __init__(self, config: Config):
         self.config = config
@@ -118,8 +124,8 @@ class Task:
 
         Random draws behind a global value must be equal on all ranks: rank 0 draws from (seed, step) and
         `distributed.broadcast` hands it on. Wrap what takes memory in `self.in_parts`. Every parameter that is trained
-        needs a gradient in every step, because DDP waits for it; see `uses_fusion`. The optimizer trains the model's
-        parameters, and checkpoints hold them: a parameter kept on the task is not trained.
+        needs a gradient in every step, because DDP waits for it; see `uses_fusion`. Parameters of the task's own come
+        from `modules`. What is to be logged but not minimised comes from `watched`.
 
         Args:
             model: an EgoVLP in training mode, under autocast in train.precision.
@@ -130,6 +136,26 @@ class Task:
             Scalars by name. Each is logged under its name, averaged over ranks.
         """
         raise NotImplementedError(f"{type(self).__name__} is evaluated, not trained")
+
+    def modules(self, model) -> dict[str, nn.Module]:
+        """Return the task's own modules by name: a head, an encoder, an nn.ParameterDict of learnable numbers.
+
+        The model holds them as model.own[name]. They are trained with it, at optim.head_lr_scale times the rate,
+        averaged over ranks, saved in its checkpoints, and loaded from them. This is also the place to freeze parts of
+        the model, by requires_grad_(False).
+
+        Args:
+            model: an EgoVLP with its weights loaded.
+        """
+        return {}
+
+    def watched(self, model) -> dict[str, float | Tensor]:
+        """Return numbers to log beside the loss, by name, such as a learned temperature; they are not minimised."""
+        return {}
+
+    def embed_video(self, model, frames: Tensor) -> Tensor:
+        """Return the embeddings (B, E) of clips, uint8 (B, T, 3, size, size), for losses and retrieval."""
+        return model.embed_video(transforms.normalise(frames))
 
     def prompts(self) -> list[str]:
         """Return the K texts that every sample is compared with; an evaluation encodes them once."""
@@ -191,7 +217,8 @@ class Task:
         path = self.root.joinpath(*parts)
         if not path.exists():
             raise FileNotFoundError(f"{path} is missing (site {self.config.site.name!r}, "
-                                    f"task {self.config.task.name!r}); run notebook 01_data_prep for this site, or correct 'site.root' in its file")
+                                    f"task {self.config.task.name!r}); run notebook 01_data_prep for this site, or "
+                                    "correct 'site.root' in its file")
         return path
 
     def transform(self, frames_THWC: np.ndarray, rng: np.random.Generator | None) -> Tensor:
@@ -219,7 +246,7 @@ class Task:
             # Texts first, because the backward pass runs in reverse: the clips' activations are freed before the
             # large gradient of the word embeddings is allocated.
             text_bE = model.embed_text({"input_ids": ids, "attention_mask": mask})
-            return model.embed_video(transforms.normalise(frames)), text_bE
+            return self.embed_video(model, frames), text_bE
 
         tokens = batch["tokens"]
         video_bE, text_bE = self.in_parts(embed, batch["video"], tokens["input_ids"], tokens["attention_mask"])

@@ -111,12 +111,12 @@ class EgoClip(Task):
         """
         counts = distributed.sizes(len(batch["video"]), batch["video"].device)  # b of every rank
 
-        # EgoNCE on the embeddings of the global batch: the same value on every rank
+        # EgoNCE, or what replaces it, on the embeddings of the global batch: the same value on every rank
         video_BE, text_BE = self.embeddings(model, batch, counts)
         similarity_BB = similarity(text_BE, video_BE)
         positives_BB = losses.positives(distributed.gather(batch["verbs"], counts),
                                         distributed.gather(batch["nouns"], counts))
-        egonce = losses.egonce(similarity_BB, positives_BB, self.config.task.temperature)
+        contrastive = self.contrastive_loss(model, similarity_BB, positives_BB)
 
         # The unfused half of the video side serves MLM and ITM: the one large tensor that is kept of all clips
         trunk_bSD = self.in_parts(lambda frames: model.fusion_trunk(normalise(frames)), batch["video"])
@@ -124,7 +124,16 @@ class EgoClip(Task):
         # MLM and ITM: this rank's share of the global mean, times the world size
         mlm = self.masked_words_loss(model, batch, trunk_bSD)
         itm = self.matching_loss(model, batch, trunk_bSD, counts, *self.pairs(similarity_BB, positives_BB, step))
-        return {"egonce": egonce, "mlm": mlm, "itm": itm}
+        return {**contrastive, "mlm": mlm, "itm": itm}
+
+    def contrastive_loss(self, model, similarity_BB: Tensor, positives_BB: Tensor) -> dict[str, Tensor]:
+        """Return the contrastive part of the loss as named terms, the same value on every rank.
+
+        Args:
+            similarity_BB: cosine of every text (rows) with every clip of the global batch, with gradients.
+            positives_BB: which of them share a verb and a noun, or are the same sample.
+        """
+        return {"egonce": losses.egonce(similarity_BB, positives_BB, self.config.task.temperature)}
 
     def masked_words_loss(self, model, batch: dict, trunk_bSD: Tensor) -> Tensor:
         """Return this rank's share of the mean over all masked words, times the world size."""

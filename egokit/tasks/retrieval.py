@@ -4,7 +4,6 @@ from __future__ import annotations
 import numpy as np
 
 from egokit.data.video.frame_sampling import evenly_spaced
-from egokit.data.video.transforms import normalise
 from egokit.tasks.base import WATCHED, Task
 
 
@@ -23,7 +22,7 @@ class RetrievalTask(Task):
     def score_batch(self, model, batch: dict) -> dict[str, np.ndarray]:
         """Return "index" and "video", the (b, E) embeddings."""
         return {"index": batch["index"].numpy(force=True),
-                "video": model.embed_video(normalise(batch["video"])).numpy(force=True)}
+                "video": self.embed_video(model, batch["video"]).numpy(force=True)}
 
     def predictions(self, rows: dict[str, np.ndarray], prompts_KE: np.ndarray) -> list[dict]:
         """Return some prompts, each with its five best clips and its first right clip's rank."""
