@@ -133,7 +133,7 @@ class Drawn(EgoClip):
     def loss(self, model, batch: dict, step: int) -> dict[str, torch.Tensor]:
         video_BE, text_BE = self.embeddings(model, batch)
         positives = losses.positives(batch["verbs"], batch["nouns"])
-        return {"egonce": losses.egonce(similarity(text_BE, video_BE), positives, self.config.train.temperature)}
+        return {"egonce": losses.egonce(similarity(text_BE, video_BE), positives, self.config.task.temperature)}
 
 
 class Log(list):

@@ -11,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-from egokit.config.build import ConfigError, split_task_file
+from egokit.config.build import ConfigError
 
 
 def _recipe(parser: argparse.ArgumentParser, params: str | None = None, run: str | None = "demo") -> None:
@@ -88,8 +88,8 @@ def minutes(text: str) -> float:
 
 def run(arguments) -> None:
     from egokit.notebook import batch
-    parameters = {key: getattr(arguments, key) for key in ("params", "site", "overrides", "run")
-                  if getattr(arguments, key) is not None}
+    from egokit.notebook.open_run import PARAMETERS
+    parameters = {key: value for key, value in vars(arguments).items() if key in PARAMETERS and value is not None}
     seconds = arguments.timeout and 60 * arguments.timeout
     notebooks = batch.check_notebooks(arguments.notebooks, parameters, seconds, arguments.side_by_side)
     if arguments.submit:
@@ -98,35 +98,22 @@ def run(arguments) -> None:
         sys.exit(exit_code)
 
 
-# task: (its notebook, {action: name of the job in the run folder}); the first action is the default
-PLACES = {"egoclip": ("02_pretrain", {"train": "pretrain"}),
-          "ek100": ("03_ek100", {"train": "finetune", "evaluate": "zeroshot"}),
-          "charades": ("04_charades_ego", {"train": "finetune", "evaluate": "zeroshot"}),
-          "egomcq": ("05_egomcq", {"evaluate": "egomcq"}), "mq": ("06_egomq_features", {"extract": "features"}),
-          "search": ("07_search_your_videos", {"extract": "index"})}
-
-
 def submit(arguments) -> None:
+    from egokit import tasks
+    from egokit.config.registry import notebook_of
     from egokit.config.resolve import outputs_folder, resolve
     from egokit.jobs import launch
     from egokit.notebook.open_run import open_run
     config = resolve(arguments.params, arguments.site, arguments.overrides, arguments.run)
-    if own_task := split_task_file(config.task):
-        notebook, actions = Path(own_task[0]).stem, {"evaluate": "evaluate", "train": "train"}
-    else:
-        notebook, actions = PLACES[config.task]
+    notebook, actions = notebook_of(config), tasks.find(config.task.name).actions()
     action = arguments.action or next(iter(actions))
     if action not in actions:
-        raise ConfigError(f"task {config.task!r} has no action {action!r}: expected {' or '.join(actions)}")
+        raise ConfigError(f"task {config.task.name!r} has no action {action!r}: expected {' or '.join(actions)}")
     if arguments.print:
         folder = outputs_folder() / notebook / arguments.run
         return print(launch.sbatch_script(config, folder, action, actions[action]))
-    config, run_folder = open_run(notebook, arguments.params, arguments.site, arguments.overrides, arguments.run)
-    if config.task == "search":  # also updates a finished index, which launch.submit would leave as it is
-        from egokit.search import submit as update_index
-        job = update_index(config, run_folder)
-    else:
-        job = launch.submit(config, run_folder, action, actions[action])
+    run = open_run(arguments.params, arguments.site, arguments.overrides, arguments.run, notebook)
+    job = launch.submit(config, run, action, actions[action])
     print(job)
     if arguments.wait:
         print(json.dumps(job.wait(), indent=1))
@@ -219,8 +206,9 @@ def parser() -> argparse.ArgumentParser:
                      help="time limit of each notebook; the jobs that it submitted go on")
     sub.add_argument("--submit", action="store_true",
                      help="run the notebooks in a small job on the site's launch.cluster")
-    for name in ("params", "site", "overrides", "run"):
+    for name in ("params", "site", "overrides"):
         sub.add_argument(f"--{name}")
+    sub.add_argument("--run", dest="run_name")
     sub = add("submit", submit, "Start the job of a recipe, or attach to it; the recipe's notebook finds it, too.",
               "egokit submit toy/pretrain --run mine --wait\n"
               "  egokit submit params/pretrain.yaml --site mycluster           on a cluster; returns at once\n"

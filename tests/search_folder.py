@@ -33,7 +33,7 @@ def three_videos(project, root):
 def searching(folder, runs):
     """Return a function that makes the folder's config, and one that indexes it in a run of the folder `runs`."""
     def config(overrides=""):
-        own = {"search.videos": str(folder), "data.limit": 0, "evaluate.batch_size": 8}
+        own = {"task.videos": str(folder), "data.limit": 0, "evaluate.batch_size": 8}
         own |= dict(pair.split("=") for pair in overrides.split())
         one_process = parse_overrides("launch.tasks_per_node=1")
         return resolve(RECIPE, "tiny", merge(one_process, parse_overrides(own)), "random")

@@ -2,13 +2,13 @@
 import functools
 import io
 import re
-import types
 
 import numpy as np
 import pytest
 from browser_pages import data_of, evaluate, every, lines, listed, pages
 from PIL import Image
 
+from egokit import tasks
 from egokit.notebook import open_run
 from egokit.runs.run_folder import Run
 from egokit.viz import browser, queries
@@ -110,7 +110,7 @@ def test_two_runs_of_the_same_data(evaluated, tmp_path):
         assert len(data["queries"][0]["hits"]) == 2
 
 
-def test_wrong_names_and_other_data_are_errors_that_say_what_to_do(evaluated):
+def test_wrong_names_and_other_data_are_errors_that_say_what_to_do(evaluated, resolve):
     task, run = evaluated("ek100")
     egomcq, questions = evaluated("egomcq")
     with pytest.raises(FileNotFoundError, match="section 'zeroshort': did you mean 'zeroshot'"):
@@ -133,7 +133,7 @@ def test_wrong_names_and_other_data_are_errors_that_say_what_to_do(evaluated):
     with pytest.raises(ValueError, match=r"another EPIC_100_retrieval_test\.csv \(000000000000\)"):
         browser(task, run, "stale")
     with pytest.raises(ValueError, match="'mq' retrieves nothing to browse"):
-        browser(types.SimpleNamespace(config=types.SimpleNamespace(task="mq")), run, "zeroshot")
+        browser(tasks.make(resolve("toy/egomq_features", "init=")), run, "zeroshot")
 
 
 def test_the_first_right_rank_is_that_of_a_stable_sort():

@@ -63,7 +63,7 @@ def test_gradient_of_ranks_equals_one_process(project, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["toy/pretrain", "toy/ek100_finetune", "toy/charades_finetune",
-                                    "toy/ek100_finetune train.retrieval_loss=symmetric_multi_similarity"])
+                                    "toy/ek100_finetune task.retrieval_loss=symmetric_multi_similarity"])
 def test_gradient_of_micro_batches_equals_the_batches(project, tmp_path, recipe):
     """Gradient caching is exact on 1, 2 and 4 ranks.
 

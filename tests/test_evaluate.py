@@ -36,20 +36,20 @@ def test_batch_size_does_not_matter(checkpoint, resolve, name):
 
 def test_dual_softmax_stands_beside_the_plain_numbers(checkpoint, resolve):
     model = loop.initial_model(resolve("toy/ek100_finetune", run="random"))
-    configs = [resolve("toy/ek100_finetune", f"evaluate.dual_softmax={temperature}", run="random")
+    configs = [resolve("toy/ek100_finetune", f"task.dual_softmax={temperature}", run="random")
                for temperature in (0, 0.05)]
     plain, both = (evaluate.evaluate(model, tasks.make(config)) for config in configs)
     names = [f"{kind}{way}" for kind in ("mAP", "nDCG") for way in ("", "_V2T", "_T2V")]
     assert [plain[0][name] for name in names] == [both[0][name] for name in names]
     assert not any("dual_softmax" in name for name in plain[0])
-    task = tasks.make(resolve("toy/ek100_finetune", "evaluate.dual_softmax=0.05", run="random"))
+    task = tasks.make(resolve("toy/ek100_finetune", "task.dual_softmax=0.05", run="random"))
     expected = metrics.retrieval(task.score_matrix(*both[1:]), task.truth(), 0.05)
     assert {name: both[0][f"{name}_dual_softmax"] for name in names} == expected and expected["mAP"] != plain[0]["mAP"]
 
 
 def test_symmetric_multi_similarity_knows_every_pairs_relevancy(checkpoint, resolve):
     """The relevancy of text i and clip j is the table's, for the sentence drawn for clip i."""
-    overrides = "train.retrieval_loss=symmetric_multi_similarity train.similarity_slack=0.01"
+    overrides = "task.retrieval_loss=symmetric_multi_similarity task.similarity_slack=0.01"
     task = tasks.make(resolve("toy/ek100_finetune", overrides, "random"))
     model, dataset = loop.initial_model(task.config).eval(), task.dataset("train")
     items = [dataset[0, i] for i in range(8)]

@@ -63,7 +63,7 @@ IN_PARTS = "model.checkpointing=true train.micro_batch"
 FITTED = {
     "pretrain": ("toy/pretrain", "train.precision=fp16"),
     "pretrain in micro-batches": ("toy/pretrain", f"train.precision=fp16 model.dropout=0.1 {IN_PARTS}=4"),
-    "ek100": ("toy/ek100_finetune", "train.precision=fp16 train.retrieval_loss=symmetric_multi_similarity"),
+    "ek100": ("toy/ek100_finetune", "train.precision=fp16 task.retrieval_loss=symmetric_multi_similarity"),
     "charades": ("toy/charades_finetune", f"train.precision=bf16 {IN_PARTS}=3"),
 }
 

@@ -17,7 +17,7 @@ CHOSEN = {"selection.metric": "mAP", "selection.split": "test"}
 
 def evaluated(notebook, **changes):
     """A section of metrics.json: an evaluation with the published recipe, but for `changes`."""
-    return REAL | {"recipe": published.EVALUATIONS[notebook] | {"evaluate.dual_softmax": 0} | changes}
+    return REAL | {"recipe": published.EVALUATIONS[notebook] | {"task.dual_softmax": 0} | changes}
 
 
 def fine_tuned(notebook, init, **changes):
@@ -75,14 +75,14 @@ def test_the_ledger_says_how_a_checkpoint_was_trained(tmp_path):
     chosen = "best of 100 validations on the test set, the paper does not say how its checkpoint was chosen"
     assert entries()[0].recipe == ["fine-tuned here from EgoVLPv2_smallproj.pth", chosen]
     changes = {"train.epochs": 1, "train.batch_size": 16, "optim.lr": 0.001,
-               "train.retrieval_loss": "symmetric_multi_similarity", "optim.schedule": "linear", "data.limit": 24,
+               "task.retrieval_loss": "symmetric_multi_similarity", "optim.schedule": "linear", "data.limit": 24,
                "selection.validations": 1}
     assert entries("x.pt", {"bad_samples": 3}, **changes)[0].recipe == [
         "fine-tuned here from x.pt, published from EgoVLPv2_smallproj.pth", "trained 1 epoch, published 100",
         "batch 16, published 128", "learning rate 0.001, published 0.0002",
         "loss symmetric_multi_similarity, published max_margin",
         "optim.schedule linear, published cosine", "data.limit 24, published 0", "3 samples could not be read"]
-    plain, dual = entries(section={"mAP_dual_softmax": 50.0}, **{"evaluate.dual_softmax": 0.01})
+    plain, dual = entries(section={"mAP_dual_softmax": 50.0}, **{"task.dual_softmax": 0.01})
     assert (plain.value, plain.recipe) == (48.0, ["fine-tuned here from EgoVLPv2_smallproj.pth", chosen])
     assert (dual.value, dual.result.published) == (50.0, 47.3)
     assert dual.recipe == ["dual softmax over the whole test set (temperature 0.01), published without",
@@ -106,14 +106,14 @@ def test_the_recipes_of_params_are_the_published_ones(project, notebook, params)
 
 
 def test_a_job_records_its_recipe(resolve):
-    config = resolve("toy/ek100_finetune", "init= train.epochs=5 train.evaluate_epochs=2 evaluate.dual_softmax=0.05")
+    config = resolve("toy/ek100_finetune", "init= train.epochs=5 train.evaluate_epochs=2 task.dual_softmax=0.05")
     task = tasks.make(config)
     trained, scored = recipe(task, True), recipe(task, False)
     selection = trained["selection.validations"], trained["selection.metric"], trained["selection.split"]
     assert selection == (3, "mAP", "test")
     assert trained["train.batch_size"] == 8 and trained["model.width"] == config.model.width and trained["seed"] == 0
     assert not {"data.workers", "train.micro_batch", "evaluate.batch_size", "model.checkpointing"} & trained.keys()
-    assert scored["evaluate.dual_softmax"] == 0.05 and scored["data.eval_frames"] == config.data.eval_frames
+    assert scored["task.dual_softmax"] == 0.05 and scored["data.eval_frames"] == config.data.eval_frames
     assert scored.items() <= trained.items()
     assert not any(key.startswith(("train.", "optim.", "data.frames")) for key in scored)
     started = recipe(tasks.make(resolve("toy/ek100_finetune")), True)

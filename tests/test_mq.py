@@ -56,7 +56,7 @@ def test_train_val_and_test_are_under_one_root_and_described(checkpoint, resolve
         x = torch.load(tmp_path / "pt/features" / f"{clip['clip_uid']}.pt", weights_only=True)
         assert x.shape == (clip["features"], 16) and x.dtype == torch.float32
     assert of_split == listed and all(of_split.values())
-    overrides = "data.limit=0 evaluate.feature_format=npy data.workers=1"
+    overrides = "data.limit=0 task.feature_format=npy data.workers=1"
     arrays, manifest = extracted(resolve(RECIPE, overrides, run="random"), tmp_path / "npy")
     assert same(arrays, features) and manifest["format"] == "npy"
     assert np.load(tmp_path / f"npy/features/{min(features)}.npy").ndim == 2
@@ -128,7 +128,7 @@ def test_a_json_of_other_clips_and_whole_videos(checkpoint, resolve, copied, tmp
     names = {path.stem: open_video.open_video(path) for path in (root / "Ego4D").glob("*.mp4")}
     videos = [{"video_uid": uid, "duration_sec": video.length / video.fps} for uid, video in names.items()][:3]
     (root / "ego4d.json").write_text(json.dumps({"videos": videos}))
-    overrides = "data.limit=0 evaluate.feature_videos=Ego4D evaluate.feature_clips="
+    overrides = "data.limit=0 task.feature_videos=Ego4D task.feature_clips="
     features, manifest = extracted(on_copy(resolve(RECIPE, overrides + "nlq_*.json", run="random")), tmp_path / "nlq")
     assert all(uid.startswith("nlq-") for uid in features)
     assert {clip["split"] for clip in manifest["clips"]} == {"train", "val", "test_unannotated"}

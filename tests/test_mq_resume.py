@@ -103,8 +103,8 @@ def test_killed_and_shared_out_the_files_are_the_same(checkpoint, resolve, tmp_p
     assert len([*run.path.glob("features/[!.]*.pt")]) < len(tasks.make(config).clips())
     # as if a process had been killed while it wrote a file
     (run.path / "features" / f".left.{os.uname().nodename}-999999999-00000000.part.pt").touch()
-    changed = resolve(RECIPE, "data.limit=0 evaluate.features_per_second=1", run="random")
-    with pytest.raises(egokit.ConfigError, match=r"other parameters \(evaluate.features_per_second"):
+    changed = resolve(RECIPE, "data.limit=0 task.features_per_second=1", run="random")
+    with pytest.raises(egokit.ConfigError, match=r"other parameters \(task.features_per_second"):
         egokit.submit(changed, run, "extract", "features")
     metrics = egokit.submit(config, run, "extract", "features").wait(progress=False)
     expected, manifest = extracted(config, tmp_path / "one")

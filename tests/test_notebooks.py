@@ -68,7 +68,7 @@ def test_02_pretrain(run_notebook):
 @pytest.mark.parametrize("name", ["03_ek100", "04_charades_ego"])
 def test_retrieval_notebooks(run_notebook, name):
     run_notebook("02_pretrain", f"{SMALL} {MODEL} launch.tasks_per_node=2 train.epochs=2")
-    options = {"03_ek100": "train.retrieval_loss=symmetric_multi_similarity evaluate.dual_softmax=0.05",
+    options = {"03_ek100": "task.retrieval_loss=symmetric_multi_similarity task.dual_softmax=0.05",
                "04_charades_ego": ""}[name]
     book, run = run_notebook(name, f"launch.tasks_per_node=2 train.epochs=1 train.batch_size=8 data.limit=16 {options}")
     metrics = run.metrics()
@@ -79,8 +79,8 @@ def test_retrieval_notebooks(run_notebook, name):
         recipe, trained = metrics[section]["recipe"], section == "finetune"
         assert recipe.get("train.epochs") == recipe.get("selection.validations") == (1 if trained else None)
         if options:
-            assert 0 < metrics[section]["mAP_dual_softmax"] <= 100 and recipe["evaluate.dual_softmax"] == 0.05
-            assert recipe.get("train.retrieval_loss") == ("symmetric_multi_similarity" if trained else None)
+            assert 0 < metrics[section]["mAP_dual_softmax"] <= 100 and recipe["task.dual_softmax"] == 0.05
+            assert recipe.get("task.retrieval_loss") == ("symmetric_multi_similarity" if trained else None)
         else:
             assert len((run.path / f"submission-{section}.txt").read_text().splitlines()) == metrics[section]["samples"]
     figure = {"03_ek100": "words.png", "04_charades_ego": "average-precisions.png"}[name]

@@ -75,7 +75,7 @@ def test_a_task_file_by_earlier_names_goes_on_in_its_copy_alone(resolve, began, 
     file = tmp_path / "mine.py"
     file.write_text(OLD_TASK)
     config = resolve(overrides=f"{MODEL} task={file}:Mine")
-    handle = begin(config, task_sha256=launch.code_snapshot.task_sha256(config.task))
+    handle = begin(config, task_sha256=launch.code_snapshot.task_sha256(config.task.name))
     with pytest.raises(ConfigError, match=r"mine.py can't be imported: No module named 'egokit.loading'.*CHANGELOG.md"):
         egokit.submit(config, handle.run, "train", "pretrain")
     assert not started

@@ -107,7 +107,7 @@ class Pairs(ChoiceTask):
 
 def test_a_changed_or_wrong_file_is_an_error_before_a_job_starts(mine, checkpoint, tmp_path):
     (file, config), run = mine, Run(tmp_path / "run")
-    before, text = code_snapshot.task_sha256(config.task), EXAMPLE.with_suffix(".py").read_text()
+    before, text = code_snapshot.task_sha256(config.task.name), EXAMPLE.with_suffix(".py").read_text()
     (run.path / "jobs/evaluate").mkdir(parents=True)
     spec = {"config": to_dict(config), "init_sha256": egokit.launch.starting_point(config), "task_sha256": before}
     (run.path / "jobs/evaluate/spec.json").write_text(egokit.launch.json.dumps(spec))
@@ -115,7 +115,7 @@ def test_a_changed_or_wrong_file_is_an_error_before_a_job_starts(mine, checkpoin
     assert egokit.submit(config, run, "evaluate").metrics()["R@1"] == 1.0
     with open(file, "a") as opened:
         opened.write("# another\n")
-    now = code_snapshot.task_sha256(config.task)
+    now = code_snapshot.task_sha256(config.task.name)
     with pytest.raises(ConfigError, match=f"the file of task .*: {before} -> {now}.*another run name"):
         egokit.submit(config, run, "evaluate")
     with open(file, "w") as opened:
@@ -126,13 +126,13 @@ def test_a_changed_or_wrong_file_is_an_error_before_a_job_starts(mine, checkpoin
 
 def test_a_job_reads_its_copy(mine, checkpoint, tmp_path):
     file, config = mine
-    code = code_snapshot.snapshot_code(tmp_path, keep=False, task=config.task)
+    code = code_snapshot.snapshot_code(tmp_path, keep=False, task=config.task.name)
     with open(file, "w") as opened:
         opened.write("edited = while queued")
     assert tasks.make(config, code=code).best == "R@1"
     with pytest.raises(SyntaxError, match=r"narration_retrieval\.py"):
         tasks.make(config)
-    assert code_snapshot.snapshot_code(tmp_path, keep=True, task=config.task) == code
+    assert code_snapshot.snapshot_code(tmp_path, keep=True, task=config.task.name) == code
     assert tasks.make(config, code=code).best == "R@1"
 
 

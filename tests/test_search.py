@@ -135,7 +135,7 @@ def test_files_and_pages(searched, tmp_path, monkeypatch):
 
 
 def test_mistakes_are_one_line(project, capsys, tmp_path):
-    for folder, message in ((tmp_path / "nowhere", "search.videos: no folder"), (tmp_path, "no videos in")):
+    for folder, message in ((tmp_path / "nowhere", "task.videos: no folder"), (tmp_path, "no videos in")):
         with pytest.raises(SystemExit, match="2"):
             cli.main(["search", str(folder), "x", "--site", "tiny", "--run", "random"])
         assert message in capsys.readouterr().err
@@ -167,6 +167,6 @@ def test_the_command_indexes_and_answers(searched, folder, project, tmp_path, ca
     cli.main(arguments)
     assert f"can't be read: {folder / 'bad.mp4'}" in capsys.readouterr().out
     (folder / "bad.mp4").unlink()
-    cli.main(["submit", RECIPE, "--site", "tiny", "--run", "random", "--overrides", f"search.videos={folder}",
+    cli.main(["submit", RECIPE, "--site", "tiny", "--run", "random", "--overrides", f"task.videos={folder}",
               "--wait"])
     assert '"unreadable": 0' in capsys.readouterr().out, "a finished index is brought up to date"

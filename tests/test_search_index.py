@@ -66,7 +66,7 @@ def test_a_broken_video_is_named_and_the_others_are_searched(searched, folder, c
 def test_another_checkpoint_or_window_is_an_error(searched, checkpoint):
     config, run, _ = searched[1]()
     with pytest.raises(egokit.ConfigError, match=r"window: 2.0 -> 3.0\): choose another run name, or delete"):
-        searched[1]("search.window=3")
+        searched[1]("task.window=3")
     kept = checkpoint.read_bytes()
     try:
         checkpoint.write_bytes(kept + b" ")
@@ -75,7 +75,7 @@ def test_another_checkpoint_or_window_is_an_error(searched, checkpoint):
     finally:
         checkpoint.write_bytes(kept)
     with pytest.raises(egokit.ConfigError, match="expected a stride above 0 and up to the window"):
-        searched[1]("search.stride=3", "other")
+        searched[1]("task.stride=3", "other")
     with pytest.raises(egokit.ConfigError, match="has no index of any video"):
         search.open_index(config, Run(run.path / "empty"))
 
@@ -172,5 +172,5 @@ def test_killed_in_the_middle_and_in_two_processes_the_index_is_the_same(searche
     (folder / "copy-0.mp4").unlink()
     assert search.submit(config, run).wait(progress=False)["videos"] == 10
     with pytest.raises(egokit.ConfigError, match="made with other parameters"):
-        search.submit(searched[0]("launch.tasks_per_node=2 search.window=3"), run)
+        search.submit(searched[0]("launch.tasks_per_node=2 task.window=3"), run)
     assert launch.Handle(run, "index").metrics()["videos"] == 10

@@ -1,6 +1,7 @@
 """The configuration: how a recipe, a site and overrides become one frozen Config.
 
-schema.py   every key once, with its default, its bounds and its meaning
-build.py    a Config from nested dicts, strict on names and types, and back; ConfigError
-resolve.py  defaults <- site <- recipe <- overrides; the only module that reads YAML
+schema.py    every key once, with its type, bounds or choices, default and meaning
+build.py     a section from plain values, strict on names and types, and back; comparison; ConfigError
+registry.py  every task's name and class; a Config with the task's own keys
+resolve.py   defaults <- site <- recipe <- overrides; the only module that reads YAML
 """

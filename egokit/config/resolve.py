@@ -14,8 +14,9 @@ from pathlib import Path
 
 import yaml
 
-from egokit.config.build import ConfigError, build, did_you_mean, merge, new_names, split_task_file, to_dict
-from egokit.config.schema import CHOICES, Config
+from egokit.config.build import ConfigError, did_you_mean, flatten, merge, nest, to_dict
+from egokit.config.registry import TASKS, build_config, find, split_task_file
+from egokit.config.schema import Config
 
 
 def project_root() -> Path:
@@ -107,7 +108,7 @@ def parse_overrides(overrides) -> dict:
         overrides = pairs
     nested: dict = {}
     for key, value in overrides.items():
-        *sections, leaf = str(key).split(".")
+        *sections, leaf = ("task.name" if key == "task" and isinstance(value, str) else str(key)).split(".")
         for section in reversed([*sections, leaf]):
             value = {section: value}
         nested = merge(nested, value)
@@ -134,11 +135,19 @@ def resolve(params: str, site: str = "toy", overrides="", run: str = "demo") -> 
     layers = ((f" (in site {site})", read_yaml(site, folder / "sites", "site")),
               (f" (in {params})", read_yaml(params, folder, "recipe")),
               (" (in overrides)", parse_overrides(overrides)))
-    for source, layer in layers:
-        layer = new_names(layer, source)
-        build(Config, layer, source=source)  # each layer is checked alone, so that the error names its source
+    layers = [(source, nest(flatten(layer, source))) for source, layer in layers]
+    for _, layer in layers:
         values = merge(values, layer)
-    config = build(Config, values)
+    task_name = find_task(values.get("task", {}).get("name", ""), root, params)
+    task, values = find(task_name), {}
+    for source, layer in layers:  # each layer is checked alone, so that the error names its source
+        own = layer.get("task", {})
+        if own.get("name", task_name) != task_name:  # a later layer names another task, with other keys
+            own = {key: value for key, value in own.items() if key in task.Params.__pydantic_fields__}
+        layer = layer | {"task": own | {"name": task_name}}
+        build_config(layer, source, task)
+        values = merge(values, layer)
+    config = build_config(values, task=task)
     shape, name = config.model, Path(site).stem
     if shape.width % shape.heads or shape.image_size % shape.patch_size or shape.num_fused_layers > shape.depth:
         raise ConfigError(f"model: expected width ({shape.width}) a multiple of heads ({shape.heads}), "
@@ -151,7 +160,7 @@ def resolve(params: str, site: str = "toy", overrides="", run: str = "demo") -> 
         paths[key] = _absolute(value, root) if "/" in value and is_path else value
     site_config = dataclasses.replace(config.site, name=name, **paths)
     launch = dataclasses.replace(config.launch, cpus_per_task=config.launch.cpus_per_task or 1 + config.data.workers)
-    return dataclasses.replace(config, task=find_task(config.task, root, params), site=site_config, launch=launch,
+    return dataclasses.replace(config, site=site_config, launch=launch,
                                init=find_init(config.init.replace("{run}", run), site_config))
 
 
@@ -159,7 +168,7 @@ def find_task(task: str, root: Path, params: str) -> str:
     """Return `task` with the path of a user's task file made absolute.
 
     Args:
-        task: the key `task`: one of egokit's names, or folder/file.py:Class.
+        task: the key task.name: one of egokit's names, or folder/file.py:Class.
         root: the folder to which the file is relative.
         params: name of the recipe, for the message.
 
@@ -167,7 +176,7 @@ def find_task(task: str, root: Path, params: str) -> str:
         ConfigError: `task` is empty, or the file is missing.
     """
     if not task:
-        raise ConfigError(f"recipe {params!r} names no task: expected one of {', '.join(CHOICES['task'])}, "
+        raise ConfigError(f"recipe {params!r} names no task: expected one of {', '.join(TASKS)}, "
                           "or folder/file.py:Class")
     own_task = split_task_file(task)
     if not own_task:

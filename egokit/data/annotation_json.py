@@ -118,7 +118,7 @@ def read_moments(path: Path) -> list[dict]:
                               "start": start, "stop": stop})
         if not clips:
             where = str(path)
-            raise ValueError("it lists no clips; download it again, or name another list in evaluate.feature_clips")
+            raise ValueError("it lists no clips; download it again, or name another list in task.feature_clips")
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     return clips

@@ -8,7 +8,7 @@ import os
 import shutil
 from pathlib import Path
 
-from egokit.config.build import split_task_file
+from egokit.config.registry import split_task_file
 from egokit.config.resolve import as_submitted
 
 

@@ -11,11 +11,13 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
-from egokit.config.build import ConfigError, comparable, differences, new_names, split_task_file, to_dict
+from egokit.config.build import ConfigError, comparable, differences, flatten, nest, to_dict
+from egokit.config.registry import restore, split_task_file
 from egokit.config.resolve import to_yaml
-from egokit.config.schema import RANDOM, RENAMED, Config, LaunchConfig
+from egokit.config.schema import RANDOM, Config, LaunchConfig
 from egokit.jobs import code_snapshot, devices, slurm
 from egokit.jobs.handle import Handle
 from egokit.jobs.handle import JobFailed as JobFailed  # users catch egokit.launch.JobFailed
@@ -54,23 +56,27 @@ def submit(config: Config, run: Run, action: str = "train", section: str | None 
     from egokit import __version__, tasks
     if action not in ACTIONS:
         raise ValueError(f"action {action!r}: expected one of {', '.join(ACTIONS)}")
-    init_sha256, task_sha256 = starting_point(config), code_snapshot.task_sha256(config.task)
+    init_sha256, task_sha256 = starting_point(config), code_snapshot.task_sha256(config.task.name)
     handle = Handle(run, section or action)
     with locked(handle.folder):
+        if handle.metrics() and tasks.find(config.task.name).outdated(config, run):
+            while handle.alive():
+                time.sleep(0.5)  # the job has written its metrics and is about to end; don't take it for the next one
+            run.write_metrics(handle.section, {})
         expect_same(handle, config, (init_sha256, task_sha256))
         exists = handle.metrics() or handle.alive()
         cpu_notice = "" if exists else devices.check_gpus(config, action)
-        opened = run.opened or config
+        opened = run.config or config
         write_text(run.path / "params.yaml", to_yaml(opened))  # after all checks: a refused caller must not change it
         if exists:
             return handle
         resumed, earlier_spec, plain = bool(leftovers(run, action)), handle.spec(), to_dict(config)
         if resumed and earlier_spec and (handle.folder / "code").is_dir():  # the job goes on with that copy
             plain = downgrade_config(plain, earlier_spec["config"])
-        elif split_task_file(config.task):
-            tasks.find(config.task)  # an error in the user's file is raised here, not in a job's log
+        elif split_task_file(config.task.name):
+            tasks.find(config.task.name)  # an error in the user's file is raised here, not in a job's log
         remove_earlier_job(handle.folder)
-        code = code_snapshot.snapshot_code(handle.folder, keep=resumed, task=config.task)
+        code = code_snapshot.snapshot_code(handle.folder, keep=resumed, task=config.task.name)
         # an older run goes on with its copy of egokit, whose worker has another name
         worker = "egokit.jobs.worker" if (code / "egokit/jobs/worker.py").is_file() else "egokit.job"
         with devices.choose_gpus(config.launch) as choice:
@@ -125,23 +131,24 @@ def remove_earlier_job(folder: Path) -> None:
     shutil.rmtree(folder / "failures", ignore_errors=True)
 
 
-def downgrade_config(config: dict, earlier: dict, section: str = "") -> dict:
+def downgrade_config(config: dict, earlier: dict) -> dict:
     """Return a plain config with only the keys, and their names, of an earlier config.
 
     A run that resumes keeps its copy of egokit, which refuses keys that it doesn't know.
 
     Args:
-        config: the plain config, or one section of it.
-        earlier: the same part of the earlier config.
-        section: "" for the whole config, or the section's name and a dot.
+        config: the plain config.
+        earlier: the plain config of the run's earlier start.
     """
-    names = {RENAMED.get(f"{section}{key}", f"{section}{key}").removeprefix(section): key for key in earlier}
-    kept = {names[key]: downgrade_config(value, earlier[key], f"{key}.") if not section and isinstance(value, dict)
-            else value for key, value in config.items() if key in names}
-    if new_keys := [key for key in config if key not in names]:
-        print(f"goes on with the copy of egokit that it began with, which doesn't know {', '.join(new_keys)}",
-              flush=True)
-    return kept
+    flat, kept = flatten(config), {}
+    for section, content in earlier.items():
+        for key, value in (content.items() if isinstance(content, dict) else [("", content)]):
+            name = f"{section}.{key}" if key else section
+            present = next(iter(flatten({name: value})))
+            kept[name] = flat.pop(present, value)  # another task's key has its earlier value
+    if flat:
+        print(f"goes on with the copy of egokit that it began with, which doesn't know {', '.join(flat)}", flush=True)
+    return nest(kept)
 
 
 def changed_keys(spec: dict, config: Config, of: str = "config") -> list[str]:
@@ -152,8 +159,7 @@ def changed_keys(spec: dict, config: Config, of: str = "config") -> list[str]:
         config: the config to compare.
         of: "config", or "opened" for the config of the notebook that submitted the job.
     """
-    earlier = new_names(spec.get(of, spec["config"]))
-    return differences(comparable(earlier), comparable(to_dict(config)))
+    return differences(comparable(restore(spec.get(of, spec["config"]))), comparable(config))
 
 
 def expect_same(handle: Handle, config: Config, hashes: tuple[str, str] | None = None, of: str = "config") -> None:
@@ -170,7 +176,7 @@ def expect_same(handle: Handle, config: Config, hashes: tuple[str, str] | None =
         return
     changes = changed_keys(spec, config, of)
     earlier = spec["init_sha256"], spec.get("task_sha256", "")
-    names = f"checkpoint {config.init}", f"file of task {config.task}"
+    names = f"checkpoint {config.init}", f"file of task {config.task.name}"
     for name, old, new in zip(names, earlier, hashes or earlier, strict=True):
         if old != new:
             changes.append(f"the {name} itself: {old} -> {new}")

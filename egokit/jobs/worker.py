@@ -15,17 +15,15 @@ import sys
 import time
 from pathlib import Path
 
-from egokit.config.build import build, comparable, to_dict
-from egokit.config.schema import Config, LaunchConfig
+from egokit.config.build import comparable, marked
+from egokit.config.registry import restore
+from egokit.config.schema import LaunchConfig
 from egokit.jobs import devices, requeue, slurm
 from egokit.runs.files import write_text
 from egokit.runs.run_folder import DEVICES, Run
 from egokit.train.batch_plan import plan_batch
 
-# the keys that an evaluation depends on, beside its checkpoint and its data
-EVALUATION_KEYS = ("model.image_size", "data.eval_frames", "data.eval_resize", "data.eval_max_tokens", "data.reader",
-                   "evaluate.precision", "evaluate.dual_softmax")
-# a training depends on those and on all keys of these sections
+# a training depends on all keys of these sections, an evaluation on those that the schema marks "scored"
 TRAINING_SECTIONS = ("data.", "optim.", "train.")
 
 
@@ -52,7 +50,8 @@ class RunJob:
         from egokit import tasks
         from egokit.train import distributed
         spec = json.loads(Path(self.spec).read_text())
-        config, folder, attempt = build(Config, spec["config"]), Path(self.spec).parent, requeue.attempt_id()
+        folder, attempt = Path(self.spec).parent, requeue.attempt_id()
+        config = restore(spec["config"], folder / "code")
         expect_processes(config.launch, environment.num_tasks)
         cpus = max(1, min(config.launch.cpus_per_task, len(os.sched_getaffinity(0))))
         torch.set_num_threads(int(os.environ.get("SLURM_CPUS_PER_TASK", cpus)))
@@ -105,22 +104,28 @@ class RunJob:
     def evaluate(config, task, run, section, device) -> dict:
         """Evaluate the checkpoint `init`, save the outputs, and return the metrics."""
         from egokit.jobs.progress import ProgressFile
+        from egokit.model.own_modules import attach
         from egokit.train import distributed
         from egokit.train.evaluate import evaluate
         from egokit.train.loop import initial_model
         began = time.perf_counter()
         callbacks = {"on_batch": ProgressFile(run.path / "jobs" / section)} if distributed.rank() == 0 else {}
         model = initial_model(config, frames=config.data.eval_frames)
+        fresh = attach(model, task)
         metrics, rows, prompts_KE = evaluate(model.to(device), task, **callbacks)
         if distributed.rank() == 0:
             task.save_outputs(run, section, rows, prompts_KE)
+        metrics |= {"fresh_modules": fresh} if fresh else {}
         return metrics | {"evaluation_seconds": metrics["seconds"], "seconds": time.perf_counter() - began}
 
     @staticmethod
     def extract(config, task, run, section, device) -> dict:
         """Extract the task's features, and return how many there are."""
+        from egokit.model.own_modules import attach
         from egokit.train.loop import initial_model
-        return task.extract(initial_model(config).to(device).eval(), run)
+        model = initial_model(config)
+        attach(model, task)
+        return task.extract(model.to(device).eval(), run)
 
 
 def expect_processes(launch: LaunchConfig, started: int) -> None:
@@ -162,12 +167,13 @@ def provenance(task, spec: dict, world: int) -> dict:
 
     from egokit.model import checkpoints
     config = task.config
-    entry = {"finished": True, "action": spec["action"], "task": spec["config"]["task"],
+    entry = {"finished": True, "action": spec["action"], "task": config.task.name,
              "init": str(checkpoints.find(config.init)) if config.init else "",
              "init_sha256": spec["init_sha256"], "processes": world, "precision": config.evaluate.precision,
              "versions": {"egokit": spec["version"], "torch": torch.__version__, "python": platform.python_version()}}
     if spec["task_sha256"]:
-        entry |= {"task_sha256": spec["task_sha256"], "published": task.published}
+        entry |= {"task_sha256": spec["task_sha256"], "published": {
+            result.metric: result.published for result in task.results() if result.section == spec["section"]}}
     if spec["action"] != "extract":
         # evaluation aborts at the first unreadable sample, so a written result has 0 failures
         entry |= {"expected": task.num_rows() // task.rows_per_sample, "failed": 0, "frames": config.data.eval_frames,
@@ -183,15 +189,14 @@ def recipe(task, trained: bool) -> dict:
         task: the task that was scored.
         trained: whether the job trained; then the way its checkpoint was selected is included.
     """
-    config = comparable(to_dict(task.config))
-    flat = {f"{section}.{key}": value for section, values in config.items() if isinstance(values, dict)
-            for key, value in values.items()}
+    flat, own = comparable(task.config), ("task.",)
+    scored = {key: value for key, value in flat.items() if key in marked("scored") or key.startswith(own)}
     if not trained:
-        return {key: flat[key] for key in EVALUATION_KEYS}
+        return scored
     # with `init`, the checkpoint gives the model's shape; the config only gives the image size
     prefixes = TRAINING_SECTIONS if task.config.init else (*TRAINING_SECTIONS, "model.")
     train = task.config.train
-    return {key: value for key, value in flat.items() if key in EVALUATION_KEYS or key.startswith(prefixes)} | {
+    return scored | {key: value for key, value in flat.items() if key.startswith(prefixes)} | {
         "seed": task.config.seed, "selection.metric": task.best,
         "selection.split": "test",  # Task.validation has no other
         "selection.validations": math.ceil(train.epochs / train.evaluate_epochs)}  # without the one before training
@@ -227,7 +232,7 @@ def submit(launch: LaunchConfig, folder: Path, name: str, call) -> None:
 def start(spec_path: str) -> None:
     """Submit the job that a spec file describes."""
     folder = Path(spec_path).parent
-    config = build(Config, json.loads(Path(spec_path).read_text())["config"])
+    config = restore(json.loads(Path(spec_path).read_text())["config"], folder / "code")
     submit(config.launch, folder, f"egokit-{folder.name}", RunJob(spec_path))
 
 

@@ -73,6 +73,7 @@ class EgoVLP(nn.Module):
         self.text_pooler, self.video_pooler = Pooler(width), Pooler(width)
         self.itm_head = Linear(2 * width, 2)
         self.word_head = MLMHead(width, config.vocab_size)
+        self.own = nn.ModuleDict()  # a task's modules (own_modules.py)
 
     def reset_parameters(self) -> None:
         """Draw all initial weights, from PyTorch's current random state."""
@@ -91,17 +92,23 @@ class EgoVLP(nn.Module):
         return self.itm_head.weight.device
 
     @property
+    def embed_dim(self) -> int:
+        """E, the dimension of the dual encoder's embeddings."""
+        return self.video_projection[-1].out_features
+
+    @property
     def num_unfused(self) -> int:
         """How many blocks of each encoder come before the first fused one."""
         return self.config.depth - self.config.num_fused_layers
 
     def parameters_by_role(self) -> dict[str, list[str]]:
-        """Return parameters' names by role: 'fusion' (ITM and MLM), 'projection', 'backbone'."""
-        roles: dict[str, list[str]] = {"fusion": [], "projection": [], "backbone": []}
+        """Return parameters' names by role: 'fusion' (ITM and MLM), 'projection', 'own' (a task's), 'backbone'."""
+        roles: dict[str, list[str]] = {"fusion": [], "projection": [], "own": [], "backbone": []}
         fusion = re.compile(r"fusion_|itm_head|word_head|(text|video)_(transform|pooler)|video\.blocks\.\d+\.text\.|"
                             r"text\.layers\.\d+\.(video\.|gate)")
         for name, _ in self.named_parameters():
-            role = "fusion" if fusion.match(name) else "projection" if "_projection." in name else "backbone"
+            role = ("own" if name.startswith("own.") else "fusion" if fusion.match(name) else
+                    "projection" if "_projection." in name else "backbone")
             roles[role].append(name)
         return roles
 

@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from egokit.config.build import build, new_names
+from egokit.config.build import build, flatten, nest
 from egokit.config.schema import RANDOM, ModelConfig
 from egokit.model import checkpoints
 from egokit.model.checkpoints import WeightsError
 from egokit.model.egovlp import EgoVLP
+from egokit.model.own_modules import PREFIX, attach, hold, split_own
 from egokit.model.released_keys import our_keys, rename
 
 
@@ -102,7 +103,7 @@ class _SkipInit(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def load(path: str | Path, frames: int | None = None, tokenizer: str | None = None, report: bool = False):
+def load(path: str | Path, frames: int | None = None, tokenizer: str | None = None, report: bool = False, task=None):
     """Return a checkpoint's model: an `EgoVLP` on the CPU, in eval mode, in float32.
 
     The network's shape is read from the file. A model is loaded whole or not at all; nothing in a file is executed.
@@ -117,6 +118,8 @@ def load(path: str | Path, frames: int | None = None, tokenizer: str | None = No
         tokenizer: name or folder of the tokenizer; by default the checkpoint's own, else roberta-base.
         report: return (model, keys by kind: "loaded", "missing", "unexpected", "misshapen"). The model is None where
             the keys do not fit, instead of an error.
+        task: a task whose own modules the checkpoint has: they are made by it. Without it, `model.own` only holds
+            their tensors.
 
     Raises:
         WeightsError: no such file, not a checkpoint of this model, or keys that don't fit; the message names them.
@@ -125,14 +128,15 @@ def load(path: str | Path, frames: int | None = None, tokenizer: str | None = No
         raise WeightsError(f"frames={frames!r}: expected a whole number of at least 1")
     path = checkpoints.find(path)
     content = checkpoints.read(path, everything=False)
-    state, unknown = our_keys(checkpoints.state_dict(content, path))
+    state, own = split_own(checkpoints.state_dict(content, path))
+    state, unknown = our_keys(state)
     record = _record(content, path)
     del content  # and with it what the file holds besides
     if not record and not state:
         raise WeightsError(f"{path} is not an EgoVLPv2 checkpoint: "
                            f"its keys begin with {', '.join(sorted(unknown)[:5])}")
     if record:
-        config = build(ModelConfig, new_names({"model": record["model_config"]})["model"])
+        config = build(ModelConfig, nest(flatten({"model": record["model_config"]}))["model"], "model", f" (in {path})")
     else:
         config = infer_config(state)
     temporal = state.get("video.temporal_embed")
@@ -150,6 +154,9 @@ def load(path: str | Path, frames: int | None = None, tokenizer: str | None = No
             return None, error.report
         raise
     model.load_state_dict(_own_memory(state), assign=True)
+    hold(model, _own_memory(own))
+    if task:
+        attach(model, task)
     model.eval()
     return (model, keys) if report else model
 
@@ -197,9 +204,13 @@ def _shape(model: EgoVLP) -> dict:
 def export(model: EgoVLP, path: str | Path) -> None:
     """Write a checkpoint in the released layout, for the original code to load.
 
-    Its key names are under 'module.', and it has the buffer of position ids that the original code expects.
+    Its key names are under 'module.', and it has the buffer of position ids that the original code expects. Modules of
+    a task's own are left out, and named, because the original code refuses what it doesn't know.
     """
-    state = {f"module.{rename(key, 'released')}": value for key, value in model.state_dict().items()}
+    if len(model.own._modules):
+        print(f"left out, as the original code doesn't know them: {', '.join(model.own._modules)}", flush=True)
+    state = {f"module.{rename(key, 'released')}": value for key, value in model.state_dict().items()
+             if not key.startswith(PREFIX)}
     state["module.text_model.embeddings.position_ids"] = torch.arange(model.config.max_positions, device="cpu")[None]
     checkpoints.write(path, {"arch": "DistributedDataParallel", "epoch": 0, "state_dict": state, "monitor_best": 0.0,
                              "config": {"egokit": _shape(model)}})

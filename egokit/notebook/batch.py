@@ -14,9 +14,9 @@ import sys
 import time
 from pathlib import Path
 
-from egokit.config.build import ConfigError, build, to_dict
+from egokit.config.build import ConfigError, to_dict
+from egokit.config.registry import restore
 from egokit.config.resolve import outputs_folder, project_root
-from egokit.config.schema import Config
 from egokit.jobs import code_snapshot, launch, runs_table, slurm, status, worker
 from egokit.notebook import headless
 from egokit.runs.files import write_text
@@ -216,7 +216,7 @@ def main(spec_path: str, here: bool) -> None:
     if here:
         work = [(name, parameters) for name, parameters in spec["notebooks"]["work"]]
         sys.exit(run(Notebooks(work, spec["notebooks"]["timeout"], spec["notebooks"]["abreast"])))
-    site = build(Config, {"launch": spec["launch"]}).launch
+    site = restore({"launch": spec["launch"]}).launch
     name = f"egokit-{spec['notebooks']['work'][0][0]}"
     worker.submit(site, spec_file.parent, name, NotebooksJob(str(spec_file)))
 

@@ -8,15 +8,14 @@ import json
 import time
 from pathlib import Path
 
-from egokit.config.resolve import outputs_folder
+from egokit.config.registry import TASKS, find
+from egokit.config.resolve import outputs_folder, project_root
 from egokit.jobs.launch import Handle
 from egokit.notebook import headless
 from egokit.runs.files import write_text
-from egokit.runs.published import RESULTS
 from egokit.runs.run_folder import Run
 
-ORDER = ("01_data_prep", "02_pretrain", "03_ek100", "04_charades_ego", "05_egomcq", "06_egomq_features",
-         "07_search_your_videos", "00_quickstart")
+QUICKSTART = "00_quickstart"  # it shows the other notebooks' results, so it is run last
 
 
 def run(name: str = "demo", overrides: str = "") -> dict[str, float]:
@@ -30,10 +29,12 @@ def run(name: str = "demo", overrides: str = "") -> dict[str, float]:
     """
     folder = Run(outputs_folder() / name)
     began = time.perf_counter()
-    for number, notebook in enumerate(ORDER, 1):
-        head = f"[{number}/{len(ORDER)}] {notebook}"
-        parameters = {"run": name, "overrides": overrides}
-        if headless.finished(notebook, parameters) and (notebook != ORDER[0] or prepared(notebook, parameters)):
+    paths = (project_root() / "notebooks").glob("[0-9][0-9]_*.ipynb")
+    notebooks = sorted((path.stem for path in paths), key=lambda stem: (stem == QUICKSTART, stem))
+    for number, notebook in enumerate(notebooks, 1):
+        head = f"[{number}/{len(notebooks)}] {notebook}"
+        parameters = {"run_name": name, "overrides": overrides}
+        if headless.finished(notebook, parameters) and (number > 1 or prepared(notebook, parameters)):
             print(f"{head}: done before", flush=True)
             continue
         print(f"{head}: running … (follow it in outputs/{notebook}/{name}/log.jsonl)", flush=True)
@@ -73,15 +74,15 @@ def stop_jobs(notebook: str, name: str) -> None:
 
 def summarise(name: str) -> dict[str, float]:
     """Return the runs' main numbers under flat names, read from their metrics.json."""
-    metrics = {notebook: Run(outputs_folder() / notebook / name).metrics() for notebook in ORDER}
-    summary = {result.summary: metrics[result.notebook][result.section][result.metric] for result in RESULTS
-               if result.metric in metrics[result.notebook].get(result.section, {})}
-    summary["egomcq.chance"] = metrics["05_egomcq"]["chance"]["inter"]
-    for key, notebook in (("ek100", "03_ek100"), ("charades", "04_charades_ego")):
-        for metric, value in metrics[notebook]["chance"].items():
-            if metric in ("mAP", "nDCG"):
-                summary[f"{key}.chance.{metric}"] = value
-    summary["mq.clips"] = metrics["06_egomq_features"]["features"]["clips"]
+    summary = {}
+    for key, task in ((key, find(key)) for key in TASKS):
+        metrics = Run(outputs_folder() / task.notebook / name).metrics()
+        for result in task.results():
+            if result.metric in metrics.get(result.section, {}):
+                summary[f"{key}.{result.key or f'{result.section}.{result.metric}'}"] = \
+                    metrics[result.section][result.metric]
+            if result.chance in metrics.get("chance", {}):
+                summary[f"{key}.chance.{result.chance}"] = metrics["chance"][result.chance]
     return summary
 
 
@@ -89,23 +90,19 @@ def report(name: str, summary: dict[str, float]) -> str:
     """Return the table that ends the demo, and which figures to look at."""
     lines = ["", f"{'benchmark, %':34}{'chance':>8}{'this run':>10}{'published':>11}",
              f"{'':34}{'':>8}{'toy data':>10}{'real data':>11}", "-" * 63]
-    for result in RESULTS:
-        if result.summary not in summary:
-            continue
-        group = result.summary.split(".")[0]
-        chance = summary.get(f"{group}.chance.{result.metric}", summary.get(f"{group}.chance"))
-        # a number is None where nothing is published, or where a limited run has no such question
-        cells = ["–" if value is None else f"{value:.1f}"
-                 for value in (chance, summary[result.summary], result.published)]
-        lines.append(f"{result.name:34}{cells[0]:>8}{cells[1]:>10}{cells[2]:>11}")
-    lines.append(f"{'EgoMQ clips with features':34}{'':>8}{summary['mq.clips']:>10.0f}")
+    look_at = []
+    for key, task in ((key, find(key)) for key in TASKS):
+        look_at += [f"{task.notebook}/{name}/figures/{figure}" for figure in task.figures]
+        for result in task.results():
+            value = summary.get(f"{key}.{result.key or f'{result.section}.{result.metric}'}")
+            if value is None:
+                continue
+            # a number is None where nothing is published
+            cells = ["–" if number is None else f"{number}" if isinstance(number, int) else f"{number:.1f}"
+                     for number in (summary.get(f"{key}.chance.{result.chance}"), value, result.published)]
+            lines.append(f"{result.name:34}{cells[0]:>8}{cells[1]:>10}{cells[2]:>11}")
     lines += ["", "The published numbers are of the real data sets and the full-size model; "
-              "they are not to be reached by a toy.", "", "Look at:"]
-    for notebook, figure in (("05_egomcq", "questions-egomcq.png"), ("03_ek100", "browser-finetune.html"),
-                             ("04_charades_ego", "retrieved-finetune.png"), ("02_pretrain", "curves.png"),
-                             ("06_egomq_features", "features.png"),
-                             ("07_search_your_videos", "search-c-c-picks-up-the-red-cup.html"),
-                             ("00_quickstart", "fusion.png")):
-        lines.append(f"  outputs/{notebook}/{name}/figures/{figure}")
-    lines.append(f"  outputs/<notebook>/{name}/notebook.ipynb   the executed notebooks; open them with: make lab")
+              "they are not to be reached by a toy.", "", "Look at:",
+              *(f"  outputs/{path}" for path in (*look_at, f"{QUICKSTART}/{name}/figures/fusion.png")),
+              f"  outputs/<notebook>/{name}/notebook.ipynb   the executed notebooks; open them with: make lab"]
     return "\n".join(lines)

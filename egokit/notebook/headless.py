@@ -21,7 +21,7 @@ from egokit.config.build import ConfigError, did_you_mean
 from egokit.config.resolve import as_submitted, outputs_folder, project_root, resolve, to_yaml
 from egokit.config.schema import Config
 from egokit.jobs.launch import Handle, changed_keys, expect_same
-from egokit.notebook.open_run import PARAMETERS, check_names
+from egokit.notebook.open_run import NOTEBOOK_NAME, PARAMETERS, check_names
 from egokit.runs.files import locked
 from egokit.runs.run_folder import FAILED_NOTEBOOK, NOTEBOOK, Run
 
@@ -78,7 +78,7 @@ def read_parameters(path: Path, parameters: dict) -> dict:
     try:
         values = {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(tagged).body}
     except (SyntaxError, ValueError, AttributeError):
-        raise ConfigError(f"{path}: its cell of parameters has more than lines such as run = \"mine\"") from None
+        raise ConfigError(f"{path}: its cell of parameters has more than lines such as run_name = \"mine\"") from None
     values |= parameters
     if missing := [name for name in PARAMETERS if name not in values]:
         raise ConfigError(f"{path}: its cell of parameters lacks {', '.join(missing)}; write them as in the numbered "
@@ -92,8 +92,8 @@ def read_parameters(path: Path, parameters: dict) -> dict:
 def resolve_notebook(path: Path, parameters: dict) -> tuple[Config, Path]:
     """Return the config and the run folder of a notebook run with these parameters."""
     values = read_parameters(path, parameters)
-    config = resolve(values["params"], values["site"], values["overrides"], values["run"])
-    return config, outputs_folder() / path.stem / values["run"]
+    config = resolve(values["params"], values["site"], values["overrides"], values["run_name"])
+    return config, outputs_folder() / path.stem / values["run_name"]
 
 
 def finished(name: str, parameters: dict) -> bool:
@@ -158,7 +158,8 @@ def _execute(path: Path, folder: Path, parameters: dict, timeout: float | None) 
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from traitlets.config import Config
     monitor = _CellMonitor(timeout)
-    with _log(folder / "notebook.log") as log, tempfile.TemporaryDirectory(prefix="egokit-") as sockets:
+    with (_named(path.stem), _log(folder / "notebook.log") as log,
+          tempfile.TemporaryDirectory(prefix="egokit-") as sockets):
         # ipc: no TCP port that other users of the machine could connect to; a temporary folder: in the working folder,
         # kernels would take each other's sockets
         transport = Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}})
@@ -187,6 +188,18 @@ def _execute(path: Path, folder: Path, parameters: dict, timeout: float | None) 
         failure = NotebookFailed(f"{path.name}, {monitor.position()}: {why}\nthe executed notebook: {unfinished_path}")
         log.info(str(failure))
         raise failure
+
+
+@contextlib.contextmanager
+def _named(notebook: str) -> Iterator[None]:
+    """Tell the kernel that is started in the block which notebook it runs."""
+    before = os.environ.get(NOTEBOOK_NAME)
+    os.environ[NOTEBOOK_NAME] = notebook
+    try:
+        yield
+    finally:
+        os.environ.pop(NOTEBOOK_NAME)
+        os.environ.update({} if before is None else {NOTEBOOK_NAME: before})
 
 
 class _CellMonitor:

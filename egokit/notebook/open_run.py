@@ -4,15 +4,18 @@ from __future__ import annotations
 import ast
 import os
 import sys
+from pathlib import Path
 
-from egokit.config.build import ConfigError, did_you_mean, to_dict
-from egokit.config.resolve import outputs_folder, resolve, to_yaml
-from egokit.config.schema import TRAINED, Config
+from egokit.config.build import ConfigError, did_you_mean, flatten, nest, to_dict
+from egokit.config.registry import build_config, find, notebook_of
+from egokit.config.resolve import outputs_folder, project_root, resolve, to_yaml
+from egokit.config.schema import Config
 from egokit.runs.files import explain_permission, write_text
 from egokit.runs.run_folder import Run
 from egokit.train.batch_plan import plan_batch
 
-PARAMETERS = ("params", "site", "overrides", "run")
+PARAMETERS = ("params", "site", "overrides", "run_name")
+NOTEBOOK_NAME = "EGOKIT_NOTEBOOK"  # variable by which headless.py tells a notebook its name
 
 
 def injected_cells() -> list[str]:
@@ -41,43 +44,56 @@ def check_names(names) -> None:
     """Raise ConfigError for a notebook parameter that doesn't exist."""
     for name in names:
         if name not in PARAMETERS:
-            raise ConfigError(f"unknown notebook parameter {name!r}: {did_you_mean(name, PARAMETERS)}")
+            hint = "it is called run_name now" if name == "run" else did_you_mean(name, PARAMETERS)
+            raise ConfigError(f"unknown notebook parameter {name!r}: {hint}")
 
 
-def open_run(notebook: str, params: str, site: str, overrides, run: str) -> tuple[Config, Run]:
-    """Return the resolved config and the run folder for a notebook's four parameters.
+def running_notebook() -> str:
+    """Return the name of the notebook that runs this code, where that is known, or ""."""
+    live = Path(os.environ.get("JPY_SESSION_NAME", "")) if is_live() else Path()
+    return os.environ.get(NOTEBOOK_NAME) or (live.stem if live.suffix == ".ipynb" else "")
+
+
+def open_run(params: str, site: str = "toy", overrides="", run_name: str = "demo", notebook: str = "") -> Run:
+    """Open a run: resolve its config from a notebook's four parameters, and create its folder.
 
     The config is written to params.yaml in the folder. As soon as the run has a job, only launch.submit writes it,
     after checking that the job was made with these parameters.
 
     Args:
-        notebook: The notebook's name, the first part of outputs/<notebook>/<run>.
-        params: The recipe: a file under params/, or a path.
-        site: The site: a file under params/sites/, or a path.
-        overrides: Changes to the recipe, as "train.epochs=1 optim.lr=1e-4", a list or a dict.
-        run: The run's name, the second part of the folder.
+        params: the recipe: a file under params/, or a path.
+        site: the site: a file under params/sites/, or a path.
+        overrides: changes to the recipe, as "train.epochs=1 optim.lr=1e-4", a list or a dict.
+        run_name: the second part of the folder outputs/<notebook>/<run_name>.
+        notebook: the first part; by default the notebook that runs this, or that of the recipe's task.
+
+    Returns:
+        The Run; its `config` is the resolved config.
 
     Raises:
-        ConfigError: A parameter, key, site or recipe is unknown; the message names the nearest right one.
+        ConfigError: a parameter, key, site or recipe is unknown; the message names the nearest right one.
     """
     check_injected()
-    config = resolve(params, site, overrides, run)
+    if params in [path.stem for path in (project_root() / "notebooks").glob("*.ipynb")]:
+        raise ConfigError(f"open_run takes no notebook first, as {params!r}: write "
+                          "run = egokit.open_run(params, site, overrides, run_name), and run.config")
+    config = resolve(params, site, overrides, run_name)
     with explain_permission():
-        run_folder = Run(outputs_folder() / notebook / run)
-        if not any(run_folder.path.glob("jobs/*/spec.json")):
-            write_text(run_folder.path / "params.yaml", to_yaml(config))
-        run_folder.opened = config
-    return config, run_folder
+        run = Run(outputs_folder() / (notebook or running_notebook() or notebook_of(config)) / run_name)
+        if not any(run.path.glob("jobs/*/spec.json")):
+            write_text(run.path / "params.yaml", to_yaml(config))
+    run.config = config
+    return run
 
 
-def describe(config) -> str:
-    """Return the config for reading, one line a section, and how training spreads its batch."""
-    plain = to_dict(config)
-    lines = [f"{key}: {value}" for key, value in plain.items() if not isinstance(value, dict)]
-    for section, values in plain.items():
-        if isinstance(values, dict):
-            lines.append(f"{section}: " + ", ".join(f"{key}={value}" for key, value in values.items()
-                                                    if value not in ("", {}, [])))
-    if config.task in TRAINED:
+def describe(config: Config) -> str:
+    """Return what a config changes of the defaults, a line for each section, and how training spreads its batch."""
+    defaults = flatten(to_dict(build_config({"task": {"name": config.task.name}})))
+    changed = {key: value for key, value in flatten(to_dict(config)).items()
+               if value != defaults[key] or key == "task.name"}
+    lines = [f"{section}: " + (", ".join(f"{key}={value}" for key, value in values.items())
+                               if isinstance(values, dict) else str(values))
+             for section, values in nest(changed).items()]
+    if "train" in find(config.task.name).actions():
         lines.append(f"plan: {plan_batch(config)}")
     return "\n".join(lines)

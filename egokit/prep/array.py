@@ -12,7 +12,8 @@ import sys
 import time
 from pathlib import Path
 
-from egokit.config.build import build, to_dict
+from egokit.config.build import to_dict
+from egokit.config.registry import restore
 from egokit.config.schema import Config
 from egokit.jobs import code_snapshot, launch, status
 from egokit.jobs.slurm import one_process
@@ -30,7 +31,7 @@ class Shard:
 
     def __call__(self, number: int) -> None:
         spec = json.loads(Path(self.spec).read_text())
-        config = build(Config, spec["config"])
+        config = restore(spec["config"])
         cpus = int(os.environ.get("SLURM_CPUS_PER_TASK", config.launch.cpus_per_task))
         result = ego4d(**site_options(config.site), workers=cpus, source=spec["source"], shard=(number, spec["shards"]))
         print(f"shard {number}/{spec['shards']}: {result['videos']} videos verified, {len(result['failed'])} failed",
@@ -131,7 +132,7 @@ def start(spec_path: str) -> None:
     """Submit the array of a spec file, and write the job ids to job.json beside it."""
     spec_file = Path(spec_path)
     spec = json.loads(spec_file.read_text())
-    launch_config = one_process(build(Config, spec["config"]).launch)
+    launch_config = one_process(restore(spec["config"]).launch)
     jobs = executor(launch_config, spec_file.parent, "egokit-prep").map_array(Shard(str(spec_file)), spec["todo"])
     ids = [job.job_id for job in jobs]
     write_text(spec_file.parent / "job.json", json.dumps(

@@ -1,22 +1,41 @@
 """The ledger: published numbers beside those of every run, and how the recipes differ.
 
-It is read from metrics.json alone.
+It is read from metrics.json. The published numbers are those of the tasks' classes, and their recipes are in params/.
 """
 from __future__ import annotations
 
+import functools
 import math
 import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
-from egokit.config.build import new_names
-from egokit.config.resolve import outputs_folder
-from egokit.runs.published import DUAL_SOFTMAX, EVALUATIONS, RESULTS, TRAININGS, WORDS, Result
+from egokit.config.build import comparable, flatten, marked
+from egokit.config.registry import TASKS, build_config, find
+from egokit.config.resolve import outputs_folder, project_root, read_yaml
 from egokit.runs.run_folder import AGAIN, Run
 
 # fields of a section of metrics.json that are read here, and their types; all are there if "recipe" is
 FIELDS = {"recipe": dict, "action": str, "task": str, "toy": bool, "samples": int, "frames": int, "precision": str,
           "init": str, "init_sha256": str, "data": dict}
+WORDS = {  # wording for a value; the second {} is the plural's s. Other keys appear under their own names
+    "data.eval_frames": "{} frame{}", "model.image_size": "frames of {} px", "data.eval_resize": "resized to {} px",
+    "train.epochs": "trained {} epoch{}", "train.batch_size": "batch {}", "optim.lr": "learning rate {}",
+    "data.frames": "trained on {} frame{}", "train.precision": "trained in {}"}
+NOT_PUBLISHED = {"evaluate.precision", "data.reader"}  # EgoVLPv2's paper doesn't give them
+DUAL_SOFTMAX = "_dual_softmax"  # suffix of metrics that are computed with dual softmax; EgoVLPv2's numbers are without
+
+
+class Result(NamedTuple):
+    """A metric of a benchmark that tables show: where a run's metrics.json has it, and what is published."""
+    name: str                     # as readers know it
+    section: str                  # section of the run's metrics.json
+    metric: str                   # key in that section
+    published: float | None = None  # %, on the real data set; None: nothing is
+    checkpoint: str = ""          # released file that has the published number
+    chance: str = ""              # key of the chance level, in the section "chance"
+    key: str = ""                 # key in the demo's summary.json
+    in_ledger: bool = True        # whether the ledger shows it, too
 
 
 class LedgerRow(NamedTuple):
@@ -31,6 +50,11 @@ class Ledger(NamedTuple):
     """The rows of all runs, and the files that could not be read."""
     entries: list[LedgerRow]    # ordered by benchmark
     left_out: list[str]         # one line per unreadable file: why, and what to do
+
+
+def registered() -> list[tuple[type, Result]]:
+    """Return the results of all registered tasks, each with its task's class."""
+    return [(task, result) for task in map(find, TASKS) for result in task.results()]
 
 
 def read(outputs: Path | None = None) -> Ledger:
@@ -48,7 +72,8 @@ def read(outputs: Path | None = None) -> Ledger:
             entries += read_run(path)
         except (OSError, ValueError) as error:
             left_out.append(f"left out: {error}")
-    entries.sort(key=lambda entry: RESULTS.index(entry.result) if entry.result in RESULTS else len(RESULTS))
+    order = [result for _, result in registered()]
+    entries.sort(key=lambda entry: order.index(entry.result) if entry.result in order else len(order))
     return Ledger(entries, left_out)
 
 
@@ -65,19 +90,27 @@ def read_run(path: Path) -> list[LedgerRow]:
     metrics, entries = Run(path.parent).metrics(), []
     try:
         for name, section in metrics.items():
-            published = [result for result in RESULTS if (result.notebook, result.section) == (notebook, name)
-                         and result.published is not None]
-            if not published and "published" not in section:
-                continue
-            _check_fields(name, section)
-            results = [_of_checkpoint(result, section) for result in published]
-            for result in [*results, *_own_task_results(notebook, name, section)]:
+            task = _task_of(section, notebook)
+            published = task.results() if task else _own_results(name, section)
+            results = [_of_checkpoint(result, published, section) for result in published
+                       if result.section == name and result.in_ledger]
+            if results:
+                _check_fields(name, section)
+            for result in results:
                 if (value := section.get(result.metric)) is not None:
                     value = _check_number(name, result.metric, value)
-                    entries.append(LedgerRow(f"{notebook}/{run}", result, value, recipe_differences(result, section)))
+                    differences = recipe_differences(task, result, section)
+                    entries.append(LedgerRow(f"{notebook}/{run}", result, value, differences))
     except ValueError as error:
         raise ValueError(f"{path}: {error}; {AGAIN}") from None
     return entries
+
+
+def _task_of(section: dict, notebook: str) -> type | None:
+    """Return the class of the registered task that a section evaluates; None for a user's."""
+    if "task" in section:
+        return find(section["task"]) if section["task"] in TASKS else None
+    return next((task for task in map(find, TASKS) if task.notebook == notebook), None)  # an older run's section
 
 
 def _check_fields(name: str, section: dict) -> None:
@@ -98,93 +131,108 @@ def _check_number(name: str, metric: str, value) -> float:
     return value
 
 
-def _own_task_results(notebook: str, name: str, section: dict) -> list[Result]:
-    """Return the results of a user's task, whose file says which numbers are published."""
+def _own_results(name: str, section: dict) -> list[Result]:
+    """Return the results of a user's task, which a job has recorded from the task's file."""
     task, published = section.get("task"), section.get("published", {})
     if type(published) is not dict or (published and type(task) is not str):
         raise ValueError(f"'task' and 'published' of section {name!r} are {repr((task, published))[:60]}, "
                          "expected a file:class and numbers")
-    return [Result(f"{task.rpartition(':')[2]} {metric}, {name}", "", notebook, name, metric, "",
-                   math.nan if value is None else _check_number(name, f"published {metric}", value), 0, "")
+    return [Result(f"{task.rpartition(':')[2]} {metric}, {name}", name, metric,
+                   math.nan if value is None else _check_number(name, f"published {metric}", value))
             for metric, value in published.items()]
 
 
-def _of_checkpoint(result: Result, section: dict) -> Result:
+def _of_checkpoint(result: Result, published: list[Result], section: dict) -> Result:
     """Return the result that is published for the evaluated checkpoint, or else `result`.
 
     A released fine-tuned checkpoint that is only evaluated belongs beside the fine-tuned number, not the zero-shot one.
     """
+    wanted = result.metric, Path(section.get("init", "")).name
     if section.get("action") != "evaluate":
         return result
-    checkpoint = Path(section.get("init", "")).name
-    return next((candidate for candidate in RESULTS if (candidate.notebook, candidate.metric, candidate.checkpoint)
-                 == (result.notebook, result.metric, checkpoint)), result)
+    return next((candidate for candidate in published if (candidate.metric, candidate.checkpoint) == wanted), result)
 
 
-def recipe_differences(result: Result, section: dict) -> list[str]:
+@functools.cache
+def published_recipe(name: str, params: Path) -> tuple[dict, set[str], str]:
+    """Return a recipe of params/: its flat config, the keys that its file states, and its checkpoint `init`."""
+    stated = flatten(read_yaml(name, params, "recipe"))
+    config = build_config(read_yaml(name, params, "recipe"))
+    return comparable(config), stated.keys(), config.init
+
+
+def recipe_differences(task: type | None, result: Result, section: dict) -> list[str]:
     """Return in words how a run's recipe differs from the published one.
 
     Args:
+        task: the class of a registered task; None for a user's.
         result: the published result.
         section: the run's section of metrics.json.
     """
     phrases = ["toy data"] if section.get("toy") else []
     if "recipe" not in section:
         return [*phrases, "its recipe is not recorded"]
-    recipe = new_names(section["recipe"])
-    if result.samples and section["samples"] != result.samples:
-        phrases.append(f"{section['samples']:,} {result.unit}, published on {result.samples:,}")
-    if result.checkpoint:
-        phrases += compare_recipes(recipe, EVALUATIONS[result.notebook])
+    recipe, trained = flatten(section["recipe"]), section["action"] == "train"
+    own = [f"{key} {value}" for key, value in recipe.items() if key.startswith("task.") and key != "task.name"]
+    if task and task.samples and section["samples"] != task.samples:
+        phrases.append(f"{section['samples']:,} {task.unit}, published on {task.samples:,}")
+    if task:
+        phrases += compare_recipes(recipe, task, trained=False)
     else:
-        phrases.append(_in_words("data.eval_frames", section["frames"]))
+        phrases += [_in_words("data.eval_frames", section["frames"]), *own]
     if result.metric.endswith(DUAL_SOFTMAX):
         phrases.append("dual softmax over the whole test set "
-                       f"(temperature {recipe.get('evaluate.dual_softmax')}), published without")
+                       f"(temperature {recipe.get('task.dual_softmax')}), published without")
     start = _checkpoint_name(section["init"])
-    if section["action"] == "train":
-        phrases += _training_differences(result, section, start)
+    if trained:
+        phrases += _training_differences(task, section, recipe, start)
     elif start != result.checkpoint:
         published = f", published for {result.checkpoint}" if result.checkpoint else ""
         phrases.append(f"checkpoint {start} ({section['init_sha256']}){published}")
+    if section.get("fresh_modules"):
+        phrases.append(f"modules with random weights: {', '.join(section['fresh_modules'])}")
     if section["precision"] != "fp32":
         phrases.append(f"evaluated in {section['precision']}")
-    if not result.checkpoint:
+    if not task:
         phrases += [] if section["data"] else ["its annotation files are not recorded"]
         phrases.append(f"defined in {Path(section['task'].rpartition(':')[0]).name} ({section.get('task_sha256')})")
     return phrases
 
 
-def _training_differences(result: Result, section: dict, start: str) -> list[str]:
+def _training_differences(task: type | None, section: dict, recipe: dict, start: str) -> list[str]:
     """Return the same for the training from checkpoint `start`.
 
     The ledger always says that the checkpoint was chosen by its scores on the test set.
     """
-    recipe = new_names(section["recipe"])
-    published = TRAININGS.get(result.notebook, {}) if result.checkpoint else {}
-    if published:
-        published_start = f", published from {published['init']}" if start != published["init"] else ""
-        phrases = [f"fine-tuned here from {start}{published_start}", *compare_recipes(recipe, published)]
+    if task:
+        init = published_recipe(task.recipe, project_root() / "params")[2]
+        published_start = f", published from {init}" if start != init else ""
+        phrases = [f"fine-tuned here from {start}{published_start}", *compare_recipes(recipe, task, trained=True)]
     else:
         keys = ("train.epochs", "train.batch_size", "optim.lr")
         phrases = [f"trained here from {start}", *(_in_words(key, recipe.get(key)) for key in keys)]
     if (validations := recipe.get("selection.validations")) not in (0, 1):
         phrases.append(f"best of {validations} validations on the {recipe.get('selection.split')} set"
-                       + (", the paper does not say how its checkpoint was chosen" if published else ""))
+                       + (", the paper does not say how its checkpoint was chosen" if task else ""))
     if section.get("bad_samples"):
         phrases.append(f"{section['bad_samples']} samples could not be read")
     return phrases
 
 
-def compare_recipes(recipe: dict, published: dict) -> list[str]:
-    """Return in words the keys at which a recorded recipe differs from a published one.
+def compare_recipes(recipe: dict, task: type, trained: bool) -> list[str]:
+    """Return in words the keys at which a recorded recipe differs from the published one.
 
     Args:
-        recipe, published: {"section.key": value}. Keys that have WORDS come first; "init" is not compared.
+        recipe: {"section.key": value}.
+        task: the task's class, which names the published recipe.
+        trained: compare the keys of the training; otherwise those that an evaluation depends on.
     """
-    keys = [key for key in dict.fromkeys([*WORDS, *published])
-            if key in published and key != "init" and recipe.get(key) != published[key]]
-    return [f"{_in_words(key, recipe.get(key))}, published {published[key]}" for key in keys]
+    values, stated, _ = published_recipe(task.recipe, project_root() / "params")
+    training = {key for key in values if key.startswith(("data.", "optim.", "train.", "task."))}
+    keys = training - marked("scored", task.Params) - {"task.name"} if trained else marked("scored")
+    return [f"{_in_words(key, recipe.get(key))}, {'published' if key in stated else 'by default'} {values[key]}"
+            for key in dict.fromkeys([*WORDS, *values])
+            if key in keys - NOT_PUBLISHED and recipe.get(key) != values[key]]
 
 
 def _in_words(key: str, value) -> str:

@@ -26,7 +26,8 @@ def scalars(event: dict) -> dict[str, float]:
     if event["kind"] not in ("step", "validation"):
         return {}
     is_validation = event["kind"] == "validation"
-    return {f"{'validation' if is_validation else GROUPS.get(name, 'loss')}/{name}": value
+    watched = {f"watched/{name}": value for name, value in event.get("watched", {}).items() if value is not None}
+    return watched | {f"{'validation' if is_validation else GROUPS.get(name, 'loss')}/{name}": value
             for name, value in event.items() if name not in POSITION and isinstance(value, (int, float))}
 
 

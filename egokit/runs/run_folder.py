@@ -46,14 +46,14 @@ class Run:
 
     Attributes:
         path: the folder, outputs/<notebook>/<run>.
-        opened: the Config with which notebook.open_run opened it, or None; the job of a sweep may have another.
+        config: the Config with which notebook.open_run opened it, or None; the job of a sweep may have another.
         board: TensorBoard's copy of log.jsonl, in the process that trains; None elsewhere.
     """
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
         self.path.mkdir(parents=True, exist_ok=True)
-        self.opened = None
+        self.config = None
         self.board = None
         self._claim: tuple[Path, str] | None = None
 

@@ -46,7 +46,7 @@ def answer(arguments) -> None:
         if target:
             check_target(option, target, is_folder)
     videos = Path(arguments.folder).expanduser().resolve()
-    given = {"search.videos": str(videos)}
+    given = {"task.videos": str(videos)}
     if arguments.checkpoint:  # a path relative to the working folder; else run:… or a name in site.weights
         is_path = Path(arguments.checkpoint).exists()
         given["init"] = str(Path(arguments.checkpoint).resolve()) if is_path else arguments.checkpoint

@@ -12,12 +12,13 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
 
 from egokit.config.build import ConfigError, differences
-from egokit.config.schema import Config
+from egokit.config.schema import Config, Positive, TaskConfig
 from egokit.data.video import frame_sampling, open_video
 from egokit.data.video.open_video import VideoError
 from egokit.model import checkpoints
@@ -57,14 +58,14 @@ def video_folder(config: Config) -> Path:
     Raises:
         ConfigError: The folder does not exist, or window and stride would leave gaps between clips.
     """
-    if not 0 < config.search.stride <= config.search.window:
-        raise ConfigError(f"search.stride={config.search.stride:g} and search.window={config.search.window:g}: "
+    if not 0 < config.task.stride <= config.task.window:
+        raise ConfigError(f"task.stride={config.task.stride:g} and task.window={config.task.window:g}: "
                           "expected a stride above 0 and up to the window, or moments would lie in no clip")
-    if not config.search.videos:
-        raise ConfigError("search.videos is empty: name the folder of your videos, a path or a folder under site.root")
-    folder = Path(config.site.root) / Path(config.search.videos).expanduser()
+    if not config.task.videos:
+        raise ConfigError("task.videos is empty: name the folder of your videos, a path or a folder under site.root")
+    folder = Path(config.site.root) / Path(config.task.videos).expanduser()
     if not folder.is_dir():
-        raise ConfigError(f"search.videos: no folder {folder}; name the folder of your videos, a path or a folder "
+        raise ConfigError(f"task.videos: no folder {folder}; name the folder of your videos, a path or a folder "
                           "under site.root")
     return folder
 
@@ -129,12 +130,24 @@ class VideoWindows(Windows):
 
     def indices(self, video) -> np.ndarray:
         """Return the frame indices (windows, T) of every clip."""
-        times = clip_times(self.seconds, self.task.config.search.window, self.task.config.search.stride)
+        times = clip_times(self.seconds, self.task.config.task.window, self.task.config.task.stride)
         return np.stack([self.task.clip_indices(video, start, stop) for start, stop in zip(*times, strict=True)])
 
 
 class Search(Task):
     """The task that indexes a folder of videos; its only action is `extract`."""
+    notebook = "07_search_your_videos"
+    sections: ClassVar = {"extract": "index"}
+    figures = ("search-c-c-picks-up-the-red-cup.html",)
+
+    class Params(TaskConfig):
+        videos: str = ""           # folder of videos, searched recursively: a path, or a name under site.root
+        window: Positive = 4.0     # length of a clip of model.frames frames, seconds
+        stride: Positive = 2.0     # seconds from the start of one clip to the start of the next
+
+    @classmethod
+    def outdated(cls, config: Config, run: Run) -> bool:
+        return not is_up_to_date(config, run.path / "features")
 
     def clip_indices(self, video, start: float, stop: float) -> np.ndarray:
         """Return (T,): the frames in the middle of T equal parts of a clip.
@@ -157,7 +170,7 @@ class Search(Task):
         config = self.config
         return {"folder": str(video_folder(config)), "init": config.init,
                 "init_sha256": checkpoints.fingerprint(checkpoints.find(config.init)) if config.init else "",
-                "window": config.search.window, "stride": config.search.stride, "frames": config.model.frames,
+                "window": config.task.window, "stride": config.task.stride, "frames": config.model.frames,
                 "resize": config.data.eval_resize, "precision": config.evaluate.precision}
 
     def check_settings(self, folder: Path) -> dict:

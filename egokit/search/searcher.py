@@ -5,7 +5,6 @@ The dual encoder finds the nearest clips; the fusion encoder then reads the best
 from __future__ import annotations
 
 import dataclasses
-import time
 from pathlib import Path
 
 import numpy as np
@@ -53,12 +52,6 @@ def submit(config: Config, run: Run) -> launch.Handle:
     Returns:
         The job's handle, as launch.submit returns it; of a finished job if the folder has not changed.
     """
-    handle = launch.Handle(run, SECTION)
-    up_to_date = index_task.is_up_to_date(config, run.path / "features")
-    if handle.metrics() and not up_to_date:
-        while handle.alive():
-            time.sleep(0.5)  # the job has written its metrics and is about to end; don't take it for the next one
-        run.write_metrics(SECTION, {})  # finished, but for an earlier state of the folder
     return launch.submit(config, run, "extract", SECTION)
 
 
@@ -123,9 +116,9 @@ class Searcher:
 
     def moments(self, query_1E: np.ndarray, count: int) -> list[Hit]:
         """Return the nearest clips, without those that overlap a nearer clip of the same video."""
-        search, wanted = self.task.config.search, count
+        own, wanted = self.task.config.task, count
         while True:
-            wanted = min(len(self.vectors), int(wanted * 2 * np.ceil(search.window / search.stride)))
+            wanted = min(len(self.vectors), int(wanted * 2 * np.ceil(own.window / own.stride)))
             hits, kept = [], {}  # kept: hits by video
             cosine_QN, number_QN = self.vectors.search(query_1E, wanted)
             for cosine, number in zip(cosine_QN[0], number_QN[0], strict=True):

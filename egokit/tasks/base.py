@@ -7,12 +7,13 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from egokit.config.build import ConfigError
-from egokit.config.schema import Config
+from egokit.config.schema import Config, TaskConfig
 from egokit.data.video import open_video, transforms
 from egokit.model.text_encoder import load_tokenizer
+from egokit.runs.ledger import Result
 from egokit.runs.run_folder import Run
 from egokit.train import distributed
 from egokit.train.gradient_cache import by_micro_batches
@@ -28,8 +29,15 @@ class Task:
     To be evaluated, a task gives `dataset`, `score_batch` and `metrics`; to be trained, `dataset`, `loss` and `best`.
 
     Attributes:
+        Params: the task's own keys, the section `task` of a recipe; a class derived from TaskConfig.
+        notebook: folder of its runs under outputs/, and the notebook that shows them; "": named like the user's file.
+        sections: action ("train", "evaluate", "extract") -> name of its job and of its section of metrics.json. The
+            first is the one that `egokit submit` starts. Empty: those that the class can do, named like the action.
         best: the metric that chooses the best checkpoint; larger is better.
-        published: {metric: published number or None} for the ledger; only of a task in a user's own file.
+        published: {metric: published number or None} for the ledger, or Results.
+        recipe: the published recipe, a file under params/.
+        samples: how many the real data set has, 0 if that is unknown; `unit` is what they are called.
+        figures: pictures worth a look, of those that the notebook leaves in its run's figures/.
         uses_fusion: whether the loss trains the fusion encoder. If not, its parameters are frozen.
         fixed_length: whether training pads all texts to data.max_tokens, or to the longest of a batch. The training
             loop sets it on GPUs, where every new shape costs time.
@@ -37,8 +45,13 @@ class Task:
         rows_per_sample: rows of `score_batch` for each sample.
         partly_relevant: what a relevancy between 0 and 1 means, for the legends of pictures.
     """
+    Params = TaskConfig
+    notebook = ""
+    sections: ClassVar[dict[str, str]] = {}
     best = ""
-    published: ClassVar[dict[str, float | None]] = {}
+    published: ClassVar[dict[str, float | None] | list[Result]] = {}
+    recipe, samples, unit = "", 0, "samples"
+    figures: ClassVar[tuple[str, ...]] = ()
     uses_fusion = False
     fixed_length = False
     clips_per_sample = 1
@@ -51,11 +64,39 @@ class Task:
             if old in vars(cls):
                 raise ConfigError(f"{cls.__name__}.{old} is called {new} now: rename it, or nothing calls it")
 
+    def __setattr__(self, name: str, value) -> None:
+        if isinstance(value, nn.Module | nn.Parameter):
+            raise ConfigError(f"{type(self).__name__}.{name} is a {type(value).__name__} on the task, which nothing "
+                              "would train or save: return it from the method `modules`, and use it as model.own[name]")
+        super().__setattr__(name, value)
+
     def __init__(self, config: Config):
         self.config = config
         self.root = Path(config.site.root)
         self.tokenizer = load_tokenizer(config.site.tokenizer)
         open_video.import_reader(config.data.reader)
+
+    @classmethod
+    def actions(cls) -> dict[str, str]:
+        """Return what its jobs do, each with the job's name; the first is the main one."""
+        if cls.sections:
+            return cls.sections
+        can = {"evaluate": cls.score_batch is not Task.score_batch, "train": cls.loss is not Task.loss,
+               "extract": hasattr(cls, "extract")}
+        return {action: action for action, able in can.items() if able}
+
+    @classmethod
+    def results(cls) -> list[Result]:
+        """Return the metrics that tables show, with the published numbers."""
+        if not isinstance(cls.published, dict):
+            return list(cls.published)
+        return [Result(f"{cls.__name__} {metric}, {section}", section, metric, number)
+                for section in cls.actions().values() for metric, number in cls.published.items()]
+
+    @classmethod
+    def outdated(cls, config: Config, run: Run) -> bool:
+        """Return whether the run's finished result is of an earlier state of the data: it is then made anew."""
+        return False
 
     # to be given by a task
     def dataset(self, split: str):
@@ -85,8 +126,8 @@ class Task:
 
         Random draws behind a global value must be equal on all ranks: rank 0 draws from (seed, step) and
         `distributed.broadcast` hands it on. Wrap what takes memory in `self.in_parts`. Every parameter that is trained
-        needs a gradient in every step, because DDP waits for it; see `uses_fusion`. The optimizer trains the model's
-        parameters, and checkpoints hold them: a parameter kept on the task is not trained.
+        needs a gradient in every step, because DDP waits for it; see `uses_fusion`. Parameters of the task's own come
+        from `modules`. What is to be logged but not minimised comes from `watched`.
 
         Args:
             model: an EgoVLP in training mode, under autocast in train.precision.
@@ -97,6 +138,26 @@ class Task:
             Scalars by name. Each is logged under its name, averaged over ranks.
         """
         raise NotImplementedError(f"{type(self).__name__} is evaluated, not trained")
+
+    def modules(self, model) -> dict[str, nn.Module]:
+        """Return the task's own modules by name: a head, an encoder, an nn.ParameterDict of learnable numbers.
+
+        The model holds them as model.own[name]. They are trained with it, at optim.head_lr_scale times the rate,
+        averaged over ranks, saved in its checkpoints, and loaded from them. This is also the place to freeze parts of
+        the model, by requires_grad_(False).
+
+        Args:
+            model: an EgoVLP with its weights loaded.
+        """
+        return {}
+
+    def watched(self, model) -> dict[str, float | Tensor]:
+        """Return numbers to log beside the loss, by name, such as a learned temperature; they are not minimised."""
+        return {}
+
+    def embed_video(self, model, frames: Tensor) -> Tensor:
+        """Return the embeddings (B, E) of clips, uint8 (B, T, 3, size, size), for losses and retrieval."""
+        return model.embed_video(transforms.normalise(frames))
 
     def prompts(self) -> list[str]:
         """Return the K texts that every sample is compared with; an evaluation encodes them once."""
@@ -173,8 +234,9 @@ class Task:
         """Return the path of a file under the data root, or raise an error that says the fix."""
         path = self.root.joinpath(*parts)
         if not path.exists():
-            raise FileNotFoundError(f"{path} is missing (site {self.config.site.name!r}, task {self.config.task!r}); "
-                                    "run notebook 01_data_prep for this site, or correct 'site.root' in its file")
+            raise FileNotFoundError(f"{path} is missing (site {self.config.site.name!r}, "
+                                    f"task {self.config.task.name!r}); run notebook 01_data_prep for this site, or "
+                                    "correct 'site.root' in its file")
         return path
 
     def transform(self, frames_THWC: np.ndarray, rng: np.random.Generator | None) -> Tensor:
@@ -202,7 +264,7 @@ class Task:
             # Texts first, because the backward pass runs in reverse: the clips' activations are freed before the
             # large gradient of the word embeddings is allocated.
             text_bE = model.embed_text({"input_ids": ids, "attention_mask": mask})
-            return model.embed_video(transforms.normalise(frames)), text_bE
+            return self.embed_video(model, frames), text_bE
 
         tokens = batch["tokens"]
         video_bE, text_bE = self.in_parts(embed, batch["video"], tokens["input_ids"], tokens["attention_mask"])

@@ -7,15 +7,18 @@ from __future__ import annotations
 import re
 import textwrap
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from torch import Tensor
 
+from egokit.config.schema import Positive, TaskConfig
 from egokit.data.annotation_tables import charades_classes, charades_videos, read_metadata
 from egokit.data.loader import Samples
 from egokit.data.video import clips, frame_sampling
 from egokit.model.egovlp import similarity
 from egokit.runs.files import write_text
+from egokit.runs.ledger import Result
 from egokit.runs.run_folder import Run
 from egokit.tasks import losses, metrics
 from egokit.tasks.retrieval import RetrievalTask
@@ -65,7 +68,17 @@ class Videos(Samples):
 
 class CharadesEgo(RetrievalTask):
     """Scores every test video against the sentence of every class."""
+    notebook = "04_charades_ego"
+    sections: ClassVar = {"train": "finetune", "evaluate": "zeroshot"}
+    recipe = "charades_finetune"
+    published: ClassVar = [  # EgoVLPv2 (ICCV 2023), table 4
+        Result("Charades-Ego mAP, zero-shot", "zeroshot", "mAP", 26.2, "EgoVLPv2_smallproj_epoch1.pth", "mAP"),
+        Result("Charades-Ego mAP, fine-tuned", "finetune", "mAP", 34.1, "Charades-Ego_finetune.pth", "mAP")]
+    figures = ("retrieved-finetune.png",)
     measure = staticmethod(metrics.charades)
+
+    class Params(TaskConfig):
+        temperature: Positive = 0.05  # of InfoNCE
 
     def __init__(self, config):
         super().__init__(config)
@@ -90,7 +103,7 @@ class CharadesEgo(RetrievalTask):
     def loss(self, model, batch: dict, step: int) -> dict[str, Tensor]:
         """Return InfoNCE on the global batch; the same value on every rank."""
         video_BE, text_BE = self.embeddings(model, batch)
-        return {"infonce": losses.infonce(similarity(text_BE, video_BE), self.config.train.temperature)}
+        return {"infonce": losses.infonce(similarity(text_BE, video_BE), self.config.task.temperature)}
 
     def save_outputs(self, run: Run, section: str, rows: dict[str, np.ndarray], prompts_KE: np.ndarray) -> None:
         """Write also submission-<section>.txt, which the data set's own evaluation script reads.

@@ -7,12 +7,14 @@ Source: EgoVLPv2 (arXiv 2307.05463), sections 3-4.
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from egokit.config.schema import Count, NotNegative, Positive, Share, TaskConfig
 from egokit.data.egoclip_table import NOUNS, VERBS, EgoClipTable
 from egokit.data.loader import Samples
 from egokit.data.video import clips, frame_sampling
@@ -67,6 +69,17 @@ class Clips(Samples):
 
 class EgoClip(Task):
     """Pre-training on EgoClip, validated on EgoMCQ."""
+    notebook = "02_pretrain"
+    sections: ClassVar = {"train": "pretrain"}
+    figures = ("curves.png",)
+
+    class Params(TaskConfig):
+        temperature: Positive = 0.05           # of EgoNCE
+        negative_temperature: Positive = 0.05  # of the draw of hard negatives; the paper uses EgoNCE's
+        itm_weight: NotNegative = 2.0          # weight of the image-text matching loss
+        mask_probability: Share = 0.15         # masked language modelling: share of tokens to predict
+        val_frames: Count = 4                  # frames of a clip in EgoMCQ between epochs
+
     best = "ensemble_intra"
     uses_fusion = True
     clips_per_sample = 2  # a clip and its negative
@@ -78,7 +91,7 @@ class EgoClip(Task):
 
     def validation(self) -> Task:
         from egokit.tasks.egomcq import EgoMCQ
-        data = dataclasses.replace(self.config.data, eval_frames=self.config.data.val_frames)
+        data = dataclasses.replace(self.config.data, eval_frames=self.config.task.val_frames)
         return EgoMCQ(dataclasses.replace(self.config, data=data))
 
     def collate(self, items: list[dict]) -> dict:
@@ -88,7 +101,7 @@ class EgoClip(Task):
         length = batch["tokens"]["input_ids"].shape[1]
         ids, labels = losses.mask_words(batch["tokens"]["input_ids"], batch.pop("uniforms")[:, :length],
                                         self.tokenizer.special_ids, self.tokenizer.mask_id, self.tokenizer.vocab_size,
-                                        self.config.train.mask_probability)
+                                        self.config.task.mask_probability)
         return batch | {"masked_ids": ids, "labels": labels}
 
     def loss(self, model, batch: dict, step: int) -> dict[str, Tensor]:
@@ -98,12 +111,12 @@ class EgoClip(Task):
         """
         counts = distributed.sizes(len(batch["video"]), batch["video"].device)  # b of every rank
 
-        # EgoNCE on the embeddings of the global batch: the same value on every rank
+        # EgoNCE, or what replaces it, on the embeddings of the global batch: the same value on every rank
         video_BE, text_BE = self.embeddings(model, batch, counts)
         similarity_BB = similarity(text_BE, video_BE)
         positives_BB = losses.positives(distributed.gather(batch["verbs"], counts),
                                         distributed.gather(batch["nouns"], counts))
-        egonce = losses.egonce(similarity_BB, positives_BB, self.config.train.temperature)
+        contrastive = self.contrastive_loss(model, similarity_BB, positives_BB)
 
         # The unfused half of the video side serves MLM and ITM: the one large tensor that is kept of all clips
         trunk_bSD = self.in_parts(lambda frames: model.fusion_trunk(normalise(frames)), batch["video"])
@@ -111,7 +124,16 @@ class EgoClip(Task):
         # MLM and ITM: this rank's share of the global mean, times the world size
         mlm = self.masked_words_loss(model, batch, trunk_bSD)
         itm = self.matching_loss(model, batch, trunk_bSD, counts, *self.pairs(similarity_BB, positives_BB, step))
-        return {"egonce": egonce, "mlm": mlm, "itm": itm}
+        return {**contrastive, "mlm": mlm, "itm": itm}
+
+    def contrastive_loss(self, model, similarity_BB: Tensor, positives_BB: Tensor) -> dict[str, Tensor]:
+        """Return the contrastive part of the loss as named terms, the same value on every rank.
+
+        Args:
+            similarity_BB: cosine of every text (rows) with every clip of the global batch, with gradients.
+            positives_BB: which of them share a verb and a noun, or are the same sample.
+        """
+        return {"egonce": losses.egonce(similarity_BB, positives_BB, self.config.task.temperature)}
 
     def masked_words_loss(self, model, batch: dict, trunk_bSD: Tensor) -> Tensor:
         """Return this rank's share of the mean over all masked words, times the world size."""
@@ -151,7 +173,7 @@ class EgoClip(Task):
         label_b = label_B.split(counts)[distributed.rank()].to(batch["video"].device, non_blocking=True)
         chosen_trunk_bSD = distributed.gather_rows(trunk_bSD, video_index_B, counts)
         total = self.in_parts(summed, chosen_trunk_bSD, ids, mask, label_b).sum()
-        return self.config.train.itm_weight * total * distributed.world_size() / sum(counts)
+        return self.config.task.itm_weight * total * distributed.world_size() / sum(counts)
 
     def pairs(self, similarity_BB: Tensor, positives_BB: Tensor, step: int) -> list[Tensor]:
         """Draw the global pairs for matching; see `losses.draw_pairs`.
@@ -162,7 +184,7 @@ class EgoClip(Task):
             [text index, video index, label], each (B,) on the CPU.
         """
         generator = torch.Generator().manual_seed(hash((self.config.seed, step)) % 2**63)
-        drawn = losses.draw_pairs(similarity_BB, positives_BB, self.config.train.negative_temperature, generator)
+        drawn = losses.draw_pairs(similarity_BB, positives_BB, self.config.task.negative_temperature, generator)
         return distributed.broadcast(list(drawn), similarity_BB.device)
 
     def chosen_texts(self, tokens: dict, text_index_B: Tensor, counts: list[int]) -> tuple[Tensor, Tensor]:

@@ -22,8 +22,11 @@ from egokit.data.video import clips, frame_sampling
 from egokit.data.video.transforms import normalise
 from egokit.model.egovlp import similarity
 from egokit.model.input_checks import of_few_lengths, rounded_up
+from egokit.runs.ledger import Result
 from egokit.tasks import class_names, metrics
 from egokit.tasks.multiple_choice import ChoiceTask
+
+PUBLISHED = {("ensemble", "inter"): 91.0, ("ensemble", "intra"): 60.9}
 
 
 def clip_key(clip: dict) -> tuple[str, float, float]:
@@ -66,6 +69,15 @@ class EgoMCQ(ChoiceTask):
         clips: the distinct clips, by `clip_key`; `entries` are their dicts of egomcq.json.
         pairs_of: number of a clip -> its pairs, each question * 5 + choice.
     """
+    notebook = "05_egomcq"
+    sections: ClassVar = {"evaluate": "egomcq"}
+    recipe, samples, unit = "egomcq", 39751, "questions"
+    published: ClassVar = [  # EgoVLPv2 (ICCV 2023), table 2
+        Result(f"EgoMCQ {kind.replace('_', '-')}{'' if kind == 'verb_only' else '-video'}, {score}", "egomcq",
+               f"{score}_{kind}", PUBLISHED.get((score, kind)), "EgoVLPv2.pth",
+               "inter" if kind == "verb_only" else kind, f"{score}.{kind}", (score, kind) in PUBLISHED)
+        for score in ("dual", "fusion", "ensemble") for kind in ("inter", "intra", "verb_only")]
+    figures = ("questions-egomcq.png",)
     best = "ensemble_intra"
     meanings: ClassVar = {"dual": "cosine", "fusion": "matching probability", "ensemble": "their sum"}
     partly_relevant = "the same verb or the same noun"

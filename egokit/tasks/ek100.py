@@ -7,16 +7,19 @@ from __future__ import annotations
 import functools
 import re
 from pathlib import Path
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from egokit.config.schema import NotNegative, Scored, Share, TaskConfig
 from egokit.data import relevancy
 from egokit.data.annotation_tables import EK100_ANNOTATIONS, ek100_annotations, read_csv
 from egokit.data.loader import Samples
 from egokit.data.video import clips, frame_sampling
 from egokit.model.egovlp import similarity
+from egokit.runs.ledger import DUAL_SOFTMAX, Result
 from egokit.tasks import class_names, losses, metrics
 from egokit.tasks.base import cosine
 from egokit.tasks.retrieval import RetrievalTask
@@ -51,10 +54,11 @@ class Actions(Samples):
         item = {"video": self.task.transform(pixels, rng), "index": index}
         if rng is not None:
             relevancy_S = self.relevancy.row(index)
-            candidates = np.flatnonzero(relevancy_S > data.relevancy_threshold)
+            threshold = self.task.config.task.relevancy_threshold
+            candidates = np.flatnonzero(relevancy_S > threshold)
             if not len(candidates):
                 raise ValueError(f"{self.relevancy.path}: clip {row.narration_id} has no sentence of a relevancy above "
-                                 f"data.relevancy_threshold={data.relevancy_threshold}; "
+                                 f"task.relevancy_threshold={threshold}; "
                                  "delete the file, and 'egokit prep' makes it again")
             sentence = int(rng.choice(candidates))
             item |= {"text": self.sentences.narration.iloc[sentence], "sentence": sentence,
@@ -64,8 +68,28 @@ class Actions(Samples):
 
 class EK100(RetrievalTask):
     """Retrieval between the clips and the distinct sentences of a split, both ways."""
+    notebook = "03_ek100"
+    sections: ClassVar = {"train": "finetune", "evaluate": "zeroshot"}
+    recipe, samples, unit = "ek100_finetune", 9668, "clips"
+    published: ClassVar = [  # EgoVLPv2 (ICCV 2023), table 3
+        Result(f"EK-100 MIR {metric}, {words}{also}", section, metric + suffix, number, checkpoint, metric)
+        for section, words, metric, number, checkpoint in (
+            ("zeroshot", "zero-shot", "mAP", 26.7, "EgoVLPv2_smallproj.pth"),
+            ("zeroshot", "zero-shot", "nDCG", 29.1, "EgoVLPv2_smallproj.pth"),
+            ("finetune", "fine-tuned", "mAP", 47.3, "EK-100_finetune.pth"),
+            ("finetune", "fine-tuned", "nDCG", 61.9, "EK-100_finetune.pth"))
+        for suffix, also in (("", ""), (DUAL_SOFTMAX, ", dual softmax"))]
+    figures = ("browser-finetune.html",)
     partly_relevant = "the same verb, or some of the nouns"
     measure = staticmethod(metrics.retrieval)
+
+    class Params(TaskConfig):
+        retrieval_loss: Literal["max_margin", "symmetric_multi_similarity"] = "max_margin"
+        margin: NotNegative = 0.2               # max_margin: times a pair's relevancy
+        similarity_margin: NotNegative = 0.6    # symmetric_multi_similarity: times a difference of relevancies
+        similarity_slack: NotNegative = 0.1     # symmetric_multi_similarity: slack for pairs of equal relevancy
+        relevancy_threshold: Share = 0.1        # a clip is trained with the texts of a higher relevancy
+        dual_softmax: Scored[NotNegative] = 0.0  # temperature of additional scores with dual softmax; 0: none
 
     def __init__(self, config):
         super().__init__(config)
@@ -86,20 +110,20 @@ class EK100(RetrievalTask):
         return self.test.sentences.narration.tolist()
 
     def loss(self, model, batch: dict, step: int) -> dict[str, Tensor]:
-        """Return the loss that train.retrieval_loss names; the same value on every rank."""
-        train = self.config.train
+        """Return the loss that task.retrieval_loss names; the same value on every rank."""
+        own = self.config.task
         video_BE, text_BE = self.embeddings(model, batch)
         similarity_BB = similarity(text_BE, video_BE)
 
-        if train.retrieval_loss == "max_margin":
+        if own.retrieval_loss == "max_margin":
             relevancy_B = distributed.gather(batch["relevancy"].to(similarity_BB.device))
-            return {"max_margin": losses.max_margin(similarity_BB, relevancy_B, train.margin)}
+            return {"max_margin": losses.max_margin(similarity_BB, relevancy_B, own.margin)}
 
         clips_B, sentences_B = (distributed.gather(batch[key].to(similarity_BB.device)).cpu().numpy()
                                 for key in ("index", "sentence"))
         relevancy_BB = torch.from_numpy(self.train.relevancy.pairs(clips_B, sentences_B).T).to(similarity_BB.device)
         return {"symmetric_multi_similarity": losses.symmetric_multi_similarity(
-            similarity_BB, relevancy_BB, train.similarity_margin, train.similarity_slack)}
+            similarity_BB, relevancy_BB, own.similarity_margin, own.similarity_slack)}
 
     def score_matrix(self, rows: dict[str, np.ndarray], prompts_KE: np.ndarray) -> np.ndarray:
         """Return (cosine + 1) / 2, (clips, sentences), in [0, 1]."""
@@ -113,10 +137,10 @@ class EK100(RetrievalTask):
     def metrics(self, rows: dict[str, np.ndarray], prompts_KE: np.ndarray) -> dict[str, float]:
         """Return the benchmark's metrics.
 
-        With evaluate.dual_softmax also those of a dual softmax, as "…_dual_softmax".
+        With task.dual_softmax also those of a dual softmax, as "…_dual_softmax".
         """
         scores, truth = self.score_matrix(rows, prompts_KE), self.truth()
-        temperature = self.config.evaluate.dual_softmax
+        temperature = self.config.task.dual_softmax
         results = metrics.retrieval(scores, truth)
         if temperature:
             again = metrics.retrieval(scores, truth, temperature)

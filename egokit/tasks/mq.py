@@ -1,6 +1,6 @@
 """EgoMQ: dense video features of the clips of moments_*.json, for moment-query localisers.
 
-evaluate.feature_clips may also name other files that list clips in the same way (NLQ's), or a list of whole videos.
+task.feature_clips may also name other files that list clips in the same way (NLQ's), or a list of whole videos.
 
 Source: EgoVLP's recipe.
 """
@@ -9,16 +9,19 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 
+from egokit.config.schema import Count, Positive, TaskConfig
 from egokit.data import annotation_json
 from egokit.data.annotation_json import SPLITS
 from egokit.data.video import frame_sampling, open_video
 from egokit.data.video.open_video import VideoError
 from egokit.model import checkpoints
 from egokit.runs.files import atomic_path, is_abandoned, write_text
+from egokit.runs.ledger import Result
 from egokit.runs.run_folder import Run
 from egokit.tasks.base import Task
 from egokit.tasks.windows import Windows, embed_windows
@@ -33,13 +36,13 @@ class ClipWindows(Windows):
         self.clip = clip
 
     def indices(self, video) -> np.ndarray:
-        start, stop, evaluate = self.clip["start"], self.clip["stop"], self.task.config.evaluate
+        start, stop, own = self.clip["start"], self.clip["stop"], self.task.config.task
         end, rate = open_video.duration(video), open_video.time_resolution(video)
         if stop > end + frame_sampling.LATE:  # else the features would be those of a still picture, the last frame
             raise VideoError(f"{self.path}: clip {self.clip['clip_uid']} ends at {stop:.2f} s, but the video ends at "
                              f"{end:.2f} s; has it lost its end, or is it another video?")
-        T = evaluate.feature_frames
-        moments = frame_sampling.mq(int(start * rate), int(stop * rate), evaluate.features_per_second, rate, T) / rate
+        T = own.feature_frames
+        moments = frame_sampling.mq(int(start * rate), int(stop * rate), own.features_per_second, rate, T) / rate
         indices = np.array([open_video.frame_at(video, moment) for moment in moments])
         if len(indices) < T:
             raise VideoError(f"{self.path}: clip {self.clip['clip_uid']} of {stop - start:.2f} s "
@@ -49,15 +52,27 @@ class ClipWindows(Windows):
 
 class EgoMQ(Task):
     """Extracts features; it is neither trained nor scored."""
+    notebook = "06_egomq_features"
+    sections: ClassVar = {"extract": "features"}
+    published: ClassVar = [Result("EgoMQ clips with features", "features", "clips", key="clips", in_ledger=False)]
+    figures = ("features.png",)
+
+    class Params(TaskConfig):
+        features_per_second: Positive = 1.87    # features of one second of video
+        feature_frames: Count = 16              # frames of one feature
+        feature_clips: str = "moments_*.json"   # files that list the clips, * stands for the split (NLQ's: nlq_*.json),
+                                                # or one list of whole videos
+        feature_videos: str = "Ego4D_256"       # folder of the videos, resized or original
+        feature_format: Literal["pt", "npy"] = "pt"
 
     @property
     def videos(self) -> Path:
         """The folder of the videos."""
-        return self.require_file(self.config.evaluate.feature_videos)
+        return self.require_file(self.config.task.feature_videos)
 
     def lists(self) -> dict[str, Path]:
         """Return the file that lists each split's clips; a single file is a split named like it."""
-        pattern = self.config.evaluate.feature_clips
+        pattern = self.config.task.feature_clips
         splits = SPLITS if "*" in pattern else (Path(pattern).stem,)
         return {split: self.require_file(pattern.replace("*", split)) for split in splits}
 
@@ -88,8 +103,8 @@ class EgoMQ(Task):
             VideoError: some clips cannot be read; the features of all others are written first.
         """
         began, data = time.perf_counter(), {path.name: checkpoints.fingerprint(path) for path in self.lists().values()}
-        rank, ranks, evaluate = distributed.rank(), distributed.world_size(), self.config.evaluate
-        folder, suffix, errors = run.path / "features", evaluate.feature_format, []
+        rank, ranks, own = distributed.rank(), distributed.world_size(), self.config.task
+        folder, suffix, errors = run.path / "features", own.feature_format, []
         clips = distributed.gather_objects(self.clips())[0]  # rank 0's, because the list may be edited meanwhile
         unlisted = delete_outdated(run, folder, clips, suffix) if rank == 0 else []
         distributed.barrier()
@@ -119,15 +134,15 @@ class EgoMQ(Task):
                 part.unlink()
         shapes = {uid: stored(path).shape for uid, path in path_of.items()}
         manifest = {"init": self.config.init, "init_sha256": digest, "format": suffix,
-                    "features_per_second": evaluate.features_per_second,
-                    "frames": evaluate.feature_frames, "stride": evaluate.feature_frames,
+                    "features_per_second": own.features_per_second,
+                    "frames": own.feature_frames, "stride": own.feature_frames,
                     # of the samples, not of a video
-                    "frame_rate": round(evaluate.features_per_second * evaluate.feature_frames, 6),
+                    "frame_rate": round(own.features_per_second * own.feature_frames, 6),
                     "layer": "video_projection", "dimension": next(iter(shapes.values()))[1],
                     "clips": [clip | {"features": shapes[clip["clip_uid"]][0]} for clip in clips], "unlisted": unlisted}
         write_text(folder / "manifest.json", json.dumps(manifest, indent=1))
         return {"clips": len(clips), "features": sum(shape[0] for shape in shapes.values()), "unlisted": len(unlisted),
-                "samples": len(clips), "expected": len(clips), "failed": 0, "frames": evaluate.feature_frames,
+                "samples": len(clips), "expected": len(clips), "failed": 0, "frames": own.feature_frames,
                 "toy": self.config.site.toy, "data": data, "seconds": time.perf_counter() - began}
 
 

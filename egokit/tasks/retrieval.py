@@ -4,7 +4,6 @@ from __future__ import annotations
 import numpy as np
 
 from egokit.data.video.frame_sampling import evenly_spaced
-from egokit.data.video.transforms import normalise
 from egokit.tasks import metrics
 from egokit.tasks.base import WATCHED, Task, cosine
 
@@ -28,7 +27,7 @@ class RetrievalTask(Task):
     def score_batch(self, model, batch: dict) -> dict[str, np.ndarray]:
         """Return "index" and "video", the (b, E) embeddings."""
         return {"index": batch["index"].numpy(force=True),
-                "video": model.embed_video(normalise(batch["video"])).numpy(force=True)}
+                "video": self.embed_video(model, batch["video"]).numpy(force=True)}
 
     def metrics(self, rows: dict[str, np.ndarray], prompts_KE: np.ndarray) -> dict[str, float]:
         return self.measure(self.score_matrix(rows, prompts_KE), self.truth())

@@ -67,7 +67,9 @@ class _GradientCache(torch.autograd.Function):
             micro_batch = [x[rows].detach().requires_grad_(need) for x, need in zip(inputs, needed, strict=True)]
             with state.restored(), torch.enable_grad():
                 outputs = _as_tuple(context.function(*micro_batch))
-            torch.autograd.backward(outputs, [column[number] for column in columns])
+            pairs = [(x, column[number]) for x, column in zip(outputs, columns, strict=True) if x.requires_grad]
+            if pairs:  # none where all that the function uses is frozen
+                torch.autograd.backward(*zip(*pairs, strict=True))
             for input_grad, x in zip(input_grads, micro_batch, strict=True):
                 if input_grad is not None:
                     input_grad[rows] = x.grad

@@ -18,6 +18,7 @@ import torch
 from egokit.config.schema import Config
 from egokit.data.loader import build_loader, move_to_device, steps_in_epoch, training_batches
 from egokit.model import checkpoints, weights
+from egokit.model.own_modules import attach
 from egokit.model.precision import deterministic
 from egokit.model.text_encoder import load_tokenizer
 from egokit.runs.run_folder import Run
@@ -72,6 +73,7 @@ class Trainer:
         self.dataset = task.dataset("train")
         self.dataset.tolerant = config.data.max_bad_fraction > 0
         self.model = initial_model(config).to(device)
+        attach(self.model, task)
         self.objective = Objective(config, self.model, task)
         self.optimizer = optim.optimizer(self.model, config.optim)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
@@ -98,7 +100,8 @@ class Trainer:
                 "validated": self.validated, "best": self.best, "skipped": self.skipped, "bad": self.bad,
                 "bad_in_epoch": self.bad_in_epoch, "world_size": distributed.world_size(),
                 "seconds": time.perf_counter() - self.began,
-                "recipe": {"task": self.config.task, "steps": self.steps, "batch_size": self.config.train.batch_size}}
+                "recipe": {"task": self.config.task.name, "steps": self.steps,
+                           "batch_size": self.config.train.batch_size}}
 
     def save(self) -> None:
         """Write this step's checkpoint (rank 0), delete older ones, and wait for all ranks."""
@@ -253,13 +256,15 @@ class Trainer:
             step_s = window["step_s"] / window["n"]
             on_gpu = self.device.type == "cuda"
             memory = {"memory_gib": torch.cuda.max_memory_allocated() / 2**30} if on_gpu else {}
+            watched = {name: float(value) for name, value in self.task.watched(self.model).items()}
             self.run.log({"kind": "step", "step": self.step, "steps": self.steps, "epoch": epoch + 1,
                           "loss": values.sum().item(), **dict(zip(terms, values.tolist(), strict=True)), "lr": rate,
                           "lr_heads": rate * self.config.optim.head_lr_scale,
                           "grad_norm": norm, "scale": self.scaler.get_scale(), "skipped": self.skipped, "bad": self.bad,
                           "data_s": window["data_s"] / window["n"], "step_s": step_s,
                           "clips_per_s": window["clips"] / window["step_s"],
-                          "eta_s": (self.steps - self.step) * step_s, **memory})
+                          "eta_s": (self.steps - self.step) * step_s, **memory,
+                          **({"watched": watched} if watched else {})})
 
     def validate(self) -> None:
         """Score the validation task; keep the weights and outputs of the best model."""

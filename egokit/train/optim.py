@@ -14,17 +14,19 @@ from egokit.config.schema import OptimConfig
 def param_groups(model, config: OptimConfig) -> list[dict]:
     """Return AdamW's groups of the trainable parameters.
 
-    Projections, heads and cross-modal parameters learn at optim.head_lr_scale times the rate. Biases and parameters of
-    norms have no weight decay.
+    Projections, heads, cross-modal parameters and a task's own modules learn at optim.head_lr_scale times the rate.
+    Biases, parameters of norms, and vectors and numbers of own modules have no weight decay.
 
     Returns:
         At most four groups; "scale" is the factor on the learning rate, which `set_rate` reads.
     """
-    heads = {name for role in ("fusion", "projection") for name in model.parameters_by_role()[role]}
+    roles = model.parameters_by_role()
+    heads = {name for role in ("fusion", "projection", "own") for name in roles[role]}
     groups: dict[tuple[bool, bool], list] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            no_decay = name.endswith("bias") or "norm" in name.rpartition(".")[0].rpartition(".")[2]
+            no_decay = (name.endswith("bias") or "norm" in name.rpartition(".")[0].rpartition(".")[2]
+                        or (parameter.ndim < 2 and name in roles["own"]))
             groups.setdefault((name in heads, no_decay), []).append(parameter)
     return [{"params": parameters, "scale": config.head_lr_scale if is_head else 1.0,
              "weight_decay": 0.0 if no_decay else config.weight_decay}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from egokit.config.build import ConfigError
 from egokit.config.schema import Config
 from egokit.model.egovlp import autocast
 from egokit.model.precision import float32_products
@@ -46,12 +47,14 @@ class Objective:
         if not task.uses_fusion:  # DDP waits for every gradient: freeze what the loss doesn't use
             unused = set(model.parameters_by_role()["fusion"])
             for name, parameter in model.named_parameters():
-                parameter.requires_grad_(name not in unused)
+                if name in unused:  # what the task has frozen stays frozen
+                    parameter.requires_grad_(False)
         if config.train.compile:
             compile_blocks(model)
         self.loss = Loss(model, task)
         self.micro_batched = config.train.micro_batch > 0
         self.warmed_up = self.micro_batched or distributed.world_size() < 3
+        self.checked = False
         if self.micro_batched:
             distributed.broadcast_parameters(model)
         elif distributed.is_on():
@@ -87,9 +90,22 @@ class Objective:
             with autocast(self.model.device, self.precision):
                 loss, terms = self.loss(batch, step)
             scaler.scale(loss).backward()
+        if not self.checked:
+            self.checked = True
+            expect_gradients(self.model)
         if self.micro_batched:
             distributed.average_gradients(self.model)
         return terms
+
+
+def expect_gradients(model) -> None:
+    """Raise ConfigError if a parameter that is to be trained has no gradient after a backward pass."""
+    unused = [name for name, parameter in model.named_parameters()
+              if parameter.requires_grad and parameter.grad is None]
+    if unused:
+        shown = ", ".join(unused[:8]) + (" …" if len(unused) > 8 else "")
+        raise ConfigError(f"the loss does not use {len(unused)} parameters that are to be trained: {shown}. Use them "
+                          "in the task's `loss`, or freeze them in its `modules`, by requires_grad_(False)")
 
 
 def compile_blocks(model) -> None:

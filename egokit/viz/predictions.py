@@ -35,9 +35,8 @@ def pictures(job):
     @functools.cache
     def dataset():
         from egokit import tasks
-        from egokit.config.build import build, new_names
-        from egokit.config.schema import Config
-        return tasks.make(build(Config, new_names(job.spec()["config"]))).validation().dataset("test")
+        from egokit.config.registry import restore
+        return tasks.make(restore(job.spec()["config"])).validation().dataset("test")
 
     return functools.lru_cache(maxsize=100)(
         lambda number: strip(dataset()[0, number]["video"], count=4, rows=2))

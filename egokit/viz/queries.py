@@ -65,7 +65,7 @@ def make_queries(task, compared: list[Side]) -> Queries:
     for base, content in ((RetrievalTask, RetrievalQueries), (ChoiceTask, QuestionQueries)):
         if isinstance(task, base):
             return content(task, compared)
-    raise ValueError(f"task {task.config.task!r} retrieves nothing to browse: expected a class derived from "
+    raise ValueError(f"task {task.config.task.name!r} retrieves nothing to browse: expected a class derived from "
                      "RetrievalTask or ChoiceTask of egokit.tasks")
 
 

@@ -62,7 +62,7 @@ def checked_scores(task, run: Run, section: str):
     prompts = () if prompts_KE is None else (prompts_KE,)
     found, expected = (len(rows["index"]), *map(len, prompts)), (task.num_rows(), *filter(None, [len(task.prompts())]))
     if len(found) != len(expected):
-        raise ValueError(f"{path} holds the scores of another benchmark than {task.config.task!r}: "
+        raise ValueError(f"{path} holds the scores of another benchmark than {task.config.task.name!r}: "
                          "name a run of this notebook")
     if found != expected:
         raise ValueError(f"{path} holds {found[0]:,} rows and {sum(found[1:]):,} texts, but the data under {task.root} "

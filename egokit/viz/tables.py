@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import collections
 
-from egokit.runs.published import DUAL_SOFTMAX, RESULTS
+from egokit.runs.ledger import DUAL_SOFTMAX, registered
 from egokit.runs.run_folder import FAILED_NOTEBOOK, Run
 
 MAX_FILES = 40  # listed of a run folder
@@ -12,8 +12,8 @@ MAX_FILES = 40  # listed of a run folder
 def results(run: Run):
     """Return a table of a run's metrics with chance and the published numbers, in %."""
     metrics = run.metrics()
-    return table([(result, metrics) for result in RESULTS
-                  if result.notebook == run.path.parent.name and result.metric in metrics.get(result.section, {})])
+    return table([(result, metrics) for task, result in registered()
+                  if task.notebook == run.path.parent.name and result.metric in metrics.get(result.section, {})])
 
 
 def table(pairs: list[tuple]):
@@ -31,19 +31,19 @@ def published(run: Run):
 
     from egokit.viz.per_class import dot_plot
     from egokit.viz.style import pyplot, save_figure
-    results = [result for result in RESULTS
-               if result.published is not None and not result.metric.endswith(DUAL_SOFTMAX)]
+    shown = [(task.notebook, result) for task, result in registered()
+             if result.published is not None and not result.metric.endswith(DUAL_SOFTMAX)]
     metrics = {name: Run(path).metrics() if (path := run.path.parents[1] / name / run.path.name).is_dir() else {}
-               for name in dict.fromkeys(result.notebook for result in results)}
-    ours = [metrics[result.notebook].get(result.section, {}).get(result.metric) for result in results]
-    chance = [metrics[result.notebook].get("chance", {}).get(result.chance) for result in results]
-    series = {"published, real data": [result.published for result in results], "here": ours, "chance here": chance}
-    figure, axis = pyplot().subplots(figsize=(11, 0.8 + 0.42 * len(results)), layout="constrained")
-    dot_plot(axis, [result.name for result in results],
+               for name in dict.fromkeys(name for name, _ in shown)}
+    ours = [metrics[name].get(result.section, {}).get(result.metric) for name, result in shown]
+    chance = [metrics[name].get("chance", {}).get(result.chance) for name, result in shown]
+    series = {"published, real data": [result.published for _, result in shown], "here": ours, "chance here": chance}
+    figure, axis = pyplot().subplots(figsize=(11, 0.8 + 0.42 * len(shown)), layout="constrained")
+    dot_plot(axis, [result.name for _, result in shown],
              {name: np.array(values, float) for name, values in series.items()})
-    for line, (result, value) in enumerate(zip(results, ours, strict=True)):
+    for line, ((name, result), value) in enumerate(zip(shown, ours, strict=True)):
         text = f"{result.published:.1f} published, " + \
-            (f"{value:.1f} here" if value is not None else f"not yet here: run {result.notebook}")
+            (f"{value:.1f} here" if value is not None else f"not yet here: run {name}")
         axis.text(102, line, text, va="center", fontsize=11)
     axis.set(xlabel="%", title=f"runs “{run.path.name}” of the other notebooks")
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False)

@@ -1,0 +1,64 @@
+"""Modules that a task adds to the model, such as a head or a learnable temperature.
+
+The model holds them as `model.own`, so that they are trained, averaged over ranks, saved and loaded with it.
+"""
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from egokit.model.checkpoints import WeightsError
+
+PREFIX = "own."  # of their keys in a checkpoint
+
+
+def split_own(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return a state dict in two parts: the model's keys, and those of own modules without PREFIX."""
+    own = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
+    return {key: value for key, value in state.items() if not key.startswith(PREFIX)}, own
+
+
+def hold(model, own: dict[str, Tensor]) -> None:
+    """Let a model hold the tensors of own modules whose code is not at hand, as plain buffers by their names."""
+    model.own = nn.ModuleDict()
+    for key, value in own.items():
+        *path, leaf = key.split(".")
+        place = model.own
+        for name in path:
+            if name not in place._modules:
+                place.add_module(name, nn.Module())
+            place = place._modules[name]
+        place.register_buffer(leaf, value)
+
+
+def attach(model, task) -> list[str]:
+    """Give a model the modules of a task, with the weights that the model's checkpoint has for them.
+
+    Args:
+        model: an EgoVLP; modules that its checkpoint has of another task are left out, and named.
+        task: `task.modules(model)` makes them; the random numbers in it depend on the seed alone.
+
+    Returns:
+        The names of modules that start fresh, because the checkpoint has no weights for them.
+
+    Raises:
+        WeightsError: a module does not fit the checkpoint's weights.
+    """
+    saved, fresh = model.own.state_dict(), []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(task.config.seed)
+        modules = nn.ModuleDict(task.modules(model))
+    for name, module in modules.items():
+        state = {key.partition(".")[2]: value for key, value in saved.items() if key.startswith(f"{name}.")}
+        if not state:
+            fresh += [name] if module.state_dict() else []
+            continue
+        try:
+            module.load_state_dict(state)
+        except RuntimeError as error:
+            raise WeightsError(f"module {name!r} of task {task.config.task.name!r} does not fit its weights in "
+                               f"{task.config.init or 'the checkpoint'}: {error}") from error
+    if other := sorted({key.partition(".")[0] for key in saved} - modules.keys()):
+        print(f"the checkpoint's modules of another task are left out: {', '.join(other)}", flush=True)
+    model.own = modules.to(model.device)
+    return fresh
