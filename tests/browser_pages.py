@@ -24,7 +24,7 @@ def evaluate(project: Path, name: str) -> tuple[Task, Run]:
     recipe = {"ek100": "ek100_finetune", "charades": "charades_finetune", "egomcq": "egomcq"}[name]
     config = resolve(f"toy/{recipe}", "tiny", f"{MODEL} {SMALL} data.limit=0 data.workers=0", "random")
     task, run = tasks.make(config), Run(project / "outputs" / recipe / "random")
-    spec = {"init_sha256": "", "version": "", "action": "evaluate", "task_sha256": "", "config": {"task": {"name": config.task.name}}}
+    spec = {"init_sha256": "", "version": "", "action": "evaluate", "task_sha256": "", "section": "zeroshot"}
     metrics = worker.RunJob.evaluate(config, task, run, "zeroshot", "cpu")
     run.write_metrics("zeroshot", metrics | worker.provenance(task, spec, 1))
     if name != "egomcq":
