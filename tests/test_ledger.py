@@ -5,7 +5,7 @@ import pytest
 
 from egokit import cli, tasks
 from egokit.config.resolve import resolve
-from egokit.jobs.worker import recipe
+from egokit.jobs.run_job import recipe
 from egokit.runs import ledger, published
 from egokit.runs.run_folder import Run
 from egokit.viz import tables

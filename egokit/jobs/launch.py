@@ -1,7 +1,7 @@
 """From a notebook or shell to a job: submit it, or attach to the one that is there.
 
 Jobs are local processes or SLURM's, always started through submitit. Nothing is trained in the caller's process; what
-runs inside the job is worker.py's, and handle.py follows it.
+runs inside the job is run_job.py's, and handle.py follows it.
 """
 from __future__ import annotations
 
@@ -64,26 +64,17 @@ def submit(config: Config, run: Run, action: str = "train", section: str | None 
         write_text(run.path / "params.yaml", to_yaml(opened))  # after all checks: a refused caller must not change it
         if exists:
             return handle
-        resumed, earlier_spec, plain = bool(leftovers(run, action)), handle.spec(), to_dict(config)
-        if resumed and earlier_spec and (handle.folder / "code").is_dir():  # the job goes on with that copy
-            plain = downgrade_config(plain, earlier_spec["config"])
+        resumed, earlier, plain = bool(leftovers(run, action)), handle.spec(), to_dict(config)
+        if resumed and earlier and (handle.folder / "code").is_dir():  # the job goes on with that copy
+            plain = downgrade_config(plain, earlier["config"])
         elif split_task_file(config.task):
             tasks.find(config.task)  # an error in the user's file is raised here, not in a job's log
-        remove_earlier_job(handle.folder)
-        code = code_snapshot.snapshot_code(handle.folder, keep=resumed, task=config.task)
-        # an older run goes on with its copy of egokit, whose worker has another name
-        worker = "egokit.jobs.worker" if (code / "egokit/jobs/worker.py").is_file() else "egokit.job"
         with devices.choose_gpus(config.launch) as choice:
-            spec = {"config": plain, "opened": to_dict(opened), "run": str(run.path.resolve()), "action": action,
+            spec = {"function": "egokit.jobs.run_job:work", "name": f"egokit-{handle.section}", "config": plain,
+                    "opened": to_dict(opened), "run": str(run.path.resolve()), "action": action,
                     "section": handle.section, "version": __version__, "init_sha256": init_sha256,
                     "task_sha256": task_sha256, "gpus": choice.uuids}
-            write_text(handle.folder / "spec.json", json.dumps(spec, indent=1))
-            try:
-                start_job(worker, handle.folder, code, config.launch)
-            except BaseException:
-                if earlier_spec:  # it says how the run was made, and must survive a job that was never started
-                    write_text(handle.folder / "spec.json", json.dumps(earlier_spec, indent=1))
-                raise
+            start_work(handle.folder, spec, config.launch, resumed, config.task)
             choice.claim(handle.folder.resolve())
     notices = (notice for notice in (cpu_notice, choice.notice) if notice)
     print(end="".join(f"{handle.section} {notice}\n" for notice in notices), flush=True)
@@ -116,13 +107,6 @@ def leftovers(run: Run, action: str) -> list[Path]:
     if action == "train":
         return [*run.checkpoints.glob("*.pt")]
     return [*run.path.glob("features/*")] if action == "extract" else []
-
-
-def remove_earlier_job(folder: Path) -> None:
-    """Remove an ended job's files; its failures must not count against the next job."""
-    for name in ("job.json", "failures.json", PROGRESS_FILE, DEVICES):
-        (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / "failures", ignore_errors=True)
 
 
 def downgrade_config(config: dict, earlier: dict, section: str = "") -> dict:
@@ -198,6 +182,36 @@ def starting_point(config: Config) -> str:
                               f"and starts from {meaning}. Name it in the site's file, or write {RANDOM} to start from "
                               "random weights")
     return ""
+
+
+def start_work(folder: Path, spec: dict, launch: LaunchConfig, keep_code: bool = False, task: str = "") -> None:
+    """Write a job's spec.json, copy the code that it runs, and start the job in place of the folder's earlier one.
+
+    Args:
+        folder: the job's folder.
+        spec: what jobs/worker.py needs to submit the job and to run it.
+        launch: where the job runs.
+        keep_code: see `snapshot_code`.
+        task: see `snapshot_code`.
+
+    Raises:
+        NotSubmitted, ConfigError: as `start_job`. The earlier job's spec.json, which says how the run was made, is left
+            then.
+    """
+    for name in ("job.json", "failures.json", PROGRESS_FILE, DEVICES):  # they must not count against this job
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "failures", ignore_errors=True)
+    code, spec_path = code_snapshot.snapshot_code(folder, keep_code, task), folder / "spec.json"
+    earlier = spec_path.read_text() if spec_path.exists() else ""
+    write_text(spec_path, json.dumps(spec, indent=1))
+    try:
+        # a run that an older egokit began goes on with its copy, whose worker has another name
+        start_job("egokit.jobs.worker" if (code / "egokit/jobs/worker.py").is_file() else "egokit.job", folder, code,
+                  launch)
+    except BaseException:
+        if earlier:
+            write_text(spec_path, earlier)
+        raise
 
 
 def start_job(module: str, folder: Path, code: Path, launch: LaunchConfig) -> None:
