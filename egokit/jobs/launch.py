@@ -22,6 +22,7 @@ from egokit.jobs.handle import JobFailed as JobFailed  # users catch egokit.laun
 from egokit.jobs.progress import PROGRESS_FILE
 from egokit.runs.files import locked, write_text
 from egokit.runs.run_folder import DEVICES, Run
+from egokit.train.batch_plan import check_batch
 
 ACTIONS = ("train", "evaluate", "extract")
 
@@ -46,14 +47,15 @@ def submit(config: Config, run: Run, action: str = "train", section: str | None 
         The job's Handle: `.wait()` returns its metrics, `.cancel()` ends it.
 
     Raises:
-        ConfigError: the run was made with other parameters, the recipe needs what this machine lacks, or options in
-            launch.slurm are wrong.
+        ConfigError: the run was made with other parameters, the recipe needs what this machine lacks, the batch is
+            smaller than the number of processes, or options in launch.slurm are wrong.
         NotSubmitted: SLURM or this machine refused the job.
         ValueError: `action` is none of the three.
     """
     from egokit import __version__, tasks
     if action not in ACTIONS:
         raise ValueError(f"action {action!r}: expected one of {', '.join(ACTIONS)}")
+    check_batch(config, action)
     init_sha256, task_sha256 = starting_point(config), code_snapshot.task_sha256(config.task)
     handle = Handle(run, section or action)
     with locked(handle.folder):
@@ -93,11 +95,13 @@ def sbatch_script(config: Config, run: Run | Path, action: str = "train", sectio
         section: as for `submit`.
 
     Raises:
-        ConfigError: launch.cluster is not "slurm", or options in launch.slurm are unknown or contradict each other.
+        ConfigError: launch.cluster is not "slurm", the batch is smaller than the number of processes, or options in
+            launch.slurm are unknown or contradict each other.
     """
     if config.launch.cluster != "slurm":
         raise ConfigError(f"launch.cluster of site {config.site.name!r} is {config.launch.cluster}: "
                           "only SLURM's jobs have a script")
+    check_batch(config, action)
     folder = (run.path if isinstance(run, Run) else Path(run)) / "jobs" / (section or action)
     return slurm.script(config.launch, folder, f"egokit-{folder.name}")
 
