@@ -77,7 +77,6 @@ def submit(config: Config, run: Run, action: str = "train", section: str | None 
                     "section": handle.section, "version": __version__, "init_sha256": init_sha256,
                     "task_sha256": task_sha256, "gpus": choice.uuids}
             start_work(handle.folder, spec, config.launch, resumed, config.task)
-            choice.claim(handle.folder.resolve())
     notices = (notice for notice in (cpu_notice, choice.notice) if notice)
     print(end="".join(f"{handle.section} {notice}\n" for notice in notices), flush=True)
     return handle
