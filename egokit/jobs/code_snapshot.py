@@ -71,8 +71,6 @@ def code_sha256() -> str:
 
 def task_sha256(task: str) -> str:
     """Return the hash of a user's task file, or "" for one of egokit's tasks."""
-    task_file = split_task_file(task)
-    if not task_file:
-        return ""
     from egokit.model import checkpoints
-    return checkpoints.fingerprint(task_file[0])
+    task_file = split_task_file(task)
+    return checkpoints.fingerprint(task_file[0]) if task_file else ""

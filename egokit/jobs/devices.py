@@ -105,11 +105,6 @@ def why_no_gpu() -> str:
 
 # before a job starts
 
-def asks_for_gpus(launch: LaunchConfig) -> bool:
-    """Return whether a job asks for GPUs, by launch.gpus_per_task or by SLURM options."""
-    return bool(launch.gpus_per_task) or (launch.cluster == "slurm" and slurm.user_requests_gpus(launch))
-
-
 def check_gpus(config: Config, action: str) -> str:
     """Check, before a job starts, that it will have the GPUs that it needs.
 
@@ -120,7 +115,7 @@ def check_gpus(config: Config, action: str) -> str:
         ConfigError: the recipe trains in fp16 and there will be no GPU, or a local job wants more than are visible.
     """
     launch, fp16 = config.launch, action == "train" and config.train.precision == "fp16"
-    wanted = asks_for_gpus(launch)
+    wanted = slurm.asks_for_gpus(launch)
     if fp16 and not wanted:
         raise ConfigError("train.precision is fp16, but launch.gpus_per_task=0 hides the GPUs: set "
                           "launch.gpus_per_task=1, or train.precision=bf16, which a CPU computes, too")

@@ -158,9 +158,8 @@ def expect_same(handle: Handle, config: Config, hashes: tuple[str, str] | None =
     changes = changed_keys(spec, config, of)
     earlier = spec["init_sha256"], spec.get("task_sha256", "")
     names = f"checkpoint {config.init}", f"file of task {config.task}"
-    for name, old, new in zip(names, earlier, hashes or earlier, strict=True):
-        if old != new:
-            changes.append(f"the {name} itself: {old} -> {new}")
+    changes += [f"the {name} itself: {old} -> {new}"
+                for name, old, new in zip(names, earlier, hashes or earlier, strict=True) if old != new]
     if changes:
         raise ConfigError(f"{handle.section} in {handle.run.path} was made with other parameters "
                           f"({'; '.join(changes[:6])}); choose another run name, give the old values as overrides, or "

@@ -14,7 +14,7 @@ import torch
 from egokit import tasks
 from egokit.config.build import build, comparable, to_dict
 from egokit.config.schema import Config, LaunchConfig
-from egokit.jobs import devices, requeue
+from egokit.jobs import devices, requeue, slurm
 from egokit.jobs.progress import ProgressFile
 from egokit.model import checkpoints
 from egokit.runs.files import write_text
@@ -44,7 +44,7 @@ def work(folder: Path, spec: dict) -> None:
     device = devices.rank_device(environment.local_rank, spec.get("gpus", []))
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    elif config.launch.cluster == "slurm" and devices.asks_for_gpus(config.launch):
+    elif config.launch.cluster == "slurm" and slurm.asks_for_gpus(config.launch):
         raise RuntimeError(f"the job asks for GPUs, but rank {environment.global_rank} on {socket.gethostname()} "
                            f"sees none: {devices.why_no_gpu()}; or ask for none, with launch.gpus_per_task=0, to "
                            "compute on CPUs")
@@ -104,15 +104,12 @@ def expect_own_gpus(gpus: list[tuple[str, str]]) -> None:
     Args:
         gpus: (host, the GPU's UUID) of each rank.
     """
-    ranks: dict[tuple[str, str], list[int]] = {}
-    for rank, gpu in enumerate(gpus):
-        ranks.setdefault(gpu, []).append(rank)
-    shared = {gpu: sharers for gpu, sharers in ranks.items() if len(sharers) > 1}
-    if shared:
-        (host, _), sharers = next(iter(shared.items()))
-        raise RuntimeError(f"ranks {', '.join(map(str, sharers))} share one GPU of {host}: set launch.tasks_per_node "
-                           "to the number of GPUs of a node, and on SLURM request one for each "
-                           "(launch.gpus_per_task: 1)")
+    for gpu in gpus:
+        sharers = [str(rank) for rank, other in enumerate(gpus) if other == gpu]
+        if len(sharers) > 1:
+            raise RuntimeError(f"ranks {', '.join(sharers)} share one GPU of {gpu[0]}: set launch.tasks_per_node "
+                               "to the number of GPUs of a node, and on SLURM request one for each "
+                               "(launch.gpus_per_task: 1)")
 
 
 def provenance(task, spec: dict, world: int) -> dict:

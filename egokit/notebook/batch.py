@@ -60,11 +60,6 @@ def run_folder(name: str, parameters: dict) -> Path:
     return headless.resolve_notebook(headless.notebook_path(name), parameters)[1]
 
 
-def log_path(name: str, parameters: dict) -> Path:
-    """Return the log of a notebook's run."""
-    return run_folder(name, parameters) / "notebook.log"
-
-
 def command(name: str, parameters: dict, timeout: float | None) -> list[str]:
     """Return the command that runs one notebook here."""
     limit = [] if timeout is None else [f"--timeout={timeout / 60}"]
@@ -80,7 +75,7 @@ def run(notebooks: Notebooks) -> int:
     if notebooks.abreast > 1 and len(notebooks.work) > 1:
         return run_side_by_side(notebooks)
     for number, (name, parameters) in enumerate(notebooks.work, 1):
-        print(f"{name}: running … (follow it in {log_path(name, parameters)})", flush=True)
+        print(f"{name}: running … (follow it in {run_folder(name, parameters) / 'notebook.log'})", flush=True)
         try:
             print(headless.execute(name, parameters, notebooks.timeout), flush=True)
         except headless.NotebookFailed as error:
@@ -157,9 +152,9 @@ def submit(notebooks: Notebooks) -> str:
             "notebooks": json.loads(json.dumps(dataclasses.asdict(notebooks))),
             "environment": {"EGOKIT_HOME": str(project_root()), "EGOKIT_OUTPUTS": str(outputs_folder()),
                             "EGOKIT_SUBMITTED": str(folder / "submitted")}}
+    run_folders = [run_folder(name, parameters) for name, parameters in notebooks.work]
     with launch.locked(folder):
         if not status.alive(folder):
-            run_folders = [run_folder(name, parameters) for name, parameters in notebooks.work]
             spec["before"] = {f"{path.parent.name}/{path.name}": runs_table.result_times(path) for path in run_folders}
             code_snapshot.snapshot_files(folder, source_files(notebooks))
             launch.start_work(folder, spec, config.launch)
@@ -168,7 +163,7 @@ def submit(notebooks: Notebooks) -> str:
                               "it, or choose another run name")
         number = status.read_job(folder)["job_id"]
     names = ", ".join(name for name, _ in notebooks.work)
-    logs = "\n".join(f"  {log_path(name, parameters)}" for name, parameters in notebooks.work)
+    logs = "\n".join(f"  {path / 'notebook.log'}" for path in run_folders)
     return f"{names}: job {number} on {config.launch.cluster}; follow it in\n{logs}\nthe job's own log: {folder}"
 
 

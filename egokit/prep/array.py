@@ -6,7 +6,6 @@ are left.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import time
 from pathlib import Path
@@ -35,7 +34,7 @@ class PrepArray:
         self.folder, self.videos, self.settings = folder, videos, settings
 
     def __repr__(self) -> str:
-        job = json.loads((self.folder / "job.json").read_text())
+        job = status.read_job(self.folder)
         follow = f"squeue -j {job['job_id']}" if job["cluster"] == "slurm" else "egokit doctor"
         manifest = self.settings.root / "prepared.json"
         return (f"{len(job['job_ids'])} shards on {job['cluster']}: {' '.join(job['job_ids'])}\n"
@@ -54,7 +53,7 @@ class PrepArray:
             The manifest of all videos (see `egokit.prep.source.summary`).
         """
         from tqdm import tqdm
-        cluster = json.loads((self.folder / "job.json").read_text())["cluster"]
+        cluster = status.read_job(self.folder)["cluster"]
         bar = tqdm(total=sum(video.bytes for video in self.videos), unit="B", unit_scale=True, mininterval=2, ncols=110,
                    disable=not progress)
         running = True
