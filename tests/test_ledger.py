@@ -7,7 +7,7 @@ from egokit import cli, tasks
 from egokit.config.build import comparable, marked
 from egokit.config.registry import TASKS
 from egokit.config.resolve import project_root, resolve
-from egokit.jobs.worker import recipe
+from egokit.jobs.run_job import recipe
 from egokit.runs import ledger
 from egokit.runs.run_folder import Run
 from egokit.viz import tables

@@ -33,7 +33,7 @@ def test_what_is_printed_is_what_is_submitted(resolve, run, cluster):
     assert "#SBATCH --mem=1536MB\n" in script and "--partition=main\n" in script
     assert handle.job()["job_id"] == "42" and (handle.folder / "code/egokit/jobs/worker.py").is_file()
     (cluster / "queue").write_text("42|PENDING|main|1|N/A|Priority")
-    assert repr(egokit.submit(config, run)).endswith("pending (Priority, 1st of 1)>")  # attached
+    assert repr(egokit.submit(config, run)).endswith("pending (Priority, place 1 of 1)>")  # attached
     handle.cancel()
     assert (cluster / "cancelled").read_text() == "42\n" and handle.state() == "failed"
     handle.cancel()
