@@ -219,10 +219,7 @@ class Task:
         return f"clip {v}"
 
     def query_tags(self) -> dict[str, list[list[str]]]:
-        """Return {filter: the labels of each query}, such as {"verb": [["cut"], ["open"]]}, for the browser's menus.
-
-        A query is a prompt of a `RetrievalTask`, or a question of a `ChoiceTask`.
-        """
+        """Return {menu of the browser: labels of each text or question}, such as {"verb": [["cut"], ["open"]]}."""
         return {}
 
     def relevancy_to(self, text: str) -> np.ndarray | None:
