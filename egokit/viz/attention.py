@@ -34,7 +34,6 @@ def fusion(model, frames_TCHW, text: str, run: Run | None = None):
     shown = [i for i, word in enumerate(words) if word.isalpha() and word.lower() not in STOP_WORDS][:MAX_WORDS]
     times = np.linspace(0, len(frames_TCHW) - 1, min(MAX_FRAMES, len(frames_TCHW))).round().astype(int)
     pictures = np.asarray(frames_TCHW).transpose(0, 2, 3, 1)
-    height, width = pictures.shape[1:3]
     figure = plt.figure(figsize=(WIDTH, 0.7 + 2.5 * (1 + len(shown))), layout="constrained")
     figure.get_layout_engine().set(h_pad=0.12)
     grid = figure.add_gridspec(1 + len(shown), 1 + len(times), width_ratios=[2.1] + [1] * len(times))
@@ -42,12 +41,12 @@ def fusion(model, frames_TCHW, text: str, run: Run | None = None):
     for row, i in enumerate([None, *shown]):
         for column, t in enumerate(times, 1):
             axis = figure.add_subplot(grid[row, column])
-            share = "" if i is None else f"{100 * maps_LTNN[i, t].sum():.0f} % of its attention"
-            draw_frame(axis, pictures[t], f"frame {t + 1}" if i is None else share)
+            draw_frame(axis, pictures[t], f"frame {t + 1}" if i is None else
+                       f"{100 * maps_LTNN[i, t].sum():.0f} % of its attention")
             if i is not None:  # a spotlight: dark where the word doesn't look
                 shade = np.zeros((*maps_LTNN.shape[2:], 4))
                 shade[..., 3] = 0.75 * (1 - maps_LTNN[i, t] / maps_LTNN[i].max())
-                axis.imshow(shade, interpolation="bilinear", extent=(-0.5, width - 0.5, height - 0.5, -0.5))
+                axis.imshow(shade, interpolation="bilinear", extent=axis.images[0].get_extent())
             if column == 1:
                 axis.set_title("the clip" if i is None else
                                f"where “{words[i]}” looks, in text layer {model.num_unfused + widest + 1}",

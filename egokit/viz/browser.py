@@ -63,7 +63,7 @@ def jpeg(frames_TCHW) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def card(content, k: int, source) -> str:
+def card(content, k: int, picture=None) -> str:
     """Return query `k` as HTML: its text, and for each side its clips.
 
     Styles are inline, because they must hold where no script and no style sheet is loaded.
@@ -71,7 +71,8 @@ def card(content, k: int, source) -> str:
     Args:
         content: A queries.Queries.
         k: Number of the query.
-        source: Function of a clip's number that returns the attribute naming its picture.
+        picture: Function of a clip's number that returns its picture, which is put into the HTML; None puts the
+            number there, by which browser.js finds the picture in the page's data.
     """
     sections = []
     for s, name in enumerate(content.sides):
@@ -80,8 +81,9 @@ def card(content, k: int, source) -> str:
             _, colour, line = grade_style(hit.grade)
             what = html.escape(content.task.describe_clip(hit.clip))
             scores = ", ".join(f"{name} {score:.2f}" for name, score in hit.scores.items())
+            image = f'src="data:image/jpeg;base64,{picture(hit.clip)}"' if picture else f'data-clip="{hit.clip}"'
             figures.append(f'<figure style="display:inline-block;vertical-align:top;width:205px;margin:4px">'
-                           f'<img {source(hit.clip)} alt="frames of {what}" '
+                           f'<img {image} alt="frames of {what}" '
                            f'style="box-sizing:border-box;width:100%;border:4px {line} {colour or "transparent"}">'
                            f'<figcaption style="font-size:13px"><b>{hit.mark}</b><br>{scores}<br>{what}'
                            f'</figcaption></figure>')
@@ -89,11 +91,6 @@ def card(content, k: int, source) -> str:
                         f"{''.join(figures)}</section>")
     return (f'<p style="font-size:17px">“{html.escape(content.texts[k])}”</p>'
             f'<div class="egokit-sides egokit-{len(sections)}">{"".join(sections)}</div>')
-
-
-def as_data_uri(picture):
-    """Return a `source` for `card` that embeds each picture in its tag."""
-    return lambda v: f'src="data:image/jpeg;base64,{picture(v)}"'
 
 
 def page(content, picture, title: str) -> str:
@@ -113,11 +110,11 @@ def page(content, picture, title: str) -> str:
          "tags": {name: labels[k] for name, labels in content.tags.items()},
          "hits": [[{"clip": hit.clip, "grade": hit.grade} | hit.place | hit.scores for hit in content.hits(s, k)]
                   for s in range(len(content.sides))],
-         "html": card(content, k, lambda v: f'data-clip="{v}"')} for k in chosen]}
+         "html": card(content, k)} for k in chosen]}
     static = list(dict.fromkeys([*orders["worst first"][:STATIC_QUERIES // 2],
                                  *orders["best first"][:STATIC_QUERIES // 2]]))
     unfolding = "".join(f"<details{' open' if i == 0 else ''}><summary>{html.escape(content.line(chosen[q]))}</summary>"
-                        f"{card(content, chosen[q], as_data_uri(picture))}</details>" for i, q in enumerate(static))
+                        f"{card(content, chosen[q], picture)}</details>" for i, q in enumerate(static))
     here = Path(__file__).parent
     return (f'<div class="egokit-browser"><style>{(here / "browser.css").read_text()}</style>'
             f'<p role="heading" aria-level="2"><b>{html.escape(title)}</b></p><p>{total}. {content.legend}</p>'
@@ -134,16 +131,15 @@ def select_queries(content) -> tuple[list[int], list[int]]:
     Worst, best and random queries are taken in turn until MAX_CLIPS distinct clips are reached.
     """
     shuffled = np.random.default_rng(0).permutation(len(content.texts))
-    chosen: dict[int, None] = {}
-    clips: dict[int, None] = {}
-    for candidates in zip(content.orders["worst first"], content.orders["best first"], shuffled, strict=True):
-        for k in map(int, candidates):
-            new = {hit.clip: None for s in range(len(content.sides)) for hit in content.hits(s, k)}
-            if len(clips | new) > MAX_CLIPS:
-                return list(chosen), list(clips)
-            chosen[k] = None
-            clips |= new
-    return list(chosen), list(clips)
+    candidates = np.stack([content.orders["worst first"], content.orders["best first"], shuffled], axis=1)
+    chosen, clips = [], {}  # clips is a dict as an ordered set
+    for k in dict.fromkeys(candidates.ravel().tolist()):
+        more = clips | dict.fromkeys(hit.clip for s in range(len(content.sides)) for hit in content.hits(s, k))
+        if len(more) > MAX_CLIPS:
+            break
+        chosen.append(k)
+        clips = more
+    return chosen, list(clips)
 
 
 def widgets(content, picture):
@@ -173,8 +169,7 @@ def widgets(content, picture):
         show()
 
     def show(_=None):
-        shown = "<p>No query has all that.</p>" if listing.value is None else \
-            card(content, listing.value, as_data_uri(picture))
+        shown = "<p>No query has all that.</p>" if listing.value is None else card(content, listing.value, picture)
         # the class gives the widget the style sheet of the page below it; data-ready keeps browser.js away
         view.value = f'<div class="egokit-browser" data-ready="yes">{shown}</div>'
 

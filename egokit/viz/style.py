@@ -26,10 +26,8 @@ STYLE = {"font.size": 12, "axes.titlesize": 13, "legend.fontsize": 11, "xtick.la
 
 def pyplot():
     """Return matplotlib.pyplot with egokit's style set."""
-    import matplotlib
     import matplotlib.pyplot as plt
-    from cycler import cycler
-    matplotlib.rcParams.update(STYLE | {"axes.prop_cycle": cycler(color=CYCLE)})
+    plt.rcParams.update(STYLE | {"axes.prop_cycle": plt.cycler(color=CYCLE)})
     return plt
 
 
@@ -38,10 +36,9 @@ def save_figure(figure, run: Run | None, name: str):
 
     An open figure would be drawn twice in a notebook and kept in memory.
     """
-    plt = pyplot()
     if run is not None:
         figure.savefig(run.figure(f"{name}.png"), bbox_inches="tight", dpi=100)
-    plt.close(figure)
+    pyplot().close(figure)
     return figure
 
 
@@ -59,14 +56,15 @@ def checked_scores(task, run: Run, section: str):
             "nothing in this run has been evaluated yet; run its notebook first"
         raise FileNotFoundError(f"{path} is missing, the scores of section {section!r}: {hint}")
     rows, prompts_KE = run.read_rows(section)
-    prompts = () if prompts_KE is None else (prompts_KE,)
-    found, expected = (len(rows["index"]), *map(len, prompts)), (task.num_rows(), *filter(None, [len(task.prompts())]))
-    if len(found) != len(expected):
+    texts = task.prompts()
+    if (prompts_KE is None) == bool(texts):
         raise ValueError(f"{path} holds the scores of another benchmark than {task.config.task.name!r}: "
                          "name a run of this notebook")
+    found = len(rows["index"]), len(prompts_KE) if texts else 0
+    expected = task.num_rows(), len(texts)
     if found != expected:
-        raise ValueError(f"{path} holds {found[0]:,} rows and {sum(found[1:]):,} texts, but the data under {task.root} "
-                         f"have {expected[0]:,} and {sum(expected[1:]):,}: {fix}")
+        raise ValueError(f"{path} holds {found[0]:,} rows and {found[1]:,} texts, but the data under {task.root} have "
+                         f"{expected[0]:,} and {expected[1]:,}: {fix}")
     recorded = run.metrics().get(section, {}).get("data", {})  # runs of older versions don't have it
     if recorded:
         from egokit.model.checkpoints import fingerprint
@@ -74,7 +72,7 @@ def checked_scores(task, run: Run, section: str):
             if recorded.get(table.name) != fingerprint(table):
                 raise ValueError(f"{path} was scored with another {table.name} ({recorded.get(table.name)}) than "
                                  f"{table} ({fingerprint(table)}): {fix}")
-    return task.score_matrix(rows, *prompts)
+    return task.score_matrix(rows, prompts_KE) if texts else task.score_matrix(rows)
 
 
 def strip(frames_TCHW, count: int | None = None, rows: int = 1) -> np.ndarray:
