@@ -128,10 +128,9 @@ class CharadesEgo(RetrievalTask):
 
     def query_tags(self) -> dict[str, list[list[str]]]:
         """Return the verb and the nouns of each sentence, guessed from its words: the first in -ing, and the others."""
-        tags: dict[str, list[list[str]]] = {"verb": [], "noun": []}
-        for sentence in self.prompts():
-            words = [word for word in re.findall("[a-z]+", sentence.lower()) if word not in FUNCTION_WORDS]
-            verb = next((word for word in words if word.endswith("ing")), words[0] if words else sentence)
-            tags["verb"].append([verb])
-            tags["noun"].append(list(dict.fromkeys(word for word in words if word != verb)))
-        return tags
+        words_K = [[word for word in re.findall("[a-z]+", sentence.lower()) if word not in FUNCTION_WORDS] or [sentence]
+                   for sentence in self.prompts()]
+        verbs = [next((word for word in words if word.endswith("ing")), words[0]) for words in words_K]
+        return {"verb": [[verb] for verb in verbs],
+                "noun": [list(dict.fromkeys(word for word in words if word != verb))
+                         for words, verb in zip(words_K, verbs, strict=True)]}

@@ -139,12 +139,10 @@ class EK100(RetrievalTask):
 
         With task.dual_softmax also those of a dual softmax, as "…_dual_softmax".
         """
-        scores, truth = self.score_matrix(rows, prompts_KE), self.truth()
-        temperature = self.config.task.dual_softmax
-        results = metrics.retrieval(scores, truth)
-        if temperature:
-            again = metrics.retrieval(scores, truth, temperature)
-            results |= {f"{name}_dual_softmax": value for name, value in again.items()}
+        results = super().metrics(rows, prompts_KE)
+        if temperature := self.config.task.dual_softmax:
+            again = metrics.retrieval(self.score_matrix(rows, prompts_KE), self.truth(), temperature)
+            results |= {f"{name}{DUAL_SOFTMAX}": value for name, value in again.items()}
         return results
 
     def describe_clip(self, v: int) -> str:

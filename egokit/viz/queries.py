@@ -72,8 +72,9 @@ def make_queries(task, compared: list[Side]) -> Queries:
 class Queries:
     """Queries and their clips, for one or two sides; the base of both kinds of task.
 
-    A subclass gives `summary(s, k)`, the sentence over a query's clips, and `hits(s, k)`, the `ShownClip`s. `s` is the
-    number of a side, `k` of a query, `v` of a clip.
+    A subclass gives `deciding(scores)`, the (clips, queries) scores by which queries are answered, `summary(s, k)`, the
+    sentence over a query's clips, and `hits(s, k)`, the `ShownClip`s. `s` is the number of a side, `k` of a query, `v`
+    of a clip.
 
     Attributes:
         legend: What borders and marks mean.
@@ -83,10 +84,13 @@ class Queries:
         ranks: The first right clip's rank of each query in words, by side; "" where there are no ranks.
         orders: {name: numbers of the queries, sorted}.
     """
-    def __init__(self, task, compared: list[Side], texts: list[str]):
+    def __init__(self, task, compared: list[Side], texts: list[str], right_VK: np.ndarray):
         self.task, self.texts, self.tags = task, texts, task.query_tags()
         self.sides = [side.name for side in compared]
         self.scores_S = [checked_scores(task, side.run, side.section) for side in compared]
+        ranked = [first_right(self.deciding(scores), right_VK) for scores in self.scores_S]
+        self.rank_SK, self.margin_SK = zip(*ranked, strict=True)
+        self.right_SK = [rank_K == 1 for rank_K in self.rank_SK]
 
     def line(self, k: int) -> str:
         """Return the query's line in a list."""
@@ -103,23 +107,20 @@ class Queries:
         return [int(k) for k in self.orders[order] if all(word in self.texts[k].lower() for word in words)
                 and all(label in self.tags[name][k] for name, label in labels.items() if label)]
 
-    def order_by(self, error_SK: list[np.ndarray], margin_SK: list[np.ndarray],
-                 none_K: np.ndarray | None = None) -> None:
-        """Set `orders` from the error of each query.
+    def order_by(self, error_SK: list[np.ndarray]) -> None:
+        """Set `orders` from the error of each query; among equal errors the margin decides.
 
-        With two sides, there are orders and labels of what changed between them, too.
+        Queries without a right clip come last. With two sides, there are orders and labels of what changed between
+        them, too.
 
         Args:
             error_SK: How badly each query is answered, by side; larger is worse.
-            margin_SK: How far the right clip's score is above the best wrong one's; it decides among equal errors.
-            none_K: Whether a query has no right clip; these queries come last.
         """
-        none_K = np.zeros(len(self.texts)) if none_K is None else none_K
-        error_K, margin_K = error_SK[0], margin_SK[0]
+        error_K, margin_K, none_K = error_SK[0], self.margin_SK[0], self.rank_SK[0] == 0
         self.orders = {"worst first": np.lexsort([margin_K, -error_K, none_K]),
                        "best first": np.lexsort([-margin_K, error_K, none_K])}
         if len(self.sides) > 1:
-            against, lost_K, closer_K = self.sides[1], error_K - error_SK[1], margin_SK[1] - margin_K
+            against, lost_K, closer_K = self.sides[1], error_K - error_SK[1], self.margin_SK[1] - margin_K
             self.orders |= {f"gained most over {against}": np.lexsort([closer_K, lost_K, none_K]),
                             f"lost most against {against}": np.lexsort([-closer_K, -lost_K, none_K])}
             for labels, lost in zip(self.tags["result"], lost_K, strict=True):
@@ -131,19 +132,19 @@ class RetrievalQueries(Queries):
     """Texts with their best clips, and the best right clip that is not among them."""
 
     def __init__(self, task, compared: list[Side]):
-        super().__init__(task, compared, task.prompts())
         self.truth_VK = task.truth()
-        right_VK = self.truth_VK == 1
-        self.legend, self.right_K = legend(task, self.truth_VK), right_VK.sum(0)
-        self.rank_SK, margin_SK = zip(*[first_right(scores_VK, right_VK) for scores_VK in self.scores_S], strict=True)
-        self.right_SK = [rank_K == 1 for rank_K in self.rank_SK]
+        self.legend, self.right_K = legend(task, self.truth_VK), (self.truth_VK == 1).sum(0)
+        super().__init__(task, compared, task.prompts(), self.truth_VK == 1)
         self.ranks = [[f" rank {rank:,}" if rank else " no right clip" for rank in rank_K] for rank_K in self.rank_SK]
         self.tags |= {"result": [
             ["no right clip"] if rank == 0 else ["right clip first"] if rank == 1 else
             [f"right clip in the top {TOP}"] if rank <= TOP else [f"right clip below the top {TOP}"]
             for rank in self.rank_SK[0]]}
         # logarithms of ranks: a step from 2 to 1 is as large as one from 200 to 100
-        self.order_by([np.log(np.maximum(rank_K, 1)) for rank_K in self.rank_SK], margin_SK, self.rank_SK[0] == 0)
+        self.order_by([np.log(np.maximum(rank_K, 1)) for rank_K in self.rank_SK])
+
+    def deciding(self, scores_VK: np.ndarray) -> np.ndarray:
+        return scores_VK
 
     def summary(self, s: int, k: int) -> str:
         if not self.rank_SK[s][k]:
@@ -167,26 +168,26 @@ class QuestionQueries(Queries):
     """Questions with their choices and the scores of each; the deciding score's choice counts."""
 
     def __init__(self, task, compared: list[Side]):
-        super().__init__(task, compared, task.texts)
+        super().__init__(task, compared, task.texts, np.arange(task.choices.shape[1])[:, None] == task.answers)
         meanings = ", ".join(f"{name}: {words}" for name, words in task.meanings.items())
         self.legend = f"Solid green ✓: the answer. Dashed red ✗: what the {task.deciding} score chose. {meanings}"
-        right_CQ = np.arange(task.choices.shape[1])[:, None] == task.answers
-        rank_SQ, margin_SQ = zip(*[first_right(scores[task.deciding].T, right_CQ) for scores in self.scores_S],
-                                 strict=True)
-        self.right_SK = [rank_Q == 1 for rank_Q in rank_SQ]
-        self.ranks = [[""] * len(rank_Q) for rank_Q in rank_SQ]
+        self.ranks = [[""] * len(self.texts) for _ in compared]
         self.tags |= {"result": [["right" if right else "wrong"] for right in self.right_SK[0]]}
         plain, *corrected = self.scores_S[0]
-        for name in corrected[:1]:
-            plain_Q = self.scores_S[0][plain].argmax(1) == task.answers
-            for labels, right, plain_right in zip(self.tags["result"], self.right_SK[0], plain_Q, strict=True):
-                labels += [f"{name} {'corrects' if right else 'misleads'} {plain}"] if right != plain_right else []
-        self.order_by([1.0 - right_Q for right_Q in self.right_SK], margin_SQ)
+        if corrected:
+            plain_right_Q = self.scores_S[0][plain].argmax(1) == task.answers
+            for q in np.flatnonzero(plain_right_Q != self.right_SK[0]):
+                verb = "misleads" if plain_right_Q[q] else "corrects"
+                self.tags["result"][q].append(f"{corrected[0]} {verb} {plain}")
+        self.order_by([1.0 - right_Q for right_Q in self.right_SK])
+
+    def deciding(self, scores: dict[str, np.ndarray]) -> np.ndarray:
+        return scores[self.task.deciding].T
 
     def summary(self, s: int, k: int) -> str:
-        verdicts = [f"{name} {'✓' if scores_QC[k].argmax() == self.task.answers[k] else '✗'}"
-                    for name, scores_QC in self.scores_S[s].items()]
-        return "; ".join([", ".join(labels[k]) for labels in [self.task.kinds] if labels] + [", ".join(verdicts)])
+        kinds = f"{', '.join(self.task.kinds[k])}; " if self.task.kinds else ""
+        return kinds + ", ".join(f"{name} {'✓' if scores_QC[k].argmax() == self.task.answers[k] else '✗'}"
+                                 for name, scores_QC in self.scores_S[s].items())
 
     def hits(self, s: int, k: int) -> list[ShownClip]:
         chosen, shown = self.scores_S[s][self.task.deciding][k].argmax(), []
