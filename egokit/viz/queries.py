@@ -170,7 +170,7 @@ class QuestionQueries(Queries):
     def __init__(self, task, compared: list[Side]):
         super().__init__(task, compared, task.texts, np.arange(task.choices.shape[1])[:, None] == task.answers)
         meanings = ", ".join(f"{name}: {words}" for name, words in task.meanings.items())
-        self.legend = f"Solid green ✓: the answer. Dashed red ✗: what the {task.deciding} score chose. {meanings}"
+        self.legend = f"Solid green ✓: the answer. Dashed red ✗: what {task.deciding} chose. {meanings}"
         self.ranks = [[""] * len(self.texts) for _ in compared]
         self.tags |= {"result": [["right" if right else "wrong"] for right in self.right_SK[0]]}
         plain, *corrected = self.scores_S[0]
