@@ -74,8 +74,8 @@ def submit(config: Config, run: Run, action: str = "train", section: str | None 
         present = code_snapshot.code_sha256()
         code = (earlier or {}).get("code_sha256", present) if exists or resumed else present
         if code != present:
-            print(f"{handle.section} in {run.path} is made by another version of egokit's code ({code}, now {present}); "
-                  "choose another run name to use the present one", flush=True)
+            print(f"{handle.section} in {run.path} is made by another version of egokit's code ({code}; here: "
+                  f"{present}); choose another run name to use the present one", flush=True)
         if exists:
             return handle
         if resumed and earlier and (handle.folder / "code").is_dir():  # the job goes on with that copy
