@@ -25,6 +25,7 @@ CLASSES = {
 PUBLIC_NAMES = {  # for a task of one's own: name -> module, imported on first use
     "Task": "tasks.base", "cosine": "tasks.base", "Samples": "data.loader", "read_chunked": "data.video.clips",
     "sample_frames": "data.video.frame_sampling", "normalise": "data.video.transforms",
+    "Finding": "data.site_checks",
 }
 
 
