@@ -23,7 +23,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from egokit.prep.measure import PrepError, scan, verify
-from egokit.runs.files import atomic_folder, atomic_path, is_abandoned, write_text
+from egokit.runs.files import atomic_folder, atomic_path, remove_abandoned, write_text
 
 # For random access: a keyframe every 25 frames; between reference frames (every eighth) seven B-frames to which nothing
 # refers, so that any frame is at most five decodes away. No deblocking and no arithmetic coding, which cost decoding
@@ -261,7 +261,4 @@ def video_lock(path: Path, stop: threading.Event) -> Iterator[None]:
 def remove_leftovers(uid: str, settings: PrepSettings) -> None:
     """Remove the unfinished files of a video that killed processes left behind."""
     for path in (settings.resized_path(uid), settings.pieces_folder(uid), settings.receipt_path(uid)):
-        for part in path.parent.glob(f".{glob.escape(uid)}.*-*-*.part*"):
-            with contextlib.suppress(FileNotFoundError):
-                if is_abandoned(part):
-                    shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink()
+        remove_abandoned(path.parent, glob.escape(uid))
