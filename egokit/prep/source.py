@@ -162,24 +162,20 @@ def _prepare_videos(lines: dict[SourceVideo, dict], settings: PrepSettings, work
     The progress bar counts bytes, because the sizes of videos differ a hundredfold.
     """
     from tqdm import tqdm
-    done = {video: line for video, line in lines.items() if line["status"] == "ok"}
-    failed, stop = 0, threading.Event()
-    bar = tqdm(total=sum(video.bytes for video in lines), initial=sum(video.bytes for video in done), unit="B",
-               unit_scale=True, desc=f"{len(done)}/{len(lines)} videos", mininterval=2, ncols=110,
-               disable=not progress)
-    pool = concurrent.futures.ThreadPoolExecutor(workers)  # threads suffice: the work is done in ffmpeg and PyAV
-    try:
-        jobs = {pool.submit(prepare_video, video, settings, stop): video for video in lines if video not in done}
-        for job in concurrent.futures.as_completed(jobs):
-            video, line = jobs[job], job.result()
-            lines[video] = line
-            failed += line["status"] != "ok"
-            done[video] = line
-            bar.set_description_str(f"{len(done)}/{len(lines)} videos, {failed} failed", refresh=False)
-            bar.update(video.bytes)
-    except BaseException:  # Ctrl-C, a full disk: videos in progress are given up, and no other is begun
-        stop.set()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
-        bar.close()
+    todo = [video for video, line in lines.items() if line["status"] != "ok"]
+    total, failed, stop = sum(video.bytes for video in lines), 0, threading.Event()
+    with (tqdm(total=total, initial=total - sum(video.bytes for video in todo), unit="B", unit_scale=True,
+               desc=f"{len(lines) - len(todo)}/{len(lines)} videos", mininterval=2, ncols=110,
+               disable=not progress) as bar,
+          concurrent.futures.ThreadPoolExecutor(workers) as pool):  # threads suffice: ffmpeg and PyAV do the work
+        try:
+            jobs = {pool.submit(prepare_video, video, settings, stop): video for video in todo}
+            for count, job in enumerate(concurrent.futures.as_completed(jobs), len(lines) - len(todo) + 1):
+                line = lines[jobs[job]] = job.result()
+                failed += line["status"] != "ok"
+                bar.set_description_str(f"{count}/{len(lines)} videos, {failed} failed", refresh=False)
+                bar.update(jobs[job].bytes)
+        except BaseException:  # Ctrl-C, a full disk: videos in progress are given up, and no other is begun
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise

@@ -9,7 +9,6 @@ import hashlib
 import json
 import math
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -31,20 +30,6 @@ SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".
             ".3gp", ".ogv", ".vob")  # upper case matches, too
 
 
-@dataclass(frozen=True)
-class VideoFile:
-    """A video of the folder."""
-    video: str  # its path in the folder
-    bytes: int
-    modified_ns: int
-
-    @property
-    def name(self) -> str:
-        """The name of its file of vectors, without the suffix."""
-        key = f"{self.video}\0{self.bytes}\0{self.modified_ns}".encode(errors="surrogateescape")
-        return hashlib.sha256(key).hexdigest()[:24]
-
-
 def printable(name: str) -> str:
     """Return a file name for display: bytes that are not UTF-8 become replacement characters."""
     return os.fsencode(name).decode(errors="replace")
@@ -59,17 +44,18 @@ def video_folder(config: Config) -> Path:
     if not 0 < config.search.stride <= config.search.window:
         raise ConfigError(f"search.stride={config.search.stride:g} and search.window={config.search.window:g}: "
                           "expected a stride above 0 and up to the window, or moments would lie in no clip")
-    if not config.search.videos:
-        raise ConfigError("search.videos is empty: name the folder of your videos, a path or a folder under site.root")
     folder = Path(config.site.root) / Path(config.search.videos).expanduser()
-    if not folder.is_dir():
-        raise ConfigError(f"search.videos: no folder {folder}; name the folder of your videos, a path or a folder "
-                          "under site.root")
+    if not config.search.videos or not folder.is_dir():
+        wrong = f"no folder {folder}" if config.search.videos else "it is empty"
+        raise ConfigError(f"search.videos: {wrong}; name the folder of your videos, a path or a folder under site.root")
     return folder
 
 
-def list_videos(config: Config) -> list[VideoFile]:
+def list_videos(config: Config) -> list[dict]:
     """Return all videos of the folder and its sub-folders, sorted by path.
+
+    Returns:
+        For each its path in the folder ("video"), "bytes", "modified_ns", and the "name" of its file of vectors.
 
     Raises:
         ConfigError: There is no video, or `video_folder` raises it.
@@ -86,24 +72,27 @@ def list_videos(config: Config) -> list[VideoFile]:
             path = Path(here, name)
             if path.suffix.lower() in SUFFIXES and not name.startswith(".") and path.is_file():
                 status = path.stat()
-                videos.append(VideoFile(str(path.relative_to(folder)), status.st_size, status.st_mtime_ns))
+                video = {"video": str(path.relative_to(folder)), "bytes": status.st_size,
+                         "modified_ns": status.st_mtime_ns}
+                key = "\0".join(map(str, video.values())).encode(errors="surrogateescape")
+                videos.append(video | {"name": hashlib.sha256(key).hexdigest()[:24]})
     if not videos:
         raise ConfigError(f"no videos in {folder}: expected files that end in {' '.join(SUFFIXES)}")
-    videos.sort(key=lambda video: video.video)
+    videos.sort(key=lambda video: video["video"])
     return videos[:config.data.limit or None]
 
 
-def read_manifest(folder: Path) -> dict | None:
-    """Return the manifest of an index folder, None where there is none."""
+def read_manifest(folder: Path) -> dict:
+    """Return the manifest of an index folder, {} where there is none."""
     path = folder / "manifest.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def is_up_to_date(config: Config, folder: Path) -> bool:
     """Whether the index has the folder's videos as they are now, unreadable ones included."""
     manifest = read_manifest(folder)
-    indexed = {line["name"] for kind in ("videos", "unreadable") for line in manifest[kind]} if manifest else set()
-    return indexed == {video.name for video in list_videos(config)}
+    indexed = {line["name"] for kind in ("videos", "unreadable") for line in manifest.get(kind, [])}
+    return indexed == {video["name"] for video in list_videos(config)}
 
 
 def clip_times(seconds: float, window: float, stride: float) -> tuple[np.ndarray, np.ndarray]:
@@ -165,7 +154,7 @@ class Search(Task):
         Raises:
             ConfigError: The index was made with other settings.
         """
-        manifest, settings = read_manifest(folder) or {}, self.settings()
+        manifest, settings = read_manifest(folder), self.settings()
         changed = differences({key: manifest[key] for key in settings}, settings) if manifest else []
         if changed:
             raise ConfigError(f"the index in {folder.parent} was made otherwise ({'; '.join(changed)}): choose another "
@@ -188,19 +177,19 @@ class Search(Task):
         self.check_settings(folder)
         if rank == 0 and not read_manifest(folder):
             write_text(folder / "manifest.json", json.dumps(settings | {"videos": [], "unreadable": []}))
-        pending = [video for video in videos if not (folder / f"{video.name}.npy").exists()]
+        pending = [video for video in videos if not (folder / f"{video['name']}.npy").exists()]
         # the longest first, so that all ranks end at about the same time
-        pending = sorted(distributed.gather_objects(pending)[0], key=lambda video: -video.bytes)
+        pending = sorted(distributed.gather_objects(pending)[0], key=lambda video: -video["bytes"])
         done = len(videos) - len(pending)
         if rank == 0:
             run.log({"kind": "extract", "step": done, "steps": len(videos)})
         for number, video in enumerate(pending[rank::world_size], 1):
             try:
-                vector, seconds = embed_windows(model, VideoWindows(self, source / video.video), video.video)
+                vector, seconds = embed_windows(model, VideoWindows(self, source / video["video"]), video["video"])
                 times = clip_times(seconds, settings["window"], settings["stride"])
-                vector_index.save(folder / f"{video.name}.npy", *times, vector.numpy())
+                vector_index.save(folder / f"{video['name']}.npy", *times, vector.numpy())
             except (VideoError, FileNotFoundError) as error:
-                failed.append({"video": video.video, "name": video.name,
+                failed.append({"video": video["video"], "name": video["name"],
                                "reason": printable(str(error).splitlines()[-1])})
             if rank == 0:
                 run.log({"kind": "extract", "step": done + min(number * world_size, len(pending)),
@@ -208,23 +197,21 @@ class Search(Task):
         failed = [line for part in distributed.gather_objects(failed) for line in part]
         return self.write_index(run, settings, videos, failed) if rank == 0 else {}
 
-    def write_index(self, run: Run, settings: dict, videos: list[VideoFile], failed: list[dict]) -> dict[str, float]:
+    def write_index(self, run: Run, settings: dict, videos: list[dict], failed: list[dict]) -> dict[str, float]:
         """Write the manifest and return the numbers of `extract`.
 
         Files of videos that are gone are deleted, and faiss's index is built if it is needed.
         """
         folder, unreadable = run.path / "features", {line["name"] for line in failed}
-        lines = []
+        lines, dimension = [], 0
         for video in videos:
-            if video.name not in unreadable:
-                rows = np.load(folder / f"{video.name}.npy", mmap_mode="r")
-                lines.append({"video": video.video, "name": video.name, "bytes": video.bytes,
-                              "modified_ns": video.modified_ns, "seconds": float(rows["stop"][-1]),
-                              "clips": len(rows)})
+            if video["name"] not in unreadable:
+                rows = np.load(folder / f"{video['name']}.npy", mmap_mode="r")
+                lines.append(video | {"seconds": float(rows["stop"][-1]), "clips": len(rows)})
                 dimension = rows["vector"].shape[1]
         for line in failed:
             run.log({"kind": "bad", "said": line["reason"]})
-        manifest = settings | {"dimension": dimension if lines else 0, "videos": lines, "unreadable": failed}
+        manifest = settings | {"dimension": dimension, "videos": lines, "unreadable": failed}
         write_text(folder / "manifest.json", json.dumps(manifest, indent=1))
         kept = {f"{line['name']}.npy" for line in lines}
         for path in folder.glob("*.npy"):
