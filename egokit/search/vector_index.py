@@ -226,5 +226,9 @@ def highest(count: int, cosines: tuple[np.ndarray, ...], numbers: tuple[np.ndarr
         numbers: the clips' numbers, arrays of the same shapes.
     """
     cosine_QN, number_QN = np.concatenate(cosines, 1), np.concatenate(numbers, 1)
+    if cosine_QN.shape[1] > count:  # only clips that may be among the highest of a query are sorted
+        least_Q1 = -np.partition(-cosine_QN, count - 1)[:, count - 1:count]
+        hopeful_N = (cosine_QN >= least_Q1).any(0)
+        cosine_QN, number_QN = cosine_QN[:, hopeful_N], number_QN[:, hopeful_N]
     order_QN = np.lexsort((number_QN, -cosine_QN))[:, :count]
     return np.take_along_axis(cosine_QN, order_QN, 1), np.take_along_axis(number_QN, order_QN, 1)
