@@ -18,33 +18,29 @@ import numpy as np
 from egokit.runs.files import atomic_path, remove_abandoned
 from egokit.toy import stage
 from egokit.toy.frame_number import write_frame_number
-from egokit.toy.motion import pose_at, rest_pose
+from egokit.toy.motion import pose_at
 from egokit.toy.schedule import FPS, Action, Scene, ToyVideo, make_schedule
 
 
 def draw_frames(video: ToyVideo) -> Iterator[np.ndarray]:
     """Yield every frame of a video in order, uint8 (96, 128, 3), numbered from 0."""
     wearing = stage.wearer(video.corpus, video.seed)
-    number = 0
+    first = 0
     for scene in video.scenes:
-        table = stage.build_stage(video.corpus, scene.seed)
-        last = video.frames if scene is video.scenes[-1] else round(scene.stop * FPS)
-        while number < last:
+        table, last = stage.build_stage(video.corpus, scene.seed), round(scene.stop * FPS)
+        for number in range(first, last):
             frame_HWC = _draw_frame(table, scene, number / FPS, wearing)
             write_frame_number(frame_HWC, number)
             yield frame_HWC
-            number += 1
+        first = last
 
 
 def _draw_frame(table: stage.Stage, scene: Scene, now: float, wearing) -> np.ndarray:
     action = _nearest_action(scene, now)
     if action is None:
         thing, motion = scene.resting
-        return table.frame(rest_pose(motion, after=False), thing, wearing)
-    if action.start <= now <= action.stop:
-        pose = pose_at(action.motion, (now - action.start) / (action.stop - action.start))
-    else:
-        pose = rest_pose(action.motion, after=now > action.stop)
+        return table.frame(pose_at(motion, -1), thing, wearing)
+    pose = pose_at(action.motion, (now - action.start) / (action.stop - action.start))
     return table.frame(pose, action.thing, wearing, action.neighbour)
 
 
