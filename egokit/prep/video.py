@@ -181,7 +181,8 @@ def prepare_video(video: SourceVideo, settings: PrepSettings, stop: threading.Ev
             line = read_receipt(video, settings)  # another process may have made it while this one waited
             if line["status"] == "ok":
                 return line
-            remove_leftovers(video.uid, settings)
+            for final in (settings.resized_path(video.uid), settings.pieces_folder(video.uid), path):
+                remove_abandoned(final.parent, glob.escape(video.uid))
             line = {"uid": video.uid, "status": "ok", "settings": settings.fingerprint(video)}
             try:
                 make_outputs(video, settings, line, stop)
@@ -256,9 +257,3 @@ def video_lock(path: Path, stop: threading.Event) -> Iterator[None]:
             except OSError:
                 break
         yield
-
-
-def remove_leftovers(uid: str, settings: PrepSettings) -> None:
-    """Remove the unfinished files of a video that killed processes left behind."""
-    for path in (settings.resized_path(uid), settings.pieces_folder(uid), settings.receipt_path(uid)):
-        remove_abandoned(path.parent, glob.escape(uid))
