@@ -85,7 +85,8 @@ class Checks:
             pieces = sorted(int(piece.stem) for piece in path.glob("*.mp4"))
             if not pieces:
                 raise video.VideoError(f"{path} holds no pieces")
-            before, path = pieces[-1] * self.config.site.chunk_seconds, path / f"{pieces[-1]}.mp4"
+            before = pieces[-1] * self.config.site.chunk_seconds
+            path = path / f"{pieces[-1]}.mp4"
         opened = video.open_video(path, self.config.data.reader)
         return before + opened.length / opened.fps
 

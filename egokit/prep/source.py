@@ -163,7 +163,8 @@ def _prepare_videos(lines: dict[SourceVideo, dict], settings: PrepSettings, work
     """
     from tqdm import tqdm
     todo = [video for video, line in lines.items() if line["status"] != "ok"]
-    total, failed, stop = sum(video.bytes for video in lines), 0, threading.Event()
+    total = sum(video.bytes for video in lines)
+    failed, stop = 0, threading.Event()
     with (tqdm(total=total, initial=total - sum(video.bytes for video in todo), unit="B", unit_scale=True,
                desc=f"{len(lines) - len(todo)}/{len(lines)} videos", mininterval=2, ncols=110,
                disable=not progress) as bar,

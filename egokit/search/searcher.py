@@ -125,7 +125,8 @@ class Searcher:
 
     def moments(self, query_1E: np.ndarray, count: int) -> list[Hit]:
         """Return the nearest clips, without those that overlap a nearer clip of the same video."""
-        search, hits, nearer = self.task.config.search, [], collections.defaultdict(list)  # nearer: hits by video
+        search, hits = self.task.config.search, []
+        nearer = collections.defaultdict(list)  # the hits of each video
         # so many clips of a video overlap a clip, itself and the last one, which is between two strides, included
         overlapping = 2 * math.ceil(search.window / search.stride) + 1
         cosine_QN, number_QN = self.vectors.search(query_1E, count * overlapping)

@@ -106,7 +106,8 @@ class VectorIndex:
             (cosines (Q, n), numbers (Q, n)).
         """
         query_QE, faiss_index = unit(np.atleast_2d(query_QE)), self.faiss_index()
-        cosine_QN, number_QN = np.empty((len(query_QE), 0), np.float32), np.empty((len(query_QE), 0), np.int64)
+        cosine_QN = np.empty((len(query_QE), 0), np.float32)
+        number_QN = np.empty((len(query_QE), 0), np.int64)
         for number, vector_NE in self.blocks(self.files_outside_faiss() if faiss_index else None):
             block_QN = np.broadcast_to(np.arange(number, number + len(vector_NE)), (len(query_QE), len(vector_NE)))
             cosine_QN, number_QN = highest(count, (cosine_QN, query_QE @ vector_NE.T), (number_QN, block_QN))

@@ -120,10 +120,12 @@ class CharadesEgo(RetrievalTask):
     @classmethod
     def check_site(cls, checks: Checks) -> Iterator[Finding]:
         """Check the videos, the tables, and the tables' rows against the videos."""
-        part, folder, videos = "Charades-Ego", checks.root.joinpath(*FOLDER), checks.root.joinpath(*VIDEOS)
+        part = "Charades-Ego"
+        folder, videos = checks.root.joinpath(*FOLDER), checks.root.joinpath(*VIDEOS)
         provider = "{} of https://prior.allenai.org/projects/charades-ego  (into ROOT/CharadesEgo/)"
         annotations, archive = provider.format("CharadesEgo.zip"), provider.format("CharadesEgo_v1_480.tar")
-        class_names, segments = folder / "Charades_v1_classes.txt", folder / "metadata_train.csv"
+        class_names = folder / "Charades_v1_classes.txt"
+        segments = folder / "metadata_train.csv"
         yield checks.check_file(part, videos, archive, f"{len(list(videos.glob('*.mp4'))):,} videos")
         yield checks.check_file(part, class_names, annotations)
         for split in ("train", "test"):

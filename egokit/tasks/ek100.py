@@ -130,7 +130,8 @@ class EK100(RetrievalTask):
     @classmethod
     def check_site(cls, checks: Checks) -> Iterator[Finding]:
         """Check the videos, and each split's tables, relevancy, and clips against the videos."""
-        part, folder, videos = "EK-100", checks.root / EK100_ANNOTATIONS, checks.root / "EK100" / "video_ht256px"
+        part = "EK-100"
+        folder, videos = checks.root / EK100_ANNOTATIONS, checks.root / "EK100" / "video_ht256px"
         provider = ("https://github.com/epic-kitchens/epic-kitchens-download-scripts, "
                     "then resize to 256 px on the short side")
         rates: collections.Counter = collections.Counter()
@@ -150,7 +151,8 @@ class EK100(RetrievalTask):
                 continue
             rows, sentences = ek100_annotations(checks.root, split)
             yield Finding(part, split, "ok", f"{len(rows):,} clips, {len(sentences):,} sentences")
-            path, what = relevancy.relevancy_path(folder / "relevancy", split), f"relevancy of {split}"
+            what = f"relevancy of {split}"
+            path = relevancy.relevancy_path(folder / "relevancy", split)
             yield checks.check_file(part, path, checks.prep)
             if path.is_file():
                 try:

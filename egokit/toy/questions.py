@@ -16,7 +16,9 @@ from egokit.toy.ego4d import COLUMNS
 from egokit.toy.schedule import generator
 
 CHOICES = 5
-VIDEO, VERB, MEANING = ("video_uid",), ("tag_verb",), ("tag_verb", "tag_noun")  # columns that tell clips apart
+VIDEO = ("video_uid",)  # columns that tell clips apart
+VERB = ("tag_verb",)
+MEANING = ("tag_verb", "tag_noun")
 INTER, INTRA = 1, 2
 TRIES = 2000  # to draw one question; a verb-only question must have one colour in the first half of them
 NEARBY = 30.0  # largest distance in seconds between the narrations of an intra-video question

@@ -168,7 +168,8 @@ def _ego4d_video(seed: int, split: str, i: int, seconds: float) -> ToyVideo:
     if split == "test":  # they share one object per scene: verb-only questions need one object in five videos
         random = generator(seed, "shared")
         shared = [Thing(int(noun), int(random.integers(len(COLOURS)))) for noun in random.permutation(len(NOUNS))]
-    random, name = generator(seed, "ego4d", split, i), make_uid(seed, "ego4d", split, i)
+    random = generator(seed, "ego4d", split, i)
+    name = make_uid(seed, "ego4d", split, i)
     scenes = _draw_scenes(random, seconds, 24, shared, 0.0)
     return ToyVideo("ego4d", split, name, f"Ego4D/{name}.mp4", seconds, int(random.integers(2**31)), scenes)
 

@@ -17,8 +17,10 @@ RGB = {"red": (208, 42, 40), "blue": (44, 84, 205), "green": (46, 152, 62),
 
 # A shape is a list of strokes (method of Pen, its arguments, its options), drawn one over the other, in units of a
 # square of 100 x 100. A fill is an RGB tuple, or a factor of the object's own colour, which is the default.
-DARK, CONTRAST = 0.38, "contrast"
-CREAM, SCREEN = (245, 240, 220), (30, 36, 52)
+DARK = 0.38  # of outlines
+CONTRAST = "contrast"  # white, or dark grey on a light object
+CREAM = (245, 240, 220)
+SCREEN = (30, 36, 52)
 SHAPES = {
     "cup": [("arc", (54, 32, 98, 76, -110, 110), {"width": 15, "fill": DARK}),
             ("arc", (57, 35, 95, 73, -110, 110), {"width": 9}),

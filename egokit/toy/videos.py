@@ -27,7 +27,8 @@ def draw_frames(video: ToyVideo) -> Iterator[np.ndarray]:
     wearing = stage.wearer(video.corpus, video.seed)
     first = 0
     for scene in video.scenes:
-        table, last = stage.build_stage(video.corpus, scene.seed), round(scene.stop * FPS)
+        table = stage.build_stage(video.corpus, scene.seed)
+        last = round(scene.stop * FPS)
         for number in range(first, last):
             frame_HWC = _draw_frame(table, scene, number / FPS, wearing)
             write_frame_number(frame_HWC, number)
