@@ -122,7 +122,10 @@ def read(path: str | Path, shape: tuple[int, int] | None = None) -> Relevancy:
 def _read_file(path: Path) -> Relevancy:
     """Open a relevancy file by its suffix, without checking what is in it."""
     if path.suffix == ".safetensors":
-        return _map_safetensors(path)
+        from safetensors import safe_open
+        with safe_open(path, "pt") as opened:  # checks the header against the file's size
+            # PyTorch's tensors are mapped into memory; NumPy's arrays would be read
+            return Relevancy(path, opened.get_tensor("codes").numpy(), opened.get_tensor("values").numpy())
     if path.suffix == ".npy":
         return Relevancy(path, np.load(path, mmap_mode="r", allow_pickle=False))
     with open(path, "rb") as opened:
@@ -153,13 +156,6 @@ def load_relevancy(path: str | Path) -> np.ndarray:
         ValueError: it is not a relevancy file, or is damaged.
     """
     return read(path).array()
-
-
-def _map_safetensors(path: Path) -> Relevancy:
-    """Map our file into memory: PyTorch's tensors are mapped, where NumPy's arrays would be read."""
-    from safetensors import safe_open
-    with safe_open(path, "pt") as opened:  # checks the header against the file's size
-        return Relevancy(path, opened.get_tensor("codes").numpy(), opened.get_tensor("values").numpy())
 
 
 def relevancy(clips_csv: str | Path, sentences_csv: str | Path) -> np.ndarray:

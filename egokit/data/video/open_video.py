@@ -66,14 +66,16 @@ def open_video(path: str | os.PathLike, reader: str = "pyav"):
                          "make it again from its source with 'egokit prep'")
     if on_open:
         on_open(key[0])
-    identity = _identity(path)
+    if not os.path.isfile(path):
+        forget(path)
+        raise FileNotFoundError(f"video {path} is missing; notebook 01_data_prep (or 'egokit prep') "
+                                "makes the prepared videos")
+    status = path.stat()
+    identity = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns  # changes when the file is replaced
     if key in _open and _open[key].identity == identity:
         _open.move_to_end(key)
         return _open[key]
     forget(path)  # replaced since it was opened
-    if identity is None:
-        raise FileNotFoundError(f"video {path} is missing; notebook 01_data_prep (or 'egokit prep') "
-                                "makes the prepared videos")
     opened = READERS[reader](path)
     opened.identity = identity
     _open[key] = opened
@@ -130,14 +132,6 @@ def time_resolution(video) -> float:
     # Matroska files of a constant rate also have a list of times, rounded to 1 ms
     variable = len(gaps) and (gaps.max() - gaps.min()) * float(video.stream.time_base) > 2.5e-3
     return 1000.0 if variable else video.fps
-
-
-def _identity(path: Path) -> tuple | None:
-    """Return what changes when a file is replaced, or None if `path` is not a regular file."""
-    if not os.path.isfile(path):
-        return None
-    status = path.stat()
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def forget(path: str | os.PathLike) -> None:
