@@ -57,8 +57,9 @@ class PyAVReader:
 
     def _number_frames(self) -> None:
         """Set `length` and `fps`, and what gives each presentation time its frame's number."""
-        if not self._has_timestamps():
-            raise Untimed(f"{self.path}: {self.container.format.long_name} doesn't say when a frame is shown")
+        container = self.container.format
+        if container.name == "avi" or container.name.endswith("_pipe") or container.flags & Flags.no_timestamps.value:
+            raise Untimed(f"{self.path}: {container.long_name} doesn't say when a frame is shown")
         self.stream.codec_context.thread_count = 1
         constant = self._has_constant_rate()
         rate = self.stream.base_rate if constant else self.stream.average_rate or self.stream.guessed_rate
@@ -70,11 +71,6 @@ class PyAVReader:
         self.length = self.stream.frames
         if not constant:
             self._list_times()
-
-    def _has_timestamps(self) -> bool:
-        """Return whether the container has presentation times (images, raw streams, AVI: no)."""
-        kind = self.container.format
-        return not (kind.name == "avi" or kind.name.endswith("_pipe") or kind.flags & Flags.no_timestamps.value)
 
     def _has_constant_rate(self) -> bool:
         """Return whether all frames have the same duration.
@@ -206,15 +202,14 @@ class PyAVReader:
         self.shown = float("-inf")  # number of the last frame that was decoded
         context, unsent, unseen = self.stream.codec_context, set(wanted), collections.deque(wanted)
         try:
-            keyframe = None
+            keyframe = float("-inf")
             for packet in self._seek(wanted[0]):
                 if packet.pts is None or not unsent:
                     break
                 number = self._number(packet.pts)
                 if packet.is_keyframe:
-                    if keyframe is not None and min(unsent) < keyframe:
-                        break  # a wanted frame was not in its own stretch between keyframes
-                    if leap and len(unsent) < len(wanted) and min(unsent) >= number:
+                    # a wanted frame was not in its own stretch between keyframes, or a seek is the shorter way
+                    if min(unsent) < keyframe or (leap and len(unsent) < len(wanted) and min(unsent) >= number):
                         break
                     keyframe = number
                 # a frame that no other refers to is decoded only if wanted; the decoder's state doesn't depend on it
