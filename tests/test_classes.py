@@ -1,4 +1,5 @@
 """Figures by class: their numbers, read back from what is drawn."""
+import ast
 import re
 import types
 
@@ -107,6 +108,17 @@ def test_ndcg_by_word_is_each_clips_of_its_class(tmp_path):
     ndcg = [metrics.retrieval(scores[[row, row]], truth[[row, row]])["nDCG_V2T"] for row in range(4)]
     assert verbs == pytest.approx({"cut  (3)": np.mean([ndcg[0], ndcg[1], ndcg[3]]), "wash  (1)": ndcg[2]})
     assert nouns["onion  (2)"] == pytest.approx(np.mean([ndcg[0], ndcg[3]]))
+
+
+def test_ek100_is_grouped_by_the_words_of_its_table(resolve):
+    import pandas as pd
+    task = tasks.make(resolve("toy/ek100_finetune", "init="))
+    table, tags = pd.read_csv(task.tables()[0]), task.clip_tags()
+    assert tags["verb"] == [[verb] for verb in table.verb]
+    assert tags["noun"] == [list(dict.fromkeys(ast.literal_eval(nouns))) for nouns in table.all_nouns]
+    sentence = task.prompts().index(table.narration[0])
+    assert {kind: labels[sentence] for kind, labels in task.query_tags().items()} == \
+        {kind: labels[0] for kind, labels in tags.items()}
 
 
 @pytest.mark.parametrize("recipe, draw, table", [

@@ -1,4 +1,5 @@
 """Views of a training: columns, TensorBoard's copy after kill -9, figure, live display."""
+import re
 import signal
 import subprocess
 import sys
@@ -6,6 +7,7 @@ import time
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 from conftest import board_of
 
 from egokit.runs.log import History, scalars
@@ -122,6 +124,17 @@ def test_the_figure_shows_slow_data_and_skipped_steps(tmp_path):
     figure = draw(run, read(run), "running")
     assert figure.get_suptitle() == "02_pretrain/mine   running: step 20 of 20, epoch 1, 0:01:40 left"
     assert curves(run).get_suptitle() == "02_pretrain/mine   finished: step 20 of 20, epoch 1"
+
+
+@pytest.mark.parametrize("low, high", [(0.3, 0.45), (0.1, 20), (1e-4, 3000)])
+def test_gradient_norms_have_plain_numbers(tmp_path, low, high):
+    """0.4 and not 4e-01; few ticks where there are many powers of ten."""
+    run = Run(tmp_path / "run")
+    for step, norm in enumerate(np.geomspace(low, high, 20), 1):
+        run.log(step_event(step, grad_norm=norm))
+    axis = axes_of(curves(run))["gradient norm"]
+    labels = [label.get_text() for label in axis.get_yticklabels() if low <= label.get_position()[1] <= high]
+    assert 2 <= len(labels) <= 10 and all(re.fullmatch(r"\d+(\.\d+)?", label) for label in labels), labels
 
 
 def test_a_long_log_is_drawn_with_few_points(tmp_path):

@@ -97,6 +97,12 @@ def test_figures_are_readable(resolve, checkpoint, tmp_path):
         assert not outside, (name, outside)
 
 
+def test_scores_stand_before_what_the_job_counted():
+    table = viz.metrics({"samples": 304, "mAP": 26.2, "seconds": 12.5, "failed": 0, "toy": True, "init": "x"}).data
+    assert table.values.tolist() == [["score", "mAP", 26.2], ["the job", "samples", 304], ["", "seconds", 12.5],
+                                     ["", "failed", 0]]
+
+
 def test_features_of_a_long_clip_are_means_of_stretches_in_bounded_memory(tmp_path):
     """Three hours of features would be a picture of 1.6 GB; a short clip has a point for each."""
     rng, run = np.random.default_rng(0), Run(tmp_path)

@@ -1,7 +1,7 @@
 """Task: what a benchmark gives, and what all tasks share."""
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from egokit.config.build import ConfigError
 from egokit.config.schema import Config, TaskConfig
+from egokit.data.site_checks import Checks, Finding
 from egokit.data.video import open_video, transforms
 from egokit.model.text_encoder import load_tokenizer
 from egokit.runs.ledger import Result
@@ -43,7 +44,6 @@ class Task:
             loop sets it on GPUs, where every new shape costs time.
         clips_per_sample: rows of batch["video"] for each sample.
         rows_per_sample: rows of `score_batch` for each sample.
-        partly_relevant: what a relevancy between 0 and 1 means, for the legends of pictures.
     """
     Params = TaskConfig
     notebook = ""
@@ -56,7 +56,6 @@ class Task:
     fixed_length = False
     clips_per_sample = 1
     rows_per_sample = 1
-    partly_relevant = "the number is its relevancy, from 0 (wrong) to 1 (right)"
 
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
@@ -213,18 +212,14 @@ class Task:
         """Return the task that is evaluated between epochs of training."""
         return self
 
-    # what pictures and the browser of egokit.viz show
-    def describe_clip(self, v: int) -> str:
-        """Return what clip number `v` of `dataset("test")` shows, in words."""
-        return f"clip {v}"
+    @classmethod
+    def check_site(cls, checks: Checks) -> Iterator[Finding]:
+        """Yield what `egokit doctor` reports of the files that this task reads; called without an instance.
 
-    def query_tags(self) -> dict[str, list[list[str]]]:
-        """Return {menu of the browser: labels of each text or question}, such as {"verb": [["cut"], ["open"]]}."""
-        return {}
-
-    def relevancy_to(self, text: str) -> np.ndarray | None:
-        """Return each test clip's relevancy to a text, from 0 to 1 (right); None if the annotations don't say."""
-        return None
+        Args:
+            checks: the site's config and data root, and checks that tasks share, such as `check_file`.
+        """
+        yield from ()
 
     # shared
     def require_file(self, *parts: str) -> Path:

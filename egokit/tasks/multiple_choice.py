@@ -7,10 +7,11 @@ from typing import ClassVar
 import numpy as np
 
 from egokit.data.video.frame_sampling import evenly_spaced
-from egokit.tasks.base import WATCHED, Task
+from egokit.tasks.base import WATCHED
+from egokit.tasks.retrieval import QueryTask
 
 
-class ChoiceTask(Task):
+class ChoiceTask(QueryTask):
     """Base of multiple-choice tasks; a subclass gives `dataset`, `score_batch`, `metrics` and `score_matrix`.
 
     Its `__init__` sets `texts`, `choices` and `answers`.

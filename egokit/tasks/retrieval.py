@@ -8,7 +8,28 @@ from egokit.tasks import metrics
 from egokit.tasks.base import WATCHED, Task, cosine
 
 
-class RetrievalTask(Task):
+class QueryTask(Task):
+    """Base of both kinds of tasks with texts and test clips; its hooks are for the pictures of egokit.viz.
+
+    Attributes:
+        partly_relevant: what a relevancy between 0 and 1 means, for legends.
+    """
+    partly_relevant = "the number is its relevancy, from 0 (wrong) to 1 (right)"
+
+    def describe_clip(self, v: int) -> str:
+        """Return what clip number `v` of `dataset("test")` shows, in words."""
+        return f"clip {v}"
+
+    def query_tags(self) -> dict[str, list[list[str]]]:
+        """Return {menu of the browser: labels of each text or question}, such as {"verb": [["cut"], ["open"]]}."""
+        return {}
+
+    def relevancy_to(self, text: str) -> np.ndarray | None:
+        """Return each test clip's relevancy to a text, from 0 to 1 (right); None if the annotations don't say."""
+        return None
+
+
+class RetrievalTask(QueryTask):
     """Base of retrieval tasks; a subclass gives `dataset`, `prompts`, `truth` and `measure`."""
     best = "mAP"
 
@@ -21,7 +42,7 @@ class RetrievalTask(Task):
         raise NotImplementedError(f"{type(self).__name__} has no measure, which makes metrics of scores and truth")
 
     def score_matrix(self, rows: dict[str, np.ndarray], prompts_KE: np.ndarray) -> np.ndarray:
-        """Return the (clips, prompts) scores, for all or some of the prompts: their cosines."""
+        """Return the (clips, prompts) scores: their cosines."""
         return cosine(rows["video"], prompts_KE)
 
     def score_batch(self, model, batch: dict) -> dict[str, np.ndarray]:
@@ -48,8 +69,9 @@ class RetrievalTask(Task):
         """Return some prompts, each with its five best clips and its first right clip's rank."""
         truth_VK, texts = self.truth(), self.prompts()
         picked = evenly_spaced(np.flatnonzero(truth_VK.max(0) == 1), WATCHED)
-        scores_VP, entries = self.score_matrix(rows, prompts_KE[picked]), []
-        for k, scores_V in zip(picked, scores_VP.T, strict=True):
+        scores_VK, entries = self.score_matrix(rows, prompts_KE), []
+        for k in picked:
+            scores_V = scores_VK[:, k]
             order = np.argsort(-scores_V, kind="stable")
             best, relevancy_V = order[:5], truth_VK[:, k]
             entries.append({"text": texts[k], "clips": best.tolist(),

@@ -75,7 +75,7 @@ def reranked(model, task, text: str, run: Run | None = None, clips: int = 300, c
 
     Args:
         model: The model.
-        task: The task whose test clips are searched.
+        task: The retrieval or multiple-choice task whose test clips are searched.
         text: The query.
         run: Where to save figures/reranked.png; None saves nothing.
         clips: At most so many clips are searched, evenly spaced over the data set.
