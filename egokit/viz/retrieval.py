@@ -34,7 +34,7 @@ def retrieved(task, run: Run, section: str, count: int = 6, top: int = 5, seed: 
     Clips are marked right (relevancy 1), partly right or wrong.
 
     Args:
-        task: A retrieval task, such as EK-100 or Charades-Ego.
+        task: A retrieval task.
         run: The run; the figure is saved as figures/retrieved-<section>.png.
         section: Its evaluated section.
         count: Texts to draw, among those that have a right clip.
