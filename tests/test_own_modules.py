@@ -144,7 +144,7 @@ def test_own_keys_are_strict(resolve, tmp_path):
     assert (config.task.dropout, config.task.classes, config.task.temperature) == (0.3, 3, 0.05)
     for overrides, message in (
             (f"{right} task.dropuot=0.3", r"unknown key 'task.dropuot' \(in overrides\): did you mean 'dropout'"),
-            (f"{right} task.dropout=3", "task.dropout.*less than or equal to 1, got 3"),
+            (f"{right} task.dropout=3", "task.dropout.*expected 1 or less, got 3"),
             (f"task={file}:Mine", "task.classes.*is missing: this key has no default")):
         with pytest.raises(ConfigError, match=message):
             resolve("toy/charades_finetune", overrides)
