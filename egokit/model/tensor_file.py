@@ -39,12 +39,13 @@ class Inert:
     __init__ = __setstate__ = __setitem__ = append = extend = add = ignore
 
 
-class Stored(collections.namedtuple("Stored", "storage offset size stride")):
-    """A tensor that is still in its file; `copy.deepcopy` of what holds it reads it."""
-    __slots__ = ()
+class Stored(collections.namedtuple("Stored", "storage offset size stride requires_grad hooks metadata",
+                                    defaults=(False, None, None))):
+    """A tensor that is still in its file; `copy.deepcopy` of what holds it reads it.
 
-    def __new__(cls, storage, offset, size, stride, *_):  # the arguments of torch._utils._rebuild_tensor_v2
-        return super().__new__(cls, storage, offset, size, stride)
+    It is made from what torch._utils._rebuild_tensor_v2 takes, of which the last three are ignored.
+    """
+    __slots__ = ()
 
     def __setstate__(*_):
         raise pickle.UnpicklingError("it changes a tensor's description")
