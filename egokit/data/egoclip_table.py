@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -23,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv
 
-from egokit.runs.files import atomic_path
+from egokit.runs.files import atomic_path, remove_abandoned
 
 VERBS, NOUNS = 118, 582  # classes of the tags
 COLUMNS = ["clip_idx", "video_uid", "video_dur", "narration_source", "narration_ind", "narration_time",
@@ -161,6 +162,7 @@ def _store_cache(cache: pa.Table, place: Path, stamp: dict) -> None:
     Raises:
         FileExistsError: another rank has written it meanwhile; all then share that file's pages.
     """
+    remove_abandoned(place.parent, glob.escape(place.stem))
     with atomic_path(place) as temporary:
         with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_file(file, cache.schema) as writer:
             writer.write_table(cache)

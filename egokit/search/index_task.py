@@ -9,7 +9,6 @@ import hashlib
 import json
 import math
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from egokit.config.schema import Config
 from egokit.data.video import frame_sampling, open_video
 from egokit.data.video.open_video import VideoError
 from egokit.model import checkpoints
-from egokit.runs.files import is_abandoned, write_text
+from egokit.runs.files import remove_abandoned, write_text
 from egokit.runs.run_folder import Run
 from egokit.search import vector_index
 from egokit.tasks.base import Task
@@ -231,9 +230,7 @@ class Search(Task):
         for path in folder.glob("*.npy"):
             if not path.name.startswith(".") and path.name not in kept:
                 path.unlink()
-        for part in folder.glob(".*.part*"):
-            if is_abandoned(part):
-                shutil.rmtree(part) if part.is_dir() else part.unlink()
+        remove_abandoned(folder)
         index = open_vectors(folder, manifest)
         if index.needs_faiss():
             index.build_faiss(lambda done: run.log({"kind": "faiss", "done": round(done, 3)}))

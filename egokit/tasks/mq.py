@@ -18,7 +18,7 @@ from egokit.data.annotation_json import SPLITS
 from egokit.data.video import frame_sampling, open_video
 from egokit.data.video.open_video import VideoError
 from egokit.model import checkpoints
-from egokit.runs.files import atomic_path, is_abandoned, write_text
+from egokit.runs.files import atomic_path, remove_abandoned, write_text
 from egokit.runs.run_folder import Run
 from egokit.tasks.base import Task
 from egokit.tasks.windows import Windows, embed_windows
@@ -114,9 +114,7 @@ class EgoMQ(Task):
                               "run's log.jsonl has all; the others are written and will not be made again"]))
         if rank != 0:
             return {}
-        for part in folder.glob(".*.part.*"):
-            if is_abandoned(part):
-                part.unlink()
+        remove_abandoned(folder)
         shapes = {uid: stored(path).shape for uid, path in path_of.items()}
         manifest = {"init": self.config.init, "init_sha256": digest, "format": suffix,
                     "features_per_second": evaluate.features_per_second,

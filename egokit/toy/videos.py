@@ -10,13 +10,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from egokit.runs.files import atomic_path
+from egokit.runs.files import atomic_path, remove_abandoned
 from egokit.toy import stage
 from egokit.toy.frame_number import write_frame_number
 from egokit.toy.motion import pose_at, rest_pose
@@ -85,7 +84,7 @@ def render(root: Path, seed: int, size: str, processes: int) -> None:
     package_parent = str(Path(__file__).resolve().parents[2])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(
         filter(None, [package_parent, os.environ.get("PYTHONPATH")]))}
-    videos, began = make_schedule(seed, size), time.time()
+    videos = make_schedule(seed, size)
     # resumed work is divided again, or one process might be left with all of it
     missing = [video for video in videos if not (root / video.path).exists()]
     processes = max(1, min(processes, len(missing) // 4))
@@ -104,15 +103,8 @@ def render(root: Path, seed: int, size: str, processes: int) -> None:
             if worker.poll() is None:
                 worker.terminate()
                 worker.communicate()
-    _remove_leftovers({(root / video.path).parent for video in videos}, began)
-
-
-def _remove_leftovers(folders: set[Path], began: float) -> None:
-    """Remove half-written files of a make that was killed before this one began."""
-    for folder in folders:
-        for path in folder.glob(".*.part.*"):
-            if path.stat().st_mtime < began:
-                path.unlink(missing_ok=True)
+    for folder in {(root / video.path).parent for video in videos}:
+        remove_abandoned(folder)
 
 
 def main(arguments: list[str]) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import os
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +15,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from egokit.runs.files import write_text
 
 TIMEOUT = datetime.timedelta(minutes=10)  # of collectives: bounds the wait for a rank that has died
 # timeout of barriers after uneven work (reading, evaluation); a rank that dies is still noticed at once
@@ -64,10 +65,7 @@ def joined(rank: int, world: int, meeting: Path, local: bool, device: torch.devi
         meeting.unlink(missing_ok=True)  # left by an earlier start under the same name
         host = "127.0.0.1" if local else socket.gethostname()
         store = dist.TCPStore(host, 0, world, is_master=True, timeout=TIMEOUT, wait_for_workers=False)
-        meeting.parent.mkdir(parents=True, exist_ok=True)
-        part = meeting.with_suffix(".part")
-        part.write_text(f"{host} {store.port}")
-        os.replace(part, meeting)
+        write_text(meeting, f"{host} {store.port}")
     else:
         deadline = time.monotonic() + TIMEOUT.total_seconds()
         while not meeting.exists():
