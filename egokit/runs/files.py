@@ -65,7 +65,8 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a new folder beside `path`; it replaces `path` if the block succeeds.
 
-    On an error the new folder is removed. Files in sub-folders are not flushed to the disk one by one, which takes long.
+    On an error the new folder is removed. Files in sub-folders are not flushed to the disk, which would take
+    long for many.
     """
     path = Path(path)
     temporary = temporary_path(path)
