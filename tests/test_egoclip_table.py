@@ -183,6 +183,13 @@ def test_a_damaged_cache_is_built_anew(small):
     assert sorted(path.name for path in small.parent.iterdir()) == [cache.name, small.name]
 
 
+def test_what_a_killed_build_left_is_removed(small):
+    nobody = f"{os.uname().nodename}-{2**22 + 1}"  # above the largest process id
+    small.with_name(f"..egoclip.csv.{nobody}-0badcafe.part.cache").write_bytes(b"half of it")
+    opened(small, len(BAD))
+    assert sorted(path.name for path in small.parent.iterdir()) == [".egoclip.csv.cache", "egoclip.csv"]
+
+
 def test_where_the_folder_cannot_be_written(small, tmp_path, monkeypatch):
     """The cache goes elsewhere.
 
