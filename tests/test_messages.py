@@ -15,7 +15,6 @@ PARTS = {
     r"searcher.py:\d+: .* has no index of any video": "the same: what makes the index, or why nothing can be read",
     r"is not valid YAML": "YAML's own words, with the line, come after it",
     r"only SLURM's jobs have a script": "the fix is the value that the key should have",
-    r"another CSV's, or damaged": "a cache that is made again; nobody sees this",
     r"another user's, or a link": "stands in brackets behind the folder",
     r"squeue": "the reason of a job's state 'unknown', behind the job",
     r"toy/frame_number.py": "about the toy's own frames, which no user's file can damage",

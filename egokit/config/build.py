@@ -14,7 +14,6 @@ import pydantic
 
 from egokit.config.schema import RENAMED, Config, TaskConfig
 
-
 PHRASES = {  # pydantic's kind of error: what was expected, in fewer words than pydantic's
     "greater_than_equal": "{ge:g} or more", "greater_than": "more than {gt:g}", "less_than_equal": "{le:g} or less",
     "tuple_type": "a list", "boolean_number": "a number, not true or false"}
