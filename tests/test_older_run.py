@@ -16,7 +16,7 @@ OLD_TASK = "from egokit.loading import Samples\nfrom egokit.tasks.base import Ta
 
 
 def older(config) -> dict:
-    """Return the plain config as an older egokit wrote it: without a later key, with earlier names, and all tasks' keys."""
+    """Return the plain config as an older egokit wrote it: a key less, some by earlier names, those of all tasks."""
     plain = to_dict(config)
     del plain["train"]["deterministic"]
     own = plain.pop("task")
