@@ -11,7 +11,7 @@ import nbformat
 
 PARAMETERS = 'params = "toy/egomcq"\nsite = "tiny"\noverrides = ""\nrun = "demo"'
 CELLS = {
-    "90_good": ["print('hello', run)", "import time\nstart = time.monotonic()"],
+    "90_good": ["print('hello', run_name)", "import time\nstart = time.monotonic()"],
     "91_fails": ["print('as far as here')", "raise ValueError('broken on purpose')", "print('never')"],
     "92_hangs": ["import os, time\nprint('kernel', os.getpid(), flush=True)\ntime.sleep(600)", "print('never')"],
     "93_dies": ["import os\nos.kill(os.getpid(), 9)"],

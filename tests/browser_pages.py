@@ -20,13 +20,13 @@ def evaluate(project: Path, name: str) -> tuple[Task, Run]:
     EK-100 and Charades-Ego also have a section `perfect`, in which every text is answered right.
     """
     from egokit.config.resolve import resolve
-    from egokit.jobs import worker
+    from egokit.jobs import run_job
     recipe = {"ek100": "ek100_finetune", "charades": "charades_finetune", "egomcq": "egomcq"}[name]
     config = resolve(f"toy/{recipe}", "tiny", f"{MODEL} {SMALL} data.limit=0 data.workers=0", "random")
     task, run = tasks.make(config), Run(project / "outputs" / recipe / "random")
-    spec = {"init_sha256": "", "version": "", "action": "evaluate", "task_sha256": "", "config": {"task": {"name": config.task.name}}}
-    metrics = worker.RunJob.evaluate(config, task, run, "zeroshot", "cpu")
-    run.write_metrics("zeroshot", metrics | worker.provenance(task, spec, 1))
+    spec = {"init_sha256": "", "version": "", "action": "evaluate", "task_sha256": ""}
+    metrics = run_job.evaluate(config, task, run, "zeroshot", "cpu")
+    run.write_metrics("zeroshot", metrics | run_job.provenance(task, spec, 1))
     if name != "egomcq":
         truth_VK = task.truth()
         basis = np.eye(truth_VK.shape[1])

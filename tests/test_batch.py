@@ -29,15 +29,15 @@ def test_everything_is_checked_before_anything_starts(home):
     def refused(message, *arguments, **options):
         with pytest.raises(ConfigError, match=message):
             batch.check_notebooks(*arguments, **options)
-    refused(r"train\.epoch.*did you mean 'epochs'", ["90", "91"], {"run": "checked", "overrides": "train.epoch=1"})
-    refused("expected int, got 'many'|epochs", ["90"], {"run": "checked", "overrides": "train.epochs=many"})
-    refused("'nowhere'", ["90", "91:nowhere"], {"run": "checked"})
-    refused("no notebook '99'", ["90", "99"], {"run": "checked"})
-    refused("91_fails is named twice", ["91", "90", "91_fails"], {"run": "checked"})
-    refused("'run': expected a text, got 3", ["90"], {"run": 3})
+    refused(r"train\.epoch.*did you mean 'epochs'", ["90", "91"], {"run_name": "checked", "overrides": "train.epoch=1"})
+    refused("expected a valid integer.*'many'", ["90"], {"run_name": "checked", "overrides": "train.epochs=many"})
+    refused("'nowhere'", ["90", "91:nowhere"], {"run_name": "checked"})
+    refused("no notebook '99'", ["90", "99"], {"run_name": "checked"})
+    refused("91_fails is named twice", ["91", "90", "91_fails"], {"run_name": "checked"})
+    refused("'run_name': expected a text, got 3", ["90"], {"run_name": 3})
     assert not list((home / "outputs").glob("*/checked"))
-    work = batch.check_notebooks(["90", "05:egomcq"], {"run": "checked"}).work
-    assert work == [("90_good", {"run": "checked"}), ("05_egomcq", {"run": "checked", "params": "egomcq"})]
+    work = batch.check_notebooks(["90", "05:egomcq"], {"run_name": "checked"}).work
+    assert work == [("90_good", {"run_name": "checked"}), ("05_egomcq", {"run_name": "checked", "params": "egomcq"})]
 
 
 @pytest.mark.slow
@@ -62,7 +62,7 @@ def test_a_notebook_is_found_by_its_name(home, tmp_path, monkeypatch):
 
 
 UNREADABLE = "not a notebook that can be read"
-ONE_PARAMETER = nbformat.v4.new_code_cell("run = 'x'", metadata={"tags": ["parameters"]})
+ONE_PARAMETER = nbformat.v4.new_code_cell("run_name = 'x'", metadata={"tags": ["parameters"]})
 
 
 @pytest.mark.parametrize("text, message", [
@@ -144,22 +144,24 @@ def test_a_finished_run_of_other_parameters_keeps_its_notebook(home):
     for start in (lambda **given: batch.check_notebooks(["90"], given), lambda **given: headless.execute("90", given)):
         message = r"egomcq in .*90_good/theirs was made with other parameters \(seed: 7 -> 0\)"
         with pytest.raises(ConfigError, match=message):
-            start(run="theirs")
+            start(run_name="theirs")
     assert (run.path / "notebook.ipynb").read_text() == "theirs" and not (run.path / "notebook.failed.ipynb").exists()
-    assert batch.check_notebooks(["90"], {"run": "theirs", "overrides": "seed=7"}).work
+    assert batch.check_notebooks(["90"], {"run_name": "theirs", "overrides": "seed=7"}).work
 
 
 def test_a_sweeps_notebook_runs_again(home, monkeypatch):
     """A sweep's jobs have other parameters than its notebook, whose own four are compared."""
-    config, run = open_run("90_good", "toy/egomcq", "tiny", "", "sweep")
+    run = open_run("toy/egomcq", "tiny", "", "sweep", notebook="90_good")
+    config = run.config
     monkeypatch.setattr(launch, "starting_point", lambda config: "a")
     monkeypatch.setattr(launch, "start_job", lambda *job: None)
     for seed in (1, 2):
         launch.submit(dataclasses.replace(config, seed=seed), run, "evaluate", f"seed{seed}")
         run.write_metrics(f"seed{seed}", {"finished": True})
-    assert "seed: 0" in (run.path / "params.yaml").read_text() and batch.check_notebooks(["90"], {"run": "sweep"}).work
+    assert "seed: 0" in (run.path / "params.yaml").read_text()
+    assert batch.check_notebooks(["90"], {"run_name": "sweep"}).work
     with pytest.raises(ConfigError, match=r"seed1 in .*90_good/sweep was made with other parameters \(seed: 0 -> 5\)"):
-        batch.check_notebooks(["90"], {"run": "sweep", "overrides": "seed=5"})
+        batch.check_notebooks(["90"], {"run_name": "sweep", "overrides": "seed=5"})
 
 
 @pytest.mark.slow
@@ -181,4 +183,4 @@ def test_a_failing_kernel_start_is_a_failed_notebook(home, monkeypatch):
         raise RuntimeError("Kernel didn't respond in 120 seconds")
     monkeypatch.setattr(papermill, "execute_notebook", refuses)
     with pytest.raises(headless.NotebookFailed, match="before the first cell: Kernel didn't respond"):
-        headless.execute("90", {"run": "no-kernel"})
+        headless.execute("90", {"run_name": "no-kernel"})

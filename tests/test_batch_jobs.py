@@ -24,15 +24,15 @@ def home(project):
 @pytest.mark.slow
 def test_as_a_job(home):
     """--submit, locally: the same command finds the job, other parameters are refused."""
-    notebooks = batch.check_notebooks(["90", "91"], {"run": "job"})
-    hanging = batch.check_notebooks(["92"], {"run": "job"})
+    notebooks = batch.check_notebooks(["90", "91"], {"run_name": "job"})
+    hanging = batch.check_notebooks(["92"], {"run_name": "job"})
     assert "90_good, 91_fails: job " in batch.submit(notebooks)
     notice = batch.submit(hanging)
     number = kernel(home / "outputs/92_hangs/job/notebook.log")
     assert [row.state for row in runs_table.job_rows() if (row.notebook, row.run) == ("92_hangs", "job")] == ["running"]
     assert batch.submit(hanging) == notice
     with pytest.raises(ConfigError, match="runs other notebooks or parameters"):
-        batch.submit(batch.check_notebooks(["92", "90"], {"run": "job"}))
+        batch.submit(batch.check_notebooks(["92", "90"], {"run_name": "job"}))
     folder = home / "outputs/91_fails/job"
     deadline = time.monotonic() + 120
     while "ValueError" not in ((folder / "notebook.log").read_text() if (folder / "notebook.log").exists() else ""):
@@ -58,8 +58,8 @@ def test_what_is_edited_later_reaches_no_queued_notebook(home, tmp_path):
     waits = ("import time\nfrom pathlib import Path\n"
              f"while not Path({str(tmp_path / 'go')!r}).exists():\n    time.sleep(0.1)")
     prints = ("from egokit.notebook.open_run import open_run\n"
-              "config, run_folder = open_run('95_prints', params, site, overrides, run)\n"
-              "print(config.data.limit, config.site.root, run_folder.path)")
+              "run = open_run(params, site, overrides, run_name)\n"
+              "print(run.config.data.limit, run.config.site.root, run.path)")
     for name, cell in (("94_waits", waits), ("95_prints", prints)):
         book.cells[1].source = cell
         nbformat.write(nbformat.v4.new_notebook(metadata=book.metadata, cells=book.cells[:2]),
@@ -69,7 +69,7 @@ def test_what_is_edited_later_reaches_no_queued_notebook(home, tmp_path):
     site.write_text((home / "params/sites/tiny.yaml").read_text() + "\n")
     shutil.copy(recipe, tmp_path / "own.yaml")
     for name, params in (("inside", "toy/queued"), ("outside", str(tmp_path / "own.yaml"))):
-        batch.submit(batch.check_notebooks(["94", "95"], {"run": name, "params": params, "site": "queued"}))
+        batch.submit(batch.check_notebooks(["94", "95"], {"run_name": name, "params": params, "site": "queued"}))
     for path in (recipe, tmp_path / "own.yaml"):
         path.write_text(path.read_text().replace("limit: 11", "limit: 22"))
     site.unlink()

@@ -42,7 +42,7 @@ def test_on_slurm_gpus_are_hidden_where_none_are_wanted(tmp_path):
     assert hidden not in setup(gpus_per_task=0, slurm={"additional_parameters": {"gpus-per-task": 1}})
     # whole nodes, of whose GPUs sbatch knows nothing
     whole_nodes = LaunchConfig(cluster="slurm", gpus_per_task=0, setup=("unset CUDA_VISIBLE_DEVICES",))
-    assert hidden not in slurm.options(whole_nodes, tmp_path, "name")["setup"] and devices.asks_for_gpus(whole_nodes)
+    assert hidden not in slurm.options(whole_nodes, tmp_path, "name")["setup"] and slurm.asks_for_gpus(whole_nodes)
     with pytest.raises(ConfigError, match=r"launch.slurm.additional_parameters: expected a mapping.*got 'gpu'"):
         setup(slurm={"additional_parameters": "gpu"})
 

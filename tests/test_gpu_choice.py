@@ -92,7 +92,6 @@ def test_unknown_idle_gpus_are_reported(machine, monkeypatch, capsys, tmp_path):
         spoil()
         with devices.choose_gpus(LaunchConfig()) as chosen:
             assert chosen.uuids == [UUIDS[1]]
-            chosen.claim(tmp_path)
         assert "which GPUs your other jobs have taken can't be told" in capsys.readouterr().out
         claims.unlink()
     assert not [*elsewhere.iterdir()]
@@ -113,25 +112,35 @@ def test_a_job_takes_an_idle_gpu(machine):
 
 
 def test_two_jobs_take_two_gpus_as_long_as_both_live(machine, tmp_path, monkeypatch):
-    """A job that has just started holds no memory yet, so its claim is recorded."""
+    """A job that has just started holds no memory yet, so its processes say which GPUs it has taken.
+
+    Jobs whose spec can't be read, or is another program's, are none of the two.
+    """
     folder = tmp_path / "outputs/05_egomcq/mine/jobs/egomcq"
-    living = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "submitit", str(folder)])
-    write_text(folder / "job.json", json.dumps({"job_id": str(living.pid)}))
+    (tmp_path / "submitit").mkdir()
+    (tmp_path / "submitit/local.py").write_text("import time; time.sleep(60)")
+    specs = {folder: {"gpus": UUIDS[:1]}, tmp_path / "list": [], tmp_path / "word": {"gpus": 3}, tmp_path / "none": {}}
     with devices.choose_gpus(LaunchConfig()) as first:
-        first.claim(folder)
+        processes = [subprocess.Popen([sys.executable, "-m", "submitit.local", f"{job}/submitit"], cwd=tmp_path,
+                                      env=os.environ | {"PYTHONSAFEPATH": ""}) for job in specs]
+        for job, spec in specs.items():
+            write_text(job / "spec.json", json.dumps(spec))
+        (tmp_path / "none/spec.json").unlink()
+        wait_for(lambda: specs.keys() <= status.local_jobs().keys())
     with devices.choose_gpus(LaunchConfig()) as second:
         assert (first.uuids, second.uuids, second.notice) == (UUIDS[:1], UUIDS[1:2], "")
     monkeypatch.setenv(devices.VISIBLE_DEVICES, "0")
     with devices.choose_gpus(LaunchConfig()) as same:  # as the caller asked, with a notice
         assert same.uuids == UUIDS[:1] and same.notice.endswith(f"80 GiB in use), taken by the job in {folder}")
-    living.kill()
-    living.wait()
+    for process in processes:
+        process.kill()
+        process.wait()
     with devices.choose_gpus(LaunchConfig()) as alone:
         assert alone.uuids == UUIDS[:1] and alone.notice == ""
 
 
 def test_a_choice_waits_for_the_one_before(machine):
-    """The second choice waits until the first has started its job and recorded its claim."""
+    """The second choice waits until the first has started its job."""
     second = ("from egokit.jobs import devices; from egokit.config.schema import LaunchConfig\n"
               "print('ready', flush=True)\n"
               "with devices.choose_gpus(LaunchConfig()) as chosen: print(*chosen.uuids)")

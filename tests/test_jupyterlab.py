@@ -53,7 +53,7 @@ def server(chromium, project, checkpoint, tmp_path_factory):
     for path in (project / "notebooks").glob("*.ipynb"):
         book = nbformat.read(path, as_version=4)
         cell = next(cell for cell in book.cells if "parameters" in cell.metadata.get("tags", []))
-        cell.source += f'\nsite, run, overrides = "tiny", "{RUN}", "{OVERRIDES.get(path.stem, TRAINED)}"'
+        cell.source += f'\nsite, run_name, overrides = "tiny", "{RUN}", "{OVERRIDES.get(path.stem, TRAINED)}"'
         nbformat.write(book, project / "lab" / path.name)
     home = tmp_path_factory.mktemp("jupyter")
     for name, values in SETTINGS.items():

@@ -4,25 +4,38 @@ import json
 import pytest
 
 from egokit import cli, tasks
-from egokit.config.resolve import resolve
-from egokit.jobs.worker import recipe
-from egokit.runs import ledger, published
+from egokit.config.build import comparable, marked
+from egokit.config.registry import TASKS
+from egokit.config.resolve import project_root, resolve
+from egokit.jobs.run_job import recipe
+from egokit.runs import ledger
 from egokit.runs.run_folder import Run
 from egokit.viz import tables
 
-REAL = {"finished": True, "action": "evaluate", "task": "any", "toy": False, "frames": 16, "precision": "fp32",
+TASK = {tasks.find(name).notebook: name for name in TASKS}
+REAL = {"finished": True, "action": "evaluate", "toy": False, "frames": 16, "precision": "fp32",
         "init_sha256": "0" * 12, "data": {"a table": "1" * 12}}
 CHOSEN = {"selection.metric": "mAP", "selection.split": "test"}
 
 
+@pytest.fixture(autouse=True)
+def _recipes(project):
+    """The published recipes are those of the project's params/."""
+
+
 def evaluated(notebook, **changes):
     """A section of metrics.json: an evaluation with the published recipe, but for `changes`."""
-    return REAL | {"recipe": published.EVALUATIONS[notebook] | {"task.dual_softmax": 0} | changes}
+    task = tasks.find(TASK[notebook])
+    values, _, _ = ledger.published_recipe(task.recipe, project_root() / "params")
+    scored = {key: value for key, value in values.items() if key in marked("scored")}
+    return REAL | {"task": TASK[notebook], "recipe": scored | {"task.dual_softmax": 0} | changes}
 
 
 def fine_tuned(notebook, init, **changes):
     """A section of metrics.json: a fine-tuning with the published recipe, but for `changes`."""
-    training = {key: value for key, value in published.TRAININGS[notebook].items() if key != "init"}
+    task = tasks.find(TASK[notebook])
+    values, _, _ = ledger.published_recipe(task.recipe, project_root() / "params")
+    training = {key: value for key, value in values.items() if key.startswith(("data.", "optim.", "train.", "task."))}
     recipe = training | CHOSEN | {"selection.validations": 100} | changes
     return evaluated(notebook, **recipe) | {"action": "train", "init": init}
 
@@ -48,7 +61,7 @@ def test_runs_of_the_published_recipe_and_of_others(tmp_path, capsys):
         "100 questions, published on 39,751", "checkpoint 02_pretrain/mine (000000000000), published for EgoVLPv2.pth"]
     old_names = {"data.evaluation_frames" if key == "data.eval_frames" else key: value
                  for key, value in evaluated("03_ek100")["recipe"].items()}
-    Run(tmp_path / "03_ek100" / "renamed").write_metrics("zeroshot", REAL | {
+    Run(tmp_path / "03_ek100" / "renamed").write_metrics("zeroshot", REAL | {"task": "ek100",
         "recipe": old_names, "mAP": 1.0, "samples": 9668, "init": "EgoVLPv2_smallproj.pth"})
     assert next(entry for entry in ledger.read(tmp_path).entries if entry.run == "03_ek100/renamed").recipe == []
     assert entries["03_ek100/mine", "EK-100 MIR mAP, zero-shot"].recipe == [
@@ -80,8 +93,8 @@ def test_the_ledger_says_how_a_checkpoint_was_trained(tmp_path):
     assert entries("x.pt", {"bad_samples": 3}, **changes)[0].recipe == [
         "fine-tuned here from x.pt, published from EgoVLPv2_smallproj.pth", "trained 1 epoch, published 100",
         "batch 16, published 128", "learning rate 0.001, published 0.0002",
-        "loss symmetric_multi_similarity, published max_margin",
-        "optim.schedule linear, published cosine", "data.limit 24, published 0", "3 samples could not be read"]
+        "task.retrieval_loss symmetric_multi_similarity, published max_margin",
+        "data.limit 24, by default 0", "optim.schedule linear, published cosine", "3 samples could not be read"]
     plain, dual = entries(section={"mAP_dual_softmax": 50.0}, **{"task.dual_softmax": 0.01})
     assert (plain.value, plain.recipe) == (48.0, ["fine-tuned here from EgoVLPv2_smallproj.pth", chosen])
     assert (dual.value, dual.result.published) == (50.0, 47.3)
@@ -92,17 +105,20 @@ def test_the_ledger_says_how_a_checkpoint_was_trained(tmp_path):
     assert absent == [False, True], "no number is published with dual softmax"
 
 
-@pytest.mark.parametrize("notebook, params", [("03_ek100", "ek100_finetune"), ("04_charades_ego", "charades_finetune"),
-                                              ("05_egomcq", "egomcq")])
-def test_the_recipes_of_params_are_the_published_ones(project, notebook, params):
-    """A job records every compared key with the published value; a changed value is reported."""
-    def recorded(overrides=""):
+@pytest.mark.parametrize("name", ["ek100", "charades", "egomcq"])
+def test_the_recipes_of_params_are_the_published_ones(project, name):
+    """A job of the task's recipe records every compared key with the published value; a changed value is reported."""
+    task = tasks.find(name)
+
+    def differences(overrides=""):
         class Scored:
-            config, best = resolve(params, "example", overrides), "mAP"
-        return json.loads(json.dumps(recipe(Scored, notebook in published.TRAININGS)))
-    expected = published.EVALUATIONS[notebook] | published.TRAININGS.get(notebook, {})
-    assert ledger.compare_recipes(recorded(), expected) == [] and len(expected) > 3
-    assert ledger.compare_recipes(recorded("data.eval_frames=1"), expected) == ["1 frame, published 16"]
+            config, best = resolve(task.recipe, "example", overrides), "mAP"
+        recorded = json.loads(json.dumps(recipe(Scored, "train" in task.sections)))
+        return [line for trained in (False, "train" in task.sections)
+                for line in ledger.compare_recipes(recorded, task, trained)]
+    assert list(dict.fromkeys(differences())) == []
+    assert differences("data.eval_frames=1")[0] == "1 frame, published 16"
+    assert len(comparable(resolve(task.recipe, "example"))) > 30
 
 
 def test_a_job_records_its_recipe(resolve):

@@ -13,6 +13,7 @@ from egokit import tasks
 from egokit.config.build import ConfigError, comparable, to_dict
 from egokit.config.resolve import outputs_folder
 from egokit.data import loader
+from egokit.jobs import launch
 from egokit.runs.run_folder import Run
 from egokit.train import loop
 from egokit.train.batch_plan import plan_batch, what_would_fit
@@ -168,6 +169,22 @@ def test_the_plan_in_words(resolve, overrides, processes, text):
     config = resolve(overrides=f"{overrides} launch.tasks_per_node={processes}")
     assert str(plan_batch(config)) == str(plan_batch(config, processes)) == text
     assert egokit.describe(config).endswith(f"plan: {text}")
+
+
+def test_a_batch_smaller_than_the_processes_is_refused_before_a_job(resolve, tmp_path):
+    """By submit, whatever the cluster, and by what `egokit submit --print` calls."""
+    small = resolve(overrides="train.batch_size=7 launch.nodes=2 launch.tasks_per_node=4 launch.cluster=slurm")
+    message = (r"train.batch_size=7, but launch.nodes=2 x launch.tasks_per_node=4 are 8 processes.*"
+               "set train.batch_size to 8 or more")
+    with pytest.raises(ConfigError, match=message):
+        launch.sbatch_script(small, tmp_path / "run")
+    with pytest.raises(ConfigError, match=message):
+        egokit.submit(small, Run(tmp_path / "run"))
+    assert list((tmp_path / "run").iterdir()) == []
+    for action, batch_size in (("evaluate", 7), ("train", 8)):
+        config = resolve(overrides=f"train.batch_size={batch_size} launch.nodes=2 launch.tasks_per_node=4 "
+                                   "launch.cluster=slurm")
+        assert "#SBATCH --nodes=2\n" in launch.sbatch_script(config, tmp_path / "run", action)
 
 
 @pytest.mark.parametrize("overrides, message", [

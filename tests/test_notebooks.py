@@ -25,7 +25,7 @@ def run_notebook(project):
 
     def run(name, overrides=""):
         if name not in done:
-            path = headless.execute(name, {"site": "tiny", "run": "small", "overrides": overrides}, timeout=900)
+            path = headless.execute(name, {"site": "tiny", "run_name": "small", "overrides": overrides}, timeout=900)
             done[name] = nbformat.read(path, as_version=4), Run(path.parent)
         return done[name]
     return run
@@ -128,7 +128,7 @@ def test_no_epochs_give_chance(project):
     from egokit.jobs import launch
     from egokit.tasks.metrics import accuracy
     overrides = f"{SMALL} {MODEL} train.epochs=0 data.limit=0"
-    headless.execute("02_pretrain", {"site": "tiny", "run": "untrained", "overrides": overrides})
+    headless.execute("02_pretrain", {"site": "tiny", "run_name": "untrained", "overrides": overrides})
     run = Run(project / "outputs/02_pretrain/untrained")
     assert run.metrics()["pretrain"]["steps"] == 0
     from egokit.config.resolve import resolve
@@ -150,7 +150,7 @@ def test_unknown_parameters_and_values_stop_before_anything_runs(project):
     book = nbformat.read(project / "notebooks/05_egomcq.ipynb", as_version=4)
     mine = project / "notebooks/08_mine.ipynb"
     tagged = next(cell for cell in book.cells if "parameters" in cell.metadata.get("tags", []))
-    tagged.source += '\nsite, run = "tiny", "mine"'
+    tagged.source += '\nsite, run_name = "tiny", "mine"'
     nbformat.write(book, mine)
     with pytest.raises(ConfigError, match=r"08_mine.*its cell of parameters has more"):
         headless.execute("08_mine", {})
@@ -168,10 +168,11 @@ def test_plain_papermill_with_a_misspelt_parameter_fails(project):
 
 def test_a_failing_notebook_is_saved_and_named(project):
     with pytest.raises(headless.NotebookFailed, match=r"(?s)05_egomcq.*never.*notebook\.failed\.ipynb"):
-        headless.execute("05_egomcq", {"site": "tiny", "run": "failing", "overrides": "init=run:02_pretrain/never"})
+        headless.execute("05_egomcq", {"site": "tiny", "run_name": "failing",
+                                       "overrides": "init=run:02_pretrain/never"})
     folder = project / "outputs/05_egomcq/failing"
     assert (folder / "notebook.failed.ipynb").exists() and not (folder / "notebook.ipynb").exists()
-    assert not headless.finished("05_egomcq", {"site": "tiny", "run": "failing"})
+    assert not headless.finished("05_egomcq", {"site": "tiny", "run_name": "failing"})
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL])

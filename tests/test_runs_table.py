@@ -67,13 +67,13 @@ def test_the_table_of_runs(cluster, tmp_path, capsys):
     notebook_rows = {run.removeprefix("05_egomcq/"): rows.pop(run)[:3] for run in list(rows)
                      if rows[run][0] == "notebook"}
     assert notebook_rows == {
-        "queued": ["notebook", "pending: Priority, 4th of 5, may start 2026-01-02 03:04:05", "0/2"],
+        "queued": ["notebook", "pending: Priority, place 4 of 5, may start 2026-01-02 03:04:05", "0/2"],
         "done": ["notebook", "finished", "2/2"],
         "stopped": ["notebook", "failed: 03_ek100.ipynb, cell In[4] (x): ValueError: no", "1/2"],
         "cancelled": ["notebook", "failed: slurmstepd: error: *** JOB 9 ON node1 CANCELLED AT noon ***", "0/2"]}
     assert len(asked(cluster)) == 2, "SLURM is asked once for all runs, and once for the queue"
     waits, torn = rows.pop("02_pretrain/waits"), rows.pop("05_egomcq/torn")
-    assert waits[1].startswith("pending: Priority, 4th of 5") and torn[1].startswith("unreadable: ")
+    assert waits[1].startswith("pending: Priority, place 4 of 5") and torn[1].startswith("unreadable: ")
     assert rows["02_pretrain/running"] == ["pretrain", "running", "40/200", "1 h 7 min", "ensemble_intra 41.2"]
     assert rows["03_ek100/mine"] == ["zeroshot", "finished", "", "", "mAP 26.0"]
     assert rows["02_pretrain/gone"][1].startswith("failed: no log in")

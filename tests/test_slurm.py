@@ -252,7 +252,8 @@ def test_a_notebook_as_a_job_that_submits_a_job(recipe, run, project):
 
     The job's result is the notebook.
     """
-    parameters = {"params": "toy/pretrain", "site": "slurm", "overrides": f"{RECIPE} train.epochs=1", "run": "as-a-job"}
+    parameters = {"params": "toy/pretrain", "site": "slurm", "overrides": f"{RECIPE} train.epochs=1",
+                  "run_name": "as-a-job"}
     message = batch.submit(batch.check_notebooks(["02"], parameters))
     folder = outputs_folder() / "02_pretrain/as-a-job"
     wait_for(lambda: not status.alive(folder / "batch"), seconds=240)

@@ -33,7 +33,7 @@ def test_what_is_printed_is_what_is_submitted(resolve, run, cluster):
     assert "#SBATCH --mem=1536MB\n" in script and "--partition=main\n" in script
     assert handle.job()["job_id"] == "42" and (handle.folder / "code/egokit/jobs/worker.py").is_file()
     (cluster / "queue").write_text("42|PENDING|main|1|N/A|Priority")
-    assert repr(egokit.submit(config, run)).endswith("pending (Priority, 1st of 1)>")  # attached
+    assert repr(egokit.submit(config, run)).endswith("pending (Priority, place 1 of 1)>")  # attached
     handle.cancel()
     assert (cluster / "cancelled").read_text() == "42\n" and handle.state() == "failed"
     handle.cancel()
@@ -51,7 +51,8 @@ def test_a_refused_submission_changes_nothing(resolve, run, cluster):
     handle = egokit.submit(resolve(overrides=f"{MODEL} {ON_SLURM}"), run)
     (cluster / "queue").write_text("42|RUNNING|main|1|N/A|None")
     kept = [(run.path / "params.yaml").read_text(), (handle.folder / "spec.json").read_text()]
-    config, _ = open_run("tests", "toy/pretrain", "tiny", f"{SMALL} {MODEL} {ON_SLURM} optim.lr=0.5", run.path.name)
+    overrides = f"{SMALL} {MODEL} {ON_SLURM} optim.lr=0.5"
+    config = open_run("toy/pretrain", "tiny", overrides, run.path.name, notebook="tests").config
     with pytest.raises(ConfigError, match=r"other parameters \(optim.lr: 0.001 -> 0.5\)"):
         egokit.submit(config, run)
     assert [(run.path / "params.yaml").read_text(), (handle.folder / "spec.json").read_text()] == kept

@@ -14,7 +14,7 @@ import egokit
 from egokit import viz
 from egokit.config.build import ConfigError
 from egokit.config.schema import LaunchConfig
-from egokit.jobs import launch, worker
+from egokit.jobs import launch, run_job
 from egokit.model import checkpoints
 from egokit.runs.run_folder import Run
 
@@ -102,13 +102,13 @@ def test_wrong_starts_are_errors_before_a_job(resolve, run):
 
 def test_the_processes_must_be_those_of_the_config():
     launched = LaunchConfig(nodes=2, tasks_per_node=4)
-    worker.expect_processes(launched, 8)
+    run_job.expect_processes(launched, 8)
     message = r"^1 process was started, but launch.nodes=2 x launch.tasks_per_node=4 is 8"
     with pytest.raises(RuntimeError, match=message):
-        worker.expect_processes(launched, 1)
-    worker.expect_own_gpus([("a", "0"), ("a", "1"), ("b", "0")])
+        run_job.expect_processes(launched, 1)
+    run_job.expect_own_gpus([("a", "0"), ("a", "1"), ("b", "0")])
     with pytest.raises(RuntimeError, match=r"^ranks 0, 2 share one GPU of a: .*launch.gpus_per_task: 1"):
-        worker.expect_own_gpus([("a", "0"), ("a", "1"), ("a", "0")])
+        run_job.expect_own_gpus([("a", "0"), ("a", "1"), ("a", "0")])
 
 
 @pytest.mark.parametrize("micro_batch", [0, 3])

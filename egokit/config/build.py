@@ -31,7 +31,7 @@ def did_you_mean(word: str, known) -> str:
     return f"did you mean {close[0]!r}?" if close else "known: " + ", ".join(names)
 
 
-def build(cls, values: dict, where: str = "", source: str = "") -> typing.Any:
+def build(cls, values: dict, where: str = "", source: str = "", partial: bool = False) -> typing.Any:
     """Build a section, or the whole Config, from plain values; names, types, choices and bounds are checked.
 
     Args:
@@ -39,6 +39,7 @@ def build(cls, values: dict, where: str = "", source: str = "") -> typing.Any:
         values: key -> value; keys that are absent keep their defaults.
         where: name of the section that `values` fill, for messages; "" for the whole Config.
         source: where the values stand, for messages, for example " (in overrides)".
+        partial: values are only checked: keys without a default may be absent.
 
     Raises:
         ConfigError: a key is unknown, or its value has the wrong type or is out of bounds.
@@ -46,7 +47,9 @@ def build(cls, values: dict, where: str = "", source: str = "") -> typing.Any:
     try:
         return cls(**{str(key): value for key, value in values.items()})
     except pydantic.ValidationError as error:
-        raise ConfigError(_message(cls, error.errors()[0], where, source)) from None
+        for problem in error.errors():
+            if problem["type"] != "missing" or not partial:
+                raise ConfigError(_message(cls, problem, where, source)) from None
 
 
 def _message(cls, error: dict, where: str, source: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from egokit.config.build import ConfigError, did_you_mean, flatten, merge, nest, to_dict
+from egokit.config.build import ConfigError, build, did_you_mean, flatten, merge, nest, to_dict
 from egokit.config.registry import TASKS, build_config, find, split_task_file
 from egokit.config.schema import Config
 
@@ -144,9 +144,9 @@ def resolve(params: str, site: str = "toy", overrides="", run: str = "demo") -> 
         own = layer.get("task", {})
         if own.get("name", task_name) != task_name:  # a later layer names another task, with other keys
             own = {key: value for key, value in own.items() if key in task.Params.__pydantic_fields__}
-        layer = layer | {"task": own | {"name": task_name}}
-        build_config(layer, source, task)
-        values = merge(values, layer)
+        build(task.Params, own, "task", source, partial=True)
+        build(Config, layer | {"task": {}}, source=source)
+        values = merge(values, layer | {"task": own | {"name": task_name}})
     config = build_config(values, task=task)
     shape, name = config.model, Path(site).stem
     if shape.width % shape.heads or shape.image_size % shape.patch_size or shape.num_fused_layers > shape.depth:

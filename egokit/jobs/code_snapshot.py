@@ -4,6 +4,7 @@ What is edited after the submission reaches no queued job.
 """
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -55,10 +56,21 @@ def snapshot_files(folder: Path, originals: list[Path]) -> Path:
     return target
 
 
+def code_sha256() -> str:
+    """Return the first 12 digits of a hash of this egokit's files, their names and bytes.
+
+    Hidden files, such as an editor's, don't count.
+    """
+    package, digest = Path(__file__).parents[1], hashlib.sha256()
+    for path in sorted(path for path in package.rglob("*") if path.is_file()):
+        name = path.relative_to(package)
+        if not any(part.startswith((".", "__pycache__")) for part in name.parts):
+            digest.update(f"{name}\0{path.stat().st_size}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
 def task_sha256(task: str) -> str:
     """Return the hash of a user's task file, or "" for one of egokit's tasks."""
-    task_file = split_task_file(task)
-    if not task_file:
-        return ""
     from egokit.model import checkpoints
-    return checkpoints.fingerprint(task_file[0])
+    task_file = split_task_file(task)
+    return checkpoints.fingerprint(task_file[0]) if task_file else ""

@@ -105,11 +105,6 @@ def why_no_gpu() -> str:
 
 # before a job starts
 
-def asks_for_gpus(launch: LaunchConfig) -> bool:
-    """Return whether a job asks for GPUs, by launch.gpus_per_task or by SLURM options."""
-    return bool(launch.gpus_per_task) or (launch.cluster == "slurm" and slurm.user_requests_gpus(launch))
-
-
 def check_gpus(config: Config, action: str) -> str:
     """Check, before a job starts, that it will have the GPUs that it needs.
 
@@ -120,7 +115,7 @@ def check_gpus(config: Config, action: str) -> str:
         ConfigError: the recipe trains in fp16 and there will be no GPU, or a local job wants more than are visible.
     """
     launch, fp16 = config.launch, action == "train" and config.train.precision == "fp16"
-    wanted = asks_for_gpus(launch)
+    wanted = slurm.asks_for_gpus(launch)
     if fp16 and not wanted:
         raise ConfigError("train.precision is fp16, but launch.gpus_per_task=0 hides the GPUs: set "
                           "launch.gpus_per_task=1, or train.precision=bf16, which a CPU computes, too")
@@ -139,22 +134,8 @@ def check_gpus(config: Config, action: str) -> str:
 
 class GpuChoice(NamedTuple):
     """The GPUs that a local job takes."""
-    gpus: list[Gpu]
+    uuids: list[str]
     notice: str          # which of them are in use already; "" if none is
-    folder: Path | None  # holds a claim, <UUID>.json, for each GPU that a job has taken; None where it can't be written
-
-    @property
-    def uuids(self) -> list[str]:
-        """Return the UUIDs of the GPUs."""
-        return [gpu.uuid for gpu in self.gpus]
-
-    def claim(self, job: Path) -> None:
-        """Record that the started job in the folder `job` has these GPUs."""
-        for gpu in self.gpus if self.folder else []:
-            # a local job's id is the process id of its controller
-            claim = {"process": status.read_job(job)["job_id"], "job": str(job)}
-            with contextlib.suppress(OSError):  # a full disk is no error: the next job sees the memory in use
-                (self.folder / f"{gpu.uuid}.json").write_text(json.dumps(claim))
 
 
 @contextlib.contextmanager
@@ -162,27 +143,34 @@ def choose_gpus(launch: LaunchConfig) -> Iterator[GpuChoice]:
     """Choose a local job's GPUs, idle ones first; none where SLURM chooses or none are wanted.
 
     Use it as a context manager around the job's start. Two jobs that are submitted at once take different GPUs, because
-    the choice holds a lock until the block ends. A job's claim holds as long as its process lives. GPUs of other
-    programs are recognised by the memory in use.
+    the choice holds a lock until the block ends. Other jobs' GPUs are known as long as these jobs' processes live, and
+    those of other programs by the memory in use.
     """
     local = launch.cluster == "local" and launch.gpus_per_task
     gpus = visible_gpus(list_gpus()) if local else []
-    folder = Path(tempfile.gettempdir()) / f"egokit-gpus-{os.getuid()}"
     if len(gpus) < launch.tasks_per_node:
         unknown = local and gpu_count() > launch.tasks_per_node
-        notice = (f"takes the first of {gpu_count()} GPUs: nvidia-smi doesn't tell which of them are idle" if unknown
-                  else "")
-        yield GpuChoice([], notice, None)
+        yield GpuChoice([], f"takes the first of {gpu_count()} GPUs: nvidia-smi doesn't tell which of them are idle"
+                        if unknown else "")
         return
-    with locked_folder(folder) as safe:
-        owners = {gpu.uuid: claimed_by(folder, gpu) if safe else "" for gpu in gpus}
+    with locked_folder(Path(tempfile.gettempdir()) / f"egokit-gpus-{os.getuid()}"):
+        owners = gpu_owners()
         used = {gpu.uuid: 0.0 if gpu.used_gib <= IDLE_GIB else gpu.used_gib for gpu in gpus}
-        best = sorted(gpus, key=lambda gpu: (owners[gpu.uuid] != "", used[gpu.uuid]))[:launch.tasks_per_node]
+        best = sorted(gpus, key=lambda gpu: (gpu.uuid in owners, used[gpu.uuid]))[:launch.tasks_per_node]
         chosen = [gpu for gpu in gpus if gpu in best]
-        shared = [f"{gpu}{owners[gpu.uuid] and f', taken by the job in {owners[gpu.uuid]}'}"
-                  for gpu in chosen if owners[gpu.uuid] or used[gpu.uuid]]
-        notice = f"shares what others use: {'; '.join(shared)}" if shared else ""
-        yield GpuChoice(chosen, notice, folder if safe else None)
+        shared = [f"{gpu}, taken by the job in {owners[gpu.uuid]}" if gpu.uuid in owners else str(gpu)
+                  for gpu in chosen if gpu.uuid in owners or used[gpu.uuid]]
+        yield GpuChoice([gpu.uuid for gpu in chosen],
+                        f"shares what others use: {'; '.join(shared)}" if shared else "")
+
+
+def gpu_owners() -> dict[str, Path]:
+    """Return the folder of the living job on this machine that has taken a GPU, by the GPU's UUID."""
+    owners = {}
+    for folder in status.local_jobs():
+        with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):  # another user's, or not egokit's
+            owners |= dict.fromkeys(json.loads((folder / "spec.json").read_text()).get("gpus", []), folder)
+    return owners
 
 
 @contextlib.contextmanager
@@ -204,16 +192,6 @@ def locked_folder(folder: Path) -> Iterator[bool]:
             print(f"which GPUs your other jobs have taken can't be told: {folder} ({error})", flush=True)
             safe = False
         yield safe
-
-
-def claimed_by(folder: Path, gpu: Gpu) -> str:
-    """Return the folder of the living job that has claimed the GPU, or "" if there is none."""
-    try:
-        claim = json.loads((folder / f"{gpu.uuid}.json").read_text())
-        command = Path(f"/proc/{int(claim['process'])}/cmdline").read_bytes()
-        return claim["job"] if b"submitit" in command and claim["job"].encode() in command else ""
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
 
 
 # in a rank

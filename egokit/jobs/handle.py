@@ -32,8 +32,9 @@ class Handle:
 
     def __repr__(self) -> str:
         state, detail = self.status()
-        if state == "running":
-            detail = status.progress_text(self.progress())
+        if state == "running" and (progress := self.progress()):
+            left = f", {status.duration(progress['eta_s'])} left" if "eta_s" in progress else ""
+            detail = f"step {progress['step']} of {progress['steps']}{left}"
         detail = detail and f" ({detail})"
         return f"<{self.section} of {self.run.path.parent.name}/{self.run.path.name}: {state}{detail}>"
 
@@ -73,7 +74,7 @@ class Handle:
         if self.metrics():
             return "finished", ""
         if job_status := status.job_status(self.folder, statuses):
-            return job_status.state, job_status.detail
+            return job_status
         # read again: the job may have finished in between
         if self.metrics() or not self.job():
             return ("finished" if self.metrics() else "new"), ""
@@ -109,23 +110,22 @@ class Handle:
             JobFailed: the job ended without a result; the message holds the end of its log.
         """
         from egokit.runs.log import History
-        history, missing_before, bar = History(self.run.path), False, ProgressBar(self.section)
+        history, gone_before, bar = History(self.run.path), False, ProgressBar(self.section)
         show = show or (functools.partial(self._show, bar) if progress else lambda history, state: None)
         try:
             while True:
-                job_status, local = status.job_status(self.folder), (self.job() or {}).get("cluster") != "slurm"
-                metrics, lost = self.metrics(), job_status is None and (missing_before or local)
-                pending = job_status is not None and job_status.state != "running"
+                (state, detail), local = self.status(), (self.job() or {}).get("cluster") != "slurm"
+                gone, waits = state in ("new", "failed"), state in ("pending", "unknown")
+                lost = gone and (gone_before or local)
                 history.update()
-                show(history, "finished" if metrics else "failed" if lost
-                     else f"{job_status.state}: {job_status.detail}" if pending else "running")
-                if metrics:
-                    return metrics
+                show(history, f"{state}: {detail}" if waits else "running" if gone and not lost else state)
+                if state == "finished":
+                    return self.metrics()
                 if lost:
                     raise JobFailed(f"{self.section} of {self.run.path} ended without a result. The end of its log:\n"
                                     f"{self.log_tail()}")
-                missing_before = job_status is None  # look once more: another machine's files may show a moment later
-                time.sleep(poll if local else poll * (40 if pending else 20))  # a pending job costs two calls
+                gone_before = gone  # look once more: another machine's files may show a moment later
+                time.sleep(poll if local else poll * (40 if waits else 20))  # a pending job costs two calls
         finally:
             bar.close()
 

@@ -1,7 +1,7 @@
 """From a notebook or shell to a job: submit it, or attach to the one that is there.
 
 Jobs are local processes or SLURM's, always started through submitit. Nothing is trained in the caller's process; what
-runs inside the job is worker.py's, and handle.py follows it.
+runs inside the job is run_job.py's, and handle.py follows it.
 """
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from egokit.jobs.handle import JobFailed as JobFailed  # users catch egokit.laun
 from egokit.jobs.progress import PROGRESS_FILE
 from egokit.runs.files import locked, write_text
 from egokit.runs.run_folder import DEVICES, Run
+from egokit.train.batch_plan import check_batch
 
 ACTIONS = ("train", "evaluate", "extract")
 
@@ -48,14 +49,15 @@ def submit(config: Config, run: Run, action: str = "train", section: str | None 
         The job's Handle: `.wait()` returns its metrics, `.cancel()` ends it.
 
     Raises:
-        ConfigError: the run was made with other parameters, the recipe needs what this machine lacks, or options in
-            launch.slurm are wrong.
+        ConfigError: the run was made with other parameters, the recipe needs what this machine lacks, the batch is
+            smaller than the number of processes, or options in launch.slurm are wrong.
         NotSubmitted: SLURM or this machine refused the job.
         ValueError: `action` is none of the three.
     """
     from egokit import __version__, tasks
     if action not in ACTIONS:
         raise ValueError(f"action {action!r}: expected one of {', '.join(ACTIONS)}")
+    check_batch(config, action)
     init_sha256, task_sha256 = starting_point(config), code_snapshot.task_sha256(config.task.name)
     handle = Handle(run, section or action)
     with locked(handle.folder):
@@ -68,29 +70,24 @@ def submit(config: Config, run: Run, action: str = "train", section: str | None 
         cpu_notice = "" if exists else devices.check_gpus(config, action)
         opened = run.config or config
         write_text(run.path / "params.yaml", to_yaml(opened))  # after all checks: a refused caller must not change it
+        resumed, earlier, plain = bool(leftovers(run, action)), handle.spec(), to_dict(config)
+        present = code_snapshot.code_sha256()
+        code = (earlier or {}).get("code_sha256", present) if exists or resumed else present
+        if code != present:
+            print(f"{handle.section} in {run.path} is made by another version of egokit's code ({code}; here: "
+                  f"{present}); choose another run name to use the present one", flush=True)
         if exists:
             return handle
-        resumed, earlier_spec, plain = bool(leftovers(run, action)), handle.spec(), to_dict(config)
-        if resumed and earlier_spec and (handle.folder / "code").is_dir():  # the job goes on with that copy
-            plain = downgrade_config(plain, earlier_spec["config"])
+        if resumed and earlier and (handle.folder / "code").is_dir():  # the job goes on with that copy
+            plain = downgrade_config(plain, earlier["config"])
         elif split_task_file(config.task.name):
             tasks.find(config.task.name)  # an error in the user's file is raised here, not in a job's log
-        remove_earlier_job(handle.folder)
-        code = code_snapshot.snapshot_code(handle.folder, keep=resumed, task=config.task.name)
-        # an older run goes on with its copy of egokit, whose worker has another name
-        worker = "egokit.jobs.worker" if (code / "egokit/jobs/worker.py").is_file() else "egokit.job"
         with devices.choose_gpus(config.launch) as choice:
-            spec = {"config": plain, "opened": to_dict(opened), "run": str(run.path.resolve()), "action": action,
+            spec = {"function": "egokit.jobs.run_job:work", "name": f"egokit-{handle.section}", "config": plain,
+                    "opened": to_dict(opened), "run": str(run.path.resolve()), "action": action,
                     "section": handle.section, "version": __version__, "init_sha256": init_sha256,
-                    "task_sha256": task_sha256, "gpus": choice.uuids}
-            write_text(handle.folder / "spec.json", json.dumps(spec, indent=1))
-            try:
-                start_job(worker, handle.folder, code, config.launch)
-            except BaseException:
-                if earlier_spec:  # it says how the run was made, and must survive a job that was never started
-                    write_text(handle.folder / "spec.json", json.dumps(earlier_spec, indent=1))
-                raise
-            choice.claim(handle.folder.resolve())
+                    "task_sha256": task_sha256, "code_sha256": code, "gpus": choice.uuids}
+            start_work(handle.folder, spec, config.launch, resumed, config.task.name)
     notices = (notice for notice in (cpu_notice, choice.notice) if notice)
     print(end="".join(f"{handle.section} {notice}\n" for notice in notices), flush=True)
     return handle
@@ -108,11 +105,13 @@ def sbatch_script(config: Config, run: Run | Path, action: str = "train", sectio
         section: as for `submit`.
 
     Raises:
-        ConfigError: launch.cluster is not "slurm", or options in launch.slurm are unknown or contradict each other.
+        ConfigError: launch.cluster is not "slurm", the batch is smaller than the number of processes, or options in
+            launch.slurm are unknown or contradict each other.
     """
     if config.launch.cluster != "slurm":
         raise ConfigError(f"launch.cluster of site {config.site.name!r} is {config.launch.cluster}: "
                           "only SLURM's jobs have a script")
+    check_batch(config, action)
     folder = (run.path if isinstance(run, Run) else Path(run)) / "jobs" / (section or action)
     return slurm.script(config.launch, folder, f"egokit-{folder.name}")
 
@@ -122,13 +121,6 @@ def leftovers(run: Run, action: str) -> list[Path]:
     if action == "train":
         return [*run.checkpoints.glob("*.pt")]
     return [*run.path.glob("features/*")] if action == "extract" else []
-
-
-def remove_earlier_job(folder: Path) -> None:
-    """Remove an ended job's files; its failures must not count against the next job."""
-    for name in ("job.json", "failures.json", PROGRESS_FILE, DEVICES):
-        (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / "failures", ignore_errors=True)
 
 
 def downgrade_config(config: dict, earlier: dict) -> dict:
@@ -177,9 +169,8 @@ def expect_same(handle: Handle, config: Config, hashes: tuple[str, str] | None =
     changes = changed_keys(spec, config, of)
     earlier = spec["init_sha256"], spec.get("task_sha256", "")
     names = f"checkpoint {config.init}", f"file of task {config.task.name}"
-    for name, old, new in zip(names, earlier, hashes or earlier, strict=True):
-        if old != new:
-            changes.append(f"the {name} itself: {old} -> {new}")
+    changes += [f"the {name} itself: {old} -> {new}"
+                for name, old, new in zip(names, earlier, hashes or earlier, strict=True) if old != new]
     if changes:
         raise ConfigError(f"{handle.section} in {handle.run.path} was made with other parameters "
                           f"({'; '.join(changes[:6])}); choose another run name, give the old values as overrides, or "
@@ -204,6 +195,36 @@ def starting_point(config: Config) -> str:
                               f"and starts from {meaning}. Name it in the site's file, or write {RANDOM} to start from "
                               "random weights")
     return ""
+
+
+def start_work(folder: Path, spec: dict, launch: LaunchConfig, keep_code: bool = False, task: str = "") -> None:
+    """Write a job's spec.json, copy the code that it runs, and start the job in place of the folder's earlier one.
+
+    Args:
+        folder: the job's folder.
+        spec: what jobs/worker.py needs to submit the job and to run it.
+        launch: where the job runs.
+        keep_code: see `snapshot_code`.
+        task: see `snapshot_code`.
+
+    Raises:
+        NotSubmitted, ConfigError: as `start_job`. The earlier job's spec.json, which says how the run was made, is left
+            then.
+    """
+    for name in ("job.json", "failures.json", PROGRESS_FILE, DEVICES):  # they must not count against this job
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "failures", ignore_errors=True)
+    code, spec_path = code_snapshot.snapshot_code(folder, keep_code, task), folder / "spec.json"
+    earlier = spec_path.read_text() if spec_path.exists() else ""
+    write_text(spec_path, json.dumps(spec, indent=1))
+    try:
+        # a run that an older egokit began goes on with its copy, whose worker has another name
+        start_job("egokit.jobs.worker" if (code / "egokit/jobs/worker.py").is_file() else "egokit.job", folder, code,
+                  launch)
+    except BaseException:
+        if earlier:
+            write_text(spec_path, earlier)
+        raise
 
 
 def start_job(module: str, folder: Path, code: Path, launch: LaunchConfig) -> None:

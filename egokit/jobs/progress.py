@@ -69,49 +69,33 @@ def read_progress_file(folder: Path) -> dict:
 
 
 class ProgressBar:
-    """A job's state as one line of text, updated every ten seconds at most.
+    """A job's state as a line of text, and a bar of its steps once it runs.
 
-    It is not updated more often because each update is a line of a saved notebook. Nothing is shown of a job that had
-    finished before anybody waited for it.
+    The bar is updated every ten seconds at most, because each update is a line of a saved notebook. Nothing is shown of
+    a job that had finished before anybody waited for it.
     """
-    STEPS = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 
-    def __init__(self, section: str, every: float = 10.0):
-        self.section, self.every, self.bar, self.shown = section, every, None, 0.0
+    def __init__(self, section: str):
+        self.section, self.bar = section, None
 
     def show(self, state: str, step: int | None, steps: int | None, detail: str = "") -> None:
         """Show the job's state, or its steps once it runs, with `detail` behind the bar."""
+        from tqdm import tqdm
         if self.bar is None and state == "finished":
             return
-        if state.startswith(("pending", "unknown")):
-            self._show_text(f"{self.section} {state}")
-        elif not steps:
-            self._show_text(f"{self.section} starts" if state == "running" else f"{self.section} {state}")
-        else:
-            self._show_steps(step, steps, detail)
-
-    def _show_text(self, text: str) -> None:
-        if self.bar is None:
-            from tqdm import tqdm
-            self.bar = tqdm(desc=text, unit="step", ncols=110, file=sys.stdout, bar_format="{desc}")
-        elif (self.bar.desc, self.bar.bar_format) != (text, "{desc}"):
-            self.bar.desc, self.bar.bar_format = text, "{desc}"
-            self.bar.refresh()
-
-    def _show_steps(self, step: int, steps: int, detail: str) -> None:
-        if self.bar is None:
-            self._show_text(f"{self.section} starts")
-        elif (step, steps) == (self.bar.n, self.bar.total) or (
-                step < steps and time.monotonic() - self.shown < self.every):
-            return
-        if self.bar.total is None:  # tqdm's rate counts from here on, not the steps of an earlier start
-            self.bar.initial, self.bar.start_t = step, time.time()
-        self.shown, self.bar.total, self.bar.n = time.monotonic(), steps, step
-        self.bar.desc, self.bar.bar_format = self.section, self.STEPS
-        self.bar.set_postfix_str(detail, refresh=False)
-        self.bar.refresh()
+        has_steps = bool(steps) and not state.startswith(("pending", "unknown"))
+        text = self.section if has_steps else f"{self.section} {'starts' if state == 'running' else state}"
+        if self.bar is None or has_steps != bool(self.bar.total):
+            self.close()
+            options = {"total": steps, "initial": step, "postfix": detail} if has_steps else {"bar_format": "{desc}"}
+            self.bar = tqdm(desc=text, unit="step", ncols=110, file=sys.stdout, mininterval=10, **options)
+        if has_steps:
+            self.bar.set_postfix_str(detail, refresh=False)
+            self.bar.update(step - self.bar.n)
+        elif text != self.bar.desc:
+            self.bar.set_description_str(text)
 
     def close(self) -> None:
-        """End the bar's line."""
+        """End the line."""
         if self.bar is not None:
             self.bar.close()

@@ -5,7 +5,7 @@ The batch script runs `python -m egokit.jobs.requeue FOLDER` in its EXIT trap (s
 - If the program itself raised the error, or if ranks were lost twice at the same step, another try would end the same
   way: the job stays failed.
 - A time limit or a preemption is not judged here: submitit answers its signal, SIGUSR2, by queueing the job again
-  (RunJob.checkpoint), after a training has saved a checkpoint (train/preemption.py).
+  (worker.Work.checkpoint), after a training has saved a checkpoint (train/preemption.py).
 - If SLURM notices that a node is lost, it queues the job again by itself; this module is not asked then.
 """
 from __future__ import annotations

@@ -42,14 +42,16 @@ def requests_gpus(key: str, value) -> bool:
         key in ("gres", "tres_per_task") and "gpu" in str(value))
 
 
-def user_requests_gpus(launch: LaunchConfig) -> bool:
-    """Return whether a job has GPUs without launch.gpus_per_task.
+def asks_for_gpus(launch: LaunchConfig) -> bool:
+    """Return whether a job asks for GPUs.
 
-    It has them if an option in launch.slurm requests them, or if a line of launch.setup names CUDA_VISIBLE_DEVICES. The
-    second is for clusters whose nodes come with their GPUs, of which sbatch knows nothing.
+    It does by launch.gpus_per_task and, on SLURM, by an option in launch.slurm that requests them, or by a line of
+    launch.setup that names CUDA_VISIBLE_DEVICES. The last is for clusters whose nodes come with their GPUs, of which
+    sbatch knows nothing.
     """
-    return (any(requests_gpus(key, value) for key, value in launch.slurm.items())
-            or any("CUDA_VISIBLE_DEVICES" in line for line in launch.setup))
+    return bool(launch.gpus_per_task) or (launch.cluster == "slurm" and (
+        any(requests_gpus(key, value) for key, value in launch.slurm.items())
+        or any("CUDA_VISIBLE_DEVICES" in line for line in launch.setup)))
 
 
 def one_process(launch: LaunchConfig) -> LaunchConfig:
@@ -90,7 +92,7 @@ def options(launch: LaunchConfig, folder: Path, name: str) -> dict:
     # The user's lines come first, because modules may change PYTHONPATH. Since Slurm 22.05 srun doesn't inherit
     # cpus-per-task. The trap runs after srun, whose exit code decides whether requeue.py is asked
     parameters["setup"] = [
-        *([] if launch.gpus_per_task or user_requests_gpus(launch) else ["export CUDA_VISIBLE_DEVICES="]),
+        *([] if asks_for_gpus(launch) else ["export CUDA_VISIBLE_DEVICES="]),
         *launch.setup,
         f"export PYTHONPATH={shlex.quote(str(folder.resolve() / 'code'))} PYTHONSAFEPATH=1",
         *(["export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK"] if launch.cpus_per_task else []),

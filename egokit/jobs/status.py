@@ -77,16 +77,10 @@ def pending_reason(job: dict, queue: list[dict]) -> str:
     order = [row["job"] for row in sorted(rivals, key=lambda row: (-int(row["priority"]), int(row["job"])))]
     parts = [job["reason"]] if job["reason"] != "None" else []  # "None": the scheduler hasn't looked at the job yet
     if job["job"] in order:  # not if it has started since
-        parts.append(f"{ordinal(order.index(job['job']) + 1)} of {len(order)}")
+        parts.append(f"place {order.index(job['job']) + 1} of {len(order)}")
     if job["start"] != "N/A":
         parts.append(f"may start {job['start'].replace('T', ' ')}")
     return ", ".join(parts)
-
-
-def ordinal(number: int) -> str:
-    """Return an English ordinal, such as 1st or 22nd."""
-    ending = {1: "st", 2: "nd", 3: "rd"}.get(number % 10 if number % 100 not in (11, 12, 13) else 0, "th")
-    return f"{number}{ending}"
 
 
 def duration(seconds: float) -> str:
@@ -140,18 +134,23 @@ def alive(folder: Path) -> bool:
 
 
 def processes(folder: Path) -> list[int]:
-    """Return the ids of this machine's processes of the job in a folder.
+    """Return the ids of this machine's processes of the job in a folder: its controller and its ranks."""
+    return local_jobs().get(folder.resolve(), [])
 
-    These are its controller and its ranks. They are found by their command lines, because a process id may have been
-    reused since, and ranks may outlive a controller that was killed. Two copies of a job must not write to one run.
+
+def local_jobs() -> dict[Path, list[int]]:
+    """Return the processes of all jobs on this machine, by the job's folder.
+
+    They are found by their command lines, because a process id may have been reused since, and ranks may outlive a
+    controller that was killed. Two copies of a job must not write to one run.
     """
-    job_path, process_ids = str(folder.resolve() / "submitit").encode(), []
+    jobs: dict[Path, list[int]] = {}
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
-            command = (entry / "cmdline").read_bytes() if entry.name.isdigit() else b""  # empty for a zombie
-            if b"-m\0submitit." in command and job_path in command:  # not a pager that shows the job's log
-                process_ids.append(int(entry.name))
-    return process_ids
+            command = os.fsdecode((entry / "cmdline").read_bytes()) if entry.name.isdigit() else ""  # "" for a zombie
+            if match := re.search(r"\0-m\0submitit\..*\0(.*)/submitit\0$", command):  # not a pager of the job's log
+                jobs.setdefault(Path(match[1]), []).append(int(entry.name))
+    return jobs
 
 
 def log_tail(folder: Path, lines: int = 25) -> str:
@@ -193,9 +192,3 @@ def cancel(folder: Path) -> None:
         deadline = time.monotonic() + 5
         while alive(folder) and time.monotonic() < deadline:
             time.sleep(0.1)
-
-
-def progress_text(progress: dict) -> str:
-    """Return progress in words, such as "step 40 of 200, 1 h 7 min left"; "" for {}."""
-    parts = [f"step {progress['step']} of {progress['steps']}"] if progress else []
-    return ", ".join([*parts, f"{duration(progress['eta_s'])} left"] if "eta_s" in progress else parts)

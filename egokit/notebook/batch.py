@@ -1,7 +1,6 @@
 """Several notebooks, checked together, then run in order or side by side.
 
-They run here or as one job. `submit` starts `python -m egokit.notebook.batch SPEC` with a snapshot of egokit on its
-path, as launch.submit starts jobs/worker.py.
+They run here or as one job, which jobs/worker.py starts.
 """
 from __future__ import annotations
 
@@ -15,11 +14,9 @@ import time
 from pathlib import Path
 
 from egokit.config.build import ConfigError, to_dict
-from egokit.config.registry import restore
 from egokit.config.resolve import outputs_folder, project_root
-from egokit.jobs import code_snapshot, launch, runs_table, slurm, status, worker
+from egokit.jobs import code_snapshot, launch, runs_table, slurm, status
 from egokit.notebook import headless
-from egokit.runs.files import write_text
 
 CPUS = 2  # of a job that runs notebooks: it only waits for the jobs they submit, and draws
 
@@ -63,11 +60,6 @@ def run_folder(name: str, parameters: dict) -> Path:
     return headless.resolve_notebook(headless.notebook_path(name), parameters)[1]
 
 
-def log_path(name: str, parameters: dict) -> Path:
-    """Return the log of a notebook's run."""
-    return run_folder(name, parameters) / "notebook.log"
-
-
 def command(name: str, parameters: dict, timeout: float | None) -> list[str]:
     """Return the command that runs one notebook here."""
     limit = [] if timeout is None else [f"--timeout={timeout / 60}"]
@@ -83,7 +75,7 @@ def run(notebooks: Notebooks) -> int:
     if notebooks.abreast > 1 and len(notebooks.work) > 1:
         return run_side_by_side(notebooks)
     for number, (name, parameters) in enumerate(notebooks.work, 1):
-        print(f"{name}: running … (follow it in {log_path(name, parameters)})", flush=True)
+        print(f"{name}: running … (follow it in {run_folder(name, parameters) / 'notebook.log'})", flush=True)
         try:
             print(headless.execute(name, parameters, notebooks.timeout), flush=True)
         except headless.NotebookFailed as error:
@@ -126,32 +118,20 @@ def run_side_by_side(notebooks: Notebooks) -> int:
 
 # as a job
 
-class NotebooksJob:
-    """A job that runs notebooks, as a picklable callable for submitit."""
+def work(folder: Path, spec: dict) -> None:
+    """Run the notebooks of a job's spec in a process of its own; called in the job.
 
-    def __init__(self, spec: str):
-        self.spec = spec
-
-    def __call__(self) -> None:
-        """Run the notebooks of the spec in a process; called on the cluster."""
-        spec = json.loads(Path(self.spec).read_text())
-        process = subprocess.Popen([sys.executable, "-m", "egokit.notebook.batch", self.spec, "here"],
-                                   env=os.environ | spec["environment"])
-        try:
-            code = process.wait()
-        finally:  # at a time limit or preemption, submitit has requeued this job and raises here
-            process.terminate()
-            process.wait()
-        if code:
-            raise RuntimeError(f"a notebook failed (exit code {code}): the notebook.log in its run folder says why")
-
-    def checkpoint(self):
-        """Requeue the same job; called by submitit at a time limit or preemption.
-
-        Run again, the notebooks find the jobs that they submitted.
-        """
-        import submitit
-        return submitit.helpers.DelayedSubmission(NotebooksJob(self.spec))
+    Queued again after a time limit or a preemption, the notebooks find the jobs that they submitted.
+    """
+    process = subprocess.Popen([sys.executable, "-m", "egokit.notebook.batch", str(folder / "spec.json")],
+                               env=os.environ | spec["environment"])
+    try:
+        code = process.wait()
+    finally:  # at a time limit or preemption, submitit has requeued this job and raises here
+        process.terminate()
+        process.wait()
+    if code:
+        raise RuntimeError(f"a notebook failed (exit code {code}): the notebook.log in its run folder says why")
 
 
 def submit(notebooks: Notebooks) -> str:
@@ -167,25 +147,23 @@ def submit(notebooks: Notebooks) -> str:
     first, parameters = notebooks.work[0]
     config, run_path = headless.resolve_notebook(headless.notebook_path(first), parameters)
     folder = run_path / "batch"
-    spec = {"notebooks": json.loads(json.dumps(dataclasses.asdict(notebooks))),
-            "launch": to_dict(small(config.launch)),
+    spec = {"function": "egokit.notebook.batch:work", "name": f"egokit-{first}",
+            "config": {"launch": to_dict(small(config.launch))},
+            "notebooks": json.loads(json.dumps(dataclasses.asdict(notebooks))),
             "environment": {"EGOKIT_HOME": str(project_root()), "EGOKIT_OUTPUTS": str(outputs_folder()),
                             "EGOKIT_SUBMITTED": str(folder / "submitted")}}
+    run_folders = [run_folder(name, parameters) for name, parameters in notebooks.work]
     with launch.locked(folder):
         if not status.alive(folder):
-            run_folders = [run_folder(name, parameters) for name, parameters in notebooks.work]
             spec["before"] = {f"{path.parent.name}/{path.name}": runs_table.result_times(path) for path in run_folders}
-            write_text(folder / "spec.json", json.dumps(spec, indent=1))
             code_snapshot.snapshot_files(folder, source_files(notebooks))
-            (folder / "job.json").unlink(missing_ok=True)
-            launch.start_job("egokit.notebook.batch", folder, code_snapshot.snapshot_code(folder, keep=False),
-                             config.launch)
+            launch.start_work(folder, spec, config.launch)
         elif json.loads((folder / "spec.json").read_text())["notebooks"] != spec["notebooks"]:
             raise ConfigError(f"{folder} belongs to a job that runs other notebooks or parameters: wait for it, end "
                               "it, or choose another run name")
         number = status.read_job(folder)["job_id"]
     names = ", ".join(name for name, _ in notebooks.work)
-    logs = "\n".join(f"  {log_path(name, parameters)}" for name, parameters in notebooks.work)
+    logs = "\n".join(f"  {path / 'notebook.log'}" for path in run_folders)
     return f"{names}: job {number} on {config.launch.cluster}; follow it in\n{logs}\nthe job's own log: {folder}"
 
 
@@ -206,22 +184,5 @@ def small(site):
     return dataclasses.replace(slurm.one_process(site), cpus_per_task=min(CPUS, max(1, site.cpus_per_task)))
 
 
-def main(spec_path: str, here: bool) -> None:
-    """Submit the job of a spec and record it in job.json.
-
-    With `here`, called in that job, run the notebooks of the spec instead.
-    """
-    spec_file = Path(spec_path)
-    spec = json.loads(spec_file.read_text())
-    if here:
-        work = [(name, parameters) for name, parameters in spec["notebooks"]["work"]]
-        sys.exit(run(Notebooks(work, spec["notebooks"]["timeout"], spec["notebooks"]["abreast"])))
-    site = restore({"launch": spec["launch"]}).launch
-    name = f"egokit-{spec['notebooks']['work'][0][0]}"
-    worker.submit(site, spec_file.parent, name, NotebooksJob(str(spec_file)))
-
-
-if __name__ == "__main__":
-    # pickle NotebooksJob as egokit.notebook.batch.NotebooksJob, not as __main__'s, which the job could not import
-    from egokit.notebook.batch import main as main_of_module
-    main_of_module(sys.argv[1], sys.argv[2:] == ["here"])
+if __name__ == "__main__":  # called by `work`
+    sys.exit(run(Notebooks(**json.loads(Path(sys.argv[1]).read_text())["notebooks"])))

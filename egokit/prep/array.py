@@ -1,49 +1,31 @@
 """Data preparation as an array of jobs, one shard each, on SLURM or as local processes.
 
-submit_array runs `python -m egokit.prep.array FOLDER/spec.json` with a snapshot of egokit on its path, as
-jobs/launch.py runs jobs/worker.py. A shard that reaches its time limit or is preempted is queued again by submitit, and
-continues with the videos that are left.
+A shard that reaches its time limit or is preempted is queued again by submitit, and continues with the videos that
+are left.
 """
 from __future__ import annotations
 
-import json
+import dataclasses
 import os
-import sys
 import time
 from pathlib import Path
 
 from egokit.config.build import to_dict
 from egokit.config.registry import restore
 from egokit.config.schema import Config
-from egokit.jobs import code_snapshot, launch, status
+from egokit.jobs import launch, status
 from egokit.jobs.slurm import one_process
-from egokit.jobs.worker import executor
 from egokit.prep.source import ego4d, list_videos, read_receipts, shard_of, site_options, write_manifest
 from egokit.prep.video import PrepSettings, SourceVideo
-from egokit.runs.files import write_text
 
 
-class Shard:
-    """An array's work, picklable; submitit calls it in every job with the shard's number."""
-
-    def __init__(self, spec: str):
-        self.spec = spec
-
-    def __call__(self, number: int) -> None:
-        spec = json.loads(Path(self.spec).read_text())
-        config = restore(spec["config"])
-        cpus = int(os.environ.get("SLURM_CPUS_PER_TASK", config.launch.cpus_per_task))
-        result = ego4d(**site_options(config.site), workers=cpus, source=spec["source"], shard=(number, spec["shards"]))
-        print(f"shard {number}/{spec['shards']}: {result['videos']} videos verified, {len(result['failed'])} failed",
-              *result["failed"], sep="\n", flush=True)
-
-    def checkpoint(self, number: int):
-        """Queue the same shard again; submitit calls this at a time limit or preemption.
-
-        Videos that have receipts are not made again.
-        """
-        import submitit
-        return submitit.helpers.DelayedSubmission(Shard(self.spec), number)
+def work(folder: Path, spec: dict, number: int) -> None:
+    """Prepare one shard; called in the array's job of that number. Videos that have receipts are not made again."""
+    config, shards = restore(spec["config"]), spec["shards"]
+    cpus = int(os.environ.get("SLURM_CPUS_PER_TASK", config.launch.cpus_per_task))
+    result = ego4d(**site_options(config.site), workers=cpus, source=spec["source"], shard=(number, shards))
+    print(f"shard {number}/{shards}: {result['videos']} videos verified, {len(result['failed'])} failed",
+          *result["failed"], sep="\n", flush=True)
 
 
 class PrepArray:
@@ -53,7 +35,7 @@ class PrepArray:
         self.folder, self.videos, self.settings = folder, videos, settings
 
     def __repr__(self) -> str:
-        job = json.loads((self.folder / "job.json").read_text())
+        job = status.read_job(self.folder)
         follow = f"squeue -j {job['job_id']}" if job["cluster"] == "slurm" else "egokit doctor"
         manifest = self.settings.root / "prepared.json"
         return (f"{len(job['job_ids'])} shards on {job['cluster']}: {' '.join(job['job_ids'])}\n"
@@ -72,7 +54,7 @@ class PrepArray:
             The manifest of all videos (see `egokit.prep.source.summary`).
         """
         from tqdm import tqdm
-        cluster = json.loads((self.folder / "job.json").read_text())["cluster"]
+        cluster = status.read_job(self.folder)["cluster"]
         bar = tqdm(total=sum(video.bytes for video in self.videos), unit="B", unit_scale=True, mininterval=2, ncols=110,
                    disable=not progress)
         running = True
@@ -121,24 +103,8 @@ def submit_array(config: Config, shards: int, source: str | Path | None = None) 
         return None
     # a new folder each time: a new Slurm counts job ids from the start, and submitit would find an old job's result
     folder = arrays / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-    folder.mkdir(parents=True)
-    spec = {"config": to_dict(config), "source": str(video_folder), "shards": shards, "todo": todo}
-    write_text(folder / "spec.json", json.dumps(spec, indent=1))
-    launch.start_job("egokit.prep.array", folder, code_snapshot.snapshot_code(folder, keep=False), config.launch)
+    job_config = dataclasses.replace(config, launch=one_process(config.launch))
+    launch.start_work(folder, {"function": "egokit.prep.array:work", "name": "egokit-prep", "array": todo,
+                               "config": to_dict(job_config), "source": str(video_folder), "shards": shards},
+                      config.launch)
     return PrepArray(folder, videos, settings)
-
-
-def start(spec_path: str) -> None:
-    """Submit the array of a spec file, and write the job ids to job.json beside it."""
-    spec_file = Path(spec_path)
-    spec = json.loads(spec_file.read_text())
-    launch_config = one_process(restore(spec["config"]).launch)
-    jobs = executor(launch_config, spec_file.parent, "egokit-prep").map_array(Shard(str(spec_file)), spec["todo"])
-    ids = [job.job_id for job in jobs]
-    write_text(spec_file.parent / "job.json", json.dumps(
-        {"cluster": launch_config.cluster, "job_id": ids[0].split("_")[0], "job_ids": ids}))
-
-
-if __name__ == "__main__":
-    from egokit.prep.array import start as start_from_module  # pickled by the name egokit.prep.array, not __main__
-    start_from_module(sys.argv[1])

@@ -92,11 +92,11 @@ def read_run(path: Path) -> list[LedgerRow]:
         for name, section in metrics.items():
             task = _task_of(section, notebook)
             published = task.results() if task else _own_results(name, section)
-            results = [_of_checkpoint(result, published, section) for result in published
-                       if result.section == name and result.in_ledger]
+            results = [result for result in published if result.section == name and result.in_ledger]
             if results:
                 _check_fields(name, section)
             for result in results:
+                result = _of_checkpoint(result, published, section)
                 if (value := section.get(result.metric)) is not None:
                     value = _check_number(name, result.metric, value)
                     differences = recipe_differences(task, result, section)
@@ -108,6 +108,8 @@ def read_run(path: Path) -> list[LedgerRow]:
 
 def _task_of(section: dict, notebook: str) -> type | None:
     """Return the class of the registered task that a section evaluates; None for a user's."""
+    if "published" in section:
+        return None
     if "task" in section:
         return find(section["task"]) if section["task"] in TASKS else None
     return next((task for task in map(find, TASKS) if task.notebook == notebook), None)  # an older run's section

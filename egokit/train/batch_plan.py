@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from egokit.config.build import ConfigError
 from egokit.config.schema import Config
 
 
@@ -41,6 +42,16 @@ def plan_batch(config: Config, processes: int = 0) -> BatchPlan:
     processes = processes or config.launch.nodes * config.launch.tasks_per_node
     share = largest_share(config.train.batch_size, processes)
     return BatchPlan(config.train.batch_size, processes, min(config.train.micro_batch or share, share))
+
+
+def check_batch(config: Config, action: str) -> None:
+    """Raise ConfigError if a training's batch has too few samples to give each process one."""
+    launch, batch_size = config.launch, config.train.batch_size
+    processes = launch.nodes * launch.tasks_per_node
+    if action == "train" and batch_size < processes:
+        raise ConfigError(f"train.batch_size={batch_size}, but launch.nodes={launch.nodes} x launch.tasks_per_node="
+                          f"{launch.tasks_per_node} are {processes} processes, each of which needs a sample: set "
+                          f"train.batch_size to {processes} or more, or use fewer processes")
 
 
 def what_would_fit(config: Config, processes: int) -> str:
