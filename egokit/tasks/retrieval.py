@@ -16,7 +16,7 @@ class RetrievalTask(Task):
         raise NotImplementedError
 
     def score_matrix(self, rows: dict[str, np.ndarray], prompts_KE: np.ndarray) -> np.ndarray:
-        """Return the (clips, prompts) scores."""
+        """Return the (clips, prompts) scores, for all or some of the prompts."""
         raise NotImplementedError
 
     def score_batch(self, model, batch: dict) -> dict[str, np.ndarray]:
