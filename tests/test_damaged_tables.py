@@ -76,7 +76,7 @@ def test_the_doctor_names_a_damaged_file(resolve, copied, name):
     data = path.read_bytes()
     for damage, change in WHOLE_FILE.items():
         path.write_bytes(change(data))
-        findings = doctor.examine(config, 1, ("egoclip", "egomcq", "ek100", "charades", "egomq"))
+        findings = doctor.examine(config, 1, ("egoclip", "egomcq", "ek100", "charades", "mq"))
         messages = [f"{finding.what}: {finding.message}" for finding in findings
                     if finding.state in ("wrong", "missing")]
         if (damage, name) not in HARMLESS:

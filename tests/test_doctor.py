@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from egokit import cli
+from egokit import cli, tasks
 from egokit.config.schema import Config
 from egokit.data.annotation_tables import read_metadata
+from egokit.data.site_checks import Checks
 from egokit.prep import doctor
 
 
@@ -119,8 +120,43 @@ def test_from_the_shell(project, monkeypatch, capsys):
     assert "site tiny" in capsys.readouterr().out
 
 
-def test_fixes_name_commands_that_exist():
-    from egokit.prep.doctor.finding import FIXES
-    readme = (ROOT / "README.md").read_text()
-    assert "egokit prep --site local" in readme
-    assert all("egokit prep" not in fix or "--site {site}" in fix for fix in FIXES.values())
+def test_fixes_name_commands_that_exist(site, tmp_path):
+    config, _ = site
+    checks = Checks(dataclasses.replace(config, site=dataclasses.replace(config.site, root=str(tmp_path))))
+    fixes = {finding.fix for name in tasks.TASKS for finding in tasks.find(name).check_site(checks)}
+    assert len(fixes) >= 9 and "egokit prep --site tiny" in fixes and "" not in fixes
+    assert all("egokit prep" not in fix or "--site tiny" in fix for fix in fixes)
+    assert "egokit prep --site local" in (ROOT / "README.md").read_text()
+
+
+OWN_TASK = """
+from egokit.tasks import Finding, Task
+
+class Mine(Task):
+    @classmethod
+    def check_site(cls, checks):
+        yield checks.check_file("Mine", checks.root / "mine.csv", "https://example.org/mine")
+        yield Finding("Mine", "videos", "wrong", "2 of 3 are absent", "egokit prep")
+"""
+
+
+def test_a_task_of_ones_own_is_a_part(site, tmp_path):
+    config, root = site
+    file = tmp_path / "mine.py"
+    file.write_text(OWN_TASK)
+    config = dataclasses.replace(config, task=f"{file}:Mine")
+    assert problems(config) == {"Mine mine.csv": "not there -> https://example.org/mine",
+                                "Mine videos": "2 of 3 are absent -> egokit prep"}
+    (root / "mine.csv").write_text("")
+    findings = doctor.examine(config)
+    assert [finding.part for finding in findings[-2:]] == ["Mine", "Mine"] and findings[0].part == "machine"
+    assert "Mine\n  ok      mine.csv: found\n" in doctor.format_findings(findings)
+    file.write_text("import nothing_of_this_name\n")
+    assert "can't be imported" in problems(config)[f"{config.task} check"]
+
+
+def test_two_files_of_one_video(site):
+    config, root = site
+    file = sorted((root / "Ego4D").iterdir())[0]
+    shutil.copy(file, file.with_suffix(".MKV"))
+    assert problems(config) == {"EgoClip Ego4D": f"several files are video {file.stem} -> keep one of them"}

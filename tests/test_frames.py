@@ -1,4 +1,5 @@
 """Frames by number are the right ones, proven by the number in every toy frame."""
+import multiprocessing
 import subprocess
 
 import av
@@ -153,6 +154,16 @@ def test_few_frames_are_decoded(full, tmp_path, monkeypatch):
     for index in range(100, 150):
         video.read([index])
     assert 50 <= len(decoded) <= 50 * 5
+
+
+def test_a_forked_worker_does_not_wait_for_its_parents_decoders(full):
+    """A reader that counts frames decodes with threads, which a forked process does not have."""
+    open_video.open_video(full, "counting").read([3])
+    worker = multiprocessing.get_context("fork").Process(target=open_video.open_video, args=(full,))
+    worker.start()
+    worker.join(20)
+    worker.kill()
+    assert worker.exitcode == 0
 
 
 def test_read_clip_is_ready_for_the_model(full):

@@ -76,6 +76,8 @@ def test_the_specs_action_and_limit_are_those_of_the_script(failed, tmp_path, mo
         run.log({"kind": "extract", "step": step})
         requeue.main(str(folder))
     messages = capsys.readouterr().err.splitlines()
+    write_text(folder / "spec.json", json.dumps({"array": [1, 2]}))  # neither a shard nor notebooks are judged
+    requeue.main(str(folder))
     assert (tmp_path / "asked").read_text() == "requeue 7\n"
     assert messages == ["egokit: a rank or node was lost at step 2: requeued, attempt 2",
                         "egokit: not requeued: 2 failures are more than launch.requeues=1"]

@@ -10,6 +10,7 @@ import shutil
 import av
 import pytest
 import torch
+from conftest import ROOT
 from search_folder import RECIPE, searching, three_videos
 
 import egokit
@@ -153,6 +154,19 @@ def test_what_is_asked_for_can_be_written(project, capsys, tmp_path):
     with pytest.raises(SystemExit, match="2"):
         cli.main(["convert", str(tmp_path), str(tmp_path / "out.pt")])
     assert re.fullmatch(r"egokit: .*\n", capsys.readouterr().err)
+
+
+@pytest.mark.slow
+def test_the_example_of_the_document_works(project, checkpoint):
+    """The lines of docs/search.md, on the tiny data set with the tests' checkpoint."""
+    code = re.search(r"```python\n(.*?)```", (ROOT / "docs/search.md").read_text(), re.DOTALL)[1]
+    names = {}
+    exec(code.replace('"toy"', '"tiny"').replace("02_pretrain/demo", "02_pretrain/random"), names)
+    hits, clip = names["hits"], names["clip"]
+    assert len(hits) == 10 and all(hit.path.is_file() and hit.match is not None for hit in hits)
+    assert clip.dtype == torch.uint8 and clip.shape == (4, 3, 64, 64)
+    read = egokit.read_clip(hits[0].path, hits[0].start, hits[0].stop, frames=4, size=64, resize=72)
+    assert torch.allclose(egokit.tasks.normalise(clip), read, atol=1e-5)
 
 
 @pytest.mark.slow

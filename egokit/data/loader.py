@@ -6,6 +6,7 @@ batches don't depend on the number of ranks or workers, nor on where a run was i
 from __future__ import annotations
 
 import collections
+import functools
 import itertools
 import threading
 from collections.abc import Iterable, Iterator
@@ -16,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from egokit.data.video import open_video
 from egokit.data.video.open_video import VideoError
-from egokit.data.watchdog import Watchdog, Watched, iterate
+from egokit.data.watchdog import Watchdog, iterate
 
 TRIES = 8  # replacement samples to try before an unreadable sample becomes an error
 
@@ -57,16 +58,14 @@ class Samples(Dataset):
         if not self.train:
             return self.read(index, None)
         bad: list[str] = []
-        candidate = index
-        while True:
+        replacements = np.random.default_rng((self.seed, epoch, index, TRIES)).integers(self.length, size=TRIES)
+        for candidate in (index, *replacements.tolist()):
             try:
                 item = self.read(candidate, np.random.default_rng((self.seed, epoch, candidate)))
                 return item | {"bad": bad} if bad else item
             except (VideoError, FileNotFoundError) as error:
                 if not self.tolerant or len(bad) == TRIES:
                     raise
-                replacements = np.random.default_rng((self.seed, epoch, index, TRIES)).integers(self.length, size=TRIES)
-                candidate = int(replacements[len(bad)])
                 bad.append(str(error))
 
 
@@ -112,16 +111,11 @@ def evaluation_batches(length: int, batch_size: int, rank: int, world: int) -> l
     return [[(0, i) for i in indices[at:at + batch_size]] for at in range(0, len(indices), batch_size)]
 
 
-class _Collate:
-    """A task's collate; the messages about unreadable samples become the batch's "bad"."""
-
-    def __init__(self, collate):
-        self.collate = collate
-
-    def __call__(self, items: list[dict]) -> dict:
-        bad = [message for item in items for message in item.pop("bad", ())]
-        batch = self.collate(items)
-        return batch | {"bad": bad} if bad else batch
+def _collated(collate, items: list[dict]) -> dict:
+    """Return a task's batch; the messages about unreadable samples become its "bad"."""
+    bad = [message for item in items for message in item.pop("bad", ())]
+    batch = collate(items)
+    return batch | {"bad": bad} if bad else batch
 
 
 def build_loader(dataset: Samples, batches: Iterable[list], collate, workers: int, timeout: float = 120.0):
@@ -144,7 +138,7 @@ def build_loader(dataset: Samples, batches: Iterable[list], collate, workers: in
     Raises:
         VideoError, FileNotFoundError: a sample can't be read and may not be replaced.
     """
-    options = {"collate_fn": _Collate(collate), "pin_memory": torch.cuda.is_available()}
+    options = {"collate_fn": functools.partial(_collated, collate), "pin_memory": torch.cuda.is_available()}
     if not workers:
         yield from DataLoader(dataset, batch_sampler=batches, **options)
         return
@@ -155,9 +149,9 @@ def build_loader(dataset: Samples, batches: Iterable[list], collate, workers: in
             pending.append(batch)
             yield batch
     while True:
-        watchdog, again = Watchdog(workers, timeout), list(pending)
+        watchdog, again = Watchdog(dataset, workers, timeout), list(pending)
         pending.clear()
-        iterator = iterate(Watched(dataset, watchdog), batch_sampler=handed_out(again), num_workers=workers,
+        iterator = iterate(watchdog, batch_sampler=handed_out(again), num_workers=workers,
                             worker_init_fn=watchdog.start, prefetch_factor=4, **options)
         threading.Thread(target=watchdog.watch, name="egokit reader watch", daemon=True).start()
         try:

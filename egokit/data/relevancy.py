@@ -8,11 +8,11 @@ Source: EPIC-KITCHENS-100 (arXiv 2006.13256), section 4.5.
 """
 from __future__ import annotations
 
-import json
 import pickle
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from egokit.data.annotation_tables import numbers, read_csv, text, whole
 from egokit.runs.files import atomic_path
@@ -23,13 +23,12 @@ ROWS = 2048  # clips that are processed at once
 class _ArraysOnly(pickle.Unpickler):
     """An unpickler of one NumPy array, which refuses a pickle that names anything else."""
 
-    ALLOWED = frozenset([("numpy", "ndarray"), ("numpy", "dtype"), ("numpy", "_reconstruct"), ("numpy", "scalar")])
+    ALLOWED = frozenset([("numpy", "ndarray"), ("numpy", "dtype"), ("numpy", "_reconstruct"), ("numpy", "scalar"),
+                         ("_codecs", "encode")])
 
     def find_class(self, module: str, name: str):
         if (module.split(".")[0], name) in self.ALLOWED:
             return super().find_class(module.replace("numpy.core", "numpy._core"), name)
-        if (module, name) == ("_codecs", "encode"):
-            return super().find_class(module, name)
         raise pickle.UnpicklingError(f"it names {module}.{name}; a relevancy file holds one array and nothing else")
 
 
@@ -123,7 +122,10 @@ def read(path: str | Path, shape: tuple[int, int] | None = None) -> Relevancy:
 def _read_file(path: Path) -> Relevancy:
     """Open a relevancy file by its suffix, without checking what is in it."""
     if path.suffix == ".safetensors":
-        return _map_safetensors(path)
+        from safetensors import safe_open
+        with safe_open(path, "pt") as opened:  # checks the header against the file's size
+            # PyTorch's tensors are mapped into memory; NumPy's arrays would be read
+            return Relevancy(path, opened.get_tensor("codes").numpy(), opened.get_tensor("values").numpy())
     if path.suffix == ".npy":
         return Relevancy(path, np.load(path, mmap_mode="r", allow_pickle=False))
     with open(path, "rb") as opened:
@@ -154,19 +156,6 @@ def load_relevancy(path: str | Path) -> np.ndarray:
         ValueError: it is not a relevancy file, or is damaged.
     """
     return read(path).array()
-
-
-def _map_safetensors(path: Path) -> Relevancy:
-    """Map our file into memory; only its table of values is read."""
-    from safetensors import safe_open
-    with safe_open(path, "np") as opened:  # checks the header against the file's size
-        values = opened.get_tensor("values")
-    with open(path, "rb") as raw:  # safetensors would read a slice, not map it
-        length = int.from_bytes(raw.read(8), "little")
-        entry = json.loads(raw.read(length))["codes"]
-    kind = {"U8": np.uint8, "U16": np.uint16}[entry["dtype"]]
-    codes = np.memmap(path, kind, "r", 8 + length + entry["data_offsets"][0], tuple(entry["shape"]))
-    return Relevancy(path, codes, values)
 
 
 def relevancy(clips_csv: str | Path, sentences_csv: str | Path) -> np.ndarray:
@@ -201,28 +190,22 @@ def relevancy_codes(clips_csv: str | Path, sentences_csv: str | Path) -> tuple[n
     clips = read_csv(Path(clips_csv), {"narration_id": text, "verb_class": whole, "all_noun_classes": numbers},
                      unique="narration_id")
     sentences = read_csv(Path(sentences_csv), {"narration_id": text}, unique="narration_id")
-    row = {narration: i for i, narration in enumerate(clips.narration_id)}
-    absent = [narration for narration in sentences.narration_id if narration not in row]
-    if absent:
-        raise ValueError(f"{sentences_csv}: {len(absent)} narration_ids, such as {absent[0]}, are not in {clips_csv}")
-    clip_of_sentence = np.array([row[narration] for narration in sentences.narration_id])
-    verbs = clips.verb_class.to_numpy()
-    nouns = [set(classes) for classes in clips.all_noun_classes]
-    column = {noun: i for i, noun in enumerate(sorted(set().union(*nouns)))}
-    has_noun = np.zeros((len(clips), len(column)), np.float32)
-    for i, classes in enumerate(nouns):
-        has_noun[i, [column[noun] for noun in classes]] = 1
+    clip_of_sentence = pd.Index(clips.narration_id).get_indexer(sentences.narration_id)
+    absent = sentences.narration_id[clip_of_sentence < 0]
+    if len(absent):
+        raise ValueError(f"{sentences_csv}: {len(absent)} narration_ids, such as {absent.iloc[0]}, are not in "
+                         f"{clips_csv}")
+    verbs, nouns = clips.verb_class.to_numpy(), clips.all_noun_classes.explode()
+    has_noun = pd.get_dummies(nouns).groupby(level=0).max().to_numpy(np.float32)
     count = has_noun.sum(1)
     most = int(count.max())
     # a pair's relevancy depends on three small numbers, |nouns ∩|, |nouns ∪| and same verb; equal values share a code
     common, united, same = np.meshgrid(np.arange(most + 1), np.arange(2 * most + 1), (0, 1), indexing="ij")
-    share = common.astype(np.float32) / np.maximum(united, 1).astype(np.float32)
-    table = ((share + same.astype(np.float32)) / 2)
-    values, code = np.unique(table[common <= united], return_inverse=True)
-    kind = np.uint8 if len(values) <= 256 else np.uint16
-    code_of_key = np.zeros(table.size, kind)
-    code_of_key[(common <= united).ravel()] = code
-    codes = np.empty((len(clips), len(sentences)), kind)
+    possible = np.where(common <= united, common, 0).astype(np.float32)
+    share = possible / np.maximum(united, 1).astype(np.float32)
+    values, code_of_key = np.unique((share + same.astype(np.float32)) / 2, return_inverse=True)
+    code_of_key = code_of_key.ravel().astype(np.uint8 if len(values) <= 256 else np.uint16)
+    codes = np.empty((len(clips), len(sentences)), code_of_key.dtype)
     for at in range(0, len(clips), ROWS):
         part = slice(at, at + ROWS)
         shared = has_noun[part] @ has_noun[clip_of_sentence].T

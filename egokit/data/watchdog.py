@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import multiprocessing
 import os
@@ -15,23 +16,23 @@ from torch.utils.data import DataLoader, Dataset
 from egokit.data.video import open_video
 
 
-class Watchdog:
-    """A record of what each worker reads, and a thread that kills a worker that hangs.
+class _Reading(ctypes.Structure):
+    """What a worker reads, and since when (0: nothing now)."""
+    _fields_ = [("pid", ctypes.c_int), ("path", ctypes.c_char * 1024), ("since", ctypes.c_double)]
 
-    The record (file and start time) is in memory shared with the consumer, the process that waits for batches.
+
+class Watchdog(Dataset):
+    """A data set that records what each worker reads, and a thread that kills a worker that hangs.
+
+    The record is in memory shared with the consumer, the process that waits for batches.
 
     A decoder can hang in native code while it holds the GIL. The worker then stops responding, and the consumer may
     block inside PyTorch, where no timeout applies. A watchdog thread in the consumer kills the worker.
     """
 
-    NAME = 1024  # bytes of a path
-
-    def __init__(self, workers: int, timeout: float):
-        self.timeout = timeout
-        self.since = multiprocessing.RawArray("d", workers)
-        self.pids = multiprocessing.RawArray("i", workers)
-        self.paths = multiprocessing.RawArray("c", workers * self.NAME)
-        self.unreadable = set(open_video.unreadable)
+    def __init__(self, dataset: Dataset, workers: int, timeout: float):
+        self.dataset, self.timeout, self.unreadable = dataset, timeout, set(open_video.unreadable)
+        self.readings = multiprocessing.RawArray(_Reading, workers)
         self.lost, self.reason = None, ""  # the file at which a worker hung or crashed, and how
         self.ended, self.lock, self.awaited = threading.Event(), threading.Lock(), False
 
@@ -39,34 +40,31 @@ class Watchdog:
         """Set up a worker; runs first in it."""
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # inherited from the job, which alone may ask for a requeue
         open_video.unreadable |= self.unreadable
-        self.pids[worker] = os.getpid()
+        self.readings[worker].pid = os.getpid()
         open_video.on_open = functools.partial(self.record, worker)
 
     def record(self, worker: int, path: str) -> None:
         """Record the file that a worker begins to read."""
-        name = path.encode()[-self.NAME + 1:]
-        self.paths[worker * self.NAME:worker * self.NAME + len(name) + 1] = name + b"\0"
-        self.since[worker] = time.monotonic()
+        self.readings[worker].path = path.encode()[-_Reading.path.size + 1:]
+        self.readings[worker].since = time.monotonic()
 
-    def path(self, worker: int) -> str:
-        """Return the file that a worker recorded last."""
-        return bytes(self.paths[worker * self.NAME:(worker + 1) * self.NAME]).split(b"\0", 1)[0].decode()
-
-    def done(self) -> None:
-        """Record that this worker reads nothing now."""
-        self.since[torch.utils.data.get_worker_info().id] = 0.0
+    def __getitem__(self, key):
+        try:
+            return self.dataset[key]
+        finally:
+            self.readings[torch.utils.data.get_worker_info().id].since = 0.0
 
     def watch(self) -> None:
         """Kill the first worker that reads one file for longer than the timeout; runs in a thread."""
         while not self.ended.wait(min(1.0, self.timeout / 4)):
             with self.lock:
-                for worker, since in enumerate(self.since):
-                    if self.awaited and since and time.monotonic() - since > self.timeout:
-                        self.lost = self.path(worker)
+                for reading in self.readings:
+                    if self.awaited and reading.since and time.monotonic() - reading.since > self.timeout:
+                        self.lost = reading.path.decode()
                         self.reason = f"no answer from its reader within {self.timeout:g} s (data.read_timeout)"
-                        os.kill(self.pids[worker], signal.SIGKILL)
+                        os.kill(reading.pid, signal.SIGKILL)
                         with contextlib.suppress(ChildProcessError):  # PyTorch has already reaped it
-                            os.waitid(os.P_PID, self.pids[worker], os.WEXITED | os.WNOWAIT)
+                            os.waitid(os.P_PID, reading.pid, os.WEXITED | os.WNOWAIT)
                         return
 
     def find_crashed(self, processes: list) -> None:
@@ -78,10 +76,10 @@ class Watchdog:
         while all(process.exitcode is None for process in processes) and time.monotonic() < deadline:
             time.sleep(0.05)  # a worker's connection breaks before its process has ended
         with self.lock:
-            for worker, process in enumerate(processes):
+            for reading, process in zip(self.readings, processes, strict=True):
                 code = process.exitcode
-                if self.lost is None and self.since[worker] and code not in (None, 0, -signal.SIGKILL):
-                    self.lost = self.path(worker)
+                if self.lost is None and reading.since and code not in (None, 0, -signal.SIGKILL):
+                    self.lost = reading.path.decode()
                     cause = signal.strsignal(-code) if code < 0 else f"exit code {code}"
                     self.reason = f"its reader ended the loader process ({cause})"
 
@@ -117,16 +115,3 @@ def iterate(*args, **options):
     if signal.getsignal(signal.SIGCHLD) is not before:
         _raise_for_dead = signal.signal(signal.SIGCHLD, before)
     return iterator
-
-
-class Watched(Dataset):
-    """A data set that tells the watchdog when it has finished with a sample."""
-
-    def __init__(self, dataset: Dataset, watchdog: Watchdog):
-        self.dataset, self.watchdog = dataset, watchdog
-
-    def __getitem__(self, key):
-        try:
-            return self.dataset[key]
-        finally:
-            self.watchdog.done()

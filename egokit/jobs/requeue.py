@@ -107,7 +107,7 @@ def main(folder: str) -> None:
         return
     spec = json.loads(Path(folder, "spec.json").read_text())
     if "run" not in spec:
-        return  # a shard of data preparation: running its command again submits what is left
+        return  # a shard of data preparation, or notebooks: running the command again submits what is left
     requeue, reason = decide(Path(folder), Run(spec["run"]), spec["action"], spec["config"]["launch"]["requeues"])
     print(f"egokit: {reason}", file=sys.stderr, flush=True)
     if requeue:

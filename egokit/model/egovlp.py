@@ -40,12 +40,9 @@ HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
 @contextlib.contextmanager
 def autocast(device: torch.device, precision: str) -> Iterator[None]:
     """Compute in mixed precision (fp16, bf16), in float32 (fp32) or in TensorFloat-32 (tf32)."""
-    with float32_products(device, tf32=precision == "tf32"):
-        if precision in HALF:
-            with torch.autocast(device.type, dtype=HALF[precision]):
-                yield
-        else:
-            yield
+    with (float32_products(device, tf32=precision == "tf32"),
+          torch.autocast(device.type, HALF.get(precision), enabled=precision in HALF)):
+        yield
 
 
 class EgoVLP(nn.Module):

@@ -59,21 +59,19 @@ class DividedAttention(nn.Module):
         query, key, value = self.qkv(x_BSD).unflatten(-1, (3, H, D // H)).permute(2, 0, 3, 1, 4)  # each (B, H, S, K)
         cls_BH1K = attend(query[:, :, :1], key, value)
         patches = (S - 1) // frames
-        G = frames if self.over == "space" else patches
+        G, axis = (frames, 2) if self.over == "space" else (patches, 3)  # groups, and their axis in (B, H, T, N, K)
 
         def grouped(z_BHSK: Tensor) -> Tensor:
             """Return the patches as (B*G, H, size, K), G groups being the frames or the positions."""
-            z = z_BHSK[:, :, 1:].unflatten(2, (frames, patches))
-            z = z.permute(0, 2, 1, 3, 4) if self.over == "space" else z.permute(0, 3, 1, 2, 4)
-            return z.flatten(0, 1)
+            return z_BHSK[:, :, 1:].unflatten(2, (frames, patches)).movedim(axis, 1).flatten(0, 1)
 
         def with_cls(z_BHSK: Tensor) -> Tensor:
             cls = z_BHSK[:, :, :1].repeat_interleave(G, dim=0)
             return torch.cat([cls, grouped(z_BHSK)], dim=2)
 
-        read = attend(grouped(query), with_cls(key), with_cls(value)).unflatten(0, (B, G))         # (B, G, H, size, K)
-        read = read.permute(0, 1, 3, 2, 4) if self.over == "space" else read.permute(0, 3, 1, 2, 4)
-        return self.proj(torch.cat([merge_heads(cls_BH1K), read.reshape(B, S - 1, D)], dim=1))
+        read = attend(grouped(query), with_cls(key), with_cls(value))                                # (B*G, H, size, K)
+        read_BTNHK = read.unflatten(0, (B, G)).movedim(1, axis).movedim(1, 3)
+        return self.proj(torch.cat([merge_heads(cls_BH1K), read_BTNHK.reshape(B, S - 1, D)], dim=1))
 
 
 class Block(nn.Module):

@@ -7,7 +7,7 @@ or not at all.
     measure.py  facts of a video file, and the verification of outputs
     source.py   all videos of a folder, in shards and in parallel; the manifest
     array.py    the same as an array of jobs
-    doctor/     what a site has and lacks
+    doctor.py   what a site has and lacks
 
 The tables are read in data/annotation_tables.py, and relevancy is defined in data/relevancy.py.
 """

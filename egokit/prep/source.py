@@ -14,11 +14,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from egokit.config.schema import SiteConfig
+from egokit.data.site_checks import EGO4D_SUFFIXES
 from egokit.prep.measure import PrepError
 from egokit.prep.video import PrepSettings, SetupError, SourceVideo, ffmpeg, prepare_video, read_receipt
 from egokit.runs.files import write_text
 
-SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm")  # in capitals, too; the video_uid is the name before it
 RECEIPT_THREADS = 16  # threads that read receipts: on a network file system each read is a wait
 
 
@@ -32,14 +32,14 @@ def list_videos(folder: Path) -> list[SourceVideo]:
     videos: dict[str, SourceVideo] = {}
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name) if folder.is_dir() else ():
         path = Path(entry.path)
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
+        if path.suffix.lower() in EGO4D_SUFFIXES and not path.name.startswith("."):
             if path.stem in videos:
                 raise PrepError(f"{videos[path.stem].path} and {path.name} are both video {path.stem}: "
                                 "keep one of them")
             # a dangling link is listed with 0 bytes, so that it fails by name later
             videos[path.stem] = SourceVideo(path.stem, path, entry.stat().st_size if entry.is_file() else 0)
     if not videos:
-        raise FileNotFoundError(f"no videos in {folder}: expected <video_uid>{', '.join(SUFFIXES)}; "
+        raise FileNotFoundError(f"no videos in {folder}: expected <video_uid>{', '.join(EGO4D_SUFFIXES)}; "
                                 "for the toy site run egokit.toy.make first")
     return list(videos.values())
 
@@ -162,24 +162,21 @@ def _prepare_videos(lines: dict[SourceVideo, dict], settings: PrepSettings, work
     The progress bar counts bytes, because the sizes of videos differ a hundredfold.
     """
     from tqdm import tqdm
-    done = {video: line for video, line in lines.items() if line["status"] == "ok"}
+    todo = [video for video, line in lines.items() if line["status"] != "ok"]
+    total = sum(video.bytes for video in lines)
     failed, stop = 0, threading.Event()
-    bar = tqdm(total=sum(video.bytes for video in lines), initial=sum(video.bytes for video in done), unit="B",
-               unit_scale=True, desc=f"{len(done)}/{len(lines)} videos", mininterval=2, ncols=110,
-               disable=not progress)
-    pool = concurrent.futures.ThreadPoolExecutor(workers)  # threads suffice: the work is done in ffmpeg and PyAV
-    try:
-        jobs = {pool.submit(prepare_video, video, settings, stop): video for video in lines if video not in done}
-        for job in concurrent.futures.as_completed(jobs):
-            video, line = jobs[job], job.result()
-            lines[video] = line
-            failed += line["status"] != "ok"
-            done[video] = line
-            bar.set_description_str(f"{len(done)}/{len(lines)} videos, {failed} failed", refresh=False)
-            bar.update(video.bytes)
-    except BaseException:  # Ctrl-C, a full disk: videos in progress are given up, and no other is begun
-        stop.set()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
-        bar.close()
+    with (tqdm(total=total, initial=total - sum(video.bytes for video in todo), unit="B", unit_scale=True,
+               desc=f"{len(lines) - len(todo)}/{len(lines)} videos", mininterval=2, ncols=110,
+               disable=not progress) as bar,
+          concurrent.futures.ThreadPoolExecutor(workers) as pool):  # threads suffice: ffmpeg and PyAV do the work
+        try:
+            jobs = {pool.submit(prepare_video, video, settings, stop): video for video in todo}
+            for count, job in enumerate(concurrent.futures.as_completed(jobs), len(lines) - len(todo) + 1):
+                line = lines[jobs[job]] = job.result()
+                failed += line["status"] != "ok"
+                bar.set_description_str(f"{count}/{len(lines)} videos, {failed} failed", refresh=False)
+                bar.update(jobs[job].bytes)
+        except BaseException:  # Ctrl-C, a full disk: videos in progress are given up, and no other is begun
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise

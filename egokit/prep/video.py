@@ -23,7 +23,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from egokit.prep.measure import PrepError, scan, verify
-from egokit.runs.files import atomic_folder, atomic_path, is_abandoned, write_text
+from egokit.runs.files import atomic_folder, atomic_path, remove_abandoned, write_text
 
 # For random access: a keyframe every 25 frames; between reference frames (every eighth) seven B-frames to which nothing
 # refers, so that any frame is at most five decodes away. No deblocking and no arithmetic coding, which cost decoding
@@ -181,7 +181,8 @@ def prepare_video(video: SourceVideo, settings: PrepSettings, stop: threading.Ev
             line = read_receipt(video, settings)  # another process may have made it while this one waited
             if line["status"] == "ok":
                 return line
-            remove_leftovers(video.uid, settings)
+            for final in (settings.resized_path(video.uid), settings.pieces_folder(video.uid), path):
+                remove_abandoned(final.parent, glob.escape(video.uid))
             line = {"uid": video.uid, "status": "ok", "settings": settings.fingerprint(video)}
             try:
                 make_outputs(video, settings, line, stop)
@@ -256,12 +257,3 @@ def video_lock(path: Path, stop: threading.Event) -> Iterator[None]:
             except OSError:
                 break
         yield
-
-
-def remove_leftovers(uid: str, settings: PrepSettings) -> None:
-    """Remove the unfinished files of a video that killed processes left behind."""
-    for path in (settings.resized_path(uid), settings.pieces_folder(uid), settings.receipt_path(uid)):
-        for part in path.parent.glob(f".{glob.escape(uid)}.*-*-*.part*"):
-            with contextlib.suppress(FileNotFoundError):
-                if is_abandoned(part):
-                    shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink()

@@ -34,6 +34,14 @@ def is_abandoned(part: Path) -> bool:
     return time.time() - part.stat().st_mtime > 86400
 
 
+def remove_abandoned(folder: Path, stem: str = "*") -> None:
+    """Remove the temporary files and folders in `folder`, of files `stem` (a glob), whose processes are gone."""
+    for part in folder.glob(f".{stem}.*-*-*.part*"):
+        with contextlib.suppress(FileNotFoundError):
+            if is_abandoned(part):
+                shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink()
+
+
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` if the block succeeds.

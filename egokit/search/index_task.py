@@ -9,8 +9,6 @@ import hashlib
 import json
 import math
 import os
-import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -22,7 +20,7 @@ from egokit.config.schema import Config, Positive, TaskConfig
 from egokit.data.video import frame_sampling, open_video
 from egokit.data.video.open_video import VideoError
 from egokit.model import checkpoints
-from egokit.runs.files import is_abandoned, write_text
+from egokit.runs.files import remove_abandoned, write_text
 from egokit.runs.run_folder import Run
 from egokit.search import vector_index
 from egokit.tasks.base import Task
@@ -31,20 +29,6 @@ from egokit.train import distributed
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv",
             ".3gp", ".ogv", ".vob")  # upper case matches, too
-
-
-@dataclass(frozen=True)
-class VideoFile:
-    """A video of the folder."""
-    video: str  # its path in the folder
-    bytes: int
-    modified_ns: int
-
-    @property
-    def name(self) -> str:
-        """The name of its file of vectors, without the suffix."""
-        key = f"{self.video}\0{self.bytes}\0{self.modified_ns}".encode(errors="surrogateescape")
-        return hashlib.sha256(key).hexdigest()[:24]
 
 
 def printable(name: str) -> str:
@@ -61,17 +45,18 @@ def video_folder(config: Config) -> Path:
     if not 0 < config.task.stride <= config.task.window:
         raise ConfigError(f"task.stride={config.task.stride:g} and task.window={config.task.window:g}: "
                           "expected a stride above 0 and up to the window, or moments would lie in no clip")
-    if not config.task.videos:
-        raise ConfigError("task.videos is empty: name the folder of your videos, a path or a folder under site.root")
     folder = Path(config.site.root) / Path(config.task.videos).expanduser()
-    if not folder.is_dir():
-        raise ConfigError(f"task.videos: no folder {folder}; name the folder of your videos, a path or a folder "
-                          "under site.root")
+    if not config.task.videos or not folder.is_dir():
+        wrong = f"no folder {folder}" if config.task.videos else "it is empty"
+        raise ConfigError(f"task.videos: {wrong}; name the folder of your videos, a path or a folder under site.root")
     return folder
 
 
-def list_videos(config: Config) -> list[VideoFile]:
+def list_videos(config: Config) -> list[dict]:
     """Return all videos of the folder and its sub-folders, sorted by path.
+
+    Returns:
+        For each its path in the folder ("video"), "bytes", "modified_ns", and the "name" of its file of vectors.
 
     Raises:
         ConfigError: There is no video, or `video_folder` raises it.
@@ -88,24 +73,27 @@ def list_videos(config: Config) -> list[VideoFile]:
             path = Path(here, name)
             if path.suffix.lower() in SUFFIXES and not name.startswith(".") and path.is_file():
                 status = path.stat()
-                videos.append(VideoFile(str(path.relative_to(folder)), status.st_size, status.st_mtime_ns))
+                video = {"video": str(path.relative_to(folder)), "bytes": status.st_size,
+                         "modified_ns": status.st_mtime_ns}
+                key = "\0".join(map(str, video.values())).encode(errors="surrogateescape")
+                videos.append(video | {"name": hashlib.sha256(key).hexdigest()[:24]})
     if not videos:
         raise ConfigError(f"no videos in {folder}: expected files that end in {' '.join(SUFFIXES)}")
-    videos.sort(key=lambda video: video.video)
+    videos.sort(key=lambda video: video["video"])
     return videos[:config.data.limit or None]
 
 
-def read_manifest(folder: Path) -> dict | None:
-    """Return the manifest of an index folder, None where there is none."""
+def read_manifest(folder: Path) -> dict:
+    """Return the manifest of an index folder, {} where there is none."""
     path = folder / "manifest.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def is_up_to_date(config: Config, folder: Path) -> bool:
     """Whether the index has the folder's videos as they are now, unreadable ones included."""
     manifest = read_manifest(folder)
-    indexed = {line["name"] for kind in ("videos", "unreadable") for line in manifest[kind]} if manifest else set()
-    return indexed == {video.name for video in list_videos(config)}
+    indexed = {line["name"] for kind in ("videos", "unreadable") for line in manifest.get(kind, [])}
+    return indexed == {video["name"] for video in list_videos(config)}
 
 
 def clip_times(seconds: float, window: float, stride: float) -> tuple[np.ndarray, np.ndarray]:
@@ -179,7 +167,7 @@ class Search(Task):
         Raises:
             ConfigError: The index was made with other settings.
         """
-        manifest, settings = read_manifest(folder) or {}, self.settings()
+        manifest, settings = read_manifest(folder), self.settings()
         changed = differences({key: manifest[key] for key in settings}, settings) if manifest else []
         if changed:
             raise ConfigError(f"the index in {folder.parent} was made otherwise ({'; '.join(changed)}): choose another "
@@ -202,19 +190,19 @@ class Search(Task):
         self.check_settings(folder)
         if rank == 0 and not read_manifest(folder):
             write_text(folder / "manifest.json", json.dumps(settings | {"videos": [], "unreadable": []}))
-        pending = [video for video in videos if not (folder / f"{video.name}.npy").exists()]
+        pending = [video for video in videos if not (folder / f"{video['name']}.npy").exists()]
         # the longest first, so that all ranks end at about the same time
-        pending = sorted(distributed.gather_objects(pending)[0], key=lambda video: -video.bytes)
+        pending = sorted(distributed.gather_objects(pending)[0], key=lambda video: -video["bytes"])
         done = len(videos) - len(pending)
         if rank == 0:
             run.log({"kind": "extract", "step": done, "steps": len(videos)})
         for number, video in enumerate(pending[rank::world_size], 1):
             try:
-                vector, seconds = embed_windows(model, VideoWindows(self, source / video.video), video.video)
+                vector, seconds = embed_windows(model, VideoWindows(self, source / video["video"]), video["video"])
                 times = clip_times(seconds, settings["window"], settings["stride"])
-                vector_index.save(folder / f"{video.name}.npy", *times, vector.numpy())
+                vector_index.save(folder / f"{video['name']}.npy", *times, vector.numpy())
             except (VideoError, FileNotFoundError) as error:
-                failed.append({"video": video.video, "name": video.name,
+                failed.append({"video": video["video"], "name": video["name"],
                                "reason": printable(str(error).splitlines()[-1])})
             if rank == 0:
                 run.log({"kind": "extract", "step": done + min(number * world_size, len(pending)),
@@ -222,31 +210,27 @@ class Search(Task):
         failed = [line for part in distributed.gather_objects(failed) for line in part]
         return self.write_index(run, settings, videos, failed) if rank == 0 else {}
 
-    def write_index(self, run: Run, settings: dict, videos: list[VideoFile], failed: list[dict]) -> dict[str, float]:
+    def write_index(self, run: Run, settings: dict, videos: list[dict], failed: list[dict]) -> dict[str, float]:
         """Write the manifest and return the numbers of `extract`.
 
         Files of videos that are gone are deleted, and faiss's index is built if it is needed.
         """
         folder, unreadable = run.path / "features", {line["name"] for line in failed}
-        lines = []
+        lines, dimension = [], 0
         for video in videos:
-            if video.name not in unreadable:
-                rows = np.load(folder / f"{video.name}.npy", mmap_mode="r")
-                lines.append({"video": video.video, "name": video.name, "bytes": video.bytes,
-                              "modified_ns": video.modified_ns, "seconds": float(rows["stop"][-1]),
-                              "clips": len(rows)})
+            if video["name"] not in unreadable:
+                rows = np.load(folder / f"{video['name']}.npy", mmap_mode="r")
+                lines.append(video | {"seconds": float(rows["stop"][-1]), "clips": len(rows)})
                 dimension = rows["vector"].shape[1]
         for line in failed:
             run.log({"kind": "bad", "said": line["reason"]})
-        manifest = settings | {"dimension": dimension if lines else 0, "videos": lines, "unreadable": failed}
+        manifest = settings | {"dimension": dimension, "videos": lines, "unreadable": failed}
         write_text(folder / "manifest.json", json.dumps(manifest, indent=1))
         kept = {f"{line['name']}.npy" for line in lines}
         for path in folder.glob("*.npy"):
             if not path.name.startswith(".") and path.name not in kept:
                 path.unlink()
-        for part in folder.glob(".*.part*"):
-            if is_abandoned(part):
-                shutil.rmtree(part) if part.is_dir() else part.unlink()
+        remove_abandoned(folder)
         index = open_vectors(folder, manifest)
         if index.needs_faiss():
             index.build_faiss(lambda done: run.log({"kind": "faiss", "done": round(done, 3)}))

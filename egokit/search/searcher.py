@@ -4,7 +4,9 @@ The dual encoder finds the nearest clips; the fusion encoder then reads the best
 """
 from __future__ import annotations
 
+import collections
 import dataclasses
+import math
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from egokit.data.video.transforms import normalise
 from egokit.jobs import launch
 from egokit.model.egovlp import autocast
 from egokit.runs.run_folder import Run
-from egokit.search import index_task, vector_index
+from egokit.search import index_task
 from egokit.train import loop
 
 SECTION = "index"
@@ -116,24 +118,21 @@ class Searcher:
 
     def moments(self, query_1E: np.ndarray, count: int) -> list[Hit]:
         """Return the nearest clips, without those that overlap a nearer clip of the same video."""
-        own, wanted = self.task.config.task, count
-        while True:
-            wanted = min(len(self.vectors), int(wanted * 2 * np.ceil(own.window / own.stride)))
-            hits, kept = [], {}  # kept: hits by video
-            cosine_QN, number_QN = self.vectors.search(query_1E, wanted)
-            for cosine, number in zip(cosine_QN[0], number_QN[0], strict=True):
-                file, row = self.vectors.locate(number)
-                start, stop = float(row["start"]), float(row["stop"])
-                nearer = kept.setdefault(file, [])
-                if all(stop <= hit.start or start >= hit.stop for hit in nearer):
-                    video = self.manifest["videos"][file]["video"]
-                    nearer.append(Hit(index_task.printable(video), start, stop, float(cosine), None,
-                                      self.folder / video))
-                    hits.append(nearer[-1])
-                    if len(hits) == count:
-                        return hits
-            if wanted == len(self.vectors) or (self.vectors.faiss_index() and wanted > vector_index.CANDIDATES):
-                return hits
+        own, hits = self.task.config.task, []
+        nearer = collections.defaultdict(list)  # the hits of each video
+        # so many clips of a video overlap a clip, itself and the last one, which is between two strides, included
+        overlapping = 2 * math.ceil(own.window / own.stride) + 1
+        cosine_QN, number_QN = self.vectors.search(query_1E, count * overlapping)
+        for cosine, number in zip(cosine_QN[0], number_QN[0], strict=True):
+            file, row = self.vectors.locate(number)
+            start, stop = float(row["start"]), float(row["stop"])
+            if all(stop <= hit.start or start >= hit.stop for hit in nearer[file]):
+                video = self.manifest["videos"][file]["video"]
+                hits.append(Hit(index_task.printable(video), start, stop, float(cosine), None, self.folder / video))
+                nearer[file].append(hits[-1])
+                if len(hits) == count:
+                    break
+        return hits
 
     def match(self, text: str, hits: list[Hit]) -> list[float]:
         """Return the fusion encoder's probability that each moment matches the text.

@@ -18,6 +18,7 @@ from egokit.runs.files import atomic_folder, atomic_path, write_text
 EXACT = 1 << 28      # bytes searched exactly, in some tenths of a second: 32,000 clips of 4096 numbers; above, by faiss
 BLOCK = 32 << 20     # bytes read at once
 REDUCED, CODE = 128, 32  # a vector in faiss: its dimensions after reduction by `directions`, and bytes of its code
+GONE = np.iinfo(np.int64).min  # in place of a distance: the clip's file is gone
 CANDIDATES = 2000    # that faiss proposes for a query; their cosines are computed from the files
 
 
@@ -37,7 +38,7 @@ def save(path: Path, start_N: np.ndarray, stop_N: np.ndarray, vector_NE: np.ndar
     """
     rows = np.empty(len(vector_NE), record(vector_NE.shape[1]))
     rows["start"], rows["stop"] = start_N, stop_N
-    rows["vector"] = vector_NE / np.maximum(np.linalg.norm(vector_NE, axis=1, keepdims=True), 1e-8)
+    rows["vector"] = unit(vector_NE)
     with atomic_path(path) as temporary:
         np.save(temporary, rows)
 
@@ -105,13 +106,19 @@ class VectorIndex:
             (cosines (Q, n), numbers (Q, n)).
         """
         query_QE, faiss_index = unit(np.atleast_2d(query_QE)), self.faiss_index()
-        best = BestClips(len(query_QE), min(count, len(self)))
+        cosine_QN = np.empty((len(query_QE), 0), np.float32)
+        number_QN = np.empty((len(query_QE), 0), np.int64)
         for number, vector_NE in self.blocks(self.files_outside_faiss() if faiss_index else None):
-            best.add(query_QE @ vector_NE.T, np.arange(number, number + len(vector_NE)))
+            block_QN = np.broadcast_to(np.arange(number, number + len(vector_NE)), (len(query_QE), len(vector_NE)))
+            cosine_QN, number_QN = highest(count, (cosine_QN, query_QE @ vector_NE.T), (number_QN, block_QN))
         if faiss_index:
-            for row, number_C in enumerate(faiss_index.candidates(query_QE, max(CANDIDATES, 4 * count))):
-                best.add((self.vectors(number_C) @ query_QE[row])[None], number_C, row)
-        return best.sorted()
+            number_QC = faiss_index.candidates(query_QE, max(CANDIDATES, 4 * count))
+            cosine_QC = np.stack([self.vectors(number_C.clip(0)) @ query_E
+                                  for number_C, query_E in zip(number_QC, query_QE, strict=True)])
+            cosine_QC[number_QC < 0] = -np.inf
+            cosine_QN, number_QN = highest(count, (cosine_QN, cosine_QC), (number_QN, number_QC))
+        found_N = (cosine_QN > -np.inf).all(0)
+        return cosine_QN[:, found_N], number_QN[:, found_N]
 
     def vectors(self, number_C: np.ndarray) -> np.ndarray:
         """Return the vectors (C, E) float32 of some clips, read in the order they have on disk."""
@@ -199,43 +206,30 @@ class FaissIndex:
         self.reduce_DE = np.load(folder / "reduce.npy")
         self.names, self.first = files["names"], np.array(files["first"], np.int64)
         place = {name: file for file, name in enumerate(vectors.names)}
-        # what to add to a built number to get the same clip's present one; the smallest integer: its file is gone
-        self.moved = np.array([vectors.first[place[name]] - first if name in place else np.iinfo(np.int64).min
+        # what to add to a built number to get the same clip's present one
+        self.moved = np.array([vectors.first[place[name]] - first if name in place else GONE
                                for name, first in zip(self.names, self.first, strict=False)], np.int64)
         self.index.nprobe = min(self.index.nlist, 64)
 
-    def candidates(self, query_QE: np.ndarray, count: int):
-        """Yield for each query the present numbers of the clips that faiss proposes."""
+    def candidates(self, query_QE: np.ndarray, count: int) -> np.ndarray:
+        """Return the present numbers (Q, C) of the clips that faiss proposes for each query; -1 stands for none."""
         number_QC = self.index.search(query_QE @ self.reduce_DE.T, min(count, self.index.ntotal))[1]
-        for number_C in number_QC:
-            number_C = number_C[number_C >= 0]
-            moved_C = self.moved[np.searchsorted(self.first, number_C, side="right") - 1]
-            present = moved_C != np.iinfo(np.int64).min
-            yield number_C[present] + moved_C[present]
+        moved_QC = self.moved[np.searchsorted(self.first, number_QC, side="right") - 1]
+        return np.where((number_QC < 0) | (moved_QC == GONE), -1, number_QC + moved_QC)
 
 
-class BestClips:
-    """The highest `count` cosines of each query so far, and the numbers of their clips."""
+def highest(count: int, cosines: tuple[np.ndarray, ...], numbers: tuple[np.ndarray, ...]
+            ) -> tuple[np.ndarray, np.ndarray]:
+    """Return the `count` highest cosines of each query and their clips' numbers, equal cosines by number.
 
-    def __init__(self, queries: int, count: int):
-        self.count = count
-        self.best = [(np.empty(0, np.float32), np.empty(0, np.int64)) for _ in range(queries)]
-
-    def add(self, cosine_QN: np.ndarray, number_N: np.ndarray, first: int = 0) -> None:
-        """Add clips with their cosines for the queries from `first` on."""
-        for row, cosine_N in enumerate(cosine_QN, first):
-            cosine_M, number_M = (np.concatenate(pair) for pair in zip(self.best[row], (cosine_N, number_N),
-                                                                      strict=True))
-            if len(cosine_M) > self.count:
-                # keep all that equal the last one until the end, or the block size would decide which of them stays
-                least = -np.partition(-cosine_M, self.count - 1)[self.count - 1]
-                kept = cosine_M >= least
-                cosine_M, number_M = cosine_M[kept], number_M[kept]
-            self.best[row] = cosine_M, number_M
-
-    def sorted(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return (cosines (Q, n), numbers (Q, n)), the highest first, equal ones by number."""
-        orders = [np.lexsort((number, -cosine))[:self.count] for cosine, number in self.best]
-        shortest = min(map(len, orders))
-        return tuple(np.stack([pair[part][order[:shortest]] for pair, order in zip(self.best, orders, strict=True)])
-                     for part in (0, 1))
+    Args:
+        cosines: arrays (Q, n), of some clips each.
+        numbers: the clips' numbers, arrays of the same shapes.
+    """
+    cosine_QN, number_QN = np.concatenate(cosines, 1), np.concatenate(numbers, 1)
+    if cosine_QN.shape[1] > count:  # only clips that may be among the highest of a query are sorted
+        least_Q1 = -np.partition(-cosine_QN, count - 1)[:, count - 1:count]
+        hopeful_N = (cosine_QN >= least_Q1).any(0)
+        cosine_QN, number_QN = cosine_QN[:, hopeful_N], number_QN[:, hopeful_N]
+    order_QN = np.lexsort((number_QN, -cosine_QN))[:, :count]
+    return np.take_along_axis(cosine_QN, order_QN, 1), np.take_along_axis(number_QN, order_QN, 1)

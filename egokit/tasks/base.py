@@ -1,7 +1,7 @@
 """Task: what a benchmark gives, and what all tasks share."""
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from egokit.config.build import ConfigError
 from egokit.config.schema import Config, TaskConfig
+from egokit.data.site_checks import Checks, Finding
 from egokit.data.video import open_video, transforms
 from egokit.model.text_encoder import load_tokenizer
 from egokit.runs.ledger import Result
@@ -210,6 +211,15 @@ class Task:
     def validation(self) -> Task:
         """Return the task that is evaluated between epochs of training."""
         return self
+
+    @classmethod
+    def check_site(cls, checks: Checks) -> Iterator[Finding]:
+        """Yield what `egokit doctor` reports of the files that this task reads; called without an instance.
+
+        Args:
+            checks: the site's config and data root, and checks that tasks share, such as `check_file`.
+        """
+        yield from ()
 
     # shared
     def require_file(self, *parts: str) -> Path:

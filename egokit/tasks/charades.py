@@ -4,6 +4,7 @@ Source: Charades-Ego (arXiv 1804.09627); EgoVLPv2 (arXiv 2307.05463).
 """
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from egokit.config.schema import Positive, TaskConfig
 from egokit.data.annotation_tables import charades_classes, charades_videos, read_metadata
 from egokit.data.loader import Samples
+from egokit.data.site_checks import Checks, Finding
 from egokit.data.video import clips, frame_sampling
 from egokit.model.egovlp import similarity
 from egokit.runs.files import write_text
@@ -23,6 +25,7 @@ from egokit.tasks.base import cosine
 from egokit.tasks.retrieval import RetrievalTask
 
 FOLDER = ("CharadesEgo", "CharadesEgo")
+VIDEOS = ("CharadesEgo", "CharadesEgo_v1_480")
 
 
 class Segments(Samples):
@@ -84,7 +87,7 @@ class CharadesEgo(RetrievalTask):
 
     def video(self, uid: str) -> Path:
         """Return the path of a video's file."""
-        return self.root / "CharadesEgo" / "CharadesEgo_v1_480" / f"{uid}.mp4"
+        return self.root.joinpath(*VIDEOS, f"{uid}.mp4")
 
     def dataset(self, split: str) -> Samples:
         return Segments(self) if split == "train" else Videos(self)
@@ -126,3 +129,29 @@ class CharadesEgo(RetrievalTask):
 
     def chance(self) -> dict[str, float]:
         return metrics.chance(metrics.charades, self.targets_VK.shape, self.targets_VK)
+
+    @classmethod
+    def check_site(cls, checks: Checks) -> Iterator[Finding]:
+        """Check the videos, the tables, and the tables' rows against the videos."""
+        part = "Charades-Ego"
+        folder, videos = checks.root.joinpath(*FOLDER), checks.root.joinpath(*VIDEOS)
+        provider = "{} of https://prior.allenai.org/projects/charades-ego  (into ROOT/CharadesEgo/)"
+        annotations, archive = provider.format("CharadesEgo.zip"), provider.format("CharadesEgo_v1_480.tar")
+        class_names = folder / "Charades_v1_classes.txt"
+        segments = folder / "metadata_train.csv"
+        yield checks.check_file(part, videos, archive, f"{len(list(videos.glob('*.mp4'))):,} videos")
+        yield checks.check_file(part, class_names, annotations)
+        for split in ("train", "test"):
+            table = folder / f"CharadesEgo_v1_{split}_only1st.csv"
+            yield checks.check_file(part, table, annotations)
+            if table.is_file() and class_names.is_file():
+                ids, targets_VK = charades_videos(table, charades_classes(class_names))
+                yield Finding(part, split, "ok",
+                              f"{len(ids):,} videos, {int((~targets_VK.any(1)).sum()):,} of them without an action, "
+                              f"{int(targets_VK.any(0).sum())} of {targets_VK.shape[1]} classes")
+                yield from checks.check_rows(part, f"videos of {split}", [f"{uid}.mp4" for uid in ids], videos, archive)
+        for split in ("train", "val", "test"):
+            yield checks.check_file(part, folder / f"metadata_{split}.csv", checks.prep)
+        if segments.is_file():
+            rows = read_metadata(segments)
+            yield from checks.check_rows(part, "training segments", rows.id + ".mp4", videos, archive, rows.t_end)

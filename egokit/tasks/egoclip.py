@@ -7,6 +7,7 @@ Source: EgoVLPv2 (arXiv 2307.05463), sections 3-4.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import ClassVar
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 from egokit.config.schema import Count, NotNegative, Positive, Share, TaskConfig
 from egokit.data.egoclip_table import NOUNS, VERBS, EgoClipTable
 from egokit.data.loader import Samples
+from egokit.data.site_checks import Checks, Finding
 from egokit.data.video import clips, frame_sampling
 from egokit.data.video.transforms import normalise
 from egokit.model.egovlp import similarity
@@ -199,3 +201,19 @@ class EgoClip(Task):
         mask = distributed.gather(F.pad(tokens["attention_mask"], (0, padding)), counts)[own_index]
         longest = self.config.data.max_tokens if self.fixed_length else int(mask.sum(1).max())
         return ids[:, :longest], mask[:, :longest]
+
+    @classmethod
+    def check_site(cls, checks: Checks) -> Iterator[Finding]:
+        """Check the prepared Ego4D videos, egoclip.csv, and its rows against the videos."""
+        part, path = "EgoClip", checks.root / "egoclip.csv"
+        yield from checks.check_prepared(part)
+        yield checks.check_file(part, path, "get it from the EgoVLP project: https://github.com/showlab/EgoVLP "
+                                            "(section 'EgoClip')")
+        if path.is_file():
+            table = EgoClipTable(path, warn=False)
+            yield Finding(part, "rows", "ok", f"{len(table):,} narrations of {len(table.videos):,} videos")
+            if table.malformed:
+                yield Finding(part, "rows", "note", f"{table.malformed:,} malformed rows are left out")
+            names = np.array(table.videos, object)[table.columns["video_uid"]]
+            yield from checks.check_rows(part, "rows", names, checks.root / "Ego4D_Chunked", checks.prep_ego4d,
+                                         table.columns["clip_end"])

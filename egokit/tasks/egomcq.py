@@ -9,6 +9,7 @@ Source: EgoVLP (arXiv 2206.01670), section 5.
 from __future__ import annotations
 
 import collections
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -18,6 +19,7 @@ from egokit.data import annotation_json
 from egokit.data.annotation_json import CHOICES
 from egokit.data.annotation_tables import classes_of
 from egokit.data.loader import Samples
+from egokit.data.site_checks import Checks, Finding
 from egokit.data.video import clips, frame_sampling
 from egokit.data.video.frame_sampling import evenly_spaced
 from egokit.data.video.transforms import normalise
@@ -180,3 +182,18 @@ class EgoMCQ(Task):
             if self.verb_only.any():
                 out[f"{name}_verb_only"] = metrics.accuracy(scores, self.answers, self.verb_only)
         return out
+
+    @classmethod
+    def check_site(cls, checks: Checks) -> Iterator[Finding]:
+        """Check egomcq.json, and its clips against the prepared Ego4D videos."""
+        part, path = "EgoMCQ", checks.root / "egomcq.json"
+        yield checks.check_file(part, path, "get it from the EgoVLP project: https://github.com/showlab/EgoVLP "
+                                            "(section 'EgoMCQ')")
+        if path.is_file():
+            questions = annotation_json.read_egomcq(path)
+            clips = [clip_key(clip) for question in questions for clip in question["choices"].values()]
+            types = collections.Counter(int(question["types"]) for question in questions)
+            yield Finding(part, "questions", "ok",
+                          f"{len(questions):,} ({types[1]:,} inter-video, {types[2]:,} intra-video)")
+            yield from checks.check_rows(part, "choices", [uid for uid, _, _ in clips], checks.root / "Ego4D_Chunked",
+                                         checks.prep_ego4d, [stop for _, _, stop in clips])

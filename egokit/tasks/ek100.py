@@ -4,7 +4,9 @@ Source: EPIC-KITCHENS-100 (arXiv 2006.13256), section 4.5.
 """
 from __future__ import annotations
 
+import collections
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -16,7 +18,8 @@ from egokit.config.schema import NotNegative, Scored, Share, TaskConfig
 from egokit.data import relevancy
 from egokit.data.annotation_tables import EK100_ANNOTATIONS, ek100_annotations
 from egokit.data.loader import Samples
-from egokit.data.video import clips, frame_sampling
+from egokit.data.site_checks import Checks, Finding
+from egokit.data.video import clips, frame_sampling, open_video
 from egokit.model.egovlp import similarity
 from egokit.runs.ledger import DUAL_SOFTMAX, Result
 from egokit.tasks import losses, metrics
@@ -147,3 +150,43 @@ class EK100(RetrievalTask):
     def chance(self) -> dict[str, float]:
         truth = self.truth()
         return metrics.chance(metrics.retrieval, truth.shape, truth, draws=20 if truth.size < 1e6 else 2)
+
+    @classmethod
+    def check_site(cls, checks: Checks) -> Iterator[Finding]:
+        """Check the videos, and each split's tables, relevancy, and clips against the videos."""
+        part = "EK-100"
+        folder, videos = checks.root / EK100_ANNOTATIONS, checks.root / "EK100" / "video_ht256px"
+        provider = ("https://github.com/epic-kitchens/epic-kitchens-download-scripts, "
+                    "then resize to 256 px on the short side")
+        rates: collections.Counter = collections.Counter()
+
+        def seconds(path: Path) -> float:
+            video = open_video.open_video(path, checks.config.data.reader)
+            rates[round(video.fps, 2)] += 1
+            return video.length / video.fps
+
+        yield checks.check_file(part, videos, provider, f"{len(list(videos.glob('P*/*.MP4'))):,} videos")
+        for split in ("train", "test"):
+            tables = [folder / f"EPIC_100_retrieval_{split}{kind}.csv" for kind in ("", "_sentence")]
+            for path in tables:
+                yield checks.check_file(part, path, "git clone https://github.com/epic-kitchens/"
+                                                    "epic-kitchens-100-annotations  (into ROOT/EK100/)")
+            if not all(path.is_file() for path in tables):
+                continue
+            rows, sentences = ek100_annotations(checks.root, split)
+            yield Finding(part, split, "ok", f"{len(rows):,} clips, {len(sentences):,} sentences")
+            what = f"relevancy of {split}"
+            path = relevancy.relevancy_path(folder / "relevancy", split)
+            yield checks.check_file(part, path, checks.prep)
+            if path.is_file():
+                try:
+                    relevancy.check(path, (len(rows), len(sentences)))
+                    yield Finding(part, what, "ok", f"{len(rows):,} x {len(sentences):,}")
+                except ValueError as error:
+                    yield Finding(part, what, "wrong", str(error), f"delete {path.name}, then {checks.prep}")
+            yield from checks.check_rows(part, f"clips of {split}", rows.participant_id + "/" + rows.video_id + ".MP4",
+                                         videos, provider, rows.stop_timestamp, seconds)
+        if rates:
+            message = ", ".join(f"{count} videos at {rate:g} a second" for rate, count in rates.most_common())
+            yield Finding(part, "frame rates", "ok",
+                          f"{message} (clips are found by their times at the file's own rate)")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -17,6 +18,7 @@ import torch
 from egokit.config.schema import Count, Positive, TaskConfig
 from egokit.data import annotation_json
 from egokit.data.annotation_json import SPLITS
+from egokit.data.site_checks import EGO4D, Checks, Finding
 from egokit.data.video import frame_sampling, open_video
 from egokit.data.video.open_video import VideoError
 from egokit.model import checkpoints
@@ -144,6 +146,21 @@ class EgoMQ(Task):
         return {"clips": len(clips), "features": sum(shape[0] for shape in shapes.values()), "unlisted": len(unlisted),
                 "samples": len(clips), "expected": len(clips), "failed": 0, "frames": own.feature_frames,
                 "toy": self.config.site.toy, "data": data, "seconds": time.perf_counter() - began}
+
+    @classmethod
+    def check_site(cls, checks: Checks) -> Iterator[Finding]:
+        """Check the moments_*.json, and their clips against the resized Ego4D videos."""
+        part, clips = "EgoMQ", []
+        for split in SPLITS:
+            path = checks.root / f"moments_{split}.json"
+            yield checks.check_file(part, path, EGO4D.format("annotations"))
+            if path.is_file():
+                clips += annotation_json.read_moments(path)
+        if clips:
+            names = [f"{clip['video_uid']}.mp4" for clip in clips]
+            yield Finding(part, "clips", "ok", f"{len(names):,} of {len(set(names)):,} videos")
+            yield from checks.check_rows(part, "clips", names, checks.root / "Ego4D_256", checks.prep_ego4d,
+                                         [clip["stop"] for clip in clips])
 
 
 def delete_outdated(run: Run, folder: Path, clips: list[dict], suffix: str) -> list[str]:

@@ -16,7 +16,7 @@ class RetrievalTask(Task):
         raise NotImplementedError
 
     def score_matrix(self, rows: dict[str, np.ndarray], prompts_KE: np.ndarray) -> np.ndarray:
-        """Return the (clips, prompts) scores, for all or some of the prompts."""
+        """Return the (clips, prompts) scores."""
         raise NotImplementedError
 
     def score_batch(self, model, batch: dict) -> dict[str, np.ndarray]:
@@ -28,8 +28,9 @@ class RetrievalTask(Task):
         """Return some prompts, each with its five best clips and its first right clip's rank."""
         truth_VK, texts = self.truth(), self.prompts()
         picked = evenly_spaced(np.flatnonzero(truth_VK.max(0) == 1), WATCHED)
-        scores_VP, entries = self.score_matrix(rows, prompts_KE)[:, picked], []
-        for k, scores_V in zip(picked, scores_VP.T, strict=True):
+        scores_VK, entries = self.score_matrix(rows, prompts_KE), []
+        for k in picked:
+            scores_V = scores_VK[:, k]
             order = np.argsort(-scores_V, kind="stable")
             best, relevancy_V = order[:5], truth_VK[:, k]
             entries.append({"text": texts[k], "clips": best.tolist(),

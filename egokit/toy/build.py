@@ -9,7 +9,7 @@ import json
 import os
 from pathlib import Path
 
-from egokit.runs.files import atomic_path
+from egokit.runs.files import write_text
 from egokit.toy.schedule import SIZES, make_schedule
 
 VERSION = 7  # of the data: raise it when the same seed gives different files
@@ -46,9 +46,9 @@ def make(root: str | os.PathLike, seed: int = 0, size: str = "demo", processes: 
             if (root / name).exists():
                 raise ValueError(f"{root / name} exists but no {STAMP} stands beside it: this root holds "
                                  "other data. Give the toy a root of its own.")
-        _write_json(root / UNFINISHED, arguments)
+        write_text(root / UNFINISHED, json.dumps(arguments, indent=1))
     counts = _write_files(root, seed, size, processes)
-    _write_json(root / STAMP, {**arguments, "counts": counts})
+    write_text(root / STAMP, json.dumps({**arguments, "counts": counts}, indent=1))
     (root / UNFINISHED).unlink(missing_ok=True)
     return root
 
@@ -91,8 +91,3 @@ def _write_files(root: Path, seed: int, size: str, processes: int) -> dict[str, 
         **transfer.write_charades(root, schedule),
         "vocabulary": vocabulary.write_tokenizer(root / "tokenizer"),
     }
-
-
-def _write_json(path: Path, values: dict) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=1))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from egokit.runs.files import atomic_path
+from egokit.runs.files import write_text
 from egokit.toy.schedule import ToyVideo, generator, make_uid
 from egokit.toy.words import VERBS, ego4d_narration
 
@@ -50,8 +50,7 @@ def write_egoclip(path: Path, rows: list[dict]) -> int:
     lines = ["\t".join(str(row[column]) for column in COLUMNS) for row in rows]
     for i, malformed in enumerate(_malformed_rows(rows)):  # spread over the table, the first not at its top
         lines.insert((i + 1) * len(lines) // 7 + i, malformed)
-    with atomic_path(path) as temporary:
-        temporary.write_text("\n".join(["\t".join(COLUMNS), *lines]) + "\n")
+    write_text(path, "\n".join(["\t".join(COLUMNS), *lines]) + "\n")
     return len(lines) - len(rows)
 
 
@@ -97,8 +96,7 @@ def write_moments(root: Path, seed: int, videos: list[ToyVideo], version: int) -
                 for k, (begin, end) in enumerate(spans)]})
             total += len(spans)
         document = {"version": f"toy-{version}", "description": f"toy moments {split}", "videos": entries}
-        with atomic_path(root / f"moments_{split}.json") as temporary:
-            temporary.write_text(json.dumps(document, indent=1))
+        write_text(root / f"moments_{split}.json", json.dumps(document, indent=1))
     return total
 
 

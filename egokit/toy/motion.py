@@ -77,24 +77,17 @@ def warp_time(time: float, warp: tuple[float, float]) -> float:
     return time + warp[0] * math.sin(2 * turn) / (2 * math.pi) + warp[1] * math.sin(turn) / math.pi
 
 
-def pose_at(motion: Motion, time: float) -> Pose:
-    """Return the pose at `time` in [0, 1] of the action."""
-    progress = warp_time(time, motion.warp)
-    return _pose(motion, 1 - progress if motion.reverse else progress)
+def pose_at(motion: Motion, time: float) -> Pose | None:
+    """Return the pose at `time`, which is in [0, 1] during the action.
 
-
-def rest_pose(motion: Motion, after: bool) -> Pose | None:
-    """Return the object at rest before or after the action, without a hand.
-
-    None means that the object has been carried off.
+    Before and after it there is no hand; None means that the object has been carried off.
     """
-    progress = float(after != motion.reverse)
-    if motion.pair == LIFT and progress == 1.0:
+    resting = not 0 <= time <= 1
+    progress = float(time > 1) if resting else warp_time(time, motion.warp)
+    if motion.reverse:
+        progress = 1 - progress
+    if resting and motion.pair == LIFT and progress == 1:
         return None
-    return dataclasses.replace(_pose(motion, progress), hand=None)
-
-
-def _pose(motion: Motion, progress: float) -> Pose:
     # a held object comes and goes with the hand, so LIFT has no phase in which the hand leaves
     until = 1.0 if motion.pair == LIFT else 1 - APPROACH
     share = min(max((progress - APPROACH) / (until - APPROACH), 0.0), 1.0)
@@ -110,4 +103,4 @@ def _pose(motion: Motion, progress: float) -> Pose:
     floor_x, floor_y, floor_size = motion.begin if motion.pair == LIFT else (x, y, size)
     shadow = (floor_x, floor_y + 0.40 * floor_size, 0.95 * floor_size)
     hand_scale = size / motion.begin[2] if motion.pair == LIFT else 1.0
-    return Pose(x, y, size, motion.pair == OPEN, lid, shadow, hand, hand_scale, motion.side)
+    return Pose(x, y, size, motion.pair == OPEN, lid, shadow, None if resting else hand, hand_scale, motion.side)

@@ -11,11 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from egokit.runs.files import atomic_path
+from egokit.runs.files import write_text
 from egokit.toy.ego4d import COLUMNS
 from egokit.toy.schedule import generator
 
 CHOICES = 5
+VIDEO = ("video_uid",)  # columns that tell clips apart
+VERB = ("tag_verb",)
+MEANING = ("tag_verb", "tag_noun")
 INTER, INTRA = 1, 2
 TRIES = 2000  # to draw one question; a verb-only question must have one colour in the first half of them
 NEARBY = 30.0  # largest distance in seconds between the narrations of an intra-video question
@@ -59,44 +62,29 @@ def write_egomcq(path: Path, seed: int, clips: list[dict], questions: int, verb_
         document[str(len(document))] = {"answer": answer, "query": fields[answer], "types": kind,
                                         "choices": {str(i): clip for i, clip in enumerate(fields)}}
         counts[("verb_only_" if verb_only else "") + ("inter" if kind == INTER else "intra")] += 1
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(document))
+    write_text(path, json.dumps(document))
     return counts
 
 
-def _meaning(clip: dict) -> tuple[int, int]:
-    return clip["tag_verb"][0], clip["tag_noun"][0]
-
-
-def _pick(random: np.random.Generator, pool: list[dict], distinct) -> list[dict] | None:
-    """Draw five clips of the pool, pairwise different in every function of `distinct`."""
-    chosen, taken = [], [set() for _ in distinct]
+def _pick(random: np.random.Generator, pool: list[dict], *distinct: tuple[str, ...]) -> list[dict] | None:
+    """Draw five clips of the pool that pairwise differ in every one of `distinct`, each some columns."""
+    chosen, taken = [], set()
     for i in random.permutation(len(pool)):
-        values = [function(pool[i]) for function in distinct]
-        if any(value in seen for value, seen in zip(values, taken, strict=True)):
-            continue
-        for value, seen in zip(values, taken, strict=True):
-            seen.add(value)
-        chosen.append(pool[i])
-        if len(chosen) == CHOICES:
-            return chosen
+        values = {(columns, *(str(pool[i][column]) for column in columns)) for columns in distinct}
+        if not values & taken:
+            taken |= values
+            chosen.append(pool[i])
+            if len(chosen) == CHOICES:
+                return chosen
     return None
-
-
-def _video(clip: dict) -> str:
-    return clip["video_uid"]
-
-
-def _verb(clip: dict) -> int:
-    return clip["tag_verb"][0]
 
 
 def _draw_mixed(random, clips: list[dict], kind: int) -> list[dict] | None:
     if kind == INTER:
-        choices = _pick(random, clips, [_video, _meaning])
+        choices = _pick(random, clips, VIDEO, MEANING)
     else:
         query = clips[random.integers(len(clips))]
-        choices = _pick(random, [clip for clip in clips if _near(clip, query)], [_meaning])
+        choices = _pick(random, [clip for clip in clips if _near(clip, query)], MEANING)
     if choices and len({clip["tag_noun"][0] for clip in choices}) == 1:
         return None
     return choices
@@ -107,8 +95,8 @@ def _draw_verb_only(random, clips: list[dict], kind: int, same_colour: bool) -> 
     pool = [clip for clip in clips if clip["tag_noun"] == query["tag_noun"]
             and (not same_colour or clip["colour"] == query["colour"])]
     if kind == INTER:
-        return _pick(random, pool, [_verb, _video])
-    return _pick(random, [clip for clip in pool if _near(clip, query, 2)], [_verb])
+        return _pick(random, pool, VERB, VIDEO)
+    return _pick(random, [clip for clip in pool if _near(clip, query, 2)], VERB)
 
 
 def _near(clip: dict, query: dict, times: float = 1) -> bool:

@@ -7,6 +7,7 @@ worker process draws it again and nothing is sent between processes.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import uuid
 
 import numpy as np
@@ -20,26 +21,19 @@ OBJECT_SIZE = 37.0  # px across, at rest
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """How much of everything there is: numbers of videos, their seconds and their scenes'."""
-    ego4d_train: int
-    ego4d_test: int
-    ego4d_train_seconds: float
-    ego4d_test_seconds: float
-    scene_seconds: float
-    ek100_train: int
-    ek100_test: int
-    ek100_train_seconds: float
-    ek100_test_seconds: float
-    charades_train: int
-    charades_test: int
+    """How much of everything there is."""
+    videos: dict[str, dict[str, tuple[int, float]]]  # corpus -> split -> number of videos, and seconds of each
     questions: int       # of each type, inter-video and intra-video
     verb_questions: int  # verb-only, of each type
 
 
+# a video of Charades is as long as its actions
 SIZES = {
-    "demo": Size(33, 6, 96, 96, 24, 10, 6, 60, 66, 120, 192, 120, 32),
+    "demo": Size({"ego4d": {"train": (33, 96), "test": (6, 96)}, "ek100": {"train": (10, 60), "test": (6, 66)},
+                  "charades": {"train": (120, 0), "test": (192, 0)}}, 120, 32),
     # five test videos, because an inter-video question takes its five choices from five videos
-    "tiny": Size(4, 5, 45, 24, 24, 2, 1, 20, 20, 6, 4, 12, 4),
+    "tiny": Size({"ego4d": {"train": (4, 45), "test": (5, 24)}, "ek100": {"train": (2, 20), "test": (1, 20)},
+                  "charades": {"train": (6, 0), "test": (4, 0)}}, 12, 4),
 }
 
 
@@ -96,10 +90,8 @@ class ToyVideo:
 
 def generator(seed: int, *keys: int | str) -> np.random.Generator:
     """Return a separate random generator for every purpose, so that no draw affects another."""
-    words = [seed]
-    for key in keys:
-        words += list(key.encode()) if isinstance(key, str) else [key]
-    return np.random.default_rng(words)
+    words = (key.encode() if isinstance(key, str) else [key] for key in keys)
+    return np.random.default_rng([seed, *itertools.chain.from_iterable(words)])
 
 
 def make_uid(seed: int, *keys: int | str) -> str:
@@ -109,7 +101,10 @@ def make_uid(seed: int, *keys: int | str) -> str:
 
 def make_schedule(seed: int, size: str) -> list[ToyVideo]:
     """Return all videos of the data set, Ego4D first; equal arguments give equal schedules."""
-    return [*_ego4d_videos(seed, SIZES[size]), *_ek100_videos(seed, SIZES[size]), *_charades_videos(seed, SIZES[size])]
+    amounts = SIZES[size].videos
+    videos = [draw(seed, split, i, seconds) for corpus, draw in (("ego4d", _ego4d_video), ("ek100", _ek100_video))
+              for split, (count, seconds) in amounts[corpus].items() for i in range(count)]
+    return videos + _charades_videos(seed, amounts["charades"])
 
 
 def _draw_actions(random, start: float, stop: float, steps, neighbours: float = 0.0) -> list[Action]:
@@ -168,43 +163,31 @@ def _draw_scenes(random, seconds: float, scene_seconds: float, shared: list[Thin
     return tuple(scenes)
 
 
-def _ego4d_videos(seed: int, size: Size) -> list[ToyVideo]:
-    random = generator(seed, "shared")
-    # the test videos share one object per scene: verb-only questions need one object in five videos
-    shared = [Thing(int(noun), int(random.integers(len(COLOURS)))) for noun in random.permutation(len(NOUNS))]
-    videos = []
-    for split, count, seconds in (("train", size.ego4d_train, size.ego4d_train_seconds),
-                                  ("test", size.ego4d_test, size.ego4d_test_seconds)):
-        for i in range(count):
-            random = generator(seed, "ego4d", split, i)
-            name = make_uid(seed, "ego4d", split, i)
-            scenes = _draw_scenes(random, seconds, size.scene_seconds, shared if split == "test" else [], 0.0)
-            videos.append(ToyVideo("ego4d", split, name, f"Ego4D/{name}.mp4", seconds,
-                                   int(random.integers(2**31)), scenes))
-    return videos
+def _ego4d_video(seed: int, split: str, i: int, seconds: float) -> ToyVideo:
+    shared = []
+    if split == "test":  # they share one object per scene: verb-only questions need one object in five videos
+        random = generator(seed, "shared")
+        shared = [Thing(int(noun), int(random.integers(len(COLOURS)))) for noun in random.permutation(len(NOUNS))]
+    random = generator(seed, "ego4d", split, i)
+    name = make_uid(seed, "ego4d", split, i)
+    scenes = _draw_scenes(random, seconds, 24, shared, 0.0)
+    return ToyVideo("ego4d", split, name, f"Ego4D/{name}.mp4", seconds, int(random.integers(2**31)), scenes)
 
 
-def _ek100_videos(seed: int, size: Size) -> list[ToyVideo]:
-    videos = []
-    for split, count, seconds in (("train", size.ek100_train, size.ek100_train_seconds),
-                                  ("test", size.ek100_test, size.ek100_test_seconds)):
-        for i in range(count):
-            random = generator(seed, "ek100", split, i)
-            participant = f"P{i % 4 + 1:02d}"
-            name = f"{participant}_{i // 4 + 1 if split == 'train' else i // 4 + 11:02d}"
-            scenes = _draw_scenes(random, seconds, 20, [], 0.2)
-            # the sleeve belongs to the participant; train and test share participants, as the real splits do
-            person = int(generator(seed, "participant", participant).integers(2**31))
-            path = f"EK100/video_ht256px/{participant}/{name}.MP4"
-            videos.append(ToyVideo("ek100", split, name, path, seconds, person, scenes))
-    return videos
+def _ek100_video(seed: int, split: str, i: int, seconds: float) -> ToyVideo:
+    participant = f"P{i % 4 + 1:02d}"
+    name = f"{participant}_{i // 4 + (1 if split == 'train' else 11):02d}"
+    scenes = _draw_scenes(generator(seed, "ek100", split, i), seconds, 20, [], 0.2)
+    # the sleeve belongs to the participant; train and test share participants, as the real splits do
+    person = int(generator(seed, "participant", participant).integers(2**31))
+    return ToyVideo("ek100", split, name, f"EK100/video_ht256px/{participant}/{name}.MP4", seconds, person, scenes)
 
 
-def _charades_videos(seed: int, size: Size) -> list[ToyVideo]:
+def _charades_videos(seed: int, amounts: dict[str, tuple[int, float]]) -> list[ToyVideo]:
     classes = charades_classes()
     letters = np.array(list("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
     videos, names, deck = [], set(), []
-    for split, count in (("train", size.charades_train), ("test", size.charades_test)):
+    for split, (count, _) in amounts.items():
         for i in range(count):
             random = generator(seed, "charades", split, i)
             while (name := "".join(random.choice(letters, 5))) in names:

@@ -9,10 +9,63 @@ import dataclasses
 import functools
 
 import numpy as np
+from PIL import Image, ImageDraw
 
 MASTER = 160  # px, the size at which shapes are drawn; the unit square is 100 x 100
 RGB = {"red": (208, 42, 40), "blue": (44, 84, 205), "green": (46, 152, 62),
        "yellow": (240, 206, 50), "purple": (140, 62, 172), "white": (238, 238, 238)}
+
+# A shape is a list of strokes (method of Pen, its arguments, its options), drawn one over the other, in units of a
+# square of 100 x 100. A fill is an RGB tuple, or a factor of the object's own colour, which is the default.
+DARK = 0.38  # of outlines
+CONTRAST = "contrast"  # white, or dark grey on a light object
+CREAM = (245, 240, 220)
+SCREEN = (30, 36, 52)
+SHAPES = {
+    "cup": [("arc", (54, 32, 98, 76, -110, 110), {"width": 15, "fill": DARK}),
+            ("arc", (57, 35, 95, 73, -110, 110), {"width": 9}),
+            ("polygon", [(10, 14), (72, 14), (65, 92), (17, 92)], {}),
+            ("ellipse", (10, 5, 72, 24), {"fill": 0.55})],
+    "bowl": [("chord", (2, 2, 98, 86, 0, 180), {}),
+             ("rounded", (34, 82, 66, 93, 3), {}),
+             ("ellipse", (2, 28, 98, 58), {"fill": 0.55})],
+    "ball": [("ellipse", (8, 8, 92, 92), {}),
+             ("arc", (-44, 8, 40, 92, -50, 50), {"width": 8, "fill": CONTRAST}),
+             ("arc", (60, 8, 144, 92, 130, 230), {"width": 8, "fill": CONTRAST}),
+             ("arc", (8, 8, 92, 92, 0, 360), {"width": 4, "fill": DARK})],
+    "box": [("polygon", [(50, 5), (95, 25), (50, 46), (5, 25)], {"fill": 1.25}),
+            ("polygon", [(5, 25), (50, 46), (50, 96), (5, 72)], {}),
+            ("polygon", [(95, 25), (50, 46), (50, 96), (95, 72)], {"fill": 0.65})],
+    "bottle": [("rounded", (40, 2, 60, 16, 3), {"fill": DARK}),
+               ("polygon", [(42, 14), (58, 14), (59, 32), (72, 48), (72, 96), (28, 96), (28, 48), (41, 32)], {}),
+               ("rounded", (28, 56, 72, 80, 1), {"fill": CREAM, "outline": 2})],
+    "plate": [("ellipse", (0, 22, 100, 80), {}),
+              ("ellipse", (20, 34, 80, 66), {"fill": 0.72, "outline": 3})],
+    "knife": [("polygon", [(38, 66), (92, 3), (97, 12), (94, 34), (56, 80)], {"fill": (205, 210, 218)}),
+              ("line", [(46, 74), (12, 93)], {"width": 24, "fill": DARK}),
+              ("line", [(46, 74), (12, 93)], {"width": 17})],
+    "pan": [("line", [(60, 40), (94, 8)], {"width": 17, "fill": DARK}),
+            ("line", [(60, 40), (94, 8)], {"width": 10}),
+            ("ellipse", (2, 28, 72, 96), {}),
+            ("ellipse", (13, 39, 61, 85), {"fill": (58, 56, 60), "outline": 0})],
+    "book": [("polygon", [(10, 80), (84, 80), (96, 68), (96, 80), (84, 94), (10, 94)], {"fill": (245, 242, 228)}),
+             ("polygon", [(22, 16), (96, 16), (84, 82), (10, 82)], {}),
+             ("polygon", [(22, 16), (34, 16), (22, 82), (10, 82)], {"fill": 0.6, "outline": 0}),
+             ("line", [(48, 34), (78, 34)], {"width": 7, "fill": CREAM}),
+             ("line", [(46, 48), (68, 48)], {"width": 5, "fill": CREAM})],
+    "phone": [("rounded", (27, 3, 73, 97, 10), {}),
+              ("rounded", (34, 14, 66, 80, 2), {"fill": SCREEN, "outline": 0}),
+              ("line", [(38, 66), (54, 22)], {"width": 4, "fill": (120, 140, 175)}),
+              ("ellipse", (45, 84, 55, 93), {"fill": SCREEN, "outline": 0})],
+    "hammer": [("rounded", (42, 30, 58, 97, 5), {"fill": (196, 150, 92)}),
+               ("polygon", [(8, 8), (68, 8), (96, 20), (68, 34), (8, 34)], {}),
+               ("rounded", (3, 4, 22, 38, 4), {"fill": 0.65})],
+    "apple": [("ellipse", (6, 26, 62, 94), {}),
+              ("ellipse", (38, 26, 94, 94), {}),
+              ("ellipse", (14, 32, 86, 96), {"outline": 0}),
+              ("line", [(50, 38), (54, 10)], {"width": 8, "fill": (92, 60, 30)}),
+              ("polygon", [(56, 20), (70, 6), (88, 8), (78, 22)], {"fill": (90, 190, 70), "outline": 2})],
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,145 +104,75 @@ def shade(rgb, factor: float) -> tuple[int, int, int]:
 
 
 class Pen:
-    """PIL's drawing calls in units of a 100 x 100 square, with a dark outline."""
+    """PIL's drawing calls in other units, with a dark outline.
 
-    def __init__(self, image, colour, scale: float = MASTER / 100):
-        from PIL import ImageDraw
-        self.draw, self.colour, self.scale = ImageDraw.Draw(image), colour, scale
-        self.dark = shade(colour, 0.38)
+    Args:
+        image: drawn on.
+        colour: RGB, of the object.
+        scale: pixels of a unit.
+        dark: the outline's brightness, a factor of the colour.
+        origin: the unit that is called 0, of both axes.
+    """
 
-    def _points(self, points):
-        return [(x * self.scale, y * self.scale) for x, y in points]
+    def __init__(self, image, colour, scale: float = MASTER / 100, dark: float = DARK, origin: float = 0):
+        self.draw, self.colour, self.scale, self.origin = ImageDraw.Draw(image), colour, scale, origin
+        self.dark = shade(colour, dark)
+
+    def strokes(self, shape) -> None:
+        """Draw a shape."""
+        for method, places, options in shape:
+            getattr(self, method)(*places, **options)
+
+    def _points(self, *points):
+        return [((self.origin + x) * self.scale, (self.origin + y) * self.scale) for x, y in points]
 
     def _width(self, width: float) -> int:
         return round(width * self.scale)
 
-    def polygon(self, *points, fill=None, outline: float = 4):
-        path = self._points(points)
-        self.draw.polygon(path, fill=fill or self.colour)
+    def _fill(self, fill) -> tuple[int, int, int]:
+        if fill == CONTRAST:
+            return (250, 250, 250) if sum(self.colour) < 600 else (60, 60, 60)
+        return shade(self.colour, fill) if isinstance(fill, float) else fill
+
+    def polygon(self, *points, fill=1.0, outline: float = 4):
+        path = self._points(*points)
+        self.draw.polygon(path, fill=self._fill(fill))
         if outline:
             closed = [*path, path[0], path[1]]
             self.draw.line(closed, fill=self.dark, width=self._width(outline), joint="curve")
 
-    def ellipse(self, x0, y0, x1, y1, fill=None, outline: float = 4):
-        self.draw.ellipse(self._points([(x0, y0), (x1, y1)]), fill=fill or self.colour,
+    def ellipse(self, x0, y0, x1, y1, fill=1.0, outline: float = 4):
+        self.draw.ellipse(self._points((x0, y0), (x1, y1)), fill=self._fill(fill),
                           outline=self.dark if outline else None, width=self._width(outline))
 
-    def rounded(self, x0, y0, x1, y1, radius, fill=None, outline: float = 4):
-        self.draw.rounded_rectangle(self._points([(x0, y0), (x1, y1)]), self._width(radius),
-                                    fill=fill or self.colour, outline=self.dark if outline else None,
-                                    width=self._width(outline))
+    def rounded(self, x0, y0, x1, y1, radius, fill=1.0, outline: float = 4):
+        self.draw.rounded_rectangle(self._points((x0, y0), (x1, y1)), self._width(radius), fill=self._fill(fill),
+                                    outline=self.dark if outline else None, width=self._width(outline))
 
-    def line(self, *points, width: float, fill=None):
-        path, radius = self._points(points), width * self.scale / 2
-        self.draw.line(path, fill=fill or self.colour, width=self._width(width), joint="curve")
+    def line(self, *points, width: float, fill=1.0):
+        path, radius = self._points(*points), width * self.scale / 2
+        self.draw.line(path, fill=self._fill(fill), width=self._width(width), joint="curve")
         for x, y in (path[0], path[-1]):  # round ends
-            self.draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill or self.colour)
+            self.draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=self._fill(fill))
 
-    def arc(self, x0, y0, x1, y1, start, end, width: float, fill=None):
-        self.draw.arc(self._points([(x0, y0), (x1, y1)]), start, end, fill=fill or self.colour,
-                      width=self._width(width))
+    def arc(self, x0, y0, x1, y1, start, end, width: float, fill=1.0):
+        self.draw.arc(self._points((x0, y0), (x1, y1)), start, end, fill=self._fill(fill), width=self._width(width))
 
     def chord(self, x0, y0, x1, y1, start, end):
-        self.draw.chord(self._points([(x0, y0), (x1, y1)]), start, end, fill=self.colour,
-                        outline=self.dark, width=self._width(4))
-
-
-def _cup(pen: Pen) -> None:
-    pen.arc(54, 32, 98, 76, -110, 110, 15, pen.dark)
-    pen.arc(57, 35, 95, 73, -110, 110, 9)
-    pen.polygon((10, 14), (72, 14), (65, 92), (17, 92))
-    pen.ellipse(10, 5, 72, 24, fill=shade(pen.colour, 0.55))
-
-
-def _bowl(pen: Pen) -> None:
-    pen.chord(2, 2, 98, 86, 0, 180)
-    pen.rounded(34, 82, 66, 93, 3)
-    pen.ellipse(2, 28, 98, 58, fill=shade(pen.colour, 0.55))
-
-
-def _ball(pen: Pen) -> None:
-    pen.ellipse(8, 8, 92, 92)
-    pen.arc(-44, 8, 40, 92, -50, 50, 8, (250, 250, 250) if sum(pen.colour) < 600 else (60, 60, 60))
-    pen.arc(60, 8, 144, 92, 130, 230, 8, (250, 250, 250) if sum(pen.colour) < 600 else (60, 60, 60))
-    pen.arc(8, 8, 92, 92, 0, 360, 4, pen.dark)
-
-
-def _box(pen: Pen) -> None:
-    pen.polygon((50, 5), (95, 25), (50, 46), (5, 25), fill=shade(pen.colour, 1.25))
-    pen.polygon((5, 25), (50, 46), (50, 96), (5, 72))
-    pen.polygon((95, 25), (50, 46), (50, 96), (95, 72), fill=shade(pen.colour, 0.65))
-
-
-def _bottle(pen: Pen) -> None:
-    pen.rounded(40, 2, 60, 16, 3, fill=pen.dark)
-    pen.polygon((42, 14), (58, 14), (59, 32), (72, 48), (72, 96), (28, 96), (28, 48), (41, 32))
-    pen.rounded(28, 56, 72, 80, 1, fill=(245, 240, 220), outline=2)
-
-
-def _plate(pen: Pen) -> None:
-    pen.ellipse(0, 22, 100, 80)
-    pen.ellipse(20, 34, 80, 66, fill=shade(pen.colour, 0.72), outline=3)
-
-
-def _knife(pen: Pen) -> None:
-    pen.polygon((38, 66), (92, 3), (97, 12), (94, 34), (56, 80), fill=(205, 210, 218))
-    pen.line((46, 74), (12, 93), width=24, fill=pen.dark)
-    pen.line((46, 74), (12, 93), width=17)
-
-
-def _pan(pen: Pen) -> None:
-    pen.line((60, 40), (94, 8), width=17, fill=pen.dark)
-    pen.line((60, 40), (94, 8), width=10)
-    pen.ellipse(2, 28, 72, 96)
-    pen.ellipse(13, 39, 61, 85, fill=(58, 56, 60), outline=0)
-
-
-def _book(pen: Pen) -> None:
-    pen.polygon((10, 80), (84, 80), (96, 68), (96, 80), (84, 94), (10, 94), fill=(245, 242, 228))
-    pen.polygon((22, 16), (96, 16), (84, 82), (10, 82))
-    pen.polygon((22, 16), (34, 16), (22, 82), (10, 82), fill=shade(pen.colour, 0.6), outline=0)
-    pen.line((48, 34), (78, 34), width=7, fill=(245, 240, 220))
-    pen.line((46, 48), (68, 48), width=5, fill=(245, 240, 220))
-
-
-def _phone(pen: Pen) -> None:
-    pen.rounded(27, 3, 73, 97, 10)
-    pen.rounded(34, 14, 66, 80, 2, fill=(30, 36, 52), outline=0)
-    pen.line((38, 66), (54, 22), width=4, fill=(120, 140, 175))
-    pen.ellipse(45, 84, 55, 93, fill=(30, 36, 52), outline=0)
-
-
-def _hammer(pen: Pen) -> None:
-    pen.rounded(42, 30, 58, 97, 5, fill=(196, 150, 92))
-    pen.polygon((8, 8), (68, 8), (96, 20), (68, 34), (8, 34))
-    pen.rounded(3, 4, 22, 38, 4, fill=shade(pen.colour, 0.65))
-
-
-def _apple(pen: Pen) -> None:
-    pen.ellipse(6, 26, 62, 94)
-    pen.ellipse(38, 26, 94, 94)
-    pen.ellipse(14, 32, 86, 96, outline=0)
-    pen.line((50, 38), (54, 10), width=8, fill=(92, 60, 30))
-    pen.polygon((56, 20), (70, 6), (88, 8), (78, 22), fill=(90, 190, 70), outline=2)
-
-
-_SHAPES = {"cup": _cup, "bowl": _bowl, "ball": _ball, "box": _box, "bottle": _bottle, "plate": _plate,
-           "knife": _knife, "pan": _pan, "book": _book, "phone": _phone, "hammer": _hammer, "apple": _apple}
+        self.draw.chord(self._points((x0, y0), (x1, y1)), start, end, fill=self.colour, outline=self.dark,
+                        width=self._width(4))
 
 
 @functools.lru_cache(maxsize=128)
 def _master(noun: str, colour: str):
-    from PIL import Image
     image = Image.new("RGBA", (MASTER, MASTER))
-    _SHAPES[noun](Pen(image, RGB[colour]))
+    Pen(image, RGB[colour]).strokes(SHAPES[noun])
     return image
 
 
 @functools.lru_cache(maxsize=4096)
 def object_sprite(noun: str, colour: str, size: int) -> Sprite:
     """Return the object `size` px across, anchored at its centre."""
-    from PIL import Image
     return to_sprite(_master(noun, colour).resize((size, size), Image.Resampling.BOX), (size / 2, size / 2))
 
 
@@ -199,7 +182,6 @@ def opened_sprites(noun: str, colour: str, size: int) -> tuple[Sprite, Sprite, S
 
     Each is anchored where the whole object is.
     """
-    from PIL import Image, ImageDraw
     whole = object_sprite(noun, colour, size)
     rows = np.flatnonzero((whole.transparency_HW1 < 128).any(axis=(1, 2)))
     cut = int(rows[0] + 0.48 * (rows[-1] - rows[0]))

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
 
 from egokit.toy import sprites
 from egokit.toy.hand import hand_sprite
@@ -17,6 +18,12 @@ from egokit.toy.schedule import Thing
 from egokit.toy.words import COLOURS, NOUNS
 
 HEIGHT, WIDTH = 96, 128
+NOISE = {  # of each texture: rows, columns and depth of coarse noises, which are added
+    "wood": [(48, 5, 0.06), (12, 3, 0.05)], "speckle": [(48, 64, 0.06)], "tiles": [(4, 5, 0.03)],
+    "plain": [(4, 5, 0.04)]}
+CLUTTER = [  # small things that are never narrated: a coaster, a napkin, a pencil, a sponge
+    ("ellipse", (8, 20, 92, 80), {}), ("polygon", [(20, 15), (92, 25), (80, 85), (8, 75)], {}),
+    ("line", [(10, 80), (90, 20)], {"width": 12}), ("rounded", (10, 30, 90, 72, 12), {})]
 SKINS = ((236, 188, 156), (222, 165, 128), (190, 132, 96), (141, 92, 64))
 
 
@@ -97,9 +104,7 @@ class Stage:
             if pose.hand is not None:
                 percent = 5 * round(20 * pose.hand_scale ** 0.5)
                 sprites.paste(frame_HWC, hand_sprite(*wearing, pose.side, percent), *pose.hand)
-        for channel in range(3):
-            frame_HWC[..., channel] = self.light_C256[channel][frame_HWC[..., channel]]
-        return frame_HWC
+        return self.light_C256.take(frame_HWC + np.uint16([0, 256, 512]))  # places in the three curves, end to end
 
 
 def _sprite(thing: Thing, size: float, form=sprites.object_sprite):
@@ -108,7 +113,6 @@ def _sprite(thing: Thing, size: float, form=sprites.object_sprite):
 
 @functools.lru_cache(maxsize=128)
 def _shadow_sprite(width: int) -> sprites.Sprite:
-    from PIL import Image, ImageDraw, ImageFilter
     image, high = Image.new("RGBA", (4 * width + 32, 2 * width + 32)), 4 * round(width * 0.36)
     ImageDraw.Draw(image).ellipse((16, 16, 4 * width + 16, high + 16), fill=(0, 0, 0, 120))
     image = image.filter(ImageFilter.GaussianBlur(4))
@@ -144,37 +148,21 @@ def build_stage(corpus: str, seed: int) -> Stage:
 
 def _grain(random: np.random.Generator, texture: str) -> np.ndarray:
     """Draw a texture (96, 128) around 1: wood has long streaks, speckle dots, tiles joints."""
-    from PIL import Image
-
-    def noise(rows: int, columns: int, depth: float) -> np.ndarray:
+    grain = np.ones((HEIGHT, WIDTH), np.float32)
+    for rows, columns, depth in NOISE[texture]:
         coarse = Image.fromarray(random.normal(0, depth, (rows, columns)).astype(np.float32))
-        return np.asarray(coarse.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC))
-
-    if texture == "wood":
-        return 1 + noise(48, 5, 0.06) + noise(12, 3, 0.05)
-    if texture == "speckle":
-        return 1 + noise(48, 64, 0.06)
+        grain += np.asarray(coarse.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC))
     if texture == "tiles":
-        grain, pitch = 1 + noise(4, 5, 0.03), int(random.integers(22, 32))
+        pitch = int(random.integers(22, 32))
         grain[int(random.integers(pitch))::pitch] *= 0.82
         grain[:, int(random.integers(pitch))::pitch] *= 0.82
-        return grain
-    return 1 + noise(4, 5, 0.04)
+    return grain
 
 
 def _clutter(random: np.random.Generator) -> sprites.Sprite:
-    """Draw a small thing that is never narrated: a coaster, napkin, pencil or sponge."""
-    from PIL import Image
+    """Draw one of CLUTTER in any colour."""
     image = Image.new("RGBA", (64, 64))
     pen = sprites.Pen(image, tuple(int(c) for c in random.integers(70, 230, 3)), 0.64)
-    kind = random.integers(4)
-    if kind == 0:
-        pen.ellipse(8, 20, 92, 80)
-    elif kind == 1:
-        pen.polygon((20, 15), (92, 25), (80, 85), (8, 75))
-    elif kind == 2:
-        pen.line((10, 80), (90, 20), width=12)
-    else:
-        pen.rounded(10, 30, 90, 72, 12)
+    pen.strokes([CLUTTER[random.integers(4)]])
     size = int(random.integers(14, 20))
     return sprites.to_sprite(image.resize((size, size), Image.Resampling.BOX), (size / 2, size / 2))

@@ -7,19 +7,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas
 
 from egokit.data.annotation_tables import EK100_ANNOTATIONS
-from egokit.runs.files import atomic_path
+from egokit.runs.files import write_text
 from egokit.toy.schedule import FPS, Action, ToyVideo, generator
 from egokit.toy.words import NOUNS, VERBS, charades_classes, charades_sentence, ek100_narration
 
 CHARADES = Path("CharadesEgo/CharadesEgo")
-
-
-def _write_csv(path: Path, rows: list[dict]) -> None:
-    import pandas
-    with atomic_path(path) as temporary:
-        pandas.DataFrame(rows).to_csv(temporary, index=False)
 
 
 def timestamp(seconds: float) -> str:
@@ -42,8 +37,9 @@ def write_ek100(root: Path, seed: int, videos: list[ToyVideo]) -> dict[str, int]
             columns += ["verb", "verb_class", "noun", "noun_class", "all_nouns", "all_noun_classes"]
         sentences = [{column: clip[column] for column in columns}
                      for clip in clips if first_clip[clip["narration"]] is clip]
-        _write_csv(root / EK100_ANNOTATIONS / f"EPIC_100_retrieval_{split}.csv", clips)
-        _write_csv(root / EK100_ANNOTATIONS / f"EPIC_100_retrieval_{split}_sentence.csv", sentences)
+        for kind, rows in (("", clips), ("_sentence", sentences)):
+            write_text(root / EK100_ANNOTATIONS / f"EPIC_100_retrieval_{split}{kind}.csv",
+                       pandas.DataFrame(rows).to_csv(index=False))
         counts |= {f"ek100_{split}_clips": len(clips), f"ek100_{split}_sentences": len(sentences)}
     return counts
 
@@ -70,13 +66,12 @@ def _ek100_clip(random: np.random.Generator, video: ToyVideo, i: int, action: Ac
 def write_charades(root: Path, videos: list[ToyVideo]) -> dict[str, int]:
     """Write Charades' class list and its two tables; return the numbers of videos and actions."""
     classes, counts = charades_classes(), {}
-    with atomic_path(root / CHARADES / "Charades_v1_classes.txt") as temporary:
-        lines = [f"c{i:03d} {charades_sentence(*pair)}" for i, pair in enumerate(classes)]
-        temporary.write_text("\n".join(lines) + "\n")
+    write_text(root / CHARADES / "Charades_v1_classes.txt",
+               "".join(f"c{i:03d} {charades_sentence(*pair)}\n" for i, pair in enumerate(classes)))
     for split in ("train", "test"):
         chosen = [video for video in videos if video.corpus == "charades" and video.split == split]
         rows = [_charades_row(i, video, classes) for i, video in enumerate(chosen)]
-        _write_csv(root / CHARADES / f"CharadesEgo_v1_{split}_only1st.csv", rows)
+        write_text(root / CHARADES / f"CharadesEgo_v1_{split}_only1st.csv", pandas.DataFrame(rows).to_csv(index=False))
         counts |= {f"charades_{split}_videos": len(rows),
                    f"charades_{split}_actions": sum(len(video.actions) for video in chosen)}
     return counts

@@ -10,42 +10,38 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from egokit.runs.files import atomic_path
+from egokit.runs.files import atomic_path, remove_abandoned
 from egokit.toy import stage
 from egokit.toy.frame_number import write_frame_number
-from egokit.toy.motion import pose_at, rest_pose
+from egokit.toy.motion import pose_at
 from egokit.toy.schedule import FPS, Action, Scene, ToyVideo, make_schedule
 
 
 def draw_frames(video: ToyVideo) -> Iterator[np.ndarray]:
     """Yield every frame of a video in order, uint8 (96, 128, 3), numbered from 0."""
     wearing = stage.wearer(video.corpus, video.seed)
-    number = 0
+    first = 0
     for scene in video.scenes:
         table = stage.build_stage(video.corpus, scene.seed)
-        last = video.frames if scene is video.scenes[-1] else round(scene.stop * FPS)
-        while number < last:
+        last = round(scene.stop * FPS)
+        for number in range(first, last):
             frame_HWC = _draw_frame(table, scene, number / FPS, wearing)
             write_frame_number(frame_HWC, number)
             yield frame_HWC
-            number += 1
+        first = last
 
 
 def _draw_frame(table: stage.Stage, scene: Scene, now: float, wearing) -> np.ndarray:
     action = _nearest_action(scene, now)
     if action is None:
         thing, motion = scene.resting
-        return table.frame(rest_pose(motion, after=False), thing, wearing)
-    if action.start <= now <= action.stop:
-        pose = pose_at(action.motion, (now - action.start) / (action.stop - action.start))
-    else:
-        pose = rest_pose(action.motion, after=now > action.stop)
+        return table.frame(pose_at(motion, -1), thing, wearing)
+    pose = pose_at(action.motion, (now - action.start) / (action.stop - action.start))
     return table.frame(pose, action.thing, wearing, action.neighbour)
 
 
@@ -85,7 +81,7 @@ def render(root: Path, seed: int, size: str, processes: int) -> None:
     package_parent = str(Path(__file__).resolve().parents[2])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(
         filter(None, [package_parent, os.environ.get("PYTHONPATH")]))}
-    videos, began = make_schedule(seed, size), time.time()
+    videos = make_schedule(seed, size)
     # resumed work is divided again, or one process might be left with all of it
     missing = [video for video in videos if not (root / video.path).exists()]
     processes = max(1, min(processes, len(missing) // 4))
@@ -104,15 +100,8 @@ def render(root: Path, seed: int, size: str, processes: int) -> None:
             if worker.poll() is None:
                 worker.terminate()
                 worker.communicate()
-    _remove_leftovers({(root / video.path).parent for video in videos}, began)
-
-
-def _remove_leftovers(folders: set[Path], began: float) -> None:
-    """Remove half-written files of a make that was killed before this one began."""
-    for folder in folders:
-        for path in folder.glob(".*.part.*"):
-            if path.stat().st_mtime < began:
-                path.unlink(missing_ok=True)
+    for folder in {(root / video.path).parent for video in videos}:
+        remove_abandoned(folder)  # half-written files of a make that was killed
 
 
 def main(arguments: list[str]) -> None:

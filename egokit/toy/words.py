@@ -22,11 +22,6 @@ _FORMS = (
 )
 
 
-def opposite(verb: int) -> int:
-    """Return the class id of the opposite verb."""
-    return verb ^ 1
-
-
 def _phrase(verb: int, form: int, thing: str) -> str:
     words = _FORMS[verb]
     return f"{words[form].replace('|', '')}{words[3]} {thing}{words[4]}"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import os
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +15,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from egokit.runs.files import write_text
 
 TIMEOUT = datetime.timedelta(minutes=10)  # of collectives: bounds the wait for a rank that has died
 # timeout of barriers after uneven work (reading, evaluation); a rank that dies is still noticed at once
@@ -64,10 +65,7 @@ def joined(rank: int, world: int, meeting: Path, local: bool, device: torch.devi
         meeting.unlink(missing_ok=True)  # left by an earlier start under the same name
         host = "127.0.0.1" if local else socket.gethostname()
         store = dist.TCPStore(host, 0, world, is_master=True, timeout=TIMEOUT, wait_for_workers=False)
-        meeting.parent.mkdir(parents=True, exist_ok=True)
-        part = meeting.with_suffix(".part")
-        part.write_text(f"{host} {store.port}")
-        os.replace(part, meeting)
+        write_text(meeting, f"{host} {store.port}")
     else:
         deadline = time.monotonic() + TIMEOUT.total_seconds()
         while not meeting.exists():
@@ -111,8 +109,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(context, x: Tensor, counts: list[int]) -> Tensor:
         context.counts = counts
-        padded = x.new_zeros((max(counts), *x.shape[1:]))
-        padded[:len(x)] = x
+        padded = torch.cat([x, x.new_zeros((max(counts) - len(x), *x.shape[1:]))])
         parts = [torch.empty_like(padded) for _ in counts]
         dist.all_gather(parts, padded)
         return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
@@ -141,25 +138,19 @@ def gather(x: Tensor, counts: list[int] | None = None) -> Tensor:
     return _Gather.apply(x.contiguous(), counts or sizes(len(x), x.device))
 
 
-class _GatherRows(torch.autograd.Function):
+class _Exchange(torch.autograd.Function):
+    """Send `give[r]` rows of x to rank r, and receive `take[r]` rows from it, in rank order."""
     @staticmethod
-    def forward(context, x: Tensor, send: list[Tensor], receive: list[int]) -> Tensor:
-        context.send, context.receive, context.length = send, receive, len(x)
-        return _exchange(x[torch.cat(send)], [len(rows) for rows in send], receive)
+    def forward(context, x: Tensor, give: list[int], take: list[int]) -> Tensor:
+        context.give, context.take = give, take
+        x, out = x.contiguous(), x.new_empty((sum(take), *x.shape[1:]))
+        dist.all_to_all_single(out.flatten(1) if out.dim() > 1 else out, x.flatten(1) if x.dim() > 1 else x,
+                               output_split_sizes=take, input_split_sizes=give)
+        return out
 
     @staticmethod
     def backward(context, grad: Tensor):
-        returned = _exchange(grad, context.receive, [len(rows) for rows in context.send])
-        out = grad.new_zeros((context.length, *grad.shape[1:]))
-        return out.index_add_(0, torch.cat(context.send), returned), None, None
-
-
-def _exchange(x: Tensor, give: list[int], take: list[int]) -> Tensor:
-    """Send `give[r]` rows of x to rank r, and receive `take[r]` rows from it, in rank order."""
-    x, out = x.contiguous(), x.new_empty((sum(take), *x.shape[1:]))
-    dist.all_to_all_single(out.flatten(1) if out.dim() > 1 else out, x.flatten(1) if x.dim() > 1 else x,
-                           output_split_sizes=take, input_split_sizes=give)
-    return out
+        return _Exchange.apply(grad, context.take, context.give), None, None
 
 
 def gather_rows(x: Tensor, index_B: Tensor, counts: list[int]) -> Tensor:
@@ -183,7 +174,7 @@ def gather_rows(x: Tensor, index_B: Tensor, counts: list[int]) -> Tensor:
     send = [(want[(want >= mine[0]) & (want < mine[1])] - mine[0]).to(x.device) for want in wants]
     owner = torch.bucketize(wants[rank()], starts[1:], right=True)           # rank that owns each row I want
     receive = torch.bincount(owner, minlength=world_size()).tolist()
-    rows = _GatherRows.apply(x, send, receive)                               # arrive sorted by owner
+    rows = _Exchange.apply(x.index_select(0, torch.cat(send)), [*map(len, send)], receive)   # arrive sorted by owner
     return rows[torch.argsort(torch.argsort(owner, stable=True)).to(x.device)]
 
 
@@ -195,12 +186,10 @@ def broadcast(tensors: list[Tensor], device=None) -> list[Tensor]:
     """
     if not is_on():
         return tensors
-    out = []
-    for tensor in tensors:
-        moved = tensor.to(device)
-        dist.broadcast(moved, 0)
-        out.append(moved.cpu())
-    return out
+    moved = [tensor.to(device) for tensor in tensors]
+    for tensor in moved:
+        dist.broadcast(tensor, 0)
+    return [tensor.cpu() for tensor in moved]
 
 
 def mean(values: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import get_device_states, set_device_states
 
 
 def by_micro_batches(function: Callable, rows: int, *inputs: Tensor):
@@ -48,7 +49,7 @@ class _GradientCache(torch.autograd.Function):
         context.save_for_backward(*inputs)
         outputs = []
         for micro_batch in zip(*(x.split(rows) for x in inputs), strict=True):
-            context.states.append(_ForwardState(inputs[0].device))
+            context.states.append(_ForwardState(inputs))
             with torch.enable_grad():  # the kernels of the second pass; those of inference round differently
                 # detached at once: this graph must be free before the next one is made
                 outputs.append([x.detach() for x in _as_tuple(function(*(x.detach() for x in micro_batch)))])
@@ -79,19 +80,17 @@ class _GradientCache(torch.autograd.Function):
 class _ForwardState:
     """What outputs depend on beside the inputs: random state (dropout) and autocast."""
 
-    def __init__(self, device: torch.device):
-        self.device = device
+    def __init__(self, inputs: tuple[Tensor, ...]):
+        device = inputs[0].device.type
         self.cpu_rng = torch.get_rng_state()
-        self.gpu_rng = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-        self.autocast = {"enabled": torch.is_autocast_enabled(device.type),
-                         "dtype": torch.get_autocast_dtype(device.type)}
+        self.gpus, self.gpu_rngs = get_device_states(*inputs)
+        self.autocast = {"device_type": device, "enabled": torch.is_autocast_enabled(device),
+                         "dtype": torch.get_autocast_dtype(device)}
 
     @contextlib.contextmanager
     def restored(self) -> Iterator[None]:
         """Compute in this state in the block; the random state of outside is untouched."""
-        on_gpu = self.device.type == "cuda"
-        with torch.random.fork_rng([self.device] if on_gpu else []), torch.autocast(self.device.type, **self.autocast):
+        with torch.random.fork_rng(self.gpus), torch.autocast(**self.autocast):
             torch.set_rng_state(self.cpu_rng)
-            if on_gpu:
-                torch.cuda.set_rng_state(self.gpu_rng, self.device)
+            set_device_states(self.gpus, self.gpu_rngs)
             yield

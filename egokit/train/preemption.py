@@ -21,7 +21,7 @@ class StopSignal:
 
     def __init__(self):
         self.received = False
-        self._previous_handler = None
+        self._handler = contextlib.ExitStack()  # puts the previous handler back
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
@@ -32,21 +32,15 @@ class StopSignal:
         if threading.current_thread() is not threading.main_thread():
             yield  # only the main thread may handle signals
             return
-        self._previous_handler = signal.signal(SIGNAL, self._note)
-        try:
+        with self._handler:
+            previous = signal.signal(SIGNAL, self._note) or signal.SIG_DFL  # None: a handler that Python doesn't know
+            self._handler.callback(signal.signal, SIGNAL, previous)
             yield
             if self.received:
                 self.deliver()
-        finally:
-            self._restore_handler()
 
     def _note(self, number, frame) -> None:
         self.received = True
-
-    def _restore_handler(self) -> None:
-        if self._previous_handler is not None:
-            signal.signal(SIGNAL, self._previous_handler)
-            self._previous_handler = None
 
     def ask_ranks(self) -> Callable[[], bool]:
         """Start to ask all ranks, while they compute, whether one of them has received the signal.
@@ -65,7 +59,7 @@ class StopSignal:
             SystemExit: always.
         """
         self.received = False
-        self._restore_handler()
+        self._handler.close()
         if distributed.rank() == 0:
             print(f"stopped by {SIGNAL.name}, after a checkpoint", flush=True)
             signal.raise_signal(SIGNAL)

@@ -67,12 +67,8 @@ def read_chunked(folder: str | Path, start: float, stop: float, pick, chunk_seco
     last = min(opened.length + int((stop - offset - chunk_seconds) * following.fps), opened.length + following.length)
     indices = frame_sampling.clamp_indices(pick(first, max(first + 1, last)), opened.length + following.length)
     here = indices < opened.length
-    parts = []
-    if here.any():
-        parts.append(_read_or_close(opened, indices[here]))
-    if not here.all():
-        parts.append(_read_or_close(following, indices[~here] - opened.length))
-    return np.concatenate(parts)
+    parts = (opened, indices[here]), (following, indices[~here] - opened.length)
+    return np.concatenate([_read_or_close(file, part) for file, part in parts if len(part)])
 
 
 def _read_or_close(opened, indices: np.ndarray) -> np.ndarray:

@@ -12,6 +12,8 @@ from egokit.data.video.pyav_reader import VideoError
 class DecordReader:
     """Frames as decord decodes and numbers them; the same interface as PyAVReader."""
 
+    times, turns = None, 0  # decord tells neither
+
     def __init__(self, path: Path):
         import decord
         self.path = path

@@ -7,10 +7,8 @@ frame_sampling.py decides which frames make a clip; clips.py finds the files tha
 from __future__ import annotations
 
 import collections
-import contextlib
 import importlib
 import os
-import stat
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +19,18 @@ from egokit.data.video.untimed_reader import UntimedReader
 
 READERS = {"pyav": PyAVReader, "decord": DecordReader, "counting": UntimedReader}
 _open: collections.OrderedDict = collections.OrderedDict()  # this process's open files, least recently used first
+_of_parent: list[dict] = []  # what was open before a fork: decoders don't survive it, and closing one may hang
 OPEN_FILES = 24
-_owner = os.getpid()
 unreadable: set[str] = set()  # files whose decoder hung or crashed: not opened again
 on_open = None              # called with each path before it is opened or read: tells the watchdog what a worker reads
+
+
+def _leave_to_parent() -> None:
+    _of_parent.append(dict(_open))
+    _open.clear()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def import_reader(reader: str) -> None:
@@ -53,10 +59,6 @@ def open_video(path: str | os.PathLike, reader: str = "pyav"):
         VideoError: it can't be opened, or its decoder hung or crashed before.
         Untimed: the file has no timestamps, which "pyav" needs; `open_any` reads it. Untimed is a VideoError.
     """
-    global _owner
-    if _owner != os.getpid():  # a forked worker: decoders don't survive a fork
-        _open.clear()
-        _owner = os.getpid()
     path = Path(path)
     key = (str(path), reader)
     if key[0] in unreadable:
@@ -64,14 +66,16 @@ def open_video(path: str | os.PathLike, reader: str = "pyav"):
                          "make it again from its source with 'egokit prep'")
     if on_open:
         on_open(key[0])
-    identity = _identity(path)
+    if not os.path.isfile(path):
+        forget(path)
+        raise FileNotFoundError(f"video {path} is missing; notebook 01_data_prep (or 'egokit prep') "
+                                "makes the prepared videos")
+    status = path.stat()
+    identity = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns  # changes when the file is replaced
     if key in _open and _open[key].identity == identity:
         _open.move_to_end(key)
         return _open[key]
     forget(path)  # replaced since it was opened
-    if identity is None:
-        raise FileNotFoundError(f"video {path} is missing; notebook 01_data_prep (or 'egokit prep') "
-                                "makes the prepared videos")
     opened = READERS[reader](path)
     opened.identity = identity
     _open[key] = opened
@@ -96,23 +100,14 @@ def quarter_turns(video) -> int:
 
     Phones record portrait video sideways and store a rotation flag. Readers give frames as they are stored.
     """
-    if not hasattr(video, "turns"):
-        video.turns = 0
-        if hasattr(video, "container"):
-            import av
-            # decoding errors are raised later, when the frame is requested
-            with contextlib.suppress(av.error.FFmpegError, StopIteration):
-                video.rewind()
-                video.turns = round(next(video.container.decode(video.stream)).rotation / 90) % 4
     return video.turns
 
 
 def duration(video) -> float:
     """Return a video's duration in seconds, up to the end of its last frame."""
-    times = getattr(video, "times", None)  # of a file whose frame rate is not known to be constant
-    if times is None:
+    if video.times is None:
         return video.length / video.fps
-    return float((times[-1] - times[0]) * video.stream.time_base) + 1 / video.fps
+    return float((video.times[-1] - video.times[0]) * video.stream.time_base) + 1 / video.fps
 
 
 def frame_at(video, time: float) -> int:
@@ -120,11 +115,11 @@ def frame_at(video, time: float) -> int:
 
     The frame rate may be constant or variable. A time outside the video gives its first or last frame.
     """
-    times = getattr(video, "times", None)
-    if times is None:
+    if video.times is None:
         number = int(time * video.fps + 1e-3)  # a computed time may lie just before its frame, and files round to 1 ms
     else:
-        number = int(times.searchsorted(times[0] + (time + 1e-3) / float(video.stream.time_base), "right")) - 1
+        moment = video.times[0] + (time + 1e-3) / float(video.stream.time_base)
+        number = int(video.times.searchsorted(moment, "right")) - 1
     return max(0, min(number, video.length - 1))
 
 
@@ -133,21 +128,10 @@ def time_resolution(video) -> float:
 
     It is the frame rate, or 1000 for variable-rate video.
     """
-    times = getattr(video, "times", None)
-    gaps = np.empty(0) if times is None else np.diff(times)  # Matroska files also have a list, rounded to 1 ms
+    gaps = np.empty(0) if video.times is None else np.diff(video.times)
+    # Matroska files of a constant rate also have a list of times, rounded to 1 ms
     variable = len(gaps) and (gaps.max() - gaps.min()) * float(video.stream.time_base) > 2.5e-3
     return 1000.0 if variable else video.fps
-
-
-def _identity(path: Path) -> tuple | None:
-    """Return what changes when a file is replaced, or None if `path` is not a regular file."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    if not stat.S_ISREG(status.st_mode):
-        return None
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def forget(path: str | os.PathLike) -> None:

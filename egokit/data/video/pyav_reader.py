@@ -2,11 +2,15 @@
 from __future__ import annotations
 
 import collections
+import contextlib
+import functools
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
+import av
 import numpy as np
+from av.format import Flags
 
 
 class VideoError(RuntimeError):
@@ -36,26 +40,13 @@ class PyAVReader:
     """
 
     def __init__(self, path: Path):
-        import av
         self.path, self.times = path, None
         try:
             self.container = av.open(str(path), metadata_errors="replace")
             self.stream = self.container.streams.video[0]
             if self.stream.codec_context is None:
                 raise VideoError(f"{path}: no decoder knows its codec")
-            if not self._has_timestamps():
-                raise Untimed(f"{path}: {self.container.format.long_name} doesn't say when a frame is shown")
-            self.stream.codec_context.thread_count = 1
-            constant = self._has_constant_rate()
-            rate = self.stream.base_rate if constant else self.stream.average_rate or self.stream.guessed_rate
-            if not rate:
-                raise VideoError(f"{path}: the file states no frame rate")
-            self.fps = float(rate)
-            self.step = float(1 / (rate * self.stream.time_base))  # time base units per frame
-            self.origin = self.stream.start_time or 0
-            self.length = self.stream.frames
-            if not constant:
-                self._list_times()
+            self._number_frames()
         except (VideoError, av.error.FFmpegError, IndexError, OSError) as error:
             no_stream = isinstance(error, IndexError)
             reason = "no video stream" if no_stream else getattr(error, "strerror", None) or str(error)
@@ -64,24 +55,31 @@ class PyAVReader:
                        "make it again from its source with 'egokit prep', or replace it") from None
         self.to_rgb = av.video.reformatter.VideoReformatter()
 
-    def _has_timestamps(self) -> bool:
-        """Return whether the container has presentation times (images, raw streams, AVI: no)."""
-        from av.format import Flags
-        kind = self.container.format
-        return not (kind.name == "avi" or kind.name.endswith("_pipe") or kind.flags & Flags.no_timestamps.value)
+    def _number_frames(self) -> None:
+        """Set `length` and `fps`, and what gives each presentation time its frame's number."""
+        container = self.container.format
+        if container.name == "avi" or container.name.endswith("_pipe") or container.flags & Flags.no_timestamps.value:
+            raise Untimed(f"{self.path}: {container.long_name} doesn't say when a frame is shown")
+        self.stream.codec_context.thread_count = 1
+        constant = self._has_constant_rate()
+        rate = self.stream.base_rate if constant else self.stream.average_rate or self.stream.guessed_rate
+        if not rate:
+            raise VideoError(f"{self.path}: the file states no frame rate")
+        self.fps = float(rate)
+        self.step = float(1 / (rate * self.stream.time_base))  # time base units per frame
+        self.origin = self.stream.start_time or 0
+        self.length = self.stream.frames
+        if not constant:
+            self._list_times()
 
     def _has_constant_rate(self) -> bool:
         """Return whether all frames have the same duration.
 
         The header and some entries of the index decide; a file without an index counts as one of variable rate.
         """
-        stream = self.stream
-        if not (stream.frames and stream.base_rate and stream.duration):
-            return False
-        if abs(stream.duration * stream.time_base * stream.base_rate - stream.frames) >= 0.75:
-            return False
-        entries = stream.index_entries
-        if len(entries) != stream.frames:
+        stream, entries = self.stream, self.stream.index_entries
+        if not (stream.frames and stream.base_rate and stream.duration and len(entries) == stream.frames
+                and abs(stream.duration * stream.time_base * stream.base_rate - stream.frames) < 0.75):
             return False
         end, size = entries[len(entries) - 1].pos + entries[len(entries) - 1].size, self.path.stat().st_size
         if end > size:
@@ -92,11 +90,19 @@ class PyAVReader:
 
     def rewind(self) -> None:
         """Seek to the start of the file."""
-        import av
         try:
             self.container.seek(0)
         except av.error.FFmpegError:  # FLV files whose pictures begin after their sound
             self.container.seek(self.stream.start_time or 0, stream=self.stream)
+
+    @functools.cached_property
+    def turns(self) -> int:
+        """What `open_video.quarter_turns` returns."""
+        # decoding errors are raised later, when the frame is requested
+        with contextlib.suppress(av.error.FFmpegError, StopIteration):
+            self.rewind()
+            return round(next(self.container.decode(self.stream)).rotation / 90) % 4
+        return 0
 
     def _list_times(self) -> None:
         """List the presentation times of all frames, for files whose times aren't number / rate."""
@@ -133,28 +139,27 @@ class PyAVReader:
         Raises:
             VideoError: a number is outside the file, or a frame is damaged.
         """
-        indices = [int(i) for i in indices]
-        places: dict[int, list[int]] = {}
-        for place, index in enumerate(indices):
-            places.setdefault(index, []).append(place)
+        indices = np.asarray(indices, int)
         try:
-            return self._read(places, len(indices))
+            return self._read(indices)
         except _IrregularTimes:
             self._list_times()
-            return self._read(places, len(indices))
+            return self._read(indices)
 
-    def _read(self, places: dict[int, list[int]], count: int) -> np.ndarray:
-        """Return `count` frames; places: frame number -> its places in the result."""
-        wanted = self._check_range(sorted(places))
-        out = None
+    def _read(self, indices: np.ndarray) -> np.ndarray:
+        """Return the frames as `read` does, or raise _IrregularTimes."""
+        wanted, out = self._check_range(np.unique(indices).tolist()), None
         while wanted:
             seen = set()
             for index, frame in self._decode(wanted, leap=True):
-                if out is None:
-                    out = np.empty((count, frame.height, frame.width, 3), np.uint8)
-                first, *repeats = places[index]
-                self._copy_rgb(frame, out[first])
-                out[repeats] = out[first]
+                pixels = self._rgb(frame)
+                out = np.empty((len(indices), *pixels.shape), np.uint8) if out is None else out
+                if pixels.shape != out.shape[1:]:
+                    raise VideoError(f"{self.path}: its picture changes from {out.shape[2]} x {out.shape[1]} to "
+                                     f"{frame.width} x {frame.height} at {self._seconds(frame):.2f} s; "
+                                     "prepare it with 'egokit prep'")
+                for place in np.flatnonzero(indices == index):
+                    out[place] = pixels
                 seen.add(index)
             wanted = [index for index in wanted if index not in seen]
         return out
@@ -170,9 +175,7 @@ class PyAVReader:
         while wanted:
             try:
                 for index, frame in self._decode(list(wanted), leap=False):
-                    pixels = np.empty((frame.height, frame.width, 3), np.uint8)
-                    self._copy_rgb(frame, pixels)
-                    held.append((index, pixels))
+                    held.append((index, self._rgb(frame).copy()))
                     wanted.popleft()
                     if len(held) > DELAY:
                         index, pixels = held.popleft()
@@ -196,19 +199,17 @@ class PyAVReader:
         Decoding begins at the keyframe before the first of them.
         leap: stop where a seek is the shorter way to the remaining frames; the caller requests these again.
         """
-        import av
         self.shown = float("-inf")  # number of the last frame that was decoded
         context, unsent, unseen = self.stream.codec_context, set(wanted), collections.deque(wanted)
         try:
-            keyframe = None
+            keyframe = float("-inf")
             for packet in self._seek(wanted[0]):
                 if packet.pts is None or not unsent:
                     break
                 number = self._number(packet.pts)
                 if packet.is_keyframe:
-                    if keyframe is not None and min(unsent) < keyframe:
-                        break  # a wanted frame was not in its own stretch between keyframes
-                    if leap and len(unsent) < len(wanted) and min(unsent) >= number:
+                    # a wanted frame was not in its own stretch between keyframes, or a seek is the shorter way
+                    if min(unsent) < keyframe or (leap and len(unsent) < len(wanted) and min(unsent) >= number):
                         break
                     keyframe = number
                 # a frame that no other refers to is decoded only if wanted; the decoder's state doesn't depend on it
@@ -271,16 +272,12 @@ class PyAVReader:
         index = unseen[0] if unseen else self.length - 1
         return f"frame {index} (at {index / self.fps:.2f} s)"
 
-    def _copy_rgb(self, frame, out_HWC: np.ndarray) -> None:
-        """Convert a decoded frame to RGB and copy it into `out_HWC`, uint8 (height, width, 3)."""
-        height, width, _ = out_HWC.shape
-        if (frame.height, frame.width) != (height, width):
-            raise VideoError(f"{self.path}: its picture changes from {width} x {height} to {frame.width} x "
-                             f"{frame.height} at {self._seconds(frame):.2f} s; prepare it with 'egokit prep'")
+    def _rgb(self, frame) -> np.ndarray:
+        """Return a decoded frame as RGB, uint8 (height, width, 3): a view, to be copied if it is kept."""
         # one thread: otherwise libswscale starts its threads anew for every frame (benchmarks/reader.py)
         plane = self.to_rgb.reformat(frame, format="rgb24", threads=1).planes[0]
         rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
-        out_HWC[:] = rows[:height, :3 * width].reshape(height, width, 3)
+        return rows[:frame.height, :3 * frame.width].reshape(frame.height, frame.width, 3)
 
     def close(self) -> None:
         """Close the file."""
