@@ -169,7 +169,7 @@ def test_an_example_is_trained_saved_loaded_and_shown(project, checkpoint, name,
     assert metrics["steps"] > 1 and metrics["recipe"]["task.name"] == run.config.task.name
 
     task = tasks.make(run.config)
-    loaded, start = egokit.load(run.path, task=task), egokit.load(run.config.init)
+    loaded, start = egokit.load(run.path, task=task), egokit.load(run.config.init, run.config.model.frames)
     assert loaded.own.keys() == own and not len(start.own)
     with torch.random.fork_rng():
         fresh = egokit.load(run.config.init, task=task)
