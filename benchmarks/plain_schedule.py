@@ -29,7 +29,7 @@ class PlainSchedule(Plain):
         return checkpoint(super().layer, *inputs, use_reentrant=False)
 
     def loss(self, batch: dict, step: int) -> dict:
-        frames, tokens, recipe = normalise(batch["video"]), batch["tokens"], self.config.train
+        frames, tokens, recipe = normalise(batch["video"]), batch["tokens"], self.config.task
         similarity_BB = similarity(self.encode_text(tokens), self.encode_video(frames))
         positives = losses.positives(batch["verbs"], batch["nouns"])
         masked = tokens | {"input_ids": batch["masked_ids"]}

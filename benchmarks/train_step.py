@@ -108,7 +108,7 @@ def configured(precision: str = "fp32", **model) -> Config:
     The plain equations have no dropout.
     """
     model = {"time_init": "zero_output", "dropout": 0.0, "checkpointing": True} | model
-    return Config(task="egoclip", model=ModelConfig(**model), optim=OptimConfig(warmup_epochs=0),
+    return Config(task=EgoClip.Params(name="egoclip"), model=ModelConfig(**model), optim=OptimConfig(warmup_epochs=0),
                   train=TrainConfig(precision=precision, log_steps=ENDLESS))
 
 

@@ -6,6 +6,7 @@ import importlib.util
 import re
 import shlex
 import types
+import warnings
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from conftest import ROOT
 
 import egokit
 from egokit import cli
-from egokit.config.build import build, merge
+from egokit.config.build import build, flatten, nest, to_dict
+from egokit.config.registry import TASKS, build_config, find
 from egokit.config.resolve import parse_overrides
 from egokit.config.schema import RENAMED, Config
 
@@ -70,12 +72,33 @@ def commands(text: str) -> list[str]:
     return [line.split(" #")[0].strip() for line in lines if re.match(r"(\.venv/bin/)?egokit [a-z]", line.strip())]
 
 
+@functools.cache
+def task_classes() -> list[type]:
+    """All registered tasks, and those of the examples."""
+    recipes = [flatten(yaml.safe_load(file.read_text())) for file in (ROOT / "docs/examples").glob("*.yaml")]
+    files = [recipe["task.name"] for recipe in recipes]
+    return [find(name) for name in (*TASKS, *(str(ROOT / file) for file in files))]
+
+
+def check_config(plain: dict) -> None:
+    """Raise an error for what no config takes, and for earlier names of keys.
+
+    Without the task's name, its keys may be those of any task.
+    """
+    own = nest(flatten(plain)).get("task", {})
+    fitting = [task for task in task_classes() if own.keys() <= task.Params.__pydantic_fields__.keys()]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        build_config(plain, " (here)", None if "name" in own or not fitting else fitting[0])
+
+
 @each
 def test_commands_parse(path, monkeypatch):
     def fail(parser, message):
         pytest.fail(f"{path.name}: {command}: {message}")
 
     monkeypatch.setattr(argparse.ArgumentParser, "error", fail)
+    monkeypatch.chdir(ROOT)
     for command in commands(path.read_text()):
         words = shlex.split(command.replace("…", "x"))[1:]
         if len(words) == 1 and words[0] not in ("demo", "doctor", "prep", "runs", "ledger"):
@@ -83,26 +106,32 @@ def test_commands_parse(path, monkeypatch):
             continue
         parsed = cli.parser().parse_args(words)
         if overrides := getattr(parsed, "overrides", ""):
-            build(Config, parse_overrides(overrides))
+            check_config(parse_overrides(overrides))
 
 
 @functools.cache
 def keys() -> dict[str, set[str]]:
-    return {section.name: {key.name for key in dataclasses.fields(kind)} for section in dataclasses.fields(Config)
-            if dataclasses.is_dataclass(kind := type(getattr(Config(), section.name)))}
+    """The keys of each section; those of all tasks for `task`, and none for a section that is gone."""
+    found = {section.name: {key.name for key in dataclasses.fields(kind)} for section in dataclasses.fields(Config)
+             if dataclasses.is_dataclass(kind := type(getattr(Config(), section.name)))}
+    for task in task_classes():
+        found["task"] |= task.Params.__pydantic_fields__.keys()
+    return {name.partition(".")[0]: set() for name in RENAMED} | found
 
 
 @each
-def test_keys_exist(path):
+def test_keys_exist(path, monkeypatch):
     """`section.key`, with or without a value, and YAML blocks."""
+    monkeypatch.chdir(ROOT)
     for span in re.findall(r"`([^`\n]+)`", prose(path.read_text())):
         for section, key in re.findall(rf"(?<![\w./])({'|'.join(keys())})\.(\w+)", span):
             earlier = path.name == "CHANGELOG.md" and f"{section}.{key}" in RENAMED
-            assert key in keys()[section] or key in ("py", "pkl") or earlier, span
+            attribute = (section, key) == ("model", "own")
+            assert key in keys()[section] or key in ("py", "pkl") or earlier or attribute, span
     for block in blocks(path.read_text(), "yaml"):
         for values in yaml.safe_load_all(block):
             if isinstance(values, dict) and values.keys() <= {field.name for field in dataclasses.fields(Config)}:
-                build(Config, merge({}, values))
+                check_config(values)
 
 
 @each
@@ -157,30 +186,30 @@ def test_the_layout_is_what_the_toy_and_preparation_make(project):
 
 
 def test_the_table_of_recipes_is_what_resolves(project):
-    from egokit.config.build import to_dict
     from egokit.config.resolve import resolve
     text = (ROOT / "docs/recipes.md").read_text()
     rows = re.findall(r"^\| `(\w+)\.(\w+)` \| (.*?) \| (.*?) \| (.*?) \|", text, re.MULTILINE)
-    resolved = [to_dict(resolve(name, "example")) for name in ("pretrain", "ek100_finetune", "charades_finetune")]
+    resolved = [resolve(name, "example") for name in ("pretrain", "ek100_finetune", "charades_finetune")]
     assert len(rows) > 20
     for section, key, *cells in rows:
         for config, cell in zip(resolved, cells, strict=True):
             if cell != "–":
-                documented = to_dict(build(Config, {section: {key: yaml.safe_load(cell)}}))
-                assert config[section][key] == documented[section][key], (key, cell)
+                documented = to_dict(build(type(getattr(config, section)), {key: yaml.safe_load(cell)}))
+                assert to_dict(config)[section][key] == documented[key], (key, cell)
 
 
 def test_published_numbers_are_the_ledgers():
-    from egokit.runs.published import DUAL_SOFTMAX, RESULTS
+    from egokit.runs.ledger import DUAL_SOFTMAX, registered
     text = (ROOT / "docs/recipes.md").read_text()
     rows = re.findall(r"^\| (.*?) \| 16 frames \| `(.*?)` \| (.*?) \|", text, re.MULTILINE)
     assert {(name, checkpoint, float(number)) for name, checkpoint, number in rows} == {
-        (result.name, result.checkpoint, result.published) for result in RESULTS
+        (result.name, result.checkpoint, result.published) for _, result in registered()
         if result.published is not None and not result.metric.endswith(DUAL_SOFTMAX)}
 
 
 def test_the_examples_are_quoted_word_for_word():
-    text, files = (ROOT / "docs/extending.md").read_text(), [*(ROOT / "docs/examples").glob("*.*")]
+    text = "".join((ROOT / "docs" / name).read_text() for name in ("extending.md", "examples.md"))
+    files = [*(ROOT / "docs/examples").glob("*.*")]
     assert {file.suffix for file in files} == {".py", ".yaml"}
     for file in files:
         assert file.read_text() in blocks(text, "python" if file.suffix == ".py" else "yaml"), file.name

@@ -144,7 +144,7 @@ def test_a_task_of_ones_own_is_a_part(site, tmp_path):
     config, root = site
     file = tmp_path / "mine.py"
     file.write_text(OWN_TASK)
-    config = dataclasses.replace(config, task=f"{file}:Mine")
+    config = dataclasses.replace(config, task=dataclasses.replace(config.task, name=f"{file}:Mine"))
     assert problems(config) == {"Mine mine.csv": "not there -> https://example.org/mine",
                                 "Mine videos": "2 of 3 are absent -> egokit prep"}
     (root / "mine.csv").write_text("")
@@ -152,7 +152,7 @@ def test_a_task_of_ones_own_is_a_part(site, tmp_path):
     assert [finding.part for finding in findings[-2:]] == ["Mine", "Mine"] and findings[0].part == "machine"
     assert "Mine\n  ok      mine.csv: found\n" in doctor.format_findings(findings)
     file.write_text("import nothing_of_this_name\n")
-    assert "can't be imported" in problems(config)[f"{config.task} check"]
+    assert "can't be imported" in problems(config)[f"{config.task.name} check"]
 
 
 def test_two_files_of_one_video(site):

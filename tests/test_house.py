@@ -213,7 +213,7 @@ def test_notebooks_are_clean_and_define_nothing(path):
     tagged = [cell for cell in code if "parameters" in cell.metadata.get("tags", [])]
     assert len(tagged) == 1
     names = [target.id for node in ast.parse(tagged[0].source).body for target in node.targets]
-    assert names == ["params", "site", "overrides", "run"]
+    assert names == ["params", "site", "overrides", "run_name"]
     for cell in code:
         assert len(cell.source.splitlines()) <= 12
         tree = ast.parse(cell.source)

@@ -4,7 +4,7 @@ import re
 
 from conftest import ROOT
 
-KEY = r"\b(site|model|data|optim|train|evaluate|search|launch)\.\w+|--\w+"  # a key of a recipe, or an option
+KEY = r"\b(site|model|data|optim|train|evaluate|task|launch)\.\w+|--\w+"  # a key of a recipe, or an option
 FIX = (r"expected|such as|did you mean|egokit \w+|\b(choose|copy|correct|fetch|give|install|keep|leave|make|name|put|"
        r"remove|rename|restore|set|start|submit|train|use|wait|write)\b")
 # messages, after their place, that are but a part of what is shown
@@ -15,7 +15,7 @@ PARTS = {
     r"searcher.py:\d+: .* has no index of any video": "the same: what makes the index, or why nothing can be read",
     r"is not valid YAML": "YAML's own words, with the line, come after it",
     r"only SLURM's jobs have a script": "the fix is the value that the key should have",
-    r"another CSV's, or damaged": "a cache that is made again; nobody sees this",
+    r"a number, not true or false": "what a key expected; egokit/config/build.py puts the key before",
     r"another user's, or a link": "stands in brackets behind the folder",
     r"squeue": "the reason of a job's state 'unknown', behind the job",
     r"toy/frame_number.py": "about the toy's own frames, which no user's file can damage",

@@ -16,9 +16,13 @@ OLD_TASK = "from egokit.loading import Samples\nfrom egokit.tasks.base import Ta
 
 
 def older(config) -> dict:
-    """Return the plain config as an older egokit wrote it: without a later key, and with two earlier names."""
+    """Return the plain config as an older egokit wrote it: a key less, some by earlier names, those of all tasks."""
     plain = to_dict(config)
     del plain["train"]["deterministic"]
+    own = plain.pop("task")
+    plain |= {"task": own.pop("name"), "search": {"videos": "", "window": 4.0}}
+    plain["data"]["validation_frames"] = own.pop("val_frames")
+    plain["train"] |= own | {"margin": 0.2}
     plain["launch"]["processes"] = plain["launch"].pop("tasks_per_node")
     plain["data"]["tokens"] = plain["data"].pop("max_tokens")
     return plain
@@ -70,19 +74,12 @@ def test_without_its_copy_it_goes_on_with_this_egokit(resolve, began):
     assert started == {"config": to_dict(config), "module": "egokit.jobs.worker"}
 
 
-def test_a_task_file_by_earlier_names_goes_on_in_its_copy_alone(resolve, began, tmp_path):
-    begin, started = began
+def test_a_task_file_by_earlier_names_is_refused_with_the_way_out(resolve, tmp_path):
+    """Its keys can't be known before it is imported, so the error comes before any run is touched."""
     file = tmp_path / "mine.py"
     file.write_text(OLD_TASK)
-    config = resolve(overrides=f"{MODEL} task={file}:Mine")
-    handle = begin(config, task_sha256=launch.code_snapshot.task_sha256(config.task.name))
     with pytest.raises(ConfigError, match=r"mine.py can't be imported: No module named 'egokit.loading'.*CHANGELOG.md"):
-        egokit.submit(config, handle.run, "train", "pretrain")
-    assert not started
-    (handle.folder / "code/task").mkdir(parents=True)
-    with pytest.raises(launch.NotSubmitted):
-        egokit.submit(config, handle.run, "train", "pretrain")
-    assert started["module"] == "egokit.job"
+        resolve(overrides=f"{MODEL} task={file}:Mine")
 
 
 def test_an_older_training_is_shown(resolve, began):

@@ -144,7 +144,7 @@ def test_own_keys_are_strict(resolve, tmp_path):
     assert (config.task.dropout, config.task.classes, config.task.temperature) == (0.3, 3, 0.05)
     for overrides, message in (
             (f"{right} task.dropuot=0.3", r"unknown key 'task.dropuot' \(in overrides\): did you mean 'dropout'"),
-            (f"{right} task.dropout=3", "task.dropout.*less than or equal to 1, got 3"),
+            (f"{right} task.dropout=3", "task.dropout.*expected 1 or less, got 3"),
             (f"task={file}:Mine", "task.classes.*is missing: this key has no default")):
         with pytest.raises(ConfigError, match=message):
             resolve("toy/charades_finetune", overrides)
@@ -169,7 +169,7 @@ def test_an_example_is_trained_saved_loaded_and_shown(project, checkpoint, name,
     assert metrics["steps"] > 1 and metrics["recipe"]["task.name"] == run.config.task.name
 
     task = tasks.make(run.config)
-    loaded, start = egokit.load(run.path, task=task), egokit.load(run.config.init)
+    loaded, start = egokit.load(run.path, task=task), egokit.load(run.config.init, run.config.model.frames)
     assert loaded.own.keys() == own and not len(start.own)
     with torch.random.fork_rng():
         fresh = egokit.load(run.config.init, task=task)

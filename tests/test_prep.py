@@ -3,6 +3,7 @@ import json
 import shutil
 import subprocess
 import time
+import typing
 
 import av
 import numpy as np
@@ -98,7 +99,7 @@ def test_encodings_cut_at_their_keyframes(tmp_path, name):
 def test_encodings_are_the_choices_of_the_configuration(project, tmp_path):
     from egokit.config.build import ConfigError
     from egokit.config.resolve import resolve
-    assert tuple(video.ENCODINGS) == schema.CHOICES["site.encoding"]
+    assert tuple(video.ENCODINGS) == typing.get_args(schema.SiteConfig.__pydantic_fields__["encoding"].annotation)
     assert schema.SiteConfig().encoding in video.ENCODINGS
     with pytest.raises(ConfigError, match=r"site\.encoding .*'originel': did you mean 'original'"):
         resolve("toy/pretrain", "tiny", "site.encoding=originel")

@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import threading
+import time
 
 import pytest
 from conftest import ROOT
@@ -13,7 +14,7 @@ from full_videos import check_complete, command, four_videos
 
 from egokit import cli, prep
 from egokit.prep import source, video
-from egokit.runs.files import atomic_folder
+from egokit.runs.files import atomic_folder, lock_file
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ def test_processes_on_the_same_videos_at_once(full, tmp_path):
 def test_without_locks_the_same_video_twice_at_once_stays_whole(full, tmp_path, monkeypatch):
     def no_locks(*_):
         raise OSError(errno.ENOLCK, "No locks available")
-    monkeypatch.setattr(video.fcntl, "flock", no_locks)
+    monkeypatch.setattr("fcntl.flock", no_locks)
     settings, entry = video.PrepSettings(tmp_path / "root", 72, 30), source.list_videos(full)[0]
     nobody = f"{socket.gethostname()}-{2**22 + 1}"  # above the largest process id
     leftover = settings.resized_path("x").with_name(f".{entry.uid}.{nobody}-0badcafe.part.mp4")
@@ -132,3 +133,22 @@ def test_an_array_that_runs_is_found_again(full, project, tmp_path):
     assert again.folder == first.folder and "2 shards on local" in str(again)
     assert again.wait(progress=False)["videos"] == 4 and prep.submit_array(config, 2) is None
     check_complete(tmp_path / "root", tmp_path / "root/Ego4D")
+
+
+def test_a_lock_is_waited_for_until_it_is_free_or_the_wait_is_stopped(tmp_path, capsys):
+    order, stop = [], threading.Event()
+
+    def wait(name, **options):
+        with lock_file(tmp_path / "lock", **options):
+            order.append(name)
+    with lock_file(tmp_path / "lock"):
+        waiting = threading.Thread(target=wait, args=("second",), kwargs={"busy": "waits\n"})
+        stopped = threading.Thread(target=wait, args=("stopped",), kwargs={"stop": stop})
+        waiting.start()
+        stopped.start()
+        time.sleep(0.7)
+        stop.set()
+        stopped.join(10)
+        order.append("first")
+    waiting.join(10)
+    assert order == ["stopped", "first", "second"] and capsys.readouterr().out == "waits\n"

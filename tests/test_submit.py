@@ -101,18 +101,18 @@ def test_the_script_asks_for_what_the_site_says(tmp_path):
     whole = slurm.options(LaunchConfig(gpus_per_task=0, exclusive=True), tmp_path, "name")
     assert whole["exclusive"] is True and whole["mem"] == "0"
     assert not {"gpus_per_node", "partition", "account"} & whole.keys()
-    shard = slurm.one_process(LaunchConfig("slurm", nodes=2, tasks_per_node=4, gpus_per_task=0, exclusive=True,
+    shard = slurm.one_process(LaunchConfig(cluster="slurm", nodes=2, tasks_per_node=4, gpus_per_task=0, exclusive=True,
                                            slurm={"gres": "gpu:4", "exclude": "n7"}))
-    assert shard == LaunchConfig("slurm", gpus_per_task=0, slurm={"exclude": "n7"})
+    assert shard == LaunchConfig(cluster="slurm", gpus_per_task=0, slurm={"exclude": "n7"})
     assert slurm.one_process(LaunchConfig(gpus_per_task=0)).gpus_per_task == 1, (
         "jobs that a notebook's local job submits inherit what it sees")
 
 
 @pytest.mark.parametrize("override, message", [
-    ("launch.setup=module", r"launch.setup \(in overrides\): expected a list of str, got 'module'"),
-    ("launch.setup=[1]", r"launch.setup \(in overrides\): expected str, got 1"),
-    ("launch.partition=[a,b]", r"launch.partition \(in overrides\): expected str"),
-    ("launch.exclusive=2", "launch.exclusive .*expected bool"),
+    ("launch.setup=module", r"launch.setup \(in overrides\): expected a list, got 'module'"),
+    ("launch.setup=[1]", r"launch.setup \(in overrides\): expected a valid string, got 1"),
+    ("launch.partition=[a,b]", r"launch.partition \(in overrides\): expected a valid string"),
+    ("launch.exclusive=2", "launch.exclusive .*expected a valid boolean"),
     ("launch.gpus_per_task=4", r"launch.gpus_per_task \(in overrides\): 4: known: 0, 1"),
     ("launch.nodes=0", "launch.nodes .*expected 1 or more, got 0"),
     ("launch.mem_gb_per_task=-1", "launch.mem_gb_per_task .*expected 0 or more"),

@@ -152,8 +152,8 @@ def test_make_is_idempotent_resumable_and_particular(root, tmp_path):
     (copy / "toy.unfinished.json").write_text(json.dumps(arguments))
     kept, *_, lost = [path for path in sorted(copy.rglob("*")) if path.suffix.lower() == ".mp4"]
     lost.unlink()
-    killed = f"{os.uname().nodename}-999999999-00000000"  # a process that is gone
-    lost.with_name(f".{lost.stem}.{killed}.part{lost.suffix}").write_bytes(b"torn")
+    nobody = f"{os.uname().nodename}-{2**22 + 1}"  # above the largest process id
+    lost.with_name(f".{lost.stem}.{nobody}-0badcafe.part{lost.suffix}").write_bytes(b"torn")
     modified = kept.stat().st_mtime_ns
     with pytest.raises(ValueError, match="unfinished"):
         toy.make(copy, seed=SEED + 1, size="tiny")

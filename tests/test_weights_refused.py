@@ -54,8 +54,13 @@ class Settings(dict):
     """A foreign class like easydict's or yacs's: a dict with items, state and attributes."""
 
 
+class Steps(list):
+    """A foreign class like omegaconf's lists."""
+
+
 def test_foreign_objects_are_dropped_unread(model, tmp_path, monkeypatch):
     import argparse
+    import collections
     import datetime
     import logging
     import pathlib
@@ -63,16 +68,19 @@ def test_foreign_objects_are_dropped_unread(model, tmp_path, monkeypatch):
 
     import numpy as np
     foreign = types.ModuleType("parse_config")
-    foreign.Settings = Settings
+    foreign.Settings, foreign.Steps = Settings, Steps
     monkeypatch.setattr(Settings, "__module__", "parse_config")
+    monkeypatch.setattr(Steps, "__module__", "parse_config")
     monkeypatch.setitem(sys.modules, "parse_config", foreign)
     settings = Settings(lr=1.0)
     settings.path = pathlib.Path("x")
     extra = {"config": settings, "args": argparse.Namespace(lr=1), "best": np.float64(3), "array": np.arange(3),
-             "when": datetime.datetime(2023, 1, 1), "seen": {1, 2}, "log": logging.getLogger("run")}
+             "when": datetime.datetime(2023, 1, 1), "seen": {1, 2}, "log": logging.getLogger("run"),
+             "steps": Steps([1, 2]), "losses": collections.deque([0.5]), "by": collections.defaultdict(list, a=[1])}
     state = {f"module.{weights.rename(key, 'released')}": value for key, value in model.state_dict().items()}
-    for new in (True, False):
-        torch.save({"state_dict": state, **extra}, tmp_path / "a.pth", _use_new_zipfile_serialization=new)
+    for new, protocol in ((True, 2), (False, 2), (True, 4), (False, 4)):
+        torch.save({"state_dict": state, **extra}, tmp_path / "a.pth", pickle_protocol=protocol,
+                   _use_new_zipfile_serialization=new)
         monkeypatch.delitem(sys.modules, "parse_config")
         content = checkpoints.read(tmp_path / "a.pth")
         config = content["config"]
@@ -106,7 +114,7 @@ MAGIC = b"".join(pickle.dumps(constant, 2) for constant in (0x1950a86a20f9469cfc
     b"\x80\x02(X\x06\x00\x00\x00modulectorch._utils\n_rebuild_tensor_v2\nX\x01\x00\x00\x00aX\x01\x00\x00\x00btQ.",
     # state for the function that builds tensors would change it in the whole process
     b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n}X\x0c\x00\x00\x00__qualname__X\x01\x00\x00\x00zsb.",
-    b"\x80\x02cegokit.model.safe_pickle\nStored\n."])
+    b"\x80\x02cegokit.model.tensor_file\nStored\n."])
 def test_pickles_that_change_what_they_are_given_are_refused(tmp_path, monkeypatch, code):
     import zipfile
     monkeypatch.chdir(tmp_path)
@@ -120,6 +128,67 @@ def test_pickles_that_change_what_they_are_given_are_refused(tmp_path, monkeypat
     assert before == {name: dict(vars(getattr(torch._utils, name))) for name in before}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["older.pth", "zip.pth"]
     torch.save({"a": torch.zeros(1)}, "still.pth")
+
+
+def stored(dtype: str, size: int = 3) -> bytes:
+    """A pickle of a state dict with one tensor."""
+    return (b"\x80\x02}X\x0a\x00\x00\x00state_dict}X\x01\x00\x00\x00wctorch._utils\n_rebuild_tensor_v2\n("
+            b"(X\x07\x00\x00\x00storage" + f"ctorch\n{dtype}\n".encode() +
+            b"X\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x03tQK\x00K" + bytes([size]) + b"\x85K\x01\x85\x89}tRss.")
+
+
+@pytest.mark.parametrize(("dtype", "size", "compression", "why"), [
+    ("FloatStorage", 3, 0, "is not an EgoVLPv2 checkpoint: its keys begin with w"),  # what is whole
+    ("FloatStorage", 4, 0, "out of bounds"), ("FloatStorage", 3, 8, "compressed or overlap"),
+    ("ComplexFloatStorage", 1, 0, "complex and quantised"), ("complex64", 1, 0, "no storage of its own")])
+def test_tensors_that_are_not_in_their_file_are_refused(tmp_path, dtype, size, compression, why):
+    import zipfile
+    with zipfile.ZipFile(tmp_path / "a.pth", "w", compression) as archive:
+        archive.writestr("archive/data.pkl", stored(dtype, size))
+        archive.writestr("archive/data/0", bytes(12))
+        archive.writestr("archive/data/1", bytes(100_000 if compression else 1))
+    with pytest.raises(WeightsError, match=rf"a\.pth.*{why}"):
+        egokit.load(tmp_path / "a.pth")
+
+
+def test_a_record_that_the_older_format_does_not_hold_is_refused(tmp_path):
+    whole = stored("FloatStorage") + pickle.dumps(["0"], 2) + (3).to_bytes(8, "little") + bytes(12)
+    (tmp_path / "whole.pth").write_bytes(MAGIC + whole)
+    assert checkpoints.read(tmp_path / "whole.pth")["state_dict"]["w"].tolist() == [0, 0, 0]
+    (tmp_path / "none.pth").write_bytes(MAGIC + stored("FloatStorage") + pickle.dumps([], 2))
+    (tmp_path / "cut.pth").write_bytes(MAGIC + whole[:-1])
+    (tmp_path / "long.pth").write_bytes(MAGIC + whole.replace((3).to_bytes(8, "little"), b"\xff" * 8))
+    for name in ("none", "cut", "long"):
+        with pytest.raises(WeightsError, match=rf"{name}\.pth"):
+            checkpoints.read(tmp_path / f"{name}.pth")
+
+
+def test_safetensors_that_overlap_are_refused(tmp_path):
+    import json
+    entry = {"dtype": "F32", "shape": [100], "data_offsets": [0, 400]}
+    header = json.dumps({str(i): entry for i in range(20)}).encode()
+    (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(400))
+    with pytest.raises(WeightsError, match=r"a\.safetensors.*overlap"):
+        egokit.load(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(("content", "why"), [
+    (b"<!DOCTYPE html><html>", "is a web page"), (b"version https://git-lfs.github.com/spec/v1", "was not fetched"),
+    (b'{"error": "404"}', "was not fetched"), (b"PK\x03\x04 cut", "its end is missing")])
+def test_what_came_in_place_of_a_checkpoint_is_named(tmp_path, content, why):
+    (tmp_path / "a.pth").write_bytes(content)
+    with pytest.raises(WeightsError, match=rf"a\.pth.*{why}"):
+        egokit.load(tmp_path / "a.pth")
+
+
+def test_a_big_endian_file_is_refused(tmp_path):
+    import zipfile
+    with zipfile.ZipFile(tmp_path / "a.pth", "w") as archive:
+        archive.writestr("archive/data.pkl", stored("FloatStorage"))
+        archive.writestr("archive/byteorder", "big")
+        archive.writestr("archive/data/0", bytes(12))
+    with pytest.raises(WeightsError, match=r"a\.pth.*big-endian"):
+        egokit.load(tmp_path / "a.pth")
 
 
 def test_a_tar_is_not_opened(tmp_path):

@@ -1,13 +1,15 @@
 """The stage `encode`: the speed of evaluation by precision, and how far its scores are from float32's."""
 from __future__ import annotations
 
+import typing
+
 import torch
 import torch.nn.functional as F
 import train_step
 from gpu_day.common import DEVICE, REHEARSAL, SHAPE, check, clock, forget, peak_gib
 from torch import Tensor
 
-from egokit.config.schema import CHOICES, ModelConfig
+from egokit.config.schema import EvaluateConfig, ModelConfig
 from egokit.data.video.transforms import normalise
 from egokit.model.egovlp import autocast
 
@@ -35,7 +37,7 @@ def encode() -> None:
         return video, model.itm_from_states(*states).float()
 
     exact = None
-    for name in CHOICES["evaluate.precision"]:
+    for name in typing.get_args(EvaluateConfig.__pydantic_fields__["precision"].annotation):
         forget()
         with torch.no_grad(), autocast(DEVICE, name):
             video, logits = egomcq()

@@ -14,6 +14,10 @@ import pydantic
 
 from egokit.config.schema import RENAMED, Config, TaskConfig
 
+PHRASES = {  # pydantic's kind of error: what was expected, in fewer words than pydantic's
+    "greater_than_equal": "{ge:g} or more", "greater_than": "more than {gt:g}", "less_than_equal": "{le:g} or less",
+    "tuple_type": "a list", "boolean_number": "a number, not true or false"}
+
 
 class ConfigError(ValueError):
     """A mistake in a parameter, key or path; the message names it and says what to do."""
@@ -68,7 +72,8 @@ def _message(cls, error: dict, where: str, source: str) -> str:
     if error["type"] == "dataclass_type":
         keys = ", ".join(annotation.__pydantic_fields__)
         return f"{name}{source}: expected a section with keys {keys}; got {value!r}"
-    expected = error["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    phrase = PHRASES.get(error["type"], error["msg"].removeprefix("Input should be "))
+    expected = phrase.format(**error.get("ctx", {}))
     return f"{name}{source}: expected {expected}, got {value!r}"
 
 

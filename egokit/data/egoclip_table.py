@@ -1,41 +1,45 @@
 """EgoClip's table at full size: egoclip.csv in a columnar cache that processes share.
 
-The CSV is read once (egoclip_csv.py decides which rows are well formed); then all processes of a machine map the cache.
-This file holds the cache, its rows and their scene-aware negatives. Videos, frames and samples are in tasks/egoclip.py.
+The CSV is parsed once; then all processes of a machine map the cache. This file holds the table, its scene-aware
+negatives, and the parsing. Videos, frames and samples are in tasks/egoclip.py.
 
-The cache is one file: a JSON header, the texts of all rows, then arrays. It holds the CSV's size and time, and a
-checksum of itself; a cache that doesn't match is built anew. Videos and lists of tags are stored once, and rows refer
-to them by number.
+The cache is one Arrow file and its checksum. It names the CSV's size and time; a cache that doesn't match is built
+anew. Videos and lists of tags are stored once, and rows refer to them by number.
 """
 from __future__ import annotations
 
-import collections
+import ast
 import contextlib
+import glob
 import hashlib
-import io
-import itertools
 import json
 import os
-import secrets
+import re
 import warnings
 import zlib
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import csv
 
-from egokit.data.egoclip_csv import (
-    NOUNS,  # noqa: F401  (the tasks take both from here)
-    TAGS,
-    TIMES,
-    VERBS,  # noqa: F401
-    TagLists,
-    parse_block,
-    read_blocks,
-)
+from egokit.runs.files import atomic_path, remove_abandoned
 
-WINDOW = 60.0   # seconds: a scene-aware negative comes from the same window of the same video
-FORMAT = "egokit's egoclip.csv, 1"  # increase the number when the same CSV gives another cache
-HEADER = 4096   # bytes
+VERBS, NOUNS = 118, 582  # classes of the tags
+COLUMNS = ["clip_idx", "video_uid", "video_dur", "narration_source", "narration_ind", "narration_time",
+           "clip_start", "clip_end", "clip_text", "tag_verb", "tag_noun"]
+LISTS = ("tag_verb", "tag_noun", "scene")  # columns that refer to lists, each of which is stored once
+TIMES, TAGS = ["narration_time", "clip_start", "clip_end"], {"tag_verb": VERBS, "tag_noun": NOUNS}
+# fields that pandas takes for missing values
+MISSING = ["", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A",
+           "NA", "NULL", "NaN", "None", "n/a", "nan", "null"]
+TAG_LIST = r"^\[\s*(N\s*(,\s*N\s*)*,?\s*)?\]$".replace("N", "(0{1,99}|[1-9][0-9]{0,99})")  # such as [3, 17]
+NUMBER = r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*"
+WINDOW = 60.0    # seconds: a scene-aware negative comes from the same window of the same video
+BLOCK = 1 << 24  # bytes of the CSV that are parsed at once: bounds the memory
+FORMAT = "egokit's egoclip.csv, 2"  # increase the number when the same CSV gives another cache
+CHECKSUM = 4     # bytes of CRC-32 at the cache's end
 
 
 class EgoClipTable:
@@ -49,7 +53,9 @@ class EgoClipTable:
 
     Attributes:
         videos: the distinct video_uids.
-        columns: the cache's arrays, read-only, in pages that processes share; "video_uid" is a place in `videos`.
+        columns: arrays (rows,), read-only, in pages that processes share: TIMES, places in `videos`, and in `lists`.
+        lists: (bounds, values) of each of LISTS; list i is values[bounds[i]:bounds[i + 1]].
+        texts: the narrations, an Arrow array.
         malformed: number of rows that were left out.
 
     Raises:
@@ -59,10 +65,15 @@ class EgoClipTable:
 
     def __init__(self, path: str | os.PathLike, warn: bool = True):
         self.path = Path(path).absolute()
-        data, header = _open_cache(self.path)
-        self.columns = {name: data[at:at + size].view(dtype) for name, (dtype, at, size) in header["arrays"].items()}
-        self.videos: list[str] = self.columns["videos"].tobytes().decode().split("\t")
-        self.malformed: int = header["malformed"]
+        cache = _open_cache(self.path)
+        arrays = {name: cache[name].chunk(0) for name in cache.column_names}
+        self.videos: list[str] = arrays["video_uid"].dictionary.to_pylist()
+        self.texts = arrays["clip_text"]
+        self.columns = {name: arrays[name].to_numpy() for name in TIMES}
+        self.columns |= {name: arrays[name].indices.to_numpy() for name in ("video_uid", *LISTS)}
+        lists = {name: arrays[name].dictionary for name in LISTS}
+        self.lists = {name: (array.offsets.to_numpy(), array.values.to_numpy()) for name, array in lists.items()}
+        self.malformed: int = json.loads(cache.schema.metadata[b"egokit"])["malformed"]
         if warn and self.malformed:
             warnings.warn(f"{path}: {self.malformed} malformed rows of {self.malformed + len(self)} left out",
                           stacklevel=2)
@@ -82,16 +93,9 @@ class EgoClipTable:
         """
         if not 0 <= index < len(self):
             raise IndexError(f"{self.path} has no row {index}: it has {len(self)} well-formed ones")
-        columns = self.columns
-        first, last = columns["text_bounds"][index:index + 2]
-        row = {"video_uid": self.videos[columns["video_uid"][index]],
-               "clip_text": columns["texts"][first:last].tobytes().decode()}
-        row |= {name: float(columns[name][index]) for name in TIMES}
-        for name, tag in (("verbs", "tag_verb"), ("nouns", "tag_noun")):
-            number = columns[tag][index]
-            first, last = columns[f"{tag}_bounds"][number:number + 2]
-            row[name] = columns[f"{tag}_ids"][first:last]
-        return row
+        return {"video_uid": self.videos[self.columns["video_uid"][index]], "clip_text": self.texts[index].as_py(),
+                **{name: float(self.columns[name][index]) for name in TIMES},
+                "verbs": self._list("tag_verb", index), "nouns": self._list("tag_noun", index)}
 
     def negative(self, index: int, rng: np.random.Generator) -> int:
         """Draw a scene-aware negative: another row of the same video and the same WINDOW.
@@ -104,19 +108,23 @@ class EgoClipTable:
         Source:
             EgoVLP (arXiv 2206.01670), EgoNCE.
         """
-        scene = self.columns["scene"][index]
-        first, count = int(self.columns["scene_first"][scene]), int(self.columns["scene_count"][scene])
-        if count == 1:
+        scene = self._list("scene", index)
+        if len(scene) == 1:
             return index
-        order = self.columns["scene_order"]  # row numbers, those of one scene contiguous and in the table's order
-        pick = order[first + rng.integers(count - 1)]
-        return int(pick if pick != index else order[first + count - 1])
+        pick = scene[rng.integers(len(scene) - 1)]
+        return int(pick if pick != index else scene[-1])
+
+    def _list(self, name: str, index: int) -> np.ndarray:
+        """Return the list that a row refers to in a column of LISTS."""
+        bounds, values = self.lists[name]
+        number = self.columns[name][index]
+        return values[bounds[number]:bounds[number + 1]]
 
 
-def _open_cache(path: Path) -> tuple[np.ndarray, dict]:
-    """Return the cache's bytes and header, building the cache if needed.
+def _open_cache(path: Path) -> pa.Table:
+    """Return the cache, which is built if needed.
 
-    The cache is a file beside the CSV, else in the user's cache folder, else only in memory.
+    It is a file beside the CSV, else in the user's cache folder, else only in memory.
     """
     status = os.stat(path)
     stamp = {"format": FORMAT, "csv_bytes": status.st_size, "csv_mtime_ns": status.st_mtime_ns}
@@ -127,100 +135,123 @@ def _open_cache(path: Path) -> tuple[np.ndarray, dict]:
     for place in places:
         if cache := _map_cache(place, stamp):
             return cache
+    built = _build_cache(path, stamp)
     for place in places:
-        with contextlib.suppress(OSError):  # a folder that can't be written, a full disk
-            _store_cache(path, place, stamp)
+        with contextlib.suppress(OSError):  # a folder that can't be written, a full disk, or another rank was first
+            _store_cache(built, place, stamp)
         if cache := _map_cache(place, stamp):
             return cache
-    _build_cache(path, memory := io.BytesIO(), stamp)
-    return _check_cache(np.frombuffer(memory.getbuffer(), np.uint8), stamp)
+    return built
 
 
-def _map_cache(place: Path, stamp: dict) -> tuple[np.ndarray, dict] | None:
+def _map_cache(place: Path, stamp: dict) -> pa.Table | None:
     """Map the cache at `place`; None if it is missing, damaged, or of another CSV."""
     try:
-        return _check_cache(np.memmap(place, np.uint8, mode="r").view(np.ndarray), stamp)
-    except Exception:  # anything can be in a damaged file
+        data = pa.memory_map(str(place)).read_buffer()
+        if zlib.crc32(data[:-CHECKSUM]) != int.from_bytes(data[-CHECKSUM:], "little"):
+            return None
+        cache = pa.ipc.open_file(data[:-CHECKSUM]).read_all()
+        return cache if stamp.items() <= json.loads(cache.schema.metadata[b"egokit"]).items() else None
+    except (OSError, ValueError, TypeError, KeyError):  # pyarrow's errors are ValueErrors or OSErrors
         return None
 
 
-def _check_cache(data: np.ndarray, stamp: dict) -> tuple[np.ndarray, dict]:
-    """Return a cache's bytes and header, or raise if it is damaged or of another CSV."""
-    header = json.loads(data[:HEADER].tobytes())
-    checksums = header.pop("checksum"), header["rest"]
-    if stamp.items() <= header.items() and checksums == (zlib.crc32(json.dumps(header).encode()),
-                                                         zlib.crc32(data[HEADER:])):
-        return data, header
-    raise ValueError("another CSV's, or damaged")
+def _store_cache(cache: pa.Table, place: Path, stamp: dict) -> None:
+    """Write the cache to `place`.
 
-
-def _store_cache(path: Path, place: Path, stamp: dict) -> None:
-    """Build the cache at `place`.
-
-    Ranks on several machines may do this at the same time, so each writes a temporary file under a name of its own.
+    Raises:
+        FileExistsError: another rank has written it meanwhile; all then share that file's pages.
     """
-    place.parent.mkdir(parents=True, exist_ok=True)
-    temporary = place.with_name(f"{place.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
-    try:
-        with open(temporary, "xb") as file:
-            _build_cache(path, file, stamp)
-        if _map_cache(place, stamp) is None:  # else another rank was first, and all share its file's pages
-            os.replace(temporary, place)
-    finally:
-        temporary.unlink(missing_ok=True)
+    remove_abandoned(place.parent, glob.escape(place.stem))
+    with atomic_path(place) as temporary:
+        with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_file(file, cache.schema) as writer:
+            writer.write_table(cache)
+        checksum = zlib.crc32(pa.memory_map(str(temporary)).read_buffer())
+        with open(temporary, "ab") as file:
+            file.write(checksum.to_bytes(CHECKSUM, "little"))
+        if _map_cache(place, stamp):
+            raise FileExistsError(place)
 
 
-def _build_cache(path: Path, file, stamp: dict) -> None:
-    """Write the cache of the CSV into `file`.
+# parsing
 
-    Texts are written as they are read; everything else, 60 bytes per row, is kept in memory until the end.
-    """
-    rest, malformed, parts = 0, 0, []
-    videos: dict[str, int] = collections.defaultdict(itertools.count().__next__)  # numbered in order of appearance
-    tags = {tag: TagLists(classes) for tag, classes in TAGS.items()}
-
-    def put(data: np.ndarray) -> None:
-        nonlocal rest
-        rest = zlib.crc32(data, rest)
-        file.write(data)
-
-    file.seek(HEADER)
-    for block in read_blocks(path):
-        part, texts, left_out = parse_block(block, videos, tags)
-        put(texts)
-        parts.append(part)
-        malformed += left_out
-    columns = {name: np.concatenate([part.pop(name) for part in parts]) for name in list(parts[0])}
-    if not len(columns["video_uid"]):
+def _build_cache(path: Path, stamp: dict) -> pa.Table:
+    """Parse the CSV into a table of one chunk."""
+    lines, blocks = 0, []
+    with open(path, "rb") as file:
+        header = file.readline().decode("utf-8-sig", "replace").rstrip("\r\n").split("\t")
+        if header != COLUMNS:
+            raise ValueError(f"{path}: expected the tab-separated columns {', '.join(COLUMNS)}; "
+                             f"found {', '.join(header)[:200]}")
+        while block := file.read(BLOCK) + file.readline():
+            count, rows = _parse_block(block)
+            lines += count
+            blocks.append(rows)
+    malformed = lines - sum(map(len, blocks))
+    if malformed == lines:
         raise ValueError(f"{path}: none of its {malformed} rows is well formed; is this an EgoClip table?")
-    columns |= {"text_bounds": _bounds(columns.pop("text_length")),
-                "videos": np.frombuffer("\t".join(videos).encode(), np.uint8)}
-    for tag, numbers in tags.items():
-        columns[f"{tag}_bounds"] = _bounds([len(ids) for ids in numbers.lists])
-        columns[f"{tag}_ids"] = np.array([number for ids in numbers.lists for number in ids], np.int16)
-    columns |= _scenes(columns["video_uid"], columns["narration_time"])
-
-    arrays = {"texts": ("u1", HEADER, file.tell() - HEADER)}
-    for name, array in columns.items():
-        put(np.zeros(-file.tell() % 64, np.uint8))  # aligned, so that the array can be mapped
-        arrays[name] = (array.dtype.str, file.tell(), array.nbytes)
-        put(array)
-    header = {**stamp, "malformed": malformed, "arrays": arrays, "rest": rest}
-    file.seek(0)
-    file.write(json.dumps({**header, "checksum": zlib.crc32(json.dumps(header).encode())}).encode().ljust(HEADER))
+    rows = pa.concat_tables(blocks).unify_dictionaries().combine_chunks()
+    blocks.clear()
+    pa.default_memory_pool().release_unused()
+    columns = {name: rows[name].chunk(0) for name in rows.column_names}
+    for tag, classes in TAGS.items():
+        lists = [[number for number in ast.literal_eval(literal) if number < classes]
+                 for literal in columns[tag].dictionary.to_pylist()]
+        columns[tag] = pa.DictionaryArray.from_arrays(columns[tag].indices, pa.array(lists, pa.list_(pa.int16())))
+    columns["scene"] = _scenes(columns["video_uid"].indices.to_numpy(), columns["narration_time"].to_numpy())
+    return pa.table(columns).replace_schema_metadata({"egokit": json.dumps({**stamp, "malformed": malformed})})
 
 
-def _bounds(lengths) -> np.ndarray:
-    """Return where each of several contiguous pieces begins, and where the last ends."""
-    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+def _parse_block(block: bytes) -> tuple[int, pa.Table]:
+    """Parse whole lines.
+
+    Returns:
+        (number of rows, malformed ones included; the well-formed rows).
+    """
+    try:
+        block.decode()
+    except UnicodeDecodeError:  # a byte that is not UTF-8 becomes tabs: its row then has too many fields
+        block = re.sub("[\udc80-\udcff]", "\t" * len(COLUMNS), block.decode(errors="surrogateescape")).encode()
+    if b"\r" in block:
+        block = block.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    block = re.sub(rb"\n\s*(?=\n|\Z)", b"", b"\n" + block)  # a blank line is not a row
+    lines = block.count(b"\n")
+    names = ["video_uid", *TIMES, "clip_text", *TAGS]
+    rows = csv.read_csv(
+        pa.BufferReader(block + b"\n"),
+        csv.ReadOptions(column_names=COLUMNS, use_threads=False, block_size=len(block) + 1),
+        csv.ParseOptions(delimiter="\t", quote_char=False, invalid_row_handler=_skip),
+        csv.ConvertOptions(column_types=dict.fromkeys(names, pa.large_string()), include_columns=names,
+                           null_values=MISSING, strings_can_be_null=True, check_utf8=False)).drop_null()
+    columns = {name: rows[name].combine_chunks() for name in names}
+    columns |= {name: _parse_times(columns[name]) for name in TIMES}
+    good = [np.isfinite(columns[name]) for name in TIMES] + [columns["clip_end"] > columns["clip_start"]]
+    good += [pc.match_substring_regex(columns[tag], TAG_LIST).to_numpy(zero_copy_only=False) for tag in TAGS]
+    rows = pa.table(columns).filter(np.all(good, axis=0))
+    encoded = {name: rows[name].combine_chunks().dictionary_encode() for name in ("video_uid", *TAGS)}
+    return lines, pa.table({name: encoded.get(name, rows[name]) for name in names})
 
 
-def _scenes(video: np.ndarray, time: np.ndarray) -> dict[str, np.ndarray]:
-    """Return each row's scene, and each scene's place in `scene_order` and number of rows."""
+def _skip(row: csv.InvalidRow) -> str:
+    """Leave out a row that has too few or too many fields."""
+    return "skip"
+
+
+def _parse_times(column: pa.Array) -> np.ndarray:
+    """Parse a column of seconds; NaN for what is no number."""
+    try:
+        return column.cast(pa.float64()).to_numpy()
+    except pa.ArrowInvalid:
+        cells = column.to_pylist()
+        return np.array([float(cell) if re.fullmatch(NUMBER, cell, re.ASCII) else np.nan for cell in cells])
+
+
+def _scenes(video: np.ndarray, time: np.ndarray) -> pa.DictionaryArray:
+    """Return each row's scene, as the list of the scene's rows in the order of the table."""
     import pandas as pd
-    window, windows = pd.factorize(time // WINDOW)
-    scene = pd.factorize(video * np.int64(len(windows)) + window)[0]
-    count = np.bincount(scene)
-    arrays = {"scene": scene, "scene_order": np.argsort(scene, kind="stable"), "scene_first": np.cumsum(count) - count,
-              "scene_count": count}
-    return {name: array.astype(np.int32) for name, array in arrays.items()}
+    keys = pd.DataFrame({"video": video, "window": time // WINDOW})
+    scene = keys.groupby([*keys], sort=False).ngroup().to_numpy(np.int32)
+    bounds = np.concatenate([[0], np.cumsum(np.bincount(scene))])
+    rows = np.argsort(scene, kind="stable")
+    lists = pa.ListArray.from_arrays(bounds.astype(np.int32), rows.astype(np.int32))
+    return pa.DictionaryArray.from_arrays(scene, lists)

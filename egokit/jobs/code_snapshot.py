@@ -11,6 +11,7 @@ from pathlib import Path
 
 from egokit.config.registry import split_task_file
 from egokit.config.resolve import as_submitted
+from egokit.runs.files import atomic_folder
 
 
 def snapshot_code(folder: Path, keep: bool, task: str = "") -> Path:
@@ -26,16 +27,14 @@ def snapshot_code(folder: Path, keep: bool, task: str = "") -> Path:
         The folder of the copy.
     """
     source, target = Path(__file__).parents[1], folder / "code"
-    if target.is_dir() and not keep:
-        shutil.rmtree(target)
-    if not target.is_dir():
-        part = folder / f".code-{os.getpid()}"
+    if keep and target.is_dir():
+        return target
+    with atomic_folder(target) as part:
         shutil.copytree(source, part / "egokit", ignore=shutil.ignore_patterns("__pycache__"))
         if task_file := split_task_file(task):
             # not beside egokit: the job would import a file called json.py in place of Python's
             (part / "task").mkdir()
             shutil.copy(task_file[0], part / "task")
-        os.replace(part, target)
     return target
 
 

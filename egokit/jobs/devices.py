@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -20,6 +19,7 @@ from typing import NamedTuple
 from egokit.config.build import ConfigError
 from egokit.config.schema import Config, LaunchConfig
 from egokit.jobs import slurm, status
+from egokit.runs.files import lock_file
 
 VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
 IDLE_GIB = 1.0  # a GPU with less memory in use counts as idle, because drivers and displays take some
@@ -186,7 +186,7 @@ def locked_folder(folder: Path) -> Iterator[bool]:
             state = folder.lstat()
             if state.st_uid != os.getuid() or not stat.S_ISDIR(state.st_mode):
                 raise PermissionError("another user's, or a link")
-            fcntl.flock(stack.enter_context(open(folder / "lock", "w")), fcntl.LOCK_EX)
+            stack.enter_context(lock_file(folder / "lock"))
             safe = True
         except OSError as error:
             print(f"which GPUs your other jobs have taken can't be told: {folder} ({error})", flush=True)

@@ -13,7 +13,7 @@ from egokit.jobs import devices, status
 from egokit.jobs.handle import Handle
 from egokit.runs.run_folder import DEVICES, FAILED_NOTEBOOK, NOTEBOOK, Run
 
-SCORES = ("ensemble_intra", "mAP")  # in %; the metrics that choose a best checkpoint
+SCORES = ("ensemble_intra", "mAP")  # in %; of runs that don't record which metric is their "score"
 
 
 class JobRow(NamedTuple):
@@ -120,7 +120,7 @@ def job_row(handle: Handle, statuses: dict[str, status.JobStatus]) -> JobRow:
         scores = handle.metrics() or progress
     except (OSError, ValueError) as error:  # files of another user, or damaged ones
         return JobRow(*names, "unreadable", str(error), None, None, None, "", None, "", began)
-    metric = next((name for name in (*SCORES, *scores.get("published", ())) if scores.get(name) is not None), "")
+    metric = next((name for name in (scores.get("score"), *SCORES) if scores.get(name) is not None), "")
     return JobRow(*names, state, detail, progress.get("step"), progress.get("steps"),
                   progress.get("eta_s") if state == "running" else None, metric, scores.get(metric),
                   devices.devices_text(ranks), max(began, progress.get("time", 0)))

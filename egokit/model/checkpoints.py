@@ -4,6 +4,7 @@ tensor_file.py knows the file formats; weights.py the key names and models.
 """
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import re
@@ -17,6 +18,7 @@ from egokit.model import tensor_file
 from egokit.runs.files import atomic_path
 
 FORMAT = "egokit-1"
+STATES = ("state_dict", "model")  # where files have their tensors, unless these are the content itself
 
 
 class WeightsError(ValueError):
@@ -37,12 +39,13 @@ def read(path: str | Path, everything: bool = True) -> dict:
     """
     path = Path(path)
     try:
-        content = tensor_file.open_lazily(path)
-        nested = [key for key in ("state_dict", "model")
-                  if isinstance(content, dict) and isinstance(content.get(key), dict)]
-        if everything or not nested:
-            return tensor_file.materialise(content)
-        return content | {key: tensor_file.materialise(content[key]) for key in nested[:1]}
+        with open(path, "rb") as file:
+            content = tensor_file.open_lazily(file)
+            state = next((key for key in STATES if isinstance(content, dict) and isinstance(content.get(key), dict)),
+                         None)
+            if everything or state is None:
+                return copy.deepcopy(content)
+            return content | {state: copy.deepcopy(content[state])}
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise WeightsError(f"{path} is not a checkpoint that can be read: {reason} "
@@ -58,14 +61,10 @@ def find(path: str | Path) -> Path:
         WeightsError: there is none.
     """
     path = Path(path)
-    if path.is_file():
-        return path
-    for folder in (path / "checkpoints", path):
-        if (folder / "best.pt").is_file():
-            return folder / "best.pt"
-        newest = latest(folder)
-        if newest:
-            return newest
+    inside = path / "checkpoints"
+    for choice in (path, inside / "best.pt", latest(inside), path / "best.pt", latest(path)):
+        if choice and choice.is_file():
+            return choice
     if path.is_dir():
         raise WeightsError(f"{path} holds no checkpoint: expected checkpoints/best.pt (a run that has trained) "
                            "or give a file")
@@ -109,7 +108,11 @@ def write(path: str | Path, content: dict) -> None:
     """
     path = Path(path)
     try:
-        _write(path, content)
+        with atomic_path(path) as temporary:
+            if path.suffix == ".safetensors":
+                _save_safetensors(content, temporary)
+            else:
+                torch.save(content, temporary)
     except (OSError, RuntimeError) as error:  # torch.save says RuntimeError when the disk is full
         needed = sum(tensor.nbytes for tensor in content["state_dict"].values()) / 2**20
         free = shutil.disk_usage(path.parent).free / 2**20
@@ -119,24 +122,17 @@ def write(path: str | Path, content: dict) -> None:
                            "Make room and run again: a training run goes on from its newest checkpoint") from error
 
 
-def _write(path: Path, content: dict) -> None:
-    with atomic_path(path) as temporary:
-        if path.suffix != ".safetensors":
-            torch.save(content, temporary)
-            return
-        from safetensors.torch import save_file
-        temporary.touch()
-        mode = temporary.stat().st_mode  # save_file makes the file readable by its owner alone
-        plain = {key: value for key, value in content.items() if key != "state_dict"}
-        save_file({key: value.contiguous() for key, value in content["state_dict"].items()}, temporary,
-                  metadata={"format": "pt", "egokit": json.dumps(plain)})
-        temporary.chmod(mode)
+def _save_safetensors(content: dict, path: Path) -> None:
+    from safetensors.torch import save_file
+    path.touch()
+    mode = path.stat().st_mode  # save_file makes the file readable by its owner alone
+    plain = {key: value for key, value in content.items() if key != "state_dict"}
+    save_file({key: value.contiguous() for key, value in content["state_dict"].items()}, path,
+              metadata={"format": "pt", "egokit": json.dumps(plain)})
+    path.chmod(mode)
 
 
 def fingerprint(path: str | Path) -> str:
     """Return 12 hex digits of a file's SHA-256, which name a checkpoint in metrics.json."""
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()[:12]
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]

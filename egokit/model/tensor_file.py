@@ -1,69 +1,206 @@
-"""Read files of tensors: PyTorch's zip format, its older one, and safetensors.
+"""Read files of tensors: PyTorch's zip format, its older one, and safetensors; nothing in a file is executed.
 
-Nothing in a file is executed. Tensors are read one by one, each into memory of its own, and only those that are asked
-for: an optimizer's stay in the file. A file that changes later changes no tensor that was read.
+Tensors are read one by one, each into memory of its own, and only those that are asked for: an optimizer's stay in the
+file. A file that changes later changes no tensor that was read.
+
+A pickle may hold tensors and plain containers. A foreign package's object (released files hold one of
+`parse_config.ConfigParser`) becomes an inert placeholder; a pickle that names anything else is refused.
+
+Why not `torch.load(weights_only=True)`: even with stand-ins for foreign names it refuses foreign dicts and lists, and
+pickles of protocol 4; it compares no checksums; and its stand-ins are in a list of the whole process. Here no name
+gives an object of Python, PyTorch or this package: whatever a pickle calls or changes is made for it.
 """
 from __future__ import annotations
 
+import collections
 import functools
 import json
-import math
+import pickle
+import re
+import sys
 import zipfile
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from egokit.model.safe_pickle import SafeUnpickler, Stored
-
+BLOCK = 1 << 20  # bytes that are read at once
 OLDER = 0x1950a86a20f9469cfc6c  # the first pickle of files before PyTorch 1.6
 
 
-def _open_zip(path: Path) -> dict:
+class Inert:
+    """An object of a foreign class: it accepts any content and state, keeps none, does nothing."""
+
+    def __new__(cls, *args, **kwargs):
+        return object.__new__(cls)
+
+    def ignore(self, *args, **kwargs):
+        """Accept what a pickle gives."""
+
+    __init__ = __setstate__ = __setitem__ = append = extend = add = ignore
+
+
+class Stored(collections.namedtuple("Stored", "storage offset size stride requires_grad hooks metadata",
+                                    defaults=(False, None, None))):
+    """A tensor that is still in its file; `copy.deepcopy` of what holds it reads it.
+
+    It is made from what torch._utils._rebuild_tensor_v2 takes, of which the last three are ignored.
+    """
+    __slots__ = ()
+
+    def __setstate__(*_):
+        raise pickle.UnpicklingError("it changes a tensor's description")
+
+    def __deepcopy__(self, memo) -> Tensor:
+        return self.storage.read().view(self.storage.dtype).as_strided(self.size, self.stride, self.offset)
+
+
+class _Dict(dict):
+    """A dict in place of OrderedDict; drops the notes that a state dict has in an attribute."""
+    __setstate__ = Inert.ignore
+
+
+class _Tensor:
+    """Stands for functions that make a parameter, or a foreign kind of tensor: gives the tensor."""
+
+    def __new__(cls, first, *rest):
+        return first if isinstance(first, Stored) else first(*rest[1])
+    __setstate__ = Inert.ignore
+
+
+# a storage that a pickle refers to: a function that reads its bytes, and its data type
+_Storage = collections.namedtuple("_Storage", "read dtype")
+
+DTYPES = {"FloatStorage": torch.float32, "HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16,
+          "DoubleStorage": torch.float64, "LongStorage": torch.int64, "IntStorage": torch.int32,
+          "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8,
+          "BoolStorage": torch.bool, "UntypedStorage": torch.uint8}
+
+# What stands for each name. A pickle can't change a class that has __setstate__ or is Python's own.
+ADMITTED = {
+    "collections.OrderedDict": _Dict, "builtins.set": set, "builtins.frozenset": frozenset, "torch.Size": tuple,
+    "torch._utils._rebuild_tensor": Stored, "torch._utils._rebuild_tensor_v2": Stored,
+    "torch._utils._rebuild_parameter": _Tensor, "torch._utils._rebuild_parameter_with_state": _Tensor,
+    "torch._tensor._rebuild_from_type_v2": _Tensor,
+    **{f"{module}.{name}": dtype for name, dtype in DTYPES.items() for module in ("torch", "torch.storage")},
+    **{f"torch.{name}": dtype for name, dtype in vars(torch).items() if isinstance(dtype, torch.dtype)}}
+
+# plain data that training scripts leave in a checkpoint beside the tensors: dropped like foreign objects
+DROPPED = re.compile(
+    r"(pathlib|argparse|datetime|logging|enum)\.[\w.]*|collections\.(defaultdict|Counter|deque)|_codecs\.encode|torch\.device|"
+    r"builtins\.(x?range|slice|complex|bytearray|bytes|int|float|bool|str|list|tuple|dict|object)|copyreg\._reconstructor|"
+    r"numpy(\._?core)?(\.multiarray)?\.(scalar|dtype|ndarray|_reconstruct)|numpy\.random\._pickle\..*|numpy\.dtypes\..*")
+
+
+class SafeUnpickler(pickle.Unpickler):
+    """An unpickler of plain containers and tensors, which become `Stored`."""
+
+    def __init__(self, file, read):
+        """Unpickle a file.
+
+        Args:
+            read: function of a record's name that returns the bytes of its storage, a uint8 tensor.
+        """
+        super().__init__(file)
+        self.read = read
+        self.itemsizes: dict[str, int] = {}  # bytes an element, by the name of each record that the pickle refers to
+
+    def find_class(self, module: str, name: str):
+        """Return what stands for module.name.
+
+        Raises:
+            pickle.UnpicklingError: a checkpoint has no use for that name.
+        """
+        module = "builtins" if module == "__builtin__" else module
+        full = f"{module}.{name}"
+        if full in ADMITTED:
+            return ADMITTED[full]
+        known = module.split(".")[0] in sys.stdlib_module_names | {"torch", "numpy", "egokit"}
+        if known and not DROPPED.fullmatch(full):
+            hint = ": complex and quantised numbers are not supported" if name.endswith("Storage") else ""
+            raise pickle.UnpicklingError(f"it names {full}, which a checkpoint has no use for{hint}")
+        return type(name, (Inert,), {"__module__": f"egokit.dropped.{module}"})
+
+    def persistent_load(self, saved):
+        """Return a storage for ("storage", type, record, device, count), as all files have it.
+
+        Raises:
+            pickle.UnpicklingError: it is something else.
+        """
+        kind, dtype, record, _, _, *views = saved
+        if kind != "storage" or dtype not in DTYPES.values() or any(views):
+            raise pickle.UnpicklingError("it refers to something that is no storage of its own")
+        self.itemsizes[str(record)] = dtype.itemsize
+        return _Storage(functools.partial(self.read, str(record)), dtype)
+
+
+def open_lazily(file):
+    """Return the content of an open file, its tensors as `Stored`: `copy.deepcopy` reads them.
+
+    Raises:
+        Exception: a bad file raises many kinds, ValueError and pickle.UnpicklingError among them.
+    """
+    beginning = file.read(512)
+    if zipfile.is_zipfile(file):
+        return _open_zip(file)
+    file.seek(0)
+    if beginning[8:9] == b"{":
+        return _open_safetensors(file)
+    if beginning.startswith(b"\x80"):
+        return _open_older(file)
+    text = beginning.decode(errors="replace").lstrip("\ufeff \t\r\n")
+    hints = {"PK": ": its end is missing", "<": ": it is a web page", "{": ": the file itself was not fetched",
+             "version https://git-lfs": ": the file itself was not fetched"}
+    hint = next((hint for start, hint in hints.items() if text.startswith(start)), "")
+    raise ValueError(f"it is no file of tensors, beginning with {text[:32]!r}{hint}")
+
+
+def _open_zip(file):
     """Open PyTorch's format since 1.6: a zip of one pickle and a record for each storage.
 
     The checksums of what is read are verified.
     """
-    archive = zipfile.ZipFile(path)
-    pickled = next((name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")), None)
-    if pickled is None:
-        raise ValueError("it is a zip file, but holds no data.pkl")
-    folder = pickled.removesuffix("data.pkl")
-    if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
+    archive = zipfile.ZipFile(file)
+    names = archive.namelist()
+    folder = names[0].partition("/")[0] if names else ""  # PyTorch takes the first name's folder, too
+    if sum(info.file_size for info in archive.infolist()) > file.seek(0, 2):
+        raise ValueError("it has records that are larger than the file: they are compressed or overlap")
+    if f"{folder}/byteorder" in names and archive.read(f"{folder}/byteorder") != b"little":
         raise ValueError("it was written on a big-endian machine")
 
     @functools.cache  # tied weights share a storage, and keep sharing it
-    def bytes_of(record: str) -> Tensor:
-        info = archive.getinfo(f"{folder}data/{record}")
-        with archive.open(info) as file:
-            return _filled(info.file_size, file)
+    def read(record: str) -> Tensor:
+        info = archive.getinfo(f"{folder}/data/{record}")
+        with archive.open(info) as stream:
+            return _bytes(stream, info.file_size)
 
-    with archive.open(pickled) as file:
-        return SafeUnpickler(file, bytes_of).load()
+    with archive.open(f"{folder}/data.pkl") as stream:
+        return SafeUnpickler(stream, read).load()
 
 
-def _open_older(path: Path) -> dict:
+def _open_older(file):
     """Open PyTorch's format before 1.6.
 
     It has three pickles of constants, the content, the names of records, then their bytes.
     """
     places: dict[str, tuple[int, int]] = {}  # (offset, size) in bytes
 
-    bytes_of = functools.cache(lambda record: _bytes(path, *places[record]))  # tied weights share a storage
-    with open(path, "rb") as file:
-        def next_pickle():
-            unpickler = SafeUnpickler(file, bytes_of)
-            return unpickler.load(), unpickler.itemsizes
-        if next_pickle()[0] != OLDER:
-            raise ValueError("it is no file of tensors")
-        next_pickle(), next_pickle()  # the protocol's version, and the machine's properties
-        content, itemsizes = next_pickle()
-        for record in next_pickle()[0]:
-            count = int.from_bytes(file.read(8), "little", signed=True)
-            places[str(record)] = (file.tell(), count * itemsizes[str(record)])
-            file.seek(max(count, 0) * itemsizes[str(record)], 1)
-        if file.tell() > path.stat().st_size:
-            raise ValueError("it ends too early")
+    @functools.cache  # tied weights share a storage
+    def read(record: str) -> Tensor:
+        offset, size = places[record]
+        file.seek(offset)
+        return _bytes(file, size)
+
+    constants = [SafeUnpickler(file, read).load() for _ in range(3)]
+    if constants[0] != OLDER:
+        raise ValueError("it is no file of tensors")
+    unpickler = SafeUnpickler(file, read)
+    content = unpickler.load()
+    for record in map(str, SafeUnpickler(file, read).load()):
+        size = int.from_bytes(file.read(8), "little") * unpickler.itemsizes[record]
+        places[record] = file.tell(), size
+        file.seek(size, 1)
+    if file.tell() > file.seek(0, 2):
+        raise ValueError("it ends too early")
     return content
 
 
@@ -72,88 +209,35 @@ SAFETENSORS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16,
                "BOOL": torch.bool}
 
 
-def _open_safetensors(path: Path) -> dict:
+def _open_safetensors(file) -> dict:
     """Open safetensors' format: a JSON header, then bytes.
 
     Its own reader maps the file, which a copy would double.
     """
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
+    start = 8 + int.from_bytes(file.read(8), "little")
+    header = json.loads(file.read(start - 8))
     metadata = header.pop("__metadata__", {})
+    if sum(end - begin for begin, end in (entry["data_offsets"] for entry in header.values())) > file.seek(0, 2):
+        raise ValueError("it has tensors that are larger than the file: they overlap")
 
-    def bytes_of(record: str) -> Tensor:
-        begin, end = header[record]["data_offsets"]
-        return _bytes(path, 8 + length + begin, end - begin)
+    def read(key: str) -> Tensor:
+        begin, end = header[key]["data_offsets"]
+        file.seek(start + begin)
+        return _bytes(file, end - begin)
 
     state = {}
     for key, entry in header.items():
-        shape = tuple(entry["shape"])
-        stride = tuple(math.prod(shape[i + 1:]) for i in range(len(shape)))
-        state[key] = Stored(bytes_of, key, SAFETENSORS[entry["dtype"]], 0, shape, stride)
+        storage = _Storage(functools.partial(read, key), SAFETENSORS[entry["dtype"]])
+        dense = torch.empty(entry["shape"], device="meta")
+        state[key] = Stored(storage, 0, dense.shape, dense.stride())
     return {"state_dict": state} | json.loads(metadata.get("egokit", "{}"))
 
 
-def _bytes(path: Path, offset: int, size: int) -> Tensor:
-    """`size` bytes of a file from `offset` on."""
-    with open(path, "rb") as file:
-        file.seek(offset)
-        return _filled(size, file)
-
-
-def _filled(size: int, file) -> Tensor:
-    """The next `size` bytes of a file, read a megabyte at a time; ValueError if it ends."""
+def _bytes(file, size: int) -> Tensor:
+    """The next `size` bytes of a file; ValueError if it ends."""
     content = torch.empty(size, dtype=torch.uint8, device="cpu")
-    view, position = memoryview(content.numpy()), 0
-    while position < size:
-        count = file.readinto1(view[position:position + (1 << 20)])
-        if not count:
-            raise ValueError(f"it ends {size - position} bytes too early")
-        position += count
+    view = memoryview(content.numpy())
+    if sum(file.readinto(view[start:start + BLOCK]) for start in range(0, size, BLOCK)) < size:
+        raise ValueError("it ends too early")
     file.read(1)  # at the end of a zip's record its checksum is compared
     return content
-
-
-def open_lazily(path: Path):
-    """Return the content of a file, its tensors as `Stored`: they are read by `materialise`.
-
-    Raises:
-        Exception: a bad file raises many kinds, ValueError and pickle.UnpicklingError among them.
-    """
-    with open(path, "rb") as file:
-        beginning = file.read(512)
-    text = beginning.decode(errors="replace").lstrip("\ufeff \t\r\n")
-    if zipfile.is_zipfile(path):
-        return _open_zip(path)
-    if beginning[8:9] == b"{":
-        return _open_safetensors(path)
-    if beginning.startswith(b"PK"):
-        raise ValueError("it begins like a checkpoint, but its end is missing")
-    if text.startswith("<"):
-        raise ValueError(f"it is a web page, beginning with {text[:16]!r}")
-    if text.startswith(("{", "version https://git-lfs")):
-        raise ValueError(f"it is text, beginning with {text[:32]!r}: the file itself was not fetched")
-    if not beginning.startswith(b"\x80"):
-        raise ValueError(f"it is no file of tensors: it begins with {beginning[:16]!r}")
-    return _open_older(path)
-
-
-def materialise(value, seen: dict | None = None):
-    """Return containers with every `Stored` in them read; what is shared stays shared.
-
-    Args:
-        seen: values by id that have been read already, and what was made of them; for the recursion.
-    """
-    seen = {} if seen is None else seen
-    if id(value) in seen:
-        return seen[id(value)][0]
-    if isinstance(value, Stored):
-        result = value.tensor()
-    elif isinstance(value, dict):
-        result = {key: materialise(item, seen) for key, item in value.items()}
-    elif type(value) in (list, tuple):
-        result = type(value)(materialise(item, seen) for item in value)
-    else:
-        return value
-    seen[id(value)] = result, value  # the value is held, so that no other object gets its id
-    return result

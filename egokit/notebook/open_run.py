@@ -44,8 +44,8 @@ def check_names(names) -> None:
     """Raise ConfigError for a notebook parameter that doesn't exist."""
     for name in names:
         if name not in PARAMETERS:
-            hint = "it is called run_name now" if name == "run" else did_you_mean(name, PARAMETERS)
-            raise ConfigError(f"unknown notebook parameter {name!r}: {hint}")
+            known = "run_name" if name == "run" else name  # its earlier name
+            raise ConfigError(f"unknown notebook parameter {name!r}: {did_you_mean(known, PARAMETERS)}")
 
 
 def running_notebook() -> str:

@@ -8,9 +8,7 @@ resampled at its usual rate, so that a frame's number is its time multiplied by 
 """
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import glob
 import json
 import os
@@ -18,12 +16,11 @@ import shutil
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
 from egokit.prep.measure import PrepError, scan, verify
-from egokit.runs.files import atomic_folder, atomic_path, remove_abandoned, write_text
+from egokit.runs.files import atomic_folder, atomic_path, lock_file, remove_abandoned, write_text
 
 # For random access: a keyframe every 25 frames; between reference frames (every eighth) seven B-frames to which nothing
 # refers, so that any frame is at most five decodes away. No deblocking and no arithmetic coding, which cost decoding
@@ -177,7 +174,8 @@ def prepare_video(video: SourceVideo, settings: PrepSettings, stop: threading.Ev
     path = settings.receipt_path(video.uid)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with video_lock(path.with_suffix(".lock"), stop):
+        # the lock only saves work: without it, the later of two equal results replaces the earlier one
+        with lock_file(path.with_suffix(".lock"), stop=stop):
             line = read_receipt(video, settings)  # another process may have made it while this one waited
             if line["status"] == "ok":
                 return line
@@ -236,24 +234,3 @@ def read_receipt(video: SourceVideo, settings: PrepSettings, check_files: bool =
         return line
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
         return pending
-
-
-@contextlib.contextmanager
-def video_lock(path: Path, stop: threading.Event) -> Iterator[None]:
-    """Hold the lock file `path`; wait while another process holds it.
-
-    A killed process's lock is free at once. The lock only saves work; outputs are whole without it. On a file system
-    without locks two processes make the same video under different temporary names, and the later result replaces the
-    earlier one.
-    """
-    with open(path, "w") as lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if stop.wait(0.5):
-                    raise PrepError(f"{path}: interrupted while another process held it") from None
-            except OSError:
-                break
-        yield

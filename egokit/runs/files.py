@@ -8,6 +8,7 @@ import os
 import secrets
 import shutil
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,7 +36,7 @@ def is_abandoned(part: Path) -> bool:
 
 
 def remove_abandoned(folder: Path, stem: str = "*") -> None:
-    """Remove the temporary files and folders in `folder`, of files `stem` (a glob), whose processes are gone."""
+    """Remove what killed processes left in a folder: the temporary files and folders of the paths called `stem`."""
     for part in folder.glob(f".{stem}.*-*-*.part*"):
         with contextlib.suppress(FileNotFoundError):
             if is_abandoned(part):
@@ -64,14 +65,15 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a new folder beside `path`; it replaces `path` if the block succeeds.
 
-    The block may put files into the folder, but no sub-folders. On an error the new folder is removed.
+    On an error the new folder is removed. Files in sub-folders are not flushed to the disk, which would take
+    long for many.
     """
     path = Path(path)
     temporary = temporary_path(path)
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        for file in temporary.iterdir():
+        for file in filter(Path.is_file, temporary.iterdir()):
             _to_disk(file)
         while not _take_place(temporary, path):
             pass  # another process put its own folder there in between
@@ -124,12 +126,32 @@ def locked(folder: Path, busy: str = "") -> Iterator[None]:
     with explain_permission():
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "lock").touch()
-    with open(folder / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(end=busy, flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    with lock_file(folder / "lock", busy):
+        yield
+
+
+@contextlib.contextmanager
+def lock_file(path: Path, busy: str = "", stop: threading.Event | None = None) -> Iterator[None]:
+    """Hold the lock file `path`; wait while another process or thread holds it.
+
+    A killed process's lock is free at once. On a file system without locks nothing is held.
+
+    Args:
+        busy: printed once before waiting.
+        stop: when set, the wait ends without the lock.
+    """
+    stop = stop or threading.Event()
+    with open(path, "w") as lock:
+        while not stop.is_set():
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                print(end=busy, flush=True)
+                busy = ""
+                stop.wait(0.2)
+            except OSError:
+                break
         yield
 
 

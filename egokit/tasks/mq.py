@@ -22,7 +22,7 @@ from egokit.data.site_checks import EGO4D, Checks, Finding
 from egokit.data.video import frame_sampling, open_video
 from egokit.data.video.open_video import VideoError
 from egokit.model import checkpoints
-from egokit.runs.files import atomic_path, is_abandoned, write_text
+from egokit.runs.files import atomic_path, remove_abandoned, write_text
 from egokit.runs.ledger import Result
 from egokit.runs.run_folder import Run
 from egokit.tasks.base import Task
@@ -131,9 +131,7 @@ class EgoMQ(Task):
                               "run's log.jsonl has all; the others are written and will not be made again"]))
         if rank != 0:
             return {}
-        for part in folder.glob(".*.part.*"):
-            if is_abandoned(part):
-                part.unlink()
+        remove_abandoned(folder)
         shapes = {uid: stored(path).shape for uid, path in path_of.items()}
         manifest = {"init": self.config.init, "init_sha256": digest, "format": suffix,
                     "features_per_second": own.features_per_second,

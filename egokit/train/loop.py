@@ -80,11 +80,10 @@ class Trainer:
         self.stop = StopSignal()
         self.step, self.validated, self.best, self.skipped = 0, -1, None, 0
         self.bad, self.bad_in_epoch, self.unreported = 0, 0, []
-        ranks = distributed.world_size()
-        self.steps_per_epoch = steps_in_epoch(len(self.dataset), config.train.batch_size, ranks)
+        self.steps_per_epoch = steps_in_epoch(len(self.dataset), config.train.batch_size, distributed.world_size())
         self.steps = self.steps_per_epoch * config.train.epochs
         if not self.steps_per_epoch:
-            raise TrainingError(f"{len(self.dataset)} training samples: too few for {ranks} processes")
+            raise TrainingError(f"{len(self.dataset)} training samples are too few for the processes: use fewer")
 
     def batches(self, step: int) -> Iterator[list]:
         """Yield this rank's batches, lists of (epoch, index), from a step on through all epochs."""
@@ -197,7 +196,7 @@ class Trainer:
     def epoch(self, epoch: int, batches: Iterable[dict]) -> None:
         """Train on the batches left of an epoch; end the process after a stop signal."""
         previous = time.perf_counter()
-        window = collections.defaultdict(float)  # sums since the last logged step
+        window = collections.Counter()  # sums since the last logged step
         nonfinite_in_a_row = 0
         for batch in batches:
             arrived = time.perf_counter()
@@ -223,9 +222,8 @@ class Trainer:
                 raise TrainingError(f"step {self.step}: {nonfinite_in_a_row} steps in a row had NaN or Inf gradients; "
                                     f"terms {values}; samples of this rank {samples}; lower optim.lr")
             now = time.perf_counter()
-            for key, value in (("data_s", arrived - previous), ("step_s", now - previous), ("n", 1),
-                               ("clips", len(batch["video"]) * distributed.world_size())):
-                window[key] += value
+            window.update({"data_s": arrived - previous, "step_s": now - previous, "n": 1,
+                           "clips": len(batch["video"]) * distributed.world_size()})
             previous = now
             if self.step % self.config.train.log_steps == 0 or self.step == self.steps:
                 self.log(epoch, terms, rate, norm, window)
@@ -248,23 +246,21 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
-    def log(self, epoch: int, terms: dict, rate: float, norm: float, window: dict) -> None:
+    def log(self, epoch: int, terms: dict, rate: float, norm: float, window: collections.Counter) -> None:
         """Log a step: the terms' means over ranks, rates, and the window's mean times per step."""
         self.report_bad()
         values = distributed.mean(torch.stack([*terms.values()]).float())
         if distributed.rank() == 0:
             step_s = window["step_s"] / window["n"]
-            on_gpu = self.device.type == "cuda"
-            memory = {"memory_gib": torch.cuda.max_memory_allocated() / 2**30} if on_gpu else {}
+            memory = {"memory_gib": torch.cuda.max_memory_allocated() / 2**30} if self.device.type == "cuda" else {}
             watched = {name: float(value) for name, value in self.task.watched(self.model).items()}
             self.run.log({"kind": "step", "step": self.step, "steps": self.steps, "epoch": epoch + 1,
                           "loss": values.sum().item(), **dict(zip(terms, values.tolist(), strict=True)), "lr": rate,
                           "lr_heads": rate * self.config.optim.head_lr_scale,
                           "grad_norm": norm, "scale": self.scaler.get_scale(), "skipped": self.skipped, "bad": self.bad,
                           "data_s": window["data_s"] / window["n"], "step_s": step_s,
-                          "clips_per_s": window["clips"] / window["step_s"],
-                          "eta_s": (self.steps - self.step) * step_s, **memory,
-                          **({"watched": watched} if watched else {})})
+                          "clips_per_s": window["clips"] / window["step_s"], "watched": watched,
+                          "eta_s": (self.steps - self.step) * step_s, **memory})
 
     def validate(self) -> None:
         """Score the validation task; keep the weights and outputs of the best model."""
@@ -279,7 +275,7 @@ class Trainer:
         if distributed.rank() == 0:
             self.run.log({"kind": "validation", "step": self.step, "steps": self.steps,
                           "epoch": self.step // self.steps_per_epoch, "best": better, **metrics,
-                          "predictions": self.validation.predictions(rows, prompts_KE)})
+                          "score": self.validation.best, "predictions": self.validation.predictions(rows, prompts_KE)})
             if better:
                 weights.save(self.model, self.run.checkpoints / "best.pt", step=self.step, metrics=metrics)
                 self.validation.save_outputs(self.run, self.section, rows, prompts_KE)
