@@ -132,8 +132,9 @@ def provenance(task, spec: dict, world: int) -> dict:
              "versions": {"egokit": spec["version"], "code": code_sha256(), "torch": torch.__version__,
                           "python": platform.python_version()}}
     if spec["task_sha256"]:
+        section = task.actions().get(spec["action"])
         entry |= {"task_sha256": spec["task_sha256"], "published": {
-            result.metric: result.published for result in task.results() if result.section == spec["section"]}}
+            result.metric: result.published for result in task.results() if result.section == section}}
     if spec["action"] != "extract":
         # evaluation aborts at the first unreadable sample, so a written result has 0 failures
         entry |= {"expected": task.num_rows() // task.rows_per_sample, "failed": 0, "frames": config.data.eval_frames,

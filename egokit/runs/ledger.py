@@ -92,7 +92,8 @@ def read_run(path: Path) -> list[LedgerRow]:
         for name, section in metrics.items():
             task = _task_of(section, notebook)
             published = task.results() if task else _own_results(name, section)
-            results = [result for result in published if result.section == name and result.in_ledger]
+            section_name = task.actions().get(section.get("action"), name) if task else name  # a job may have any name
+            results = [result for result in published if result.section == section_name and result.in_ledger]
             if results:
                 _check_fields(name, section)
             for result in results:
