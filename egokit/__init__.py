@@ -2,8 +2,6 @@
 
 Importing the package imports nothing heavy; the public names are loaded on first use.
 """
-from __future__ import annotations
-
 import importlib
 
 __version__ = "0.1.0"

@@ -2,8 +2,6 @@
 
 `parser` holds the description of every subcommand.
 """
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import json

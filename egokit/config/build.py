@@ -3,8 +3,6 @@
 A "plain" config is a nested dict of sections and keys, as YAML and JSON hold it.
 A "flat" one is {"section.key": value}.
 """
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import typing

@@ -2,8 +2,6 @@
 
 The config is built here, because the keys of its section `task` are those of the task's class.
 """
-from __future__ import annotations
-
 import importlib
 import re
 import sys

@@ -5,8 +5,6 @@
 An unknown key, a wrong type or a missing file is an error that names the key or file and its closest match.
 This module imports no torch and touches no data.
 """
-from __future__ import annotations
-
 import dataclasses
 import os
 import re

@@ -6,8 +6,6 @@ stand in its class, as `Params` (tasks/).
 To add a key: (1) give it a line in its section, or in the `Params` of the task that uses it; (2) mark it Scored if an
 evaluation's numbers depend on it, or Local if no numbers do; (3) read it where it acts, as config.<section>.<key>.
 """
-from __future__ import annotations
-
 from dataclasses import field
 from typing import Annotated, Literal, TypeVar
 

@@ -2,8 +2,6 @@
 
 A damaged file raises ValueError, which names the file, the question or clip, and what was expected there.
 """
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

@@ -3,8 +3,6 @@
 Each cell is parsed when its table is read, by a function that says what it expects. So a damaged table is an error that
 names the file, the line and the column, before anything else is done. relevancy.py holds EK-100's relevancy.
 """
-from __future__ import annotations
-
 import csv
 import math
 import re

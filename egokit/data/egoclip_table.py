@@ -6,8 +6,6 @@ negatives, and the parsing. Videos, frames and samples are in tasks/egoclip.py.
 The cache is one Arrow file and its checksum. It names the CSV's size and time; a cache that doesn't match is built
 anew. Videos and lists of tags are stored once, and rows refer to them by number.
 """
-from __future__ import annotations
-
 import ast
 import contextlib
 import glob

@@ -3,8 +3,6 @@
 A data set is indexed by (epoch, index): all that is random about a sample is drawn from (seed, epoch, index), so
 batches don't depend on the number of ranks or workers, nor on where a run was interrupted.
 """
-from __future__ import annotations
-
 import collections
 import functools
 import itertools

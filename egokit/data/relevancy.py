@@ -6,8 +6,6 @@ into memory, so all processes of a machine share it. The widely used pickles are
 
 Source: EPIC-KITCHENS-100 (arXiv 2006.13256), section 4.5.
 """
-from __future__ import annotations
-
 import pickle
 from pathlib import Path
 

@@ -2,8 +2,6 @@
 
 `Task.check_site` of a task's class says what is checked; egokit/prep/doctor.py runs the checks of all tasks.
 """
-from __future__ import annotations
-
 import collections
 import dataclasses
 from collections.abc import Callable, Collection, Iterator

@@ -1,6 +1,4 @@
 """The watchdog of DataLoader workers: it names the file at which one hangs or crashes."""
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import functools

@@ -2,8 +2,6 @@
 
 What is edited after the submission reaches no queued job.
 """
-from __future__ import annotations
-
 import hashlib
 import os
 import shutil

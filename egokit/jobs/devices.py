@@ -2,8 +2,6 @@
 
 Only a local job's GPUs are chosen here; SLURM gives its jobs theirs. Importing this module does not import torch.
 """
-from __future__ import annotations
-
 import collections
 import contextlib
 import json

@@ -2,8 +2,6 @@
 
 Everything is read from the files in the job's folder and from SLURM's queue, so that any process can follow any job.
 """
-from __future__ import annotations
-
 import functools
 import json
 import time

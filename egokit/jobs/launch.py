@@ -3,8 +3,6 @@
 Jobs are local processes or SLURM's, always started through submitit. Nothing is trained in the caller's process; what
 runs inside the job is run_job.py's, and handle.py follows it.
 """
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -3,8 +3,6 @@
 Training and extraction write theirs to the run's log.jsonl, which all jobs of a run share. An evaluation writes a
 file of its own, progress.json in its job's folder, because the log is to keep nothing of it.
 """
-from __future__ import annotations
-
 import json
 import sys
 import time

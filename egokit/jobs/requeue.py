@@ -8,8 +8,6 @@ The batch script runs `python -m egokit.jobs.requeue FOLDER` in its EXIT trap (s
   (worker.Work.checkpoint), after a training has saved a checkpoint (train/preemption.py).
 - If SLURM notices that a node is lost, it queues the job again by itself; this module is not asked then.
 """
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -1,6 +1,4 @@
 """What a job of a run does in each of its processes: train, evaluate or extract."""
-from __future__ import annotations
-
 import math
 import os
 import platform

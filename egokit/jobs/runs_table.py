@@ -2,8 +2,6 @@
 
 It is read from the run folders and from squeue, and includes jobs that run notebooks.
 """
-from __future__ import annotations
-
 import time
 from pathlib import Path
 from typing import NamedTuple

@@ -1,6 +1,4 @@
 """sbatch's options from a LaunchConfig, and the script that submitit makes of them."""
-from __future__ import annotations
-
 import dataclasses
 import shlex
 import sys

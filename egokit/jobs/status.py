@@ -2,8 +2,6 @@
 
 SLURM is asked with squeue; local jobs are found among this machine's processes.
 """
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -5,8 +5,6 @@ own, with the snapshot of egokit on its path. That starter submits the job and e
 nor Ctrl-C reaches the job. What the job does is the function that its spec names: run_job.work, notebook.batch.work or
 prep.array.work.
 """
-from __future__ import annotations
-
 import importlib
 import json
 import os

@@ -2,8 +2,6 @@
 
 tensor_file.py knows the file formats; weights.py the key names and models.
 """
-from __future__ import annotations
-
 import copy
 import hashlib
 import json

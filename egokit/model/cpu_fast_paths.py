@@ -5,8 +5,6 @@ without them results are the same but for rounding. Their worth: benchmarks/mode
 
 Shapes: B items, Q queries, S source tokens, D width, H heads, K = D/H.
 """
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -9,8 +9,6 @@ Shapes: B pairs, T frames, S = 1 + T*N video tokens, L text tokens, D width, E e
 
 Source: EgoVLPv2 (ICCV 2023), section 3.
 """
-from __future__ import annotations
-
 import contextlib
 import re
 from collections.abc import Iterator

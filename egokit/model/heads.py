@@ -2,8 +2,6 @@
 
 Shapes: B items, D width, E embedding, V vocabulary.
 """
-from __future__ import annotations
-
 import re
 
 import torch

@@ -2,8 +2,6 @@
 
 Shapes: B clips or texts, T frames, L tokens.
 """
-from __future__ import annotations
-
 import collections.abc
 import warnings
 

@@ -4,8 +4,6 @@ Sizes of the network are given by the encoders. What only makes a CPU faster is 
 
 Shapes: B items, Q queries, S tokens, D width, H heads, K = D/H.
 """
-from __future__ import annotations
-
 import itertools
 
 import torch

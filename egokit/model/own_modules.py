@@ -2,8 +2,6 @@
 
 The model holds them as `model.own`, so that they are trained, averaged over ranks, saved and loaded with it.
 """
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

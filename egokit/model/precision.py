@@ -1,6 +1,4 @@
 """How exactly a GPU computes: float32 or TensorFloat-32, deterministically or not."""
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Iterator

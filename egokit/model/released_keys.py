@@ -1,6 +1,4 @@
 """Key names of the released checkpoints and ours, in one table."""
-from __future__ import annotations
-
 import re
 
 # released name <-> ours, prefix by prefix; {i} is the number of a block or layer

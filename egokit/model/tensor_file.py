@@ -10,8 +10,6 @@ Why not `torch.load(weights_only=True)`: even with stand-ins for foreign names i
 pickles of protocol 4; it compares no checksums; and its stand-ins are in a list of the whole process. Here no name
 gives an object of Python, PyTorch or this package: whatever a pickle calls or changes is made for it.
 """
-from __future__ import annotations
-
 import collections
 import functools
 import json

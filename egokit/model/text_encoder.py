@@ -6,8 +6,6 @@ Shapes: B texts, L tokens, D width, S video tokens.
 
 Sources: RoBERTa (arXiv 1907.11692) and the EgoVLPv2 paper, section 3.
 """
-from __future__ import annotations
-
 import functools
 import os
 from pathlib import Path

@@ -5,8 +5,6 @@ D width, H heads, K = D/H. egovlp.py combines the two encoders.
 
 Source: "EgoVLPv2: Egocentric Video-Language Pre-training with Fusion in the Backbone" (ICCV 2023), section 3.
 """
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint

@@ -3,8 +3,6 @@
 Loading is strict; an initial model starts from a ViT and a RoBERTa. released_keys.py translates key names;
 tensor_file.py opens files without executing anything in them.
 """
-from __future__ import annotations
-
 import dataclasses
 import re
 from pathlib import Path

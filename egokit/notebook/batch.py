@@ -2,8 +2,6 @@
 
 They run here or as one job, which jobs/worker.py starts.
 """
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

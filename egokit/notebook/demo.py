@@ -2,8 +2,6 @@
 
 Finished notebooks are not run again.
 """
-from __future__ import annotations
-
 import json
 import time
 from pathlib import Path

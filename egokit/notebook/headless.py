@@ -2,8 +2,6 @@
 
 A log can be followed while it runs, and the executed notebook is saved however it ends. batch.py runs several of them.
 """
-from __future__ import annotations
-
 import ast
 import asyncio
 import contextlib

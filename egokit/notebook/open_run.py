@@ -1,6 +1,4 @@
 """What every notebook calls first: its config and run folder, from four parameters."""
-from __future__ import annotations
-
 import ast
 import os
 import sys

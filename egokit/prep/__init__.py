@@ -11,8 +11,6 @@ or not at all.
 
 The tables are read in data/annotation_tables.py, and relevancy is defined in data/relevancy.py.
 """
-from __future__ import annotations
-
 from pathlib import Path
 
 from egokit.config.schema import Config

@@ -3,8 +3,6 @@
 A shard that reaches its time limit or is preempted is queued again by submitit, and continues with the videos that
 are left.
 """
-from __future__ import annotations
-
 import dataclasses
 import os
 import time

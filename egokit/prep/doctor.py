@@ -4,8 +4,6 @@ Every expected file is a finding; a missing one names the command or page that p
 by its class, in `check_site`. `examine` turns a check that fails into a finding instead of raising, and changes or
 downloads nothing.
 """
-from __future__ import annotations
-
 import collections
 import shutil
 from collections.abc import Iterable, Iterator

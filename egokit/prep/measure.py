@@ -1,6 +1,4 @@
 """Measure a video file by decoding all of it, and verify what was made of it."""
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterable
 from fractions import Fraction

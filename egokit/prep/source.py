@@ -2,8 +2,6 @@
 
 One video is prepared in video.py.
 """
-from __future__ import annotations
-
 import concurrent.futures
 import heapq
 import json

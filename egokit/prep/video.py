@@ -6,8 +6,6 @@ Prepared files have a constant frame rate, and their time zero is the source's f
 constant rate, every frame is kept and none is added. A source with a variable rate (phones, screen recorders) is
 resampled at its usual rate, so that a frame's number is its time multiplied by the rate, as every reader here assumes.
 """
-from __future__ import annotations
-
 import dataclasses
 import glob
 import json

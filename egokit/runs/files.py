@@ -1,6 +1,4 @@
 """Atomic files and folders (written under a temporary name, then renamed), and file locks."""
-from __future__ import annotations
-
 import contextlib
 import errno
 import fcntl

@@ -2,8 +2,6 @@
 
 It is read from metrics.json. The published numbers are those of the tasks' classes, and their recipes are in params/.
 """
-from __future__ import annotations
-
 import functools
 import math
 import textwrap

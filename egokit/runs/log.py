@@ -2,8 +2,6 @@
 
 The log itself is the only source; both views can be made again from it.
 """
-from __future__ import annotations
-
 import contextlib
 import json
 import math

@@ -7,8 +7,6 @@
 Whole files are written atomically: a reader never sees half of one, and a kill leaves the previous version. What the
 numbers mean is defined in tasks/.
 """
-from __future__ import annotations
-
 import contextlib
 import json
 import math

@@ -2,8 +2,6 @@
 
 Clips are H.264 in yuv420p, with the index before the pictures (faststart).
 """
-from __future__ import annotations
-
 import csv
 import os
 import tempfile

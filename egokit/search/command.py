@@ -1,6 +1,4 @@
 """`egokit search`: update the index of a folder, answer one query, print the hits."""
-from __future__ import annotations
-
 import hashlib
 import os
 import re

@@ -2,8 +2,6 @@
 
 A saved notebook and the page need no kernel and no server.
 """
-from __future__ import annotations
-
 import base64
 import functools
 import html

@@ -8,8 +8,6 @@ A task of your own is a class in a file of your own, which needs one import:
 from egokit.tasks import Task, RetrievalTask, ChoiceTask, Samples, read_chunked, sample_frames, cosine, normalise
 A recipe selects it by `task: folder/file.py:Class`, and `egokit submit RECIPE.yaml --wait` runs it (docs/extending.md).
 """
-from __future__ import annotations
-
 import importlib
 from pathlib import Path
 

@@ -1,6 +1,4 @@
 """Names for the classes that annotations only number."""
-from __future__ import annotations
-
 import collections
 import re
 

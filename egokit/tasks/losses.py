@@ -6,8 +6,6 @@ Every function works on the global batch that it is given. A task's `loss` gathe
 Shapes: T texts x V videos, similarities are cosines. Where pairs stand on the diagonal, T = V = B: row i is text i,
 column j is video j.
 """
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

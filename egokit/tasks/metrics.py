@@ -6,8 +6,6 @@ Shapes: Q queries x I items, Q questions x C choices, V clips x T texts, V video
 Source: EgoMCQ (EgoVLP, arXiv 2206.01670); EK-100 multi-instance retrieval (arXiv 2006.13256, JPoSE's code);
 Charades-Ego (arXiv 1804.09627); dual softmax (CAMoE, arXiv 2109.04290).
 """
-from __future__ import annotations
-
 import concurrent.futures
 import os
 

@@ -1,6 +1,4 @@
 """Multiple-choice tasks: each question is a text, and one of its clips is the answer."""
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import ClassVar
 

@@ -1,6 +1,4 @@
 """Retrieval tasks: every test clip is compared with every one of a list of texts."""
-from __future__ import annotations
-
 import numpy as np
 
 from egokit.data.video.frame_sampling import evenly_spaced

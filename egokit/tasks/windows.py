@@ -2,8 +2,6 @@
 
 Windows may overlap. Each frame is decoded once, in order, in bounded memory.
 """
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator
 from pathlib import Path

@@ -3,8 +3,6 @@
 The stamp toy.json is written last and holds the arguments and the counts. Until then toy.unfinished.json holds the
 arguments, so that an interrupted make is continued with the same ones.
 """
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

@@ -3,8 +3,6 @@
 EgoMCQ's questions are in questions.py. A clip is a dict with the columns of EgoClip; its times are seconds in the full
 video.
 """
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -4,8 +4,6 @@ The strip has sixteen cells of black or white, W/16 wide and H/16 high: a white 
 highest first; odd parity; a white guard. It survives resizing and re-encoding, so a test can prove which frame a reader
 returned. Nothing here depends on what else is in the picture.
 """
-from __future__ import annotations
-
 import numpy as np
 
 CELLS, BITS = 16, 12

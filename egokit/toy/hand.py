@@ -2,8 +2,6 @@
 
 Each hand is one picture, anchored at the fingertips. motion.py decides where it reaches.
 """
-from __future__ import annotations
-
 import functools
 
 from PIL import Image

@@ -5,8 +5,6 @@ drawn without looking at which verb of the pair it is. So neither one frame nor 
 verb: only their order does. Pixels refer to the 128 x 96 picture, and everything that matters stays inside its central
 96 x 96 square. Drawing is in stage.py.
 """
-from __future__ import annotations
-
 import dataclasses
 import math
 

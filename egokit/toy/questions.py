@@ -4,8 +4,6 @@ A question gives one narration and five clips, and asks which clip the narration
 share both verb and noun. In a verb-only question, of either type, all five share the noun (and, while there are enough
 such clips, the colour), so that only the verb decides; no other question has five equal `tag_noun`.
 """
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -4,8 +4,6 @@ A video is a sequence of scenes. A scene is a table top with two or three object
 meets many verbs in one place, and a negative from the same scene is a hard negative. The schedule is cheap, so every
 worker process draws it again and nothing is sent between processes.
 """
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import uuid

@@ -3,8 +3,6 @@
 A sprite is drawn once, large, and scaled down; scaled sprites are cached. stage.py places them in a frame, and the hand
 is in hand.py.
 """
-from __future__ import annotations
-
 import dataclasses
 import functools
 

@@ -3,8 +3,6 @@
 A background is painted once per scene. The three data sets differ in tables, sleeves and light, so that going from one
 to another is a small domain shift. Motion and timing are decided in motion.py and schedule.py.
 """
-from __future__ import annotations
-
 import dataclasses
 import functools
 

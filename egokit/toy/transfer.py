@@ -2,8 +2,6 @@
 
 EK-100's relevancy and Charades' metadata_*.csv are derived from them by egokit.prep.
 """
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

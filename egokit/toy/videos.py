@@ -5,8 +5,6 @@
 Finished files are renamed into place and kept, so an interrupted run continues where it stopped. Workers are plain
 subprocesses that draw the schedule again: nothing is pickled, and a caller needs no __main__ guard.
 """
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -3,8 +3,6 @@
 A space is put before the first word, so that a word is one token wherever it stands. The folder takes the place of the
 folder of `roberta-base`; egokit.model.text_encoder reads both.
 """
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

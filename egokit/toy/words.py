@@ -3,8 +3,6 @@
 Class ids are positions in NOUNS and VERBS. Verbs stand in opposite pairs: verb ^ 1 is the opposite, verb // 2 the pair.
 Nothing here depends on videos or files.
 """
-from __future__ import annotations
-
 NOUNS = ("cup", "bowl", "ball", "box", "bottle", "plate", "knife", "pan", "book", "phone", "hammer", "apple")
 VERBS = ("pick up", "put down", "open", "close", "push", "pull", "move left", "move right")
 COLOURS = ("red", "blue", "green", "yellow", "purple", "white")

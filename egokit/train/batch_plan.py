@@ -1,6 +1,4 @@
 """How a global batch is spread over processes and micro-batches. Arithmetic only."""
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from egokit.config.build import ConfigError

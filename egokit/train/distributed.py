@@ -3,8 +3,6 @@
 Nothing else touches torch.distributed. In a program of one process every function works, as the identity. What a loss
 has to compute on each rank stands in `Task.loss` (egokit/tasks/base.py); `gather` and `gather_rows` are made for it.
 """
-from __future__ import annotations
-
 import contextlib
 import datetime
 import socket

@@ -3,8 +3,6 @@
 Every sample is scored once; rows are gathered, ordered and counted; metrics are computed from all rows at once. A wrong
 number of rows is an error. This module builds no optimizer and knows no benchmark.
 """
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 

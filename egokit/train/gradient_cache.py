@@ -7,8 +7,6 @@ contrastive losses included, while only one micro-batch's activations are in mem
 
 Source: Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup" (arXiv 2101.06983).
 """
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterator
 

@@ -4,8 +4,6 @@ A run that is resumed from its newest checkpoint gives what an uninterrupted run
 depend on (seed, epoch, index), dropout on (seed, step, rank), and the log is cut back to the checkpoint. Mixed
 precision is autocast's (step.py) and GradScaler's. egokit/jobs/launch.py starts the processes.
 """
-from __future__ import annotations
-
 import collections
 import dataclasses
 import itertools

@@ -2,8 +2,6 @@
 
 Source: the recipes in appendix C of the EgoVLPv2 paper.
 """
-from __future__ import annotations
-
 import math
 
 import torch

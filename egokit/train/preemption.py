@@ -4,8 +4,6 @@ submitit's own handler requeues the job at once, wherever rank 0 happens to be, 
 checkpoint is computed again. Here the signal is only noted. The ranks, which receive it at different moments or not at
 all, agree on the step after which all of them stop. submitit's handler gets the signal when the checkpoint is on disk.
 """
-from __future__ import annotations
-
 import contextlib
 import signal
 import threading

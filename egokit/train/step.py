@@ -4,8 +4,6 @@ The gradient is that of one process on the whole global batch, for any number of
 DDP averages the gradients over ranks during the backward pass. With micro-batches (gradient_cache.py) a parameter's
 gradient arrives in several pieces, which DDP's hooks cannot count: the ranks average once, after the backward pass.
 """
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

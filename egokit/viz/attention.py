@@ -1,6 +1,4 @@
 """Inside the model: the gates of the fused layers, and which frames each word attends to."""
-from __future__ import annotations
-
 import numpy as np
 
 from egokit.runs.run_folder import Run

@@ -4,8 +4,6 @@ The page contains all that it shows; browser.js searches, sorts and filters it. 
 clips on demand. JupyterLab runs no scripts in an untrusted notebook, such as one that papermill executed; what remains
 there is the page's static list, which unfolds without a script.
 """
-from __future__ import annotations
-
 import base64
 import functools
 import html

@@ -1,6 +1,4 @@
 """Training curves from log.jsonl, live or afterwards."""
-from __future__ import annotations
-
 import datetime
 import sys
 import time

@@ -1,6 +1,4 @@
 """EgoMQ features over time, as a similarity matrix of each clip."""
-from __future__ import annotations
-
 import json
 
 import numpy as np

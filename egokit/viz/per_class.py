@@ -2,8 +2,6 @@
 
 Where there are more classes than lines on a page, the figure names some and says how many there are.
 """
-from __future__ import annotations
-
 import textwrap
 
 import numpy as np

@@ -1,6 +1,4 @@
 """What a model in training predicts of a few held-out samples, read from log.jsonl."""
-from __future__ import annotations
-
 import functools
 
 from egokit.runs.log import History

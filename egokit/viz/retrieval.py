@@ -1,6 +1,4 @@
 """Questions and retrieval results as frame strips, right and wrong marked."""
-from __future__ import annotations
-
 import dataclasses
 import textwrap
 

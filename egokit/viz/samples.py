@@ -1,6 +1,4 @@
 """What goes into training: samples of a task, and narrations with their clips."""
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

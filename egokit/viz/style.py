@@ -2,8 +2,6 @@
 
 Colours are Okabe and Ito's, safe for the colour-blind; right and wrong also differ by sign and line style.
 """
-from __future__ import annotations
-
 import textwrap
 from typing import NamedTuple
 

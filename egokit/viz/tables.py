@@ -1,6 +1,4 @@
 """Numbers and files as tables, and the published numbers as a chart."""
-from __future__ import annotations
-
 import collections
 
 from egokit.runs.ledger import DUAL_SOFTMAX, registered

@@ -2,8 +2,6 @@
 
 A prepared Ego4D video is a folder of chunks 0.mp4, 1.mp4, … of `chunk_seconds` each; a clip may span two of them.
 """
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,6 +1,4 @@
 """The decord reader, single-threaded, for users who compare with the original code."""
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 No video is read here. `rng` is None in evaluation (the middle frame of each part) and a numpy Generator in training
 (a random frame of each part). Indices are ascending; stops are exclusive.
 """
-from __future__ import annotations
-
 import numpy as np
 
 from egokit.data.video.open_video import VideoError

@@ -4,8 +4,6 @@
 
 frame_sampling.py decides which frames make a clip; clips.py finds the files that a clip spans.
 """
-from __future__ import annotations
-
 import collections
 import importlib
 import os

@@ -1,6 +1,4 @@
 """The default reader, on PyAV: exact frames by number, or an error that names the file."""
-from __future__ import annotations
-
 import collections
 import contextlib
 import functools

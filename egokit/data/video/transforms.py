@@ -2,8 +2,6 @@
 
 All frames of a clip get the same random crop and flip.
 """
-from __future__ import annotations
-
 import math
 
 import numpy as np

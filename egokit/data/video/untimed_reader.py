@@ -1,6 +1,4 @@
 """The reader of files without timestamps, such as AVI: it counts the decoded frames."""
-from __future__ import annotations
-
 import collections
 import itertools
 from collections.abc import Iterator
