@@ -92,7 +92,7 @@ def test_unknown_idle_gpus_are_reported(machine, monkeypatch, capsys, tmp_path):
         spoil()
         with devices.choose_gpus(LaunchConfig()) as chosen:
             assert chosen.uuids == [UUIDS[1]]
-        assert "which GPUs your other jobs have taken can't be told" in capsys.readouterr().out
+        assert "a job that is submitted at the same time may take the same GPUs" in capsys.readouterr().out
         claims.unlink()
     assert not [*elsewhere.iterdir()]
 

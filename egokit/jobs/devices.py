@@ -172,11 +172,11 @@ def gpu_owners() -> dict[str, Path]:
 
 
 @contextlib.contextmanager
-def locked_folder(folder: Path) -> Iterator[bool]:
-    """Create and lock this user's folder of claims, and yield whether that worked.
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Create this user's private folder and hold its lock; where that is impossible, print a warning and go on.
 
-    If not, a warning is printed. The folder lies where everybody may write, in the folder for temporary files: another
-    user's folder of that name, or a link, is not touched.
+    The folder lies where everybody may write, in the folder for temporary files: another user's folder of that name,
+    or a link, is not touched.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -185,11 +185,9 @@ def locked_folder(folder: Path) -> Iterator[bool]:
             if state.st_uid != os.getuid() or not stat.S_ISDIR(state.st_mode):
                 raise PermissionError("another user's, or a link")
             stack.enter_context(lock_file(folder / "lock"))
-            safe = True
         except OSError as error:
-            print(f"which GPUs your other jobs have taken can't be told: {folder} ({error})", flush=True)
-            safe = False
-        yield safe
+            print(f"a job that is submitted at the same time may take the same GPUs: {folder} ({error})", flush=True)
+        yield
 
 
 # in a rank
