@@ -53,7 +53,7 @@ def full_size_step(name: str, precision: str = "fp16", in_parts: bool = False, c
     recipe = TrainConfig(precision=precision, batch_size=samples, micro_batch=samples // 2 if in_parts else 0,
                          log_steps=train_step.ENDLESS)
     model = ModelConfig(frames=frames, checkpointing=checkpointing)
-    config = Config(task=name, model=model, data=DataConfig(frames=frames), train=recipe)
+    config = Config(task=task.Params(name=name), model=model, data=DataConfig(frames=frames), train=recipe)
     with fake_gpu.without_values() as mode:
         trainer = train_step.Trainer(config, GPU, task=train_step.without_files(task))
         batch = batch_of(name, 4, model)
@@ -88,7 +88,8 @@ def full_size(monkeypatch):
 
     def made(task, precision, **attributes):
         model = EgoVLP(ModelConfig(frames=16)).to(GPU).eval()
-        config = Config(model=model.config, data=DataConfig(workers=0), evaluate=EvaluateConfig(4, precision))
+        config = Config(task=task.Params(), model=model.config, data=DataConfig(workers=0),
+                        evaluate=EvaluateConfig(batch_size=4, precision=precision))
         made_task = train_step.without_files(task)(config)
         vars(made_task).update(attributes)
         return made_task, model

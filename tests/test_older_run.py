@@ -62,7 +62,7 @@ def test_a_run_of_an_older_egokit_goes_on_with_it(resolve, began, capsys):
     with pytest.raises(launch.NotSubmitted):
         egokit.submit(config, handle.run, "train", "pretrain")
     assert started == {"config": before["config"], "module": "egokit.job"} and handle.spec() == before
-    assert "the copy of egokit that it began with, which doesn't know deterministic" in capsys.readouterr().out
+    assert "the copy of egokit that it began with, which doesn't know train.deterministic" in capsys.readouterr().out
 
 
 def test_without_its_copy_it_goes_on_with_this_egokit(resolve, began):

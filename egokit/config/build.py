@@ -14,7 +14,7 @@ from egokit.config.schema import RENAMED, Config, TaskConfig
 
 PHRASES = {  # pydantic's kind of error: what was expected, in fewer words than pydantic's
     "greater_than_equal": "{ge:g} or more", "greater_than": "more than {gt:g}", "less_than_equal": "{le:g} or less",
-    "tuple_type": "a list", "boolean_number": "a number, not true or false"}
+    "tuple_type": "a list", "value_error": "{error}"}
 
 
 class ConfigError(ValueError):
@@ -87,8 +87,10 @@ def flatten(plain: dict, source: str = "") -> dict:
     """
     flat = {}
     for section, content in plain.items():
-        flat |= {f"{section}.{key}": value for key, value in content.items()} if isinstance(content, dict) else \
-            {"task.name" if section == "task" else section: content}
+        if isinstance(content, dict) and "." not in str(section):
+            flat |= {f"{section}.{key}": value for key, value in content.items()}
+        else:
+            flat["task.name" if section == "task" else section] = content
     for old in [name for name in flat if name in RENAMED]:
         present = RENAMED[old]
         if present in flat:

@@ -11,7 +11,6 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BeforeValidator, ConfigDict, Field, StrictBool
 from pydantic.dataclasses import dataclass
-from pydantic_core import PydanticCustomError
 
 T = TypeVar("T")
 Local = Annotated[T, "local"]    # says where or how a run is computed, not what: it may change within one run
@@ -20,7 +19,7 @@ Scored = Annotated[T, "scored"]  # an evaluation's numbers depend on it
 
 def _no_boolean(value):
     if isinstance(value, bool):
-        raise PydanticCustomError("boolean_number", "a number, not true or false")
+        raise ValueError("a number, not true or false")
     return value
 
 
