@@ -9,7 +9,7 @@ from pathlib import Path
 
 import nbformat
 
-PARAMETERS = 'params = "toy/egomcq"\nsite = "tiny"\noverrides = ""\nrun = "demo"'
+PARAMETERS = 'params = "toy/egomcq"\nsite = "tiny"\noverrides = ""\nrun_name = "demo"'
 CELLS = {
     "90_good": ["print('hello', run_name)", "import time\nstart = time.monotonic()"],
     "91_fails": ["print('as far as here')", "raise ValueError('broken on purpose')", "print('never')"],

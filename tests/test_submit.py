@@ -113,7 +113,7 @@ def test_the_script_asks_for_what_the_site_says(tmp_path):
     ("launch.setup=[1]", r"launch.setup \(in overrides\): expected a valid string, got 1"),
     ("launch.partition=[a,b]", r"launch.partition \(in overrides\): expected a valid string"),
     ("launch.exclusive=2", "launch.exclusive .*expected a valid boolean"),
-    ("launch.gpus_per_task=4", r"launch.gpus_per_task \(in overrides\): 4: known: 0, 1"),
+    ("launch.gpus_per_task=4", r"launch.gpus_per_task \(in overrides\): expected 1 or less, got 4"),
     ("launch.nodes=0", "launch.nodes .*expected 1 or more, got 0"),
     ("launch.mem_gb_per_task=-1", "launch.mem_gb_per_task .*expected 0 or more"),
     ("launch.partitions=a", "unknown key 'launch.partitions'.*did you mean 'partition'"),

@@ -13,6 +13,8 @@ from egokit.tasks.egoclip import EgoClip
 
 
 class SigLIP(EgoClip):
+    published = {"ensemble_inter": None, "ensemble_intra": None}  # of EgoMCQ, for the ledger
+
     class Params(EgoClip.Params):
         start_scale: Positive = 10.0  # the inverse temperature at the start; SigLIP's own is 10
         start_bias: float = -10.0     # of the logits: nearly all pairs are negatives

@@ -50,37 +50,49 @@ def build(cls, values: dict, where: str = "", source: str = "", partial: bool = 
         return cls(**{str(key): value for key, value in values.items()})
     except pydantic.ValidationError as error:
         for problem in error.errors():
-            if problem["type"] != "missing" or not partial:
+            given = not problem["loc"] or problem["loc"][0] in values
+            if given or problem["type"] != "missing" or not partial:
+                source = source if given or problem["type"] == "missing" else " (its default)"
                 raise ConfigError(_message(cls, problem, where, source)) from None
 
 
 def _message(cls, error: dict, where: str, source: str) -> str:
     """Return what is wrong with which key, and what was expected, from pydantic's error."""
-    *sections, key = [part for part in error["loc"] if isinstance(part, str)]  # numbers are places in a tuple
-    for section in sections:
-        cls = cls.__pydantic_fields__[section].annotation
-    name = ".".join(filter(None, [where, *sections, key]))
+    last = error["loc"][-1] if error["loc"] else ""
+    kind, names = cls, [where]
+    for part in error["loc"]:  # the rest are unknown keys, and places within a value
+        fields = getattr(kind, "__pydantic_fields__", {})
+        if part not in fields:
+            break
+        kind, names = fields[part].annotation, [*names, part]
+    name, value = ".".join(filter(None, names)) or "the config", error["input"]
     if error["type"] == "unexpected_keyword_argument":
-        return f"unknown key {name!r}{source}: {did_you_mean(key, cls.__pydantic_fields__)}"
-    annotation, value = cls.__pydantic_fields__[key].annotation, error["input"]
-    if error["type"] == "missing" and len(error["loc"]) == len(sections) + 1:
-        return f"{name}{source} is missing: this key has no default, so give it a value"
-    if error["type"] == "literal_error":
-        return f"{name}{source}: {value!r}: {did_you_mean(value, typing.get_args(annotation))}"
+        earlier = [old.partition(".")[2] for old in RENAMED if old.startswith(f"{name}.")]
+        hint = did_you_mean(last, [*kind.__pydantic_fields__, *earlier])
+        if hint.startswith("known"):
+            hint = did_you_mean(last, kind.__pydantic_fields__)
+        return f"unknown key {'.'.join(filter(None, [*names, str(last)]))!r}{source}: {hint}"
+    if error["type"] == "missing":
+        if last == names[-1]:
+            return f"{name}{source} is missing: this key has no default, so give it a value"
+        return f"{name}{source}: expected {len(typing.get_args(kind))} values, got {value!r}"
+    if error["type"] == "literal_error" and typing.get_origin(kind) is typing.Literal:
+        return f"{name}{source}: {value!r}: {did_you_mean(value, typing.get_args(kind))}"
     if error["type"] == "dataclass_type":
-        keys = ", ".join(annotation.__pydantic_fields__)
+        keys = ", ".join(getattr(kind, "__pydantic_fields__", ()))
         return f"{name}{source}: expected a section with keys {keys}; got {value!r}"
-    phrase = PHRASES.get(error["type"], error["msg"].removeprefix("Input should be "))
-    expected = phrase.format(**error.get("ctx", {}))
+    phrase = PHRASES.get(error["type"])
+    expected = phrase.format(**error.get("ctx", {})) if phrase else error["msg"].removeprefix("Input should be ")
     return f"{name}{source}: expected {expected}, got {value!r}"
 
 
-def flatten(plain: dict, source: str = "") -> dict:
+def flatten(plain: dict, source: str = "", rename: bool = True) -> dict:
     """Return a plain config, or a part of one, as {"section.key": value}; renamed keys have their present names.
 
     Args:
         plain: from a recipe, a run folder or a checkpoint; it may be flat already.
         source: where the values stand, for one FutureWarning per old name; "" gives no warning.
+        rename: give renamed keys their present names.
 
     Raises:
         ConfigError: a key is given under both its old and its present name.
@@ -91,7 +103,7 @@ def flatten(plain: dict, source: str = "") -> dict:
             flat |= {f"{section}.{key}": value for key, value in content.items()}
         else:
             flat["task.name" if section == "task" else section] = content
-    for old in [name for name in flat if name in RENAMED]:
+    for old in [name for name in flat if name in RENAMED and rename]:
         present = RENAMED[old]
         if present in flat:
             raise ConfigError(f"{old}{source} is called {present} now, which is given, too: remove {old}")

@@ -47,6 +47,8 @@ def find(name: str, code: Path | None = None) -> type:
     sys.modules[module.__name__] = module  # dataclasses and pickles look for the module there
     try:
         exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+    except FileNotFoundError as error:
+        raise ConfigError(f"task {name!r}: {error.filename} is missing; write folder/file.py:Class") from error
     except ImportError as error:
         raise ConfigError(f"{path} can't be imported: {error}. Install what is missing; if it is a name of egokit, use "
                           "the one that CHANGELOG.md gives for it") from error

@@ -14,7 +14,7 @@ import yaml
 
 from egokit.config.build import ConfigError, build, did_you_mean, flatten, merge, nest, to_dict
 from egokit.config.registry import TASKS, build_config, find, split_task_file
-from egokit.config.schema import Config
+from egokit.config.schema import RENAMED, Config
 
 
 def project_root() -> Path:
@@ -133,19 +133,24 @@ def resolve(params: str, site: str = "toy", overrides="", run: str = "demo") -> 
     layers = ((f" (in site {site})", read_yaml(site, folder / "sites", "site")),
               (f" (in {params})", read_yaml(params, folder, "recipe")),
               (" (in overrides)", parse_overrides(overrides)))
+    # keys by earlier names, which stood in every config: those of other tasks than this one's are left out
+    renamed = {source: {RENAMED[key] for key in flatten(layer, rename=False) if key in RENAMED}
+               for source, layer in layers}
     layers = [(source, nest(flatten(layer, source))) for source, layer in layers]
     for _, layer in layers:
         values = merge(values, layer)
-    task_name = find_task(values.get("task", {}).get("name", ""), root, params)
+    name = values.get("task", {}).get("name", "")
+    task_name = find_task(name, root, params)
     task, values = find(task_name), {}
     for source, layer in layers:  # each layer is checked alone, so that the error names its source
-        own = layer.get("task", {})
-        if own.get("name", task_name) != task_name:  # a later layer names another task, with other keys
-            own = {key: value for key, value in own.items() if key in task.Params.__pydantic_fields__}
+        own, known = layer.get("task", {}), task.Params.__pydantic_fields__
+        if own.get("name", name) != name:  # a later layer names another task, with other keys
+            own = {key: value for key, value in own.items() if key in known}
+        own = {key: value for key, value in own.items() if key in known or f"task.{key}" not in renamed[source]}
         build(task.Params, own, "task", source, partial=True)
         build(Config, layer | {"task": {}}, source=source)
         values = merge(values, layer | {"task": own | {"name": task_name}})
-    config = build_config(values, task=task)
+    config = build_config(values, f" (in {params})", task)
     shape, name = config.model, Path(site).stem
     if shape.width % shape.heads or shape.image_size % shape.patch_size or shape.num_fused_layers > shape.depth:
         raise ConfigError(f"model: expected width ({shape.width}) a multiple of heads ({shape.heads}), "
@@ -173,8 +178,8 @@ def find_task(task: str, root: Path, params: str) -> str:
     Raises:
         ConfigError: `task` is empty, or the file is missing.
     """
-    if not task:
-        raise ConfigError(f"recipe {params!r} names no task: expected one of {', '.join(TASKS)}, "
+    if not task or not isinstance(task, str):
+        raise ConfigError(f"recipe {params!r} names no task, but {task!r}: expected one of {', '.join(TASKS)}, "
                           "or folder/file.py:Class")
     own_task = split_task_file(task)
     if not own_task:

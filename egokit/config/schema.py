@@ -17,15 +17,19 @@ Local = Annotated[T, "local"]    # says where or how a run is computed, not what
 Scored = Annotated[T, "scored"]  # an evaluation's numbers depend on it
 
 
-def _no_boolean(value):
+def _as_number(value):
+    """Return a number that YAML took for a text, such as 3e-5, as a float; refuse true and false."""
     if isinstance(value, bool):
         raise ValueError("a number, not true or false")
-    return value
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def number(kind: type, **bounds):
     """Return the type of a finite number with pydantic's bounds: ge, gt, le, lt."""
-    return Annotated[kind, BeforeValidator(_no_boolean), Field(**bounds)]
+    return Annotated[kind, BeforeValidator(_as_number), Field(**bounds)]
 
 
 Count, Size = number(int, ge=1), number(int, ge=0)
@@ -38,7 +42,8 @@ class Section:
 
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
-        dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))(cls)
+        strict = ConfigDict(extra="forbid", allow_inf_nan=False, validate_default=True)
+        dataclass(frozen=True, kw_only=True, config=strict)(cls)
 
 
 class TaskConfig(Section):
@@ -79,7 +84,7 @@ class DataConfig(Section):
     workers: Local[Size] = 4                           # loader processes of each rank
     max_bad_fraction: Share = 0.0                      # share of an epoch's samples that may be unreadable;
                                                        # they are logged and others are read instead
-    read_timeout: Positive = 120.0                     # seconds that a loader process may take to open and read a file
+    read_timeout: Local[Positive] = 120.0              # seconds that a loader process may take to read one file
     limit: Size = 0                                    # use only the first so many samples; 0: all
 
 
@@ -106,10 +111,10 @@ class TrainConfig(Section):
     precision: Literal["fp16", "bf16", "fp32"] = "fp16"  # of autocast
     deterministic: Local[StrictBool] = False       # bitwise reproducible on GPUs (slower); on CPUs it always is
     compile: Local[StrictBool] = False             # torch.compile of the encoders' blocks; needs a C++ compiler
-    checkpoint_steps: Count = 500                  # steps between two checkpoints
-    log_steps: Count = 10                          # steps between two lines of the log
+    checkpoint_steps: Local[Count] = 500           # steps between two checkpoints
+    log_steps: Local[Count] = 10                   # steps between two lines of the log
     evaluate_epochs: Count = 1                     # epochs between two validations
-    nonfinite_limit: Count = 20                    # skipped (NaN or infinite) steps in a row that stop the run
+    nonfinite_limit: Local[Count] = 20             # skipped (NaN or infinite) steps in a row that stop the run
 
 
 class EvaluateConfig(Section):
@@ -142,7 +147,7 @@ class LaunchConfig(Section):
     cpus_per_task: Size = 0                        # CPU cores of each process; 0: 1 + data.workers
     timeout_minutes: Count = 4320                  # time limit of a job; it is requeued then and resumes
     requeues: Size = 100                           # most requeues after time limits, and as many after lost ranks
-    gpus_per_task: Literal[0, 1] = 1               # GPUs of each process: 1, or 0 to hide all GPUs and use the CPU
+    gpus_per_task: number(int, ge=0, le=1) = 1     # GPUs of each process: 1, or 0 to hide all GPUs and use the CPU
     mem_gb_per_task: NotNegative = 0.0             # memory of each process, GB; 0: the cluster's default, or
                                                    # all of the node's memory if exclusive
     partition: str = ""                            # sbatch --partition; "": the cluster's default

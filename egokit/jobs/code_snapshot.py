@@ -53,12 +53,12 @@ def snapshot_files(folder: Path, originals: list[Path]) -> Path:
     return target
 
 
-def code_sha256() -> str:
-    """Return the first 12 digits of a hash of this egokit's files, their names and bytes.
+def code_sha256(package: Path | None = None) -> str:
+    """Return the first 12 digits of a hash of the files of `package`, their names and bytes.
 
-    Hidden files, such as an editor's, don't count.
+    Hidden files, such as an editor's, don't count. By default the package is this egokit.
     """
-    package, digest = Path(__file__).parents[1], hashlib.sha256()
+    package, digest = package or Path(__file__).parents[1], hashlib.sha256()
     for path in sorted(path for path in package.rglob("*") if path.is_file()):
         name = path.relative_to(package)
         if not any(part.startswith((".", "__pycache__")) for part in name.parts):

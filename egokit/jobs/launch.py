@@ -69,8 +69,8 @@ def submit(config: Config, run: Run, action: str = "train", section: str | None 
         opened = run.config or config
         write_text(run.path / "params.yaml", to_yaml(opened))  # after all checks: a refused caller must not change it
         resumed, earlier, plain = bool(leftovers(run, action)), handle.spec(), to_dict(config)
-        present = code_snapshot.code_sha256()
-        code = (earlier or {}).get("code_sha256", present) if exists or resumed else present
+        snapshot, present = handle.folder / "code/egokit", code_snapshot.code_sha256()
+        code = code_snapshot.code_sha256(snapshot) if (exists or resumed) and snapshot.is_dir() else present
         if code != present:
             print(f"{handle.section} in {run.path} is made by another version of egokit's code ({code}; here: "
                   f"{present}); choose another run name to use the present one", flush=True)
@@ -84,7 +84,7 @@ def submit(config: Config, run: Run, action: str = "train", section: str | None 
             spec = {"function": "egokit.jobs.run_job:work", "name": f"egokit-{handle.section}", "config": plain,
                     "opened": to_dict(opened), "run": str(run.path.resolve()), "action": action,
                     "section": handle.section, "version": __version__, "init_sha256": init_sha256,
-                    "task_sha256": task_sha256, "code_sha256": code, "gpus": choice.uuids}
+                    "task_sha256": task_sha256, "gpus": choice.uuids}
             start_work(handle.folder, spec, config.launch, resumed, config.task.name)
     notices = (notice for notice in (cpu_notice, choice.notice) if notice)
     print(end="".join(f"{handle.section} {notice}\n" for notice in notices), flush=True)
@@ -141,15 +141,17 @@ def downgrade_config(config: dict, earlier: dict) -> dict:
     return nest(kept)
 
 
-def changed_keys(spec: dict, config: Config, of: str = "config") -> list[str]:
+def changed_keys(spec: dict, config: Config, code: Path, of: str = "config") -> list[str]:
     """Return in what a config differs from that of a job's spec, as "key: old -> new".
 
     Args:
         spec: the content of the job's spec.json.
         config: the config to compare.
+        code: the job's snapshot, whose copy of a user's task knows the keys of the spec.
         of: "config", or "opened" for the config of the notebook that submitted the job.
     """
-    return differences(comparable(restore(spec.get(of, spec["config"]))), comparable(config))
+    earlier = restore(spec.get(of, spec["config"]), code if (code / "task").is_dir() else None)
+    return differences(comparable(earlier), comparable(config))
 
 
 def expect_same(handle: Handle, config: Config, hashes: tuple[str, str] | None = None, of: str = "config") -> None:
@@ -164,7 +166,7 @@ def expect_same(handle: Handle, config: Config, hashes: tuple[str, str] | None =
     spec = handle.spec()
     if not spec or not (handle.metrics() or handle.alive() or leftovers(handle.run, spec["action"])):
         return
-    changes = changed_keys(spec, config, of)
+    changes = changed_keys(spec, config, handle.folder / "code", of)
     earlier = spec["init_sha256"], spec.get("task_sha256", "")
     names = f"checkpoint {config.init}", f"file of task {config.task.name}"
     changes += [f"the {name} itself: {old} -> {new}"

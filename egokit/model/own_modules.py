@@ -5,9 +5,20 @@ The model holds them as `model.own`, so that they are trained, averaged over ran
 import torch
 from torch import Tensor, nn
 
+from egokit.config.build import ConfigError
 from egokit.model.checkpoints import WeightsError
 
 PREFIX = "own."  # of their keys in a checkpoint
+
+
+def refuse_trained(task: type, name: str, value) -> None:
+    """Raise ConfigError for a parameter, or a module with some, that is put on a task, or into its list or dict."""
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
+    for item in items:
+        has_parameters = isinstance(item, nn.Module) and any(True for _ in item.parameters())
+        if has_parameters or (isinstance(item, Tensor) and item.requires_grad):
+            raise ConfigError(f"{task.__name__}.{name} is a {type(item).__name__} on the task, which nothing would "
+                              "train or save: return it from the method `modules`, and use it as model.own[name]")
 
 
 def split_own(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -40,12 +51,18 @@ def attach(model, task) -> list[str]:
         The names of modules that start fresh, because the checkpoint has no weights for them.
 
     Raises:
+        ConfigError: `task.modules` gives something else than modules by names.
         WeightsError: a module does not fit the checkpoint's weights.
     """
     saved, fresh = model.own.state_dict(), []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(task.config.seed)
-        modules = nn.ModuleDict(task.modules(model))
+        made = task.modules(model)
+    for name, module in made.items():
+        if not isinstance(module, nn.Module) or not name.isidentifier() or hasattr(nn.ModuleDict, name):
+            raise ConfigError(f"{type(task).__name__}.modules gives {name!r}, a {type(module).__name__}: expected "
+                              "names such as 'head' and modules (for numbers, nn.ParameterDict)")
+    modules = nn.ModuleDict(made)
     for name, module in modules.items():
         state = {key.partition(".")[2]: value for key, value in saved.items() if key.startswith(f"{name}.")}
         if not state:

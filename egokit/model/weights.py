@@ -152,7 +152,7 @@ def load(path: str | Path, frames: int | None = None, tokenizer: str | None = No
             return None, error.report
         raise
     model.load_state_dict(_own_memory(state), assign=True)
-    hold(model, _own_memory(own))
+    hold(model, {key: value.clone() for key, value in own.items()})
     if task:
         attach(model, task)
     model.eval()

@@ -33,7 +33,7 @@ def check_notebooks(notebooks: list[str], parameters: dict, timeout: float | Non
 
     Args:
         notebooks: NOTEBOOK or NOTEBOOK:RECIPE for each.
-        parameters: Some of params, site, overrides and run, for all of them.
+        parameters: Some of params, site, overrides and run_name, for all of them.
         timeout: Seconds for each notebook; None is no limit.
         abreast: How many run at the same time.
 
@@ -62,7 +62,7 @@ def command(name: str, parameters: dict, timeout: float | None) -> list[str]:
     """Return the command that runs one notebook here."""
     limit = [] if timeout is None else [f"--timeout={timeout / 60}"]
     return [sys.executable, "-m", "egokit.cli", "run", name, *limit,
-            *(f"--{key}={value}" for key, value in parameters.items())]
+            *(f"--{key.removesuffix('_name')}={value}" for key, value in parameters.items())]
 
 
 def run(notebooks: Notebooks) -> int:

@@ -77,6 +77,8 @@ def read_parameters(path: Path, parameters: dict) -> dict:
         values = {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(tagged).body}
     except (SyntaxError, ValueError, AttributeError):
         raise ConfigError(f"{path}: its cell of parameters has more than lines such as run_name = \"mine\"") from None
+    if "run" in values:
+        raise ConfigError(f"{path}: its parameter run is called run_name now: rename it, there and where it is used")
     values |= parameters
     if missing := [name for name in PARAMETERS if name not in values]:
         raise ConfigError(f"{path}: its cell of parameters lacks {', '.join(missing)}; write them as in the numbered "
@@ -110,7 +112,7 @@ def finished(name: str, parameters: dict) -> bool:
             used -= {checkpoints.fingerprint(checkpoints.find(config.init))}
         except checkpoints.WeightsError:
             return False
-    changed = any(changed_keys(json.loads(spec.read_text()), config, "opened")
+    changed = any(changed_keys(json.loads(spec.read_text()), config, spec.parent / "code", "opened")
                   for spec in (folder / "jobs").glob("*/spec.json"))
     return not used and not changed and (folder / "params.yaml").read_text() == to_yaml(config)
 
@@ -124,7 +126,7 @@ def execute(name: str, parameters: dict, timeout: float | None = None) -> Path:
 
     Args:
         name: The notebook, as `notebook_path` takes it.
-        parameters: Some of params, site, overrides and run; checked before anything starts.
+        parameters: Some of params, site, overrides and run_name; checked before anything starts.
         timeout: Seconds for the whole notebook; None is no limit.
 
     Raises:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from egokit.config.build import ConfigError, did_you_mean, flatten, nest, to_dict
-from egokit.config.registry import build_config, find, notebook_of
+from egokit.config.registry import find, notebook_of
 from egokit.config.resolve import outputs_folder, project_root, resolve, to_yaml
 from egokit.config.schema import Config
 from egokit.runs.files import explain_permission, write_text
@@ -86,9 +86,11 @@ def open_run(params: str, site: str = "toy", overrides="", run_name: str = "demo
 
 def describe(config: Config) -> str:
     """Return what a config changes of the defaults, a line for each section, and how training spreads its batch."""
-    defaults = flatten(to_dict(build_config({"task": {"name": config.task.name}})))
+    own = type(config.task)
+    required = {key: getattr(config.task, key) for key, field in own.__pydantic_fields__.items() if field.is_required()}
+    defaults = flatten(to_dict(Config(task=own(**required))))
     changed = {key: value for key, value in flatten(to_dict(config)).items()
-               if value != defaults[key] or key == "task.name"}
+               if value != defaults[key] or key.removeprefix("task.") in required}
     lines = [f"{section}: " + (", ".join(f"{key}={value}" for key, value in values.items())
                                if isinstance(values, dict) else str(values))
              for section, values in nest(changed).items()]

@@ -3,12 +3,14 @@
 It is read from metrics.json. The published numbers are those of the tasks' classes, and their recipes are in params/.
 """
 import functools
+import hashlib
+import json
 import math
 import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
-from egokit.config.build import comparable, flatten, marked
+from egokit.config.build import ConfigError, comparable, flatten, marked
 from egokit.config.registry import TASKS, build_config, find
 from egokit.config.resolve import outputs_folder, project_root, read_yaml
 from egokit.runs.run_folder import AGAIN, Run
@@ -20,7 +22,8 @@ WORDS = {  # wording for a value; the second {} is the plural's s. Other keys ap
     "data.eval_frames": "{} frame{}", "model.image_size": "frames of {} px", "data.eval_resize": "resized to {} px",
     "train.epochs": "trained {} epoch{}", "train.batch_size": "batch {}", "optim.lr": "learning rate {}",
     "data.frames": "trained on {} frame{}", "train.precision": "trained in {}"}
-NOT_PUBLISHED = {"evaluate.precision", "data.reader"}  # EgoVLPv2's paper doesn't give them
+NOT_PUBLISHED = {"evaluate.precision", "data.reader",  # EgoVLPv2's paper doesn't give them
+                 "task.dual_softmax"}  # its numbers are rows of their own
 DUAL_SOFTMAX = "_dual_softmax"  # suffix of metrics that are computed with dual softmax; EgoVLPv2's numbers are without
 
 
@@ -100,6 +103,8 @@ def read_run(path: Path) -> list[LedgerRow]:
                     value = _check_number(name, result.metric, value)
                     differences = recipe_differences(task, result, section)
                     entries.append(LedgerRow(f"{notebook}/{run}", result, value, differences))
+    except ConfigError as error:  # the published recipe's file is damaged, not this one
+        raise ValueError(f"{path}: {error}") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}; {AGAIN}") from None
     return entries
@@ -154,12 +159,19 @@ def _of_checkpoint(result: Result, published: list[Result], section: dict) -> Re
     return next((candidate for candidate in published if (candidate.metric, candidate.checkpoint) == wanted), result)
 
 
+class Recipe(NamedTuple):
+    """A published recipe, a file of params/."""
+    values: dict        # its config, flat
+    stated: set[str]    # the keys that the file states; others have their defaults
+    sha256: str         # 12 digits of the hash of what it states; comments don't count
+
+
 @functools.cache
-def published_recipe(name: str, params: Path) -> tuple[dict, set[str], str]:
-    """Return a recipe of params/: its flat config, the keys that its file states, and its checkpoint `init`."""
-    stated = flatten(read_yaml(name, params, "recipe"))
-    config = build_config(read_yaml(name, params, "recipe"))
-    return comparable(config), stated.keys(), config.init
+def published_recipe(name: str, params: Path) -> Recipe:
+    """Return the recipe `name` of the folder params/."""
+    plain = read_yaml(name, params, "recipe")
+    digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
+    return Recipe(comparable(build_config(plain, f" (in {name})")), set(flatten(plain)), digest)
 
 
 def recipe_differences(task: type | None, result: Result, section: dict) -> list[str]:
@@ -174,10 +186,13 @@ def recipe_differences(task: type | None, result: Result, section: dict) -> list
     if "recipe" not in section:
         return [*phrases, "its recipe is not recorded"]
     recipe, trained = flatten(section["recipe"]), section["action"] == "train"
-    own = [f"{key} {value}" for key, value in recipe.items() if key.startswith("task.") and key != "task.name"]
+    own = [f"{key} {value}" for key, value in section["recipe"].items()
+           if key.startswith("task.") and key != "task.name"]
     if task and task.samples and section["samples"] != task.samples:
         phrases.append(f"{section['samples']:,} {task.unit}, published on {task.samples:,}")
     if task:
+        if published_recipe(task.recipe, project_root() / "params").sha256 != task.recipe_sha256:
+            phrases.append(f"compared with params/{task.recipe}.yaml as edited here, which is not the published recipe")
         phrases += compare_recipes(recipe, task, trained=False)
     else:
         phrases += [_in_words("data.eval_frames", section["frames"]), *own]
@@ -206,7 +221,7 @@ def _training_differences(task: type | None, section: dict, recipe: dict, start:
     The ledger always says that the checkpoint was chosen by its scores on the test set.
     """
     if task:
-        init = published_recipe(task.recipe, project_root() / "params")[2]
+        init = published_recipe(task.recipe, project_root() / "params").values["init"]
         published_start = f", published from {init}" if start != init else ""
         phrases = [f"fine-tuned here from {start}{published_start}", *compare_recipes(recipe, task, trained=True)]
     else:
@@ -230,10 +245,13 @@ def compare_recipes(recipe: dict, task: type, trained: bool) -> list[str]:
     """
     values, stated, _ = published_recipe(task.recipe, project_root() / "params")
     training = {key for key in values if key.startswith(("data.", "optim.", "train.", "task."))}
-    keys = training - marked("scored", task.Params) - {"task.name"} if trained else marked("scored")
+    scored = marked("scored", task.Params)
+    keys = training - scored - {"task.name"} if trained else scored
+    # a default that was not recorded is older than the key
+    different = {key for key in keys - NOT_PUBLISHED if recipe.get(key) != values[key]
+                 and (key in recipe or key in stated)}
     return [f"{_in_words(key, recipe.get(key))}, {'published' if key in stated else 'by default'} {values[key]}"
-            for key in dict.fromkeys([*WORDS, *values])
-            if key in keys - NOT_PUBLISHED and recipe.get(key) != values[key]]
+            for key in dict.fromkeys([*WORDS, *values]) if key in different]
 
 
 def _in_words(key: str, value) -> str:

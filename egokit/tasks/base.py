@@ -13,6 +13,7 @@ from egokit.config.build import ConfigError
 from egokit.config.schema import Config, TaskConfig
 from egokit.data.site_checks import Checks, Finding
 from egokit.data.video import open_video, transforms
+from egokit.model.own_modules import refuse_trained
 from egokit.model.text_encoder import load_tokenizer
 from egokit.runs.ledger import Result
 from egokit.runs.run_folder import Run
@@ -36,12 +37,12 @@ class Task:
             first is the one that `egokit submit` starts. Empty: those that the class can do, named like the action.
         best: the metric that chooses the best checkpoint; larger is better.
         published: {metric: published number or None} for the ledger, or Results.
-        recipe: the published recipe, a file under params/.
+        recipe: the published recipe, a file under params/; recipe_sha256: its hash, so that the ledger notices an edit.
         samples: how many the real data set has, 0 if that is unknown; `unit` is what they are called.
         figures: pictures worth a look, of those that the notebook leaves in its run's figures/.
         uses_fusion: whether the loss trains the fusion encoder. If not, its parameters are frozen.
-        fixed_length: whether training pads all texts to data.max_tokens, or to the longest of a batch. The training
-            loop sets it on GPUs, where every new shape costs time.
+        fixed_length: whether training pads all texts to data.max_tokens; the loop sets it on GPUs, where every new
+            shape costs time.
         clips_per_sample: rows of batch["video"] for each sample.
         rows_per_sample: rows of `score_batch` for each sample.
     """
@@ -50,7 +51,7 @@ class Task:
     sections: ClassVar[dict[str, str]] = {}
     best = ""
     published: ClassVar[dict[str, float | None] | list[Result]] = {}
-    recipe, samples, unit = "", 0, "samples"
+    recipe, recipe_sha256, samples, unit = "", "", 0, "samples"
     figures: ClassVar[tuple[str, ...]] = ()
     uses_fusion = False
     fixed_length = False
@@ -59,14 +60,17 @@ class Task:
 
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
+        if not (isinstance(cls.Params, type) and issubclass(cls.Params, TaskConfig)):
+            raise ConfigError(f"{cls.__name__}.Params: expected a class derived from egokit.tasks.TaskConfig, or a "
+                              "task's Params")
+        for name, value in vars(cls).items():
+            refuse_trained(cls, name, value)
         for old, new in RENAMED.items():
             if old in vars(cls):
                 raise ConfigError(f"{cls.__name__}.{old} is called {new} now: rename it, or nothing calls it")
 
     def __setattr__(self, name: str, value) -> None:
-        if isinstance(value, nn.Module | nn.Parameter):
-            raise ConfigError(f"{type(self).__name__}.{name} is a {type(value).__name__} on the task, which nothing "
-                              "would train or save: return it from the method `modules`, and use it as model.own[name]")
+        refuse_trained(type(self), name, value)
         super().__setattr__(name, value)
 
     def __init__(self, config: Config):
