@@ -179,8 +179,8 @@ def find_task(task: str, root: Path, params: str) -> str:
         ConfigError: `task` is empty, or the file is missing.
     """
     if not task or not isinstance(task, str):
-        raise ConfigError(f"recipe {params!r} names no task{task and f", but {task!r}"}: expected one of {', '.join(TASKS)}, "
-                          "or folder/file.py:Class")
+        what = "names no task" if task == "" else f"names no task, but {task!r}"
+        raise ConfigError(f"recipe {params!r} {what}: expected one of {', '.join(TASKS)}, or folder/file.py:Class")
     own_task = split_task_file(task)
     if not own_task:
         return task
