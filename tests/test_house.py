@@ -16,6 +16,7 @@ import yaml
 from packaging.requirements import Requirement
 
 import egokit
+from egokit.config.registry import TASKS
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "egokit"
@@ -46,6 +47,15 @@ def test_imports_run_only_downward():
     upward = [(str(path.relative_to(PACKAGE)), target) for path in PACKAGE.rglob("*.py") for target in imports(path)
               if target in ROOMS and room(path) in ROOMS and ROOMS.index(target) > ROOMS.index(room(path))]
     assert not upward
+
+
+def test_a_benchmark_is_known_to_its_own_class_alone():
+    """Beside the tasks and the registry, only the picture of EgoMQ's features knows one: its files."""
+    modules = {target.partition(":")[0] for target in TASKS.values()} - {"egokit.search.index_task"}
+    users = {str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py") if room(path) != "tasks"
+             for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)
+             if node.module in modules}
+    assert len(modules) >= 5 and users == {"viz/features.py"}
 
 
 def test_the_top_of_egokit_is_its_rooms():
