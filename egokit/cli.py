@@ -102,6 +102,7 @@ def submit(arguments) -> None:
     from egokit.config.resolve import outputs_folder, resolve
     from egokit.jobs import launch
     from egokit.notebook.open_run import open_run
+    from egokit.train.batch_plan import check_batch
     config = resolve(arguments.params, arguments.site, arguments.overrides, arguments.run)
     notebook, actions = notebook_of(config), tasks.find(config.task.name).actions()
     action = arguments.action or next(iter(actions))
@@ -110,6 +111,7 @@ def submit(arguments) -> None:
     if arguments.print:
         folder = outputs_folder() / notebook / arguments.run
         return print(launch.sbatch_script(config, folder, action, actions[action]))
+    check_batch(config, action)  # before the run's folder is made
     run = open_run(arguments.params, arguments.site, arguments.overrides, arguments.run, notebook)
     job = launch.submit(config, run, action, actions[action])
     print(job)
