@@ -128,9 +128,9 @@ def threads(request):
 
 
 def rarest(table) -> str:
-    """Return the video with the fewest rows of an EgoClipTable."""
+    """Return the video with the fewest rows of an EgoClipTable, the first by its name of several."""
     import numpy as np
-    return table.videos[np.bincount(table.columns["video_uid"]).argmin()]
+    return min(zip(np.bincount(table.columns["video_uid"]), table.videos, strict=True))[1]
 
 
 def board_of(run) -> dict[str, list[tuple[int, float]]]:

@@ -67,7 +67,7 @@ def work(folder: Path, spec: dict) -> None:
             scored = task.validation()  # made once, because pre-training's reads its annotations each time
             if chance := scored.chance():
                 run.write_metrics("chance", chance)
-            origin = provenance(scored, spec, distributed.world_size())
+            origin = provenance(scored, spec, distributed.world_size(), type(task))
             run.write_metrics(spec["section"], result | origin | {"devices": rank_devices})
 
 
@@ -115,13 +115,14 @@ def expect_own_gpus(gpus: list[tuple[str, str]]) -> None:
                                "(launch.gpus_per_task: 1)")
 
 
-def provenance(task, spec: dict, world: int) -> dict:
+def provenance(task, spec: dict, world: int, owner: type | None = None) -> dict:
     """Return what it takes to reproduce a job's result, for its section of metrics.json.
 
     Args:
         task: the task that was scored.
         spec: the content of the job's spec.json.
         world: the number of processes.
+        owner: the class of the job's task, whose published numbers are recorded; by default that of `task`.
     """
     config = task.config
     entry = {"finished": True, "action": spec["action"], "task": config.task.name, "score": task.best,
@@ -130,9 +131,10 @@ def provenance(task, spec: dict, world: int) -> dict:
              "versions": {"egokit": spec["version"], "code": code_sha256(), "torch": torch.__version__,
                           "python": platform.python_version()}}
     if spec["task_sha256"]:
-        section = task.actions().get(spec["action"])
+        owner = owner or type(task)
+        section = owner.actions().get(spec["action"])
         entry |= {"task_sha256": spec["task_sha256"], "published": {
-            result.metric: result.published for result in task.results() if result.section == section}}
+            result.metric: result.published for result in owner.results() if result.section == section}}
     if spec["action"] != "extract":
         # evaluation aborts at the first unreadable sample, so a written result has 0 failures
         entry |= {"expected": task.num_rows() // task.rows_per_sample, "failed": 0, "frames": config.data.eval_frames,
