@@ -126,7 +126,7 @@ class Search(Task):
     """The task that indexes a folder of videos; its only action is `extract`."""
     notebook = "07_search_your_videos"
     sections: ClassVar = {"extract": "index"}
-    figures = ("search-c-c-opens-the-yellow-book.html",)
+    figures = ("search-c-c-pushes-the-green-phone.html",)
 
     class Params(TaskConfig):
         videos: str = ""           # folder of videos, searched recursively: a path, or a name under site.root
