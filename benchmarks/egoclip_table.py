@@ -184,12 +184,12 @@ if __name__ == "__main__":
 
 # 3,847,723 rows, CSV 759 MB, cache 405 MB; one thread
 #                                   seconds     MiB
-# first load, writes the cache         5.53    1026
-# cached load                          0.24     493
+# first load, writes the cache         6.27    1020
+# cached load                          0.06     477
 # the plain way (pandas)              25.98    2910
 # private memory of each of four forked readers: at most 5 MiB; pickled: 124 bytes
 # one negative: 1.9 µs
 #
-# Cached loads include 0.08 s and 70 MiB for importing pyarrow. The seconds of loads are CPU time, measured beside other
-# work; the plain way is an older figure. With pandas and a file format of our own, the same loads took 6.3 to 7.2 s and
-# 0.14 s, and a negative 2.0 µs.
+# With pandas and a file format of our own, before, in the same run on an idle machine: first load 6.75 s and 754 MiB,
+# cached load 0.06 s and 435 MiB; a row took 5.9 µs, now 4.2. Importing pyarrow takes 0.03 s more. The plain way is an
+# older figure.

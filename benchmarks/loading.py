@@ -80,16 +80,16 @@ def main(others: list[str]) -> None:
 if __name__ == "__main__":
     main(sys.argv[1:])
 
-# Printed on a machine of 2 cores that others used as well (load 17: only the processor's seconds repeat), PyTorch 2.15,
-# safetensors 0.8; the other tree is egokit before its unpickler was made smaller:
+# Printed on an idle machine of 2 cores, PyTorch 2.15, safetensors 0.8; the other tree is egokit before its unpickler
+# was made smaller:
 #
 # file                  MiB  reader      seconds  processor  MiB more
-# released.pth         1179  egokit         1.98       0.26       398
-# released.pth         1179  other tree     1.34       0.26       398
-# released.pth         1179  library        2.11       0.36       788
-# egokit.pt             393  egokit         1.27       0.27       398
-# egokit.pt             393  other tree     1.17       0.25       398
-# egokit.pt             393  library        1.61       0.31       788
-# egokit.safetensors    393  egokit         0.30       0.19       397
-# egokit.safetensors    393  other tree     0.28       0.19       397
-# egokit.safetensors    393  library        0.52       0.33       789
+# released.pth          1179  egokit         0.24       0.24       398
+# released.pth          1179  other tree     0.23       0.23       398
+# released.pth          1179  library        0.10       0.18       788
+# egokit.pt              393  egokit         0.24       0.24       398
+# egokit.pt              393  other tree     0.23       0.23       398
+# egokit.pt              393  library        0.09       0.17       788
+# egokit.safetensors     393  egokit         0.19       0.19       397
+# egokit.safetensors     393  other tree     0.18       0.18       397
+# egokit.safetensors     393  library        0.09       0.17       789

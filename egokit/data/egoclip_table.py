@@ -19,8 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-from pyarrow import csv
 
 from egokit.runs.files import atomic_path, remove_abandoned
 
@@ -67,10 +65,10 @@ class EgoClipTable:
         arrays = {name: cache[name].chunk(0) for name in cache.column_names}
         self.videos: list[str] = arrays["video_uid"].dictionary.to_pylist()
         self.texts = arrays["clip_text"]
-        self.columns = {name: arrays[name].to_numpy() for name in TIMES}
-        self.columns |= {name: arrays[name].indices.to_numpy() for name in ("video_uid", *LISTS)}
+        self.columns = {name: _view(arrays[name]) for name in TIMES}
+        self.columns |= {name: _view(arrays[name].indices) for name in ("video_uid", *LISTS)}
         lists = {name: arrays[name].dictionary for name in LISTS}
-        self.lists = {name: (array.offsets.to_numpy(), array.values.to_numpy()) for name, array in lists.items()}
+        self.lists = {name: (_view(array.offsets), _view(array.values)) for name, array in lists.items()}
         self.malformed: int = json.loads(cache.schema.metadata[b"egokit"])["malformed"]
         if warn and self.malformed:
             warnings.warn(f"{path}: {self.malformed} malformed rows of {self.malformed + len(self)} left out",
@@ -117,6 +115,12 @@ class EgoClipTable:
         bounds, values = self.lists[name]
         number = self.columns[name][index]
         return values[bounds[number]:bounds[number + 1]]
+
+
+def _view(numbers: pa.Array) -> np.ndarray:
+    """Return an array of numbers without a copy; its own to_numpy would import pandas."""
+    data = np.frombuffer(numbers.buffers()[1], numbers.type.to_pandas_dtype())
+    return data[numbers.offset:numbers.offset + len(numbers)]
 
 
 def _open_cache(path: Path) -> pa.Table:
@@ -206,6 +210,8 @@ def _parse_block(block: bytes) -> tuple[int, pa.Table]:
     Returns:
         (number of rows, malformed ones included; the well-formed rows).
     """
+    import pyarrow.compute as pc  # here, because a cache that is there needs neither
+    from pyarrow import csv
     try:
         block.decode()
     except UnicodeDecodeError:  # a byte that is not UTF-8 becomes tabs: its row then has too many fields
@@ -230,7 +236,7 @@ def _parse_block(block: bytes) -> tuple[int, pa.Table]:
     return lines, pa.table({name: encoded.get(name, rows[name]) for name in names})
 
 
-def _skip(row: csv.InvalidRow) -> str:
+def _skip(row) -> str:
     """Leave out a row that has too few or too many fields."""
     return "skip"
 
