@@ -27,7 +27,7 @@ for pattern in ("0*/demo/notebook.ipynb", "0*/demo/metrics.json", "05_egomcq/dem
         wrong.append(f"nothing at outputs/{pattern}")
 # every snippet of these documents that needs no more than the demo's files, verbatim; tests/test_docs.py parses the
 # snippets of all documents
-DOCUMENTS = ("README.md", "docs/notebooks.md", "docs/checkpoints.md", "docs/extending.md")
+DOCUMENTS = ("README.md", "docs/notebooks.md", "docs/checkpoints.md", "docs/extending.md", "docs/examples.md")
 readme, *documents = [(ROOT / name).read_text() for name in DOCUMENTS]
 python = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
 shell = [line for block in re.findall(r"```bash\n(.*?)```", "\n".join([readme, *documents]), re.DOTALL)
