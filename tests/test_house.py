@@ -103,6 +103,12 @@ def test_importing_is_quick_and_light():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
+def test_a_task_is_imported_without_pandas():
+    """It takes longer than all of egokit, and only tables need it; every job and notebook imports a task."""
+    code = "import sys; import egokit.tasks.ek100, egokit.tasks.egoclip; assert 'pandas' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
 def test_no_paths_of_a_machine_in_tracked_files():
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
     for name in tracked or [str(p) for p in PACKAGE.rglob("*.py")]:

@@ -10,7 +10,6 @@ import pickle
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from egokit.data.annotation_tables import numbers, read_csv, text, whole
 from egokit.runs.files import atomic_path
@@ -185,6 +184,7 @@ def relevancy_codes(clips_csv: str | Path, sentences_csv: str | Path) -> tuple[n
     Returns:
         (codes, values): codes (clips, sentences), one or two bytes each, are places in the float32 `values`.
     """
+    import pandas as pd
     clips = read_csv(Path(clips_csv), {"narration_id": text, "verb_class": whole, "all_noun_classes": numbers},
                      unique="narration_id")
     sentences = read_csv(Path(sentences_csv), {"narration_id": text}, unique="narration_id")

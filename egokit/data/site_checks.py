@@ -8,7 +8,6 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import numpy as np
-import pandas
 
 from egokit.config.schema import Config
 from egokit.data import annotation_json
@@ -111,6 +110,7 @@ class Checks:
             yield Finding(part, rows, "ok", f"all {len(counts):,} videos are there")
         if not len(stops):
             return
+        import pandas  # here, as in data/: every task imports this module
         last_stop = pandas.Series(np.asarray(stops, float)).groupby(np.asarray(names, object)).max()
         present = sorted(counts.keys() - set(absent))
         sample = present[::max(1, len(present) // self.sample)][:self.sample] if self.sample else present

@@ -150,8 +150,8 @@ def recipe(task, trained: bool) -> dict:
         task: the task that was scored.
         trained: whether the job trained; then the way its checkpoint was selected is included.
     """
-    flat = comparable(task.config)
-    scored = {key: value for key, value in flat.items() if key in marked("scored") or key.startswith("task.")}
+    flat, marks = comparable(task.config), marked("scored")
+    scored = {key: value for key, value in flat.items() if key in marks or key.startswith("task.")}
     if not trained:
         return scored
     # with `init`, the checkpoint gives the model's shape; the config only gives the image size

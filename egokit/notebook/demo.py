@@ -11,6 +11,7 @@ from egokit.config.resolve import outputs_folder, project_root
 from egokit.jobs.launch import Handle
 from egokit.notebook import headless
 from egokit.runs.files import write_text
+from egokit.runs.ledger import Result
 from egokit.runs.run_folder import Run
 
 QUICKSTART = "00_quickstart"  # it shows the other notebooks' results, so it is run last
@@ -70,15 +71,19 @@ def stop_jobs(notebook: str, name: str) -> None:
         Handle(run, section).cancel()
 
 
+def summary_key(task: str, result: Result) -> str:
+    """Return the name of a result in summary.json; `task` is the task's name."""
+    return f"{task}.{result.key or f'{result.section}.{result.metric}'}"
+
+
 def summarise(name: str) -> dict[str, float]:
     """Return the runs' main numbers under flat names, read from their metrics.json."""
     summary = {}
-    for key, task in ((key, find(key)) for key in TASKS):
+    for key, task in zip(TASKS, map(find, TASKS), strict=True):
         metrics = Run(outputs_folder() / task.notebook / name).metrics()
         for result in task.results():
             if result.metric in metrics.get(result.section, {}):
-                summary[f"{key}.{result.key or f'{result.section}.{result.metric}'}"] = \
-                    metrics[result.section][result.metric]
+                summary[summary_key(key, result)] = metrics[result.section][result.metric]
             if result.chance in metrics.get("chance", {}):
                 summary[f"{key}.chance.{result.chance}"] = metrics["chance"][result.chance]
     return summary
@@ -89,10 +94,10 @@ def report(name: str, summary: dict[str, float]) -> str:
     lines = ["", f"{'benchmark, %':34}{'chance':>8}{'this run':>10}{'published':>11}",
              f"{'':34}{'':>8}{'toy data':>10}{'real data':>11}", "-" * 63]
     look_at = []
-    for key, task in ((key, find(key)) for key in TASKS):
+    for key, task in zip(TASKS, map(find, TASKS), strict=True):
         look_at += [f"{task.notebook}/{name}/figures/{figure}" for figure in task.figures]
         for result in task.results():
-            value = summary.get(f"{key}.{result.key or f'{result.section}.{result.metric}'}")
+            value = summary.get(summary_key(key, result))
             if value is None:
                 continue
             # a number is None where nothing is published

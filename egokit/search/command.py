@@ -8,9 +8,8 @@ from egokit.config.build import ConfigError, merge
 from egokit.config.resolve import outputs_folder, parse_overrides, resolve
 from egokit.runs.run_folder import Run
 from egokit.search.clip_files import export, write_csv
+from egokit.search.index_task import Search
 from egokit.search.searcher import Hit, open_index, submit
-
-NOTEBOOK = "07_search_your_videos"
 
 
 def run_name(folder: Path) -> str:
@@ -50,7 +49,7 @@ def answer(arguments) -> None:
         given["init"] = str(Path(arguments.checkpoint).resolve()) if is_path else arguments.checkpoint
     overrides = merge(parse_overrides(arguments.overrides), parse_overrides(given))
     config = resolve(arguments.params, arguments.site, overrides, arguments.run or "demo")
-    run = Run(outputs_folder() / NOTEBOOK / (arguments.run or run_name(videos)))
+    run = Run(outputs_folder() / Search.notebook / (arguments.run or run_name(videos)))
     submit(config, run).wait()
     searcher = open_index(config, run)
     print(searcher)

@@ -21,8 +21,6 @@ from egokit.runs.run_folder import Run
 from egokit.search import index_task
 from egokit.train import loop
 
-SECTION = "index"
-
 
 @dataclasses.dataclass(frozen=True)
 class Hit:
@@ -54,7 +52,7 @@ def submit(config: Config, run: Run) -> launch.Handle:
     Returns:
         The job's handle, as launch.submit returns it; of a finished job if the folder has not changed.
     """
-    return launch.submit(config, run, "extract", SECTION)
+    return launch.submit(config, run, "extract", index_task.Search.sections["extract"])
 
 
 def open_index(config: Config, run: Run) -> Searcher:
