@@ -65,7 +65,7 @@ class Videos(Samples):
         def pick(length: int, fps: float) -> np.ndarray:
             return frame_sampling.pad_indices(frame_sampling.whole_video(length, data.eval_frames), data.eval_frames)
 
-        pixels = clips.read(self.task.video(self.task.ids[index]), pick, data.reader)
+        pixels = clips.read(self.task.video(self.task.ids[index]), pick, data.reader, by="frames")
         return {"video": self.task.transform(pixels, None), "index": index}
 
 

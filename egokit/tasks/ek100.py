@@ -7,6 +7,7 @@ from __future__ import annotations
 import collections
 import functools
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -53,7 +54,12 @@ class Actions(Samples):
             first = frame_sampling.first_frame(path, first, length, fps)
             return frame_sampling.ek100(first, min(last, length), frames, rng)
 
-        pixels = clips.read(path, pick, data.reader)
+        # EK-100's protocol counts frames; at a variable rate, counting would give other moments than the table's
+        constant = open_video.open_video(path, data.reader).constant
+        if not constant:
+            warnings.warn(f"{path}: its frame rate varies, and EK-100 counts frames: its clips are found by time; "
+                          "make it anew at a constant rate with 'ffmpeg -i SOURCE -r 60 NEW.MP4'", stacklevel=1)
+        pixels = clips.read(path, pick, data.reader, by="frames" if constant else "time")
         item = {"video": self.task.transform(pixels, rng), "index": index}
         if rng is not None:
             relevancy_S = self.relevancy.row(index)

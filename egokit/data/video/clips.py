@@ -11,13 +11,16 @@ from egokit.data.video import frame_sampling, transforms
 from egokit.data.video import open_video as video
 
 
-def read(path: str | Path, pick, reader: str = "pyav") -> np.ndarray:
+def read(path: str | Path, pick, reader: str = "pyav", by: str = "time") -> np.ndarray:
     """Read frames of one video file.
 
     Args:
         path: a video file.
-        pick: `pick(length, fps)` returns the frames' numbers; they are clamped to the video.
+        pick: `pick(length, rate)` returns numbers of steps, of which there are `rate` in a second and `length` in all;
+            they are clamped to the video.
         reader: "pyav" or "decord".
+        by: "time": steps count from the start of the player's clock, and give the frames that a player shows then.
+            "frames": steps are the frames, counted from the first, for protocols that count them.
 
     Returns:
         uint8 (T, H, W, 3), RGB.
@@ -26,7 +29,9 @@ def read(path: str | Path, pick, reader: str = "pyav") -> np.ndarray:
         FileNotFoundError, VideoError: the file is missing, or can't be read; the message names it.
     """
     opened = video.open_video(path, reader)
-    return _read_or_close(opened, frame_sampling.clamp_indices(pick(opened.length, opened.fps), opened.length))
+    if by == "frames":
+        return _read_or_close(opened, frame_sampling.clamp_indices(pick(opened.length, opened.fps), opened.length))
+    return _read_or_close(opened, opened.frames_of(pick(opened.steps, opened.resolution)))
 
 
 def read_chunked(folder: str | Path, start: float, stop: float, pick, chunk_seconds: float,
@@ -54,19 +59,17 @@ def read_chunked(folder: str | Path, start: float, stop: float, pick, chunk_seco
     while chunk and not (folder / f"{chunk}.mp4").is_file() and (folder / f"{chunk - 1}.mp4").is_file():
         chunk -= 1  # annotations may begin just after their video's end: they get its last frame
     opened = video.open_video(folder / f"{chunk}.mp4", reader)
-    offset = chunk * chunk_seconds
-    first = frame_sampling.first_frame(opened.path, int((start - offset) * opened.fps), opened.length, opened.fps)
-    last = max(first + 1, int((stop - offset) * opened.fps))
+    offset, steps, rate = chunk * chunk_seconds, opened.steps, opened.resolution
+    first = frame_sampling.first_frame(opened.path, int((start - offset) * rate), steps, rate)
+    last = max(first + 1, int((stop - offset) * rate))
     second = folder / f"{chunk + 1}.mp4"
     if stop <= offset + chunk_seconds or not second.is_file():
-        indices = frame_sampling.clamp_indices(pick(first, min(last, opened.length)), opened.length)
-        return _read_or_close(opened, indices)
+        return _read_or_close(opened, opened.frames_of(pick(first, min(last, steps))))
     following = video.open_video(second, reader)
-    last = min(opened.length + int((stop - offset - chunk_seconds) * following.fps), opened.length + following.length)
-    indices = frame_sampling.clamp_indices(pick(first, max(first + 1, last)), opened.length + following.length)
-    here = indices < opened.length
-    parts = (opened, indices[here]), (following, indices[~here] - opened.length)
-    return np.concatenate([_read_or_close(file, part) for file, part in parts if len(part)])
+    last = min(steps + int((stop - offset - chunk_seconds) * following.resolution), steps + following.steps)
+    picked = pick(first, max(first + 1, last))
+    parts = (opened, picked[picked < steps]), (following, picked[picked >= steps] - steps)
+    return np.concatenate([_read_or_close(file, file.frames_of(part)) for file, part in parts if len(part)])
 
 
 def _read_or_close(opened, indices: np.ndarray) -> np.ndarray:
@@ -86,8 +89,8 @@ def read_clip(path: str | Path, start: float = 0.0, stop: float | None = None, f
 
     Args:
         path: a video file.
-        start: seconds from the start of the video.
-        stop: seconds from the start of the video; None for its end. A later time counts as the end.
+        start: seconds on the player's clock; in a video of variable rate, the frames are those shown at the times.
+        stop: seconds on the player's clock; None for the end of the video. A later time counts as the end.
         frames: how many frames to read; the released checkpoints are evaluated with 16.
         size: side of the frames in pixels.
         resize: side of the centre crop in pixels, before it is resized to `size`; None for size · 256 / 224.
@@ -100,11 +103,11 @@ def read_clip(path: str | Path, start: float = 0.0, stop: float | None = None, f
         FileNotFoundError, VideoError: the file is missing, or can't be read; the message names it.
         ValueError: the clip lies outside the video.
     """
-    def pick(length: int, fps: float) -> np.ndarray:
-        first = int(start * fps)
-        last = length if stop is None else min(length, int(stop * fps))
+    def pick(length: int, rate: float) -> np.ndarray:
+        first = int(start * rate)
+        last = length if stop is None else min(length, int(stop * rate))
         if not 0 <= first < length or last <= first:
-            raise ValueError(f"{path}: clip {start}-{stop} s lies outside the video (0-{length / fps:.2f} s)")
+            raise ValueError(f"{path}: clip {start}-{stop} s lies outside the video (0-{length / rate:.2f} s)")
         return frame_sampling.sample_frames(first, last, frames)
     resize = round(size * 256 / 224) if resize is None else resize
     return transforms.normalise(transforms.evaluation(read(path, pick, reader), size, resize))

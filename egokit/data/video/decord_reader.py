@@ -4,22 +4,30 @@ from pathlib import Path
 
 import numpy as np
 
-from egokit.data.video.pyav_reader import VideoError
+from egokit.data.video import pictures
+from egokit.data.video.pyav_reader import PyAVReader
+from egokit.data.video.timeline import Timeline, VideoError, advice
 
 
-class DecordReader:
-    """Frames as decord decodes and numbers them; the same interface as PyAVReader."""
+class DecordReader(Timeline):
+    """Frames as decord decodes and numbers them; the same interface as PyAVReader, which tells their times."""
 
-    times, turns = None, 0  # decord tells neither
-
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, tolerant: bool = False):
         import decord
         self.path = path
         try:
             self.reader = decord.VideoReader(str(path), num_threads=1)
-            self.fps, self.length = float(self.reader.get_avg_fps()), len(self.reader)
         except (decord.DECORDError, RuntimeError) as error:
-            raise VideoError(f"{path}: decord can't open it ({str(error).splitlines()[-1][:120]})") from None
+            raise VideoError(f"{path}: decord can't open it ({str(error).splitlines()[-1][:120]}); "
+                             f"{advice(path)}") from None
+        file = PyAVReader(path)
+        self.length, self.rate, self.start, self.shown, self.last = (
+            len(self.reader), file.rate, file.start, file.shown, file.last)
+        changed = file.how != pictures.UPRIGHT or pictures.square_size(90, 90, file.aspect) != (90, 90)
+        file.close()
+        if changed or self.length != file.length:
+            wrong = "turned, mirrored or squeezed" if changed else f"as {self.length} frames instead of {file.length}"
+            raise VideoError(f"{path}: decord would show it {wrong}; set data.reader=pyav")
 
     def read(self, indices) -> np.ndarray:
         """Return RGB frames, uint8 (len(indices), height, width, 3), in the order of `indices`."""

@@ -9,13 +9,15 @@ import importlib
 import os
 from pathlib import Path
 
-import numpy as np
-
 from egokit.data.video.decord_reader import DecordReader
-from egokit.data.video.pyav_reader import PyAVReader, Untimed, VideoError
+from egokit.data.video.pyav_reader import PyAVReader
+from egokit.data.video.timeline import Untimed, VideoError, advice, is_prepared
 from egokit.data.video.untimed_reader import UntimedReader
 
-READERS = {"pyav": PyAVReader, "decord": DecordReader, "counting": UntimedReader}
+# a video's suffix in any door, in lower case; upper case matches, too
+SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".asf",
+            ".flv", ".3gp", ".ogv", ".vob")
+READERS = {"pyav": PyAVReader, "decord": DecordReader}
 _open: collections.OrderedDict = collections.OrderedDict()  # this process's open files, least recently used first
 _of_parent: list[dict] = []  # what was open before a fork: decoders don't survive it, and closing one may hang
 OPEN_FILES = 24
@@ -39,42 +41,47 @@ def import_reader(reader: str) -> None:
     importlib.import_module({"pyav": "av"}.get(reader, reader))
 
 
-def open_video(path: str | os.PathLike, reader: str = "pyav"):
+def open_video(path: str | os.PathLike, reader: str = "pyav", tolerant: bool = False):
     """Return a reader of the file, and keep it open for the next clip of the same file.
 
     The OPEN_FILES files used last stay open. A file that was replaced on disk is opened again.
 
     Args:
-        path: a video file.
-        reader: "pyav", "decord", or "counting" for files without timestamps.
+        path: a video file of any format.
+        reader: "pyav" or "decord".
+        tolerant: read what there is. A damaged frame is given as the readable one before it, and counted in the
+            reader's `damaged_numbers`; otherwise it is a VideoError.
 
     Returns:
-        A reader with `length` (number of frames), `fps` (frames per second), `read(indices)`, which gives RGB frames,
-        uint8 (len(indices), height, width, 3), and `stream_frames(indices)`, which yields ascending frames one by one.
+        A `Timeline` with `read(indices)`, which gives RGB frames, uint8 (len(indices), height, width, 3), and
+        `stream_frames(indices)`, which yields ascending frames one by one. Frames are as players show them: upright,
+        with square pixels, of the film and not of a cover.
 
     Raises:
         FileNotFoundError: `path` is not a file.
         VideoError: it can't be opened, or its decoder hung or crashed before.
-        Untimed: the file has no timestamps, which "pyav" needs; `open_any` reads it. Untimed is a VideoError.
     """
     path = Path(path)
-    key = (str(path), reader)
+    key = (str(path), reader, tolerant)
     if key[0] in unreadable:
-        raise VideoError(f"{path}: left out, as it did not answer before; "
-                         "make it again from its source with 'egokit prep'")
+        raise VideoError(f"{path}: left out, as it did not answer before; {advice(path)}")
     if on_open:
         on_open(key[0])
     if not os.path.isfile(path):
         forget(path)
-        raise FileNotFoundError(f"video {path} is missing; notebook 01_data_prep (or 'egokit prep') "
-                                "makes the prepared videos")
+        raise FileNotFoundError(f"video {path} is missing" + (
+            "; notebook 01_data_prep (or 'egokit prep') makes the prepared videos" if is_prepared(path) else
+            ": put it there, or correct the path"))
     status = path.stat()
     identity = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns  # changes when the file is replaced
     if key in _open and _open[key].identity == identity:
         _open.move_to_end(key)
         return _open[key]
     forget(path)  # replaced since it was opened
-    opened = READERS[reader](path)
+    try:
+        opened = READERS[reader](path, tolerant)
+    except Untimed:
+        opened = UntimedReader(path, tolerant)
     opened.identity = identity
     _open[key] = opened
     while len(_open) > OPEN_FILES:
@@ -82,57 +89,28 @@ def open_video(path: str | os.PathLike, reader: str = "pyav"):
     return opened
 
 
-def open_any(path: str | os.PathLike, reader: str = "pyav"):
-    """Open any video; if its container has no timestamps, fall back to counting frames.
-
-    `open_video` is enough for prepared files, which all have timestamps. Arguments, reader and errors are the same.
-    """
-    try:
-        return open_video(path, reader)
-    except Untimed:
-        return open_video(path, "counting")
-
-
-def quarter_turns(video) -> int:
-    """Return the number of 90° counter-clockwise rotations that a player applies, 0 to 3.
-
-    Phones record portrait video sideways and store a rotation flag. Readers give frames as they are stored.
-    """
-    return video.turns
-
-
-def duration(video) -> float:
-    """Return a video's duration in seconds, up to the end of its last frame."""
-    if video.times is None:
-        return video.length / video.fps
-    return float((video.times[-1] - video.times[0]) * video.stream.time_base) + 1 / video.fps
-
-
-def frame_at(video, time: float) -> int:
-    """Return the number of the frame that is shown at `time` seconds.
-
-    The frame rate may be constant or variable. A time outside the video gives its first or last frame.
-    """
-    if video.times is None:
-        number = int(time * video.fps + 1e-3)  # a computed time may lie just before its frame, and files round to 1 ms
-    else:
-        moment = video.times[0] + (time + 1e-3) / float(video.stream.time_base)
-        number = int(video.times.searchsorted(moment, "right")) - 1
-    return max(0, min(number, video.length - 1))
-
-
-def time_resolution(video) -> float:
-    """Return a sampling rule's time resolution in steps per second.
-
-    It is the frame rate, or 1000 for variable-rate video.
-    """
-    gaps = np.empty(0) if video.times is None else np.diff(video.times)
-    # Matroska files of a constant rate also have a list of times, rounded to 1 ms
-    variable = len(gaps) and (gaps.max() - gaps.min()) * float(video.stream.time_base) > 2.5e-3
-    return 1000.0 if variable else video.fps
-
-
 def forget(path: str | os.PathLike) -> None:
     """Close a file's readers: after an error on it, or before the file is replaced."""
     for key in [key for key in _open if key[0] == str(path)]:
         _open.pop(key).close()
+
+
+# until the last callers have moved
+def open_any(path, reader="pyav"):
+    return open_video(path, reader)
+
+
+def quarter_turns(video):
+    return 0
+
+
+def duration(video):
+    return video.seconds
+
+
+def frame_at(video, time):
+    return video.frame_at(time)
+
+
+def time_resolution(video):
+    return video.resolution

@@ -1,0 +1,161 @@
+"""An opened file: its film, and which frame each presentation time belongs to."""
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.format import Flags
+
+from egokit.data.video import pictures
+from egokit.data.video.timeline import Refused, Timeline, Untimed, VideoError, advice, usual_rate
+
+TIMED = {"mov", "matroska"}  # containers in which every frame has a time of its own
+
+
+class IrregularTimes(Exception):
+    """The file's times are not number / rate, although its header says so."""
+
+
+class MediaFile(Timeline):
+    """The film of a file that PyAV opens, and its timeline.
+
+    A frame's number is its place in presentation order. In a file of constant frame rate that is its presentation time
+    times the rate; any other file is numbered from a table of its packets' times, which costs a pass over the file.
+
+    Attributes:
+        container, stream: PyAV's.
+        tolerant: whether to read past damage.
+        aspect: width / height of a stored pixel; None or 0 if not stated.
+        times: None at a constant frame rate, else all frames' presentation times, sorted, in the stream's time base.
+    """
+
+    def __init__(self, path: Path, tolerant: bool = False):
+        self.path, self.tolerant, self.times, self.cut_off = path, tolerant, None, False
+        try:
+            self._open()
+            self._number_frames()
+            if self.length < 1:
+                raise Refused("no frame in it")
+        except (Refused, av.error.FFmpegError, OSError) as error:
+            if isinstance(error, Untimed):
+                raise
+            reason = getattr(error, "strerror", None) or str(error)
+            raise VideoError(f"{path}: not a video that can be opened ({reason}); {advice(path)}") from None
+
+    def _open(self) -> None:
+        self.container = av.open(str(self.path), metadata_errors="replace")
+        self.stream = pictures.film(self.container)
+        if self.stream.codec_context is None:
+            raise Refused("no decoder knows its codec")
+        self.stream.codec_context.thread_count = 1
+        self.aspect = self.stream.sample_aspect_ratio
+
+    def _number_frames(self) -> None:
+        """Set the timeline, and what gives each presentation time its frame's number."""
+        container = self.container.format
+        if container.name.endswith("_pipe"):
+            raise Refused("it is a picture")
+        if container.name == "avi" or container.flags & Flags.no_timestamps.value:
+            raise Untimed(f"{container.long_name} doesn't say when a frame is shown")
+        constant = self._has_constant_rate()
+        rate = self.stream.base_rate if constant else self.stream.average_rate or self.stream.guessed_rate
+        self.length, self.origin = self.stream.frames, self.stream.start_time or 0
+        if constant:
+            self._set_rate(rate)
+        else:
+            self.list_times(rate)
+
+    def _set_rate(self, rate: Fraction | None) -> None:
+        """Set the frame rate, and the time of the first frame."""
+        if not rate:
+            raise Refused("the file states no frame rate")
+        self.rate = Fraction(rate)
+        self.step = float(1 / (rate * self.stream.time_base))  # time base units per frame
+        self.start = max(0.0, float(self.origin * self.stream.time_base) - self.zero())
+
+    def zero(self) -> float:
+        """Return the player's zero in the file's own time, seconds: the start of the earliest of its streams."""
+        start = self.container.start_time
+        return start / av.time_base if start is not None else float(self.origin * self.stream.time_base)
+
+    def _has_constant_rate(self) -> bool:
+        """Return whether all frames have the same duration.
+
+        The header and some entries of the index decide, the last one included, because a gap anywhere moves it. A file
+        without an index counts as one of variable rate. `number_of` notices what was missed.
+        """
+        stream, entries = self.stream, self.stream.index_entries
+        if not (stream.frames and stream.base_rate and stream.duration and len(entries) == stream.frames
+                and abs(stream.duration * stream.time_base * stream.base_rate - stream.frames) < 0.75):
+            return False
+        final = len(entries) - 1
+        end, size = entries[final].pos + entries[final].size, self.path.stat().st_size
+        if end > size:
+            if self.tolerant:
+                self.cut_off = True
+                return False
+            raise Refused(f"cut off: its frames would fill {end:,} bytes, the file has {size:,}")
+        step, first = 1 / (stream.base_rate * stream.time_base), entries[0].timestamp
+        return all(abs(entries[i].timestamp - first - i * step) < 0.2 * step
+                   for i in (*range(0, final, final // 8 or 1), final))
+
+    def rewind(self) -> None:
+        """Go to the start of the file, which may lie before its time 0; where no seek leads there, open it again."""
+        try:
+            self.container.seek(min(0, (self.container.start_time or 0) - av.time_base))
+        except av.error.FFmpegError:
+            self.container.close()
+            self._open()
+
+    def packets(self) -> Iterator:
+        """Yield the packets that follow; a tolerant reader goes on after those that can't be read."""
+        failures = 0
+        while failures < 100:
+            try:
+                yield from self.container.demux(self.stream)
+                return
+            except av.error.FFmpegError:
+                failures += 1
+                if not self.tolerant:
+                    raise
+
+    def list_times(self, rate: Fraction | None) -> None:
+        """List the presentation times of all frames, for files whose times aren't number / rate."""
+        self.rewind()
+        tick = self.stream.time_base
+        shown = [(packet.pts, packet.duration) for packet in self.packets()
+                 if packet.size and not packet.is_discard]
+        if not shown or any(pts is None for pts, _ in shown):
+            raise Untimed("frames without a time of their own")
+        shown.sort(key=lambda frame: frame[0])
+        self.times = np.array([pts for pts, _ in shown])
+        if (np.diff(self.times) == 0).any():
+            if not self.tolerant and TIMED & set(self.container.format.name.split(",")):
+                raise Refused("its table of times is damaged: several frames have the same time")
+            raise Untimed("frames without a time of their own")
+        self.missing = max(0, self.stream.frames - len(shown)) if self.cut_off else 0
+        self.length, self.origin, span = len(shown), shown[0][0], float(shown[-1][0] - shown[0][0]) * float(tick)
+        rate = usual_rate(rate, span / max(1, self.length - 1))
+        self._set_rate(rate)
+        self.shown = self.times * float(tick) - self.zero()
+        self.start = float(self.shown[0])
+        self.last = float((shown[-1][1] or 0) * tick)
+
+    def number_of(self, pts: int) -> float:
+        """Return the number of the frame shown at `pts`.
+
+        A frame that is not shown (before the start of an edit list) has a place between two numbers.
+        """
+        if self.times is not None:
+            place = int(np.searchsorted(self.times, pts))
+            return place if place < self.length and self.times[place] == pts else place - 0.5
+        exact = (pts - self.origin) / self.step
+        number = round(exact)
+        if abs(exact - number) > 0.2:
+            raise IrregularTimes
+        return number
+
+    def close(self) -> None:
+        """Close the file."""
+        self.container.close()
