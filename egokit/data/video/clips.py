@@ -105,8 +105,8 @@ def read_clip(path: str | Path, start: float = 0.0, stop: float | None = None, f
     """
     def pick(length: int, rate: float) -> np.ndarray:
         first = int(start * rate)
-        last = length if stop is None else min(length, int(stop * rate))
-        if not 0 <= first < length or last <= first:
+        last = length if stop is None else min(length, max(first + 1, int(stop * rate)))
+        if not 0 <= first < length or (stop is not None and stop <= start):
             raise ValueError(f"{path}: clip {start}-{stop} s lies outside the video (0-{length / rate:.2f} s)")
         return frame_sampling.sample_frames(first, last, frames)
     resize = round(size * 256 / 224) if resize is None else resize

@@ -1,16 +1,20 @@
 """An opened file: its film, and which frame each presentation time belongs to."""
+import contextlib
+import itertools
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
-from av.format import Flags
+from av.codec.context import Flags
+from av.format import Flags as FormatFlags
 
 from egokit.data.video import pictures
-from egokit.data.video.timeline import Refused, Timeline, Untimed, VideoError, advice, usual_rate
+from egokit.data.video.timeline import Refused, Timeline, Untimed, VideoError, advice, is_prepared, usual_rate
 
-TIMED = {"mov", "matroska"}  # containers in which every frame has a time of its own
+REWOUND = {"mov", "matroska", "avi", "mpegts"}  # containers in which a seek to an early time leads to the start
+TIMED = {"mov"}  # containers in which every frame has a time of its own
 
 
 class IrregularTimes(Exception):
@@ -49,6 +53,7 @@ class MediaFile(Timeline):
         if self.stream.codec_context is None:
             raise Refused("no decoder knows its codec")
         self.stream.codec_context.thread_count = 1
+        self.stream.codec_context.flags |= Flags.unaligned  # cut off all that is said to be cropped
         self.aspect = self.stream.sample_aspect_ratio
 
     def _number_frames(self) -> None:
@@ -56,7 +61,7 @@ class MediaFile(Timeline):
         container = self.container.format
         if container.name.endswith("_pipe"):
             raise Refused("it is a picture")
-        if container.name == "avi" or container.flags & Flags.no_timestamps.value:
+        if container.name == "avi" or container.flags & FormatFlags.no_timestamps.value:
             raise Untimed(f"{container.long_name} doesn't say when a frame is shown")
         constant = self._has_constant_rate()
         rate = self.stream.base_rate if constant else self.stream.average_rate or self.stream.guessed_rate
@@ -96,17 +101,31 @@ class MediaFile(Timeline):
                 self.cut_off = True
                 return False
             raise Refused(f"cut off: its frames would fill {end:,} bytes, the file has {size:,}")
+        if not is_prepared(self.path) and self._has_gap_at_end(entries[final].timestamp):
+            return False
         step, first = 1 / (stream.base_rate * stream.time_base), entries[0].timestamp
         return all(abs(entries[i].timestamp - first - i * step) < 0.2 * step
                    for i in (*range(0, final, final // 8 or 1), final))
 
+    def _has_gap_at_end(self, last: int) -> bool:
+        """Return whether the last frame is not shown where the number of frames would put it.
+
+        An index has decoding times, which don't tell; so the last packets are read. (Prepared files were verified.)
+        """
+        with contextlib.suppress(av.error.FFmpegError):
+            self.container.seek(last, stream=self.stream, backward=True)
+            end = max((packet.pts for packet in self.container.demux(self.stream) if packet.pts is not None), default=0)
+            step = 1 / (self.stream.base_rate * self.stream.time_base)
+            return abs(end - (self.stream.start_time or 0) - (self.stream.frames - 1) * step) > 0.2 * step
+        return False
+
     def rewind(self) -> None:
         """Go to the start of the file, which may lie before its time 0; where no seek leads there, open it again."""
-        try:
-            self.container.seek(min(0, (self.container.start_time or 0) - av.time_base))
-        except av.error.FFmpegError:
-            self.container.close()
-            self._open()
+        if REWOUND & set(self.container.format.name.split(",")):
+            with contextlib.suppress(av.error.FFmpegError):
+                return self.container.seek(min(0, (self.container.start_time or 0) - av.time_base))
+        self.container.close()
+        self._open()
 
     def packets(self) -> Iterator:
         """Yield the packets that follow; a tolerant reader goes on after those that can't be read."""
@@ -135,9 +154,8 @@ class MediaFile(Timeline):
                 raise Refused("its table of times is damaged: several frames have the same time")
             raise Untimed("frames without a time of their own")
         self.missing = max(0, self.stream.frames - len(shown)) if self.cut_off else 0
-        self.length, self.origin, span = len(shown), shown[0][0], float(shown[-1][0] - shown[0][0]) * float(tick)
-        rate = usual_rate(rate, span / max(1, self.length - 1))
-        self._set_rate(rate)
+        self.length, self.origin = len(shown), shown[0][0]
+        self._set_rate(usual_rate(rate, self.times * float(tick)))
         self.shown = self.times * float(tick) - self.zero()
         self.start = float(self.shown[0])
         self.last = float((shown[-1][1] or 0) * tick)
@@ -155,6 +173,24 @@ class MediaFile(Timeline):
         if abs(exact - number) > 0.2:
             raise IrregularTimes
         return number
+
+    def seek(self, index: int):
+        """Return an iterator of packets that begins with a keyframe at or before a frame."""
+        time, back = self.origin + round(index * self.step) if self.times is None else int(self.times[index]), 0
+        while True:
+            if time - back > self.origin:
+                self.container.seek(time - back, stream=self.stream, backward=True)
+            else:
+                self.rewind()
+            packets = self.packets()
+            head = next(packets, None)
+            if head is None:
+                return iter(())
+            if time - back <= self.origin or (head.is_keyframe and head.pts is not None
+                                              and self.number_of(head.pts) <= index):
+                return itertools.chain([head], packets)
+            # the seek led beyond the frame, as some containers seek by decoding order: go further back
+            back = 2 * back or round(self.step)
 
     def close(self) -> None:
         """Close the file."""

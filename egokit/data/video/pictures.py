@@ -6,7 +6,6 @@ square; the file says so. Some files contain a cover beside the film.
 import struct
 
 import numpy as np
-import torch
 from av.sidedata.sidedata import Type
 from av.stream import Disposition
 
@@ -73,6 +72,7 @@ def fit(pixels_HW3: np.ndarray, height: int, width: int) -> np.ndarray:
     """
     if pixels_HW3.shape[:2] == (height, width):
         return pixels_HW3
+    import torch  # here, as few files need it, and it takes seconds
     scale = min(height, width) / min(pixels_HW3.shape[:2])
     rows, columns = (max(1, round(side * scale)) for side in pixels_HW3.shape[:2])
     pixels = torch.from_numpy(np.ascontiguousarray(pixels_HW3)).permute(2, 0, 1)[None]

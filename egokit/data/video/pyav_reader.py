@@ -1,20 +1,18 @@
 """The default reader, on PyAV: exact frames by number, or an error that names the file.
 
-A tolerant reader gives what there is: past_damage.py decodes past damage, which a strict reader refuses.
+A tolerant reader gives what there is: a damaged frame is shown as the one before, where a strict reader raises.
 """
 import collections
 import contextlib
 import functools
-import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
 import av
 import numpy as np
 
-from egokit.data.video import past_damage, pictures
+from egokit.data.video import decoding, pictures
 from egokit.data.video.media_file import IrregularTimes, MediaFile
-from egokit.data.video.past_damage import DELAY, SKIPPING
 from egokit.data.video.timeline import Refused, VideoError, advice
 
 
@@ -25,12 +23,13 @@ class PyAVReader(MediaFile):
 
     Attributes:
         width, height: of the first picture as it is shown.
-        damaged_numbers: the frames that a tolerant reader has found damaged so far (see past_damage.py).
+        damaged_numbers: the frames that a tolerant reader has found damaged so far (see decoding.py).
     """
 
     def __init__(self, path: Path, tolerant: bool = False):
         super().__init__(path, tolerant)
         self.damaged_numbers: set[int] = set()
+        self.reasons: dict[float, str] = {}
         self.to_rgb = av.video.reformatter.VideoReformatter()
 
     def read(self, indices) -> np.ndarray:
@@ -89,20 +88,41 @@ class PyAVReader(MediaFile):
                 todo = collections.deque(self._renumbered(np.array(todo)).tolist())
 
     def _stream(self, wanted: list[int]) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (number, picture) of each of `wanted`, held back until no later damage can concern it."""
-        if self.tolerant:
-            yield from past_damage.filled(self, wanted)
-            return
-        held: collections.deque = collections.deque()
-        while wanted:
-            count = 0
-            for index, frame in self._decode(wanted, leap=False):
-                held.append((index, self.rgb(frame).copy()))
-                count += 1
-                if len(held) > DELAY:
-                    yield held.popleft()
-            wanted = wanted[count:]
-        yield from held
+        """Yield (number, picture) of each of `wanted`, which is ascending.
+
+        A tolerant reader gives a damaged picture as the readable one before it.
+        """
+        latest, before = None, []
+        for index, frame in self._decode(wanted, leap=False):
+            latest = latest if frame is None else self.rgb(frame).copy()
+            before.append(index)
+            if latest is not None:
+                yield from ((number, latest) for number in before)
+                before = []
+        if before:
+            raise VideoError(f"{self.path}: nothing can be read between {float(self.time_of(wanted[0])):.2f} and "
+                             f"{float(self.time_of(wanted[-1])):.2f} s; {advice(self.path)}")
+
+    def _decode(self, wanted: list[int], leap: bool) -> Iterator:
+        """Yield (number, frame) as `decoding.decode` does; a strict reader raises VideoError at a damaged one."""
+        try:
+            for index, frame in decoding.decode(self, wanted, leap):
+                if frame is None and not self.tolerant:
+                    raise self._damaged(index)
+                yield index, frame
+        except (av.error.FFmpegError, OSError) as error:  # of the container
+            raise self._damaged(wanted[0], getattr(error, "strerror", None) or str(error)) from None
+
+    def _damaged(self, index: int, reason: str = "") -> VideoError:
+        """Return the error that says why a frame can't be decoded."""
+        if not reason:
+            number, reason = index, self.reasons.get(index) or "the decoder leaves it out"
+            if index not in self.reasons and self.reasons:
+                number, reason = next(reversed(self.reasons.items()))
+                reason = f"damage at {float(self.time_of(int(number))):.2f} s: {reason}"
+        at = float(self.time_of(index))
+        return VideoError(f"{self.path}: frame {index} (at {at:.2f} s) can't be decoded ({reason}); "
+                          f"{advice(self.path)}")
 
     def _renumbered(self, indices: np.ndarray) -> np.ndarray:
         """List the times of a file that is not of constant rate, and return the frames shown at these times.
@@ -111,6 +131,7 @@ class PyAVReader(MediaFile):
             VideoError: the file has fewer frames than it promises.
         """
         promised, moments = self.length, self.time_of(indices)
+        self.damaged_numbers.clear()  # they were numbered otherwise
         try:
             self.list_times(self.rate)
         except Refused as error:
@@ -127,85 +148,6 @@ class PyAVReader(MediaFile):
                 raise VideoError(f"{self.path}: frame {index} asked for, but the file has {self.length} "
                                  f"({self.fps:.2f} a second)")
         return wanted
-
-    def _decode(self, wanted: list[int], leap: bool):
-        """Yield (index, frame) for each of `wanted`, which is ascending.
-
-        Decoding begins at the keyframe before the first of them.
-        leap: stop where a seek is the shorter way to the remaining frames; the caller requests these again.
-        """
-        self.latest = float("-inf")  # number of the last frame that was decoded
-        context, unsent, unseen = self.stream.codec_context, set(wanted), collections.deque(wanted)
-        try:
-            keyframe = float("-inf")
-            for packet in self.seek(wanted[0]):
-                if packet.pts is None or not unsent:
-                    break
-                number = self.number_of(packet.pts)
-                if packet.is_keyframe:
-                    # a wanted frame was not in its own stretch between keyframes, or a seek is the shorter way
-                    if min(unsent) < keyframe or (leap and len(unsent) < len(wanted) and min(unsent) >= number):
-                        break
-                    keyframe = number
-                # a frame that no other refers to is decoded only if wanted; the decoder's state doesn't depend on it
-                if context.name in SKIPPING:
-                    context.skip_frame = "DEFAULT" if number in unsent else "NONREF"
-                unsent.discard(number)
-                yield from self._found(context.decode(packet), unseen)
-            context.skip_frame = "DEFAULT"
-            yield from self._found(context.decode(None), unseen)
-        except (av.error.FFmpegError, OSError) as error:
-            raise VideoError(f"{self.path}: {self._describe(unseen)} can't be decoded "
-                             f"({getattr(error, 'strerror', None) or error}); {advice(self.path)}") from None
-        if not unseen or (leap and unseen[0] != wanted[0] and unseen[0] in unsent):
-            return
-        if self.times is None:
-            raise IrregularTimes  # there is no frame at its time
-        raise VideoError(f"{self.path}: {self._describe(unseen)} can't be decoded (the decoder leaves it out); "
-                         f"{advice(self.path)}")
-
-    def seek(self, index: int):
-        """Return an iterator of packets that begins with a keyframe at or before a frame."""
-        time, back = self.origin + round(index * self.step) if self.times is None else int(self.times[index]), 0
-        while True:
-            if time - back > self.origin:
-                self.container.seek(time - back, stream=self.stream, backward=True)
-            else:
-                self.rewind()
-            packets = self.packets()
-            head = next(packets, None)
-            if head is None:
-                raise VideoError(f"{self.path}: frame {index} can't be found; {advice(self.path)}")
-            if time - back <= self.origin or (head.is_keyframe and head.pts is not None
-                                              and self.number_of(head.pts) <= index):
-                return itertools.chain([head], packets)
-            # the seek led beyond the frame, as some containers seek by decoding order: go further back
-            back = 2 * back or round(self.step)
-
-    def _found(self, decoded, unseen: collections.deque):
-        """Yield (number, frame) of those that are next in `unseen`; raise VideoError at damage."""
-        for frame in decoded:
-            number = self.number_of(frame.pts) if frame.pts is not None else -1
-            # a frame that refers to a corrupt one is corrupt but not marked, so this ends the read;
-            # decoders give frames in presentation order, so a number that doesn't increase is damage, too
-            if frame.is_corrupt or number <= self.latest:
-                kind = "" if frame.is_corrupt else "times "
-                raise VideoError(f"{self.path}: damaged {kind}at {self._seconds(frame):.2f} s; "
-                                 f"{advice(self.path)}")
-            self.latest = number
-            if unseen and number == unseen[0]:
-                unseen.popleft()
-                yield number, frame
-
-    def _seconds(self, frame) -> float:
-        """Return a frame's time in seconds, 0 if unknown."""
-        # not frame.time: PyAV 17.0's divides by zero after the last packet
-        return float((frame.pts or 0) * self.stream.time_base) - self.zero()
-
-    def _describe(self, unseen) -> str:
-        """Return the number and time of the first unseen frame, for a message."""
-        index = unseen[0] if unseen else self.length - 1
-        return f"frame {index} (at {float(self.time_of(index)):.2f} s)"
 
     def rgb(self, frame) -> np.ndarray:
         """Return a decoded frame as players show it, RGB, uint8 (height, width, 3): a view, to be copied if kept."""

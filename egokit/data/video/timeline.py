@@ -34,15 +34,20 @@ def advice(path: Path) -> str:
     return "fetch it again, or make it anew with 'ffmpeg -i SOURCE -c:v libx264 NEW.mp4'"
 
 
-def usual_rate(stated: Fraction | None, gap: float) -> Fraction | None:
+def usual_rate(stated: Fraction | None, shown: np.ndarray) -> Fraction | None:
     """Return the frame rate that a header states, or the measured one where the header's is of something else.
 
     Args:
-        gap: mean time between frames, seconds; 0 if unknown.
+        shown: when each frame appears, seconds, ascending.
     """
-    if gap and (not stated or abs(float(stated) * gap - 1) > 0.01):
-        return Fraction(1 / gap).limit_denominator(1001)
-    return stated
+    gaps = np.diff(shown)
+    if not len(gaps):
+        return stated
+    constant = float(np.ptp(gaps)) <= VARIABLE
+    usual = float(gaps.mean() if constant else np.median(gaps))
+    if stated and abs(float(stated) * usual - 1) <= 0.01:
+        return stated
+    return Fraction(1 / usual).limit_denominator(1001)
 
 
 class Timeline:

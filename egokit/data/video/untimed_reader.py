@@ -1,4 +1,5 @@
 """The reader of files without timestamps, such as AVI and raw streams: it counts the decoded frames."""
+import bisect
 import collections
 import itertools
 from collections.abc import Iterator
@@ -6,10 +7,13 @@ from fractions import Fraction
 
 import av
 import numpy as np
+from av.format import Flags
 
+from egokit.data.video.decoding import SKIPPING
 from egokit.data.video.pyav_reader import PyAVReader
 from egokit.data.video.timeline import Refused, VideoError, advice, usual_rate
 
+CHUNK_HEADER = 8  # bytes between the place that an AVI index states and the packet
 MISSING = 0.01  # share of the frames promised by the packets that may be missing; above it, the file is damaged
 
 
@@ -21,57 +25,80 @@ class UntimedReader(PyAVReader):
     """
 
     def _number_frames(self) -> None:
-        packets = [packet.dts for packet in self.packets() if packet.size]
-        self.length, rate = len(packets), self.stream.average_rate or self.stream.guessed_rate
-        timed = None not in packets and self.length > 1 and bool((np.diff(packets) > 0).all())
+        packets = [(packet.dts, packet.pos) for packet in self.packets() if packet.size]
+        self.dts = [dts for dts, _ in packets]
+        self.length, rate = len(self.dts), self.stream.average_rate or self.stream.guessed_rate
+        if self.container.format.flags & Flags.no_timestamps.value:
+            rate = self.stream.codec_context.framerate or rate  # the stream's own; the other is a default
+        timed = self.length > 1 and None not in self.dts and bool((np.diff(self.dts) > 0).all())
         if timed:
-            rate = usual_rate(rate, (packets[-1] - packets[0]) * float(self.stream.time_base) / (self.length - 1))
+            # after a gap, the index knows the place of a packet that the container's reader has counted wrongly
+            listed = {entry.pos: entry.timestamp for entry in self.stream.index_entries}
+            places = [listed.get(pos - CHUNK_HEADER, listed.get(pos)) for _, pos in packets]
+            places = self.dts if None in places or (np.diff(places) <= 0).any() else places
+            self.shown = (np.array(places) - min(listed.values(), default=places[0])) * float(self.stream.time_base)
+            rate = usual_rate(rate, self.shown)
+            if self.constant and not self.shown[0]:
+                self.shown = None
+            self.start = 0.0 if self.shown is None else float(self.shown[0])
         if not self.length or not rate:
             raise Refused("no frame in it, or no frame rate")
         self.rate = Fraction(rate)
-        if timed:
-            self.shown = (np.array(packets) - packets[0]) * float(self.stream.time_base)
-            if self.constant:
-                self.shown = None
+        self.missing = max(0, sum(entry.size > 0 for entry in self.stream.index_entries) - self.length)
+        if self.missing and not self.tolerant:
+            raise Refused(f"its index lists {self.length + self.missing} frames, but only {self.length} are there")
+        # these decoders' delay is not known from the start
+        self.counts = not timed or self.stream.codec_context.name in SKIPPING
 
-    def _decoded(self) -> Iterator:
-        """Yield every frame in order, None in place of a damaged one.
+    def _decoded(self) -> Iterator[tuple[int, object]]:
+        """Yield (number, frame) of every frame in order, None in place of a damaged one.
 
-        Raises:
-            Refused: a frame is damaged, and the reader is not tolerant.
+        A packet that gives no picture keeps its place, where the decoder's delay is known.
         """
         self.rewind()
-        context, damaged = self.stream.codec_context, False
+        context = self.stream.codec_context
         context.flush_buffers()
-        for packet in itertools.chain((packet for packet in self.packets() if packet.size), [None]):
-            damaged = damaged and not (packet and packet.is_keyframe)
+        number, broken = -1, -1
+        for sent, packet in enumerate(itertools.chain((packet for packet in self.packets() if packet.size), [None])):
             try:
                 frames = context.decode(packet)
-            except (av.error.FFmpegError, OSError) as error:
-                if not self.tolerant:
-                    raise Refused(getattr(error, "strerror", None) or str(error)) from None
-                frames, damaged = [None], True
+            except (av.error.FFmpegError, OSError):
+                broken = sent
+                if self.counts:
+                    number += 1
+                    yield number, None
+                continue
+            if packet is not None and packet.is_corrupt:
+                broken = sent
             for frame in frames:
-                damaged = damaged or frame.is_corrupt
-                if damaged and not self.tolerant:
-                    raise Refused("damaged")
-                yield None if damaged else frame
+                place = number + 1
+                if not self.counts and frame.dts is not None:
+                    # the place of the packet with which the decoder gave the frame
+                    place = max(place, bisect.bisect_left(self.dts, frame.dts) - context.has_b_frames)
+                for lost in range(number + 1, place):
+                    broken = max(broken, lost)
+                    yield lost, None
+                number = place
+                if frame.is_corrupt:
+                    broken = max(broken, number)
+                elif frame.key_frame and number > broken:
+                    broken = -1
+                yield number, None if broken >= 0 else frame
 
     def _stream(self, wanted: list[int]) -> Iterator[tuple[int, np.ndarray]]:
         """Yield (number, picture) of each of `wanted`, which is ascending."""
         waiting, number, last = collections.deque(wanted), -1, None
-        try:
-            for number, frame in enumerate(self._decoded()):
-                last = frame or last
-                if frame is None:
-                    self.damaged_numbers.add(number)
-                while last is not None and waiting and waiting[0] <= number:
-                    yield waiting.popleft(), self.rgb(last).copy()
-                if not waiting:
-                    return
-        except Refused as error:
-            raise VideoError(f"{self.path}: frame {number + 1} (at {float(self.time_of(number + 1)):.2f} s) can't be "
-                             f"decoded ({error}); {advice(self.path)}") from None
+        for number, frame in self._decoded():
+            if frame is None:
+                self.damaged_numbers.add(number)
+                if not self.tolerant and number == waiting[0]:
+                    raise self._damaged(number, "damaged")
+            else:
+                last = frame
+            while last is not None and waiting and waiting[0] <= number:
+                yield waiting.popleft(), self.rgb(last).copy()
+            if not waiting:
+                return
         if last is None or (number + 1 < (1 - MISSING) * self.length - 2 and not self.tolerant):
             raise VideoError(f"{self.path}: the stream ends after {number + 1} of {self.length} frames; "
                              f"{advice(self.path)}")

@@ -1,0 +1,181 @@
+"""From packets to frames: no more is decoded than wanted frames need, and damaged ones are told from good ones.
+
+A frame counts as damaged if it can't be decoded, or was decoded after damage and before the next keyframe, because it
+may refer to what was damaged. Decoders show such a frame grey, torn, or as a repetition of another, often without a
+word.
+"""
+import collections
+import heapq
+from collections.abc import Iterator
+
+import av
+
+from egokit.data.video.media_file import IrregularTimes
+
+DELAY = 16  # a frame may refer to one that is shown up to 16 frames later, and is damaged if that one is
+SKIPPING = {"h264", "hevc"}  # decoders that can skip a frame when its packet arrives
+JOINT = 3  # packets before a joint of streams that may be called incomplete
+HIDING = {"vp8"}  # codecs with packets that are never shown
+
+
+class Damage:
+    """The frames that damage concerns, found while packets are sent to the decoder in decoding order.
+
+    Attributes:
+        numbers: the frames found so far; it may be shared, and only grows.
+        reasons: of each frame that is damaged itself, what was noticed.
+    """
+
+    def __init__(self, numbers: set[int]):
+        self.numbers, self.reasons = numbers, {}
+        self.sent: collections.deque = collections.deque(maxlen=1000)  # (number, stretch from one keyframe to the next)
+        self.due: list[int] = []  # frames that were sent to be shown, and are not shown yet: a heap
+        self.stretch, self.keyframe, self.broken = 0, float("inf"), -1
+        self.incomplete: list[float] = []  # packets since one of which the container says that parts are missing
+        self.judged: set[float] = set()    # all such packets
+
+    def send(self, number: float, packet, skipped: bool) -> None:
+        """Note a packet that is about to be decoded; one that is skipped need not give a frame."""
+        if packet.is_keyframe:
+            self.stretch, self.keyframe = self.stretch + 1, number
+            self.incomplete = []  # where streams were joined, the last packets before are said to lack parts, and don't
+        elif not self.stretch:
+            self.broken = 0  # decoding begins between keyframes
+        if packet.is_corrupt:
+            self.judged.add(number)
+        if packet.is_corrupt or self.incomplete:
+            self.incomplete.append(number)
+        if len(self.incomplete) > JOINT:
+            self.found(self.incomplete[0], "parts of it are missing")
+            self.incomplete = []
+        self.sent.append((number, self.stretch))
+        if self._is_concerned(number, self.stretch):
+            self._add(number)
+        elif not skipped and number == int(number) and not (self.stretch == 1 and number < self.keyframe):
+            heapq.heappush(self.due, int(number))
+
+    def show(self, number: float) -> None:
+        """Note a frame that the decoder gives; what was due before it is left out."""
+        while self.due and self.due[0] < number:
+            self.found(heapq.heappop(self.due), "the decoder leaves it out")
+        if self.due and self.due[0] == number:
+            heapq.heappop(self.due)
+
+    def found(self, number: float, reason: str) -> None:
+        """Note that this frame is damaged, and with it what was sent after it."""
+        self.reasons.setdefault(number, reason)
+        self._add(number)
+        later = False
+        for sent, stretch in list(self.sent):
+            if sent == number:
+                later, self.broken = True, max(self.broken, stretch)
+            if later and self._is_concerned(sent, stretch):
+                self._add(sent)
+
+    def _is_concerned(self, number: float, stretch: int) -> bool:
+        # frames shown before a keyframe and sent after it may refer to the stretch before
+        return stretch == self.broken or (stretch == self.broken + 1 and number < self.keyframe)
+
+    def _add(self, number: float) -> None:
+        if number == int(number):  # others are not shown: they lie before the start of an edit list
+            self.numbers.add(int(number))
+
+
+def is_whole(packet, codec: str, extradata: bytes | None) -> bool:
+    """Whether an H.264 or HEVC packet consists of whole units; a decoder skips others without a word.
+
+    Args:
+        extradata: the stream's; in MP4 and Matroska it says how the units' lengths are written.
+    """
+    data = memoryview(packet)
+    if not extradata or extradata[0] != 1:  # units with start codes
+        begins = 4 if bytes(data[:4]) == b"\0\0\0\1" else 3
+        return bytes(data[begins - 3:begins]) == b"\0\0\1" and _is_unit(data[begins:begins + 2], codec)
+    size, at = (extradata[21 if codec == "hevc" else 4] & 3) + 1, 0
+    while at + size + 1 < len(data):
+        if not _is_unit(data[at + size:at + size + 2], codec):
+            return False
+        at += size + int.from_bytes(data[at:at + size], "big")
+    return at == len(data)
+
+
+def _is_unit(header: memoryview, codec: str) -> bool:
+    """Whether two bytes begin a unit: no forbidden bit, and a type (H.264) or temporal layer (HEVC) that exists."""
+    return len(header) == 2 and header[0] < 128 and bool(header[1] & 7 if codec == "hevc" else header[0] & 31)
+
+
+def decode(reader, wanted: list[int], leap: bool) -> Iterator[tuple[int, object]]:
+    """Yield (number, PyAV's frame) for each of `wanted`, which is ascending; None in place of a damaged frame.
+
+    Decoding begins at the keyframe before the first of them.
+
+    Args:
+        reader: a MediaFile with `damaged_numbers`.
+        leap: stop where a seek is the shorter way to the remaining frames; the caller requests these again.
+
+    Raises:
+        IrregularTimes: the file's header is wrong about its frames' times.
+    """
+    unsent, waiting, latest = set(wanted), collections.deque(wanted), float("-inf")
+    packets, damage = reader.seek(wanted[0]), Damage(reader.damaged_numbers)  # a seek may make another decoder
+    reader.reasons, context = damage.reasons, reader.stream.codec_context
+    skipping, extradata = context.name in SKIPPING, context.extradata
+    held: collections.deque = collections.deque()  # decoded frames, until no later damage can concern them
+
+    def feed(packet) -> None:
+        nonlocal latest
+        try:
+            frames = context.decode(packet)
+        except (av.error.FFmpegError, OSError) as error:
+            if packet is not None:
+                damage.found(number, getattr(error, "strerror", None) or str(error))
+            return
+        for frame in frames:
+            shown = reader.number_of(frame.pts) if frame.pts is not None else latest
+            if (frame.is_corrupt and shown not in damage.judged) or shown <= latest:
+                damage.found(shown, "damaged" if frame.is_corrupt else "its time is not after the frame's before")
+            if shown > latest:
+                latest = shown
+                damage.show(shown)
+                held.append((shown, frame))
+
+    def release(keep: int) -> Iterator[tuple[int, object]]:
+        while len(held) > keep:
+            number, frame = held.popleft()
+            while waiting and waiting[0] < number and waiting[0] not in unsent:
+                yield give(None)
+            if waiting and waiting[0] == number:
+                yield give(None if number in damage.numbers else frame)
+
+    def give(frame) -> tuple[int, object]:
+        number = waiting.popleft()
+        if frame is None:
+            damage.numbers.add(number)
+        return number, frame
+
+    for packet in packets:
+        if packet.pts is None:
+            break
+        number = reader.number_of(packet.pts)
+        if leap and packet.is_keyframe and len(unsent) < len(wanted) and min(unsent) >= number:
+            break
+        # a frame that no other refers to is decoded only if wanted; the decoder's state doesn't depend on it
+        skipped = skipping and number not in unsent and is_whole(packet, context.name, extradata)
+        if skipping:
+            context.skip_frame = "NONREF" if skipped else "DEFAULT"
+        damage.send(number, packet, skipped or context.name in HIDING)
+        unsent.discard(number)
+        feed(packet)
+        yield from release(DELAY)
+        if not unsent and not damage.incomplete:
+            break
+    context.skip_frame = "DEFAULT"
+    feed(None)
+    damage.show(float("inf"))
+    if damage.incomplete:  # the file ends with it
+        damage.found(damage.incomplete[0], "parts of it are missing")
+    yield from release(0)
+    while waiting and not (leap and waiting[0] in unsent and waiting[0] != wanted[0]):
+        if waiting[0] in unsent and reader.times is None:
+            raise IrregularTimes  # there is no frame at its time
+        yield give(None)
