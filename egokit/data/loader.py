@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from egokit.data.video import open_video
-from egokit.data.video.open_video import VideoError
+from egokit.data.video.timeline import VideoError, advice
 from egokit.data.watchdog import Watchdog, iterate
 
 TRIES = 8  # replacement samples to try before an unreadable sample becomes an error
@@ -170,7 +170,7 @@ def build_loader(dataset: Samples, batches: Iterable[list], collate, workers: in
         finally:
             watchdog.ended.set()
         if not dataset.tolerant:
-            raise VideoError(f"{watchdog.lost}: {watchdog.reason}; make it again from its source with 'egokit prep', "
+            raise VideoError(f"{watchdog.lost}: {watchdog.reason}; {advice(watchdog.lost)}, "
                              "or allow bad files with data.max_bad_fraction")
         open_video.unreadable.add(watchdog.lost)
         del iterator  # ends its workers

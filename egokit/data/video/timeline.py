@@ -22,12 +22,12 @@ class Untimed(Refused):
     """The file doesn't say when each frame is shown."""
 
 
-def is_prepared(path: Path) -> bool:
+def is_prepared(path: str | Path) -> bool:
     """Whether a path is of a video that 'egokit prep' makes."""
     return bool(PREPARED & set(Path(path).parts))
 
 
-def advice(path: Path) -> str:
+def advice(path: str | Path) -> str:
     """Return what to do about a file that can't be read, by its role."""
     if is_prepared(path):
         return "make it again from its source with 'egokit prep'"
