@@ -62,6 +62,7 @@ def submit(config: Config, run: Run, action: str = "train", section: str | None 
         if handle.metrics() and tasks.find(config.task.name).outdated(config, run):
             while handle.alive():
                 time.sleep(0.5)  # the job has written its metrics and is about to end; don't take it for the next one
+            shutil.rmtree(handle.folder / "code", ignore_errors=True)  # the present code makes the new result
             run.write_metrics(handle.section, {})
         expect_same(handle, config, (init_sha256, task_sha256))
         exists = handle.metrics() or handle.alive()

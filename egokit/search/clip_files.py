@@ -5,30 +5,37 @@ Clips are H.264 in yuv420p, with the index before the pictures (faststart).
 import csv
 import os
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from egokit.data.video.open_video import VideoError
+from egokit.prep.measure import PrepError
 from egokit.prep.video import run_ffmpeg
 from egokit.runs.files import atomic_path
 from egokit.search.searcher import Hit, timecode
+from egokit.tasks.windows import reason
 
 EXACT_SEEK = {"mov", "mp4", "matroska", "webm", "avi", "asf", "ogg"}  # containers in which ffmpeg seeks exactly
 SEEK_MARGIN = 60.0  # seconds to seek earlier in the others, where ffmpeg lands on a later keyframe
+NOT_CUT = VideoError, PrepError, OSError, ValueError  # raised for a clip that can't be cut; others are cut all the same
 STEM_BYTES = 150  # of a video's name in an exported clip's name; file systems allow names of 255 bytes
 
 
 def write_csv(hits: list[Hit], path: str | Path) -> Path:
     """Write the hits as CSV, one line each, the best first, and return the path.
 
-    Columns: video (path), start and stop (seconds), cosine, match (empty where the fusion encoder was not used).
+    Columns: video (path), start and stop (seconds on the player's clock), cosine, match (empty where the fusion encoder
+    was not used), note (what is damaged or can't be read).
     """
     # surrogateescape writes file names that are not UTF-8 byte by byte, unchanged
     with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="",
                                               errors="surrogateescape") as file:
         writer = csv.writer(file)
-        writer.writerow(["video", "start", "stop", "cosine", "match"])
+        writer.writerow(["video", "start", "stop", "cosine", "match", "note"])
         writer.writerows([hit.path, f"{hit.start:.3f}", f"{hit.stop:.3f}", f"{hit.cosine:.6f}",
-                          "" if hit.match is None else f"{hit.match:.6f}"] for hit in hits)
+                          "" if hit.match is None else f"{hit.match:.6f}",
+                          f"{hit.note}: {hit.error}" if hit.error else hit.note] for hit in hits)
     return Path(path)
 
 
@@ -75,21 +82,44 @@ def encode_clip(hit: Hit, target: Path, height: int = 0, quality: int = 20) -> N
                 "-movflags", "+faststart", "-map_metadata", "-1", str(target)], hit.path, target)
 
 
-def export(hits: list[Hit], folder: str | Path) -> list[Path]:
-    """Write each hit as <rank>_<video>_<time>.mp4 into a folder and return the paths.
+class ClipsNotCut(RuntimeError):
+    """Some clips can't be cut; all others are written. The message has a line for each."""
 
-    Clips have the size of their video. A long video name is cut to STEM_BYTES.
+
+def export(hits: list[Hit], folder: str | Path, on_error: Callable[[str], None] | None = None) -> list[Path]:
+    """Write each hit as <rank>_<video>_<time>.mp4 into a folder and return the paths of those that are written.
+
+    Clips have the size of their video. A long video name is cut to STEM_BYTES. A clip that can't be cut does not end
+    the others.
+
+    Args:
+        hits: The hits, best first.
+        folder: The folder to write to.
+        on_error: Called with one line for each clip that can't be cut, after the others, such as `print`.
+
+    Raises:
+        ClipsNotCut: Without `on_error`, after all others are written.
     """
     stems = [os.fsencode(hit.path.stem)[:STEM_BYTES].decode(errors="ignore") for hit in hits]
     paths = [Path(folder) / f"{rank:02d}_{stem}_{timecode(hit.start).replace(':', '-')}.mp4"
              for rank, (stem, hit) in enumerate(zip(stems, hits, strict=True), 1)]
 
-    def write(hit: Hit, path: Path) -> None:
-        with atomic_path(path) as temporary:
-            encode_clip(hit, temporary)
+    def write(hit: Hit, path: Path) -> str:
+        try:
+            with atomic_path(path) as temporary:
+                encode_clip(hit, temporary)
+        except NOT_CUT as error:
+            return f"not written: {path.name}: {reason(error)}"
+        return ""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(write, hits, paths))
-    return paths
+        errors = list(pool.map(write, hits, paths))
+    failed = [error for error in errors if error]
+    if failed and not on_error:
+        raise ClipsNotCut("\n".join([*failed, f"{len(failed)} of {len(hits)} clips can't be cut; the others are in "
+                                     f"{folder}"]))
+    for error in failed:
+        on_error(error)
+    return [path for path, error in zip(paths, errors, strict=True) if not error]
 
 
 def encode_preview(hit: Hit) -> tuple[bytes, bytes, float]:

@@ -2,14 +2,15 @@
 import hashlib
 import os
 import re
+import sys
 from pathlib import Path
 
 from egokit.config.build import ConfigError, merge
 from egokit.config.resolve import outputs_folder, parse_overrides, resolve
 from egokit.runs.run_folder import Run
 from egokit.search.clip_files import export, write_csv
-from egokit.search.index_task import Search
-from egokit.search.searcher import Hit, open_index, submit
+from egokit.search.index_task import Search, is_up_to_date, read_manifest
+from egokit.search.searcher import Hit, model_notes, open_index, submit
 
 
 def run_name(folder: Path) -> str:
@@ -22,9 +23,9 @@ def format_hits(hits: list[Hit]) -> str:
     """Return the hits as a table of text."""
     width = max((len(hit.video) for hit in hits), default=5)
     header = f"{'rank':>4}  {'video':{width}}  {'time':17}{'cosine':>8}{'match':>8}"
-    return "\n".join([header, *(
-        f"{rank:4}  {hit.video:{width}}  {hit.time:17}{hit.cosine:8.3f}"
-        f"{'–' if hit.match is None else f'{hit.match:.3f}':>8}" for rank, hit in enumerate(hits, 1))])
+    lines = (f"{rank:4}  {hit.video:{width}}  {hit.time:17}{hit.cosine:8.3f}"
+             f"{'–' if hit.match is None else f'{hit.match:.3f}':>8}  {hit.note}" for rank, hit in enumerate(hits, 1))
+    return "\n".join([header, *(line.rstrip() for line in lines)])
 
 
 def check_target(option: str, target: str, folder: bool) -> None:
@@ -38,7 +39,10 @@ def check_target(option: str, target: str, folder: bool) -> None:
 
 
 def answer(arguments) -> None:
-    """Answer one query and print the hits; `arguments` are those of the command line."""
+    """Answer one query and print the hits; `arguments` are those of the command line.
+
+    The exit code is 1 if the table or a clip could not be written.
+    """
     for option, target, is_folder in (("--csv", arguments.csv, False), ("--clips", arguments.clips, True)):
         if target:
             check_target(option, target, is_folder)
@@ -50,14 +54,22 @@ def answer(arguments) -> None:
     overrides = merge(parse_overrides(arguments.overrides), parse_overrides(given))
     config = resolve(arguments.params, arguments.site, overrides, arguments.run or "demo")
     run = Run(outputs_folder() / Search.notebook / (arguments.run or run_name(videos)))
+    before, warning = read_manifest(run.path / "features"), model_notes(config)[1]
+    if warning and not is_up_to_date(config, run.path / "features"):
+        print(warning, flush=True)  # before hours of work
     submit(config, run).wait()
     searcher = open_index(config, run)
-    print(searcher)
-    for line in searcher.manifest["unreadable"]:
-        print(f"can't be read: {line['reason']}")
-    hits = searcher(arguments.query, arguments.top, arguments.rerank)
-    print(f"\n{format_hits(hits)}")
+    for line in searcher.problems() if searcher.manifest != before else ():  # else they have been listed
+        print(line)
+    hits, failed = searcher(arguments.query, arguments.top, arguments.rerank), []
+    print("", format_hits(hits), "", *hits.notes, sep="\n")
     if arguments.csv:
-        print(f"\n{write_csv(hits, arguments.csv)}: {len(hits)} hits")
+        try:
+            print(f"\n{write_csv(hits, arguments.csv)}: {len(hits)} hits")
+        except OSError as error:
+            failed.append(f"not written: {arguments.csv}: {error}")
     if arguments.clips:
-        print(f"\n{len(export(hits, arguments.clips))} clips in {arguments.clips}")
+        print(f"\n{len(export(hits, arguments.clips, failed.append))} clips in {arguments.clips}")
+    if failed:
+        print("", *failed, sep="\n")
+        sys.exit(1)

@@ -1,7 +1,8 @@
 """The index of a folder of videos: overlapping clips of each, embedded.
 
 The vectors of a video are in a file named by a hash of the video's path, size and modification time, so a changed video
-has no file and is embedded again.
+has no file and is embedded again. Videos are one's own, so what can be read of a damaged one is indexed, and the
+manifest says which parts are damaged.
 """
 from __future__ import annotations
 
@@ -24,11 +25,10 @@ from egokit.runs.files import remove_abandoned, write_text
 from egokit.runs.run_folder import Run
 from egokit.search import vector_index
 from egokit.tasks.base import Task
-from egokit.tasks.windows import Windows, embed_windows
+from egokit.tasks.windows import Windows, embed_windows, in_damage, read_damage, write_damage, write_each
 from egokit.train import distributed
 
-SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv",
-            ".3gp", ".ogv", ".vob")  # upper case matches, too
+READING = 2  # version of how videos are read: raise it when the same file gives other clips, and all are embedded again
 
 
 def printable(name: str) -> str:
@@ -71,14 +71,14 @@ def list_videos(config: Config) -> list[dict]:
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         for name in files:
             path = Path(here, name)
-            if path.suffix.lower() in SUFFIXES and not name.startswith(".") and path.is_file():
+            if path.suffix.lower() in open_video.SUFFIXES and not name.startswith(".") and path.is_file():
                 status = path.stat()
                 video = {"video": str(path.relative_to(folder)), "bytes": status.st_size,
                          "modified_ns": status.st_mtime_ns}
-                key = "\0".join(map(str, video.values())).encode(errors="surrogateescape")
+                key = "\0".join(map(str, (READING, *video.values()))).encode(errors="surrogateescape")
                 videos.append(video | {"name": hashlib.sha256(key).hexdigest()[:24]})
     if not videos:
-        raise ConfigError(f"no videos in {folder}: expected files that end in {' '.join(SUFFIXES)}")
+        raise ConfigError(f"no videos in {folder}: expected files that end in {' '.join(open_video.SUFFIXES)}")
     videos.sort(key=lambda video: video["video"])
     return videos[:config.data.limit or None]
 
@@ -96,29 +96,30 @@ def is_up_to_date(config: Config, folder: Path) -> bool:
     return indexed == {video["name"] for video in list_videos(config)}
 
 
-def clip_times(seconds: float, window: float, stride: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return the start and stop (N,) of a video's clips, in seconds.
+def clip_times(stop: float, window: float, stride: float, start: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """Return the start and stop (N,) of a video's clips, in seconds on the player's clock.
 
     A clip starts every `stride` seconds; the last one ends with the video. A video shorter than `window` is one clip.
+
+    Args:
+        stop: The end of the video's last picture.
+        window, stride: The recipe's task.window and task.stride.
+        start: The time of its first picture.
     """
-    last = max(0.0, seconds - window)
-    start_N = np.minimum(np.arange(1 + math.ceil(last / stride - 1e-6)) * stride, last)
-    return start_N, np.minimum(start_N + window, seconds)
+    last = max(start, stop - window)
+    start_N = np.minimum(start + np.arange(1 + math.ceil((last - start) / stride - 1e-6)) * stride, last)
+    return start_N, np.minimum(start_N + window, stop)
 
 
 class VideoWindows(Windows):
     """All clips of one video."""
 
     def __init__(self, task: Search, path: Path):
-        super().__init__(task, path, task.config.evaluate.batch_size)
-
-    def open(self):
-        """Open the video, whatever its format."""
-        return open_video.open_any(self.path, self.task.config.data.reader)
+        super().__init__(task, path, task.config.evaluate.batch_size, what_there_is=True)
 
     def indices(self, video) -> np.ndarray:
         """Return the frame indices (windows, T) of every clip."""
-        times = clip_times(self.seconds, self.task.config.task.window, self.task.config.task.stride)
+        times = self.task.clip_times(video.start, video.seconds)
         return np.stack([self.task.clip_indices(video, start, stop) for start, stop in zip(*times, strict=True)])
 
 
@@ -137,21 +138,32 @@ class Search(Task):
     def outdated(cls, config: Config, run: Run) -> bool:
         return not is_up_to_date(config, run.path / "features")
 
+    def clip_times(self, start: float, stop: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return the start and stop (N,) of the clips of a video that begins and ends at these times."""
+        return clip_times(stop, self.config.task.window, self.config.task.stride, start)
+
     def clip_indices(self, video, start: float, stop: float) -> np.ndarray:
         """Return (T,): the frames in the middle of T equal parts of a clip.
 
         Parts are equal in time, because frames of a variable-rate video are shown for different times.
         """
-        times = np.linspace(start, stop, self.config.model.frames + 1)
-        edges = np.array([open_video.frame_at(video, time) for time in times])
-        edges[-1] = open_video.frame_at(video, stop - 1e-2 / video.fps) + 1
+        edges = video.frame_at(np.linspace(start, stop, self.config.model.frames + 1))
+        edges[-1] = video.frame_at(stop - 1e-2 / video.fps) + 1
         return frame_sampling.clamp_indices((edges[:-1] + edges[1:] - 1) // 2, video.length)
 
     def clip(self, path: Path, start: float, stop: float) -> torch.Tensor:
-        """Return a clip's frames, uint8 (T, 3, size, size), as the index was made from."""
-        video = open_video.open_any(path, self.config.data.reader)
-        turns = open_video.quarter_turns(video)
-        return self.transform(np.rot90(video.read(self.clip_indices(video, start, stop)), turns, (1, 2)), None)
+        """Return a clip's frames, uint8 (T, 3, size, size), as the index was made from.
+
+        Raises:
+            VideoError: None of its frames can be read, or the video ends before it.
+        """
+        video = open_video.open_video(path, self.config.data.reader, tolerant=True)
+        indices_T = self.clip_indices(video, start, stop)
+        pixels = video.read(indices_T)
+        if start >= video.seconds or in_damage(video, indices_T).all():
+            raise VideoError(f"{path}: no frame from {start:.1f} to {stop:.1f} s can be read; the video ends at "
+                             f"{video.seconds:.1f} s")
+        return self.transform(pixels, None)
 
     def settings(self) -> dict:
         """Return what the vectors depend on."""
@@ -168,7 +180,7 @@ class Search(Task):
             ConfigError: The index was made with other settings.
         """
         manifest, settings = read_manifest(folder), self.settings()
-        changed = differences({key: manifest[key] for key in settings}, settings) if manifest else []
+        changed = differences({key: manifest.get(key) for key in settings}, settings) if manifest else []
         if changed:
             raise ConfigError(f"the index in {folder.parent} was made otherwise ({'; '.join(changed)}): choose another "
                               "run name, or delete that folder to make it again")
@@ -183,10 +195,9 @@ class Search(Task):
         Returns:
             On rank 0: the number of videos and clips, their hours, and the number of unreadable videos.
         """
-        folder, failed = run.path / "features", []
+        folder = run.path / "features"
         videos = distributed.gather_objects(list_videos(self.config))[0]
-        settings, source = self.settings(), video_folder(self.config)
-        rank, world_size = distributed.rank(), distributed.world_size()
+        settings, source, rank = self.settings(), video_folder(self.config), distributed.rank()
         self.check_settings(folder)
         if rank == 0 and not read_manifest(folder):
             write_text(folder / "manifest.json", json.dumps(settings | {"videos": [], "unreadable": []}))
@@ -196,19 +207,26 @@ class Search(Task):
         done = len(videos) - len(pending)
         if rank == 0:
             run.log({"kind": "extract", "step": done, "steps": len(videos)})
-        for number, video in enumerate(pending[rank::world_size], 1):
-            try:
-                vector, seconds = embed_windows(model, VideoWindows(self, source / video["video"]), video["video"])
-                times = clip_times(seconds, settings["window"], settings["stride"])
-                vector_index.save(folder / f"{video['name']}.npy", *times, vector.numpy())
-            except (VideoError, FileNotFoundError) as error:
-                failed.append({"video": video["video"], "name": video["name"],
-                               "reason": printable(str(error).splitlines()[-1])})
-            if rank == 0:
-                run.log({"kind": "extract", "step": done + min(number * world_size, len(pending)),
-                         "steps": len(videos)})
-        failed = [line for part in distributed.gather_objects(failed) for line in part]
+        failed = write_each(run, pending, lambda video: self.embed(
+            model, source / video["video"], folder / f"{video['name']}.npy"), done)
+        failed = [{"video": video["video"], "name": video["name"], "reason": printable(why)} for video, why in failed]
         return self.write_index(run, settings, videos, failed) if rank == 0 else {}
+
+    def embed(self, model, path: Path, target: Path) -> None:
+        """Write the vectors of a video's clips, without those clips of which no frame can be read.
+
+        Raises:
+            VideoError: The video can't be opened, or no clip has a frame that can be read.
+        """
+        vector_NE, read = embed_windows(model, VideoWindows(self, path), path.name)
+        start_N, stop_N = self.clip_times(read["start"], read["seconds"])
+        kept_N = ~read["damaged_WT"].all(1)
+        if not kept_N.any():
+            raise VideoError(f"{path}: no clip of it has a frame that can be read")
+        if read["times"]:
+            write_damage(target, {"start": read["start"], "seconds": read["seconds"] - read["start"],
+                                  "damaged": {"share": round(read["share"], 6), "times": read["times"]}})
+        vector_index.save(target, start_N[kept_N], stop_N[kept_N], vector_NE.numpy()[kept_N])
 
     def write_index(self, run: Run, settings: dict, videos: list[dict], failed: list[dict]) -> dict[str, float]:
         """Write the manifest and return the numbers of `extract`.
@@ -220,15 +238,17 @@ class Search(Task):
         for video in videos:
             if video["name"] not in unreadable:
                 rows = np.load(folder / f"{video['name']}.npy", mmap_mode="r")
-                lines.append(video | {"seconds": float(rows["stop"][-1]), "clips": len(rows)})
+                start, stop = float(rows["start"][0]), float(rows["stop"][-1])
+                lines.append(video | {"start": start, "seconds": stop - start, "clips": len(rows)}
+                             | read_damage(folder / f"{video['name']}.npy"))
                 dimension = rows["vector"].shape[1]
         for line in failed:
             run.log({"kind": "bad", "said": line["reason"]})
-        manifest = settings | {"dimension": dimension, "videos": lines, "unreadable": failed}
+        manifest = settings | {"reading": READING, "dimension": dimension, "videos": lines, "unreadable": failed}
         write_text(folder / "manifest.json", json.dumps(manifest, indent=1))
-        kept = {f"{line['name']}.npy" for line in lines}
-        for path in folder.glob("*.npy"):
-            if not path.name.startswith(".") and path.name not in kept:
+        kept = {"manifest", *(line["name"] for line in lines)}
+        for path in (*folder.glob("*.npy"), *folder.glob("*.json")):
+            if not path.name.startswith(".") and path.stem not in kept:
                 path.unlink()
         remove_abandoned(folder)
         index = open_vectors(folder, manifest)

@@ -11,8 +11,9 @@ from os import cpu_count
 
 from egokit.notebook.open_run import is_live
 from egokit.runs.files import write_text
-from egokit.search.clip_files import encode_preview
+from egokit.search.clip_files import NOT_CUT, encode_preview
 from egokit.search.searcher import Hit, Searcher
+from egokit.tasks.windows import reason
 
 WIDTH, BAR = 240, 52  # pixels of a picture, and below it for the player's controls, which would hide a part of it
 # no colours are set here: JupyterLab's themes and a browser's dark mode set them
@@ -29,25 +30,39 @@ def _encoded(hit: Hit) -> tuple[str, str, float]:
 
 
 def _figure(rank: int, hit: Hit) -> str:
-    """Return a hit as HTML: its clip, which plays by mouse or keyboard, and a caption."""
-    video, picture, shape = _encoded(hit)
-    height = round(WIDTH * min(shape, 1.0)) + BAR
+    """Return a hit as HTML: its clip, which plays by mouse or keyboard, and a caption.
+
+    A clip that can't be made is replaced by the reason.
+    """
     scores = f"cosine {hit.cosine:.2f}" + ("" if hit.match is None else f" · match {hit.match:.2f}")
     name, label = html.escape(hit.video), html.escape(f"{rank}: {hit.video}, {hit.time}, {scores}")
-    return (f'<figure style="display:inline-block;vertical-align:top;width:{WIDTH}px;margin:6px">'
-            f'<video controls loop muted playsinline preload="metadata" aria-label="{label}" '
-            f'width="{WIDTH}" height="{height}" '
-            f'style="width:{WIDTH}px;height:{height}px;object-fit:contain;object-position:top;border-radius:4px;'
-            'background:#000" '
-            f'poster="data:image/jpeg;base64,{picture}" src="data:video/mp4;base64,{video}">{label}</video>'
+    try:
+        video, picture, shape = _encoded(hit)
+        height = round(WIDTH * min(shape, 1.0)) + BAR
+        clip = (f'<video controls loop muted playsinline preload="metadata" aria-label="{label}" '
+                f'width="{WIDTH}" height="{height}" '
+                f'style="width:{WIDTH}px;height:{height}px;object-fit:contain;object-position:top;border-radius:4px;'
+                'background:#000" '
+                f'poster="data:image/jpeg;base64,{picture}" src="data:video/mp4;base64,{video}">{label}</video>')
+    except NOT_CUT as error:
+        clip = (f'<div role="img" aria-label="{label}" style="border:1px solid;border-radius:4px;padding:8px;'
+                f'font-size:13px;overflow-wrap:anywhere">no clip: {html.escape(reason(error))}</div>')
+    note = f" · {html.escape(hit.note)}" if hit.note else ""
+    return (f'<figure style="display:inline-block;vertical-align:top;width:{WIDTH}px;margin:6px">{clip}'
             f'<figcaption style="font-size:13px;line-height:1.4;overflow-wrap:anywhere"><b>{rank}. {hit.time}</b> '
-            f'{name}<br>{scores}</figcaption></figure>')
+            f'{name}<br>{scores}{note}</figcaption></figure>')
 
 
 def _grid(hits: list[Hit]) -> str:
     with ThreadPoolExecutor(cpu_count()) as pool:
-        list(pool.map(_encoded, hits))
-    return "<div>" + "".join(_figure(rank, hit) for rank, hit in enumerate(hits, 1)) + "</div>"
+        figures = "".join(pool.map(_figure, range(1, len(hits) + 1), hits))
+    return f"<div>{figures}</div>{_notes(hits)}"
+
+
+def _notes(hits: list[Hit]) -> str:
+    """Return an answer's notes as HTML; hits taken out of an answer have none."""
+    notes = "<br>".join(map(html.escape, getattr(hits, "notes", [])))
+    return f'<p style="font-size:13px;overflow-wrap:anywhere">{notes}</p>' if notes else ""
 
 
 def grid(hits: list[Hit]):
@@ -59,9 +74,12 @@ def grid(hits: list[Hit]):
 def table(hits: list[Hit]):
     """Return the hits as a table."""
     import pandas as pd
-    rows = [(rank, hit.video, hit.time, hit.cosine, hit.match) for rank, hit in enumerate(hits, 1)]
-    frame = pd.DataFrame(rows, columns=["rank", "video", "time", "cosine", "match"])
+    rows = [(rank, hit.video, hit.time, hit.cosine, hit.match, hit.note) for rank, hit in enumerate(hits, 1)]
+    frame = pd.DataFrame(rows, columns=["rank", "video", "time", "cosine", "match", "note"])
+    if not any(hit.note for hit in hits):
+        frame = frame.drop(columns="note")
     style = frame.style.format(precision=3, na_rep="–").hide(axis="index")
+    style = style.set_caption(_notes(hits)).set_table_styles([{"selector": "caption", "props": "caption-side: bottom"}])
     return style.set_properties(subset=["video"], **{"text-align": "left"})
 
 
@@ -99,7 +117,7 @@ def browser(searcher: Searcher, text: str, top: int = 12, rerank: int = 0):
         try:
             view.value = _grid(searcher(query.value, results.value, reranked.value))
             status.value = ""
-        except (ValueError, RuntimeError, FileNotFoundError) as error:
+        except (ValueError, RuntimeError, OSError) as error:
             status.value = str(error)
     for control in (query, results, reranked):
         control.observe(search, names="value")

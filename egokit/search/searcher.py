@@ -13,29 +13,56 @@ import numpy as np
 import torch
 
 from egokit.config.build import ConfigError
+from egokit.config.resolve import outputs_folder
 from egokit.config.schema import Config
+from egokit.data.video.open_video import VideoError
 from egokit.data.video.transforms import normalise
 from egokit.jobs import launch
 from egokit.model.egovlp import autocast
 from egokit.runs.run_folder import Run
 from egokit.search import index_task
+from egokit.tasks.windows import reason
+from egokit.toy.build import STAMP
 from egokit.train import loop
+
+NOT_THE_TOYS = ("the toy's model ranks videos that are not the toy's: expect no right hits. For your own videos take the "
+                "released weights: egokit search FOLDER QUERY --params search --site local; in a notebook "
+                'params = "search" and your site (docs/search.md)')
 
 
 @dataclasses.dataclass(frozen=True)
 class Hit:
     """A moment of a video that answers a query."""
     video: str           # its path in the folder, for display
-    start: float         # seconds
+    start: float         # seconds on the player's clock
     stop: float
     cosine: float
     match: float | None  # the fusion encoder's matching probability; None where it was not used
     path: Path
+    damaged: bool = False  # whether a damaged part of the video lies in it
+    error: str = ""      # why the fusion encoder could not read it
 
     @property
     def time(self) -> str:
         """Start and stop for display: '1:02:03–1:02:07'."""
         return f"{timecode(self.start)}–{timecode(self.stop)}"
+
+    @property
+    def note(self) -> str:
+        """Mark for display: 'can't be read', 'damaged part' or ''."""
+        return "can't be read" if self.error else "damaged part" if self.damaged else ""
+
+
+class Answer(list):
+    """The hits of a query, best first.
+
+    Attributes:
+        notes: Lines to show with them: what was searched, whose model ranks, and which hits could not be re-ranked.
+    """
+
+    def __init__(self, hits: list[Hit], notes: list[str]):
+        super().__init__(hits)
+        self.notes = notes
 
 
 def timecode(seconds: float) -> str:
@@ -59,9 +86,20 @@ def open_index(config: Config, run: Run) -> Searcher:
     """Return the index in the run folder, ready for queries.
 
     Raises:
-        ConfigError: The index is missing or was made with other settings.
+        ConfigError: The index is missing, or was made with other settings or by an earlier egokit.
     """
     return Searcher(index_task.Search(config), run)
+
+
+def model_notes(config: Config) -> tuple[str, str]:
+    """Return whose model ranks, and a warning if it is the toy's and the videos are not, else ""."""
+    init, folder = Path(config.init), index_task.video_folder(config).resolve()
+    name = f"run:{init.relative_to(outputs_folder())}" if init.is_relative_to(outputs_folder()) else config.init
+    name = name or "random weights"
+    if not (Path(config.site.tokenizer).parent / STAMP).is_file():  # the toy's model has the toy's own vocabulary
+        return f"ranked by {name}", ""
+    is_toy = any((parent / STAMP).is_file() for parent in (folder, *folder.parents))
+    return f"ranked by {name} (the toy's model: it knows only the toy's videos)", "" if is_toy else NOT_THE_TOYS
 
 
 class Searcher:
@@ -81,23 +119,50 @@ class Searcher:
             why = f"none of {len(unreadable)} can be read; {unreadable[0]['reason']}" if unreadable else \
                 "egokit.search.submit(config, run).wait() makes it"
             raise ConfigError(f"{run.path} has no index of any video: {why}")
+        if self.manifest.get("reading") != index_task.READING:  # the job that wrote it went on with an earlier egokit
+            raise ConfigError(f"the index in {run.path} is by an earlier egokit: the same command, or "
+                              "egokit.search.submit(config, run).wait(), once more brings it up to date")
         self.vectors = index_task.open_vectors(run.path / "features", self.manifest)
         self.model = loop.initial_model(task.config).eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
+    @property
+    def notes(self) -> list[str]:
+        """What stands in every answer: what was searched, whose model ranks, and a warning where there is one."""
+        videos, unreadable = self.manifest["videos"], self.manifest["unreadable"]
+        hours, damaged = sum(line["seconds"] for line in videos) / 3600, sum("damaged" in line for line in videos)
+        text = (f"{len(self.vectors):,} clips of {len(videos):,} videos, {hours:.1f} hours; {len(unreadable)} can't be "
+                "read")
+        text += f"; {damaged} with damaged parts" if damaged else ""
+        text += f" (named in {self.run.path / 'features/manifest.json'})" if damaged or unreadable else ""
+        ranked_by, warning = model_notes(self.task.config)
+        return [f"{text}; {ranked_by}", *([warning] if warning else [])]
+
     def __repr__(self) -> str:
-        videos = self.manifest["videos"]
-        hours = sum(line["seconds"] for line in videos) / 3600
-        return (f"<{len(self.vectors):,} clips of {len(videos):,} videos, {hours:.1f} hours; "
-                f"{len(self.manifest['unreadable'])} can't be read>")
+        return f"<{self.notes[0]}>"
+
+    def problems(self) -> list[str]:
+        """Return a line for each video that can't be read, and for each with damaged parts."""
+        lines = [f"can't be read: {line['reason']}" for line in self.manifest["unreadable"]]
+        for line in self.manifest["videos"]:
+            if damage := line.get("damaged"):
+                times = [f"{timecode(start)}–{timecode(stop)}" for start, stop in damage["times"]]
+                more = f" and {len(times) - 5} more" if len(times) > 5 else ""
+                share = f"{100 * damage['share']:.1f} %" if damage["share"] >= 0.0005 else "less than 0.1 %"
+                lines.append(f"damaged: {index_task.printable(line['video'])}: {share}, {', '.join(times[:5])}{more}")
+        return lines
 
     @torch.no_grad()
-    def __call__(self, text: str, top: int = 10, rerank: int = 0) -> list[Hit]:
+    def __call__(self, text: str, top: int = 10, rerank: int = 0) -> Answer:
         """Return the moments that answer a query best.
 
         Args:
             text: The query, written like a narration.
             top: How many moments to return.
             rerank: How many of the best by cosine the fusion encoder orders anew by match; may exceed `top`.
+
+        Returns:
+            An Answer, which is a list. Of the re-ranked moments, those whose clip can't be read come after the others;
+            their match is None, and the answer's notes say why.
 
         Raises:
             ValueError: The query is empty.
@@ -107,12 +172,11 @@ class Searcher:
         with autocast(self.model.device, self.task.config.evaluate.precision):
             query_1E = self.model.encode_text([text]).float().cpu().numpy()
         hits = self.moments(query_1E, max(top, rerank))
-        if rerank:
-            matches = self.match(text, hits[:rerank])
-            reranked = [dataclasses.replace(hit, match=match)
-                        for hit, match in zip(hits[:rerank], matches, strict=True)]
-            hits = sorted(reranked, key=lambda hit: -hit.match) + hits[rerank:]
-        return hits[:top]
+        hits = self.rerank(text, hits[:rerank]) + hits[rerank:]
+        errors = collections.Counter((hit.video, hit.error) for hit in hits if hit.error)
+        return Answer(hits[:top], [*self.notes, *(
+            f"not re-ranked: {count} clip{'s' * (count > 1)} of {video}: {error}"
+            for (video, error), count in errors.items())])
 
     def moments(self, query_1E: np.ndarray, count: int) -> list[Hit]:
         """Return the nearest clips, without those that overlap a nearer clip of the same video."""
@@ -125,25 +189,34 @@ class Searcher:
             file, row = self.vectors.locate(number)
             start, stop = float(row["start"]), float(row["stop"])
             if all(stop <= hit.start or start >= hit.stop for hit in nearer[file]):
-                video = self.manifest["videos"][file]["video"]
-                hits.append(Hit(index_task.printable(video), start, stop, float(cosine), None, self.folder / video))
+                line = self.manifest["videos"][file]
+                damaged = any(begin < stop and end > start for begin, end in line.get("damaged", {}).get("times", ()))
+                hits.append(Hit(index_task.printable(line["video"]), start, stop, float(cosine), None,
+                                self.folder / line["video"], damaged))
                 nearer[file].append(hits[-1])
                 if len(hits) == count:
                     break
         return hits
 
-    def match(self, text: str, hits: list[Hit]) -> list[float]:
-        """Return the fusion encoder's probability that each moment matches the text.
+    def rerank(self, text: str, hits: list[Hit]) -> list[Hit]:
+        """Return the hits by the fusion encoder's probability that each matches the text.
 
-        Only these clips are read from their videos.
+        Only these clips are read from their videos. Those that can't be read follow in their order, with the error.
         """
-        probabilities, evaluate = [], self.task.config.evaluate
+        ranked, failed, evaluate = [], [], self.task.config.evaluate
         for first in range(0, len(hits), evaluate.batch_size):
-            video = torch.stack([self.clip(hit) for hit in hits[first:first + evaluate.batch_size]])
-            with autocast(self.model.device, evaluate.precision):
-                match = self.model.match(normalise(video.to(self.model.device)), [text])
-            probabilities += match.float().cpu().tolist()
-        return probabilities
+            read = []
+            for hit in hits[first:first + evaluate.batch_size]:
+                try:
+                    read.append((hit, self.clip(hit)))
+                except (VideoError, OSError) as error:
+                    failed.append(dataclasses.replace(hit, error=index_task.printable(reason(error))))
+            if read:
+                video = torch.stack([clip for _, clip in read])
+                with autocast(self.model.device, evaluate.precision):
+                    match = self.model.match(normalise(video.to(self.model.device)), [text]).float().cpu().tolist()
+                ranked += [dataclasses.replace(hit, match=value) for (hit, _), value in zip(read, match, strict=True)]
+        return sorted(ranked, key=lambda hit: -hit.match) + failed
 
     def clip(self, hit: Hit) -> torch.Tensor:
         """Return a moment's frames, uint8 (T, 3, size, size).

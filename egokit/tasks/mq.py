@@ -19,14 +19,14 @@ from egokit.config.schema import Count, Positive, TaskConfig
 from egokit.data import annotation_json
 from egokit.data.annotation_json import SPLITS
 from egokit.data.site_checks import EGO4D, Checks, Finding
-from egokit.data.video import frame_sampling, open_video
+from egokit.data.video import frame_sampling
 from egokit.data.video.open_video import VideoError
 from egokit.model import checkpoints
 from egokit.runs.files import atomic_path, remove_abandoned, write_text
 from egokit.runs.ledger import Result
 from egokit.runs.run_folder import Run
 from egokit.tasks.base import Task
-from egokit.tasks.windows import Windows, embed_windows
+from egokit.tasks.windows import Windows, embed_windows, read_damage, write_damage, write_each
 from egokit.train import distributed
 
 
@@ -34,18 +34,18 @@ class ClipWindows(Windows):
     """The windows of one clip, one after the other, without overlap."""
 
     def __init__(self, task: EgoMQ, clip: dict):
-        super().__init__(task, task.videos / f"{clip['video_uid']}.mp4", task.config.evaluate.batch_size)
+        super().__init__(task, task.videos / f"{clip['video_uid']}.mp4", task.config.evaluate.batch_size,
+                         what_there_is=task.config.data.max_bad_fraction > 0)
         self.clip = clip
 
     def indices(self, video) -> np.ndarray:
         start, stop, own = self.clip["start"], self.clip["stop"], self.task.config.task
-        end, rate = open_video.duration(video), open_video.time_resolution(video)
-        if stop > end + frame_sampling.LATE:  # else the features would be those of a still picture, the last frame
+        if stop > video.seconds + frame_sampling.LATE:  # else the features would be of a still picture, the last frame
             raise VideoError(f"{self.path}: clip {self.clip['clip_uid']} ends at {stop:.2f} s, but the video ends at "
-                             f"{end:.2f} s; has it lost its end, or is it another video?")
-        T = own.feature_frames
+                             f"{video.seconds:.2f} s; has it lost its end, or is it another video?")
+        T, rate = own.feature_frames, video.fps if video.constant else 1000.0  # steps a second
         moments = frame_sampling.mq(int(start * rate), int(stop * rate), own.features_per_second, rate, T) / rate
-        indices = np.array([open_video.frame_at(video, moment) for moment in moments])
+        indices = video.frame_at(moments)
         if len(indices) < T:
             raise VideoError(f"{self.path}: clip {self.clip['clip_uid']} of {stop - start:.2f} s "
                              "is too short for one feature")
@@ -89,9 +89,25 @@ class EgoMQ(Task):
                                      "than where it stands before")
         return [clips[uid] for uid in sorted(clips)][:self.limited(len(clips))]
 
-    def features(self, model, clip: dict) -> torch.Tensor:
-        """Return the (features, E) float32 features of one clip."""
-        return embed_windows(model, ClipWindows(self, clip), f"clip {clip['clip_uid']}")[0]
+    def features(self, model, clip: dict) -> tuple[torch.Tensor, dict]:
+        """Return the (features, E) float32 features of one clip, and the damage among its frames.
+
+        Returns:
+            The features; {} or {"share": of the clip's sampled frames, "times": [[start, stop], ...] in seconds}.
+
+        Raises:
+            VideoError: a frame is damaged, and data.max_bad_fraction is 0, or a larger share of the frames than it is.
+        """
+        feature, read = embed_windows(model, ClipWindows(self, clip), f"clip {clip['clip_uid']}")
+        share, limit = float(read["damaged_WT"].mean()), self.config.data.max_bad_fraction
+        if not share:
+            return feature, {}
+        times = [times for times in read["times"] if times[0] < clip["stop"] and times[1] > clip["start"]]
+        if share > limit:
+            raise VideoError(f"{self.videos / clip['video_uid']}.mp4: {share:.1%} of the frames of clip "
+                             f"{clip['clip_uid']} are damaged, the first at {times[0][0]:.2f} s; data.max_bad_fraction "
+                             f"allows {limit:.1%}")
+        return feature, {"share": round(share, 6), "times": times}
 
     def extract(self, model, run: Run) -> dict[str, float]:
         """Write features/<clip_uid>.pt (or .npy) for every clip that has none yet, and a manifest.
@@ -105,23 +121,22 @@ class EgoMQ(Task):
             VideoError: some clips cannot be read; the features of all others are written first.
         """
         began, data = time.perf_counter(), {path.name: checkpoints.fingerprint(path) for path in self.lists().values()}
-        rank, ranks, own = distributed.rank(), distributed.world_size(), self.config.task
-        folder, suffix, errors = run.path / "features", own.feature_format, []
+        rank, own = distributed.rank(), self.config.task
+        folder, suffix = run.path / "features", own.feature_format
         clips = distributed.gather_objects(self.clips())[0]  # rank 0's, because the list may be edited meanwhile
         unlisted = delete_outdated(run, folder, clips, suffix) if rank == 0 else []
         distributed.barrier()
         path_of = {clip["clip_uid"]: folder / f"{clip['clip_uid']}.{suffix}" for clip in clips}
         digest = checkpoints.fingerprint(checkpoints.find(self.config.init)) if self.config.init and rank == 0 else ""
-        for number, clip in enumerate(clips[rank::ranks], 1):
+
+        def write(clip: dict) -> None:
             path = path_of[clip["clip_uid"]]
-            try:
-                if not path.exists():
-                    save(path, self.features(model, clip))
-            except (VideoError, FileNotFoundError) as error:
-                errors.append(str(error).splitlines()[-1])  # an error of a loader process begins with its traceback
-            if rank == 0:
-                run.log({"kind": "extract", "step": min(number * ranks, len(clips)), "steps": len(clips)})
-        errors = [message for part in distributed.gather_objects(errors) for message in part]
+            if not path.exists():
+                feature, damage = self.features(model, clip)
+                if damage:
+                    write_damage(path, damage)
+                save(path, feature)
+        errors = [reason for _, reason in write_each(run, clips, write)]
         if errors:
             if rank == 0:
                 for message in errors:
@@ -133,13 +148,15 @@ class EgoMQ(Task):
             return {}
         remove_abandoned(folder)
         shapes = {uid: stored(path).shape for uid, path in path_of.items()}
+        damaged = {uid: {"damaged": damage} for uid, path in path_of.items() if (damage := read_damage(path))}
         manifest = {"init": self.config.init, "init_sha256": digest, "format": suffix,
                     "features_per_second": own.features_per_second,
                     "frames": own.feature_frames, "stride": own.feature_frames,
                     # of the samples, not of a video
                     "frame_rate": round(own.features_per_second * own.feature_frames, 6),
                     "layer": "video_projection", "dimension": next(iter(shapes.values()))[1],
-                    "clips": [clip | {"features": shapes[clip["clip_uid"]][0]} for clip in clips], "unlisted": unlisted}
+                    "clips": [clip | {"features": shapes[clip["clip_uid"]][0]} | damaged.get(clip["clip_uid"], {})
+                              for clip in clips], "unlisted": unlisted} | ({"damaged": len(damaged)} if damaged else {})
         write_text(folder / "manifest.json", json.dumps(manifest, indent=1))
         return {"clips": len(clips), "features": sum(shape[0] for shape in shapes.values()), "unlisted": len(unlisted),
                 "samples": len(clips), "expected": len(clips), "failed": 0, "frames": own.feature_frames,
@@ -180,6 +197,7 @@ def delete_outdated(run: Run, folder: Path, clips: list[dict], suffix: str) -> l
         print(f"the list of clips has changed: {len(changed)} are made again; "
               f"{len(unlisted)} are listed no more, and stay", flush=True)
     for uid in changed:
+        (folder / f"{uid}.json").unlink(missing_ok=True)  # its damage
         (folder / f"{uid}.{suffix}").unlink()
     current |= {uid: recorded[uid] for uid in unlisted if uid in recorded}
     if current != recorded:

@@ -1,9 +1,10 @@
-"""Embeddings of a long stretch of video, window by window.
+"""Embeddings of a long stretch of video, window by window, and files of them for many videos.
 
 Windows may overlap. Each frame is decoded once, in order, in bounded memory.
 """
 import itertools
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,19 +15,30 @@ from egokit.data.video import open_video
 from egokit.data.video.open_video import VideoError
 from egokit.data.video.transforms import normalise
 from egokit.model.egovlp import autocast
+from egokit.runs.files import write_text
+from egokit.runs.run_folder import Run
 from egokit.tasks.base import Task
+from egokit.train import distributed
 
 
 class Windows(Samples):
     """The windows of one video, read once and in order.
 
-    An item is a batch of windows; items after the last one are empty. The video is opened in the process that reads,
-    because a decoder may hang or crash, and decoded as windows are asked for. Subclasses give `indices`.
+    An item is a batch of windows. The item after the last window is empty and describes what was read. The video is
+    opened in the process that reads, because a decoder may hang or crash, and decoded as windows are asked for.
+    Subclasses give `indices`.
+
+    Args:
+        task: The task, for its transform and config.
+        path: The video.
+        batch_size: Windows in an item.
+        what_there_is: Read on after damage. Otherwise the first damaged frame is a VideoError.
     """
 
-    def __init__(self, task: Task, path: Path, batch_size: int):
+    def __init__(self, task: Task, path: Path, batch_size: int, what_there_is: bool = False):
         super().__init__(0, task.config.seed, train=False)  # how many there are depends on the video's frame rate
         self.task, self.path, self.batch_size, self.stream = task, path, batch_size, None
+        self.what_there_is = what_there_is
 
     def indices(self, video) -> np.ndarray:
         """Return the numbers of each window's frames, (windows, T).
@@ -35,27 +47,22 @@ class Windows(Samples):
         """
         raise NotImplementedError
 
-    def open(self):
-        """Return the video's reader."""
-        return open_video.open_video(self.path, self.task.config.data.reader)
-
     def windows(self) -> Iterator[torch.Tensor]:
         """Yield the frames of each window, uint8 (T, 3, size, size).
 
         Frames are resized one by one: sixteen frames of a video that has not been resized may be 400 MB.
         """
-        video = self.open()
-        self.seconds = open_video.duration(video)
-        indices_WT = self.indices(video)
-        needed, kept, turns = np.unique(indices_WT), {}, open_video.quarter_turns(video)
+        self.video = video = open_video.open_video(self.path, self.task.config.data.reader, self.what_there_is)
+        self.indices_WT = self.indices(video)
+        needed, kept = np.unique(self.indices_WT), {}
         stream = zip(needed.tolist(), video.stream_frames(needed), strict=True)
-        for row in indices_WT.tolist():
+        for row in self.indices_WT.tolist():
             if open_video.on_open:  # the watchdog's time limit starts anew with each window
                 open_video.on_open(str(self.path))
             kept = {index: frame for index, frame in kept.items() if index >= row[0]}
             while max(row) not in kept:
                 index, frame = next(stream)
-                kept[index] = self.task.transform(np.rot90(frame[None], turns, (1, 2)), None)
+                kept[index] = self.task.transform(frame[None], None)
             yield torch.cat([kept[index] for index in row])
 
     def read(self, index: int, rng) -> dict:
@@ -65,11 +72,22 @@ class Windows(Samples):
         except VideoError:
             open_video.forget(self.path)  # a decoder that has failed must not be used again
             raise
-        return {"video": torch.stack(windows) if windows else torch.empty(0), "seconds": self.seconds}
+        if windows:
+            return {"video": torch.stack(windows)}
+        video = self.video
+        return {"video": torch.empty(0), "read": {
+            "start": video.start, "seconds": video.seconds, "share": video.damaged_frames / video.length,
+            "times": [list(times) for times in video.damaged], "damaged_WT": in_damage(video, self.indices_WT)}}
+
+
+def in_damage(video, indices) -> np.ndarray:
+    """Return whether each frame, by number, lies in a part of the video that was found damaged."""
+    time = np.asarray(video.time_of(indices)) + 1e-4  # seconds, computed in two ways
+    return np.any([(start <= time) & (time < stop) for start, stop in video.damaged] or [np.zeros(time.shape)], axis=0)
 
 
 @torch.no_grad()
-def embed_windows(model, windows: Windows, what: str) -> tuple[torch.Tensor, float]:
+def embed_windows(model, windows: Windows, what: str) -> tuple[torch.Tensor, dict]:
     """Embed all windows of a video; a loader process decodes ahead if data.workers is set.
 
     Args:
@@ -77,7 +95,9 @@ def embed_windows(model, windows: Windows, what: str) -> tuple[torch.Tensor, flo
         what: names the video in the message of a ValueError.
 
     Returns:
-        (embeddings, seconds): (windows, E) float32 on the CPU, and the video's duration.
+        (embeddings, read): (windows, E) float32 on the CPU, and what was read: "start" and "seconds", where the
+        pictures begin and end on the player's clock; "share" of the video's frames and "times" [start, stop] that are
+        damaged; "damaged_WT", whether each frame of each window is.
 
     Raises:
         VideoError: the video cannot be read.
@@ -95,4 +115,46 @@ def embed_windows(model, windows: Windows, what: str) -> tuple[torch.Tensor, flo
     embedded = torch.cat(out)
     if not embedded.isfinite().all():
         raise ValueError(f"{what}: NaN or Inf in its features; evaluate.precision is {config.evaluate.precision}")
-    return embedded, item["seconds"]
+    return embedded, item["read"]
+
+
+def write_each(run: Run, items: list, write: Callable, done: int = 0) -> list[tuple]:
+    """Call `write` with each item of this rank's share; an item that can't be read does not end the others.
+
+    Args:
+        run: Its log tells how many items are done.
+        items: All ranks' items, in the same order on each.
+        write: Reads an item's video and writes its file, or raises VideoError or FileNotFoundError.
+        done: The number of items that were written before and are not in `items`.
+
+    Returns:
+        (item, reason) of those of all ranks that can't be read.
+    """
+    rank, ranks, failed = distributed.rank(), distributed.world_size(), []
+    for number, item in enumerate(items[rank::ranks], 1):
+        try:
+            write(item)
+        except (VideoError, FileNotFoundError) as error:
+            failed.append((item, reason(error)))
+        if rank == 0:
+            run.log({"kind": "extract", "step": done + min(number * ranks, len(items)), "steps": done + len(items)})
+    return [pair for part in distributed.gather_objects(failed) for pair in part]
+
+
+def reason(error: Exception) -> str:
+    """Return an error's last line: that of a loader process begins with its traceback."""
+    return (str(error).splitlines() or [type(error).__name__])[-1]
+
+
+# A small file beside the embeddings of a video remembers its damage, because an interrupted job does not read it again.
+# A video without damage has none.
+
+def write_damage(path: Path, damage: dict) -> None:
+    """Write what is damaged in the video whose embeddings are about to be written to `path`."""
+    write_text(path.with_suffix(".json"), json.dumps(damage))
+
+
+def read_damage(path: Path) -> dict:
+    """Return what `write_damage` wrote for the embeddings in `path`, {} where nothing is damaged."""
+    path = path.with_suffix(".json")
+    return json.loads(path.read_text()) if path.exists() else {}
