@@ -27,7 +27,8 @@ def test_features_are_those_of_their_frames(checkpoint, resolve, project):
     config = resolve(RECIPE, "data.limit=2 evaluate.batch_size=3", run="random")
     task, model = tasks.make(config), loop.initial_model(config).eval()
     clip = task.clips()[0]
-    features = task.features(model, clip)
+    features, damage = task.features(model, clip)
+    assert not damage
     assert len(features) == int((clip["stop"] - clip["start"]) * 1.87 * 4 + 1) // 4
     video = open_video.open_video(project / f"outputs/toy/Ego4D_256/{clip['video_uid']}.mp4")
     indices = frame_sampling.mq(int(clip["start"] * 10), int(clip["stop"] * 10), 1.87, 10, 4)

@@ -82,8 +82,8 @@ def encode_clip(hit: Hit, target: Path, height: int = 0, quality: int = 20) -> N
                 "-movflags", "+faststart", "-map_metadata", "-1", str(target)], hit.path, target)
 
 
-class ClipsNotCut(RuntimeError):
-    """Some clips can't be cut; all others are written. The message has a line for each."""
+class ExportError(RuntimeError):
+    """Some clips can't be cut; all others are written. The message has a line for each that is not."""
 
 
 def export(hits: list[Hit], folder: str | Path, on_error: Callable[[str], None] | None = None) -> list[Path]:
@@ -98,7 +98,7 @@ def export(hits: list[Hit], folder: str | Path, on_error: Callable[[str], None] 
         on_error: Called with one line for each clip that can't be cut, after the others, such as `print`.
 
     Raises:
-        ClipsNotCut: Without `on_error`, after all others are written.
+        ExportError: Without `on_error`, after all others are written.
     """
     stems = [os.fsencode(hit.path.stem)[:STEM_BYTES].decode(errors="ignore") for hit in hits]
     paths = [Path(folder) / f"{rank:02d}_{stem}_{timecode(hit.start).replace(':', '-')}.mp4"
@@ -115,8 +115,8 @@ def export(hits: list[Hit], folder: str | Path, on_error: Callable[[str], None] 
         errors = list(pool.map(write, hits, paths))
     failed = [error for error in errors if error]
     if failed and not on_error:
-        raise ClipsNotCut("\n".join([*failed, f"{len(failed)} of {len(hits)} clips can't be cut; the others are in "
-                                     f"{folder}"]))
+        raise ExportError("\n".join([*failed, f"{len(failed)} of {len(hits)} clips can't be cut; the others are in "
+                                     f"{folder}. Index the folder again, or leave these clips out"]))
     for error in failed:
         on_error(error)
     return [path for path, error in zip(paths, errors, strict=True) if not error]

@@ -161,8 +161,8 @@ class Search(Task):
         indices_T = self.clip_indices(video, start, stop)
         pixels = video.read(indices_T)
         if start >= video.seconds or in_damage(video, indices_T).all():
-            raise VideoError(f"{path}: no frame from {start:.1f} to {stop:.1f} s can be read; the video ends at "
-                             f"{video.seconds:.1f} s")
+            raise VideoError(f"{path}: no frame from {start:.1f} to {stop:.1f} s can be read, and it ends at "
+                             f"{video.seconds:.1f} s; if it has changed since it was indexed, index the folder again")
         return self.transform(pixels, None)
 
     def settings(self) -> dict:
@@ -222,7 +222,7 @@ class Search(Task):
         start_N, stop_N = self.clip_times(read["start"], read["seconds"])
         kept_N = ~read["damaged_WT"].all(1)
         if not kept_N.any():
-            raise VideoError(f"{path}: no clip of it has a frame that can be read")
+            raise VideoError(f"{path}: no clip of it has a frame that can be read; replace it, or remove it")
         if read["times"]:
             write_damage(target, {"start": read["start"], "seconds": read["seconds"] - read["start"],
                                   "damaged": {"share": round(read["share"], 6), "times": read["times"]}})

@@ -25,8 +25,8 @@ from egokit.tasks.windows import reason
 from egokit.toy.build import STAMP
 from egokit.train import loop
 
-NOT_THE_TOYS = ("the toy's model ranks videos that are not the toy's: expect no right hits. For your own videos take the "
-                "released weights: egokit search FOLDER QUERY --params search --site local; in a notebook "
+NOT_THE_TOYS = ("the toy's model ranks videos that are not the toy's: expect no right hits. For your own videos take "
+                "the released weights: egokit search FOLDER QUERY --params search --site local; in a notebook "
                 'params = "search" and your site (docs/search.md)')
 
 
