@@ -2,6 +2,8 @@
 import shutil
 import subprocess
 
+import av
+
 from egokit import tasks
 from egokit.config.build import merge
 from egokit.config.resolve import parse_overrides, resolve
@@ -17,6 +19,19 @@ def video(path, seconds=5, rate=10, size="128x96", more=()):
     path.parent.mkdir(parents=True, exist_ok=True)
     pattern = f"testsrc2=size={size}:rate={rate}:duration={seconds}"
     subprocess.run([ffmpeg(), "-y", "-loglevel", "error", "-f", "lavfi", "-i", pattern, *more, str(path)], check=True)
+    return path
+
+
+def damage(path, start, stop):
+    """Overwrite the packets of a video from one second to another by zeros; those that follow refer to them."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        places = [(packet.pos, packet.size) for packet in container.demux(stream)
+                  if packet.pts is not None and start <= packet.pts * stream.time_base < stop]
+    with open(path, "r+b") as file:
+        for place, size in places:
+            file.seek(place)
+            file.write(bytes(size))
     return path
 
 

@@ -105,8 +105,8 @@ class EgoMQ(Task):
         times = [times for times in read["times"] if times[0] < clip["stop"] and times[1] > clip["start"]]
         if share > limit:
             raise VideoError(f"{self.videos / clip['video_uid']}.mp4: {share:.1%} of the frames of clip "
-                             f"{clip['clip_uid']} are damaged, the first at {times[0][0]:.2f} s: fetch the video again, "
-                             f"or set data.max_bad_fraction, now {limit:g}, above their share")
+                             f"{clip['clip_uid']} are damaged, the first at {times[0][0]:.2f} s: fetch the video "
+                             f"again, or set data.max_bad_fraction, now {limit:g}, above their share")
         return feature, {"share": round(share, 6), "times": times}
 
     def extract(self, model, run: Run) -> dict[str, float]:
