@@ -151,10 +151,10 @@ def test_a_decoder_that_hangs_is_an_error_that_names_the_file(checkpoint, resolv
     uid = task.clips()[0]["video_uid"]
 
     class Hanging(open_video.PyAVReader):
-        def __init__(self, path):
+        def __init__(self, path, tolerant=False):
             if where == "opening" and path.stem == uid:
                 ctypes.PyDLL(None).sleep(1000)
-            super().__init__(path)
+            super().__init__(path, tolerant)
 
         def stream_frames(self, indices):
             for number, frame in enumerate(super().stream_frames(indices)):

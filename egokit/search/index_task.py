@@ -159,8 +159,9 @@ class Search(Task):
         """
         video = open_video.open_video(path, self.config.data.reader, tolerant=True)
         indices_T = self.clip_indices(video, start, stop)
+        time_T = video.time_of(indices_T)
         pixels = video.read(indices_T)
-        if start >= video.seconds or in_damage(video, indices_T).all():
+        if start >= video.seconds or in_damage(video, time_T).all():
             raise VideoError(f"{path}: no frame from {start:.1f} to {stop:.1f} s can be read, and it ends at "
                              f"{video.seconds:.1f} s; if it has changed since it was indexed, index the folder again")
         return self.transform(pixels, None)

@@ -43,9 +43,9 @@ class ClipWindows(Windows):
         if stop > video.seconds + frame_sampling.LATE:  # else the features would be of a still picture, the last frame
             raise VideoError(f"{self.path}: clip {self.clip['clip_uid']} ends at {stop:.2f} s, but the video ends at "
                              f"{video.seconds:.2f} s; has it lost its end, or is it another video?")
-        T, rate = own.feature_frames, video.fps if video.constant else 1000.0  # steps a second
-        moments = frame_sampling.mq(int(start * rate), int(stop * rate), own.features_per_second, rate, T) / rate
-        indices = video.frame_at(moments)
+        T, rate = own.feature_frames, video.resolution
+        indices = video.frames_of(
+            frame_sampling.mq(int(start * rate), int(stop * rate), own.features_per_second, rate, T))
         if len(indices) < T:
             raise VideoError(f"{self.path}: clip {self.clip['clip_uid']} of {stop - start:.2f} s "
                              "is too short for one feature")

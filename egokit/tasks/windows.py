@@ -53,10 +53,12 @@ class Windows(Samples):
         Frames are resized one by one: sixteen frames of a video that has not been resized may be 400 MB.
         """
         self.video = video = open_video.open_video(self.path, self.task.config.data.reader, self.what_there_is)
-        self.indices_WT = self.indices(video)
-        needed, kept = np.unique(self.indices_WT), {}
+        indices_WT = self.indices(video)
+        # noted before reading, because a reader that meets irregular times numbers the frames anew
+        self.start, self.seconds, self.time_WT = video.start, video.seconds, video.time_of(indices_WT)
+        needed, kept = np.unique(indices_WT), {}
         stream = zip(needed.tolist(), video.stream_frames(needed), strict=True)
-        for row in self.indices_WT.tolist():
+        for row in indices_WT.tolist():
             if open_video.on_open:  # the watchdog's time limit starts anew with each window
                 open_video.on_open(str(self.path))
             kept = {index: frame for index, frame in kept.items() if index >= row[0]}
@@ -76,13 +78,14 @@ class Windows(Samples):
             return {"video": torch.stack(windows)}
         video = self.video
         return {"video": torch.empty(0), "read": {
-            "start": video.start, "seconds": video.seconds, "share": video.damaged_frames / video.length,
-            "times": [list(times) for times in video.damaged], "damaged_WT": in_damage(video, self.indices_WT)}}
+            "start": self.start, "seconds": self.seconds, "times": [list(times) for times in video.damaged],
+            "share": video.damaged_frames / (video.length + video.missing),
+            "damaged_WT": in_damage(video, self.time_WT)}}
 
 
-def in_damage(video, indices) -> np.ndarray:
-    """Return whether each frame, by number, lies in a part of the video that was found damaged."""
-    time = np.asarray(video.time_of(indices)) + 1e-4  # seconds, computed in two ways
+def in_damage(video, time: np.ndarray) -> np.ndarray:
+    """Return whether the frame that appears at each time lies in a part of the video that was found damaged."""
+    time = time + 1e-4  # frames' times are computed in two ways
     return np.any([(start <= time) & (time < stop) for start, stop in video.damaged] or [np.zeros(time.shape)], axis=0)
 
 
