@@ -3,6 +3,7 @@ import base64
 import csv
 import dataclasses
 import io
+import json
 import os
 import re
 import shutil
@@ -16,7 +17,7 @@ from search_folder import RECIPE, searching, three_videos
 import egokit
 from egokit import cli, search
 from egokit.data.video import open_video
-from egokit.search import command
+from egokit.search import command, index_task
 from egokit.train import loop
 
 
@@ -178,6 +179,13 @@ def test_the_command_indexes_and_answers(searched, folder, project, tmp_path, ca
     cli.main(arguments)
     assert f"can't be read: {folder / 'bad.mp4'}" in capsys.readouterr().out
     (folder / "bad.mp4").unlink()
+    # an egokit of before made the index, and its copy is in the job's folder
+    made = project / "outputs/07_search_your_videos/random"
+    copy, manifest = made / "jobs/index/code/egokit/search/index_task.py", made / "features/manifest.json"
+    copy.write_text(copy.read_text().replace(f"READING = {index_task.READING}", "READING = 0"))
+    manifest.write_text(re.sub('"name": "', '"name": "0', manifest.read_text()).replace('"reading"', '"another"'))
+    cli.main(arguments)
+    assert json.loads(manifest.read_text())["reading"] == index_task.READING
     cli.main(["submit", RECIPE, "--site", "tiny", "--run", "random", "--overrides", f"task.videos={folder}",
               "--wait"])
     assert '"unreadable": 0' in capsys.readouterr().out, "a finished index is brought up to date"

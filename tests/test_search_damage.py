@@ -52,7 +52,7 @@ def test_what_can_be_read_of_a_damaged_video_is_searched(searched, folder):
         twin, = same[same["start"] == row["start"]]
         touched = row["stop"] > start and row["start"] < stop
         assert touched or np.array_equal(row["vector"], twin["vector"])
-    assert "1 with damaged parts (named in" in repr(index)
+    assert "0 can't be read; 1 has damaged parts (listed in" in repr(index)
     line, = index.problems()
     assert line.startswith("damaged: damaged.mp4: 2") and line.endswith("%, 0:07–0:12")
     hits = index(TEXT, top=100, rerank=100)
@@ -111,6 +111,31 @@ def test_times_are_those_that_a_player_shows(searched, folder, tmp_path):
     clip = egokit.read_clip(path, hits[0].start, hits[0].stop, frames=4, size=64, resize=72)
     assert torch.allclose(egokit.tasks.normalise(index.clip(hits[0])), clip, atol=1e-5)
     assert search.export(hits[:1], tmp_path / "clips")[0].name.startswith("01_late_0-")
+
+
+def test_a_picture_that_stands_still_does_not_fill_the_index(searched, folder):
+    """As in a recording of variable rate, or where a damaged time lies hours ahead."""
+    path = video(folder / "still.mp4", 60, more=("-vf", "select='lt(t,2)+gt(t,57)'", "-fps_mode", "vfr"))
+    _, run, _ = searched[1]()
+    line = {line["video"]: line for line in index_task.read_manifest(run.path / "features")["videos"]}[path.name]
+    assert line["seconds"] == pytest.approx(60, abs=0.2)
+    starts = rows(run, line)["start"].tolist()
+    still = [start for start in starts if 2 <= start <= 55]
+    assert still == list(range(2, 2 + index_task.STILL)) and starts[-2:] == [57, 58]
+
+
+def test_whatever_a_decoder_raises_concerns_one_video(searched, folder, monkeypatch):
+    original = open_video.PyAVReader.stream_frames
+
+    def stream_frames(self, indices):
+        if self.path.name == "damaged.mp4":
+            raise IndexError("list index out of range")  # as PyAV's demux does where a stream begins in mid-file
+        return original(self, indices)
+    monkeypatch.setattr(open_video.PyAVReader, "stream_frames", stream_frames)
+    _, run, metrics = searched[1]()
+    assert metrics["videos"] == metrics["unreadable"] == 1
+    line, = index_task.read_manifest(run.path / "features")["unreadable"]
+    assert f"{folder / 'damaged.mp4'}: can't be read (IndexError" in line["reason"]
 
 
 def test_an_index_of_an_earlier_reading_is_made_anew(searched, monkeypatch):

@@ -97,7 +97,7 @@ def test_pages_tables_and_exports_go_on(searched, folder, tmp_path, monkeypatch)
     shown = search.browser(index, TEXT, top=6, rerank=1000).data
     page = (run.path / "figures/search-c-c-opens-the-box.html").read_text()
     for text in map(html.unescape, (shown, page, search.grid(hits).data)):
-        assert text.count("<video") == 1 and text.count("no clip: ") == len(lines) == text.count("can't be read<")
+        assert text.count("<video") == 1 and text.count("no clip: ") == len(lines) == text.count("· can't be read<")
         assert text.count("<figcaption") == len(hits) and "ranked by run:02_pretrain/random" in text
     monkeypatch.setenv("JPY_SESSION_NAME", "notebook.ipynb")
     query, _, status_line, view = search.browser(index, TEXT, top=6, rerank=1000).children
@@ -147,7 +147,7 @@ def test_unreadable_videos_are_listed_once_and_then_counted(indexing, folder, tm
             (folder / "bad-2.mp4").unlink()
     assert [text.count("can't be read: ") for text in printed] == [3, 0, 2]
     for text, count in zip(printed, (3, 3, 2), strict=True):
-        named = re.search(rf"{count} can't be read \(named in (\S+manifest.json)\)", text)[1]
+        named = re.search(rf"{count} can't be read \(listed in (\S+manifest.json)\)", text)[1]
         assert Path(named).parts[-4:-2] == ("07_search_your_videos", command.run_name(folder))
     assert len(json.loads(Path(named).read_text())["unreadable"]) == count
 

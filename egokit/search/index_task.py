@@ -25,9 +25,10 @@ from egokit.runs.files import remove_abandoned, write_text
 from egokit.runs.run_folder import Run
 from egokit.search import vector_index
 from egokit.tasks.base import Task
-from egokit.tasks.windows import Windows, embed_windows, in_damage, read_damage, write_damage, write_each
+from egokit.tasks.windows import Windows, embed_windows, in_damage, read_damage, reading, write_damage, write_each
 from egokit.train import distributed
 
+STILL = 10   # clips that may show nothing but one and the same picture
 READING = 2  # version of how videos are read: raise it when the same file gives other clips, and all are embedded again
 
 
@@ -118,9 +119,18 @@ class VideoWindows(Windows):
         super().__init__(task, path, task.config.evaluate.batch_size, what_there_is=True)
 
     def indices(self, video) -> np.ndarray:
-        """Return the frame indices (windows, T) of every clip."""
-        times = self.task.clip_times(video.start, video.seconds)
-        return np.stack([self.task.clip_indices(video, start, stop) for start, stop in zip(*times, strict=True)])
+        """Return the frame indices (windows, T) of every clip.
+
+        Where one picture stands still, the first STILL clips of it alone are kept: an hour of it would fill an answer.
+        The last clip of a video is always kept.
+        """
+        own = self.task.config.task
+        start_N, stop_N = clip_times(video.seconds, own.window, own.stride, video.start)
+        indices_NT = np.stack([self.task.clip_indices(video, *times) for times in zip(start_N, stop_N, strict=True)])
+        kept_N = np.ones(len(start_N), bool)
+        kept_N[STILL:-1] = (indices_NT[STILL:-1] != indices_NT[:-1 - STILL]).any(1)
+        self.spans = start_N[kept_N], stop_N[kept_N]
+        return indices_NT[kept_N]
 
 
 class Search(Task):
@@ -138,17 +148,13 @@ class Search(Task):
     def outdated(cls, config: Config, run: Run) -> bool:
         return not is_up_to_date(config, run.path / "features")
 
-    def clip_times(self, start: float, stop: float) -> tuple[np.ndarray, np.ndarray]:
-        """Return the start and stop (N,) of the clips of a video that begins and ends at these times."""
-        return clip_times(stop, self.config.task.window, self.config.task.stride, start)
-
     def clip_indices(self, video, start: float, stop: float) -> np.ndarray:
         """Return (T,): the frames in the middle of T equal parts of a clip.
 
         Parts are equal in time, because frames of a variable-rate video are shown for different times.
         """
         edges = video.frame_at(np.linspace(start, stop, self.config.model.frames + 1))
-        edges[-1] = video.frame_at(stop - 1e-2 / video.fps) + 1
+        edges[-1] = max(edges[-2], video.frame_at(stop - 2e-3) + 1)  # times are rounded to milliseconds
         return frame_sampling.clamp_indices((edges[:-1] + edges[1:] - 1) // 2, video.length)
 
     def clip(self, path: Path, start: float, stop: float) -> torch.Tensor:
@@ -157,10 +163,11 @@ class Search(Task):
         Raises:
             VideoError: None of its frames can be read, or the video ends before it.
         """
-        video = open_video.open_video(path, self.config.data.reader, tolerant=True)
-        indices_T = self.clip_indices(video, start, stop)
-        time_T = video.time_of(indices_T)
-        pixels = video.read(indices_T)
+        with reading(path):
+            video = open_video.open_video(path, self.config.data.reader, tolerant=True)
+            indices_T = self.clip_indices(video, start, stop)
+            time_T = video.time_of(indices_T)
+            pixels = video.read(indices_T)
         if start >= video.seconds or in_damage(video, time_T).all():
             raise VideoError(f"{path}: no frame from {start:.1f} to {stop:.1f} s can be read, and it ends at "
                              f"{video.seconds:.1f} s; if it has changed since it was indexed, index the folder again")
@@ -220,7 +227,7 @@ class Search(Task):
             VideoError: The video can't be opened, or no clip has a frame that can be read.
         """
         vector_NE, read = embed_windows(model, VideoWindows(self, path), path.name)
-        start_N, stop_N = self.clip_times(read["start"], read["seconds"])
+        start_N, stop_N = read["spans"]
         kept_N = ~read["damaged_WT"].all(1)
         if not kept_N.any():
             raise VideoError(f"{path}: no clip of it has a frame that can be read; replace it, or remove it")

@@ -127,18 +127,16 @@ class Searcher:
 
     @property
     def notes(self) -> list[str]:
-        """What stands in every answer: what was searched, whose model ranks, and a warning where there is one."""
-        videos, unreadable = self.manifest["videos"], self.manifest["unreadable"]
+        """Lines that stand in every answer: what was searched, whose model ranks, and a warning where there is one."""
+        videos, unreadable = self.manifest["videos"], len(self.manifest["unreadable"])
         hours, damaged = sum(line["seconds"] for line in videos) / 3600, sum("damaged" in line for line in videos)
-        text = (f"{len(self.vectors):,} clips of {len(videos):,} videos, {hours:.1f} hours; {len(unreadable)} can't be "
-                "read")
-        text += f"; {damaged} with damaged parts" if damaged else ""
-        text += f" (named in {self.run.path / 'features/manifest.json'})" if damaged or unreadable else ""
-        ranked_by, warning = model_notes(self.task.config)
-        return [f"{text}; {ranked_by}", *([warning] if warning else [])]
+        listed = f" (listed in {self.run.path / 'features/manifest.json'})" if damaged or unreadable else ""
+        parts = f"; {damaged} {'have' if damaged > 1 else 'has'} damaged parts" if damaged else ""
+        return [f"{len(self.vectors):,} clips of {len(videos):,} videos, {hours:.1f} hours; {unreadable} can't be read"
+                f"{parts}{listed}", *(note for note in model_notes(self.task.config) if note)]
 
     def __repr__(self) -> str:
-        return f"<{self.notes[0]}>"
+        return f"<{'; '.join(self.notes[:2])}>"
 
     def problems(self) -> list[str]:
         """Return a line for each video that can't be read, and for each with damaged parts."""

@@ -2,6 +2,7 @@
 
 Windows may overlap. Each frame is decoded once, in order, in bounded memory.
 """
+import contextlib
 import itertools
 import json
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ import torch
 
 from egokit.data.loader import Samples, build_loader, move_to_device
 from egokit.data.video import open_video
-from egokit.data.video.open_video import VideoError
+from egokit.data.video.timeline import VideoError, advice
 from egokit.data.video.transforms import normalise
 from egokit.model.egovlp import autocast
 from egokit.runs.files import write_text
@@ -28,12 +29,17 @@ class Windows(Samples):
     opened in the process that reads, because a decoder may hang or crash, and decoded as windows are asked for.
     Subclasses give `indices`.
 
+    Attributes:
+        spans: Start and stop (windows,) of each window, for subclasses that set it in `indices`.
+
     Args:
         task: The task, for its transform and config.
         path: The video.
         batch_size: Windows in an item.
         what_there_is: Read on after damage. Otherwise the first damaged frame is a VideoError.
     """
+
+    spans: tuple[np.ndarray, ...] = ()
 
     def __init__(self, task: Task, path: Path, batch_size: int, what_there_is: bool = False):
         super().__init__(0, task.config.seed, train=False)  # how many there are depends on the video's frame rate
@@ -68,19 +74,31 @@ class Windows(Samples):
             yield torch.cat([kept[index] for index in row])
 
     def read(self, index: int, rng) -> dict:
-        try:
+        with reading(self.path):
             self.stream = self.stream or self.windows()
             windows = list(itertools.islice(self.stream, self.batch_size))
-        except VideoError:
-            open_video.forget(self.path)  # a decoder that has failed must not be used again
-            raise
         if windows:
             return {"video": torch.stack(windows)}
         video = self.video
         return {"video": torch.empty(0), "read": {
-            "start": self.start, "seconds": self.seconds, "times": [list(times) for times in video.damaged],
+            "spans": self.spans, "start": self.start, "seconds": self.seconds,
+            "times": [list(times) for times in video.damaged],
             "share": video.damaged_frames / (video.length + video.missing),
             "damaged_WT": in_damage(video, self.time_WT)}}
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn whatever a decoder raises into a VideoError; a decoder that has failed is not used again."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        open_video.forget(path)
+        if isinstance(error, (VideoError, FileNotFoundError)):
+            raise
+        raise VideoError(f"{path}: can't be read ({type(error).__name__}: {error}); {advice(path)}") from error
 
 
 def in_damage(video, time: np.ndarray) -> np.ndarray:
@@ -98,9 +116,9 @@ def embed_windows(model, windows: Windows, what: str) -> tuple[torch.Tensor, dic
         what: names the video in the message of a ValueError.
 
     Returns:
-        (embeddings, read): (windows, E) float32 on the CPU, and what was read: "start" and "seconds", where the
-        pictures begin and end on the player's clock; "share" of the video's frames and "times" [start, stop] that are
-        damaged; "damaged_WT", whether each frame of each window is.
+        (embeddings, read): (windows, E) float32 on the CPU, and what was read: "spans" of the windows; "start" and
+        "seconds", where the pictures begin and end on the player's clock; "share" of the video's frames and "times"
+        [start, stop] that are damaged; "damaged_WT", whether each frame of each window is.
 
     Raises:
         VideoError: the video cannot be read.
