@@ -128,15 +128,15 @@ class ThreeWindows(windows.Windows):
     """Three windows of a video, two to an item, as EgoMQ and search have them."""
 
     def read(self, index: int, rng) -> dict:
-        return {"video": clips(2 - index)["video"] if index < 2 else torch.empty(0), "seconds": 6.0}
+        return {"video": clips(2 - index)["video"] if index < 2 else torch.empty(0), "read": {"seconds": 6.0}}
 
 
 @PRECISIONS
 def test_full_size_extraction_mixes_no_devices(full_size, precision):
     with fake_gpu.without_values():
         task, model = full_size(EgoMQ, precision)
-        vectors, seconds = windows.embed_windows(model, ThreeWindows(task, Path("clip.mp4"), 2), "clip")
-        assert vectors.shape == (3, 4096) and vectors.device == CPU and seconds == 6.0
+        vectors, read = windows.embed_windows(model, ThreeWindows(task, Path("clip.mp4"), 2), "clip")
+        assert vectors.shape == (3, 4096) and vectors.device == CPU and read["seconds"] == 6.0
 
 
 # Planted mixes

@@ -9,8 +9,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from egokit.data.video.open_video import VideoError
-from egokit.prep.measure import PrepError
 from egokit.prep.video import run_ffmpeg
 from egokit.runs.files import atomic_path
 from egokit.search.searcher import Hit, timecode
@@ -18,7 +16,6 @@ from egokit.tasks.windows import reason
 
 EXACT_SEEK = {"mov", "mp4", "matroska", "webm", "avi", "asf", "ogg"}  # containers in which ffmpeg seeks exactly
 SEEK_MARGIN = 60.0  # seconds to seek earlier in the others, where ffmpeg lands on a later keyframe
-NOT_CUT = VideoError, PrepError, OSError, ValueError  # raised for a clip that can't be cut; others are cut all the same
 STEM_BYTES = 150  # of a video's name in an exported clip's name; file systems allow names of 255 bytes
 
 
@@ -108,7 +105,7 @@ def export(hits: list[Hit], folder: str | Path, on_error: Callable[[str], None] 
         try:
             with atomic_path(path) as temporary:
                 encode_clip(hit, temporary)
-        except NOT_CUT as error:
+        except Exception as error:  # of a decoder, ffmpeg, the file system: the other clips are cut all the same
             return f"not written: {path.name}: {reason(error)}"
         return ""
     with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -11,7 +11,7 @@ from os import cpu_count
 
 from egokit.notebook.open_run import is_live
 from egokit.runs.files import write_text
-from egokit.search.clip_files import NOT_CUT, encode_preview
+from egokit.search.clip_files import encode_preview
 from egokit.search.searcher import Hit, Searcher
 from egokit.tasks.windows import reason
 
@@ -44,7 +44,7 @@ def _figure(rank: int, hit: Hit) -> str:
                 f'style="width:{WIDTH}px;height:{height}px;object-fit:contain;object-position:top;border-radius:4px;'
                 'background:#000" '
                 f'poster="data:image/jpeg;base64,{picture}" src="data:video/mp4;base64,{video}">{label}</video>')
-    except NOT_CUT as error:
+    except Exception as error:  # the other clips are shown all the same
         clip = (f'<div role="img" aria-label="{label}" style="border:1px solid;border-radius:4px;padding:8px;'
                 f'font-size:13px;overflow-wrap:anywhere">no clip: {html.escape(reason(error))}</div>')
     note = f" · {html.escape(hit.note)}" if hit.note else ""
