@@ -109,6 +109,7 @@ class Searcher:
         manifest: The index's manifest: settings, `videos` and `unreadable` ones.
         vectors: The VectorIndex.
         model: The model, on the GPU if there is one.
+        notes: Lines that stand in every answer: what was searched, whose model ranks, and a warning where there is one.
     """
 
     def __init__(self, task: index_task.Search, run: Run):
@@ -124,16 +125,15 @@ class Searcher:
                               "egokit.search.submit(config, run).wait(), once more brings it up to date")
         self.vectors = index_task.open_vectors(run.path / "features", self.manifest)
         self.model = loop.initial_model(task.config).eval().to("cuda" if torch.cuda.is_available() else "cpu")
+        self.notes = [self._contents(), *(note for note in model_notes(task.config) if note)]
 
-    @property
-    def notes(self) -> list[str]:
-        """Lines that stand in every answer: what was searched, whose model ranks, and a warning where there is one."""
+    def _contents(self) -> str:
         videos, unreadable = self.manifest["videos"], len(self.manifest["unreadable"])
         hours, damaged = sum(line["seconds"] for line in videos) / 3600, sum("damaged" in line for line in videos)
         listed = f" (listed in {self.run.path / 'features/manifest.json'})" if damaged or unreadable else ""
         parts = f"; {damaged} {'have' if damaged > 1 else 'has'} damaged parts" if damaged else ""
-        return [f"{len(self.vectors):,} clips of {len(videos):,} videos, {hours:.1f} hours; {unreadable} can't be read"
-                f"{parts}{listed}", *(note for note in model_notes(self.task.config) if note)]
+        return (f"{len(self.vectors):,} clips of {len(videos):,} videos, {hours:.1f} hours; {unreadable} can't be read"
+                f"{parts}{listed}")
 
     def __repr__(self) -> str:
         return f"<{'; '.join(self.notes[:2])}>"
@@ -159,8 +159,8 @@ class Searcher:
             rerank: How many of the best by cosine the fusion encoder orders anew by match; may exceed `top`.
 
         Returns:
-            An Answer, which is a list. Of the re-ranked moments, those whose clip can't be read come after the others;
-            their match is None, and the answer's notes say why.
+            An Answer, which is a list. Of the re-ranked moments, those that can't be read come after the others, by
+            cosine; their match is None, and the answer's notes say why.
 
         Raises:
             ValueError: The query is empty.
