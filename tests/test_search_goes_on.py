@@ -1,8 +1,10 @@
 """One clip that can't be read or cut never ends a query, a page, a table or an export; and what every answer says."""
 import argparse
 import csv
+import errno
 import html
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -150,6 +152,24 @@ def test_unreadable_videos_are_listed_once_and_then_counted(indexing, folder, tm
         named = re.search(rf"{count} can't be read \(listed in (\S+manifest.json)\)", text)[1]
         assert Path(named).parts[-4:-2] == ("07_search_your_videos", command.run_name(folder))
     assert len(json.loads(Path(named).read_text())["unreadable"]) == count
+
+
+def test_a_folder_that_may_not_be_looked_at_is_named(searched, folder, monkeypatch):
+    """As lost+found on every disk; tests may run as root, whom nothing is refused."""
+    original = os.scandir
+
+    def scandir(path):
+        if Path(path).name == "inner":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return original(path)
+    monkeypatch.setattr(os, "scandir", scandir)
+    config, run, metrics = searched[1]()
+    assert metrics["videos"] == 2 and metrics["unreadable"] == 1
+    assert index_task.is_up_to_date(config, run.path / "features")
+    assert f"{folder / 'inner'}: can't be looked at (Permission denied)" in search.open_index(config, run).problems()[0]
+    monkeypatch.undo()
+    assert not index_task.is_up_to_date(config, run.path / "features")
+    assert searched[1]()[2]["videos"] == 3
 
 
 def test_whose_model_ranks_stands_in_every_answer(searched, resolve):

@@ -83,7 +83,8 @@ class DataConfig(Section):
     reader: Scored[Literal["pyav", "decord"]] = "pyav"  # video reader
     workers: Local[Size] = 4                           # loader processes of each rank
     max_bad_fraction: Share = 0.0                      # share of an epoch's samples that may be unreadable;
-                                                       # they are logged and others are read instead
+                                                       # they are logged and others are read instead. In EgoMQ:
+                                                       # share of a clip's frames that may be damaged
     read_timeout: Local[Positive] = 120.0              # seconds that a loader process may take to read one file
     limit: Size = 0                                    # use only the first so many samples; 0: all
 

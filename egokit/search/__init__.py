@@ -4,8 +4,9 @@
     searcher.py      queries against the index of a run        command.py       `egokit search`
     clip_files.py    hits as MP4 files and CSV                 page.py          hits in a notebook or an HTML page
 """
-from egokit.search.clip_files import export, write_csv
+from egokit.search.clip_files import ExportError, export, write_csv
 from egokit.search.page import browser, grid, table
-from egokit.search.searcher import Hit, Searcher, open_index, submit
+from egokit.search.searcher import Answer, Hit, Searcher, open_index, submit
 
-__all__ = ["Hit", "Searcher", "browser", "export", "grid", "open_index", "submit", "table", "write_csv"]
+__all__ = ["Answer", "ExportError", "Hit", "Searcher", "browser", "export", "grid", "open_index", "submit", "table",
+           "write_csv"]

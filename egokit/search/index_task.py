@@ -57,13 +57,23 @@ def list_videos(config: Config) -> list[dict]:
     """Return all videos of the folder and its sub-folders, sorted by path.
 
     Returns:
-        For each its path in the folder ("video"), "bytes", "modified_ns", and the "name" of its file of vectors.
+        For each its path in the folder ("video"), "bytes", "modified_ns", and the "name" of its file of vectors. A
+        sub-folder or file that this user may not look at stands among them, with the reason ("why").
 
     Raises:
         ConfigError: There is no video, or `video_folder` raises it.
     """
     folder, videos, seen = video_folder(config), [], set()
-    for here, subfolders, files in os.walk(folder, followlinks=True):
+
+    def add(path: Path, size: int = 0, modified_ns: int = 0, **why: str) -> None:
+        video = {"video": str(path.relative_to(folder)), "bytes": size, "modified_ns": modified_ns}
+        key = "\0".join(map(str, (READING, *video.values()))).encode(errors="surrogateescape")
+        videos.append(video | {"name": hashlib.sha256(key).hexdigest()[:24]} | why)
+
+    def refused(error: OSError) -> None:
+        why = f"{error.filename}: can't be looked at ({error.strerror}); change its permissions"
+        add(Path(error.filename), why=why)
+    for here, subfolders, files in os.walk(folder, followlinks=True, onerror=refused):
         status = os.stat(here)
         if (status.st_dev, status.st_ino) in seen:  # a link that leads back
             subfolders.clear()
@@ -72,12 +82,12 @@ def list_videos(config: Config) -> list[dict]:
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         for name in files:
             path = Path(here, name)
-            if path.suffix.lower() in open_video.SUFFIXES and not name.startswith(".") and path.is_file():
-                status = path.stat()
-                video = {"video": str(path.relative_to(folder)), "bytes": status.st_size,
-                         "modified_ns": status.st_mtime_ns}
-                key = "\0".join(map(str, (READING, *video.values()))).encode(errors="surrogateescape")
-                videos.append(video | {"name": hashlib.sha256(key).hexdigest()[:24]})
+            if path.suffix.lower() in open_video.SUFFIXES and not name.startswith("."):
+                try:
+                    if path.is_file():
+                        add(path, path.stat().st_size, path.stat().st_mtime_ns)
+                except OSError as error:
+                    refused(error)
     if not videos:
         raise ConfigError(f"no videos in {folder}: expected files that end in {' '.join(open_video.SUFFIXES)}")
     videos.sort(key=lambda video: video["video"])
@@ -215,8 +225,12 @@ class Search(Task):
         done = len(videos) - len(pending)
         if rank == 0:
             run.log({"kind": "extract", "step": done, "steps": len(videos)})
-        failed = write_each(run, pending, lambda video: self.embed(
-            model, source / video["video"], folder / f"{video['name']}.npy"), done)
+
+        def write(video: dict) -> None:
+            if "why" in video:
+                raise VideoError(video["why"])
+            self.embed(model, source / video["video"], folder / f"{video['name']}.npy")
+        failed = write_each(run, pending, write, done)
         failed = [{"video": video["video"], "name": video["name"], "reason": printable(why)} for video, why in failed]
         return self.write_index(run, settings, videos, failed) if rank == 0 else {}
 

@@ -79,7 +79,8 @@ def table(hits: list[Hit]):
     if not any(hit.note for hit in hits):
         frame = frame.drop(columns="note")
     style = frame.style.format(precision=3, na_rep="–").hide(axis="index")
-    style = style.set_caption(_notes(hits)).set_table_styles([{"selector": "caption", "props": "caption-side: bottom"}])
+    below = {"selector": "caption", "props": "caption-side: bottom; text-align: left"}
+    style = style.set_caption(_notes(hits)).set_table_styles([below])
     return style.set_properties(subset=["video"], **{"text-align": "left"})
 
 

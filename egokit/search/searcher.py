@@ -117,7 +117,7 @@ class Searcher:
         self.manifest = task.check_settings(run.path / "features")
         if not self.manifest.get("videos"):
             unreadable = self.manifest.get("unreadable")
-            why = f"none of {len(unreadable)} can be read; {unreadable[0]['reason']}" if unreadable else \
+            why = f"none of {len(unreadable)} can be read, such as {unreadable[0]['reason']}" if unreadable else \
                 "egokit.search.submit(config, run).wait() makes it"
             raise ConfigError(f"{run.path} has no index of any video: {why}")
         if self.manifest.get("reading") != index_task.READING:  # the job that wrote it went on with an earlier egokit
