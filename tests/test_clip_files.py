@@ -20,7 +20,7 @@ MPEG2, FLV = ("-c:v", "mpeg2video", "-g", "15"), ("-c:v", "flv", "-g", "40")
 
 def numbers(path):
     """Return the number that is drawn in every frame of a video."""
-    reader = open_video.open_any(path)
+    reader = open_video.open_video(path)
     frames = reader.read(range(reader.length))
     return (frames[:, 32, 16::32].mean(-1) > 120) @ (1 << np.arange(8))
 

@@ -134,6 +134,8 @@ class MediaFile(Timeline):
             try:
                 yield from self.container.demux(self.stream)
                 return
+            except IndexError:  # PyAV's, where another stream begins in mid-file
+                failures += 1
             except av.error.FFmpegError:
                 failures += 1
                 if not self.tolerant:

@@ -93,24 +93,3 @@ def forget(path: str | os.PathLike) -> None:
     """Close a file's readers: after an error on it, or before the file is replaced."""
     for key in [key for key in _open if key[0] == str(path)]:
         _open.pop(key).close()
-
-
-# until the last callers have moved
-def open_any(path, reader="pyav"):
-    return open_video(path, reader)
-
-
-def quarter_turns(video):
-    return 0
-
-
-def duration(video):
-    return video.seconds
-
-
-def frame_at(video, time):
-    return video.frame_at(time)
-
-
-def time_resolution(video):
-    return video.resolution
