@@ -135,6 +135,16 @@ def test_a_frame_that_never_comes_out_is_damage():
     assert damage.numbers == {1, 2, 3} and list(damage.reasons) == [1]  # 2 and 3 came after it; 3 was not due
 
 
+def test_a_tolerant_reader_trusts_the_decoder_again_where_no_keyframe_comes():
+    strict, tolerant = Damage(set()), Damage(set(), healed=5)
+    for damage in (strict, tolerant):
+        for number in range(20):
+            damage.send(number, packet(number == 0), skipped=False)
+            if number == 3:
+                damage.found(3, "zeros")
+    assert strict.numbers == set(range(3, 20)) and tolerant.numbers == set(range(3, 9))
+
+
 def test_packets_called_incomplete_before_a_joint_are_whole():
     joint, hole = Damage(set()), Damage(set())
     for damage, keys in ((joint, (0, 4)), (hole, (0,))):

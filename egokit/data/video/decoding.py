@@ -15,19 +15,23 @@ from egokit.data.video.media_file import IrregularTimes
 DELAY = 16  # a frame may refer to one that is shown up to 16 frames later, and is damaged if that one is
 SKIPPING = {"h264", "hevc"}  # decoders that can skip a frame when its packet arrives
 JOINT = 3  # packets before a joint of streams that may be called incomplete
+HEALED = 300  # frames after which a tolerant reader trusts a decoder again, where no keyframe comes (intra refresh)
 HIDING = {"vp8"}  # codecs with packets that are never shown
 
 
 class Damage:
     """The frames that damage concerns, found while packets are sent to the decoder in decoding order.
 
+    Args:
+        healed: frames after damage from which on the decoder is trusted again; by default only from a keyframe on.
+
     Attributes:
         numbers: the frames found so far; it may be shared, and only grows.
         reasons: of each frame that is damaged itself, what was noticed.
     """
 
-    def __init__(self, numbers: set[int]):
-        self.numbers, self.reasons = numbers, {}
+    def __init__(self, numbers: set[int], healed: float = float("inf")):
+        self.numbers, self.reasons, self.healed, self.since = numbers, {}, healed, 0
         self.sent: collections.deque = collections.deque(maxlen=1000)  # (number, stretch from one keyframe to the next)
         self.due: list[int] = []  # frames that were sent to be shown, and are not shown yet: a heap
         self.stretch, self.keyframe, self.broken = 0, float("inf"), -1
@@ -48,6 +52,7 @@ class Damage:
         if len(self.incomplete) > JOINT:
             self.found(self.incomplete[0], "parts of it are missing")
             self.incomplete = []
+        self.since += 1
         self.sent.append((number, self.stretch))
         if self._is_concerned(number, self.stretch):
             self._add(number)
@@ -63,6 +68,7 @@ class Damage:
 
     def found(self, number: float, reason: str) -> None:
         """Note that this frame is damaged, and with it what was sent after it."""
+        self.since = 0
         self.reasons.setdefault(number, reason)
         self._add(number)
         later = False
@@ -74,7 +80,7 @@ class Damage:
 
     def _is_concerned(self, number: float, stretch: int) -> bool:
         # frames shown before a keyframe and sent after it may refer to the stretch before
-        return stretch == self.broken or (stretch == self.broken + 1 and number < self.keyframe)
+        return (stretch == self.broken and self.since <= self.healed) or (stretch == self.broken + 1 and number < self.keyframe)
 
     def _add(self, number: float) -> None:
         if number == int(number):  # others are not shown: they lie before the start of an edit list
@@ -117,7 +123,8 @@ def decode(reader, wanted: list[int], leap: bool) -> Iterator[tuple[int, object]
         IrregularTimes: the file's header is wrong about its frames' times.
     """
     unsent, waiting, latest = set(wanted), collections.deque(wanted), float("-inf")
-    packets, damage = reader.seek(wanted[0]), Damage(reader.damaged_numbers)  # a seek may make another decoder
+    # a seek may make another decoder
+    packets, damage = reader.seek(wanted[0]), Damage(reader.damaged_numbers, HEALED if reader.tolerant else float("inf"))
     reader.reasons, context = damage.reasons, reader.stream.codec_context
     skipping, extradata = context.name in SKIPPING, context.extradata
     held: collections.deque = collections.deque()  # decoded frames, until no later damage can concern them
