@@ -80,7 +80,8 @@ class Damage:
 
     def _is_concerned(self, number: float, stretch: int) -> bool:
         # frames shown before a keyframe and sent after it may refer to the stretch before
-        return (stretch == self.broken and self.since <= self.healed) or (stretch == self.broken + 1 and number < self.keyframe)
+        leading = stretch == self.broken + 1 and number < self.keyframe
+        return leading or (stretch == self.broken and self.since <= self.healed)
 
     def _add(self, number: float) -> None:
         if number == int(number):  # others are not shown: they lie before the start of an edit list
@@ -123,8 +124,8 @@ def decode(reader, wanted: list[int], leap: bool) -> Iterator[tuple[int, object]
         IrregularTimes: the file's header is wrong about its frames' times.
     """
     unsent, waiting, latest = set(wanted), collections.deque(wanted), float("-inf")
-    # a seek may make another decoder
-    packets, damage = reader.seek(wanted[0]), Damage(reader.damaged_numbers, HEALED if reader.tolerant else float("inf"))
+    packets = reader.seek(wanted[0])  # may make another decoder
+    damage = Damage(reader.damaged_numbers, HEALED if reader.tolerant else float("inf"))
     reader.reasons, context = damage.reasons, reader.stream.codec_context
     skipping, extradata = context.name in SKIPPING, context.extradata
     held: collections.deque = collections.deque()  # decoded frames, until no later damage can concern them
