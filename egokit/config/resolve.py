@@ -12,6 +12,7 @@ from pathlib import Path
 
 import yaml
 
+from egokit.config.access import exists
 from egokit.config.build import ConfigError, build, did_you_mean, flatten, merge, nest, to_dict
 from egokit.config.registry import TASKS, build_config, find, split_task_file
 from egokit.config.schema import RENAMED, Config
@@ -47,8 +48,8 @@ def as_submitted(path: Path) -> Path:
     jobs.code_snapshot made the copy when the job was submitted; $EGOKIT_SUBMITTED is the folder of the copies.
     """
     copies = os.environ.get("EGOKIT_SUBMITTED")
-    copy = Path(copies + os.path.abspath(path)) if copies else path
-    return copy if copy.exists() else path
+    copy = Path((copies or "") + os.path.abspath(path))
+    return copy if copies and copy.exists() else path
 
 
 def read_yaml(name: str, folder: Path, kind: str) -> dict:
@@ -61,13 +62,14 @@ def read_yaml(name: str, folder: Path, kind: str) -> dict:
 
     Raises:
         ConfigError: there is no such file, or it is not a YAML mapping.
+        PermissionError: this user may not read it.
     """
     path = as_submitted(Path(name).expanduser())
-    if path.suffix not in (".yaml", ".yml") or not path.is_file():
+    if path.suffix not in (".yaml", ".yml") or not (exists(path) and path.is_file()):
         path = folder / (name if name.endswith((".yaml", ".yml")) else f"{name}.yaml")
     if not path.is_file() and path.is_relative_to(folder) and folder.name == "params":
         path = folder.parent / name if (folder.parent / name).is_file() else path  # params/toy/x.yaml from anywhere
-    if not path.is_file():
+    if not (exists(path) and path.is_file()):
         names = [str(file.relative_to(folder).with_suffix("")) for file in folder.rglob("*.yaml")
                  if "sites" not in file.relative_to(folder).parts]
         raise ConfigError(f"no {kind} {name!r} ({path} is missing): {did_you_mean(name, names)}")

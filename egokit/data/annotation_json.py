@@ -6,12 +6,16 @@ import json
 import math
 from pathlib import Path
 
+from egokit.config.access import exists
+
 CHOICES = 5
 SPLITS = ("train", "val", "test_unannotated")  # of moments_*.json
 
 
 def read_json(path: Path):
-    """Read a JSON file in UTF-8, with or without a byte order mark, or raise ValueError."""
+    """Read a JSON file in UTF-8, with or without a byte order mark, or raise what `read_csv` raises."""
+    if not exists(path):
+        raise FileNotFoundError(f"{path} is missing; docs/data.md says where it comes from")
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from egokit.config.access import exists
+
 EK100_ANNOTATIONS = Path("EK100/epic-kitchens-100-annotations/retrieval_annotations")  # under the data root
 
 
@@ -90,11 +92,12 @@ def read_csv(path: Path, columns: dict[str, Callable], unique: str = "", delimit
 
     Raises:
         FileNotFoundError: the file is missing.
+        PermissionError: this user may not read it.
         ValueError: something is not as expected; the message names the file, and the line and column.
     """
-    import pandas as pd
-    if not path.is_file():
+    if not exists(path):
         raise FileNotFoundError(f"{path} is missing; docs/data.md says where its annotations come from")
+    import pandas as pd
     values: dict[str, list] = {name: [] for name in columns}
     lines: dict = {}  # value of the unique column -> its line
     try:
@@ -162,6 +165,8 @@ def ek100_annotations(root: Path, split: str):
 def charades_classes(path: str | Path) -> dict[str, str]:
     """Read Charades' list of classes: {"c000": its sentence, …}, in file order."""
     classes: dict[str, str] = {}
+    if not exists(path):
+        raise FileNotFoundError(f"{path} is missing; docs/data.md says where its annotations come from")
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from egokit.config.access import exists
 from egokit.runs.files import atomic_path, remove_abandoned
 
 VERBS, NOUNS = 118, 582  # classes of the tags
@@ -56,11 +57,13 @@ class EgoClipTable:
 
     Raises:
         FileNotFoundError: the file is missing.
+        PermissionError: this user may not read it.
         ValueError: it is no EgoClip table.
     """
 
     def __init__(self, path: str | os.PathLike, warn: bool = True):
         self.path = Path(path).absolute()
+        exists(self.path)  # its cache may be readable where the table is not
         cache = _open_cache(self.path)
         arrays = {name: cache[name].chunk(0) for name in cache.column_names}
         self.videos: list[str] = arrays["video_uid"].dictionary.to_pylist()

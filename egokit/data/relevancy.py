@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from egokit.config.access import exists
 from egokit.data.annotation_tables import numbers, read_csv, text, whole
 from egokit.runs.files import atomic_path
 
@@ -80,7 +81,7 @@ def relevancy_path(folder: str | Path, split: str) -> Path:
     """
     paths = [Path(folder) / f"caption_relevancy_EPIC_100_retrieval_{split}{suffix}"
              for suffix in (".safetensors", ".pkl")]
-    return next((path for path in paths if path.is_file()), paths[0])
+    return next((path for path in paths if exists(path)), paths[0])
 
 
 def read(path: str | Path, shape: tuple[int, int] | None = None) -> Relevancy:
@@ -92,14 +93,15 @@ def read(path: str | Path, shape: tuple[int, int] | None = None) -> Relevancy:
 
     Raises:
         FileNotFoundError: the file is missing.
+        PermissionError: this user may not read it.
         ValueError: it is not a relevancy file, is damaged, or has another shape.
     """
     path = Path(path)
+    if not exists(path):
+        raise FileNotFoundError(f"relevancy {path} is missing; "
+                                "notebook 01_data_prep makes it from the annotations")
     try:
         matrix = _read_file(path)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"relevancy {path} is missing; "
-                                "notebook 01_data_prep makes it from the annotations") from None
     except Exception as error:
         raise ValueError(f"{path}: not a relevancy file ({error})") from None
     codes = matrix.codes
@@ -135,7 +137,8 @@ def check(path: str | Path, shape: tuple[int, int]) -> None:
     A pickle of the right size is not read, as it may have 8 GB; its content is checked when it is used.
     """
     path, values = Path(path), shape[0] * shape[1]
-    if path.suffix != ".pkl" or not any(0 < path.stat().st_size - values * width < 1000 for width in (4, 8)):
+    is_whole = exists(path) and any(0 < path.stat().st_size - values * width < 1000 for width in (4, 8))
+    if path.suffix != ".pkl" or not is_whole:
         read(path, shape)
 
 

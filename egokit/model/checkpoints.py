@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from egokit.config.access import exists
 from egokit.model import tensor_file
 from egokit.runs.files import atomic_path
 
@@ -34,8 +35,10 @@ def read(path: str | Path, everything: bool = True) -> dict:
 
     Raises:
         WeightsError: the file is cut off, damaged, or of another kind.
+        PermissionError: this user may not read it.
     """
     path = Path(path)
+    exists(path)
     try:
         with open(path, "rb") as file:
             content = tensor_file.open_lazily(file)
@@ -57,11 +60,12 @@ def find(path: str | Path) -> Path:
 
     Raises:
         WeightsError: there is none.
+        PermissionError: this user may not read it.
     """
     path = Path(path)
     inside = path / "checkpoints"
     for choice in (path, inside / "best.pt", latest(inside), path / "best.pt", latest(path)):
-        if choice and choice.is_file():
+        if choice and exists(choice) and choice.is_file():
             return choice
     if path.is_dir():
         raise WeightsError(f"{path} holds no checkpoint: expected checkpoints/best.pt (a run that has trained) "
@@ -75,7 +79,7 @@ def latest(folder: Path) -> Path | None:
 
     Files appear whole or not at all, so that it is complete.
     """
-    steps = {int(match[1]): path for path in folder.glob("step-*.pt")
+    steps = {int(match[1]): path for path in (folder.glob("step-*.pt") if exists(folder) else ())
              if (match := re.fullmatch(r"step-(\d+)\.pt", path.name))}
     return steps[max(steps)] if steps else None
 
@@ -122,12 +126,9 @@ def write(path: str | Path, content: dict) -> None:
 
 def _save_safetensors(content: dict, path: Path) -> None:
     from safetensors.torch import save_file
-    path.touch()
-    mode = path.stat().st_mode  # save_file makes the file readable by its owner alone
     plain = {key: value for key, value in content.items() if key != "state_dict"}
     save_file({key: value.contiguous() for key, value in content["state_dict"].items()}, path,
               metadata={"format": "pt", "egokit": json.dumps(plain)})
-    path.chmod(mode)
 
 
 def fingerprint(path: str | Path) -> str:

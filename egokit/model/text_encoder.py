@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from egokit.config.access import exists
 from egokit.config.schema import ModelConfig
 from egokit.model.layers import NORM_EPS, Linear, multi_head_attention
 
@@ -149,12 +150,16 @@ class Tokenizer:
 
         Raises:
             FileNotFoundError: there is no such folder, or it can't be loaded.
+            PermissionError: this user may not read the folder or one of its files.
         """
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # read at import; forked loaders warn without it
         from transformers import AutoTokenizer
-        if Path(source).is_absolute() and not Path(source).is_dir():
+        if Path(source).is_absolute() and not exists(source):
             raise FileNotFoundError(f"no tokenizer folder {source}; the toy's is made by notebook 01_data_prep "
                                     "(or 'egokit toy'), the real one is named 'roberta-base'")
+        if Path(source).is_dir():
+            for file in Path(source).iterdir():
+                exists(file)
         try:
             self.inner = AutoTokenizer.from_pretrained(source)
         except (OSError, ValueError) as error:

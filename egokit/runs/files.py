@@ -6,6 +6,7 @@ import os
 import secrets
 import shutil
 import socket
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -46,7 +47,8 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` if the block succeeds.
 
     Readers see the old or the new file, never a part. The temporary path keeps the suffix, by which encoders choose the
-    container. On an error the temporary file is removed. Parent folders are created.
+    container. On an error the temporary file is removed. Parent folders are created. The file has the rights that the
+    umask gives, whatever wrote it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,6 +56,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     try:
         yield temporary
         _to_disk(temporary)
+        _restore_rights(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -73,6 +76,7 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
         yield temporary
         for file in filter(Path.is_file, temporary.iterdir()):
             _to_disk(file)
+            _restore_rights(file)
         while not _take_place(temporary, path):
             pass  # another process put its own folder there in between
     finally:
@@ -102,6 +106,16 @@ def _to_disk(path: Path) -> None:
     """Flush a file to the disk."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
+
+
+def _restore_rights(path: Path) -> None:
+    """Give a file the rights of any new file; some libraries, such as safetensors, make theirs private."""
+    if stat.S_IMODE(path.stat().st_mode) & 0o077:
+        return
+    probe = temporary_path(path)  # the umask can't be read without changing it for other threads
+    probe.touch()
+    path.chmod(stat.S_IMODE(probe.stat().st_mode))
+    probe.unlink()
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
@@ -159,5 +173,7 @@ def explain_permission() -> Iterator[None]:
     try:
         yield
     except PermissionError as error:
+        if not error.filename:  # it explains itself already
+            raise
         raise ConfigError(f"{error.filename} can't be written: is the run another user's? Choose another run name, "
                           "or set EGOKIT_OUTPUTS to a folder of your own") from None

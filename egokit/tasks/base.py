@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from egokit.config.access import exists
 from egokit.config.build import ConfigError
 from egokit.config.schema import Config, TaskConfig
 from egokit.data.site_checks import Checks, Finding
@@ -229,7 +230,7 @@ class Task:
     def require_file(self, *parts: str) -> Path:
         """Return the path of a file under the data root, or raise an error that says the fix."""
         path = self.root.joinpath(*parts)
-        if not path.exists():
+        if not exists(path):
             raise FileNotFoundError(f"{path} is missing (site {self.config.site.name!r}, "
                                     f"task {self.config.task.name!r}); run notebook 01_data_prep for this site, or "
                                     "correct 'site.root' in its file")
