@@ -43,18 +43,23 @@ def prep(arguments) -> None:
         config = dataclasses.replace(config, site=site)
     if arguments.wait and not arguments.array:
         raise ConfigError("--wait waits for an array of jobs: give --array N, too")
-    if arguments.what != "ego4d":
-        if arguments.shard or arguments.array or arguments.source:
-            raise ConfigError("--source, --shard and --array are for Ego4D only: egokit prep ego4d …")
-        return print(json.dumps(preparation.prepare(config), indent=1))
-    if arguments.array:
-        array = preparation.submit_array(config, arguments.array, arguments.source)
-        print(array or "nothing to submit: every video is verified")
-        if not array or not arguments.wait:
-            return
-        summary = array.wait()
-    else:
-        summary = preparation.ego4d(**site_options(config.site), source=arguments.source, shard=arguments.shard)
+    if arguments.what != "ego4d" and (arguments.shard or arguments.array or arguments.source):
+        raise ConfigError("--source, --shard and --array are for Ego4D only: egokit prep ego4d …")
+    try:
+        if arguments.what != "ego4d":
+            parts = () if arguments.what == "all" else (arguments.what,)
+            return print(json.dumps(preparation.prepare(config, parts=parts), indent=1))
+        if arguments.array:
+            array = preparation.submit_array(config, arguments.array, arguments.source)
+            print(array or "nothing to submit: every video is verified")
+            if not array or not arguments.wait:
+                return
+            summary = array.wait()
+        else:
+            summary = preparation.ego4d(**site_options(config.site), source=arguments.source, shard=arguments.shard)
+    except preparation.PrepError as error:  # no mistake in the command: data that can't be prepared
+        print(f"egokit: {error}", file=sys.stderr)
+        sys.exit(1)
     print(json.dumps({key: value for key, value in summary.items() if key != "lines"}, indent=1))
     sys.exit(1 if summary["failed"] or summary["pending"] else 0)
 
@@ -178,10 +183,11 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--size", choices=("demo", "tiny"), default="demo")
     sub = add("prep", prep, "Prepare data: resize, cut, metadata, relevancy. Resumable; failed parts are tried again.",
               "egokit prep --site local                                everything on this machine\n"
-              "  egokit prep ego4d --source VIDEOS --root ROOT           only Ego4D, from and to other folders\n"
+              "  egokit prep ek100 --site local                          one data set: ego4d, charades or ek100\n"
+              "  egokit prep ego4d --site local --source VIDEOS          full videos of another folder\n"
               "  egokit prep ego4d --site local --shard 3/16             the third of sixteen shares (without SLURM)\n"
               "  egokit prep ego4d --site mycluster --array 16 --wait    sixteen jobs on the site's launch.cluster")
-    sub.add_argument("what", nargs="?", choices=("all", "ego4d"), default="all")
+    sub.add_argument("what", nargs="?", choices=("all", "ego4d", "charades", "ek100"), default="all")
     sub.add_argument("--params", default="toy/pretrain")
     sub.add_argument("--site", default="toy")
     sub.add_argument("--overrides", default="", help="for example 'site.encoding=original launch.cpus_per_task=16'")

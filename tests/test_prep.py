@@ -147,8 +147,10 @@ def test_names_of_videos(full, tmp_path):
     assert prep.ego4d(tmp_path / "root", 72, 30, source=full, progress=False)["videos"] == 4
     assert (tmp_path / "root/Ego4D_256/b.mp4").is_file()
     shutil.copy(full / "a.mp4", full / "a.mkv")
-    with pytest.raises(prep.PrepError, match=r"a\.mkv and a\.mp4 are both video a"):
-        prep.ego4d(tmp_path / "root", source=full)
+    manifest = prep.ego4d(tmp_path / "root", 72, 30, source=full, progress=False)
+    assert manifest["videos"] == 3 and len(manifest["failed"]) == 1
+    assert "a.mkv and a.mp4 are both video a: keep one of them" in manifest["failed"][0]
+    assert json.loads((tmp_path / "root/prepared.json").read_text())["failed"] == manifest["failed"]
 
 
 @pytest.mark.slow

@@ -11,8 +11,12 @@ or not at all.
 
 The tables are read in data/annotation_tables.py, and relevancy is defined in data/relevancy.py.
 """
+import functools
+import json
+from collections.abc import Callable, Collection
 from pathlib import Path
 
+from egokit.config.access import exists
 from egokit.config.schema import Config
 from egokit.data import relevancy as relevancy_files
 from egokit.data.annotation_tables import (
@@ -27,7 +31,12 @@ from egokit.prep.array import submit_array
 from egokit.prep.measure import PrepError
 from egokit.prep.source import ego4d, site_options
 
-__all__ = ["PrepError", "charades", "ego4d", "ek100", "load_relevancy", "prepare", "relevancy", "submit_array"]
+PARTS = {"ego4d": Path("Ego4D"), "charades": Path("CharadesEgo/CharadesEgo"),
+         "ek100": EK100_ANNOTATIONS.parent}  # what is prepared, and the folder that says whether it is there
+SHOWN = 20  # failures that an error lists
+LISTED = {"train": "train", "val": "test", "test": "test"}  # Charades-Ego's split: the list it is made from
+
+__all__ = ["PARTS", "PrepError", "charades", "ego4d", "ek100", "load_relevancy", "prepare", "relevancy", "submit_array"]
 
 
 def charades(root: Path) -> dict[str, int]:
@@ -37,15 +46,20 @@ def charades(root: Path) -> dict[str, int]:
 
     Returns:
         The number of rows of each split.
+
+    Raises:
+        PrepError: a split failed; the others are made.
     """
-    folder = Path(root) / "CharadesEgo" / "CharadesEgo"
+    return _all_or_error({split: functools.partial(_charades_split, root, split) for split in LISTED})
+
+
+def _charades_split(root: Path, split: str) -> int:
+    """Write the metadata of one split, and return its number of rows."""
+    folder = Path(root) / PARTS["charades"]
     classes = charades_classes(folder / "Charades_v1_classes.txt")
-    counts = {}
-    for split, listed in (("train", "train"), ("val", "test"), ("test", "test")):
-        rows = charades_metadata(folder / f"CharadesEgo_v1_{listed}_only1st.csv", classes)
-        write_metadata(folder / f"metadata_{split}.csv", rows)
-        counts[split] = len(rows)
-    return counts
+    rows = charades_metadata(folder / f"CharadesEgo_v1_{LISTED[split]}_only1st.csv", classes)
+    write_metadata(folder / f"metadata_{split}.csv", rows)
+    return len(rows)
 
 
 def ek100(root: Path) -> dict[str, tuple[int, int]]:
@@ -55,59 +69,116 @@ def ek100(root: Path) -> dict[str, tuple[int, int]]:
         (clips, sentences) of each split.
 
     Raises:
-        ValueError: an existing file does not have the size of the tables.
+        PrepError: a split failed, such as by a damaged table, or because an existing file does not have the size of
+            the tables; the other split is made.
     """
+    return _all_or_error({split: functools.partial(_ek100_split, root, split) for split in ("train", "test")})
+
+
+def _ek100_split(root: Path, split: str) -> tuple[int, int]:
+    """Write the relevancy of one split if there is none, check it, and return its (clips, sentences)."""
     folder = Path(root) / EK100_ANNOTATIONS
-    shapes = {}
-    for split in ("train", "test"):
-        clips, sentences = ek100_annotations(Path(root), split)
-        target, shape = relevancy_files.relevancy_path(folder / "relevancy", split), (len(clips), len(sentences))
-        if not target.is_file():
-            tables = (folder / f"EPIC_100_retrieval_{split}{kind}.csv" for kind in ("", "_sentence"))
-            relevancy_files.write(target, *tables)
-        relevancy_files.check(target, shape)
-        shapes[split] = shape
-    return shapes
+    clips, sentences = ek100_annotations(Path(root), split)
+    target, shape = relevancy_files.relevancy_path(folder / "relevancy", split), (len(clips), len(sentences))
+    if not exists(target):
+        tables = (folder / f"EPIC_100_retrieval_{split}{kind}.csv" for kind in ("", "_sentence"))
+        relevancy_files.write(target, *tables)
+    relevancy_files.check(target, shape)
+    return shape
 
 
-def prepare(config: Config, progress: bool = True) -> dict:
+def prepare(config: Config, progress: bool = True, parts: Collection[str] = ()) -> dict:
     """Prepare everything that a site needs before training.
 
     For the toy site the embedded data set is made first. A data set without a folder is left out, which is printed.
+    Whatever fails, everything that does not depend on it is made.
+
+    Args:
+        progress: show a progress bar.
+        parts: names of PARTS; by default all.
 
     Returns:
         Flat counts, such as "ego4d_videos" and "charades_train_actions".
 
     Raises:
         FileNotFoundError: there is no data root, or nothing to prepare under it.
-        PrepError: a video failed. It is named, and a hole in the data is never filled silently.
+        PrepError: something failed. It is named, and a hole in the data is never filled silently. What was made is
+            printed.
     """
-    site = config.site
+    site, parts = config.site, parts or list(PARTS)
+    if unknown := [name for name in parts if name not in PARTS]:
+        raise ValueError(f"part {unknown[0]!r}: expected one of {', '.join(PARTS)}")
     root = site_options(site)["root"]
     if site.toy:
         from egokit import toy
         toy.make(root)
-    elif not root.is_dir():
+    elif not exists(root):
         raise FileNotFoundError(f"the data root {root} of site {site.name!r} does not exist: correct site.root in "
                                 f"params/sites/{site.name}.yaml")
-    parts = {"Ego4D": root / "Ego4D", "CharadesEgo": root / "CharadesEgo" / "CharadesEgo",
-             "EK100": root / "EK100" / "epic-kitchens-100-annotations"}
-    absent = [name for name, folder in parts.items() if not folder.is_dir()]
-    if len(absent) == len(parts):
+    present = [name for name in parts if _is_there(root / PARTS[name])]
+    if not present:
         raise FileNotFoundError(f"nothing to prepare under {root}: "
-                                f"expected one of {', '.join(map(str, parts.values()))}")
-    for name in absent:
-        print(f"{name}: not under {root}, left out")
+                                f"expected one of {', '.join(str(root / PARTS[name]) for name in parts)}")
+    for name in parts:
+        if name not in present:
+            print(f"{PARTS[name].parts[0]}: not under {root}, left out")
+    steps: dict[str, Callable] = {}
+    if "charades" in present:  # the long work, Ego4D's, comes last
+        steps |= {f"charades {split}": functools.partial(_charades_split, root, split) for split in LISTED}
+    if "ek100" in present:
+        steps |= {f"ek100 {split}": functools.partial(_ek100_split, root, split) for split in ("train", "test")}
+    if "ego4d" in present:
+        steps["ego4d"] = functools.partial(ego4d, **site_options(site), progress=progress)
+    results, failures = _attempt(steps)
     counts: dict = {}
-    if "Ego4D" not in absent:
-        manifest = ego4d(**site_options(site), progress=progress)
-        if manifest["failed"]:
-            raise PrepError(f"{len(manifest['failed'])} videos failed (the others are done; run again to retry): "
-                            + "; ".join(manifest["failed"][:5]))
-        counts |= {f"ego4d_{key}": manifest[key] for key in ("videos", "frames", "bytes")}
-    if "CharadesEgo" not in absent:
-        counts |= {f"charades_{split}_actions": count for split, count in charades(root).items()}
-    if "EK100" not in absent:
-        for split, (clips, sentences) in ek100(root).items():
-            counts |= {f"ek100_{split}_clips": clips, f"ek100_{split}_sentences": sentences}
+    for name, result in results.items():
+        if name == "ego4d":
+            counts |= {f"ego4d_{key}": result[key] for key in ("videos", "frames", "bytes")}
+            failures += [f"ego4d: {reason}" for reason in result["failed"]]
+        elif name.startswith("charades"):
+            counts[f"{name.replace(' ', '_')}_actions"] = result
+        else:
+            counts |= dict(zip((f"{name.replace(' ', '_')}_{kind}" for kind in ("clips", "sentences")), result,
+                               strict=True))
+    if failures:
+        print("made: " + json.dumps(counts, indent=1), flush=True)
+        raise _error(failures)
     return counts
+
+
+def _is_there(folder: Path) -> bool:
+    """Return whether a folder exists; one that may not be read does, and what needs it then fails by name."""
+    try:
+        return exists(folder) and folder.is_dir()
+    except PermissionError:
+        return True
+
+
+def _attempt(steps: dict[str, Callable]) -> tuple[dict, list[str]]:
+    """Take all steps, whichever fail; return the results of those that did not, and what failed, by name."""
+    results, failures = {}, []
+    for name, step in steps.items():
+        try:
+            results[name] = step()
+        except Exception as error:  # whatever it is, the other steps do not depend on it
+            failures.append(f"{name}: {str(error) or repr(error)}")
+    return results, failures
+
+
+def _all_or_error(steps: dict[str, Callable]) -> dict:
+    """Take all steps and return their results.
+
+    Raises:
+        PrepError: a step failed.
+    """
+    results, failures = _attempt(steps)
+    if failures:
+        raise _error(failures)
+    return results
+
+
+def _error(failures: list[str]) -> PrepError:
+    """Return the error that lists what failed."""
+    more = [f"and {len(failures) - SHOWN} more, in prepared.json"] if len(failures) > SHOWN else []
+    return PrepError("\n  ".join([f"{len(failures)} failed (everything else is done; run again to retry):",
+                                  *failures[:SHOWN], *more]))

@@ -13,7 +13,17 @@ from egokit.config.registry import restore
 from egokit.config.schema import Config
 from egokit.jobs import launch, status
 from egokit.jobs.slurm import one_process
-from egokit.prep.source import ego4d, list_videos, read_receipts, shard_of, site_options, write_manifest
+from egokit.prep.measure import PrepError
+from egokit.prep.source import (
+    Ambiguous,
+    describe,
+    ego4d,
+    list_videos,
+    read_receipts,
+    shard_of,
+    site_options,
+    write_manifest,
+)
 from egokit.prep.video import PrepSettings, SourceVideo
 
 
@@ -80,7 +90,7 @@ def submit_array(config: Config, shards: int, source: str | Path | None = None) 
         source: the folder of videos; by default root/Ego4D.
 
     Returns:
-        The array, or None if every video is verified.
+        The array, or None if nothing is left to do.
 
     Raises:
         FileNotFoundError, PrepError: as `ego4d` does.
@@ -93,12 +103,15 @@ def submit_array(config: Config, shards: int, source: str | Path | None = None) 
     for latest in sorted(arrays.glob("*"))[-1:]:
         if status.alive(latest):
             return PrepArray(latest, videos, settings)
-    left = {line["uid"] for line in read_receipts(videos, settings, check_files=True) if line["status"] != "ok"}
+    receipts = zip(videos, read_receipts(videos, settings, check_files=True), strict=True)
+    left = {video.uid for video, line in receipts if line["status"] != "ok" and not isinstance(video, Ambiguous)}
     todo = [number for number in range(1, shards + 1)
             if left & {video.uid for video in shard_of(videos, number, shards)}]
     if not todo:
-        write_manifest(videos, settings)
+        if failed := write_manifest(videos, settings)["failed"]:
+            raise PrepError("\n".join(failed))
         return None
+    print(describe(video_folder, settings), flush=True)
     # a new folder each time: a new Slurm counts job ids from the start, and submitit would find an old job's result
     folder = arrays / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     job_config = dataclasses.replace(config, launch=one_process(config.launch))

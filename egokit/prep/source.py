@@ -3,6 +3,7 @@
 One video is prepared in video.py.
 """
 import concurrent.futures
+import dataclasses
 import heapq
 import json
 import os
@@ -11,31 +12,44 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 
+from egokit.config.access import exists
 from egokit.config.schema import SiteConfig
 from egokit.data.site_checks import EGO4D_SUFFIXES
-from egokit.prep.measure import PrepError
 from egokit.prep.video import PrepSettings, SetupError, SourceVideo, ffmpeg, prepare_video, read_receipt
 from egokit.runs.files import write_text
 
 RECEIPT_THREADS = 16  # threads that read receipts: on a network file system each read is a wait
 
 
+@dataclasses.dataclass(frozen=True)
+class Ambiguous(SourceVideo):
+    """A video of which a folder has several files, so that it is not known which one to prepare."""
+    rival: str
+
+    @property
+    def line(self) -> dict:
+        """The line of the manifest: the video fails by name, and the others are prepared."""
+        return {"uid": self.uid, "status": "failed",
+                "reason": f"{self.path} and {self.rival} are both video {self.uid}: keep one of them"}
+
+
 def list_videos(folder: Path) -> list[SourceVideo]:
-    """Return the videos of a folder, sorted by file name.
+    """Return the videos of a folder, sorted by file name; one of several files is an `Ambiguous`.
 
     Raises:
         FileNotFoundError: there are none.
-        PrepError: two files have the same uid.
+        PermissionError: this user may not read the folder.
     """
     videos: dict[str, SourceVideo] = {}
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name) if folder.is_dir() else ():
+    is_folder = exists(folder) and folder.is_dir()
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name) if is_folder else ():
         path = Path(entry.path)
         if path.suffix.lower() in EGO4D_SUFFIXES and not path.name.startswith("."):
-            if path.stem in videos:
-                raise PrepError(f"{videos[path.stem].path} and {path.name} are both video {path.stem}: "
-                                "keep one of them")
             # a dangling link is listed with 0 bytes, so that it fails by name later
-            videos[path.stem] = SourceVideo(path.stem, path, entry.stat().st_size if entry.is_file() else 0)
+            video = SourceVideo(path.stem, path, entry.stat().st_size if entry.is_file() else 0)
+            earlier = videos.setdefault(video.uid, video)
+            if earlier is not video:
+                videos[video.uid] = Ambiguous(earlier.uid, earlier.path, earlier.bytes, path.name)
     if not videos:
         raise FileNotFoundError(f"no videos in {folder}: expected <video_uid>{', '.join(EGO4D_SUFFIXES)}; "
                                 "for the toy site run egokit.toy.make first")
@@ -74,8 +88,10 @@ def site_options(site: SiteConfig) -> dict:
 
 def read_receipts(videos: Iterable[SourceVideo], settings: PrepSettings, check_files: bool) -> list[dict]:
     """Return the receipt of every video (see `read_receipt`), in the order of `videos`."""
+    def read(video: SourceVideo) -> dict:
+        return video.line if isinstance(video, Ambiguous) else read_receipt(video, settings, check_files)
     with concurrent.futures.ThreadPoolExecutor(RECEIPT_THREADS) as pool:
-        return list(pool.map(lambda video: read_receipt(video, settings, check_files), videos))
+        return list(pool.map(read, videos))
 
 
 def summary(lines: list[dict]) -> dict:
@@ -144,7 +160,9 @@ def ego4d(root: Path, short_side: int = 256, chunk_seconds: float = 600.0, worke
         PrepError: nothing can be written, or there is no ffmpeg.
     """
     settings = PrepSettings(Path(root), short_side, chunk_seconds, encoding)
-    videos = list_videos(Path(source) if source else settings.root / "Ego4D")
+    folder = Path(source) if source else settings.root / "Ego4D"
+    videos = list_videos(folder)
+    print(describe(folder, settings), flush=True)
     own = shard_of(videos, *shard or (1, 1))
     ffmpeg()
     check_writable(settings)
@@ -154,21 +172,41 @@ def ego4d(root: Path, short_side: int = 256, chunk_seconds: float = 600.0, worke
     return summary(sorted(lines.values(), key=lambda line: line["uid"]))
 
 
+def describe(folder: Path, settings: PrepSettings) -> str:
+    """Return in a line what is made of a folder of videos; it is printed before days of work."""
+    return (f"videos of {folder} -> {settings.root}/Ego4D_256 and, in pieces of {settings.chunk_seconds:g} s, "
+            f"Ego4D_Chunked: short side {settings.short_side} pixels, encoding {settings.encoding}")
+
+
+def _prepare_one(video: SourceVideo, settings: PrepSettings, stop: threading.Event) -> dict:
+    """Return a video's receipt; whatever error a file causes, the others are prepared."""
+    try:
+        exists(video.path)
+        return prepare_video(video, settings, stop)
+    except Exception as error:
+        if isinstance(error, SetupError) or stop.is_set():
+            raise
+        line = {"uid": video.uid, "status": "failed", "settings": settings.fingerprint(video),
+                "reason": str(error) if str(video.path) in str(error) else f"{video.path}: {error or repr(error)}"}
+        write_text(settings.receipt_path(video.uid), json.dumps(line))
+        return line
+
+
 def _prepare_videos(lines: dict[SourceVideo, dict], settings: PrepSettings, workers: int, progress: bool) -> None:
     """Prepare every video whose line is not ok, and replace its line.
 
     The progress bar counts bytes, because the sizes of videos differ a hundredfold.
     """
     from tqdm import tqdm
-    todo = [video for video, line in lines.items() if line["status"] != "ok"]
+    todo = [video for video, line in lines.items() if line["status"] != "ok" and not isinstance(video, Ambiguous)]
     total = sum(video.bytes for video in lines)
-    failed, stop = 0, threading.Event()
+    failed, stop = sum(isinstance(video, Ambiguous) for video in lines), threading.Event()
     with (tqdm(total=total, initial=total - sum(video.bytes for video in todo), unit="B", unit_scale=True,
                desc=f"{len(lines) - len(todo)}/{len(lines)} videos", mininterval=2, ncols=110,
                disable=not progress) as bar,
           concurrent.futures.ThreadPoolExecutor(workers) as pool):  # threads suffice: ffmpeg and PyAV do the work
         try:
-            jobs = {pool.submit(prepare_video, video, settings, stop): video for video in todo}
+            jobs = {pool.submit(_prepare_one, video, settings, stop): video for video in todo}
             for count, job in enumerate(concurrent.futures.as_completed(jobs), len(lines) - len(todo) + 1):
                 line = lines[jobs[job]] = job.result()
                 failed += line["status"] != "ok"
