@@ -3,7 +3,6 @@
 `parser` holds the description of every subcommand.
 """
 import argparse
-import dataclasses
 import json
 import os
 import sys
@@ -35,12 +34,14 @@ def toy(arguments) -> None:
 
 def prep(arguments) -> None:
     from egokit import prep as preparation
-    from egokit.config.resolve import resolve
+    from egokit.config.build import merge
+    from egokit.config.resolve import expect_own_site, parse_overrides, resolve
     from egokit.prep.source import site_options
-    config = resolve(arguments.params, arguments.site, arguments.overrides)
+    overrides = parse_overrides(arguments.overrides)
     if arguments.root:
-        site = dataclasses.replace(config.site, root=os.path.abspath(arguments.root), toy=False)
-        config = dataclasses.replace(config, site=site)
+        overrides = merge(overrides, {"site": {"root": os.path.abspath(arguments.root)}})
+    expect_own_site(resolve(arguments.params, arguments.site).site, overrides.get("site", {}), arguments.source)
+    config = resolve(arguments.params, arguments.site, overrides)
     if arguments.wait and not arguments.array:
         raise ConfigError("--wait waits for an array of jobs: give --array N, too")
     if arguments.what != "ego4d" and (arguments.shard or arguments.array or arguments.source):
@@ -116,6 +117,8 @@ def submit(arguments) -> None:
     if arguments.print:
         folder = outputs_folder() / notebook / arguments.run
         return print(launch.sbatch_script(config, folder, action, actions[action]))
+    if config.site.toy and not arguments.params.startswith("toy/"):
+        print(f"on the embedded data set in {config.site.root}; for other data name a site: --site", file=sys.stderr)
     check_batch(config, action)  # before the run's folder is made
     run = open_run(arguments.params, arguments.site, arguments.overrides, arguments.run, notebook)
     job = launch.submit(config, run, action, actions[action])
@@ -189,7 +192,8 @@ def parser() -> argparse.ArgumentParser:
               "  egokit prep ego4d --site mycluster --array 16 --wait    sixteen jobs on the site's launch.cluster")
     sub.add_argument("what", nargs="?", choices=("all", "ego4d", "charades", "ek100"), default="all")
     sub.add_argument("--params", default="toy/pretrain")
-    sub.add_argument("--site", default="toy")
+    sub.add_argument("--site", default="toy",
+                     help="a name under params/sites/ or a YAML file (default: toy, which is for its own root alone)")
     sub.add_argument("--overrides", default="", help="for example 'site.encoding=original launch.cpus_per_task=16'")
     sub.add_argument("--source", help="folder of full videos (default: ROOT/Ego4D)")
     sub.add_argument("--root", help="data root (default: the site's)")

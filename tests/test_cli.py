@@ -23,7 +23,14 @@ def test_help_shows_an_example(command, capsys):
     (["prep", "--site", "tiny", "--root", "nowhere-at-all"], "does not exist"),
     (["prep", "ego4d", "--site", "tiny", "--wait"], "give --array N, too"),
     (["prep", "--site", "tiny", "--shard", "1/2"], "--source, --shard and --array are for Ego4D only"),
-    (["prep", "ego4d", "--source", "nowhere", "--root", "nowhere-at-all"], "no videos in nowhere"),
+    (["prep", "ego4d", "--site", "tiny", "--source", "nowhere", "--root", "nowhere-at-all"], "no videos in nowhere"),
+    (["prep", "ego4d", "--source", "nowhere", "--root", "nowhere-at-all"], "name a site of your own"),
+    (["prep", "ego4d", "--root", "nowhere-at-all"], "name a site of your own"),
+    (["prep", "--root", "nowhere-at-all"], "name a site of your own"),
+    (["prep", "ek100", "--overrides", "site.root=nowhere-at-all"], "name a site of your own"),
+    (["prep", "ego4d", "--source", "nowhere"], "name a site of your own"),
+    (["prep", "ego4d", "--source", "nowhere", "--site", "toy"], "name a site of your own"),
+    (["prep", "ego4d", "--root", "nowhere-at-all", "--overrides", "site.short_side=64"], "name a site of your own"),
 ])
 def test_mistakes_are_one_line_and_exit_code_2(project, arguments, message, capsys):
     with pytest.raises(SystemExit) as stopped:

@@ -6,8 +6,10 @@ An unknown key, a wrong type or a missing file is an error that names the key or
 This module imports no torch and touches no data.
 """
 import dataclasses
+import functools
 import os
 import re
+import sys
 from pathlib import Path
 
 import yaml
@@ -139,6 +141,7 @@ def resolve(params: str, site: str = "toy", overrides="", run: str = "demo") -> 
     renamed = {source: {RENAMED[key] for key in flatten(layer, rename=False) if key in RENAMED}
                for source, layer in layers}
     layers = [(source, nest(flatten(layer, source))) for source, layer in layers]
+    _leave_toy(layers, site, root)
     for _, layer in layers:
         values = merge(values, layer)
     name = values.get("task", {}).get("name", "")
@@ -167,6 +170,55 @@ def resolve(params: str, site: str = "toy", overrides="", run: str = "demo") -> 
     launch = dataclasses.replace(config.launch, cpus_per_task=config.launch.cpus_per_task or 1 + config.data.workers)
     return dataclasses.replace(config, site=site_config, launch=launch,
                                init=find_init(config.init.replace("{run}", run), site_config))
+
+
+TOY_STAMP = "toy.json"  # in every root that holds an embedded data set
+
+
+def _leave_toy(layers: list[tuple[str, dict]], site: str, root: Path) -> None:
+    """Drop what a site says of the embedded data set if another data root is given, and say so.
+
+    Its size of videos, length of pieces, tokenizer and random encoders would otherwise stand silently for one's own.
+
+    Args:
+        layers: (source, values) of the site, the recipe and the overrides; the site's are changed in place.
+        site: the site's name.
+        root: the project's folder.
+    """
+    own = layers[0][1].get("site", {})
+    roots = [layer.get("site", {}).get("root", "") for _, layer in layers]
+    given = next((str(path) for path in (roots[2], roots[1]) if path), "")
+    if not isinstance(own, dict) or own.get("toy") is not True or not given \
+            or _absolute(given, root) == _absolute(str(roots[0]), root):
+        return
+    own["toy"] = False
+    if not (Path(_absolute(given, root)) / TOY_STAMP).is_file():
+        left_out = ", ".join(f"site.{key}" for key in own if key not in ("root", "toy"))
+        layers[0][1]["site"] = {}
+        _say_once(f"site {site} is for the embedded data set alone: site.root is {given}, so its {left_out} are not "
+                  "used. Name a site of your own (params/sites/example.yaml is one to copy), or give these keys")
+
+
+def expect_own_site(site, given: dict, source: str | None) -> None:
+    """Raise ConfigError if videos of one's own would be prepared by the toy's site, which nobody may have named.
+
+    Args:
+        site: the site's config, without the overrides.
+        given: what the overrides say of the site.
+        source: another folder of full videos.
+    """
+    root = given.get("root")
+    is_toys_own = not source and (not root or Path(root, TOY_STAMP).is_file())
+    if site.toy and not is_toys_own and not (root and {"short_side", "chunk_seconds"} <= given.keys()):
+        raise ConfigError("the site toy is for the embedded data set alone. For other videos name a site of your own "
+                          "(--site; copy params/sites/example.yaml), or give --root and, for example, --overrides "
+                          "\"site.short_side=256 site.chunk_seconds=600\"")
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    """Print a notice once in a process, however often a config is resolved."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def find_task(task: str, root: Path, params: str) -> str:
