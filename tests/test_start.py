@@ -81,6 +81,23 @@ def test_text_alone_is_roberta(roberta, files):
     assert (ours - theirs[:, 0]).abs().max() <= 1e-5 * theirs[:, 0].abs().max()
 
 
+def test_a_vit_as_a_wrapper_saved_it(vit, tmp_path):
+    state = {f"module._orig_mod.{key.replace('blocks.', 'blocks._orig_mod.')}": value
+             for key, value in vit.state_dict().items()}
+    torch.save(state, tmp_path / "vit.pth")
+    model = weights.initialise(ModelConfig(projection="linear256"), "", seed=0, vit=str(tmp_path / "vit.pth"))
+    assert torch.equal(model.video.blocks[3].space.qkv.weight, vit.blocks[3].attn.qkv.weight)
+    state["module.norm.weight"] = vit.norm.weight + 1
+    torch.save(state, tmp_path / "vit.pth")
+    with pytest.raises(WeightsError, match=r"1 keys that this model has no place for, such as module\.norm\.weight"):
+        weights.initialise(ModelConfig(projection="linear256"), "", seed=0, vit=str(tmp_path / "vit.pth"))
+    del state["module.norm.weight"]
+    state["module._orig_mod.norm.weight"] = torch.full_like(vit.norm.weight, torch.nan)
+    torch.save(state, tmp_path / "vit.pth")
+    with pytest.raises(WeightsError, match=r"vit\.pth has weights that are NaN or infinite, .*: module\._orig_mod\.norm\.weight;"):
+        weights.initialise(ModelConfig(projection="linear256"), "", seed=0, vit=str(tmp_path / "vit.pth"))
+
+
 def test_a_vit_by_name(vit, monkeypatch):
     """The name goes to timm, which would download it; only other tasks' heads are left over."""
     calls = []

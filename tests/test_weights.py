@@ -221,3 +221,69 @@ def test_convert_and_export_from_the_shell(model, tmp_path, capsys):
             cli.main(arguments)
         assert exit_info.value.code == 2 and re.search(message, capsys.readouterr().err)
     assert not (tmp_path / "d.pt").exists()
+
+
+def wrapped_names(key: str) -> dict[str, str]:
+    """Return a released key, as what wraps a model or a part of it writes it."""
+    first, _, rest = key.partition(".")
+    return {"ddp": f"module.{key}", "compile": f"_orig_mod.{key}", "compiled ddp": f"_orig_mod.module.{key}",
+            "ddp of compiled": f"module._orig_mod.{key}", "twice": f"module._orig_mod.module._orig_mod.{key}",
+            "an encoder": f"{first}._orig_mod.{rest}" if rest else key,
+            "blocks": re.sub(r"(blocks|layer)\.(\d+)\.", r"\1.\2._orig_mod.", key),
+            "checkpointed blocks": re.sub(r"(blocks|layer)\.(\d+)\.", r"\1.\2._checkpoint_wrapped_module.", key),
+            "all": "_orig_mod.module." + re.sub(r"(blocks|layer)\.(\d+)\.", r"_orig_mod.\1.\2.module._orig_mod.", key)}
+
+
+@pytest.mark.parametrize("wrapper", wrapped_names("a.b"))
+@pytest.mark.parametrize("names", ["released", "ours"])
+def test_names_of_wrappers_are_stripped_wherever_they_stand(model, tmp_path, wrapper, names):
+    state = {wrapped_names(weights.rename(key, "released") if names == "released" else key)[wrapper]: value
+             for key, value in model.state_dict().items()}
+    shape = {"config": {"egokit": {"model_config": vars(model.config), "tokenizer": ""}}}
+    torch.save({"state_dict": state, **shape}, tmp_path / "wrapped.pth")
+    loaded, report = egokit.load(tmp_path / "wrapped.pth", report=True)
+    assert len(report["loaded"]) == len(state) and not report["missing"] and not report["unexpected"]
+    assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in model.state_dict().items())
+
+
+def test_two_keys_are_never_merged_into_one(model, tmp_path):
+    state = {key.removeprefix("module."): value for key, value in released_state(model).items()}
+    key = next(key for key in state if "blocks" in key)
+    for other in (f"module.{key}", f"_orig_mod.{key}", key.replace("blocks.", "_orig_mod.blocks."),
+                  weights.rename(key, "ours")):
+        content = {"format": checkpoints.FORMAT, "model_config": vars(model.config), "tokenizer": "",
+                   "state_dict": state | {other: state[key] + 1}}
+        torch.save(content, tmp_path / "twice.pth")
+        with pytest.raises(WeightsError, match=r"unexpected \(1\): .*a second one for"):
+            egokit.load(tmp_path / "twice.pth")
+
+
+def test_modules_of_a_tasks_own_keep_their_names(model, tmp_path):
+    own = {"own.head.module.weight": torch.ones(2), "own.head._orig_mod.bias": torch.full((2,), -torch.inf)}
+    state = {f"module._orig_mod.{key}": value for key, value in (model.state_dict() | own).items()}
+    torch.save({"format": checkpoints.FORMAT, "model_config": vars(model.config), "tokenizer": "",
+                "state_dict": state}, tmp_path / "own.pt")
+    loaded = egokit.load(tmp_path / "own.pt").state_dict()
+    assert loaded["own.head.module.weight"].sum() == 2 and loaded["own.head.bias"].isinf().all()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_weights_that_are_not_finite_are_refused_by_name(model, tmp_path, value, dtype):
+    state = {key: tensor.to(dtype) for key, tensor in released_state(model).items()}
+    key = next(key for key in state if key.endswith("norm1.weight"))
+    state[key].view(-1)[-1] = value
+    torch.save({"state_dict": state, "config": {"egokit": {"model_config": vars(model.config), "tokenizer": ""}}},
+               tmp_path / "diverged.pth")
+    with pytest.raises(WeightsError, match=rf"diverged\.pth .*NaN or infinite, in 1 of {len(state)} tensors: .*norm"):
+        egokit.load(tmp_path / "diverged.pth")
+
+
+def test_large_weights_whose_sum_is_infinite_are_loaded(model, tmp_path):
+    state = released_state(model)
+    key = next(key for key in state if key.endswith("norm1.weight"))
+    state[key][:] = 3e38
+    torch.save({"state_dict": state, "config": {"egokit": {"model_config": vars(model.config), "tokenizer": ""}}},
+               tmp_path / "large.pth")
+    name = weights.rename(key.removeprefix("module."), "ours")
+    assert egokit.load(tmp_path / "large.pth").state_dict()[name].max() > 2e38

@@ -9,6 +9,7 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,11 +31,11 @@ def read(path: str | Path, everything: bool = True) -> dict:
     """Return the content of a checkpoint file, its tensors on the CPU; none of it is executed.
 
     Args:
-        everything: read all tensors. Otherwise only those of the state dict are read; others, such as an optimizer's,
-            stay in the file, and `tensor_file.Stored` stands for them.
+        everything: read all tensors. Otherwise only those of the state dict are read, and must be finite; others, such
+            as an optimizer's, stay in the file, and `tensor_file.Stored` stands for them.
 
     Raises:
-        WeightsError: the file is cut off, damaged, or of another kind.
+        WeightsError: the file is cut off, damaged, of another kind, or its weights are NaN or infinite.
         PermissionError: this user may not read it.
     """
     path = Path(path)
@@ -44,9 +45,13 @@ def read(path: str | Path, everything: bool = True) -> dict:
             content = tensor_file.open_lazily(file)
             state = next((key for key in STATES if isinstance(content, dict) and isinstance(content.get(key), dict)),
                          None)
-            if everything or state is None:
+            if everything:
                 return copy.deepcopy(content)
-            return content | {state: copy.deepcopy(content[state])}
+            if state is None:
+                return _read_state(content, path) if isinstance(content, dict) else copy.deepcopy(content)
+            return content | {state: _read_state(content[state], path)}
+    except WeightsError:
+        raise
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise WeightsError(f"{path} is not a checkpoint that can be read: {reason} "
@@ -97,6 +102,53 @@ def state_dict(content, path) -> dict[str, Tensor]:
             or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items())):
         raise WeightsError(f"{path} holds no state_dict of tensors: expected a released or an egokit checkpoint")
     return state
+
+
+def own_memory(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return float32 tensors, each dense and in its own memory; `state` is emptied to save memory."""
+    owned, seen = {}, set()
+    for key in list(state):
+        value = state.pop(key).float().contiguous()
+        storage = value.untyped_storage()
+        if storage.data_ptr() in seen or storage.nbytes() != value.nbytes:
+            value = value.clone()
+        seen.add(value.untyped_storage().data_ptr())
+        owned[key] = value
+    return owned
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Return whether a tensor holds no NaN and no infinite number.
+
+    Its product with itself tells that in one pass of one thread, unless numbers are huge; only then is each looked at.
+    """
+    if not tensor.is_floating_point():
+        return True
+    if tensor.nbytes > tensor.untyped_storage().nbytes():  # expanded: all that it repeats
+        tensor = torch.tensor([], dtype=tensor.dtype).set_(tensor.untyped_storage())
+    flat = tensor.detach().reshape(-1)
+    vector = flat.float().numpy()
+    return bool(np.isfinite(np.dot(vector, vector)) or flat.isfinite().all())
+
+
+def _read_state(state: dict, path: Path) -> dict:
+    """Read the tensors of a state dict, and look at each while it is in the processor's cache.
+
+    Raises:
+        WeightsError: weights are NaN or infinite. A task's own tensors may be infinite, as masks are.
+    """
+    memo: dict = {}
+    tensors, broken = {}, []
+    for key, value in state.items():
+        tensors[key] = tensor = copy.deepcopy(value, memo)
+        if isinstance(tensor, Tensor) and not is_finite(tensor) and (
+                "own" not in str(key).split(".") or tensor.isnan().any()):
+            broken.append(str(key))
+    if broken:
+        raise WeightsError(f"{path} has weights that are NaN or infinite, in {len(broken)} of {len(tensors)} tensors: "
+                           f"{', '.join(broken[:6])}{' …' if len(broken) > 6 else ''}; the training that made it had "
+                           "diverged: use an earlier checkpoint")
+    return tensors
 
 
 def write(path: str | Path, content: dict) -> None:

@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 from egokit.config.build import ConfigError
 from egokit.model.checkpoints import WeightsError
-
-PREFIX = "own."  # of their keys in a checkpoint
+from egokit.model.released_keys import PREFIX
 
 
 def refuse_trained(task: type, name: str, value) -> None:

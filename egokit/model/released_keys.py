@@ -49,6 +49,9 @@ TABLE = [
     ("mlm_score.bias", "word_head.bias"),
 ]
 HARMLESS = re.compile(r"(.*\.)?position_ids")  # a buffer that some versions of transformers save
+# names that DistributedDataParallel, torch.compile, checkpointing and FSDP put into keys
+WRAPPERS = ("module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+PREFIX = "own."  # of the keys of a task's own modules
 LEAF = r"(weight|bias|(query|key|value|fc1|fc2|dense|qkv|proj|\d+)\.(weight|bias))"
 
 
@@ -79,20 +82,39 @@ def rename(key: str, to: str) -> str | None:
 _RULES = {"ours": _rules(0), "released": _rules(1)}
 
 
+def unwrap(state: dict) -> tuple[dict, list[str]]:
+    """Return a state dict without the names that wrappers put into its keys, and the keys that then are second ones.
+
+    Args:
+        state: keys with or without names of WRAPPERS, in any place, order and number. A task's own modules, under
+            PREFIX, may have parts that are called so; of theirs only those before PREFIX and torch.compile's go.
+    """
+    bare, second = {}, []
+    for key, value in state.items():
+        parts = key.split(".")
+        start = next((i for i, part in enumerate(parts) if part not in WRAPPERS), 0)
+        inner = WRAPPERS[1:] if parts[start] == PREFIX.removesuffix(".") else WRAPPERS
+        name = ".".join(part for part in parts[start:] if part not in inner)
+        if name in bare:
+            second.append(f"{key} (a second one for {name})")
+        else:
+            bare[name] = value
+    return bare, second
+
+
 def our_keys(state: dict) -> tuple[dict, list[str]]:
     """Return a state dict under our names, and the keys that have no place in it.
 
     Those are unknown, or name a weight for the second time.
 
     Args:
-        state: keys are released names or ours, with or without 'module.' before them.
+        state: keys are released names or ours, as `unwrap` leaves them.
     """
     ours, unknown = {}, []
     for key, value in state.items():
-        bare = key.removeprefix("module.")
-        if HARMLESS.fullmatch(bare):
+        if HARMLESS.fullmatch(key):
             continue
-        name = rename(bare, "ours") or (bare if rename(bare, "released") else None)
+        name = rename(key, "ours") or (key if rename(key, "released") else None)
         if name is None:
             unknown.append(key)
         elif name in ours:

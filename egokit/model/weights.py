@@ -17,8 +17,8 @@ from egokit.config.schema import RANDOM, ModelConfig
 from egokit.model import checkpoints
 from egokit.model.checkpoints import WeightsError
 from egokit.model.egovlp import EgoVLP
-from egokit.model.own_modules import PREFIX, attach, hold, split_own
-from egokit.model.released_keys import our_keys, rename
+from egokit.model.own_modules import attach, hold, split_own
+from egokit.model.released_keys import PREFIX, our_keys, rename, unwrap
 
 
 def infer_config(state: dict[str, Tensor]) -> ModelConfig:
@@ -120,14 +120,17 @@ def load(path: str | Path, frames: int | None = None, tokenizer: str | None = No
             their tensors.
 
     Raises:
-        WeightsError: no such file, not a checkpoint of this model, or keys that don't fit; the message names them.
+        WeightsError: no such file, not a checkpoint of this model, keys that don't fit, or weights that are NaN or
+            infinite; the message names them.
     """
     if frames is not None and (not isinstance(frames, int) or frames < 1):
         raise WeightsError(f"frames={frames!r}: expected a whole number of at least 1")
     path = checkpoints.find(path)
     content = checkpoints.read(path, everything=False)
-    state, own = split_own(checkpoints.state_dict(content, path))
+    state, second = unwrap(checkpoints.state_dict(content, path))
+    state, own = split_own(state)
     state, unknown = our_keys(state)
+    unknown += second
     record = _record(content, path)
     del content  # and with it what the file holds besides
     if not record and not state:
@@ -151,7 +154,7 @@ def load(path: str | Path, frames: int | None = None, tokenizer: str | None = No
         if report:
             return None, error.report
         raise
-    model.load_state_dict(_own_memory(state), assign=True)
+    model.load_state_dict(checkpoints.own_memory(state), assign=True)
     hold(model, {key: value.clone() for key, value in own.items()})
     if task:
         attach(model, task)
@@ -170,19 +173,6 @@ def _record(content: dict, path) -> dict | None:
             and isinstance(record.get("tokenizer"), str)):
         raise WeightsError(f"{path}: its record of the model is damaged: expected model_config and tokenizer")
     return record
-
-
-def _own_memory(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Float32 tensors, each dense and in its own memory; empties `state` to save memory."""
-    owned, seen = {}, set()
-    for key in list(state):
-        value = state.pop(key).float().contiguous()
-        storage = value.untyped_storage()
-        if storage.data_ptr() in seen or storage.nbytes() != value.nbytes:
-            value = value.clone()
-        seen.add(value.untyped_storage().data_ptr())
-        owned[key] = value
-    return owned
 
 
 def save(model: EgoVLP, path: str | Path, **extra) -> None:
@@ -264,10 +254,11 @@ def load_backbone(model: EgoVLP, source: str, released_prefix: str, prefix: str)
         state = checkpoints.state_dict(checkpoints.read(source, everything=False), source)
     else:
         state = _download(source, vit=prefix == "video.")
-    expected, backbone, surplus = model.state_dict(), {}, []
+    state, surplus = unwrap(state)
+    expected, backbone = model.state_dict(), {}
     for key, value in state.items():
         name = rename(released_prefix + key.removeprefix("roberta."), "ours")
-        if name in expected:
+        if name in expected and name not in backbone:
             backbone[name] = value
         elif not OTHER_HEADS.match(key):
             surplus.append(key)
