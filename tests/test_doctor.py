@@ -91,10 +91,10 @@ def test_damaged_files_are_findings(site):
     (folder / "EPIC_100_retrieval_test.csv").write_text("a,b\n1,2\n")
     no_tokenizer = dataclasses.replace(config.site, tokenizer=str(root / "none"))
     problem_of = problems(dataclasses.replace(config, site=no_tokenizer))
-    assert "videos opened are damaged" in problem_of["Charades-Ego training segments"]
-    assert "egomcq.json: not JSON" in problem_of["EgoMCQ check"]
-    assert "prepared.json: expected what" in problem_of["EgoClip check"]
-    assert "columns" in problem_of["EK-100 check"] and "vocab.json" in problem_of[f"models tokenizer {root / 'none'}"]
+    assert "videos opened can't be read" in problem_of["Charades-Ego training segments"]
+    assert "egomcq.json: not JSON" in problem_of["EgoMCQ egomcq.json"]
+    assert "prepared.json: expected what" in problem_of["EgoClip prepared.json"]
+    assert "columns" in problem_of["EK-100 test"] and "vocab.json" in problem_of[f"models tokenizer {root / 'none'}"]
 
 
 def test_parts_that_are_not_there_are_one_line(site):

@@ -29,6 +29,14 @@ def exists(path: str | os.PathLike) -> bool:
     return True
 
 
+def is_there(path: str | os.PathLike) -> bool:
+    """Return whether a file or folder exists, or may exist where this user may not look: what reads it then says so."""
+    try:
+        return exists(path)
+    except PermissionError:
+        return True
+
+
 def explain(path: str | os.PathLike) -> str:
     """Return why a path may not be read: what stands in the way, its mode and owner, and the command that helps."""
     path = Path(path).absolute()

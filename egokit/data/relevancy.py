@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from egokit.config.access import exists
+from egokit.config.access import exists, is_there
 from egokit.data.annotation_tables import numbers, read_csv, text, whole
 from egokit.runs.files import atomic_path
 
@@ -81,7 +81,7 @@ def relevancy_path(folder: str | Path, split: str) -> Path:
     """
     paths = [Path(folder) / f"caption_relevancy_EPIC_100_retrieval_{split}{suffix}"
              for suffix in (".safetensors", ".pkl")]
-    return next((path for path in paths if exists(path)), paths[0])
+    return next((path for path in paths if is_there(path)), paths[0])
 
 
 def read(path: str | Path, shape: tuple[int, int] | None = None) -> Relevancy:

@@ -16,7 +16,7 @@ import json
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from egokit.config.access import exists
+from egokit.config.access import exists, is_there
 from egokit.config.schema import Config
 from egokit.data import relevancy as relevancy_files
 from egokit.data.annotation_tables import (
@@ -115,7 +115,7 @@ def prepare(config: Config, progress: bool = True, parts: Collection[str] = ()) 
     elif not exists(root):
         raise FileNotFoundError(f"the data root {root} of site {site.name!r} does not exist: correct site.root in "
                                 f"params/sites/{site.name}.yaml")
-    present = [name for name in parts if _is_there(root / PARTS[name])]
+    present = [name for name in parts if is_there(root / PARTS[name])]
     if not present:
         raise FileNotFoundError(f"nothing to prepare under {root}: "
                                 f"expected one of {', '.join(str(root / PARTS[name]) for name in parts)}")
@@ -144,14 +144,6 @@ def prepare(config: Config, progress: bool = True, parts: Collection[str] = ()) 
         print("made: " + json.dumps(counts, indent=1), flush=True)
         raise _error(failures)
     return counts
-
-
-def _is_there(folder: Path) -> bool:
-    """Return whether a folder exists; one that may not be read does, and what needs it then fails by name."""
-    try:
-        return exists(folder) and folder.is_dir()
-    except PermissionError:
-        return True
 
 
 def _attempt(steps: dict[str, Callable]) -> tuple[dict, list[str]]:

@@ -5,6 +5,7 @@ by its class, in `check_site`. `examine` turns a check that fails into a finding
 downloads nothing.
 """
 import collections
+import dataclasses
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -24,9 +25,12 @@ RELEASED = ("EgoVLPv2.pth", "EgoVLPv2_smallproj.pth", "EgoVLPv2_smallproj_epoch1
 def machine(checks: Checks) -> Iterator[Finding]:
     """Check the GPUs, ffmpeg and the disk."""
     import torch
-    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    yield Finding("machine", "GPUs", "ok" if devices else "note",
-                  ", ".join(devices) or "none: evaluation works, training is slow")
+
+    def gpus() -> Iterator[Finding]:
+        devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        yield Finding("machine", "GPUs", "ok" if devices else "note",
+                      ", ".join(devices) or "none: evaluation works, training is slow")
+    yield from checks.each("machine", "GPUs", gpus())
     try:
         yield Finding("machine", "ffmpeg", "ok", ffmpeg())
     except SetupError as error:
@@ -40,19 +44,24 @@ def models(checks: Checks) -> Iterator[Finding]:
     """Check the tokenizer, the encoders to start from, and the released checkpoints."""
     from egokit.model.text_encoder import load_tokenizer
     site, tokenizer = checks.config.site, f"tokenizer {checks.config.site.tokenizer}"
-    try:
-        yield Finding("models", tokenizer, "ok", f"{load_tokenizer(site.tokenizer).vocab_size:,} words")
-    except FileNotFoundError as error:
-        yield Finding("models", tokenizer, "missing", str(error).splitlines()[0], "set site.tokenizer to a folder "
-                      "with vocab.json and merges.txt, or go online once for a name")
+
+    def words() -> Iterator[Finding]:
+        try:
+            yield Finding("models", tokenizer, "ok", f"{load_tokenizer(site.tokenizer).vocab_size:,} words")
+        except FileNotFoundError as error:
+            yield Finding("models", tokenizer, "missing", str(error).splitlines()[0], "set site.tokenizer to a folder "
+                          "with vocab.json and merges.txt, or go online once for a name")
+    yield from checks.each("models", tokenizer, words())
     for key, source in (("site.vit", site.vit), ("site.roberta", site.roberta)):
         if source and source != RANDOM:
-            local = Path(source).expanduser().exists()
-            message = "found" if local else "no file: taken as a name, downloaded at the first use"
-            yield Finding("models", f"{key}: {source}", "ok" if local else "note", message)
+            local = checks.check_file("models", Path(source).expanduser(), "")
+            yield dataclasses.replace(local, what=f"{key}: {source}") if local.state != "missing" else Finding(
+                "models", f"{key}: {source}", "note", "no file: taken as a name, downloaded at the first use")
     if site.weights:
         folder = Path(site.weights).expanduser()
-        absent = [name for name in RELEASED if not (folder / name).is_file()]
+        of_file = {name: checks.check_file("models", folder / name, "") for name in RELEASED}
+        absent = [name for name, finding in of_file.items() if finding.state == "missing"]
+        yield from (finding for finding in of_file.values() if finding.state == "wrong")
         message = f"{len(RELEASED) - len(absent)} of {len(RELEASED)} in {folder}"
         if absent:
             yield Finding("models", "released checkpoints", "note", f"{message}; not {', '.join(absent)}",
@@ -62,6 +71,11 @@ def models(checks: Checks) -> Iterator[Finding]:
 
 
 GENERAL = {"machine": machine, "models": models}  # what is examined beside the tasks
+
+
+def findings_of(part: str, checks: Checks) -> Iterator[Finding]:
+    """Yield what the checks of "machine", "models" or a task report."""
+    yield from GENERAL[part](checks) if part in GENERAL else tasks.find(part).check_site(checks)
 
 
 def examine(config: Config, sample: int = SAMPLE, parts: Iterable[str] = ()) -> list[Finding]:
@@ -79,17 +93,14 @@ def examine(config: Config, sample: int = SAMPLE, parts: Iterable[str] = ()) -> 
     if not config.site.root or not checks.root.is_dir():
         return [Finding("site", "site.root", "missing", f"{config.site.root or 'not set'}: no such folder",
                         f"set site.root in params/sites/{config.site.name}.yaml")]
+    root = checks.check_file("site", checks.root, "")
+    if root.state == "wrong":
+        return [root]
     findings: list[Finding] = []
     for part in parts or dict.fromkeys(filter(None, (*GENERAL, *tasks.TASKS, config.task.name))):
-        of_part: list[Finding] = []
-        try:
-            check = GENERAL[part] if part in GENERAL else tasks.find(part).check_site
-            for finding in check(checks):
-                of_part.append(finding)
-        except Exception as error:  # a check that fails is a finding, whatever the error is
-            message = (str(error) or type(error).__name__).splitlines()[0]
-            of_part.append(Finding(of_part[0].part if of_part else part, "check", "wrong",
-                                   f"{type(error).__name__}: {message}"))
+        of_part = list(checks.each(part, "check", findings_of(part, checks)))
+        of_part = [dataclasses.replace(finding, part=of_part[0].part) if finding.part == part else finding
+                   for finding in of_part]  # an error's
         if part in tasks.TASKS and of_part and all(finding.state == "missing" for finding in of_part):
             of_part = [Finding(of_part[0].part, "everything", "note", "nothing of it under this root", of_part[0].fix)]
         findings += of_part

@@ -147,19 +147,34 @@ class CharadesEgo(RetrievalTask):
         annotations, archive = provider.format("CharadesEgo.zip"), provider.format("CharadesEgo_v1_480.tar")
         class_names = folder / "Charades_v1_classes.txt"
         segments = folder / "metadata_train.csv"
-        yield checks.check_file(part, videos, archive, f"{len(list(videos.glob('*.mp4'))):,} videos")
-        yield checks.check_file(part, class_names, annotations)
+        yield from checks.each(part, checks.name(videos), checks.check_videos(part, videos, "*.mp4", archive))
+        names = checks.check_file(part, class_names, annotations)
+        yield names
         for split in ("train", "test"):
             table = folder / f"CharadesEgo_v1_{split}_only1st.csv"
-            yield checks.check_file(part, table, annotations)
-            if table.is_file() and class_names.is_file():
-                ids, targets_VK = charades_videos(table, charades_classes(class_names))
-                yield Finding(part, split, "ok",
-                              f"{len(ids):,} videos, {int((~targets_VK.any(1)).sum()):,} of them without an action, "
-                              f"{int(targets_VK.any(0).sum())} of {targets_VK.shape[1]} classes")
-                yield from checks.check_rows(part, f"videos of {split}", [f"{uid}.mp4" for uid in ids], videos, archive)
+            listed = checks.check_file(part, table, annotations)
+            yield listed
+            if listed.state == names.state == "ok":
+                yield from checks.each(part, table.name, cls._check_videos(checks, part, split, table, archive))
         for split in ("train", "val", "test"):
-            yield checks.check_file(part, folder / f"metadata_{split}.csv", checks.prep)
-        if segments.is_file():
-            rows = read_metadata(segments)
-            yield from checks.check_rows(part, "training segments", rows.id + ".mp4", videos, archive, rows.t_end)
+            made = checks.check_file(part, folder / f"metadata_{split}.csv", checks.prep)
+            yield made
+            if split == "train" and made.state == "ok":
+                yield from checks.each(part, segments.name, cls._check_segments(checks, part, segments, archive))
+
+    @classmethod
+    def _check_videos(cls, checks: Checks, part: str, split: str, table: Path, archive: str) -> Iterator[Finding]:
+        """Check a list of videos, and that they are there."""
+        ids, targets_VK = charades_videos(table, charades_classes(table.with_name("Charades_v1_classes.txt")))
+        yield Finding(part, split, "ok",
+                      f"{len(ids):,} videos, {int((~targets_VK.any(1)).sum()):,} of them without an action, "
+                      f"{int(targets_VK.any(0).sum())} of {targets_VK.shape[1]} classes")
+        yield from checks.check_rows(part, f"videos of {split}", [f"{uid}.mp4" for uid in ids],
+                                     checks.root.joinpath(*VIDEOS), archive)
+
+    @classmethod
+    def _check_segments(cls, checks: Checks, part: str, segments: Path, archive: str) -> Iterator[Finding]:
+        """Check the training segments against the videos."""
+        rows = read_metadata(segments)
+        yield from checks.check_rows(part, "training segments", rows.id + ".mp4", checks.root.joinpath(*VIDEOS),
+                                     archive, rows.t_end)

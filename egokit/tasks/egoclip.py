@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -206,14 +207,20 @@ class EgoClip(Task):
     def check_site(cls, checks: Checks) -> Iterator[Finding]:
         """Check the prepared Ego4D videos, egoclip.csv, and its rows against the videos."""
         part, path = "EgoClip", checks.root / "egoclip.csv"
-        yield from checks.check_prepared(part)
-        yield checks.check_file(part, path, "get it from the EgoVLP project: https://github.com/showlab/EgoVLP "
-                                            "(section 'EgoClip')")
-        if path.is_file():
-            table = EgoClipTable(path, warn=False)
-            yield Finding(part, "rows", "ok", f"{len(table):,} narrations of {len(table.videos):,} videos")
-            if table.malformed:
-                yield Finding(part, "rows", "note", f"{table.malformed:,} malformed rows are left out")
-            names = np.array(table.videos, object)[table.columns["video_uid"]]
-            yield from checks.check_rows(part, "rows", names, checks.root / "Ego4D_Chunked", checks.prep_ego4d,
-                                         table.columns["clip_end"])
+        yield from checks.each(part, "Ego4D", checks.check_prepared(part))
+        table = checks.check_file(part, path, "get it from the EgoVLP project: https://github.com/showlab/EgoVLP "
+                                              "(section 'EgoClip')")
+        yield table
+        if table.state == "ok":
+            yield from checks.each(part, path.name, cls._check_rows(checks, part, path))
+
+    @classmethod
+    def _check_rows(cls, checks: Checks, part: str, path: Path) -> Iterator[Finding]:
+        """Check the table's rows against the videos."""
+        table = EgoClipTable(path, warn=False)
+        yield Finding(part, "rows", "ok", f"{len(table):,} narrations of {len(table.videos):,} videos")
+        if table.malformed:
+            yield Finding(part, "rows", "note", f"{table.malformed:,} malformed rows are left out")
+        names = np.array(table.videos, object)[table.columns["video_uid"]]
+        yield from checks.check_rows(part, "rows", names, checks.root / "Ego4D_Chunked", checks.prep_ego4d,
+                                     table.columns["clip_end"])

@@ -201,13 +201,19 @@ class EgoMCQ(ChoiceTask):
     def check_site(cls, checks: Checks) -> Iterator[Finding]:
         """Check egomcq.json, and its clips against the prepared Ego4D videos."""
         part, path = "EgoMCQ", checks.root / "egomcq.json"
-        yield checks.check_file(part, path, "get it from the EgoVLP project: https://github.com/showlab/EgoVLP "
-                                            "(section 'EgoMCQ')")
-        if path.is_file():
-            questions = annotation_json.read_egomcq(path)
-            clips = [clip_key(clip) for question in questions for clip in question["choices"].values()]
-            types = collections.Counter(int(question["types"]) for question in questions)
-            yield Finding(part, "questions", "ok",
-                          f"{len(questions):,} ({types[1]:,} inter-video, {types[2]:,} intra-video)")
-            yield from checks.check_rows(part, "choices", [uid for uid, _, _ in clips], checks.root / "Ego4D_Chunked",
-                                         checks.prep_ego4d, [stop for _, _, stop in clips])
+        table = checks.check_file(part, path, "get it from the EgoVLP project: https://github.com/showlab/EgoVLP "
+                                              "(section 'EgoMCQ')")
+        yield table
+        if table.state == "ok":
+            yield from checks.each(part, path.name, cls._check_questions(checks, part, path))
+
+    @classmethod
+    def _check_questions(cls, checks: Checks, part: str, path: Path) -> Iterator[Finding]:
+        """Check the questions, and their clips against the videos."""
+        questions = annotation_json.read_egomcq(path)
+        clips = [clip_key(clip) for question in questions for clip in question["choices"].values()]
+        types = collections.Counter(int(question["types"]) for question in questions)
+        yield Finding(part, "questions", "ok",
+                      f"{len(questions):,} ({types[1]:,} inter-video, {types[2]:,} intra-video)")
+        yield from checks.check_rows(part, "choices", [uid for uid, _, _ in clips], checks.root / "Ego4D_Chunked",
+                                     checks.prep_ego4d, [stop for _, _, stop in clips])

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from egokit.config.access import exists
 from egokit.config.schema import NotNegative, Scored, Share, TaskConfig
 from egokit.data import relevancy
 from egokit.data.annotation_tables import EK100_ANNOTATIONS, ek100_annotations, read_csv
@@ -179,34 +180,53 @@ class EK100(RetrievalTask):
         provider = ("https://github.com/epic-kitchens/epic-kitchens-download-scripts, "
                     "then resize to 256 px on the short side")
         rates: collections.Counter = collections.Counter()
+        varying: list[str] = []
 
         def seconds(path: Path) -> float:
+            exists(path)
             video = open_video.open_video(path, checks.config.data.reader)
             rates[round(video.fps, 2)] += 1
-            return video.length / video.fps
+            if not video.constant:
+                varying.append(path.name)
+            return video.seconds
 
-        yield checks.check_file(part, videos, provider, f"{len(list(videos.glob('P*/*.MP4'))):,} videos")
+        yield from checks.each(part, checks.name(videos), checks.check_videos(part, videos, "P*/*.MP4", provider))
         for split in ("train", "test"):
-            tables = [folder / f"EPIC_100_retrieval_{split}{kind}.csv" for kind in ("", "_sentence")]
-            for path in tables:
-                yield checks.check_file(part, path, "git clone https://github.com/epic-kitchens/"
-                                                    "epic-kitchens-100-annotations  (into ROOT/EK100/)")
-            if not all(path.is_file() for path in tables):
-                continue
-            rows, sentences = ek100_annotations(checks.root, split)
-            yield Finding(part, split, "ok", f"{len(rows):,} clips, {len(sentences):,} sentences")
-            what = f"relevancy of {split}"
-            path = relevancy.relevancy_path(folder / "relevancy", split)
-            yield checks.check_file(part, path, checks.prep)
-            if path.is_file():
-                try:
-                    relevancy.check(path, (len(rows), len(sentences)))
-                    yield Finding(part, what, "ok", f"{len(rows):,} x {len(sentences):,}")
-                except ValueError as error:
-                    yield Finding(part, what, "wrong", str(error), f"delete {path.name}, then {checks.prep}")
-            yield from checks.check_rows(part, f"clips of {split}", rows.participant_id + "/" + rows.video_id + ".MP4",
-                                         videos, provider, rows.stop_timestamp, seconds)
+            tables = [checks.check_file(part, folder / f"EPIC_100_retrieval_{split}{kind}.csv",
+                                        "git clone https://github.com/epic-kitchens/epic-kitchens-100-annotations  "
+                                        "(into ROOT/EK100/)") for kind in ("", "_sentence")]
+            yield from tables
+            if all(table.state == "ok" for table in tables):
+                yield from checks.each(part, split, cls._check_split(checks, part, split, provider, seconds))
+        if varying:
+            yield Finding(part, "frame rates", "wrong", f"{len(varying)} videos have a variable frame rate, such as "
+                          f"{varying[0]}; EK-100 counts frames", "ffmpeg -i IN.MP4 -vf fps=RATE OUT.MP4, for each")
         if rates:
             message = ", ".join(f"{count} videos at {rate:g} a second" for rate, count in rates.most_common())
             yield Finding(part, "frame rates", "ok",
                           f"{message} (clips are found by their times at the file's own rate)")
+
+    @classmethod
+    def _check_split(cls, checks: Checks, part: str, split: str, provider: str, seconds) -> Iterator[Finding]:
+        """Check a split's tables, relevancy, and clips against the videos."""
+        rows, sentences = ek100_annotations(checks.root, split)
+        yield Finding(part, split, "ok", f"{len(rows):,} clips, {len(sentences):,} sentences")
+        what, folder = f"relevancy of {split}", checks.root / EK100_ANNOTATIONS / "relevancy"
+        yield from checks.each(part, what, cls._check_relevancy(checks, part, folder, split,
+                                                                (len(rows), len(sentences))))
+        yield from checks.check_rows(part, f"clips of {split}", rows.participant_id + "/" + rows.video_id + ".MP4",
+                                     checks.root / "EK100" / "video_ht256px", provider, rows.stop_timestamp, seconds)
+
+    @classmethod
+    def _check_relevancy(cls, checks: Checks, part: str, folder: Path, split: str, shape) -> Iterator[Finding]:
+        """Check that a split's relevancy is there, may be read, and has the size of the tables."""
+        path = relevancy.relevancy_path(folder, split)
+        there = checks.check_file(part, path, checks.prep)
+        yield there
+        if there.state == "ok":
+            try:
+                relevancy.check(path, shape)
+                yield Finding(part, f"relevancy of {split}", "ok", f"{shape[0]:,} x {shape[1]:,}")
+            except ValueError as error:
+                yield Finding(part, f"relevancy of {split}", "wrong", str(error),
+                              f"delete {path.name}, then {checks.prep}")

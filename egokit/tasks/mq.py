@@ -166,11 +166,16 @@ class EgoMQ(Task):
     def check_site(cls, checks: Checks) -> Iterator[Finding]:
         """Check the moments_*.json, and their clips against the resized Ego4D videos."""
         part, clips = "EgoMQ", []
+
+        def read(path: Path) -> Iterator[Finding]:
+            clips.extend(annotation_json.read_moments(path))
+            yield from ()
         for split in SPLITS:
             path = checks.root / f"moments_{split}.json"
-            yield checks.check_file(part, path, EGO4D.format("annotations"))
-            if path.is_file():
-                clips += annotation_json.read_moments(path)
+            table = checks.check_file(part, path, EGO4D.format("annotations"))
+            yield table
+            if table.state == "ok":
+                yield from checks.each(part, path.name, read(path))
         if clips:
             names = [f"{clip['video_uid']}.mp4" for clip in clips]
             yield Finding(part, "clips", "ok", f"{len(names):,} of {len(set(names)):,} videos")
