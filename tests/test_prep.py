@@ -186,5 +186,5 @@ def test_missing_root_says_what_makes_it(project, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"data root .*nowhere.*params/sites/tiny\.yaml"):
         prep.prepare(config)
     from egokit import tasks
-    with pytest.raises(FileNotFoundError, match="01_data_prep"):
+    with pytest.raises(FileNotFoundError, match=r"egoclip\.csv is missing .*get it: https://github\.com/showlab/EgoVLP"):
         tasks.make(config).dataset("train")

@@ -99,7 +99,7 @@ def read(path: str | Path, shape: tuple[int, int] | None = None) -> Relevancy:
     path = Path(path)
     if not exists(path):
         raise FileNotFoundError(f"relevancy {path} is missing; "
-                                "notebook 01_data_prep makes it from the annotations")
+                                "'egokit prep ek100' or notebook 01_data_prep makes it from the annotations")
     try:
         matrix = _read_file(path)
     except Exception as error:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from egokit.config.access import exists
-from egokit.config.schema import Config
+from egokit.config.schema import Config, SiteConfig
 from egokit.data import annotation_json
 from egokit.data.video import open_video as video
 
@@ -21,6 +21,8 @@ SAMPLE = 40  # videos opened per table; 0 opens all
 EGO4D = ("sign the licence at https://ego4d-data.org, then: "
          "pip install ego4d && ego4d --datasets {} --benchmarks mq -o DIR")
 EGO4D_SUFFIXES = video.SUFFIXES  # in capitals, too; the video_uid is the name before it
+EGOCLIP, EGOMCQ = (f"https://github.com/showlab/EgoVLP (section '{name}')" for name in ("EgoClip", "EgoMCQ"))
+PREP = "egokit prep"  # provider of what is made of other files
 LISTED = 20_000  # most files that are looked at in search of misplaced videos
 
 
@@ -36,6 +38,18 @@ class Finding:
     def __post_init__(self):
         if self.state == "ok" and re.match(r"(all )?0 ", self.message):  # nothing of something is not in order
             object.__setattr__(self, "state", "wrong")
+
+
+def how_to_get(provider: str, site: SiteConfig) -> str:
+    """Return the advice on a missing file.
+
+    Args:
+        provider: PREP, a page or command that gives the file, or "" if that is not known.
+        site: the site that lacks it; everything of the toy's is made.
+    """
+    if site.toy or provider == PREP:
+        return f"run notebook 01_data_prep or 'egokit prep --site {site.name}'"
+    return f"get it: {provider}" if provider else "put it there (docs/data.md says where data come from)"
 
 
 def forbidden(part: str, what: str, error: PermissionError) -> Finding:

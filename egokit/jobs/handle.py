@@ -13,7 +13,7 @@ from egokit.runs.run_folder import Run
 
 
 class JobFailed(RuntimeError):
-    """A job ended without a result; the message holds the end of its most useful log."""
+    """A job ended without a result; the message holds the error and the name of the log."""
 
 
 class Handle:
@@ -105,7 +105,7 @@ class Handle:
             The job's section of metrics.json.
 
         Raises:
-            JobFailed: the job ended without a result; the message holds the end of its log.
+            JobFailed: the job ended without a result; the message holds the error, and names the log.
         """
         from egokit.runs.log import History
         history, gone_before, bar = History(self.run.path), False, ProgressBar(self.section)
@@ -120,8 +120,8 @@ class Handle:
                 if state == "finished":
                     return self.metrics()
                 if lost:
-                    raise JobFailed(f"{self.section} of {self.run.path} ended without a result. The end of its log:\n"
-                                    f"{self.log_tail()}")
+                    raise JobFailed(f"{self.section} of {self.run.path} ended without a result: "
+                                    f"{status.error_message(self.folder)}")
                 gone_before = gone  # look once more: another machine's files may show a moment later
                 time.sleep(poll if local else poll * (40 if waits else 20))  # a pending job costs two calls
         finally:

@@ -15,10 +15,11 @@ from pathlib import Path
 from egokit.config.build import ConfigError, comparable, differences, flatten, nest, to_dict
 from egokit.config.registry import restore, split_task_file
 from egokit.config.resolve import to_yaml
-from egokit.config.schema import RANDOM, Config, LaunchConfig
+from egokit.config.schema import Config, LaunchConfig
 from egokit.jobs import code_snapshot, devices, slurm
 from egokit.jobs.handle import Handle
 from egokit.jobs.handle import JobFailed as JobFailed  # users catch egokit.launch.JobFailed
+from egokit.jobs.preflight import expect_ready, starting_point
 from egokit.jobs.progress import PROGRESS_FILE
 from egokit.runs.files import locked, write_text
 from egokit.runs.run_folder import DEVICES, Run
@@ -47,8 +48,8 @@ def submit(config: Config, run: Run, action: str = "train", section: str | None 
         The job's Handle: `.wait()` returns its metrics, `.cancel()` ends it.
 
     Raises:
-        ConfigError: the run was made with other parameters, the recipe needs what this machine lacks, the batch is
-            smaller than the number of processes, or options in launch.slurm are wrong.
+        ConfigError: the run was made with other parameters, the recipe needs what this machine or site lacks, the
+            batch is smaller than the number of processes, or options in launch.slurm are wrong.
         NotSubmitted: SLURM or this machine refused the job.
         ValueError: `action` is none of the three.
     """
@@ -66,6 +67,8 @@ def submit(config: Config, run: Run, action: str = "train", section: str | None 
             run.write_metrics(handle.section, {})
         expect_same(handle, config, (init_sha256, task_sha256))
         exists = handle.metrics() or handle.alive()
+        if not exists:
+            expect_ready(config, action)
         cpu_notice = "" if exists else devices.check_gpus(config, action)
         opened = run.config or config
         write_text(run.path / "params.yaml", to_yaml(opened))  # after all checks: a refused caller must not change it
@@ -176,26 +179,6 @@ def expect_same(handle: Handle, config: Config, hashes: tuple[str, str] | None =
         raise ConfigError(f"{handle.section} in {handle.run.path} was made with other parameters "
                           f"({'; '.join(changes[:6])}); choose another run name, give the old values as overrides, or "
                           "delete that folder to start again")
-
-
-def starting_point(config: Config) -> str:
-    """Return the hash of the checkpoint `init`, or "" without one.
-
-    Raises:
-        ConfigError: the ViT or the RoBERTa that a recipe without `init` starts from is missing. It is raised at the
-            submission and not in a job's log.
-    """
-    if config.init:
-        from egokit.model import checkpoints
-        return checkpoints.fingerprint(checkpoints.find(config.init))
-    for key, meaning in (("vit", "a ViT-B/16: a timm name or a file"), ("roberta", "a RoBERTa: a name or a folder")):
-        source = getattr(config.site, key)
-        if not source or (Path(source).is_absolute() and not Path(source).exists()):
-            absent = ", which does not exist" if source else ""
-            raise ConfigError(f"site.{key} of site {config.site.name!r} is {source!r}{absent}: this recipe has no init "
-                              f"and starts from {meaning}. Name it in the site's file, or write {RANDOM} to start from "
-                              "random weights")
-    return ""
 
 
 def start_work(folder: Path, spec: dict, launch: LaunchConfig, keep_code: bool = False, task: str = "") -> None:

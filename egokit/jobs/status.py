@@ -167,10 +167,31 @@ def log_tail(folder: Path, lines: int = 25) -> str:
     return f"no log in {folder / 'submitit'}"
 
 
+RAISED = re.compile(r"(\[rank\d+\]: )?[\w.]*(Error|Exception|Failed)\b")  # the line of a traceback that names the error
+# what may follow an error's message in a log
+FOLLOWING = re.compile(r"(\[rank\d+\]: )?(Traceback|srun|slurmstepd|submitit|egokit: |[WEI]\d{4} |\s*$)")
+
+
+def error_message(folder: Path, lines: int = 6) -> str:
+    """Return the message of the error that ended a job, once and without its traceback, and the log that has it."""
+    log, *tail = log_tail(folder, 200).splitlines()
+    raised = [number for number, line in enumerate(tail) if RAISED.match(line)]
+    notices = [line for line in tail if line.startswith("egokit: not requeued: a rank was lost")]
+    if notices or not raised:  # a rank that was killed, and left no error
+        message = notices[-1:] or tail[-lines:]
+    else:
+        rest = tail[raised[-1] + 1:]
+        length = next((number for number, line in enumerate(rest) if FOLLOWING.match(line)), len(rest))
+        message = [tail[raised[-1]], *rest[:min(length, lines - 1)]]
+    prefix = re.compile(r"^\[rank\d+\]: ?")
+    text = "\n".join(prefix.sub("", line) for line in message)
+    return f"{text}\nThe whole log: {log.removesuffix(':')}" if tail else log
+
+
 def failure_reason(folder: Path) -> str:
     """Return the line of the job's log that says best why it ended, cut at 100 characters."""
     lines = log_tail(folder).splitlines()
-    raised = [line for line in lines if re.match(r"(\[rank\d+\]: )?[\w.]*(Error|Exception|Failed)\b", line)]
+    raised = [line for line in lines if RAISED.match(line)]
     cancelled = [line for line in lines if "*** " in line]  # slurmstepd: error: *** JOB 7 ON node1 CANCELLED AT …
     return (raised or cancelled or lines)[-1][:100]
 

@@ -15,7 +15,7 @@ from egokit.config.registry import TASKS, find
 
 PUBLIC_NAMES = {  # for a task of one's own: name -> module, imported on first use
     "Task": "tasks.base", "RetrievalTask": "tasks.retrieval", "ChoiceTask": "tasks.multiple_choice",
-    "Result": "runs.ledger", "Finding": "data.site_checks", "cosine": "tasks.base", "Samples": "data.loader",
+    "Result": "runs.ledger", "Finding": "data.site_checks", "cosine": "tasks.metrics", "Samples": "data.loader",
     "read_chunked": "data.video.clips", "sample_frames": "data.video.frame_sampling",
     "normalise": "data.video.transforms", "TaskConfig": "config.schema", "Count": "config.schema",
     "Positive": "config.schema", "NotNegative": "config.schema", "Share": "config.schema",

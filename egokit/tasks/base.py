@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from egokit.config.access import exists
 from egokit.config.build import ConfigError
 from egokit.config.schema import Config, TaskConfig
-from egokit.data.site_checks import Checks, Finding
+from egokit.data.site_checks import PREP, Checks, Finding, how_to_get
 from egokit.data.video import open_video, transforms
 from egokit.model.own_modules import refuse_trained
 from egokit.model.text_encoder import load_tokenizer
@@ -218,6 +218,11 @@ class Task:
         return self
 
     @classmethod
+    def inputs(cls, config: Config, action: str) -> dict[str, str]:
+        """Return what a job reads under the data root, each with its provider: see `site_checks.how_to_get`."""
+        return {}
+
+    @classmethod
     def check_site(cls, checks: Checks) -> Iterator[Finding]:
         """Yield what `egokit doctor` reports of the files that this task reads; called without an instance.
 
@@ -231,8 +236,11 @@ class Task:
         """Return the path of a file under the data root, or raise an error that says the fix."""
         path = self.root.joinpath(*parts)
         if not exists(path):
-            raise FileNotFoundError(f"{path} is missing (site {self.config.site.name!r}, "
-                                    f"task {self.config.task.name!r}); run notebook 01_data_prep for this site, or "
+            needed = self.inputs(self.config, "train").items()
+            provider = next((provider for name, provider in needed if path.is_relative_to(self.root / name)),
+                            PREP if open_video.is_prepared(path) else "")
+            raise FileNotFoundError(f"{path} is missing (site {self.config.site.name!r}, task "
+                                    f"{self.config.task.name!r}); {how_to_get(provider, self.config.site)}, or "
                                     "correct 'site.root' in its file")
         return path
 
@@ -290,9 +298,3 @@ class Task:
             else:
                 batch[key] = torch.tensor(values) if isinstance(values[0], (int, float)) else values
         return batch
-
-
-def cosine(a_BE: np.ndarray, b_KE: np.ndarray) -> np.ndarray:
-    """Return the cosine of every row with every row: (B, E) x (K, E) -> (B, K)."""
-    a_BE, b_KE = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-8) for x in (a_BE, b_KE))
-    return a_BE @ b_KE.T

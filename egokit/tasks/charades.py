@@ -13,10 +13,10 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
-from egokit.config.schema import Positive, TaskConfig
+from egokit.config.schema import Config, Positive, TaskConfig
 from egokit.data.annotation_tables import charades_classes, charades_videos, read_metadata
 from egokit.data.loader import Samples
-from egokit.data.site_checks import Checks, Finding
+from egokit.data.site_checks import PREP, Checks, Finding
 from egokit.data.video import clips, frame_sampling
 from egokit.model.egovlp import similarity
 from egokit.runs.files import write_text
@@ -27,6 +27,8 @@ from egokit.tasks.retrieval import RetrievalTask
 
 FOLDER = ("CharadesEgo", "CharadesEgo")
 VIDEOS = ("CharadesEgo", "CharadesEgo_v1_480")
+ANNOTATIONS, ARCHIVE = (f"{file} of https://prior.allenai.org/projects/charades-ego  (into ROOT/CharadesEgo/)"
+                        for file in ("CharadesEgo.zip", "CharadesEgo_v1_480.tar"))
 FUNCTION_WORDS = set(re.findall("[a-z]+", "someone something somewhere is are a an the some of to in into on onto at "
                                           "from with and or up down out by for their his her its it them"))
 
@@ -139,12 +141,18 @@ class CharadesEgo(RetrievalTask):
                          for words, verb in zip(words_K, verbs, strict=True)]}
 
     @classmethod
+    def inputs(cls, config: Config, action: str) -> dict[str, str]:
+        folder = "/".join(FOLDER)
+        training = {f"{folder}/metadata_train.csv": PREP} if action == "train" else {}
+        return {"/".join(VIDEOS): ARCHIVE, f"{folder}/Charades_v1_classes.txt": ANNOTATIONS,
+                f"{folder}/CharadesEgo_v1_test_only1st.csv": ANNOTATIONS, **training, folder: ANNOTATIONS}
+
+    @classmethod
     def check_site(cls, checks: Checks) -> Iterator[Finding]:
         """Check the videos, the tables, and the tables' rows against the videos."""
         part = "Charades-Ego"
         folder, videos = checks.root.joinpath(*FOLDER), checks.root.joinpath(*VIDEOS)
-        provider = "{} of https://prior.allenai.org/projects/charades-ego  (into ROOT/CharadesEgo/)"
-        annotations, archive = provider.format("CharadesEgo.zip"), provider.format("CharadesEgo_v1_480.tar")
+        annotations, archive = ANNOTATIONS, ARCHIVE
         class_names = folder / "Charades_v1_classes.txt"
         segments = folder / "metadata_train.csv"
         yield from checks.each(part, checks.name(videos), checks.check_videos(part, videos, "*.mp4", archive))

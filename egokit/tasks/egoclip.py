@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from egokit.config.schema import Count, NotNegative, Positive, Share, TaskConfig
+from egokit.config.schema import Config, Count, NotNegative, Positive, Share, TaskConfig
 from egokit.data.egoclip_table import NOUNS, VERBS, EgoClipTable
 from egokit.data.loader import Samples
-from egokit.data.site_checks import Checks, Finding
+from egokit.data.site_checks import EGOCLIP, EGOMCQ, PREP, Checks, Finding
 from egokit.data.video import clips, frame_sampling
 from egokit.data.video.transforms import normalise
 from egokit.model.egovlp import similarity
@@ -204,12 +204,15 @@ class EgoClip(Task):
         return ids[:, :longest], mask[:, :longest]
 
     @classmethod
+    def inputs(cls, config: Config, action: str) -> dict[str, str]:
+        return {"egoclip.csv": EGOCLIP, "Ego4D_Chunked": PREP, "egomcq.json": EGOMCQ}
+
+    @classmethod
     def check_site(cls, checks: Checks) -> Iterator[Finding]:
         """Check the prepared Ego4D videos, egoclip.csv, and its rows against the videos."""
         part, path = "EgoClip", checks.root / "egoclip.csv"
         yield from checks.each(part, "Ego4D", checks.check_prepared(part))
-        table = checks.check_file(part, path, "get it from the EgoVLP project: https://github.com/showlab/EgoVLP "
-                                              "(section 'EgoClip')")
+        table = checks.check_file(part, path, EGOCLIP)
         yield table
         if table.state == "ok":
             yield from checks.each(part, path.name, cls._check_rows(checks, part, path))

@@ -15,11 +15,12 @@ from typing import ClassVar
 
 import numpy as np
 
+from egokit.config.schema import Config
 from egokit.data import annotation_json
 from egokit.data.annotation_json import CHOICES
 from egokit.data.annotation_tables import classes_of
 from egokit.data.loader import Samples
-from egokit.data.site_checks import Checks, Finding
+from egokit.data.site_checks import EGOMCQ, PREP, Checks, Finding
 from egokit.data.video import clips, frame_sampling
 from egokit.data.video.transforms import normalise
 from egokit.model.egovlp import similarity
@@ -198,11 +199,14 @@ class EgoMCQ(ChoiceTask):
         return out
 
     @classmethod
+    def inputs(cls, config: Config, action: str) -> dict[str, str]:
+        return {"egomcq.json": EGOMCQ, "Ego4D_Chunked": PREP}
+
+    @classmethod
     def check_site(cls, checks: Checks) -> Iterator[Finding]:
         """Check egomcq.json, and its clips against the prepared Ego4D videos."""
         part, path = "EgoMCQ", checks.root / "egomcq.json"
-        table = checks.check_file(part, path, "get it from the EgoVLP project: https://github.com/showlab/EgoVLP "
-                                              "(section 'EgoMCQ')")
+        table = checks.check_file(part, path, EGOMCQ)
         yield table
         if table.state == "ok":
             yield from checks.each(part, path.name, cls._check_questions(checks, part, path))

@@ -17,18 +17,22 @@ import torch
 from torch import Tensor
 
 from egokit.config.access import exists
-from egokit.config.schema import NotNegative, Scored, Share, TaskConfig
+from egokit.config.schema import Config, NotNegative, Scored, Share, TaskConfig
 from egokit.data import relevancy
 from egokit.data.annotation_tables import EK100_ANNOTATIONS, ek100_annotations, read_csv
 from egokit.data.loader import Samples
-from egokit.data.site_checks import Checks, Finding
+from egokit.data.site_checks import PREP, Checks, Finding
 from egokit.data.video import clips, frame_sampling, open_video
 from egokit.model.egovlp import similarity
 from egokit.runs.ledger import DUAL_SOFTMAX, Result
 from egokit.tasks import class_names, losses, metrics
-from egokit.tasks.base import cosine
+from egokit.tasks.metrics import cosine
 from egokit.tasks.retrieval import RetrievalTask
 from egokit.train import distributed
+
+VIDEOS = ("https://github.com/epic-kitchens/epic-kitchens-download-scripts, then resize to 256 px on the short side "
+          "(into ROOT/EK100/video_ht256px)")
+ANNOTATIONS = "git clone https://github.com/epic-kitchens/epic-kitchens-100-annotations  (into ROOT/EK100/)"
 
 
 class Actions(Samples):
@@ -173,12 +177,19 @@ class EK100(RetrievalTask):
                 for tag, labels in self.clip_tags().items()}
 
     @classmethod
+    def inputs(cls, config: Config, action: str) -> dict[str, str]:
+        splits = ("test", "train") if action == "train" else ("test",)
+        tables = {f"{EK100_ANNOTATIONS}/EPIC_100_retrieval_{split}{kind}.csv": ANNOTATIONS
+                  for split in splits for kind in ("", "_sentence")}
+        return {"EK100/video_ht256px": VIDEOS, **tables, f"{EK100_ANNOTATIONS}/relevancy": PREP,
+                str(EK100_ANNOTATIONS): ANNOTATIONS}
+
+    @classmethod
     def check_site(cls, checks: Checks) -> Iterator[Finding]:
         """Check the videos, and each split's tables, relevancy, and clips against the videos."""
         part = "EK-100"
         folder, videos = checks.root / EK100_ANNOTATIONS, checks.root / "EK100" / "video_ht256px"
-        provider = ("https://github.com/epic-kitchens/epic-kitchens-download-scripts, "
-                    "then resize to 256 px on the short side")
+        provider = VIDEOS
         rates: collections.Counter = collections.Counter()
         varying: list[str] = []
 
@@ -193,8 +204,7 @@ class EK100(RetrievalTask):
         yield from checks.each(part, checks.name(videos), checks.check_videos(part, videos, "P*/*.MP4", provider))
         for split in ("train", "test"):
             tables = [checks.check_file(part, folder / f"EPIC_100_retrieval_{split}{kind}.csv",
-                                        "git clone https://github.com/epic-kitchens/epic-kitchens-100-annotations  "
-                                        "(into ROOT/EK100/)") for kind in ("", "_sentence")]
+                                        ANNOTATIONS) for kind in ("", "_sentence")]
             yield from tables
             if all(table.state == "ok" for table in tables):
                 yield from checks.each(part, split, cls._check_split(checks, part, split, provider, seconds))

@@ -176,3 +176,9 @@ def chance(metric, scores_shape, *arguments, draws: int = 20, seed: int = 0) -> 
     rng = np.random.default_rng(seed)
     results = [metric(rng.standard_normal(scores_shape), *arguments) for _ in range(draws)]
     return {key: float(np.mean([result[key] for result in results])) for key in results[0]}
+
+
+def cosine(a_BE: np.ndarray, b_KE: np.ndarray) -> np.ndarray:
+    """Return the cosine of every row with every row: (B, E) x (K, E) -> (B, K)."""
+    a_BE, b_KE = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-8) for x in (a_BE, b_KE))
+    return a_BE @ b_KE.T

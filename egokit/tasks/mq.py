@@ -15,10 +15,10 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 
-from egokit.config.schema import Count, Positive, TaskConfig
+from egokit.config.schema import Config, Count, Positive, TaskConfig
 from egokit.data import annotation_json
 from egokit.data.annotation_json import SPLITS
-from egokit.data.site_checks import EGO4D, Checks, Finding
+from egokit.data.site_checks import EGO4D, PREP, Checks, Finding
 from egokit.data.video import frame_sampling
 from egokit.data.video.open_video import VideoError
 from egokit.model import checkpoints
@@ -161,6 +161,13 @@ class EgoMQ(Task):
         return {"clips": len(clips), "features": sum(shape[0] for shape in shapes.values()), "unlisted": len(unlisted),
                 "samples": len(clips), "expected": len(clips), "failed": 0, "frames": own.feature_frames,
                 "toy": self.config.site.toy, "data": data, "seconds": time.perf_counter() - began}
+
+    @classmethod
+    def inputs(cls, config: Config, action: str) -> dict[str, str]:
+        lists, videos = config.task.feature_clips, config.task.feature_videos
+        names = [lists.replace("*", split) for split in (SPLITS if "*" in lists else ("",))]
+        return {name: EGO4D.format("annotations") for name in names} | {
+            videos: PREP if videos == "Ego4D_256" else EGO4D.format("full_scale")}
 
     @classmethod
     def check_site(cls, checks: Checks) -> Iterator[Finding]:

@@ -3,7 +3,8 @@ import numpy as np
 
 from egokit.data.video.frame_sampling import evenly_spaced
 from egokit.tasks import metrics
-from egokit.tasks.base import WATCHED, Task, cosine
+from egokit.tasks.base import WATCHED, Task
+from egokit.tasks.metrics import cosine
 
 
 class QueryTask(Task):
