@@ -40,7 +40,7 @@ def expect_tokenizer(config: Config) -> None:
     if folder.is_absolute():
         if not exists(folder):
             made = "notebook 01_data_prep makes the toy's" if config.site.toy else "give a folder or a name"
-            raise ConfigError(f"{where}, which does not exist: {made}")
+            raise ConfigError(f"{where}, which does not exist: {made}, or correct the site's file")
         if not any(exists(folder / name) for name in TOKENIZER_FILES):
             raise ConfigError(f"{where}, which holds no tokenizer: expected one of {', '.join(TOKENIZER_FILES)}")
     elif not folder.is_dir():
