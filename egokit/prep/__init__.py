@@ -48,7 +48,8 @@ def charades(root: Path) -> dict[str, int]:
         The number of rows of each split.
 
     Raises:
-        PrepError: a split failed; the others are made.
+        FileNotFoundError, ValueError: a list is missing or damaged; the splits that do not need it are made.
+        PrepError: several are.
     """
     return _all_or_error({split: functools.partial(_charades_split, root, split) for split in LISTED})
 
@@ -69,8 +70,9 @@ def ek100(root: Path) -> dict[str, tuple[int, int]]:
         (clips, sentences) of each split.
 
     Raises:
-        PrepError: a split failed, such as by a damaged table, or because an existing file does not have the size of
-            the tables; the other split is made.
+        FileNotFoundError, ValueError: a table is missing or damaged, or an existing file does not have the size of the
+            tables; the other split is made.
+        PrepError: both splits failed.
     """
     return _all_or_error({split: functools.partial(_ek100_split, root, split) for split in ("train", "test")})
 
@@ -129,8 +131,8 @@ def prepare(config: Config, progress: bool = True, parts: Collection[str] = ()) 
         steps |= {f"ek100 {split}": functools.partial(_ek100_split, root, split) for split in ("train", "test")}
     if "ego4d" in present:
         steps["ego4d"] = functools.partial(ego4d, **site_options(site), progress=progress)
-    results, failures = _attempt(steps)
-    counts: dict = {}
+    results, errors = _attempt(steps)
+    counts, failures = {}, _lines(errors)
     for name, result in results.items():
         if name == "ego4d":
             counts |= {f"ego4d_{key}": result[key] for key in ("videos", "frames", "bytes")}
@@ -146,27 +148,29 @@ def prepare(config: Config, progress: bool = True, parts: Collection[str] = ()) 
     return counts
 
 
-def _attempt(steps: dict[str, Callable]) -> tuple[dict, list[str]]:
-    """Take all steps, whichever fail; return the results of those that did not, and what failed, by name."""
-    results, failures = {}, []
+def _attempt(steps: dict[str, Callable]) -> tuple[dict, dict[str, Exception]]:
+    """Take all steps, whichever fail; return the results of those that did not, and the errors of the others."""
+    results, errors = {}, {}
     for name, step in steps.items():
         try:
             results[name] = step()
         except Exception as error:  # whatever it is, the other steps do not depend on it
-            failures.append(f"{name}: {str(error) or repr(error)}")
-    return results, failures
+            errors[name] = error
+    return results, errors
 
 
 def _all_or_error(steps: dict[str, Callable]) -> dict:
-    """Take all steps and return their results.
-
-    Raises:
-        PrepError: a step failed.
-    """
-    results, failures = _attempt(steps)
-    if failures:
-        raise _error(failures)
+    """Take all steps and return their results; else raise the error that there is, or a PrepError of several."""
+    results, errors = _attempt(steps)
+    if len(set(map(str, errors.values()))) == 1:
+        raise next(iter(errors.values()))
+    if errors:
+        raise _error(_lines(errors))
     return results
+
+
+def _lines(errors: dict[str, Exception]) -> list[str]:
+    return [f"{name}: {str(error) or repr(error)}" for name, error in errors.items()]
 
 
 def _error(failures: list[str]) -> PrepError:
