@@ -8,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 
+from egokit.config.access import exists
 from egokit.config.build import ConfigError
 
 
@@ -283,8 +284,17 @@ def main(argv: list[str] | None = None) -> None:
         # but not a library's own error nor a bare RuntimeError, which PyTorch raises
         if type(error).__module__.split(".")[0] not in ("egokit", "builtins") or type(error) is RuntimeError:
             raise
-        print(f"egokit: {error}", file=sys.stderr)
+        print(f"egokit: {explained(error)}", file=sys.stderr)
         sys.exit(2)
+
+
+def explained(error: Exception) -> Exception:
+    """Return the error; of a file that may not be read, the one that says whose it is."""
+    try:
+        exists(getattr(error, "filename", None) or os.curdir)
+    except PermissionError as explanation:
+        return explanation
+    return error
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def test_the_doctor_finds_damaged_videos(files, resolve, copied, name):
     findings = doctor.examine(on_copy(resolve()), 0, ("egoclip", "egomcq", "ek100", "charades", "mq"))
     assert [finding for finding in findings if finding.what == "check"] == []
     # these can be opened; only reading them shows the damage
-    if name not in ("more-all-300", "zeros-mdat-0.6-4000", "cut-first-0.5", "no-keyframes"):
+    if name not in ("more-all-300", "zeros-mdat-0.6-4000", "cut-first-0.5", "no-keyframes", "h264"):
         messages = " ".join(finding.message for finding in findings if finding.state == "wrong")
         assert all(str(place) in messages for place in places if place.name != "0.mp4"), messages
 
