@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from egokit.config.access import exists
+from egokit.config.access import explained
 from egokit.config.build import ConfigError
 
 
@@ -286,15 +286,6 @@ def main(argv: list[str] | None = None) -> None:
             raise
         print(f"egokit: {explained(error)}", file=sys.stderr)
         sys.exit(2)
-
-
-def explained(error: Exception) -> Exception:
-    """Return the error; of a file that may not be read, the one that says whose it is."""
-    try:
-        exists(getattr(error, "filename", None) or os.curdir)
-    except PermissionError as explanation:
-        return explanation
-    return error
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from egokit import tasks
+from egokit import cli, tasks
 from egokit.config.access import exists
 from egokit.config.resolve import read_yaml
 from egokit.data import annotation_json, annotation_tables, relevancy
@@ -123,3 +123,13 @@ def test_what_is_there_and_what_is_not(shared):
     (shared / "file").chmod(0o300)
     with someone_else(), pytest.raises(PermissionError, match="mode 0300"):
         exists(shared / "file")
+
+
+def test_a_command_says_whose_a_file_is(shared, project, monkeypatch, capsys):
+    (shared / "metrics.json").write_text("{}")
+    monkeypatch.setattr(cli, "runs", lambda arguments: (shared / "metrics.json").read_text())
+    cli.main(["runs"])
+    (shared / "metrics.json").chmod(0)
+    with someone_else(), pytest.raises(SystemExit, match="2"):
+        cli.main(["runs"])
+    assert "metrics.json may not be read by this user (mode 0000, owner " in capsys.readouterr().err
