@@ -10,6 +10,7 @@ import numpy as np
 from av.codec.context import Flags
 from av.format import Flags as FormatFlags
 
+from egokit.config.access import explain
 from egokit.data.video import pictures
 from egokit.data.video.timeline import Refused, Timeline, Untimed, VideoError, advice, is_prepared, usual_rate
 
@@ -44,6 +45,8 @@ class MediaFile(Timeline):
         except (Refused, av.error.FFmpegError, OSError) as error:
             if isinstance(error, Untimed):
                 raise
+            if isinstance(error, PermissionError):
+                raise VideoError(explain(path)) from None
             reason = getattr(error, "strerror", None) or str(error)
             raise VideoError(f"{path}: not a video that can be opened ({reason}); {advice(path)}") from None
 

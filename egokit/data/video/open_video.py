@@ -9,6 +9,7 @@ import importlib
 import os
 from pathlib import Path
 
+from egokit.config import access
 from egokit.data.video.decord_reader import DecordReader
 from egokit.data.video.pyav_reader import PyAVReader
 from egokit.data.video.timeline import Untimed, VideoError, advice, is_prepared
@@ -69,6 +70,10 @@ def open_video(path: str | os.PathLike, reader: str = "pyav", tolerant: bool = F
         on_open(key[0])
     if not os.path.isfile(path):
         forget(path)
+        try:
+            access.exists(path)
+        except PermissionError as error:  # where a folder above it may not be entered, no file is seen
+            raise VideoError(str(error)) from None
         raise FileNotFoundError(f"video {path} is missing" + (
             "; notebook 01_data_prep (or 'egokit prep') makes the prepared videos" if is_prepared(path) else
             ": put it there, or correct the path"))
