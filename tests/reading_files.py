@@ -22,21 +22,22 @@ WIDTH, HEIGHT, FRAMES, GOP = 96, 72, 90, 20
 BITS, FIELD = 8, 12
 
 X264 = f"-c:v libx264 -preset ultrafast -crf 20 -g {GOP} -keyint_min {GOP} -sc_threshold 0 -threads 1 -pix_fmt yuv420p"
+X265 = ("-c:v libx265 -preset ultrafast -tag:v hvc1 "
+        f"-x265-params log-level=none:keyint={GOP}:min-keyint={GOP}:bframes=3:pools=1")
 CODECS = {
     "h264": f"{X264} -bf 3 -b_strategy 0",
     "h264 open GOP": f"{X264} -bf 3 -b_strategy 0 -x264-params open-gop=1:b-pyramid=normal",
     "h264 no B": f"{X264} -bf 0",
     "h264 10 bit": f"{X264} -pix_fmt yuv420p10le -bf 2",
     "h264 4:4:4": f"{X264} -pix_fmt yuv444p -bf 2",
-    "h264 full range": f"{X264} -bf 2 -vf scale=out_range=full -pix_fmt yuvj420p -color_range pc",
-    "h264 BT.709": f"{X264} -bf 2 -vf scale=out_color_matrix=bt709 -colorspace bt709 -color_primaries bt709 "
-                   "-color_trc bt709",
+    "h264 tagged": f"{X264} -bf 3 -b_strategy 0 -color_range tv -colorspace smpte170m",
+    "h264 full range": f"{X264} -bf 2 -vf scale=out_range=full -pix_fmt yuvj420p -color_range pc -colorspace smpte170m",
+    "h264 BT.709": f"{X264} -bf 2 -vf scale=out_color_matrix=bt709 -color_range tv -colorspace bt709 "
+                   "-color_primaries bt709 -color_trc bt709",
     "h264 RGB": f"-c:v libx264rgb -preset ultrafast -crf 10 -g {GOP} -pix_fmt rgb24",
     "h264 interlaced": f"{X264} -flags +ildct+ilme -bf 2",
-    "hevc": f"-c:v libx265 -preset ultrafast -x265-params log-level=none:keyint={GOP}:min-keyint={GOP}:bframes=3:pools=1 "
-            "-pix_fmt yuv420p -tag:v hvc1",
-    "hevc 10 bit": f"-c:v libx265 -preset ultrafast -x265-params log-level=none:keyint={GOP}:bframes=3:pools=1 "
-                   "-pix_fmt yuv420p10le -tag:v hvc1",
+    "hevc": f"{X265} -pix_fmt yuv420p",
+    "hevc 10 bit": f"{X265} -pix_fmt yuv420p10le",
     "mpeg4": f"-c:v mpeg4 -q:v 3 -bf 2 -g {GOP} -pix_fmt yuv420p",
     "mpeg4 no B": f"-c:v mpeg4 -q:v 3 -g {GOP} -pix_fmt yuv420p",
     "msmpeg4": f"-c:v msmpeg4 -q:v 3 -g {GOP} -pix_fmt yuv420p",
@@ -428,7 +429,7 @@ def _changes(studio: Studio):
             both = path.with_name(f"both {path.name}.ts")
             second = path.with_name(f"second {path.name}.ts")
             studio.encode(second, codec, rate, frames=30, more=f"{more} -output_ts_offset 2.1")
-            first = studio.cached("h264", ".ts", frames=60)
+            first = studio.cached("h264 tagged", ".ts", frames=60)
             both.write_bytes(first.read_bytes() + second.read_bytes())
             studio.copy(path, both)
         for end in (".mp4", ".mkv", ".ts") if name.startswith(("size", "shape", "colour range")) else (".mkv", ".ts"):
@@ -449,7 +450,8 @@ def _damaged(studio: Studio):
     zeros = {"a packet of zeros": one, "a keyframe of zeros": one + 4, "a B-frame of zeros": one,
              "several glitches": 3 * one, "flipped bytes": one, "half a packet of zeros": one,
              "the first packet of zeros": one, "the last packet of zeros": one}
-    ways = {(".mp4", "h264"): list(zeros), (".mkv", "h264 open GOP"): list(zeros)[:5], (".mp4", "hevc"): list(zeros)[:4],
+    ways = {(".mp4", "h264"): list(zeros), (".mkv", "h264 open GOP"): list(zeros)[:5],
+            (".mp4", "hevc"): list(zeros)[:4],
             (".avi", "mpeg4 no B"): ["a packet of zeros", "a keyframe of zeros"],
             (".webm", "vp9"): ["a packet of zeros", "a keyframe of zeros"],
             (".webm", "vp8"): ["a packet of zeros"], (".mkv", "av1"): ["a packet of zeros"],
