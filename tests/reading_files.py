@@ -59,7 +59,29 @@ CODECS = {
     "png": "-c:v png -pix_fmt rgb24",
     "raw pictures": "-c:v rawvideo -pix_fmt yuv420p",
     "gif": "-c:v gif",
+    "vp9 hidden frames": f"-c:v libvpx-vp9 -deadline good -cpu-used 8 -b:v 2M -g {GOP} -auto-alt-ref 6 "
+                         "-lag-in-frames 25 -pix_fmt yuv420p -threads 1",
+    "xvid": f"-c:v libxvid -q:v 3 -bf 2 -g {GOP}",
+    "mpeg2 interlaced": f"-c:v mpeg2video -q:v 3 -bf 2 -g {GOP} -pix_fmt yuv420p -flags +ildct+ilme",
+    "h264 4:2:2 10 bit": f"{X264} -pix_fmt yuv422p10le",
+    "hevc BT.2020": f"{X265}:colormatrix=bt2020nc:transfer=smpte2084:colorprim=bt2020 -pix_fmt yuv420p10le "
+                    "-vf scale=out_color_matrix=bt2020",
+    "vp9 4:4:4": f"-c:v libvpx-vp9 -deadline realtime -cpu-used 8 -b:v 2M -g {GOP} -pix_fmt yuv444p",
+    "vp9 alpha": f"-c:v libvpx-vp9 -deadline realtime -cpu-used 8 -b:v 2M -g {GOP} -pix_fmt yuva420p",
+    "prores 4444": "-c:v prores_ks -profile:v 4 -pix_fmt yuva444p10le",
+    "png alpha": "-c:v png -pix_fmt rgba",
+    "ffv1 grey": "-c:v ffv1 -pix_fmt gray",
+    "ffv1 RGB 10 bit": "-c:v ffv1 -pix_fmt gbrp10le",
+    "ffv1 16 bit": "-c:v ffv1 -pix_fmt yuv420p16le",
+    "qtrle": "-c:v qtrle -pix_fmt rgb24",
+    "utvideo": "-c:v utvideo -pix_fmt yuv422p",
+    "raw RGB": "-c:v rawvideo -pix_fmt bgr24",
+    "cinepak": "-c:v cinepak",
 }
+COLOURS = {".mkv": ["h264 4:2:2 10 bit", "ffv1 grey", "ffv1 RGB 10 bit", "ffv1 16 bit", "vp9 4:4:4", "utvideo"],
+           ".mp4": ["hevc BT.2020", "vp9 hidden frames", "h264 tagged"], ".webm": ["vp9 alpha", "vp9 hidden frames"],
+           ".mov": ["prores 4444", "png alpha", "qtrle", "h264 full range"], ".avi": ["xvid", "raw RGB", "cinepak"],
+           ".ts": ["mpeg2 interlaced", "h264 interlaced"]}
 FRAGMENTS = "-movflags frag_keyframe+empty_moov+default_base_moof"
 # file name's end -> codecs, each with 30 frames per second
 CONTAINERS = {
@@ -127,6 +149,7 @@ class Case:
         original: for a damaged file, returns the path of the same file before the damage.
         lost: how many frames the damage may cost, at most.
         shifted: whether the damage moves the file's start.
+        joined: whether the file's clock restarts, so that only ffmpeg's own clock goes on.
     """
     kind: str
     name: str
@@ -136,6 +159,7 @@ class Case:
     original: Callable[[], Path] | None = None
     lost: int = 0
     shifted: bool = False
+    joined: bool = False
 
 
 def picture(number: int, width: int = WIDTH, height: int = HEIGHT) -> np.ndarray:
@@ -273,7 +297,7 @@ def hurt(path: Path, source: Path, how: str) -> None:
 def cases(studio: Studio) -> list[Case]:
     """Return every file of the campaign; nothing is made yet."""
     made = [*_containers(studio), *_rates(studio), *_orientations(studio), *_starts(studio), *_streams(studio),
-            *_changes(studio), *_damaged(studio)]
+            *_changes(studio), *_rare(studio), *_damaged(studio)]
     assert len({case.name for case in made}) == len(made)
     return made
 
@@ -443,6 +467,70 @@ def _changes(studio: Studio):
             both.write_bytes(first.read_bytes() + second.read_bytes())
             studio.copy(path, both)
         yield Case("in mid-file, another size", f"variable rate, another size{end}", gap)
+
+
+def _rare(studio: Studio):
+    for end, codecs in COLOURS.items():
+        for codec in codecs:
+            yield Case("other codecs and pixel formats", f"{codec.replace(':', '')}, rare{end}",
+                       lambda path, codec=codec: studio.encode(path, codec, frames=60))
+    for count in (1, 2, 5):
+        for end, codec in ((".mp4", "h264"), (".mkv", "vp9"), (".avi", "mpeg4"), (".ts", "h264")):
+            yield Case("few frames", f"{count} frames{end}",
+                       lambda path, codec=codec, count=count: studio.encode(path, codec, frames=count))
+    for rate in ("1/2", "1", "5", "240", "1000"):
+        for end, codec in ((".mp4", "h264"), (".mkv", "vp8"), (".ts", "h264"), (".avi", "mjpeg")):
+            if rate not in ("1/2", "1000") or end in (".mp4", ".avi"):
+                yield Case("slow and fast rates", f"{_fraction(rate)} a second{end}",
+                           lambda path, codec=codec, rate=rate: studio.encode(path, codec, rate, frames=40))
+
+    def live(path, codec, times, form):
+        """Write to a pipe: nothing can be filled in afterwards, so there is no duration and no index."""
+        whole = studio.cached(codec, ".mkv", times=times) if times else studio.cached(codec, ".mkv")
+        path.write_bytes(subprocess.run(
+            [ffmpeg(), "-loglevel", "error", "-i", str(whole), "-c", "copy", "-f", *form.split(), "pipe:1"],
+            check=True, capture_output=True).stdout)
+    forms = ((".webm", "vp8", "webm -live 1"), (".mkv", "h264", "matroska"), (".flv", "h264", "flv"),
+             (".mp4", "h264", "mp4 -movflags empty_moov+frag_every_frame"), (".avi", "mjpeg", "avi"))
+    for name, times in (("a live recording", ""), ("a live recording of variable rate", TIMES["a screen recording"])):
+        for end, codec, form in forms:
+            if end != ".avi" or not times:
+                yield Case("written to a pipe: no duration, no index", f"{name}{end}",
+                           lambda path, codec=codec, times=times, form=form: live(path, codec, times, form))
+    for name in ("a gap in the middle", "bursts"):
+        yield Case("empty packets in place of gaps", f"{name}.avi", lambda path, name=name: studio.ffmpeg(
+            studio.source(), CODECS["mjpeg"], f"""-vf "settb=1/30,setpts='floor(({TIMES[name]})*30+0.5)'" """,
+            "-fps_mode vfr", path))
+    for end, codec in ((".ts", "h264"), (".ts", "h264 open GOP"), (".vob", "mpeg2")):
+        yield Case("joined by cat: the clock restarts", f"{codec} joined{end}",
+                   lambda path, codec=codec, end=end: path.write_bytes(
+                       studio.cached(codec, end, frames=40).read_bytes() * 2), joined=True)
+
+    def overlap(path):
+        both = path.with_name(f"both {path.name}.ts")
+        second = path.with_name(f"second {path.name}.ts")
+        studio.encode(second, "h264 open GOP", frames=30, more="-output_ts_offset 2")
+        both.write_bytes(studio.cached("h264 tagged", ".ts", frames=60).read_bytes() + second.read_bytes())
+        studio.copy(path, both)
+    for end in (".ts", ".mkv"):
+        yield Case("two frames at one time", f"overlapping{end}", overlap)
+    film = studio.cached
+    for end in (".mp4", ".mov"):
+        yield Case("cropped", f"cropped{end}", lambda path: studio.copy(
+            path, film("h264", ".mp4", frames=40), "", "-bsf:v h264_metadata=crop_left=8:crop_top=12:crop_right=4"))
+    for end in (".mp4", ".mkv", ".mov"):
+        yield Case("pixels that are not square", f"pixels by the container alone{end}", lambda path: studio.copy(
+            path, film("h264", ".mp4", frames=40), "", "-aspect 16:9"))
+    yield Case("pixels that are not square", "pixels by the stream alone.ts", lambda path: studio.copy(
+        path, film("h264", ".mp4", frames=40), "", "-bsf:v h264_metadata=sample_aspect_ratio=4/3"))
+    for name, codec, more in (("no edit list.mp4", "h264", "-use_editlist 0"), ("dash.mp4", "h264", "-movflags dash"),
+                              ("hybrid.mp4", "h264", "-movflags hybrid_fragmented"),
+                              ("index first.mp4", "hevc", "-movflags faststart")):
+        yield Case("mp4 of other writers", name, lambda path, codec=codec, more=more: studio.encode(
+            path, codec, more=more, frames=60))
+    yield Case("odd sizes", "odd.mkv", lambda path: studio.encode(path, "h264 4:4:4", more="-vf crop=95:71", frames=40))
+    yield Case("odd sizes", "odd.webm", lambda path: studio.encode(path, "vp9", more="-vf crop=95:71", frames=40))
+    yield Case("odd sizes", "odd.mov", lambda path: studio.encode(path, "mjpeg", more="-vf crop=95:71", frames=40))
 
 
 def _damaged(studio: Studio):
