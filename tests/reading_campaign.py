@@ -17,6 +17,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+import reading_doors
 import reading_files
 import torch
 
@@ -55,13 +56,19 @@ class Truth:
 
 @dataclass
 class Outcome:
-    """How one file was read: `faults`, a line each; and whether its rate was said to be constant."""
+    """How one file was read.
+
+    Attributes:
+        faults: what is wrong, a line each.
+        constant: whether its rate was said to be constant; None if it wasn't read.
+        refused: the error of a file that can't be opened.
+        prepared: what `egokit prep` made of it: "prepared", or the reason why not; "" if it wasn't tried.
+    """
     case: reading_files.Case
     faults: list[str] = field(default_factory=list)
     constant: bool | None = None
-    frames: int = 0
-    damaged: int = 0
     refused: str = ""
+    prepared: str = ""
 
 
 def truth(path: Path, film: int, width: int, height: int, joined: bool = False) -> Truth:
@@ -209,7 +216,7 @@ def check_damaged(path: Path, case: reading_files.Case, before: Truth, outcome: 
         return n if n is not None and alike(pixels, before.pictures[n]) else None
 
     video = open_video.open_video(path, tolerant=True)
-    outcome.frames, outcome.constant = video.length, video.constant
+    outcome.constant = video.constant
     pictures = video.read(range(video.length))
     times = np.asarray(video.time_of(np.arange(video.length)))
     origins = [origin(pixels) for pixels in pictures]
@@ -223,7 +230,6 @@ def check_damaged(path: Path, case: reading_files.Case, before: Truth, outcome: 
     if moved:
         say(f"what there is: the picture of another time, unreported, at {several(moved)} of {video.length} frames")
     exact = {origins[n] for n in found if abs(times[n] - before.times[origins[n]] - shift) <= TICK}
-    outcome.damaged = video.damaged_frames
     if len(before.times) - len(exact) > case.lost:
         say(f"what there is: {len(before.times) - len(exact)} of {len(before.times)} frames lost, {case.lost} expected")
     if len(reported) > case.lost:
@@ -251,11 +257,13 @@ def check_damaged(path: Path, case: reading_files.Case, before: Truth, outcome: 
         say(f"strict: {len(refused)} of {strict.length} frames refused, {case.lost} expected")
 
 
-def examine(case: reading_files.Case, folder: Path) -> Outcome:
-    """Make a file, read it and compare."""
+def examine(case: reading_files.Case, folder: Path, prepare: bool) -> Outcome:
+    """Make a file, read it and compare; and prepare it, too, if that is asked for."""
     path, outcome = folder / case.name, Outcome(case)
     try:
         case.make(path)
+        if prepare:
+            outcome.prepared = reading_doors.prepared(path, case, truth, alike, outcome.faults.append)
         _examine(path, case, outcome)
     except open_video.VideoError as error:
         outcome.refused = str(error)
@@ -280,7 +288,7 @@ def _examine(path: Path, case: reading_files.Case, outcome: Outcome) -> None:
         check_damaged(path, case, truth(original, 0, reading_files.WIDTH, reading_files.HEIGHT), outcome, say)
         return
     video = open_video.open_video(path)
-    outcome.frames, outcome.constant = video.length, video.constant
+    outcome.constant = video.constant
     try:
         check_whole(path, video, truth(path, case.film, video.width, video.height, case.joined), say)
     except open_video.VideoError as error:
@@ -291,14 +299,23 @@ def _examine(path: Path, case: reading_files.Case, outcome: Outcome) -> None:
         say(f"undamaged, but reported as damaged at {tolerant.damaged}")
 
 
-def campaign(folder: Path, words=(), workers: int = 2) -> list[Outcome]:
-    """Examine every file of the campaign, or those whose names contain one of the words."""
+def campaign(folder: Path, words=(), each: int | None = None, prepare: bool = True, workers: int = 2) -> list[Outcome]:
+    """Examine every file of the campaign, or those whose names or kinds contain one of the words.
+
+    Args:
+        each: how many files of each kind, at most.
+        prepare: whether the first file of each kind is prepared by `egokit prep`, too.
+    """
     scratch = folder / "scratch"
     scratch.mkdir(exist_ok=True)
     chosen = [case for case in reading_files.cases(reading_files.Studio(scratch))
               if not words or any(word in case.name or word in case.kind for word in words)]
+    kinds = collections.defaultdict(list)
+    for case in chosen:
+        kinds[case.kind].append(case)
+    chosen = [case for group in kinds.values() for case in group[:each]]
     with ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(lambda case: examine(case, folder), chosen))
+        return list(pool.map(lambda case: examine(case, folder, prepare and kinds[case.kind][0] is case), chosen))
 
 
 def table(outcomes: list[Outcome]) -> str:
@@ -306,23 +323,30 @@ def table(outcomes: list[Outcome]) -> str:
     kinds = collections.defaultdict(list)
     for outcome in outcomes:
         kinds[outcome.case.kind].append(outcome)
-    lines = ["| kind of file | files | training, benchmarks, `read_clip` | search, features, sources | frame numbers |",
-             "|---|---|---|---|---|"]
+    lines = [f"{len(outcomes)} files, {len(kinds)} kinds:", "",
+             "| kind of file | files | strict: training, benchmarks, `read_clip` | what there is: search, features | "
+             "`egokit prep` | frames by number |", "|---|---|---|---|---|---|"]
     return "\n".join([*lines, *(row(kind, group) for kind, group in kinds.items())])
 
 
 def row(kind: str, group: list[Outcome]) -> str:
     """Return a kind's row."""
     rates = {outcome.constant for outcome in group if not outcome.refused}
-    rate = {frozenset({True}): "constant rate", frozenset({False}): "variable rate",
-            frozenset(): ""}.get(frozenset(rates), "either rate")
+    rate = "" if not rates else "yes" if rates == {True} else "no: its rate varies" if rates == {False} else \
+        "where the rate is constant"
     if all(outcome.refused for outcome in group):
         reading = "refused", "refused"
     elif group[0].case.original:
-        reading = "an error at the damage, exact elsewhere", "read on, damage counted"
+        reading = "an error at the damage, exact elsewhere", "read on, the damage is reported"
     else:
         reading = "exact", "exact"
-    return f"| {kind} | {len(group)} | {reading[0]} | {reading[1]} | {rate} |"
+    prepared = group[0].prepared if group[0].prepared in ("", "prepared") else "refused"
+    return f"| {kind} | {len(group)} | {reading[0]} | {reading[1]} | {prepared} | {rate} |"
+
+
+def number_of_files(page: str) -> int:
+    """Return how many files the page says were tried."""
+    return int(re.search(r"^(\d+) files, \d+ kinds:$", page, re.MULTILINE)[1])
 
 
 def written(page: str, text: str) -> str:

@@ -1,0 +1,64 @@
+"""The doors behind which files are read for whole videos: `egokit prep` and its pieces, and search."""
+import threading
+from pathlib import Path
+
+import numpy as np
+import reading_files
+
+from egokit.data.video import clips, frame_sampling, open_video
+from egokit.prep import video as prep
+
+PIECE = 2.0  # seconds
+
+
+def prepared(path: Path, case: reading_files.Case, truth, alike, say) -> str:
+    """Prepare a file as a source and compare the prepared frames with the source's at the same time.
+
+    Returns:
+        "prepared", or the reason why not.
+    """
+    root = path.parent / f"prepared {path.name}"
+    settings = prep.PrepSettings(root, short_side=reading_files.HEIGHT, chunk_seconds=PIECE)
+    source = prep.SourceVideo("film", path, path.stat().st_size)
+    receipt = prep.prepare_video(source, settings, threading.Event())
+    if receipt["status"] != "ok":
+        return receipt["reason"].replace(str(path), "").lstrip(": ")
+    video = open_video.open_video(settings.resized_path("film"))
+    pixels = video.read(range(video.length))
+    shown = truth(case.original() if case.original else path, case.film, video.width, video.height, case.joined)
+    lost = receipt["source"].get("damaged_times", [])
+
+    def wrong(number: int, picture: np.ndarray) -> bool:
+        time = shown.times[0] + number / video.fps
+        near = range(shown.at(time - 1.1 / video.fps), shown.at(time + 1.1 / video.fps) + 1)
+        near = range(len(shown.times)) if case.shifted else near
+        limits = tuple(2 * limit for limit in shown.limits)         # it is encoded anew
+        return not any(alike(picture, shown.pictures[n], limits) for n in near)
+    bad = [n for n in range(video.length) if wrong(n, pixels[n])
+           and not any(start - 0.1 <= n / video.fps + shown.times[0] <= stop + 0.1 for start, stop in lost)]
+    if bad:
+        say(f"prep: another picture at {len(bad)} of {video.length} frames (first {bad[0]})")
+    if not case.original and abs(video.seconds - (shown.times[-1] - shown.times[0])) > 0.2 + 3.2 / video.fps:
+        say(f"prep: {video.seconds:.2f} s, the source shows {shown.times[-1] - shown.times[0]:.2f} s")
+    check_pieces(settings.pieces_folder("film"), video, pixels, alike, say)
+    for used in (settings.resized_path("film"), *settings.pieces_folder("film").iterdir()):
+        open_video.forget(used)
+    return "prepared"
+
+
+def check_pieces(folder: Path, video, pixels: np.ndarray, alike, say) -> None:
+    """Compare clips of the pieces, one of them across two pieces, with the resized video's frames."""
+    for start, stop in ((0.0, 0.5), (PIECE - 0.3, PIECE + 0.3), (max(0.0, video.seconds - 0.5), video.seconds)):
+        if start >= video.seconds:
+            continue
+
+        def pick(first: int, last: int) -> np.ndarray:
+            return frame_sampling.sample_frames(first, last, 4)
+        got = clips.read_chunked(folder, start, stop, pick, PIECE)
+        first = int(start // PIECE) * PIECE * video.fps
+        expected = first + pick(int(start * video.fps - first), max(
+            int(start * video.fps - first) + 1, int(min(stop, video.seconds) * video.fps - first)))
+        numbers = np.clip(expected, 0, video.length - 1).astype(int)
+        if not all(any(alike(a, pixels[min(video.length - 1, max(0, n + off))], (5.0, 60.0)) for off in (-1, 0, 1))
+                   for a, n in zip(got, numbers, strict=True)):
+            say(f"prep: the pieces show other pictures at {start:.2f}-{stop:.2f} s than the resized video")
