@@ -221,16 +221,16 @@ def check_damaged(path: Path, case: reading_files.Case, before: Truth, outcome: 
     times = np.asarray(video.time_of(np.arange(video.length)))
     origins = [origin(pixels) for pixels in pictures]
     made_up = [n for n, source in enumerate(origins) if source is None]
-    if made_up:
+    if made_up and not case.silent:
         say(f"what there is: a picture that the film doesn't have at {several(made_up)} of {video.length} frames")
     found = [n for n, source in enumerate(origins) if source is not None]
     shift = np.median([times[n] - before.times[origins[n]] for n in found]) if case.shifted else 0.0
     reported = [n for n in range(video.length) if any(start - TICK <= times[n] < stop for start, stop in video.damaged)]
     moved = [n for n in found if abs(times[n] - before.times[origins[n]] - shift) > TICK and n not in reported]
-    if moved:
+    if moved and not case.silent:
         say(f"what there is: the picture of another time, unreported, at {several(moved)} of {video.length} frames")
     exact = {origins[n] for n in found if abs(times[n] - before.times[origins[n]] - shift) <= TICK}
-    if len(before.times) - len(exact) > case.lost:
+    if len(before.times) - len(exact) > case.lost:                # of silent damage, too
         say(f"what there is: {len(before.times) - len(exact)} of {len(before.times)} frames lost, {case.lost} expected")
     if len(reported) > case.lost:
         say(f"what there is: {len(reported)} frames reported as damaged, {case.lost} expected")
@@ -251,7 +251,7 @@ def check_damaged(path: Path, case: reading_files.Case, before: Truth, outcome: 
         source = origin(pixels)
         if source is None or abs(float(strict.time_of(n)) - before.times[source] - shift) > TICK:
             wrong.append(n)
-    if wrong:
+    if wrong and not case.silent:
         say(f"strict: another picture, without an error, at {several(wrong)} of {strict.length} frames")
     if len(refused) > case.lost:
         say(f"strict: {len(refused)} of {strict.length} frames refused, {case.lost} expected")
@@ -304,7 +304,7 @@ def campaign(folder: Path, words=(), each: int | None = None, prepare: bool = Tr
 
     Args:
         each: how many files of each kind, at most.
-        prepare: whether the first file of each kind is prepared by `egokit prep`, too.
+        prepare: whether of each kind the first file, and then every seventh, is prepared by `egokit prep`, too.
     """
     scratch = folder / "scratch"
     scratch.mkdir(exist_ok=True)
@@ -313,9 +313,9 @@ def campaign(folder: Path, words=(), each: int | None = None, prepare: bool = Tr
     kinds = collections.defaultdict(list)
     for case in chosen:
         kinds[case.kind].append(case)
-    chosen = [case for group in kinds.values() for case in group[:each]]
+    chosen = [(case, prepare and place % 7 == 0) for group in kinds.values() for place, case in enumerate(group[:each])]
     with ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(lambda case: examine(case, folder, prepare and kinds[case.kind][0] is case), chosen))
+        return list(pool.map(lambda task: examine(task[0], folder, task[1]), chosen))
 
 
 def table(outcomes: list[Outcome]) -> str:
@@ -336,11 +336,14 @@ def row(kind: str, group: list[Outcome]) -> str:
         "where the rate is constant"
     if all(outcome.refused for outcome in group):
         reading = "refused", "refused"
+    elif group[0].case.silent:
+        reading = "not noticed", "not noticed"
     elif group[0].case.original:
         reading = "an error at the damage, exact elsewhere", "read on, the damage is reported"
     else:
         reading = "exact", "exact"
-    prepared = group[0].prepared if group[0].prepared in ("", "prepared") else "refused"
+    made = {"prepared" if outcome.prepared == "prepared" else "refused" for outcome in group if outcome.prepared}
+    prepared = " or ".join(sorted(made))
     return f"| {kind} | {len(group)} | {reading[0]} | {reading[1]} | {prepared} | {rate} |"
 
 

@@ -36,7 +36,7 @@ def prepared(path: Path, case: reading_files.Case, truth, alike, say) -> str:
         return not any(alike(picture, shown.pictures[n], limits) for n in near)
     bad = [n for n in range(video.length) if wrong(n, pixels[n])
            and not any(start - 0.1 <= n / video.fps + shown.times[0] <= stop + 0.1 for start, stop in lost)]
-    if bad:
+    if bad and not case.silent:
         say(f"prep: another picture at {len(bad)} of {video.length} frames (first {bad[0]})")
     if not case.original and abs(video.seconds - (shown.times[-1] - shown.times[0])) > 0.2 + 3.2 / video.fps:
         say(f"prep: {video.seconds:.2f} s, the source shows {shown.times[-1] - shown.times[0]:.2f} s")

@@ -111,7 +111,10 @@ CONTAINERS = {
     ".ivf": ["vp9"],
     ".gif": ["gif"],
 }
-UNTIMED = (".h264", ".hevc", ".mjpeg", ".m2v")
+KINDS = {"mp4, mov, m4v, 3gp": (".mp4", ".mov", ".m4v", ".3gp"), "mkv, webm": (".mkv", ".webm"), "avi": (".avi",),
+         "ts, mts, mpg, vob": (".ts", ".mts", ".mpg", ".vob"), "flv": (".flv",),
+         "wmv, asf, ogv, mxf, nut, ivf, gif": (".wmv", ".asf", ".ogv", ".mxf", ".nut", ".ivf", ".gif"),
+         "raw streams: h264, hevc, mjpeg, m2v": (".h264", ".hevc", ".mjpeg", ".m2v")}
 RATES = ("30000/1001", "25", "60000/1001", "12", "24000/1001")
 RATE_FILES = {".mp4": "h264", ".mkv": "h264", ".ts": "h264", ".avi": "mpeg4 no B", ".webm": "vp8", ".mpg": "mpeg2"}
 # seconds at which frame N is shown
@@ -126,8 +129,11 @@ TIMES = {
     "two rates": "if(lt(N,45),N/30,1.5+(N-45)/10)",
     "a rate that drifts": "N/30+N*N/4000",
 }
+VARIABLE = "variable rate: gaps, bursts, screen recordings, jitter, two rates, a drift"
 TIMED = {".mp4": ("h264", ""), ".mkv": ("h264 open GOP", ""), ".webm": ("vp9", ""), ".ts": ("h264", ""),
          " in fragments.mp4": ("h264 no B", FRAGMENTS), ".flv": ("flv1", ""), ".mov": ("hevc", "")}
+SIZES = "in mid-file, another size or shape"
+OTHERWISE = "in mid-file, another pixel format, aspect, rate, profile, colour range or matrix"
 SOUND = "-f lavfi -i sine=frequency=300:sample_rate=16000:duration=4"
 # rows (a, b), (c, d) of a display matrix
 ORIENTATIONS = {"upright": (1, 0, 0, 1), "a quarter turn": (0, 1, -1, 0), "half a turn": (-1, 0, 0, -1),
@@ -149,6 +155,7 @@ class Case:
         original: for a damaged file, returns the path of the same file before the damage.
         lost: how many frames the damage may cost, at most.
         shifted: whether the damage moves the file's start.
+        silent: whether the damage is valid data, so that no decoder notices.
         joined: whether the file's clock restarts, so that only ffmpeg's own clock goes on.
     """
     kind: str
@@ -159,6 +166,7 @@ class Case:
     original: Callable[[], Path] | None = None
     lost: int = 0
     shifted: bool = False
+    silent: bool = False
     joined: bool = False
 
 
@@ -305,11 +313,10 @@ def cases(studio: Studio) -> list[Case]:
 def _containers(studio: Studio):
     for end, codecs in CONTAINERS.items():
         for codec in codecs:
-            kind = "raw streams, without times" if end in UNTIMED else f"{end[1:]}"
-            yield Case(kind, f"{codec.replace(':', '')}{end}",
+            yield Case(next(kind for kind, ends in KINDS.items() if end in ends), f"{codec.replace(':', '')}{end}",
                        lambda path, codec=codec: studio.encode(path, codec, frames=60))
     for codec in ("h264", "h264 open GOP", "hevc", "av1"):
-        yield Case("mp4 in fragments", f"{codec} in fragments.mp4",
+        yield Case("mp4 in fragments, or of other writers", f"{codec} in fragments.mp4",
                    lambda path, codec=codec: studio.encode(path, codec, more=FRAGMENTS, frames=60))
 
 
@@ -321,7 +328,7 @@ def _rates(studio: Studio):
                            lambda path, codec=codec, rate=rate: studio.encode(path, codec, rate, frames=60))
     for name, times in TIMES.items():
         for end, (codec, more) in TIMED.items():
-            yield Case(f"variable rate: {name}", f"{name}{end}",
+            yield Case(VARIABLE, f"{name}{end}",
                        lambda path, codec=codec, times=times, more=more: studio.encode(path, codec, "30", times, more))
 
 
@@ -359,13 +366,13 @@ def _starts(studio: Studio):
     for end, codec, audio in ((".mp4", "h264", "aac"), (".mov", "h264 no B", "aac"), (".mkv", "h264", "libopus"),
                               (".webm", "vp8", "libopus"), (".ts", "h264", "aac"), (".flv", "h264", "aac"),
                               (".mpg", "mpeg2", "mp2"), (".avi", "mpeg4 no B", "mp3")):
-        yield Case("sound and pictures begin together", f"with sound{end}",
+        yield Case("with sound, which begins before, with or after the pictures", f"with sound{end}",
                    lambda path, codec=codec, audio=audio: sound(path, codec, audio=audio))
         if end != ".avi":                       # which can't say so
-            yield Case("sound first, pictures later", f"sound first{end}",
+            yield Case("with sound, which begins before, with or after the pictures", f"sound first{end}",
                        lambda path, codec=codec, audio=audio: sound(path, codec, first=0.7, audio=audio))
     for end in (".mp4", ".mkv", ".ts"):
-        yield Case("pictures first, sound later", f"pictures first{end}",
+        yield Case("with sound, which begins before, with or after the pictures", f"pictures first{end}",
                    lambda path: studio.ffmpeg("-i", studio.cached("h264", ".mp4"), "-itsoffset 0.8", SOUND,
                                               "-map 0 -map 1 -c:v copy -c:a aac", path))
     for end in (".mp4", ".mov", ".mkv", ".ts"):
@@ -428,11 +435,12 @@ def _streams(studio: Studio):
             "-i", other(), "-i", film(), "-map 0 -map 1 -c copy -disposition:v:0 0 -disposition:v:1 default", path),
             film=1)
     for end, codec in ((".mkv", "srt"), (".mp4", "mov_text")):
-        yield Case("subtitles", f"subtitles{end}", lambda path, codec=codec: studio.ffmpeg(
+        yield Case("with subtitles or a time code", f"subtitles{end}", lambda path, codec=codec: studio.ffmpeg(
             "-i", film(), "-i", _made(studio, "words", lambda path: path.write_text(
                 "1\n00:00:00,500 --> 00:00:01,000\nhello\n\n2\n00:00:01,500 --> 00:00:09,000\nworld\n"), ".srt"),
             f"-map 0 -map 1 -c:v copy -c:s {codec}", path))
-    yield Case("a time code", "time code.mov", lambda path: studio.copy(path, film(), "", "-timecode 01:00:00:00"))
+    yield Case("with subtitles or a time code", "time code.mov", lambda path: studio.copy(
+        path, film(), "", "-timecode 01:00:00:00"))
     for end, codec in ((".mp4", "aac"), (".mkv", "libopus"), (".wav", "pcm_s16le"), (".mp3", "mp3")):
         yield Case("sound alone", f"sound alone{end}", lambda path, codec=codec: studio.ffmpeg(
             SOUND, f"-c:a {codec}", path), refused="no video")
@@ -457,7 +465,7 @@ def _changes(studio: Studio):
             both.write_bytes(first.read_bytes() + second.read_bytes())
             studio.copy(path, both)
         for end in (".mp4", ".mkv", ".ts") if name.startswith(("size", "shape", "colour range")) else (".mkv", ".ts"):
-            yield Case(f"in mid-file, another {name.partition(',')[0]}", f"another {name}{end}", joined)
+            yield Case(SIZES if name.startswith(("size", "shape")) else OTHERWISE, f"another {name}{end}", joined)
     for end in (".mkv", ".mp4"):
         def gap(path):
             """A recording of variable rate whose size changes."""
@@ -466,7 +474,7 @@ def _changes(studio: Studio):
             both = path.with_name(f"both {path.name}.ts")
             both.write_bytes(first.read_bytes() + second.read_bytes())
             studio.copy(path, both)
-        yield Case("in mid-file, another size", f"variable rate, another size{end}", gap)
+        yield Case(SIZES, f"variable rate, another size{end}", gap)
 
 
 def _rare(studio: Studio):
@@ -516,7 +524,7 @@ def _rare(studio: Studio):
         yield Case("two frames at one time", f"overlapping{end}", overlap)
     film = studio.cached
     for end in (".mp4", ".mov"):
-        yield Case("cropped", f"cropped{end}", lambda path: studio.copy(
+        yield Case("cropped, and odd sizes", f"cropped{end}", lambda path: studio.copy(
             path, film("h264", ".mp4", frames=40), "", "-bsf:v h264_metadata=crop_left=8:crop_top=12:crop_right=4"))
     for end in (".mp4", ".mkv", ".mov"):
         yield Case("pixels that are not square", f"pixels by the container alone{end}", lambda path: studio.copy(
@@ -526,43 +534,46 @@ def _rare(studio: Studio):
     for name, codec, more in (("no edit list.mp4", "h264", "-use_editlist 0"), ("dash.mp4", "h264", "-movflags dash"),
                               ("hybrid.mp4", "h264", "-movflags hybrid_fragmented"),
                               ("index first.mp4", "hevc", "-movflags faststart")):
-        yield Case("mp4 of other writers", name, lambda path, codec=codec, more=more: studio.encode(
+        yield Case("mp4 in fragments, or of other writers", name, lambda path, codec=codec, more=more: studio.encode(
             path, codec, more=more, frames=60))
-    yield Case("odd sizes", "odd.mkv", lambda path: studio.encode(path, "h264 4:4:4", more="-vf crop=95:71", frames=40))
-    yield Case("odd sizes", "odd.webm", lambda path: studio.encode(path, "vp9", more="-vf crop=95:71", frames=40))
-    yield Case("odd sizes", "odd.mov", lambda path: studio.encode(path, "mjpeg", more="-vf crop=95:71", frames=40))
+    for end, codec in ((".mkv", "h264 4:4:4"), (".webm", "vp9"), (".mov", "mjpeg")):
+        yield Case("cropped, and odd sizes", f"odd{end}", lambda path, codec=codec: studio.encode(
+            path, codec, more="-vf crop=95:71", frames=40))
 
 
 def _damaged(studio: Studio):
     one = GOP + 6                               # what a damaged packet may cost: its GOP, and frames around it
     zeros = {"a packet of zeros": one, "a keyframe of zeros": one + 4, "a B-frame of zeros": one,
-             "several glitches": 3 * one, "flipped bytes": one, "half a packet of zeros": one,
-             "the first packet of zeros": one, "the last packet of zeros": one}
-    ways = {(".mp4", "h264"): list(zeros), (".mkv", "h264 open GOP"): list(zeros)[:5],
-            (".mp4", "hevc"): list(zeros)[:4],
-            (".avi", "mpeg4 no B"): ["a packet of zeros", "a keyframe of zeros"],
-            (".webm", "vp9"): ["a packet of zeros", "a keyframe of zeros"],
-            (".webm", "vp8"): ["a packet of zeros"], (".mkv", "av1"): ["a packet of zeros"],
-            (".mov", "mpeg4"): ["a packet of zeros", "several glitches"], (".avi", "mjpeg"): ["several glitches"]}
+             "several glitches": 3 * one, "half a packet of zeros": one, "the first packet of zeros": one,
+             "the last packet of zeros": one}
+    ways = {(".mp4", "h264"): list(zeros), (".mkv", "h264 open GOP"): list(zeros)[:4],
+            (".mp4", "hevc"): list(zeros)[:4], (".webm", "vp9"): list(zeros)[:2],
+            (".avi", "mpeg4 no B"): list(zeros)[:2],
+            (".mkv", "av1"): ["a packet of zeros"], (".mov", "mpeg4"): ["a packet of zeros", "several glitches"],
+            (".avi", "mjpeg"): ["several glitches"], (".mp4", "h264 no B"): ["several glitches"],
+            (".mkv", "vp8"): ["a keyframe of zeros"], (".ts", "h264"): ["several glitches"]}
     for (end, codec), hows in ways.items():
         for how in hows:
-            yield _hurt(studio, f"damage: {how}", codec, end, how, zeros[how])
+            yield _hurt(studio, "damage: packets of zeros", codec, end, how, zeros[how])
+    for end, codec, how in ((".mp4", "h264", "flipped bytes"), (".mkv", "h264 open GOP", "flipped bytes"),
+                            (".webm", "vp8", "a packet of zeros"), (".mp4", "hevc", "flipped bytes")):
+        yield _hurt(studio, "damage: bytes that are wrong, but valid", codec, end, how, one, silent=True)
     for end, codec, how in ((".ts", "h264", "a hole of whole packets"), (".ts", "mpeg2", "a hole of whole packets"),
                             (".ts", "h264", "a hole"), (".mkv", "h264", "a hole"), (".mpg", "mpeg2", "a hole")):
-        yield _hurt(studio, "damage: a hole", codec, end, how, one + 10)
+        yield _hurt(studio, "damage: a hole", codec, end, how, 2 * GOP)
     for end, codec in ((".ts", "h264"), (".mkv", "h264"), (".webm", "vp9"), (".flv", "h264"), (".avi", "mpeg4 no B"),
                        (".mpg", "mpeg2")):
         yield _hurt(studio, "damage: the tail missing", codec, end, "the tail missing", FRAMES // 3 + 8)
-    yield _hurt(studio, "damage: mp4 without its table (cut off)", "h264", ".mp4", "the tail missing", 0, "cut off")
+    for end, codec in ((".mp4", "h264"), (".mov", "hevc")):
+        yield _hurt(studio, "damage: an mp4's tail and table missing", codec, end, "the tail missing", 0, "opened")
     for codec in ("h264", "h264 open GOP", "hevc", "mpeg2"):
         yield _hurt(studio, "damage: begins between keyframes", codec, ".ts", "the start missing", GOP + 8,
                     shifted=True)
 
 
-def _hurt(studio: Studio, kind: str, codec: str, end: str, how: str, lost: int, refused: str = "",
-          shifted: bool = False) -> Case:
+def _hurt(studio: Studio, kind: str, codec: str, end: str, how: str, lost: int, refused: str = "", **more) -> Case:
     """Return a case of a damaged encoding."""
     def make(path):
         hurt(path, studio.cached(codec, end), how)
-    return Case(kind, f"{codec}, {how}{end}", make, refused=refused, lost=lost, shifted=shifted,
-                original=None if refused else lambda: studio.cached(codec, end))
+    return Case(kind, f"{codec}, {how}{end}", make, refused=refused, lost=lost,
+                original=None if refused else lambda: studio.cached(codec, end), **more)
