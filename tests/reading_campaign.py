@@ -63,12 +63,14 @@ class Outcome:
         constant: whether its rate was said to be constant; None if it wasn't read.
         refused: the error of a file that can't be opened.
         prepared: what `egokit prep` made of it: "prepared", or the reason why not; "" if it wasn't tried.
+        indexed: what search made of it: "indexed", "indexed, damage reported"; "" if it wasn't tried, or can't be read.
     """
     case: reading_files.Case
     faults: list[str] = field(default_factory=list)
     constant: bool | None = None
     refused: str = ""
     prepared: str = ""
+    indexed: str = ""
 
 
 def truth(path: Path, film: int, width: int, height: int, joined: bool = False) -> Truth:
@@ -257,14 +259,16 @@ def check_damaged(path: Path, case: reading_files.Case, before: Truth, outcome: 
         say(f"strict: {len(refused)} of {strict.length} frames refused, {case.lost} expected")
 
 
-def examine(case: reading_files.Case, folder: Path, prepare: bool) -> Outcome:
-    """Make a file, read it and compare; and prepare it, too, if that is asked for."""
+def examine(case: reading_files.Case, folder: Path, doors: bool) -> Outcome:
+    """Make a file, read it and compare; prepare and index it, too, if the `doors` are asked for."""
     path, outcome = folder / case.name, Outcome(case)
     try:
         case.make(path)
-        if prepare:
+        if doors:
             outcome.prepared = reading_doors.prepared(path, case, truth, alike, outcome.faults.append)
         _examine(path, case, outcome)
+        if doors:
+            outcome.indexed = reading_doors.indexed(path, case, truth, alike, outcome.faults.append)
     except open_video.VideoError as error:
         outcome.refused = str(error)
         if str(path) not in str(error):
@@ -299,12 +303,12 @@ def _examine(path: Path, case: reading_files.Case, outcome: Outcome) -> None:
         say(f"undamaged, but reported as damaged at {tolerant.damaged}")
 
 
-def campaign(folder: Path, words=(), each: int | None = None, prepare: bool = True, workers: int = 2) -> list[Outcome]:
+def campaign(folder: Path, words=(), each: int | None = None, doors: bool = True, workers: int = 2) -> list[Outcome]:
     """Examine every file of the campaign, or those whose names or kinds contain one of the words.
 
     Args:
         each: how many files of each kind, at most.
-        prepare: whether of each kind the first file, and then every seventh, is prepared by `egokit prep`, too.
+        doors: whether of each kind the first file, and then every seventh, goes through `egokit prep` and search, too.
     """
     scratch = folder / "scratch"
     scratch.mkdir(exist_ok=True)
@@ -313,7 +317,7 @@ def campaign(folder: Path, words=(), each: int | None = None, prepare: bool = Tr
     kinds = collections.defaultdict(list)
     for case in chosen:
         kinds[case.kind].append(case)
-    chosen = [(case, prepare and place % 7 == 0) for group in kinds.values() for place, case in enumerate(group[:each])]
+    chosen = [(case, doors and place % 7 == 0) for group in kinds.values() for place, case in enumerate(group[:each])]
     with ThreadPoolExecutor(workers) as pool:
         return list(pool.map(lambda task: examine(task[0], folder, task[1]), chosen))
 
@@ -324,8 +328,8 @@ def table(outcomes: list[Outcome]) -> str:
     for outcome in outcomes:
         kinds[outcome.case.kind].append(outcome)
     lines = [f"{len(outcomes)} files, {len(kinds)} kinds:", "",
-             "| kind of file | files | strict: training, benchmarks, `read_clip` | what there is: search, features | "
-             "`egokit prep` | frames by number |", "|---|---|---|---|---|---|"]
+             "| kind of file | files | training, benchmarks, `read_clip` | search, features | `egokit prep` | "
+             "frames by number |", "|---|---|---|---|---|---|"]
     return "\n".join([*lines, *(row(kind, group) for kind, group in kinds.items())])
 
 
@@ -335,16 +339,14 @@ def row(kind: str, group: list[Outcome]) -> str:
     rate = "" if not rates else "yes" if rates == {True} else "no: its rate varies" if rates == {False} else \
         "where the rate is constant"
     if all(outcome.refused for outcome in group):
-        reading = "refused", "refused"
+        strict = tolerant = "refused"
     elif group[0].case.silent:
-        reading = "not noticed", "not noticed"
-    elif group[0].case.original:
-        reading = "an error at the damage, exact elsewhere", "read on, the damage is reported"
+        strict = tolerant = "not noticed"
     else:
-        reading = "exact", "exact"
+        strict = "an error at the damage, exact elsewhere" if group[0].case.original else "exact"
+        tolerant = " or ".join(sorted({outcome.indexed for outcome in group if outcome.indexed}))
     made = {"prepared" if outcome.prepared == "prepared" else "refused" for outcome in group if outcome.prepared}
-    prepared = " or ".join(sorted(made))
-    return f"| {kind} | {len(group)} | {reading[0]} | {reading[1]} | {prepared} | {rate} |"
+    return f"| {kind} | {len(group)} | {strict} | {tolerant} | {' or '.join(sorted(made))} | {rate} |"
 
 
 def number_of_files(page: str) -> int:

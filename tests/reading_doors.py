@@ -1,14 +1,17 @@
-"""The doors behind which files are read for whole videos: `egokit prep` and its pieces, and search."""
+"""The doors behind which whole videos are read: `egokit prep` and its pieces, and search with its windows."""
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import reading_files
 
-from egokit.data.video import clips, frame_sampling, open_video
+from egokit.data.video import clips, frame_sampling, open_video, transforms
 from egokit.prep import video as prep
+from egokit.search.index_task import Search, VideoWindows
 
 PIECE = 2.0  # seconds
+WINDOW, STRIDE, T, SIDE = 1.0, 0.5, 4, reading_files.HEIGHT
 
 
 def prepared(path: Path, case: reading_files.Case, truth, alike, say) -> str:
@@ -62,3 +65,36 @@ def check_pieces(folder: Path, video, pixels: np.ndarray, alike, say) -> None:
         if not all(any(alike(a, pixels[min(video.length - 1, max(0, n + off))], (5.0, 60.0)) for off in (-1, 0, 1))
                    for a, n in zip(got, numbers, strict=True)):
             say(f"prep: the pieces show other pictures at {start:.2f}-{stop:.2f} s than the resized video")
+
+
+def indexed(path: Path, case: reading_files.Case, truth, alike, say) -> str:
+    """Read the windows of search's index and compare each frame with those that are shown in its part of the window.
+
+    Returns:
+        "indexed", or "indexed, damage reported"; a file that can't be indexed is a VideoError.
+    """
+    task = Search.__new__(Search)       # without a tokenizer: nothing is asked
+    task.config = SimpleNamespace(
+        seed=0, task=SimpleNamespace(window=WINDOW, stride=STRIDE), evaluate=SimpleNamespace(batch_size=64),
+        model=SimpleNamespace(frames=T, image_size=SIDE), data=SimpleNamespace(reader="pyav", eval_resize=SIDE))
+    windows, batches = VideoWindows(task, path), []
+    while len(item := windows.read(len(batches), None)["video"]):
+        batches.append(item)
+    read = windows.read(len(batches), None)["read"]
+    video, frames = open_video.open_video(path, tolerant=True), np.concatenate(batches).transpose(0, 1, 3, 4, 2)
+    shown = truth(case.original() if case.original else path, case.film, video.width, video.height, case.joined)
+    pictures = transforms.evaluation(shown.pictures, SIDE, SIDE).permute(0, 2, 3, 1).numpy()
+    step = float(np.median(np.diff(shown.times))) if len(shown.times) > 1 else 0.0
+    wrong = []
+    for window, (start, stop) in enumerate(zip(*read["spans"], strict=True)):
+        part = (stop - start) / T
+        for place in range(T):
+            first, last = start + place * part - 1.1 * step, start + (place + 1) * part + 1.1 * step
+            near = range(len(pictures)) if case.shifted else range(shown.at(first), shown.at(last) + 1)
+            limits = tuple(1.5 * limit for limit in shown.limits)
+            if not read["damaged_WT"][window, place] and not any(
+                    alike(frames[window, place], pictures[n], limits) for n in near):
+                wrong.append((window, place))
+    if wrong and not case.silent:
+        say(f"search: another picture at {len(wrong)} of {len(frames) * T} places (first: window {wrong[0][0]})")
+    return "indexed, damage reported" if read["times"] else "indexed"

@@ -23,7 +23,7 @@ def faults(outcomes) -> dict[str, list[str]]:
 
 
 def test_a_file_of_each_kind_is_read_as_ffmpeg_shows_it(tmp_path):
-    assert faults(reading_campaign.campaign(tmp_path, each=1, prepare=False)) == {}
+    assert faults(reading_campaign.campaign(tmp_path, each=1, doors=False)) == {}
 
 
 @pytest.mark.slow
