@@ -4,24 +4,25 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import reading_files
+from reading_studio import HEIGHT, Case
+from reading_truth import alike, truth
 
 from egokit.data.video import clips, frame_sampling, open_video, transforms
 from egokit.prep import video as prep
 from egokit.search.index_task import Search, VideoWindows
 
 PIECE = 2.0  # seconds
-WINDOW, STRIDE, T, SIDE = 1.0, 0.5, 4, reading_files.HEIGHT
+WINDOW, STRIDE, T, SIDE = 1.0, 0.5, 4, HEIGHT
 
 
-def prepared(path: Path, case: reading_files.Case, truth, alike, say) -> str:
+def prepared(path: Path, case: Case, say) -> str:
     """Prepare a file as a source and compare the prepared frames with the source's at the same time.
 
     Returns:
         "prepared", or the reason why not.
     """
     root = path.parent / f"prepared {path.name}"
-    settings = prep.PrepSettings(root, short_side=reading_files.HEIGHT, chunk_seconds=PIECE)
+    settings = prep.PrepSettings(root, short_side=HEIGHT, chunk_seconds=PIECE)
     source = prep.SourceVideo("film", path, path.stat().st_size)
     receipt = prep.prepare_video(source, settings, threading.Event())
     if receipt["status"] != "ok":
@@ -43,13 +44,13 @@ def prepared(path: Path, case: reading_files.Case, truth, alike, say) -> str:
         say(f"prep: another picture at {len(bad)} of {video.length} frames (first {bad[0]})")
     if not case.original and abs(video.seconds - (shown.times[-1] - shown.times[0])) > 0.2 + 3.2 / video.fps:
         say(f"prep: {video.seconds:.2f} s, the source shows {shown.times[-1] - shown.times[0]:.2f} s")
-    check_pieces(settings.pieces_folder("film"), video, pixels, alike, say)
+    check_pieces(settings.pieces_folder("film"), video, pixels, say)
     for used in (settings.resized_path("film"), *settings.pieces_folder("film").iterdir()):
         open_video.forget(used)
     return "prepared"
 
 
-def check_pieces(folder: Path, video, pixels: np.ndarray, alike, say) -> None:
+def check_pieces(folder: Path, video, pixels: np.ndarray, say) -> None:
     """Compare clips of the pieces, one of them across two pieces, with the resized video's frames."""
     for start, stop in ((0.0, 0.5), (PIECE - 0.3, PIECE + 0.3), (max(0.0, video.seconds - 0.5), video.seconds)):
         if start >= video.seconds:
@@ -67,7 +68,7 @@ def check_pieces(folder: Path, video, pixels: np.ndarray, alike, say) -> None:
             say(f"prep: the pieces show other pictures at {start:.2f}-{stop:.2f} s than the resized video")
 
 
-def indexed(path: Path, case: reading_files.Case, truth, alike, say) -> str:
+def indexed(path: Path, case: Case, say) -> str:
     """Read the windows of search's index and compare each frame with those that are shown in its part of the window.
 
     Returns:

@@ -7,8 +7,11 @@ import collections
 import numpy as np
 import pytest
 import reading_campaign
-import reading_files
-from reading_campaign import Truth, check_whole, number_of_files, table, truth, written
+from reading_campaign import number_of_files, table, written
+from reading_checks import check_whole
+from reading_files import cases
+from reading_studio import FRAMES, HEIGHT, TIMES, WIDTH, Studio, number_in
+from reading_truth import truth
 
 from egokit.data.video import open_video
 
@@ -40,11 +43,11 @@ def test_the_page_has_the_campaigns_table(outcomes):
 
 def test_the_files_differ_in_what_they_are_made_to_differ_in(tmp_path):
     """The pictures' numbers in ffmpeg's own decoding are those that were encoded: all, in order."""
-    studio = reading_files.Studio(tmp_path)
+    studio = Studio(tmp_path)
     for codec, end in (("h264 open GOP", ".mkv"), ("vp9", ".webm"), ("mpeg2", ".mpg"), ("mjpeg", ".avi")):
-        shown = truth(studio.cached(codec, end), 0, reading_files.WIDTH, reading_files.HEIGHT)
-        assert [reading_files.number_in(pixels) for pixels in shown.pictures] == list(range(reading_files.FRAMES))
-    kinds = collections.Counter(case.kind for case in reading_files.cases(studio))
+        shown = truth(studio.cached(codec, end), 0, WIDTH, HEIGHT)
+        assert [number_in(pixels) for pixels in shown.pictures] == list(range(FRAMES))
+    kinds = collections.Counter(case.kind for case in cases(studio))
     assert len(kinds) > 30 and kinds["eight orientations"] >= 16
 
 
@@ -85,10 +88,10 @@ class Wrong:
 @pytest.mark.parametrize("fault", ["one frame late", "frozen", "mirrored", "upside down", "another range",
                                    "red and blue swapped", "squeezed", "another clock", "by the average rate"])
 def test_a_planted_fault_is_found(tmp_path, fault):
-    studio, said = reading_files.Studio(tmp_path), []
-    path = studio.cached("h264", ".mp4", times=reading_files.TIMES["a gap in the middle"])
+    studio, said = Studio(tmp_path), []
+    path = studio.cached("h264", ".mp4", times=TIMES["a gap in the middle"])
     video = open_video.open_video(path)
-    shown: Truth = truth(path, 0, video.width, video.height)
+    shown = truth(path, 0, video.width, video.height)
     check_whole(path, video, shown, said.append)
     assert said == []
     check_whole(path, Wrong(video, fault), shown, said.append)
