@@ -128,7 +128,8 @@ def row(kind: str, group: list[Outcome]) -> str:
     elif group[0].case.silent:
         strict = tolerant = "not noticed"
     else:
-        strict = "an error at the damage, exact elsewhere" if group[0].case.original else "exact"
+        strict = "refused" if group[0].case.strict else \
+            "an error at the damage, exact elsewhere" if group[0].case.original else "exact"
         tolerant = " or ".join(sorted({outcome.indexed for outcome in group if outcome.indexed}))
     made = {"prepared" if outcome.prepared == "prepared" else "refused" for outcome in group if outcome.prepared}
     return f"| {kind} | {len(group)} | {strict} | {tolerant} | {' or '.join(sorted(made))} | {rate} |"

@@ -84,6 +84,9 @@ def damaged(studio: Studio):
     for end, codec in ((".ts", "h264"), (".mkv", "h264"), (".webm", "vp9"), (".flv", "h264"), (".avi", "mpeg4 no B"),
                        (".mpg", "mpeg2")):
         yield _hurt(studio, "damage: the tail missing", codec, end, "the tail missing", FRAMES // 3 + 8)
+    for end, codec in ((".mp4", "h264"), (".mov", "hevc"), (".mp4", "vp9")):
+        yield _hurt(studio, "damage: an mp4's tail missing, its table first", codec, end, "the tail missing",
+                    FRAMES // 3 + 8, strict="cut off", more="-movflags faststart")
     for end, codec in ((".mp4", "h264"), (".mov", "hevc")):
         yield _hurt(studio, "damage: an mp4's tail and table missing", codec, end, "the tail missing", 0, "opened")
     for codec in ("h264", "h264 open GOP", "hevc", "mpeg2"):
@@ -91,9 +94,10 @@ def damaged(studio: Studio):
                     shifted=True)
 
 
-def _hurt(studio: Studio, kind: str, codec: str, end: str, how: str, lost: int, refused: str = "", **more) -> Case:
+def _hurt(studio: Studio, kind: str, codec: str, end: str, how: str, lost: int, more: str = "", refused: str = "",
+          **about) -> Case:
     """Return a case of a damaged encoding."""
-    def make(path):
-        hurt(path, studio.cached(codec, end), how)
-    return Case(kind, f"{codec}, {how}{end}", make, refused=refused, lost=lost,
-                original=None if refused else lambda: studio.cached(codec, end), **more)
+    def original() -> Path:
+        return studio.cached(codec, end, more=more) if more else studio.cached(codec, end)
+    return Case(kind, f"{codec}, {how}{', table first' * bool(more)}{end}", lambda path: hurt(path, original(), how),
+                refused=refused, lost=lost, original=None if refused else original, **about)

@@ -101,6 +101,7 @@ class Case:
         film: which of its video streams players show.
         refused: a word of the error that is right for it, if nothing in it can be read.
         original: for a damaged file, returns the path of the same file before the damage.
+        strict: for a damaged file, a word of the error if the strict policy doesn't open it.
         lost: how many frames the damage may cost, at most.
         shifted: whether the damage moves the file's start.
         silent: whether the damage is valid data, so that no decoder notices.
@@ -112,6 +113,7 @@ class Case:
     film: int = 0
     refused: str = ""
     original: Callable[[], Path] | None = None
+    strict: str = ""
     lost: int = 0
     shifted: bool = False
     silent: bool = False
