@@ -88,7 +88,8 @@ def damaged(studio: Studio):
         yield _hurt(studio, "damage: an mp4's tail missing, its table first", codec, end, "the tail missing",
                     FRAMES // 3 + 8, strict="cut off", more="-movflags faststart")
     for end, codec in ((".mp4", "h264"), (".mov", "hevc")):
-        yield _hurt(studio, "damage: an mp4's tail and table missing", codec, end, "the tail missing", 0, refused="opened")
+        yield _hurt(studio, "damage: an mp4's tail and table missing", codec, end, "the tail missing", 0,
+                    refused="opened")
     for codec in ("h264", "h264 open GOP", "hevc", "mpeg2"):
         yield _hurt(studio, "damage: begins between keyframes", codec, ".ts", "the start missing", GOP + 8,
                     shifted=True)
