@@ -7,13 +7,14 @@ from reading_studio import FRAMES, GOP, Case, Studio
 
 def packets(path: Path) -> list[tuple[bool, int, int, float]]:
     """Return (keyframe, place in the file, bytes) of every video packet, in the file's order."""
-    data, rows, after = path.read_bytes(), [], 0
+    data, rows, end = path.read_bytes(), [], 0
     with av.open(str(path)) as container:
         for packet in container.demux(container.streams.video[0]):
             if packet.size:
-                at = data.find(bytes(packet)[:64], after)     # the position that is stated may be of what contains it
-                after = after + packet.size if at < 0 else at
-                rows.append((packet.is_keyframe, after, packet.size))
+                at = data.find(bytes(packet)[:64], end)     # the position that is stated may be of what contains it
+                at = end if at < 0 else at
+                rows.append((packet.is_keyframe, at, packet.size))
+                end = at + packet.size
     return rows
 
 
