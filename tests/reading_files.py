@@ -131,6 +131,9 @@ def _starts(studio: Studio):
     for end in (".mp4", ".mov", ".mkv", ".ts"):
         yield Case("cut without encoding", f"cut{end}", lambda path: studio.copy(
             path, studio.cached("h264", ".mp4"), "-ss 1.1"))
+    for codec, end in (("hevc", ".mov"), ("h264 open GOP", ".mkv"), ("h264 open GOP", ".mp4"), ("mpeg2", ".mpg")):
+        yield Case("cut without encoding, in open GOPs", f"{codec} cut{end}", lambda path, codec=codec: studio.copy(
+            path, studio.cached(codec, ".mkv"), "-ss 1.1"))
     yield Case("cut without encoding", "cut with sound.mp4", lambda path: studio.copy(
         path, studio.made("sound", lambda other: sound(other, "h264"), ".mp4"), "-ss 1.1"))
     for offset in (10, 1000.25):
