@@ -165,7 +165,8 @@ class Search(Task):
         """
         edges = video.frame_at(np.linspace(start, stop, self.config.model.frames + 1))
         edges[-1] = max(edges[-2], video.frame_at(stop - 2e-3) + 1)  # times are rounded to milliseconds
-        return frame_sampling.clamp_indices((edges[:-1] + edges[1:] - 1) // 2, video.length)
+        middles = np.maximum(edges[:-1], (edges[:-1] + edges[1:] - 1) // 2)  # while one picture stands, that one
+        return frame_sampling.clamp_indices(middles, video.length)
 
     def clip(self, path: Path, start: float, stop: float) -> torch.Tensor:
         """Return a clip's frames, uint8 (T, 3, size, size), as the index was made from.

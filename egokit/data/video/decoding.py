@@ -13,8 +13,10 @@ import av
 from egokit.data.video.media_file import IrregularTimes
 
 DELAY = 16  # a frame may refer to one that is shown up to 16 frames later, and is damaged if that one is
+ZEROS = bytes(32)  # in what these codecs write there is no such run: it is a hole in a disk, or half a download
+ENTROPY_CODED = {"h264", "hevc", "vp8", "vp9", "av1"}
 SKIPPING = {"h264", "hevc"}  # decoders that can skip a frame when its packet arrives
-JOINT = 3  # packets before a joint of streams that may be called incomplete
+JOINT = 8  # packets before a joint of streams that may be called incomplete
 HEALED = 300  # frames after which a tolerant reader trusts a decoder again, where no keyframe comes (intra refresh)
 HIDING = {"vp8"}  # codecs with packets that are never shown
 
@@ -32,7 +34,8 @@ class Damage:
 
     def __init__(self, numbers: set[int], healed: float = float("inf")):
         self.numbers, self.reasons, self.healed, self.since = numbers, {}, healed, 0
-        self.sent: collections.deque = collections.deque(maxlen=1000)  # (number, stretch from one keyframe to the next)
+        # (number, stretch from one keyframe to the next, number of its keyframe)
+        self.sent: collections.deque = collections.deque(maxlen=1000)
         self.due: list[int] = []  # frames that were sent to be shown, and are not shown yet: a heap
         self.stretch, self.keyframe, self.broken = 0, float("inf"), -1
         self.incomplete: list[float] = []  # packets since one of which the container says that parts are missing
@@ -53,10 +56,11 @@ class Damage:
             self.found(self.incomplete[0], "parts of it are missing")
             self.incomplete = []
         self.since += 1
-        self.sent.append((number, self.stretch))
+        self.sent.append((number, self.stretch, self.keyframe))
         if self._is_concerned(number, self.stretch):
             self._add(number)
-        elif not skipped and number == int(number) and not (self.stretch == 1 and number < self.keyframe):
+        elif (not skipped and number == int(number) and number not in self.due
+              and not (self.stretch == 1 and number < self.keyframe)):
             heapq.heappush(self.due, int(number))
 
     def show(self, number: float) -> None:
@@ -71,11 +75,13 @@ class Damage:
         self.since = 0
         self.reasons.setdefault(number, reason)
         self._add(number)
-        later = False
-        for sent, stretch in list(self.sent):
+        later = leading = False
+        for sent, stretch, keyframe in list(self.sent):
             if sent == number:
-                later, self.broken = True, max(self.broken, stretch)
-            if later and self._is_concerned(sent, stretch):
+                later, leading = True, number < keyframe  # a leading picture: only others of its kind refer to it
+                if not leading:
+                    self.broken = max(self.broken, stretch)
+            if later and (sent < keyframe if leading else self._is_concerned(sent, stretch)):
                 self._add(sent)
 
     def _is_concerned(self, number: float, stretch: int) -> bool:
@@ -162,16 +168,20 @@ def decode(reader, wanted: list[int], leap: bool) -> Iterator[tuple[int, object]
         return number, frame
 
     for packet in packets:
-        if packet.pts is None:
+        if not packet.size:
             break
+        if packet.pts is None:  # never shown
+            continue
         number = reader.number_of(packet.pts)
-        if leap and packet.is_keyframe and len(unsent) < len(wanted) and min(unsent) >= number:
+        if leap and packet.is_keyframe and unsent and len(unsent) < len(wanted) and min(unsent) >= number:
             break
         # a frame that no other refers to is decoded only if wanted; the decoder's state doesn't depend on it
         skipped = skipping and number not in unsent and is_whole(packet, context.name, extradata)
         if skipping:
             context.skip_frame = "NONREF" if skipped else "DEFAULT"
         damage.send(number, packet, skipped or context.name in HIDING)
+        if not skipped and context.name in ENTROPY_CODED and ZEROS in bytes(packet):
+            damage.found(number, "zeros stand in place of a part of it")
         unsent.discard(number)
         feed(packet)
         yield from release(DELAY)

@@ -1,4 +1,5 @@
 """An opened file: its film, and which frame each presentation time belongs to."""
+import collections
 import contextlib
 import itertools
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ from egokit.config.access import explain
 from egokit.data.video import pictures
 from egokit.data.video.timeline import Refused, Timeline, Untimed, VideoError, advice, is_prepared, usual_rate
 
-REWOUND = {"mov", "matroska", "avi", "mpegts"}  # containers in which a seek to an early time leads to the start
+REWOUND = {"mov", "matroska", "avi"}  # containers in which a seek to an early time leads to the start
+LEADING = 16  # at most so many frames that are shown before a keyframe are sent after it
 TIMED = {"mov"}  # containers in which every frame has a time of its own
 
 
@@ -148,10 +150,19 @@ class MediaFile(Timeline):
         """List the presentation times of all frames, for files whose times aren't number / rate."""
         self.rewind()
         tick = self.stream.time_base
-        shown = [(packet.pts, packet.duration) for packet in self.packets()
-                 if packet.size and not packet.is_discard]
+        shown, keys, untimed = [], [], 0  # keys: places of keyframes
+        for packet in self.packets():
+            if packet.size and not packet.is_discard:
+                keys += [len(shown)] * packet.is_keyframe
+                shown.append((packet.pts, packet.duration))
+                untimed += packet.pts is None and len(keys) == 1
+        if 0 < untimed <= LEADING and shown[keys[0]][0] is not None:  # they refer to what was cut off
+            shown = [frame for frame in shown if frame[0] is not None]
         if not shown or any(pts is None for pts, _ in shown):
             raise Untimed("frames without a time of their own")
+        if keys and not untimed:
+            left_out = self._left_out([pts for pts, _ in shown[:keys[0] + 1 + LEADING]], keys[0])
+            shown = [frame for place, frame in enumerate(shown) if place not in left_out]
         shown.sort(key=lambda frame: frame[0])
         self.times = np.array([pts for pts, _ in shown])
         if (np.diff(self.times) == 0).any():
@@ -164,6 +175,30 @@ class MediaFile(Timeline):
         self.shown = self.times * float(tick) - self.zero()
         self.start = float(self.shown[0])
         self.last = float((shown[-1][1] or 0) * tick)
+
+    def _left_out(self, first: list[int], key: int) -> set[int]:
+        """Return which of the first packets are never shown, where a video was cut without encoding.
+
+        These are what stands before the first keyframe, and what follows it at once and refers to what was cut off.
+
+        Args:
+            first: the packets' times, in decoding order.
+            key: place of the first keyframe among them.
+        """
+        gaps = np.diff(sorted(first[key:]))
+        if not key and min(first) == first[0] and not (gaps < 0.5 * np.median(gaps)).any():
+            return set()
+        given: collections.Counter = collections.Counter()
+        self.rewind()
+        for packet in itertools.islice(self.packets(), key + 1 + 2 * LEADING):
+            with contextlib.suppress(av.error.FFmpegError):
+                frames = self.stream.codec_context.decode(packet if packet.size else None)
+                given.update(frame.pts for frame in frames if frame.pts is not None and not frame.is_corrupt)
+        if not given[first[key]]:
+            return set()  # the keyframe itself is damaged
+        given[first[key]] -= 1
+        after = itertools.takewhile(lambda place: not given[first[place]], range(key + 1, len(first)))
+        return {place for place in range(key) if not given[first[place]]} | set(after)
 
     def number_of(self, pts: int) -> float:
         """Return the number of the frame shown at `pts`.

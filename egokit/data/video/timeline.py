@@ -45,7 +45,7 @@ def usual_rate(stated: Fraction | None, shown: np.ndarray) -> Fraction | None:
         return stated
     constant = float(np.ptp(gaps)) <= VARIABLE
     usual = float(gaps.mean() if constant else np.median(gaps))
-    if stated and abs(float(stated) * usual - 1) <= 0.01:
+    if usual <= 0 or (stated and abs(float(stated) * usual - 1) <= 0.01):
         return stated
     return Fraction(1 / usual).limit_denominator(1001)
 

@@ -1,6 +1,7 @@
 """The reader of files without timestamps, such as AVI and raw streams: it counts the decoded frames."""
 import bisect
 import collections
+import contextlib
 import itertools
 from collections.abc import Iterator
 from fractions import Fraction
@@ -44,11 +45,28 @@ class UntimedReader(PyAVReader):
         if not self.length or not rate:
             raise Refused("no frame in it, or no frame rate")
         self.rate = Fraction(rate)
+        if timed and self.container.format.name == "avi":
+            self._delay()
         self.missing = max(0, sum(entry.size > 0 for entry in self.stream.index_entries) - self.length)
         if self.missing and not self.tolerant:
             raise Refused(f"its index lists {self.length + self.missing} frames, but only {self.length} are there")
         # these decoders' delay is not known from the start
         self.counts = not timed or self.stream.codec_context.name in SKIPPING
+
+    def _delay(self) -> None:
+        """Show the frames as much later as the decoder needs to put them in order, as players do."""
+        with contextlib.suppress(av.error.FFmpegError):
+            self.rewind()
+            frame = next(self.container.decode(self.stream), None)
+            if frame is not None and frame.dts is not None:
+                delay = bisect.bisect_left(self.dts, frame.dts) if self.stream.codec_context.name in SKIPPING else \
+                    int(self.stream.codec_context.has_b_frames)
+                later = delay / self.fps
+                self.start += later
+                if self.shown is not None:  # a frame is shown when the packet comes with which the decoder gives it
+                    end = self.shown[-1] + np.arange(1, delay + 1) / self.fps
+                    self.shown = np.concatenate([self.shown[delay:], end])
+                    self.start = float(self.shown[0])
 
     def _decoded(self) -> Iterator[tuple[int, object]]:
         """Yield (number, frame) of every frame in order, None in place of a damaged one.
@@ -68,7 +86,7 @@ class UntimedReader(PyAVReader):
                     number += 1
                     yield number, None
                 continue
-            if packet is not None and packet.is_corrupt:
+            if packet is not None and packet.is_corrupt and not self.counts:  # cut off
                 broken = sent
             for frame in frames:
                 place = number + 1
@@ -84,6 +102,8 @@ class UntimedReader(PyAVReader):
                 elif frame.key_frame and number > broken:
                     broken = -1
                 yield number, None if broken >= 0 else frame
+        if broken >= 0:  # the last packets give no picture because of damage
+            yield from ((lost, None) for lost in range(number + 1, self.length))
 
     def _stream(self, wanted: list[int]) -> Iterator[tuple[int, np.ndarray]]:
         """Yield (number, picture) of each of `wanted`, which is ascending."""
