@@ -1,0 +1,168 @@
+"""Small grey pictures of frames, and the comparison of a video with what it was made of.
+
+A frame becomes SIDE x SIDE cells, each the mean brightness of its part, 0 (black) to 255 (white) whatever the frame's
+colour range. An encoder changes a cell by a few levels; another frame, turn, mirror image, range or crop changes some
+cells by many. docs/data.md has the measured margins.
+"""
+import numpy as np
+from av.video.reformatter import ColorRange
+
+SIDE = 16
+BLOCK = 32  # frames that are judged together: one second
+CELL, PICTURE = 32, 8  # levels by which one cell, and all of them (root mean square), may differ; encoders: 16 and 3
+MOVED, EVIDENCE = 4, 300  # levels in which a cell counts as moving; squared levels in a block from which motion decides
+SHIFTED = 0.65  # how much of the motion to another frame an output may have; encoders: 0.45, another frame: 1
+STILL = 0.08  # the least share of the source's motion that an output shows; encoders: 0.17, a still: 0
+CONTRAST = 0.09  # an output's contrast is the source's to within this; encoders: 0.06, another colour range: 0.14
+FULL_RANGE = ("gray", "mono", "ya", "yuvj", "xyz")  # pixel formats whose levels are 0 to 255, not 16 to 235
+LIMITED = np.clip(np.round((np.arange(256) - 16) * 255 / 219), 0, 255).astype(np.uint8)
+LAGS = [sign * lag for lag in (1, 2, 3, 4, 8, 16, 32) for sign in (-1, 1)]  # frames
+
+
+# keywords of `reformat` that leave the levels as they are
+AS_STORED = {"src_colorspace": "ITU601", "dst_colorspace": "ITU601", "src_color_range": "JPEG", "dst_color_range": "JPEG"}
+
+
+def shrink(frame, reformatter) -> np.ndarray:
+    """Return the small picture of an av.VideoFrame as it is stored, uint8 (SIDE, SIDE).
+
+    Args:
+        reformatter: an av VideoReformatter, kept from frame to frame.
+    """
+    # swscale's "area" is the mean of all pixels of a cell, in 0.1 ms for 1920 x 1080; beyond a factor of 256 it takes
+    # two steps of its own, and gets the range wrong
+    if max(frame.width, frame.height) > 256 * SIDE:
+        frame = reformatter.reformat(frame, 256, 256, interpolation="AREA", threads=1)
+    plane = reformatter.reformat(frame, SIDE, SIDE, "gray", interpolation="AREA", threads=1, **AS_STORED).planes[0]
+    picture = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[:SIDE, :SIDE]
+    kind = frame.format
+    full = frame.color_range == ColorRange.JPEG or kind.is_rgb or kind.has_palette or kind.name.startswith(FULL_RANGE)
+    return picture if full else LIMITED[picture]
+
+
+class Comparison:
+    """Compares the frames of an output, given one after another, with what its source shows at the same times.
+
+    Args:
+        source: small pictures of the source, uint8 (N, SIDE * SIDE).
+        earliest: for each of the output's frames, the number of the source's frame that it shows.
+        latest: the same for the latest frame that it may show: where a frame begins exactly at an output's time,
+            roundings decide.
+        damaged: bool, whether the source is damaged at that time: nothing is compared there.
+        rate: frames per second of the output.
+    """
+
+    def __init__(self, source: np.ndarray, earliest: np.ndarray, latest: np.ndarray, damaged: np.ndarray, rate: float):
+        self.source, self.earliest, self.latest, self.damaged, self.rate = source, earliest, latest, damaged, rate
+        self.waiting: list[np.ndarray] = []
+        self.frames, self.reason = 0, ""  # the reason names the first fault found
+        self.before = None  # the last picture of the block before, and its source's
+        self.largest = {"cell": 0.0, "picture": 0.0, "shift": 0.0, "still": 1.0, "contrast": 0.0}
+        self.film = np.zeros((3, len(LAGS)))  # sums of all blocks
+
+    def add(self, picture: np.ndarray) -> None:
+        """Take the small picture of the next frame."""
+        self.waiting.append(picture.ravel())
+        if len(self.waiting) == BLOCK:
+            self._judge()
+
+    def finish(self) -> str:
+        """Return what is wrong, or "", after the last frame."""
+        if self.waiting:
+            self._judge()
+        self._judge_motion(self.film, 0)
+        return self.reason
+
+    def _judge(self) -> None:
+        numbers = slice(self.frames, self.frames + len(self.waiting))
+        self.frames += len(self.waiting)
+        shown_B, damaged_B = self.earliest[numbers], self.damaged[numbers]
+        output_BC = np.array(self.waiting[:len(shown_B)], np.float32)
+        self.waiting = []
+        if not len(shown_B):  # more frames than the source has: the count is judged elsewhere
+            return
+        error_BC, other_BC = (output_BC - self.source[shown] for shown in (shown_B, self.latest[numbers]))
+        later_B = (other_BC ** 2).sum(1) < (error_BC ** 2).sum(1)
+        shown_B = np.where(later_B, self.latest[numbers], shown_B)
+        error_BC = np.where(later_B[:, None], other_BC, error_BC)
+        error_BC[damaged_B] = 0
+        cell_B, picture_B = np.abs(error_BC).max(1), np.sqrt((error_BC ** 2).mean(1))
+        self._keep(cell=cell_B.max(), picture=picture_B.max())
+        if not self.reason and (wrong_B := (cell_B >= CELL) | (picture_B >= PICTURE)).any():
+            self.reason = self._describe(numbers.start + int(wrong_B.argmax()), output_BC[wrong_B.argmax()],
+                                         int(shown_B[wrong_B.argmax()]))
+        self._judge_contrast(output_BC[~damaged_B], self.source[shown_B][~damaged_B], numbers.start)
+        sums = np.zeros((3, len(LAGS)))
+        for place, lag in enumerate(LAGS):
+            motion_BC = self._motion(shown_B, np.clip(shown_B + lag, 0, len(self.source) - 1), damaged_B)
+            sums[0, place], sums[1, place] = (error_BC * motion_BC).sum(), (motion_BC ** 2).sum()
+        if self.before is not None:
+            output_BC, shown_B = np.vstack([self.before[0], output_BC]), np.append(self.before[1], shown_B)
+            damaged_B = np.append(self.before[2], damaged_B)
+        moved_BC = self._motion(shown_B[:-1], shown_B[1:], damaged_B[:-1] | damaged_B[1:])
+        sums[2, :2] = (np.diff(output_BC, axis=0) * moved_BC).sum(), (moved_BC ** 2).sum()
+        self.before = output_BC[-1], shown_B[-1], damaged_B[-1]
+        self.film += sums
+        self._judge_motion(sums, numbers.start)
+
+    def _motion(self, here_B: np.ndarray, there_B: np.ndarray, damaged_B: np.ndarray) -> np.ndarray:
+        """Return the cells of one frame of the source less those of another; 0 where a cell hardly differs."""
+        motion_BC = self.source[there_B].astype(np.float32) - self.source[here_B]
+        motion_BC[np.abs(motion_BC) < MOVED] = 0
+        motion_BC[damaged_B] = 0
+        return motion_BC
+
+    def _judge_motion(self, sums: np.ndarray, first: int) -> None:
+        """Judge a block, or all of the video, by the sums that `_judge` made.
+
+        The share of the motion from the frame that is due to another frame that the output has made is 0 if it shows
+        the former, and 1 if it shows the latter. The share of motion is what the output has of the source's changes
+        from frame to frame.
+        """
+        share = np.where(sums[1] >= EVIDENCE, sums[0] / np.maximum(sums[1], 1), 0)
+        still = sums[2, 0] / sums[2, 1] if sums[2, 1] >= EVIDENCE else 1.0
+        self._keep(shift=share.max(), still=still)
+        if self.reason:
+            return
+        if share.max() > SHIFTED:
+            late = "earlier" if LAGS[int(share.argmax())] < 0 else "later"
+            self.reason = f"from about {first / self.rate:.1f} s on it shows {late} pictures than the source"
+        elif still < STILL:
+            self.reason = f"from about {first / self.rate:.1f} s on it stands still, which the source does not"
+
+    def _judge_contrast(self, output_BC: np.ndarray, source_BC: np.ndarray, first: int) -> None:
+        """Compare contrasts: full range taken for limited range makes it 1.16, the other way 0.86."""
+        if not len(output_BC):
+            return
+        output_C, source_C = output_BC.mean(0), source_BC.mean(0)
+        output_C, source_C = output_C - output_C.mean(), source_C - source_C.mean()
+        if source_C.std() < PICTURE:
+            return
+        contrast = float((output_C * source_C).sum() / (source_C ** 2).sum())
+        self._keep(contrast=abs(contrast - 1))
+        if not self.reason and abs(contrast - 1) > CONTRAST:
+            self.reason = (f"at {first / self.rate:.1f} s its contrast is {contrast:.2f} of the source's: "
+                           "is it of another colour range?")
+
+    def _keep(self, **measured: float) -> None:
+        """Keep the value nearest to its limit, to show the margin."""
+        for name, value in measured.items():
+            worse = min if name == "still" else max
+            self.largest[name] = worse(self.largest[name], float(value))
+
+    def _describe(self, number: int, output_C: np.ndarray, shown: int) -> str:
+        """Say what a wrong frame shows."""
+        def fits(source_NC: np.ndarray) -> np.ndarray:
+            error_NC = output_C - source_NC
+            return np.where((np.abs(error_NC).max(1) < CELL), (error_NC ** 2).mean(1), np.inf)
+        due = self.source[shown].reshape(SIDE, SIDE)
+        turned = [np.rot90(picture, turn).ravel() for picture in (due, due[:, ::-1]) for turn in range(4)]
+        start = f"at {number / self.rate:.2f} s it shows "
+        if fits(np.array(turned[1:], np.float32)).min() < PICTURE ** 2:
+            return start + "the source's picture turned or mirrored"
+        step = 4096
+        errors = np.concatenate([fits(self.source[at:at + step]) for at in range(0, len(self.source), step)])
+        best = int(errors.argmin())
+        if errors[best] < PICTURE ** 2:
+            return start + f"the source's frame {best} instead of {shown}"
+        return start + "another picture than the source"
