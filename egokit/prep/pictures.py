@@ -7,6 +7,9 @@ cells by many. docs/data.md has the measured margins.
 import numpy as np
 from av.video.reformatter import ColorRange
 
+from egokit.data.video import pictures as shown
+from egokit.prep.decoding import MATRICES, placed, shown_size
+
 SIDE = 16
 BLOCK = 32  # frames that are judged together: one second
 CELL, PICTURE = 32, 8  # levels by which one cell, and all of them (root mean square), may differ; encoders: 16 and 3
@@ -20,22 +23,45 @@ LAGS = [sign * lag for lag in (1, 2, 3, 4, 8, 16, 32) for sign in (-1, 1)]  # fr
 
 
 # keywords of `reformat` that leave the levels as they are
-AS_STORED = {"src_colorspace": "ITU601", "dst_colorspace": "ITU601", "src_color_range": "JPEG", "dst_color_range": "JPEG"}
+AS_STORED = {"src_color_range": "JPEG", "dst_color_range": "JPEG"}
 
 
-def shrink(frame, reformatter) -> np.ndarray:
-    """Return the small picture of an av.VideoFrame as it is stored, uint8 (SIDE, SIDE).
+def shrink(frame, reformatter, aspect=None, canvas: tuple[int, int] | None = None, matrix: int = 2) -> np.ndarray:
+    """Return the small picture of an av.VideoFrame as players show it, uint8 (SIDE, SIDE).
 
     Args:
         reformatter: an av VideoReformatter, kept from frame to frame.
+        aspect: width / height of a stored pixel, or None.
+        canvas: width and height of the film's first frame; one of another size is placed in it.
+        matrix: the colorspace of the film's first frame; one of another is converted.
     """
+    picture = _means(frame, SIDE, reformatter, matrix)
+    how = shown.orientation(frame)
+    size = canvas and shown_size(frame, aspect)
+    if size != canvas:
+        wide, high = placed(size, canvas)
+        picture = shown.upright(_means(frame, 8 * SIDE, reformatter, matrix), how)
+        fine = (np.arange(8 * SIDE) + 0.5) / (8 * SIDE) - 0.5  # places in the canvas, from its middle
+        rows, columns = (np.floor((fine * side / own + 0.5) * 8 * SIDE).astype(int)
+                         for side, own in zip(canvas[::-1], (high, wide), strict=True))
+        inside = [(places >= 0) & (places < 8 * SIDE) for places in (rows, columns)]
+        picture = picture[np.clip(rows, 0, 8 * SIDE - 1)][:, np.clip(columns, 0, 8 * SIDE - 1)] * np.outer(*inside)
+        return picture.reshape(SIDE, 8, SIDE, 8).mean((1, 3)).round().astype(np.uint8)
+    return shown.upright(picture, how)
+
+
+def _means(frame, side: int, reformatter, matrix: int) -> np.ndarray:
+    """Return the mean brightness of side x side cells of a frame as it is stored."""
     # swscale's "area" is the mean of all pixels of a cell, in 0.1 ms for 1920 x 1080; beyond a factor of 256 it takes
     # two steps of its own, and gets the range wrong
     if max(frame.width, frame.height) > 256 * SIDE:
         frame = reformatter.reformat(frame, 256, 256, interpolation="AREA", threads=1)
-    plane = reformatter.reformat(frame, SIDE, SIDE, "gray", interpolation="AREA", threads=1, **AS_STORED).planes[0]
-    picture = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[:SIDE, :SIDE]
-    kind = frame.format
+    kind, spaces, format = frame.format, ("ITU601", "ITU601"), "gray"
+    if frame.colorspace != matrix and not kind.is_rgb:
+        spaces, format = [MATRICES.get(int(space), "ITU601") for space in (frame.colorspace, matrix)], "yuv444p"
+    plane = reformatter.reformat(frame, side, side, format, src_colorspace=spaces[0], dst_colorspace=spaces[1],
+                                 interpolation="AREA", threads=1, **AS_STORED).planes[0]
+    picture = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[:side, :side]
     full = frame.color_range == ColorRange.JPEG or kind.is_rgb or kind.has_palette or kind.name.startswith(FULL_RANGE)
     return picture if full else LIMITED[picture]
 
