@@ -16,7 +16,6 @@ from egokit.data.video import open_video as video
 SAMPLE = 40  # videos opened per table; 0 opens all
 EGO4D = ("sign the licence at https://ego4d-data.org, then: "
          "pip install ego4d && ego4d --datasets {} --benchmarks mq -o DIR")
-EGO4D_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm")  # in capitals, too; the video_uid is the name before it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Checks:
     def check_prepared(self, part: str) -> Iterator[Finding]:
         """Check the full Ego4D videos, and what the manifest of `egokit prep` says of them."""
         full, chunked, manifest = (self.root / name for name in ("Ego4D", "Ego4D_Chunked", "prepared.json"))
-        files = collections.Counter(path.stem for path in full.glob("[!.]*") if path.suffix.lower() in EGO4D_SUFFIXES)
+        files = collections.Counter(path.stem for path in full.glob("[!.]*") if path.suffix.lower() in video.SUFFIXES)
         if files or not chunked.is_dir():
             yield self.check_file(part, full, EGO4D.format("full_scale"), f"{len(files):,} full videos")
         for uid in sorted(uid for uid, count in files.items() if count > 1):

@@ -12,7 +12,7 @@ from egokit.data.video import pictures as shown
 from egokit.data.video.timeline import VideoError
 from egokit.data.video.untimed_reader import UntimedReader
 from egokit.prep.decoding import Decoder, PrepError, shown_size
-from egokit.prep.pictures import SIDE, Comparison, shrink
+from egokit.prep.pictures import SIDE, UNSTATED, Comparison, shrink
 
 DAMAGED = 0.01  # a source with a larger share of damaged frames is refused; fewer are counted in the manifest
 ROUNDING = 2e-3  # seconds by which a frame's time may be rounded
@@ -63,8 +63,8 @@ class Film:
 class _Seen:
     """What is noted of each frame while a file is decoded."""
 
-    def __init__(self, look: Callable[[np.ndarray], None] | None):
-        self.look, self.reformatter = look, VideoReformatter()
+    def __init__(self, look: Callable[[np.ndarray], None] | None, matrix: int | None):
+        self.look, self.matrix, self.reformatter = look, matrix, VideoReformatter()
         self.times: list[int | None] = []
         self.damaged: list[bool] = []
         self.pictures, self.kinds, self.first, self.last = bytearray(), set(), None, None
@@ -80,17 +80,19 @@ class _Seen:
         self.kinds.add((frame.width, frame.height, frame.format.name, frame.color_range, frame.colorspace, how))
         if self.first is None:
             self.canvas, self.upright = shown_size(frame, decoder.aspect), how == shown.UPRIGHT
-            rgb = frame.format.is_rgb  # what is drawn of it has the matrix that is not stated
-            self.first = (2 if rgb else int(frame.colorspace), int(frame.color_primaries), int(frame.color_trc))
+            self.first = (UNSTATED if frame.format.is_rgb else int(frame.colorspace), int(frame.color_primaries),
+                          int(frame.color_trc))
         self.last = frame
-        picture = shrink(frame, self.reformatter, decoder.aspect, self.canvas, self.first[0])
+        picture = shrink(frame, self.reformatter, decoder.aspect, self.canvas,
+                         self.first[0] if self.matrix is None else self.matrix)
         if self.look:
             self.look(picture)
         else:
             self.pictures += picture.tobytes()
 
 
-def scan(path: Path, stop: threading.Event | None = None, look: Callable[[np.ndarray], None] | None = None) -> Film:
+def scan(path: Path, stop: threading.Event | None = None, look: Callable[[np.ndarray], None] | None = None,
+         matrix: int | None = None) -> Film:
     """Decode a whole file, past damage, and return what it is.
 
     Nothing is taken from the header alone.
@@ -98,6 +100,7 @@ def scan(path: Path, stop: threading.Event | None = None, look: Callable[[np.nda
     Args:
         stop: the scan raises PrepError soon after this event is set.
         look: called with the small picture of each frame, which is then not kept.
+        matrix: the small pictures' `frame.colorspace`; by default the first frame's.
 
     Returns:
         The film. Its facts are "file", "frames", "damaged" (frames that can't be decoded, or only in part),
@@ -108,7 +111,7 @@ def scan(path: Path, stop: threading.Event | None = None, look: Callable[[np.nda
         PrepError: the file can't be decoded to the end that its header promises, or more than `DAMAGED` of its frames
             are damaged.
     """
-    seen = _Seen(look)
+    seen = _Seen(look, matrix)
     with Decoder(path, stop) as decoder:
         for frame in decoder:
             seen.add(frame, decoder)

@@ -11,6 +11,7 @@ from egokit.data.video import pictures as shown
 from egokit.prep.decoding import MATRICES, placed, shown_size
 
 SIDE = 16
+UNSTATED = 2  # frame.colorspace where a file does not state its matrix
 BLOCK = 32  # frames that are judged together: one second
 CELL, PICTURE = 32, 8  # levels by which one cell, and all of them (root mean square), may differ; encoders: 16 and 3
 MOVED, EVIDENCE = 4, 300  # levels in which a cell counts as moving; squared levels in a block from which motion decides
@@ -26,7 +27,8 @@ LAGS = [sign * lag for lag in (1, 2, 3, 4, 8, 16, 32) for sign in (-1, 1)]  # fr
 AS_STORED = {"src_color_range": "JPEG", "dst_color_range": "JPEG"}
 
 
-def shrink(frame, reformatter, aspect=None, canvas: tuple[int, int] | None = None, matrix: int = 2) -> np.ndarray:
+def shrink(frame, reformatter, aspect=None, canvas: tuple[int, int] | None = None,
+           matrix: int = UNSTATED) -> np.ndarray:
     """Return the small picture of an av.VideoFrame as players show it, uint8 (SIDE, SIDE).
 
     Args:

@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from egokit.config.schema import SiteConfig
-from egokit.data.site_checks import EGO4D_SUFFIXES
-from egokit.prep.measure import PrepError
+from egokit.data.video.open_video import SUFFIXES
+from egokit.prep.decoding import PrepError
 from egokit.prep.video import PrepSettings, SetupError, SourceVideo, ffmpeg, prepare_video, read_receipt
 from egokit.runs.files import write_text
 
@@ -30,14 +30,14 @@ def list_videos(folder: Path) -> list[SourceVideo]:
     videos: dict[str, SourceVideo] = {}
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name) if folder.is_dir() else ():
         path = Path(entry.path)
-        if path.suffix.lower() in EGO4D_SUFFIXES and not path.name.startswith("."):
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
             if path.stem in videos:
                 raise PrepError(f"{videos[path.stem].path} and {path.name} are both video {path.stem}: "
                                 "keep one of them")
             # a dangling link is listed with 0 bytes, so that it fails by name later
             videos[path.stem] = SourceVideo(path.stem, path, entry.stat().st_size if entry.is_file() else 0)
     if not videos:
-        raise FileNotFoundError(f"no videos in {folder}: expected <video_uid>{', '.join(EGO4D_SUFFIXES)}; "
+        raise FileNotFoundError(f"no videos in {folder}: expected <video_uid>{', '.join(SUFFIXES)}; "
                                 "for the toy site run egokit.toy.make first")
     return list(videos.values())
 
