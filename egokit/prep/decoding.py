@@ -26,6 +26,15 @@ def shown_size(frame, aspect) -> tuple[int, int]:
     return (height, width) if shown.orientation(frame)[0] else (width, height)
 
 
+def whole(frame):
+    """Return the frame, to be scaled as one picture; swscale takes an interlaced one for two."""
+    if not frame.interlaced_frame:
+        return frame
+    copy = av.VideoFrame.from_ndarray(frame.to_ndarray(), frame.format.name)
+    copy.colorspace, copy.color_range = frame.colorspace, frame.color_range
+    return copy
+
+
 def placed(size: tuple[int, int], canvas: tuple[int, int]) -> tuple[float, float]:
     """Return (width, height) that a picture of this size gets in a canvas, by the rule of `pictures.fit`."""
     scale = min(canvas) / min(size)
@@ -128,7 +137,7 @@ def _draw(frame, film, size: tuple[int, int], reformatter: VideoReformatter) -> 
     """Return a frame as raw yuv420p of limited range, with the matrix of the film's first frame."""
     how, own = shown.orientation(frame), shown_size(frame, film.aspect)
     inner = size if own == film.canvas else [max(2, 2 * round(side / 2)) for side in placed(own, size)]
-    frame = reformatter.reformat(frame, *(inner[::-1] if how[0] else inner), "yuv420p", interpolation="BICUBIC",
+    frame = reformatter.reformat(whole(frame), *(inner[::-1] if how[0] else inner), "yuv420p", interpolation="BICUBIC",
                                  src_colorspace=MATRICES.get(int(frame.colorspace), "ITU601"),
                                  dst_colorspace=MATRICES.get(film.colours[0], "ITU601"), dst_color_range="MPEG",
                                  threads=1)

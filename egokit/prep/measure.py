@@ -1,4 +1,4 @@
-"""Measure a video file by decoding all of it, and verify what was made of it."""
+"""Measure a video file by decoding all of it."""
 import dataclasses
 import threading
 from collections.abc import Callable, Iterable
@@ -12,9 +12,10 @@ from egokit.data.video import pictures as shown
 from egokit.data.video.timeline import VideoError
 from egokit.data.video.untimed_reader import UntimedReader
 from egokit.prep.decoding import Decoder, PrepError, shown_size
-from egokit.prep.pictures import SIDE, UNSTATED, Comparison, shrink
+from egokit.prep.pictures import SIDE, UNSTATED, shrink
 
 DAMAGED = 0.01  # a source with a larger share of damaged frames is refused; fewer are counted in the manifest
+GLITCH = 15.0  # seconds that one glitch may cost
 ROUNDING = 2e-3  # seconds by which a frame's time may be rounded
 
 
@@ -118,9 +119,11 @@ def scan(path: Path, stop: threading.Event | None = None, look: Callable[[np.nda
         stream = decoder.stream
         header_rates, header_frames = (stream.base_rate, stream.average_rate), stream.frames
         promised = stream.duration * decoder.tick if stream.duration else 0
-        # Matroska gives one duration for the file; it counts only without sound, which may be longer
+        # Matroska gives one duration for the file, which counts its time from 0, and only without sound, which may be
+        # longer
         if not promised and len(decoder.container.streams) == 1:
-            promised = (decoder.container.duration or 0) / 1_000_000
+            promised = (decoder.container.duration or 0) / Fraction(1_000_000)
+            promised -= (stream.start_time or 0) * decoder.tick if "matroska" in decoder.container.format.name else 0
     if not seen.last:
         raise PrepError(f"{path}: no frame of it can be decoded")
     times, numbers, damaged, rate, constant = _timeline(path, seen, decoder, header_rates)
@@ -137,12 +140,11 @@ def scan(path: Path, stop: threading.Event | None = None, look: Callable[[np.nda
              "bytes": path.stat().st_size}
     if damaged.any():
         facts["damaged_times"] = _spans(damaged, np.append(times, seconds))
-        # A recording that begins between keyframes has lost nothing: what can't be decoded there is not held against it
-        within = damaged[int(damaged.argmin()):].sum()
-        if within > DAMAGED * len(times):
+        counted = _counted_damage(damaged, float(rate))
+        if counted > DAMAGED * len(times):
             parts = ", ".join(f"{start:.2f}-{end:.2f} s" for start, end in facts["damaged_times"][:3])
-            raise PrepError(f"{path}: {within} of {len(times)} frames are damaged ({parts}, ...), more than "
-                            f"{DAMAGED:.0%}; fetch it again")
+            raise PrepError(f"{path}: {damaged.sum()} of {len(times)} frames are damaged ({parts}, ...), more than "
+                            f"{DAMAGED:.0%} besides the longest stretch; fetch it again")
     pictures = np.zeros((0, SIDE * SIDE), np.uint8) if look else _by_number(seen.pictures, numbers, damaged)
     plain = (decoder.timed and constant and len(seen.kinds) == 1 and seen.upright and not damaged.any()
              and max(abs(seen.last.width - width), abs(seen.last.height - height)) <= 2)
@@ -153,16 +155,18 @@ def scan(path: Path, stop: threading.Event | None = None, look: Callable[[np.nda
 def _timeline(path: Path, seen: _Seen, decoder: Decoder, header_rates) -> tuple:
     """Return the times and numbers of the frames, which are damaged, the frame rate, and whether it is constant."""
     if decoder.timed:
-        shown_ticks = np.array([time for time in seen.times if time is not None])
         decoder.timed = None not in [time for time, lost in zip(seen.times, seen.damaged, strict=True) if not lost]
     if decoder.timed:
-        if any(seen.damaged):  # the packets that gave no frame have a time as well
-            ticks = np.union1d(shown_ticks, decoder.packet_times)
-            numbers = np.array([-1 if time is None else np.searchsorted(ticks, time) for time in seen.times])
-            numbers[numbers <= np.maximum.accumulate(np.append(-1, numbers[:-1]))] = -1  # given again, or late
-        else:
-            ticks, numbers = np.sort(shown_ticks), np.argsort(np.argsort(shown_ticks, kind="stable"))
-        decoder.timed = bool((np.diff(ticks) > 0).all())
+        decoded = np.sort([time for time in seen.times if time is not None])
+        # a packet that gave no frame has a time, too; some, of half a frame or of none, are not meant to give one
+        step = np.median(np.diff(decoded)) if len(decoded) > 1 else np.inf
+        packets = np.unique(decoder.packet_times)
+        after = np.clip(decoded.searchsorted(packets), 1, len(decoded) - 1) if len(decoded) > 1 else 0
+        apart = np.minimum(abs(packets - decoded[after - 1]), abs(packets - decoded[after]))
+        ticks = np.union1d(decoded, packets[apart > 0.6 * step])
+        numbers = np.array([-1 if time is None else ticks.searchsorted(time) for time in seen.times])
+        numbers[numbers <= np.maximum.accumulate(np.append(-1, numbers[:-1]))] = -1  # given again, or late
+        decoder.timed = bool((np.diff(decoded) > 0).all())
     if decoder.timed:
         rate, constant = frame_rate(ticks, decoder.tick, header_rates)
         times = (ticks - ticks[0]) * float(decoder.tick)
@@ -174,6 +178,18 @@ def _timeline(path: Path, seen: _Seen, decoder: Decoder, header_rates) -> tuple:
     return times, numbers, damaged, rate, constant
 
 
+def _counted_damage(damaged: np.ndarray, fps: float) -> int:
+    """Return how many damaged frames are held against a source.
+
+    Not those before the first readable frame: a recording that begins between keyframes has lost nothing. Nor the
+    longest stretch, up to `GLITCH`: after a single glitch, decoders may give nothing up to the next keyframe.
+    """
+    within = damaged[int((~damaged).argmax()):]
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], within, [False]])))
+    longest = np.diff(edges.reshape(-1, 2)).max(initial=0)
+    return int(within.sum()) - (int(longest) if longest <= GLITCH * fps else 0)
+
+
 def _counted(path: Path, length: int) -> tuple[np.ndarray, Fraction, bool]:
     """Return times, rate and whether it is constant, for frames that have no times of their own."""
     try:
@@ -183,13 +199,14 @@ def _counted(path: Path, length: int) -> tuple[np.ndarray, Fraction, bool]:
     beyond = np.maximum(0, np.arange(length) - (reader.length - 1))
     times = reader.time_of(np.arange(length) - beyond) + beyond / reader.fps
     reader.close()
-    return times - times[0], reader.rate, reader.constant
+    rate = reader.rate if reader.constant else frame_rate(times, Fraction(1), [])[0]
+    return times - times[0], rate, reader.constant
 
 
 def _by_number(pictures: bytearray, numbers: np.ndarray, damaged: np.ndarray) -> np.ndarray:
     """Return the small picture of each frame; a missing one is the one before it."""
     decoded = np.frombuffer(pictures, np.uint8).reshape(-1, SIDE * SIDE)
-    if np.array_equal(numbers, np.arange(len(decoded))):
+    if np.array_equal(numbers, np.arange(len(damaged))):
         return decoded
     places = np.full(len(damaged), -1)
     places[numbers[numbers >= 0]] = np.flatnonzero(numbers >= 0)
@@ -221,62 +238,8 @@ def frame_rate(times: np.ndarray, tick: Fraction, stated: Iterable[Fraction | No
             return rate, True
     steps = np.diff(times_N)
     usual = steps[np.abs(steps - np.median(steps)) < 0.5 * np.median(steps)]
-    return Fraction(1 / ((usual.mean() if len(usual) else steps.mean()) * tick_s)).limit_denominator(1001), False
-
-
-def verify(source: Film, resized: Path, pieces: list[Path], chunk_seconds: float,
-           stop: threading.Event | None = None) -> tuple[dict, list[dict]]:
-    """Decode the outputs, look at them, and return their facts, with "status", and "reason" for a failed one.
-
-    The resized video must be as long as the source, to a frame; if the source has a constant rate, it must have the
-    same number of frames. The pieces must end at multiples of `chunk_seconds`, to a frame, and together hold every
-    frame. All must show what the source shows at the same time, in the same shape.
-    """
-    early, late = source.plan()
-
-    def look(path: Path, first: int) -> tuple[dict, str]:
-        comparison = Comparison(source.pictures, early[first:], late[first:],
-                                source.damaged[early[first:]] | source.damaged[late[first:]], float(source.rate))
-        facts = scan(path, stop, comparison.add).facts
-        return facts, comparison.finish() or squeezed(source.facts, facts)
-
-    facts, seen = look(resized, 0)
-    judge(facts, check_length(source.facts, facts) or seen)
-    lines, end = [], 0
-    for number, path in enumerate(pieces, 1):
-        line, seen = look(path, end)
-        end += line["frames"]
-        due = min(facts["frames"], number * chunk_seconds * facts["fps"])
-        judge(line, check_cut(line, end, due, number == len(pieces)) or seen)
-        lines.append(line)
-    return facts, lines
-
-
-def judge(output: dict, reason: str) -> None:
-    """Give an output its "status", and its "reason" if it has failed."""
-    output |= {"status": "failed", "reason": reason} if reason else {"status": "ok"}
-
-
-def check_length(source: dict, resized: dict) -> str:
-    """Return what is wrong with the resized video's length or rate, or ""."""
-    if source["constant_rate"] and resized["frames"] != source["frames"]:
-        return f"{source['frames']} frames became {resized['frames']}"
-    if abs(resized["seconds"] - source["seconds"]) > 1.01 / resized["fps"]:
-        return f"{source['seconds']:.3f} s became {resized['seconds']:.3f} s"
-    return "" if resized["constant_rate"] else "its frame rate is not constant"
-
-
-def check_cut(piece: dict, end: int, due: float, is_last: bool) -> str:
-    """Return what is wrong with a piece that ends with frame `end` of the video, or ""."""
-    if abs(end - due) > (0 if is_last else 1):
-        return f"ends with frame {end} of the video, expected {due:.0f}"
-    return "" if piece["constant_rate"] else "its frame rate is not constant"
-
-
-def squeezed(source: dict, output: dict) -> str:
-    """Return that the output's picture has another shape than the source's, or ""; even sides round it."""
-    due = output["height"] * source["width"] / source["height"]
-    if abs(output["width"] - due) <= 2 * max(1, source["width"] / source["height"]):
-        return ""
-    return (f"it is shown {output['width']} x {output['height']}, which squeezes the source's "
-            f"{source['width']} x {source['height']}")
+    rate = 1 / ((usual.mean() if len(usual) else steps.mean()) * tick_s)
+    # times are rounded, often to milliseconds: the nearest rate that cameras have, if there is one
+    whole = [Fraction(max(1, round(rate))), Fraction(max(1, round(rate * 1.001)) * 1000, 1001)]
+    nearest = min(stated + whole, key=lambda known: abs(known - rate))
+    return nearest if abs(nearest - rate) < 4e-4 * rate else Fraction(rate).limit_denominator(1001), False

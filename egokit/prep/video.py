@@ -20,7 +20,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from egokit.prep.decoding import PrepError, draw
-from egokit.prep.measure import Film, scan, verify
+from egokit.prep.measure import Film, scan
+from egokit.prep.verify import verify
 from egokit.runs.files import atomic_folder, atomic_path, lock_file, remove_abandoned, write_text
 
 # For random access: a keyframe every 25 frames; between reference frames (every eighth) seven B-frames to which nothing
@@ -135,18 +136,20 @@ def run_ffmpeg(arguments: list[str], source: Path, target: Path, frames: Iterabl
         raise PrepError(f"{source}: ffmpeg failed: {reason}")
 
 
-def resize(source: Path, target: Path, settings: PrepSettings, film: Film, stop: threading.Event | None = None) -> None:
+def resize(source: Path, target: Path, settings: PrepSettings, film: Film, plain: bool,
+           stop: threading.Event | None = None) -> None:
     """Scale a video, with a keyframe at every multiple of `settings.chunk_seconds`.
 
     The short side becomes `settings.short_side`, the aspect ratio is kept, and both sides are even.
 
     Args:
         film: the result of `scan` of the source.
+        plain: whether ffmpeg reads the source, or is given its pictures.
     """
     side = settings.short_side
     encoding = [*ENCODINGS[settings.encoding], "-force_key_frames", f"expr:gte(t,n_forced*{settings.chunk_seconds})",
                 str(target)]
-    if film.plain:
+    if plain:
         filters = f"scale='if(gt(iw,ih),-2,{side})':'if(gt(iw,ih),{side},-2)'"
         # Frame n is put at n / rate: ffmpeg neither drops nor repeats a frame, however its time was rounded.
         run_ffmpeg(["-r", str(film.rate), "-i", str(source), "-map", f"0:{film.stream}", "-vf", filters, *encoding],
@@ -222,14 +225,16 @@ def make_outputs(video: SourceVideo, settings: PrepSettings, line: dict, stop: t
     line["source"] = film.facts
     with (atomic_path(settings.resized_path(video.uid)) as resized,
           atomic_folder(settings.pieces_folder(video.uid)) as folder):
-        resize(video.path, resized, settings, film, stop)
-        files = cut_pieces(resized, folder, settings)
-        line["resized"], line["pieces"] = verify(film, resized, files, settings.chunk_seconds, stop)
-        line["resized"]["file"] = settings.resized_path(video.uid).name
-        outputs = (line["resized"], *line["pieces"])
-        wrong = [f"{output['file']}: {output['reason']}" for output in outputs if output["status"] != "ok"]
-        if wrong:
-            raise PrepError(f"{video.path}: {'; '.join(wrong[:3])}")
+        for plain in (True, False) if film.plain else (False,):
+            resize(video.path, resized, settings, film, plain, stop)
+            files = cut_pieces(resized, folder, settings)
+            line["resized"], line["pieces"] = verify(film, resized, files, settings.chunk_seconds, stop)
+            line["resized"]["file"] = settings.resized_path(video.uid).name
+            wrong = [f"{output['file']}: {output['reason']}" for output in (line["resized"], *line["pieces"])
+                     if output["status"] != "ok"]
+            if not wrong:
+                return
+        raise PrepError(f"{video.path}: {'; '.join(wrong[:3])}")
 
 
 def read_receipt(video: SourceVideo, settings: PrepSettings, check_files: bool = True) -> dict:

@@ -23,8 +23,9 @@ from egokit.data.video.pyav_reader import PyAVReader
 from egokit.data.video.timeline import ROUNDING, Untimed, VideoError
 from egokit.data.video.untimed_reader import UntimedReader
 from egokit.prep.decoding import PrepError
-from egokit.prep.measure import frame_rate, scan, squeezed
+from egokit.prep.measure import frame_rate, scan
 from egokit.prep.pictures import UNSTATED, Comparison, shrink
+from egokit.prep.verify import squeezed
 from egokit.prep.video import run_ffmpeg
 from egokit.runs.files import atomic_path
 from egokit.search.searcher import Hit, timecode
