@@ -60,6 +60,27 @@ class Film:
         last = len(self.times) - 1
         return tuple(np.clip(self.times.searchsorted(time_K + more, "right") - 1, 0, last) for more in (-slack, slack))
 
+    def count_damage(self, path: Path) -> None:
+        """Put the damage into the facts, or raise PrepError if there is too much."""
+        edges = np.append(self.times, self.facts["seconds"])
+        self.facts["damaged"] = count = int(self.damaged.sum())
+        if not count:
+            return
+        self.facts["damaged_times"] = times = np.round(edges[_runs(self.damaged)[:100]], 3).tolist()
+        if _counted_damage(self.damaged, float(self.rate)) > DAMAGED * len(self.times):
+            parts = ", ".join(f"{start:.2f}-{stop:.2f} s" for start, stop in times[:3])
+            raise PrepError(f"{path}: {count} of {len(self.times)} frames are damaged ({parts}, ...), more than "
+                            f"{DAMAGED:.0%} besides the longest stretch; fetch it again")
+
+    def doubt(self, again: "Film", path: Path) -> bool:
+        """Count frames that were decoded differently a second time as damaged; return whether there are any."""
+        if self.pictures.shape != again.pictures.shape:
+            return False
+        unsure = (self.pictures != again.pictures).any(1)
+        self.damaged = self.damaged | unsure
+        self.count_damage(path)
+        return bool(unsure.any())
+
 
 class _Seen:
     """What is noted of each frame while a file is decoded."""
@@ -135,21 +156,16 @@ def scan(path: Path, stop: threading.Event | None = None, look: Callable[[np.nda
         raise PrepError(f"{path}: its header promises {float(promised):.1f} s, "
                         f"but only {seconds:.1f} s can be decoded; fetch it again")
     width, height = seen.canvas
-    facts = {"file": path.name, "frames": len(times), "damaged": int(damaged.sum()), "fps": float(rate),
+    facts = {"file": path.name, "frames": len(times), "damaged": 0, "fps": float(rate),
              "seconds": round(seconds, 4), "constant_rate": constant, "width": width, "height": height,
              "bytes": path.stat().st_size}
-    if damaged.any():
-        facts["damaged_times"] = _spans(damaged, np.append(times, seconds))
-        counted = _counted_damage(damaged, float(rate))
-        if counted > DAMAGED * len(times):
-            parts = ", ".join(f"{start:.2f}-{end:.2f} s" for start, end in facts["damaged_times"][:3])
-            raise PrepError(f"{path}: {damaged.sum()} of {len(times)} frames are damaged ({parts}, ...), more than "
-                            f"{DAMAGED:.0%} besides the longest stretch; fetch it again")
     pictures = np.zeros((0, SIDE * SIDE), np.uint8) if look else _by_number(seen.pictures, numbers, damaged)
     plain = (decoder.timed and constant and len(seen.kinds) == 1 and seen.upright and not damaged.any()
              and max(abs(seen.last.width - width), abs(seen.last.height - height)) <= 2)
-    return Film(facts, rate, times, damaged, pictures, numbers, plain, decoder.index, seen.canvas, decoder.aspect,
+    film = Film(facts, rate, times, damaged, pictures, numbers, plain, decoder.index, seen.canvas, decoder.aspect,
                 seen.first)
+    film.count_damage(path)
+    return film
 
 
 def _timeline(path: Path, seen: _Seen, decoder: Decoder, header_rates) -> tuple:
@@ -185,8 +201,7 @@ def _counted_damage(damaged: np.ndarray, fps: float) -> int:
     longest stretch, up to `GLITCH`: after a single glitch, decoders may give nothing up to the next keyframe.
     """
     within = damaged[int((~damaged).argmax()):]
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], within, [False]])))
-    longest = np.diff(edges.reshape(-1, 2)).max(initial=0)
+    longest = np.diff(_runs(within)).max(initial=0)
     return int(within.sum()) - (int(longest) if longest <= GLITCH * fps else 0)
 
 
@@ -213,10 +228,9 @@ def _by_number(pictures: bytearray, numbers: np.ndarray, damaged: np.ndarray) ->
     return decoded[np.maximum(0, np.maximum.accumulate(places))]
 
 
-def _spans(damaged: np.ndarray, edges: np.ndarray) -> list[list[float]]:
-    """Return the first 100 stretches of damaged frames as [start, stop] in seconds."""
-    changes = np.flatnonzero(np.diff(np.concatenate([[False], damaged, [False]])))
-    return np.round(edges[changes].reshape(-1, 2)[:100], 3).tolist()
+def _runs(damaged: np.ndarray) -> np.ndarray:
+    """Return [first, one after the last] of each stretch of damaged frames, (R, 2)."""
+    return np.flatnonzero(np.diff(np.concatenate([[False], damaged, [False]]))).reshape(-1, 2)
 
 
 def frame_rate(times: np.ndarray, tick: Fraction, stated: Iterable[Fraction | None]) -> tuple[Fraction, bool]:

@@ -225,16 +225,21 @@ def make_outputs(video: SourceVideo, settings: PrepSettings, line: dict, stop: t
     line["source"] = film.facts
     with (atomic_path(settings.resized_path(video.uid)) as resized,
           atomic_folder(settings.pieces_folder(video.uid)) as folder):
-        for plain in (True, False) if film.plain else (False,):
+        def make(plain: bool) -> list[str]:
             resize(video.path, resized, settings, film, plain, stop)
             files = cut_pieces(resized, folder, settings)
             line["resized"], line["pieces"] = verify(film, resized, files, settings.chunk_seconds, stop)
             line["resized"]["file"] = settings.resized_path(video.uid).name
-            wrong = [f"{output['file']}: {output['reason']}" for output in (line["resized"], *line["pieces"])
-                     if output["status"] != "ok"]
-            if not wrong:
-                return
-        raise PrepError(f"{video.path}: {'; '.join(wrong[:3])}")
+            return [f"{output['file']}: {output['reason']}" for output in (line["resized"], *line["pieces"])
+                    if output["status"] != "ok"]
+
+        wrong = make(film.plain)
+        if wrong and film.plain:  # ffmpeg saw another film
+            wrong = make(plain=False)
+        if wrong and film.doubt(scan(video.path, stop), video.path):  # decoders fill some damage with what lies about
+            wrong = make(plain=False)
+        if wrong:
+            raise PrepError(f"{video.path}: {'; '.join(wrong[:3])}")
 
 
 def read_receipt(video: SourceVideo, settings: PrepSettings, check_files: bool = True) -> dict:
