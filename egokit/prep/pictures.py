@@ -4,6 +4,8 @@ A frame becomes SIDE x SIDE cells, each the mean brightness of its part, 0 (blac
 colour range. An encoder changes a cell by a few levels; another frame, turn, mirror image, range or crop changes some
 cells by many. docs/data.md has the measured margins.
 """
+import collections
+
 import numpy as np
 from av.video.reformatter import ColorRange
 
@@ -14,8 +16,8 @@ SIDE = 16
 UNSTATED = 2  # frame.colorspace where a file does not state its matrix
 BLOCK = 32  # frames that are judged together: one second
 CELL, PICTURE = 32, 8  # levels by which one cell, and all of them (root mean square), may differ; encoders: 16 and 3
-MOVED, EVIDENCE = 4, 300  # levels in which a cell counts as moving; squared levels in a block from which motion decides
-SHIFTED = 0.65  # how much of the motion to another frame an output may have; encoders: 0.45, another frame: 1
+MOVED, EVIDENCE = 4, 2000  # levels by which a cell has moved; sum of their squares from which motion is judged
+SHIFTED = 0.75  # how much of the motion to another frame an output may have; encoders: 0.5, another frame: 1
 STILL = 0.08  # the least share of the source's motion that an output shows; encoders: 0.17, a still: 0
 CONTRAST = 0.09  # an output's contrast is the source's to within this; encoders: 0.06, another colour range: 0.14
 FULL_RANGE = ("gray", "mono", "ya", "yuvj", "xyz")  # pixel formats whose levels are 0 to 255, not 16 to 235
@@ -96,6 +98,7 @@ class Comparison:
         self.frames, self.reason = 0, ""  # the reason names the first fault found
         self.before = None  # the last picture of the block before, and its source's
         self.largest = {"cell": 0.0, "picture": 0.0, "shift": 0.0, "still": 1.0, "contrast": 0.0}
+        self.recent: collections.deque = collections.deque(maxlen=8)  # sums of blocks: what moves little needs longer
         self.film = np.zeros((3, len(LAGS)))  # sums of all blocks
 
     def add(self, picture: np.ndarray) -> None:
@@ -141,7 +144,9 @@ class Comparison:
         sums[2, :2] = (np.diff(output_BC, axis=0) * moved_BC).sum(), (moved_BC ** 2).sum()
         self.before = output_BC[-1], shown_B[-1], damaged_B[-1]
         self.film += sums
+        self.recent.append(sums)
         self._judge_motion(sums, numbers.start)
+        self._judge_motion(sum(self.recent), max(0, numbers.start - (len(self.recent) - 1) * BLOCK))
 
     def _motion(self, here_B: np.ndarray, there_B: np.ndarray, damaged_B: np.ndarray) -> np.ndarray:
         """Return the cells of one frame of the source less those of another; 0 where a cell hardly differs."""

@@ -114,12 +114,15 @@ def run_ffmpeg(arguments: list[str], source: Path, target: Path, frames: Iterabl
         process = subprocess.Popen([ffmpeg(), "-hide_banner", "-loglevel", "error", "-nostdin", "-y", *arguments],
                                    stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=file)
         try:
-            with contextlib.suppress(BrokenPipeError), process.stdin:  # broken: it has ended early, and says why
+            with contextlib.suppress(BrokenPipeError):  # it has ended early, and says why
                 for frame in frames:
                     process.stdin.write(frame)
+                process.stdin.close()
             process.wait()
         finally:
             process.kill()  # nothing, if it has ended
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
             process.wait()
         file.seek(0)
         messages = file.read().decode(errors="replace").strip().splitlines()
