@@ -56,7 +56,7 @@ def test_what_encoders_change_is_far_from_the_limits(folder, tmp_path, name, enc
     facts, _ = verify.verify(film, resized, [], 2)
     assert facts["status"] == "ok", facts
     numbers = np.arange(len(film.times))
-    comparison = Comparison(film.pictures, numbers, numbers, film.damaged, RATE)
+    comparison = Comparison(film.pictures, numbers, numbers, film.damaged, RATE, 144)
     measure.scan(resized, look=comparison.add)
     assert comparison.finish() == ""
     margins = comparison.largest
@@ -114,9 +114,9 @@ def test_a_still_in_place_of_noise():
     numbers = np.arange(180)
 
     def reason(shown):
-        comparison = Comparison(source, numbers, numbers, np.zeros(180, bool), RATE)
+        comparison = Comparison(source, numbers, numbers, np.zeros(180, bool), RATE, 500)
         for number in shown:
-            comparison.add(source[number])
+            comparison.add(source[number], 500)
         return comparison.finish()
     assert reason(numbers) == ""
     assert reason(np.minimum(numbers, 60)) == "from about 2.1 s on it stands still, which the source does not"

@@ -85,7 +85,7 @@ class Film:
 class _Seen:
     """What is noted of each frame while a file is decoded."""
 
-    def __init__(self, look: Callable[[np.ndarray], None] | None, matrix: int | None):
+    def __init__(self, look: Callable[[np.ndarray, int], None] | None, matrix: int | None):
         self.look, self.matrix, self.reformatter = look, matrix, VideoReformatter()
         self.times: list[int | None] = []
         self.damaged: list[bool] = []
@@ -108,12 +108,12 @@ class _Seen:
         picture = shrink(frame, self.reformatter, decoder.aspect, self.canvas,
                          self.first[0] if self.matrix is None else self.matrix)
         if self.look:
-            self.look(picture)
+            self.look(picture, min(shown_size(frame, decoder.aspect)))
         else:
             self.pictures += picture.tobytes()
 
 
-def scan(path: Path, stop: threading.Event | None = None, look: Callable[[np.ndarray], None] | None = None,
+def scan(path: Path, stop: threading.Event | None = None, look: Callable[[np.ndarray, int], None] | None = None,
          matrix: int | None = None) -> Film:
     """Decode a whole file, past damage, and return what it is.
 
@@ -121,7 +121,7 @@ def scan(path: Path, stop: threading.Event | None = None, look: Callable[[np.nda
 
     Args:
         stop: the scan raises PrepError soon after this event is set.
-        look: called with the small picture of each frame, which is then not kept.
+        look: called with the small picture and the shorter side of each frame; the pictures are then not kept.
         matrix: the small pictures' `frame.colorspace`; by default the first frame's.
 
     Returns:

@@ -22,6 +22,7 @@ STILL = 0.08  # the least share of the source's motion that an output shows; enc
 CONTRAST = 0.09  # an output's contrast is the source's to within this; encoders: 0.06, another colour range: 0.14
 FULL_RANGE = ("gray", "mono", "ya", "yuvj", "xyz")  # pixel formats whose levels are 0 to 255, not 16 to 235
 LIMITED = np.clip(np.round((np.arange(256) - 16) * 255 / 219), 0, 255).astype(np.uint8)
+CELL_LINES = 4.5  # lines that a cell has at least; smaller pictures have fewer cells
 LAGS = [sign * lag for lag in (1, 2, 3, 4, 8, 16, 32) for sign in (-1, 1)]  # frames
 
 
@@ -90,10 +91,13 @@ class Comparison:
             roundings decide.
         damaged: bool, whether the source is damaged at that time: nothing is compared there.
         rate: frames per second of the output.
+        lines: the shorter side of the source's picture.
     """
 
-    def __init__(self, source: np.ndarray, earliest: np.ndarray, latest: np.ndarray, damaged: np.ndarray, rate: float):
+    def __init__(self, source: np.ndarray, earliest: np.ndarray, latest: np.ndarray, damaged: np.ndarray, rate: float,
+                 lines: int):
         self.source, self.earliest, self.latest, self.damaged, self.rate = source, earliest, latest, damaged, rate
+        self.lines, self.joined = lines, 1  # so many rows and columns of cells are taken as one
         self.waiting: list[np.ndarray] = []
         self.frames, self.reason = 0, ""  # the reason names the first fault found
         self.before = None  # the last picture of the block before, and its source's
@@ -101,8 +105,11 @@ class Comparison:
         self.recent: collections.deque = collections.deque(maxlen=8)  # sums of blocks: what moves little needs longer
         self.film = np.zeros((3, len(LAGS)))  # sums of all blocks
 
-    def add(self, picture: np.ndarray) -> None:
-        """Take the small picture of the next frame."""
+    def add(self, picture: np.ndarray, lines: int) -> None:
+        """Take the small picture of the next frame, whose shorter side is `lines`."""
+        # an encoder changes the mean of few pixels more, and moves it late
+        while SIDE // self.joined * CELL_LINES > min(lines, self.lines) and self.joined < SIDE // 2:
+            self.joined *= 2
         self.waiting.append(picture.ravel())
         if len(self.waiting) == BLOCK:
             self._judge()
@@ -118,11 +125,11 @@ class Comparison:
         numbers = slice(self.frames, self.frames + len(self.waiting))
         self.frames += len(self.waiting)
         shown_B, damaged_B = self.earliest[numbers], self.damaged[numbers]
-        output_BC = np.array(self.waiting[:len(shown_B)], np.float32)
+        output_BC = self._join(np.array(self.waiting[:len(shown_B)]))
         self.waiting = []
         if not len(shown_B):  # more frames than the source has: the count is judged elsewhere
             return
-        error_BC, other_BC = (output_BC - self.source[shown] for shown in (shown_B, self.latest[numbers]))
+        error_BC, other_BC = (output_BC - self._shown(shown) for shown in (shown_B, self.latest[numbers]))
         later_B = (other_BC ** 2).sum(1) < (error_BC ** 2).sum(1)
         shown_B = np.where(later_B, self.latest[numbers], shown_B)
         error_BC = np.where(later_B[:, None], other_BC, error_BC)
@@ -132,7 +139,7 @@ class Comparison:
         if not self.reason and (wrong_B := (cell_B >= CELL) | (picture_B >= PICTURE)).any():
             self.reason = self._describe(numbers.start + int(wrong_B.argmax()), output_BC[wrong_B.argmax()],
                                          int(shown_B[wrong_B.argmax()]))
-        self._judge_contrast(output_BC[~damaged_B], self.source[shown_B][~damaged_B], numbers.start)
+        self._judge_contrast(output_BC[~damaged_B], self._shown(shown_B[~damaged_B]), numbers.start)
         sums = np.zeros((3, len(LAGS)))
         for place, lag in enumerate(LAGS):
             motion_BC = self._motion(shown_B, np.clip(shown_B + lag, 0, len(self.source) - 1), damaged_B)
@@ -148,9 +155,19 @@ class Comparison:
         self._judge_motion(sums, numbers.start)
         self._judge_motion(sum(self.recent), max(0, numbers.start - (len(self.recent) - 1) * BLOCK))
 
+    def _join(self, pictures_BC: np.ndarray) -> np.ndarray:
+        """Return the means of joined cells, float32 (B, fewer cells)."""
+        side, joined = SIDE // self.joined, self.joined
+        if joined == 1:
+            return pictures_BC.astype(np.float32)
+        return pictures_BC.reshape(-1, side, joined, side, joined).mean((2, 4), np.float32).reshape(-1, side * side)
+
+    def _shown(self, numbers_B: np.ndarray) -> np.ndarray:
+        return self._join(self.source[numbers_B])
+
     def _motion(self, here_B: np.ndarray, there_B: np.ndarray, damaged_B: np.ndarray) -> np.ndarray:
         """Return the cells of one frame of the source less those of another; 0 where a cell hardly differs."""
-        motion_BC = self.source[there_B].astype(np.float32) - self.source[here_B]
+        motion_BC = self._shown(there_B) - self._shown(here_B)
         motion_BC[np.abs(motion_BC) < MOVED] = 0
         motion_BC[damaged_B] = 0
         return motion_BC
@@ -198,13 +215,13 @@ class Comparison:
         def fits(source_NC: np.ndarray) -> np.ndarray:
             error_NC = output_C - source_NC
             return np.where((np.abs(error_NC).max(1) < CELL), (error_NC ** 2).mean(1), np.inf)
-        due = self.source[shown].reshape(SIDE, SIDE)
+        due = self._shown(np.array([shown])).reshape(2 * [SIDE // self.joined])
         turned = [np.rot90(picture, turn).ravel() for picture in (due, due[:, ::-1]) for turn in range(4)]
         start = f"at {number / self.rate:.2f} s it shows "
-        if fits(np.array(turned[1:], np.float32)).min() < PICTURE ** 2:
+        if fits(np.array(turned[1:])).min() < PICTURE ** 2:
             return start + "the source's picture turned or mirrored"
-        step = 4096
-        errors = np.concatenate([fits(self.source[at:at + step]) for at in range(0, len(self.source), step)])
+        errors = np.concatenate([fits(self._join(self.source[first:first + 4096]))
+                                 for first in range(0, len(self.source), 4096)])
         best = int(errors.argmin())
         if errors[best] < PICTURE ** 2:
             return start + f"the source's frame {best} instead of {shown}"

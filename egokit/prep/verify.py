@@ -18,7 +18,8 @@ def verify(source: Film, resized: Path, pieces: list[Path], chunk_seconds: float
 
     def look(path: Path, first: int) -> tuple[dict, str]:
         comparison = Comparison(source.pictures, early[first:], late[first:],
-                                source.damaged[early[first:]] | source.damaged[late[first:]], float(source.rate))
+                                source.damaged[early[first:]] | source.damaged[late[first:]], float(source.rate),
+                                min(source.canvas))
         facts = scan(path, stop, comparison.add).facts
         return facts, comparison.finish() or squeezed(source.facts, facts)
 

@@ -119,7 +119,8 @@ def _encode(hit: Hit, target: Path, first: np.ndarray, following: Iterator[np.nd
                 "setparams=colorspace=bt709:range=tv", "-c:v", "libx264", "-preset", "veryfast", "-crf", str(quality),
                 "-movflags", "+faststart", str(target)], hit.path, target, pictures())
     frames = np.arange(length)
-    comparison = Comparison(np.array(given), frames, frames, np.zeros(length, bool), float(rate))
+    comparison = Comparison(np.array(given), frames, frames, np.zeros(length, bool), float(rate),
+                            min(rows, columns))
     made = scan(target, look=comparison.add, matrix=UNSTATED).facts
     wrong = (f"{length} frames became {made['frames']}" if made["frames"] != length else
              comparison.finish() or squeezed({"width": columns, "height": rows}, made))
