@@ -23,6 +23,7 @@ CONTRAST = 0.09  # an output's contrast is the source's to within this; encoders
 FULL_RANGE = ("gray", "mono", "ya", "yuvj", "xyz")  # pixel formats whose levels are 0 to 255, not 16 to 235
 LIMITED = np.clip(np.round((np.arange(256) - 16) * 255 / 219), 0, 255).astype(np.uint8)
 CELL_LINES = 4.5  # lines that a cell has at least; smaller pictures have fewer cells
+TINY = 48  # lines of pictures in which encoders let small motion wait for frames, so that none is late
 LAGS = [sign * lag for lag in (1, 2, 3, 4, 8, 16, 32) for sign in (-1, 1)]  # frames
 
 
@@ -97,7 +98,7 @@ class Comparison:
     def __init__(self, source: np.ndarray, earliest: np.ndarray, latest: np.ndarray, damaged: np.ndarray, rate: float,
                  lines: int):
         self.source, self.earliest, self.latest, self.damaged, self.rate = source, earliest, latest, damaged, rate
-        self.lines, self.joined = lines, 1  # so many rows and columns of cells are taken as one
+        self.lines, self.tiny, self.joined = lines, False, 1  # so many rows and columns of cells are taken as one
         self.waiting: list[np.ndarray] = []
         self.frames, self.reason = 0, ""  # the reason names the first fault found
         self.before = None  # the last picture of the block before, and its source's
@@ -107,6 +108,7 @@ class Comparison:
 
     def add(self, picture: np.ndarray, lines: int) -> None:
         """Take the small picture of the next frame, whose shorter side is `lines`."""
+        self.tiny = min(lines, self.lines) < TINY
         # an encoder changes the mean of few pixels more, and moves it late
         while SIDE // self.joined * CELL_LINES > min(lines, self.lines) and self.joined < SIDE // 2:
             self.joined *= 2
@@ -184,7 +186,7 @@ class Comparison:
         self._keep(shift=share.max(), still=still)
         if self.reason:
             return
-        if share.max() > SHIFTED:
+        if share.max() > SHIFTED and not self.tiny:
             late = "earlier" if LAGS[int(share.argmax())] < 0 else "later"
             self.reason = f"from about {first / self.rate:.1f} s on it shows {late} pictures than the source"
         elif still < STILL:
