@@ -44,7 +44,7 @@ def prepare(path: Path) -> tuple[float, dict]:
 
 def main(paths: list[Path]) -> None:
     """Print the table."""
-    print("| source | frames | CPU s, not looking | looking | more | of the limits: cell, picture, shift, still, contrast |")
+    print("| source | frames | blind, CPU s | looking | more | of the limits: cell, picture, shift, still, contrast |")
     print("|---|---|---|---|---|---|")
     for path in paths:
         reached, real = [], pictures.Comparison.finish
