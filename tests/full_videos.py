@@ -30,7 +30,7 @@ def check_complete(root, folder):
     assert [line["status"] for line in receipts] == ["ok"] * len(videos)
     assert not [path for path in root.rglob("*") if ".part" in path.name]
     for line in manifest["lines"]:
-        pieces = [measure.scan(root / "Ego4D_Chunked" / line["uid"] / piece["file"])[0]["frames"]
+        pieces = [measure.scan(root / "Ego4D_Chunked" / line["uid"] / piece["file"]).facts["frames"]
                   for piece in line["pieces"]]
-        resized = measure.scan(root / "Ego4D_256" / line["resized"]["file"])[0]["frames"]
+        resized = measure.scan(root / "Ego4D_256" / line["resized"]["file"]).facts["frames"]
         assert sum(pieces) == resized == line["source"]["frames"]

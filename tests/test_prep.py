@@ -12,7 +12,7 @@ from full_videos import check_complete, four_videos
 
 from egokit import prep
 from egokit.config import schema
-from egokit.prep import measure, source, video
+from egokit.prep import source, verify, video
 
 
 @pytest.fixture
@@ -127,16 +127,13 @@ def test_a_variable_rate_becomes_constant_and_as_long(full, tmp_path):
 
 def test_verification_finds_lost_frames_and_wrong_cuts():
     whole = {"frames": 100, "fps": 10.0, "seconds": 10.0, "constant_rate": True}
-
-    def reasons(resized, *pieces):
-        outputs = [whole | resized, *({"constant_rate": True, "frames": count} for count in pieces)]
-        measure.verify(whole, outputs[0], outputs[1:], 4)
-        return [output.get("reason", "") for output in outputs]
-    assert reasons({}, 40, 40, 20) == ["", "", "", ""]
-    assert reasons({"frames": 99}, 40, 40, 19)[0] == "100 frames became 99"
-    assert reasons({"seconds": 10.2}, 40, 40, 20)[0] == "10.000 s became 10.200 s"
-    assert reasons({}, 100)[1] == "ends with frame 100 of the video, expected 40"
-    assert reasons({}, 40, 40, 19)[3] == "ends with frame 99 of the video, expected 100"
+    assert verify.check_length(whole, whole) == ""
+    assert verify.check_length(whole, whole | {"frames": 99}) == "100 frames became 99"
+    assert verify.check_length(whole, whole | {"seconds": 10.2}) == "10.000 s became 10.200 s"
+    assert verify.check_length(whole, whole | {"constant_rate": False}) == "its frame rate is not constant"
+    assert verify.check_cut(whole, 41, 40, False) == verify.check_cut(whole, 100, 100, True) == ""
+    assert verify.check_cut(whole, 100, 40, False) == "ends with frame 100 of the video, expected 40"
+    assert verify.check_cut(whole, 99, 100, True) == "ends with frame 99 of the video, expected 100"
 
 
 def test_names_of_videos(full, tmp_path):

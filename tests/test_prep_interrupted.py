@@ -98,7 +98,7 @@ def test_killed_at_any_moment_and_run_again(full, tmp_path):
         process.kill()
         process.wait()
         for path in [*root.glob("Ego4D_256/[!.]*.mp4"), *root.glob("Ego4D_Chunked/[!.]*/*.mp4")]:
-            assert measure.scan(path)[0]["frames"] > 0, "a file under its final name is whole"
+            assert measure.scan(path).facts["frames"] > 0, "a file under its final name is whole"
     time.sleep(2)  # an ffmpeg whose parent was killed ends by itself
     assert subprocess.run(command(root, full), capture_output=True, cwd=ROOT, timeout=120).returncode == 0
     check_complete(root, full)

@@ -53,19 +53,22 @@ def test_a_phone_held_upright(searched, tmp_path, matrix):
     ("e.MOV", ("-c:v", "mjpeg")), ("f.wmv", ()), ("g.flv", ()), ("h.vob", ()), ("i.m2ts", ()),
     ("j.3gp", ("-c:v", "libx264")), ("k.ogv", ()), ("l.mpg", ("-g", "15"))])
 def test_any_container_gives_the_same_clips(searched, tmp_path, name, more):
-    """The same video in every container; in AVI, which has no time stamps, frames are counted."""
+    """The same video in every container; AVI shows frames as much later as the decoder needs to put them in order."""
     task = tasks.make(searched[0]())
     rate = 25 if name.endswith((".mpg", ".vob")) else 10
     mp4, path = video(tmp_path / "same.mp4", 6), video(tmp_path / name, 6, rate, more=(*more, "-b:v", "4M"))
+    late = open_video.open_video(path).start
+    assert late < 0.1 or (late, name) == (0.2, "b.avi")
     for start in (0.0, 2.0, 4.0):
-        expected, clip = (task.clip(source, start, start + 2).float() for source in (mp4, path))
+        expected = task.clip(mp4, start, start + 2).float()
+        clip = task.clip(path, start + late, start + late + 2).float()
         next_start = (start + 2) % 6
         next_clip = task.clip(mp4, next_start, next_start + 2).float()
         assert (expected - clip).abs().mean() < 0.3 * (expected - next_clip).abs().mean()
     windows = index_task.VideoWindows(task, path)
     assert windows.read(0, None)["video"].shape == (5, 4, 3, 64, 64)
-    assert windows.read(0, None)["read"]["seconds"] == pytest.approx(6, abs=0.11)
-    assert torch.equal(index_task.VideoWindows(task, path).read(0, None)["video"][2], task.clip(path, 2, 4))
+    assert windows.read(0, None)["read"]["seconds"] == pytest.approx(6 + late, abs=0.11)
+    assert torch.equal(index_task.VideoWindows(task, path).read(0, None)["video"][2], task.clip(path, late + 2, late + 4))
 
 
 @pytest.mark.parametrize("seconds, starts", [(0.5, [0]), (4, [0]), (5, [0, 1]), (8, [0, 2, 4]), (9.5, [0, 2, 4, 5.5])])

@@ -10,7 +10,7 @@ import pytest
 
 import egokit
 from egokit import tasks
-from egokit.data.video import clips, frame_sampling, open_video, pictures
+from egokit.data.video import clips, decoding, frame_sampling, open_video, pictures
 from egokit.data.video.decoding import Damage
 from egokit.data.video.timeline import Timeline, usual_rate
 from egokit.prep.video import ffmpeg
@@ -148,9 +148,9 @@ def test_a_tolerant_reader_trusts_the_decoder_again_where_no_keyframe_comes():
 def test_packets_called_incomplete_before_a_joint_are_whole():
     joint, hole = Damage(set()), Damage(set())
     for damage, keys in ((joint, (0, 4)), (hole, (0,))):
-        for number in range(8):
+        for number in range(4 + decoding.JOINT):
             damage.send(number, packet(number in keys, corrupt=number == 2), skipped=False)
-    assert joint.numbers == set() and hole.numbers == {2, 3, 4, 5, 6, 7}
+    assert joint.numbers == set() and hole.numbers == set(range(2, 4 + decoding.JOINT))
 
 
 @pytest.fixture

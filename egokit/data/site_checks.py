@@ -20,7 +20,6 @@ from egokit.data.video import open_video as video
 SAMPLE = 40  # videos opened per table; 0 opens all
 EGO4D = ("sign the licence at https://ego4d-data.org, then: "
          "pip install ego4d && ego4d --datasets {} --benchmarks mq -o DIR")
-EGO4D_SUFFIXES = video.SUFFIXES  # in capitals, too; the video_uid is the name before it
 EGOCLIP, EGOMCQ = (f"https://github.com/showlab/EgoVLP (section '{name}')" for name in ("EgoClip", "EgoMCQ"))
 PREP = "egokit prep"  # provider of what is made of other files
 LISTED = 20_000  # most files that are looked at in search of misplaced videos
@@ -132,7 +131,7 @@ class Checks:
     def check_prepared(self, part: str) -> Iterator[Finding]:
         """Check the full Ego4D videos, and what the manifest of `egokit prep` says of them."""
         full, chunked, manifest = (self.root / name for name in ("Ego4D", "Ego4D_Chunked", "prepared.json"))
-        files = collections.Counter(path.stem for path in full.glob("[!.]*") if path.suffix.lower() in EGO4D_SUFFIXES)
+        files = collections.Counter(path.stem for path in full.glob("[!.]*") if path.suffix.lower() in video.SUFFIXES)
         if files or not chunked.is_dir():
             below = [] if files else list(find_videos(full))
             message = f"0 full videos, but some are elsewhere, such as {self.name(below[0])}" if below else \

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from egokit.config.access import exists
 from egokit.config.schema import SiteConfig
-from egokit.data.site_checks import EGO4D_SUFFIXES
+from egokit.data.video.open_video import SUFFIXES
 from egokit.prep.video import PrepSettings, SetupError, SourceVideo, ffmpeg, prepare_video, read_receipt
 from egokit.runs.files import write_text
 
@@ -44,14 +44,14 @@ def list_videos(folder: Path) -> list[SourceVideo]:
     is_folder = exists(folder) and folder.is_dir()
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name) if is_folder else ():
         path = Path(entry.path)
-        if path.suffix.lower() in EGO4D_SUFFIXES and not path.name.startswith("."):
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
             # a dangling link is listed with 0 bytes, so that it fails by name later
             video = SourceVideo(path.stem, path, entry.stat().st_size if entry.is_file() else 0)
             earlier = videos.setdefault(video.uid, video)
             if earlier is not video:
                 videos[video.uid] = Ambiguous(earlier.uid, earlier.path, earlier.bytes, path.name)
     if not videos:
-        raise FileNotFoundError(f"no videos in {folder}: expected <video_uid>{', '.join(EGO4D_SUFFIXES)}; "
+        raise FileNotFoundError(f"no videos in {folder}: expected <video_uid>{', '.join(SUFFIXES)}; "
                                 "for the toy site run egokit.toy.make first")
     return list(videos.values())
 

@@ -6,6 +6,7 @@ Prepared files have a constant frame rate, and their time zero is the source's f
 constant rate, every frame is kept and none is added. A source with a variable rate (phones, screen recorders) is
 resampled at its usual rate, so that a frame's number is its time multiplied by the rate, as every reader here assumes.
 """
+import contextlib
 import dataclasses
 import glob
 import json
@@ -13,11 +14,14 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import threading
-from fractions import Fraction
+from collections.abc import Iterable
 from pathlib import Path
 
-from egokit.prep.measure import PrepError, scan, verify
+from egokit.prep.decoding import PrepError, draw
+from egokit.prep.measure import Film, scan
+from egokit.prep.verify import verify
 from egokit.runs.files import atomic_folder, atomic_path, lock_file, remove_abandoned, write_text
 
 # For random access: a keyframe every 25 frames; between reference frames (every eighth) seven B-frames to which nothing
@@ -94,20 +98,34 @@ def ffmpeg() -> str:
                          "pip install imageio-ffmpeg") from None
 
 
-def run_ffmpeg(arguments: list[str], source: Path, target: Path) -> None:
+def run_ffmpeg(arguments: list[str], source: Path, target: Path, frames: Iterable[bytes] = ()) -> None:
     """Run ffmpeg with `arguments`.
 
     Args:
         source: the file that an error names.
         target: the output; its folder is named if it can't be written.
+        frames: what ffmpeg reads as "-", piece by piece. If they raise, ffmpeg is ended.
 
     Raises:
         PrepError: ffmpeg failed because of the source.
         SetupError: ffmpeg failed for another reason, such as a full disk or Ctrl-C.
     """
-    process = subprocess.run([ffmpeg(), "-hide_banner", "-loglevel", "error", "-nostdin", "-y", *arguments],
-                             capture_output=True, text=True, errors="replace")
-    messages = process.stderr.strip().splitlines()
+    with tempfile.TemporaryFile() as file:  # not a pipe: nothing would empty it while frames are written
+        process = subprocess.Popen([ffmpeg(), "-hide_banner", "-loglevel", "error", "-nostdin", "-y", *arguments],
+                                   stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=file)
+        try:
+            with contextlib.suppress(BrokenPipeError):  # it has ended early, and says why
+                for frame in frames:
+                    process.stdin.write(frame)
+                process.stdin.close()
+            process.wait()
+        finally:
+            process.kill()  # nothing, if it has ended
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
+            process.wait()
+        file.seek(0)
+        messages = file.read().decode(errors="replace").strip().splitlines()
     # Read even after exit status 0: ffmpeg ends so if the disk was full only for its last step, faststart.
     for message in messages:
         if any(reason in message for reason in NOT_THE_VIDEO):
@@ -121,23 +139,30 @@ def run_ffmpeg(arguments: list[str], source: Path, target: Path) -> None:
         raise PrepError(f"{source}: ffmpeg failed: {reason}")
 
 
-def resize(source: Path, target: Path, settings: PrepSettings, facts: dict, rate: Fraction) -> None:
+def resize(source: Path, target: Path, settings: PrepSettings, film: Film, plain: bool,
+           stop: threading.Event | None = None) -> None:
     """Scale a video, with a keyframe at every multiple of `settings.chunk_seconds`.
 
-    The short side becomes `settings.short_side`, the aspect ratio is kept, and both sides are even. `facts` and `rate`
-    are the result of `scan` of the source.
+    The short side becomes `settings.short_side`, the aspect ratio is kept, and both sides are even.
+
+    Args:
+        film: the result of `scan` of the source.
+        plain: whether ffmpeg reads the source, or is given its pictures.
     """
     side = settings.short_side
-    filters = f"scale='if(gt(iw,ih),-2,{side})':'if(gt(iw,ih),{side},-2)'"
-    # Frame n is put at n / rate: ffmpeg neither drops nor repeats a frame, however its time was rounded.
-    input_options, duration = ["-r", str(rate)], []
-    if not facts["constant_rate"]:
-        # ffmpeg's versions differ in how long they show the last frame: it is repeated here, and the end cut off.
-        filters = f"setpts=PTS-STARTPTS,fps={rate},tpad=stop=-1:stop_mode=clone,{filters}"
-        input_options, duration = [], ["-t", str(facts["seconds"])]
-    run_ffmpeg([*input_options, "-i", str(source), "-map", "0:v:0", "-vf", filters, *duration,
-                *ENCODINGS[settings.encoding], "-force_key_frames", f"expr:gte(t,n_forced*{settings.chunk_seconds})",
-                str(target)], source, target)
+    encoding = [*ENCODINGS[settings.encoding], "-force_key_frames", f"expr:gte(t,n_forced*{settings.chunk_seconds})",
+                str(target)]
+    if plain:
+        filters = f"scale='if(gt(iw,ih),-2,{side})':'if(gt(iw,ih),{side},-2)'"
+        # Frame n is put at n / rate: ffmpeg neither drops nor repeats a frame, however its time was rounded.
+        run_ffmpeg(["-r", str(film.rate), "-i", str(source), "-map", f"0:{film.stream}", "-vf", filters, *encoding],
+                   source, target)
+        return
+    # ffmpeg starts anew where the picture changes, squeezes what is of another shape, and stops at some damage
+    size = [2 * round(side * length / min(film.canvas) / 2) for length in film.canvas]
+    colours = "setparams=range=tv:colorspace={}:color_primaries={}:color_trc={}".format(*film.colours)
+    run_ffmpeg(["-f", "rawvideo", "-pix_fmt", "yuv420p", "-s", f"{size[0]}x{size[1]}", "-r", str(film.rate), "-i", "-",
+                "-vf", colours, *encoding], source, target, draw(source, film, size, stop))
 
 
 def cut_pieces(resized: Path, folder: Path, settings: PrepSettings) -> list[Path]:
@@ -199,16 +224,23 @@ def make_outputs(video: SourceVideo, settings: PrepSettings, line: dict, stop: t
 
     Nothing appears under its final name before all of it is verified.
     """
-    line["source"], rate = scan(video.path, stop)
+    film = scan(video.path, stop)
+    line["source"] = film.facts
     with (atomic_path(settings.resized_path(video.uid)) as resized,
           atomic_folder(settings.pieces_folder(video.uid)) as folder):
-        resize(video.path, resized, settings, line["source"], rate)
-        files = cut_pieces(resized, folder, settings)
-        line["resized"] = scan(resized, stop)[0] | {"file": settings.resized_path(video.uid).name}
-        line["pieces"] = [scan(file, stop)[0] for file in files]
-        verify(line["source"], line["resized"], line["pieces"], settings.chunk_seconds)
-        outputs = (line["resized"], *line["pieces"])
-        wrong = [f"{output['file']}: {output['reason']}" for output in outputs if output["status"] != "ok"]
+        def make(plain: bool) -> list[str]:
+            resize(video.path, resized, settings, film, plain, stop)
+            files = cut_pieces(resized, folder, settings)
+            line["resized"], line["pieces"] = verify(film, resized, files, settings.chunk_seconds, stop)
+            line["resized"]["file"] = settings.resized_path(video.uid).name
+            return [f"{output['file']}: {output['reason']}" for output in (line["resized"], *line["pieces"])
+                    if output["status"] != "ok"]
+
+        wrong = make(film.plain)
+        if wrong and film.plain:  # ffmpeg saw another film
+            wrong = make(plain=False)
+        if wrong and film.doubt(scan(video.path, stop), video.path):  # decoders fill some damage with what lies about
+            wrong = make(plain=False)
         if wrong:
             raise PrepError(f"{video.path}: {'; '.join(wrong[:3])}")
 

@@ -2,20 +2,37 @@
 
 Clips are H.264 in yuv420p, with the index before the pictures (faststart).
 """
+import contextlib
 import csv
+import io
+import itertools
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from pathlib import Path
 
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+from PIL import Image
+
+from egokit.data.video.pictures import fit
+from egokit.data.video.pyav_reader import PyAVReader
+from egokit.data.video.timeline import ROUNDING, Untimed, VideoError
+from egokit.data.video.untimed_reader import UntimedReader
+from egokit.prep.decoding import PrepError
+from egokit.prep.measure import frame_rate, scan
+from egokit.prep.pictures import UNSTATED, Comparison, shrink
+from egokit.prep.verify import squeezed
 from egokit.prep.video import run_ffmpeg
 from egokit.runs.files import atomic_path
 from egokit.search.searcher import Hit, timecode
 from egokit.tasks.windows import reason
 
-EXACT_SEEK = {"mov", "mp4", "matroska", "webm", "avi", "asf", "ogg"}  # containers in which ffmpeg seeks exactly
-SEEK_MARGIN = 60.0  # seconds to seek earlier in the others, where ffmpeg lands on a later keyframe
+MAX_RATE = 60   # frames a second of a clip
+PREVIEW = 240   # lines of a page's clips
 STEM_BYTES = 150  # of a video's name in an exported clip's name; file systems allow names of 255 bytes
 
 
@@ -36,47 +53,80 @@ def write_csv(hits: list[Hit], path: str | Path) -> Path:
     return Path(path)
 
 
-def _seek_options(path: Path, start: float) -> tuple[list[str], list[str]]:
-    """Return ffmpeg's options before and after its input that start at exactly this time.
+def _open(path: Path) -> PyAVReader:
+    """Open a video as `open_video` does, but for this caller alone: clips are cut in parallel."""
+    try:
+        return PyAVReader(path, tolerant=True)
+    except Untimed:
+        return UntimedReader(path, tolerant=True)
 
-    `start` is in seconds after the first picture.
+
+def _frames(video: PyAVReader, start: float, stop: float) -> tuple[np.ndarray, Fraction]:
+    """Return the frames shown in [start, stop) and how many of them a second.
+
+    Those of a variable rate are repeated or left out, so that each is shown at its time.
     """
-    import av
-    from av.format import Flags
-    with av.open(str(path), metadata_errors="replace") as container:
-        stream, exact = container.streams.video[0], EXACT_SEEK & set(container.format.name.split(","))
-        discontinuous = container.format.flags & Flags.ts_discont.value
-        timed = not discontinuous and stream.start_time is not None  # without times, ffmpeg's 0 is the first picture
-        if timed:
-            start += float(stream.start_time * stream.time_base)
-    # use the file's own time stamps: where the sound begins before the pictures, PyAV's FFmpeg and the ffmpeg program
-    # may disagree on which time is 0
-    timestamps = ["-seek_timestamp", "1"] if timed else []
-    start -= 0.001  # times are written in thousandths: the first frame must not lie before its own time
-    if exact:
-        return [*timestamps, "-ss", f"{start:.3f}"], []
-    early = max(0.0, start - SEEK_MARGIN)
-    # MPEG streams have one frame rate, and not always a time stamp for each frame
-    regular = ["-fps_mode", "cfr"] if discontinuous else []
-    return ([*timestamps, *(["-ss", f"{early:.3f}"] if early else [])],
-            ["-ss", f"{max(0.0, start - early):.3f}", *regular])
+    usual = video.rate if video.constant else frame_rate(video.shown, Fraction(1), [])[0]
+    rate = min(usual, Fraction(MAX_RATE))
+    if video.constant and rate == usual:
+        first, last = video.frame_at(start), video.frame_at(stop - 2 * ROUNDING)
+        return np.arange(first, max(first, last) + 1), rate
+    return video.frame_at(start + np.arange(max(1, round((stop - start) * rate))) / float(rate)), rate
 
 
-def encode_clip(hit: Hit, target: Path, height: int = 0, quality: int = 20) -> None:
-    """Encode a hit's part of its video as an MP4 file without sound.
+def encode_clip(hit: Hit, target: Path, height: int = 0, quality: int = 20) -> np.ndarray:
+    """Encode a hit's part of its video as an MP4 file without sound, and look at the result.
 
     Args:
         hit: The hit.
         target: The file to write.
         height: Largest height in pixels; 0 keeps the video's size.
         quality: x264's CRF; lower is better.
+
+    Returns:
+        The middle picture, uint8 (H, W, 3), in the video's size.
+
+    Raises:
+        PrepError: The video can't be read there, or the clip doesn't show its pictures.
     """
-    # yuv420p needs even sides
-    scale = f"scale=-2:'min({height},trunc(ih/2)*2)'" if height else "scale=trunc(iw/2)*2:trunc(ih/2)*2"
-    before, after = _seek_options(hit.path, hit.start)
-    run_ffmpeg([*before, "-i", str(hit.path), *after, "-t", f"{hit.stop - hit.start:.3f}", "-map", "0:v:0", "-an",
-                "-vf", scale, "-c:v", "libx264", "-preset", "veryfast", "-crf", str(quality), "-pix_fmt", "yuv420p",
-                "-movflags", "+faststart", "-map_metadata", "-1", str(target)], hit.path, target)
+    try:
+        with contextlib.closing(_open(hit.path)) as video:
+            numbers, rate = _frames(video, hit.start, hit.stop)
+            stream = video.stream_frames(numbers)
+            return _encode(hit, target, next(stream), stream, len(numbers), rate, height, quality)
+    except VideoError as error:
+        raise PrepError(str(error)) from None
+
+
+def _encode(hit: Hit, target: Path, first: np.ndarray, following: Iterator[np.ndarray], length: int, rate: Fraction,
+            height: int, quality: int) -> np.ndarray:
+    """Encode `length` pictures and compare what was made with them; return the middle one."""
+    rows, columns = first.shape[:2]
+    high = max(2, min(height or rows, rows) // 2 * 2)  # yuv420p needs even sides
+    wide = max(2, (columns if high >= rows - 1 else round(columns * high / rows)) // 2 * 2)
+    given, reformatter, middle = [], VideoReformatter(), first
+
+    def pictures() -> Iterator[memoryview]:
+        nonlocal middle
+        for number, picture in enumerate(itertools.chain([first], following)):
+            pixels = np.ascontiguousarray(fit(picture, rows, columns))
+            middle = pixels if number == length // 2 else middle
+            given.append(shrink(av.VideoFrame.from_ndarray(pixels, "rgb24"), reformatter).ravel())
+            yield pixels.data
+
+    run_ffmpeg(["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{columns}x{rows}", "-r", str(rate), "-i", "-",
+                "-vf", f"scale={wide}:{high}:out_color_matrix=bt709:out_range=tv,format=yuv420p,"
+                "setparams=colorspace=bt709:range=tv", "-c:v", "libx264", "-preset", "veryfast", "-crf", str(quality),
+                "-movflags", "+faststart", str(target)], hit.path, target, pictures())
+    frames = np.arange(length)
+    comparison = Comparison(np.array(given), frames, frames, np.zeros(length, bool), float(rate),
+                            min(rows, columns))
+    made = scan(target, look=comparison.add, matrix=UNSTATED).facts
+    wrong = (f"{length} frames became {made['frames']}" if made["frames"] != length else
+             comparison.finish() or squeezed({"width": columns, "height": rows}, made))
+    if wrong:
+        raise PrepError(f"{hit.path}: the clip of {hit.time} can't be made: {wrong}")
+    return middle
 
 
 class ExportError(RuntimeError):
@@ -121,16 +171,10 @@ def export(hits: list[Hit], folder: str | Path, on_error: Callable[[str], None] 
 
 def encode_preview(hit: Hit) -> tuple[bytes, bytes, float]:
     """Return (MP4 of at most 240 lines, JPEG of its middle frame, height / width) for a page."""
-    import io
-
-    from PIL import Image
-
-    from egokit.data.video.pyav_reader import PyAVReader
     with tempfile.TemporaryDirectory(prefix="egokit-") as folder:
-        path = Path(folder) / "clip.mp4"
-        encode_clip(hit, path, height=240, quality=27)
-        reader, picture = PyAVReader(path), io.BytesIO()
-        middle = Image.fromarray(reader.read([reader.length // 2])[0])
+        path, picture = Path(folder) / "clip.mp4", io.BytesIO()
+        middle = Image.fromarray(encode_clip(hit, path, height=PREVIEW, quality=27))
+        if middle.height > PREVIEW:
+            middle = middle.resize((max(1, round(middle.width * PREVIEW / middle.height)), PREVIEW))
         middle.save(picture, "JPEG", quality=80)
-        reader.close()
         return path.read_bytes(), picture.getvalue(), middle.height / middle.width

@@ -17,7 +17,7 @@ from egokit.data.video.timeline import Refused, Timeline, Untimed, VideoError, a
 
 REWOUND = {"mov", "matroska", "avi"}  # containers in which a seek to an early time leads to the start
 LEADING = 16  # at most so many frames that are shown before a keyframe are sent after it
-TIMED = {"mov"}  # containers in which every frame has a time of its own
+TIMED = {"mov"}  # containers in which every frame has a time of its own, and the first is a keyframe
 
 
 class IrregularTimes(Exception):
@@ -198,7 +198,8 @@ class MediaFile(Timeline):
             return set()  # the keyframe itself is damaged
         given[first[key]] -= 1
         after = itertools.takewhile(lambda place: not given[first[place]], range(key + 1, len(first)))
-        return {place for place in range(key) if not given[first[place]]} | set(after)
+        before = () if TIMED & set(self.container.format.name.split(",")) else range(key)  # MP4 begins with a keyframe
+        return {place for place in before if not given[first[place]]} | set(after)
 
     def number_of(self, pts: int) -> float:
         """Return the number of the frame shown at `pts`.
