@@ -72,16 +72,17 @@ def damaged(studio: Studio):
             (".avi", "mpeg4 no B"): list(zeros)[:2],
             (".mkv", "av1"): ["a packet of zeros"], (".mov", "mpeg4"): ["a packet of zeros", "several glitches"],
             (".avi", "mjpeg"): ["several glitches"], (".mp4", "h264 no B"): ["several glitches"],
-            (".mkv", "vp8"): ["a keyframe of zeros"], (".ts", "h264"): ["several glitches"]}
+            (".mkv", "vp8"): ["a keyframe of zeros"], (".webm", "vp8"): ["a packet of zeros"]}
     for (end, codec), hows in ways.items():
         for how in hows:
             yield _hurt(studio, "damage: packets of zeros", codec, end, how, zeros[how])
     for end, codec, how in ((".mp4", "h264", "flipped bytes"), (".mkv", "h264 open GOP", "flipped bytes"),
-                            (".webm", "vp8", "a packet of zeros"), (".mp4", "hevc", "flipped bytes")):
-        yield _hurt(studio, "damage: bytes that are wrong, but valid", codec, end, how, one, silent=True)
+                            (".ts", "h264", "several glitches"), (".mp4", "hevc", "flipped bytes")):
+        yield _hurt(studio, "damage: bytes that are wrong, but valid", codec, end, how, zeros.get(how, one),
+                    silent=True)
     for end, codec, how in ((".ts", "h264", "a hole of whole packets"), (".ts", "mpeg2", "a hole of whole packets"),
                             (".ts", "h264", "a hole"), (".mkv", "h264", "a hole"), (".mpg", "mpeg2", "a hole")):
-        yield _hurt(studio, "damage: a hole", codec, end, how, 2 * GOP)
+        yield _hurt(studio, "damage: a hole", codec, end, how, 2 * GOP, torn=end == ".ts")
     for end, codec in ((".ts", "h264"), (".mkv", "h264"), (".webm", "vp9"), (".flv", "h264"), (".avi", "mpeg4 no B"),
                        (".mpg", "mpeg2")):
         yield _hurt(studio, "damage: the tail missing", codec, end, "the tail missing", FRAMES // 3 + 8)

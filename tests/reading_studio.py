@@ -105,6 +105,7 @@ class Case:
         lost: how many frames the damage may cost, at most.
         shifted: whether the damage moves the file's start.
         silent: whether the damage is valid data, so that no decoder notices.
+        torn: whether preparation shows pictures that are torn after the damage, until the next keyframe.
         joined: whether the file's clock restarts, so that only ffmpeg's own clock goes on.
     """
     kind: str
@@ -117,6 +118,7 @@ class Case:
     lost: int = 0
     shifted: bool = False
     silent: bool = False
+    torn: bool = False
     joined: bool = False
 
 

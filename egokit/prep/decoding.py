@@ -7,6 +7,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.codec.context import Flags as CodecFlags
 from av.format import Flags
 from av.video.reformatter import VideoReformatter
 
@@ -63,6 +64,7 @@ class Decoder:
         if self.stream.codec_context is None or kind.name.endswith("_pipe"):
             raise PrepError(f"{path}: a picture, or of a codec that no decoder knows")
         self.timed = kind.name != "avi" and not kind.flags & Flags.no_timestamps.value
+        self.stream.codec_context.flags |= CodecFlags.unaligned  # cut off all that is said to be cropped
         self.stream.thread_type = "AUTO" if self.timed else "SLICE"  # frame threads report damage some frames early
         # read now: a stream of a closed container is freed memory
         self.index, self.tick, self.aspect = self.stream.index, self.stream.time_base, self.stream.sample_aspect_ratio

@@ -13,9 +13,10 @@ import av
 from egokit.data.video.media_file import IrregularTimes
 
 DELAY = 16  # a frame may refer to one that is shown up to 16 frames later, and is damaged if that one is
-ZEROS = bytes(32)  # in what these codecs write there is no such run: it is a hole in a disk, or half a download
-ENTROPY_CODED = {"h264", "hevc", "vp8", "vp9", "av1"}
+ZEROS = bytes(16)  # in what these codecs write there is no such run: it is a hole in a disk, or half a download
+NEVER_ZEROS = {"h264", "hevc", "vp8", "vp9", "av1", "mpeg4"}
 SKIPPING = {"h264", "hevc"}  # decoders that can skip a frame when its packet arrives
+LEFT_OUT = "the decoder leaves it out"
 JOINT = 8  # packets before a joint of streams that may be called incomplete
 HEALED = 300  # frames after which a tolerant reader trusts a decoder again, where no keyframe comes (intra refresh)
 HIDING = {"vp8"}  # codecs with packets that are never shown
@@ -66,7 +67,7 @@ class Damage:
     def show(self, number: float) -> None:
         """Note a frame that the decoder gives; what was due before it is left out."""
         while self.due and self.due[0] < number:
-            self.found(heapq.heappop(self.due), "the decoder leaves it out")
+            self.found(heapq.heappop(self.due), LEFT_OUT)
         if self.due and self.due[0] == number:
             heapq.heappop(self.due)
 
@@ -78,7 +79,8 @@ class Damage:
         later = leading = False
         for sent, stretch, keyframe in list(self.sent):
             if sent == number:
-                later, leading = True, number < keyframe  # a leading picture: only others of its kind refer to it
+                # a leading picture that refers to what is lost: only others of its kind refer to it
+                later, leading = True, number < keyframe and reason == LEFT_OUT
                 if not leading:
                     self.broken = max(self.broken, stretch)
             if later and (sent < keyframe if leading else self._is_concerned(sent, stretch)):
@@ -180,7 +182,7 @@ def decode(reader, wanted: list[int], leap: bool) -> Iterator[tuple[int, object]
         if skipping:
             context.skip_frame = "NONREF" if skipped else "DEFAULT"
         damage.send(number, packet, skipped or context.name in HIDING)
-        if not skipped and context.name in ENTROPY_CODED and ZEROS in bytes(packet):
+        if not skipped and context.name in NEVER_ZEROS and ZEROS in bytes(packet):
             damage.found(number, "zeros stand in place of a part of it")
         unsent.discard(number)
         feed(packet)

@@ -116,7 +116,7 @@ class PyAVReader(MediaFile):
     def _damaged(self, index: int, reason: str = "") -> VideoError:
         """Return the error that says why a frame can't be decoded."""
         if not reason:
-            number, reason = index, self.reasons.get(index) or "the decoder leaves it out"
+            number, reason = index, self.reasons.get(index) or decoding.LEFT_OUT
             if index not in self.reasons and self.reasons:
                 number, reason = next(reversed(self.reasons.items()))
                 reason = f"damage at {float(self.time_of(int(number))):.2f} s: {reason}"

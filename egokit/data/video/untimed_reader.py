@@ -10,7 +10,7 @@ import av
 import numpy as np
 from av.format import Flags
 
-from egokit.data.video.decoding import SKIPPING
+from egokit.data.video.decoding import NEVER_ZEROS, SKIPPING, ZEROS
 from egokit.data.video.pyav_reader import PyAVReader
 from egokit.data.video.timeline import Refused, VideoError, advice, usual_rate
 
@@ -86,7 +86,8 @@ class UntimedReader(PyAVReader):
                     number += 1
                     yield number, None
                 continue
-            if packet is not None and packet.is_corrupt and not self.counts:  # cut off
+            if packet is not None and ((packet.is_corrupt and not self.counts)  # cut off
+                                       or (context.name in NEVER_ZEROS and ZEROS in bytes(packet))):
                 broken = sent
             for frame in frames:
                 place = number + 1
