@@ -204,7 +204,7 @@ def prepare_video(video: SourceVideo, settings: PrepSettings, stop: threading.Ev
                 return line
             for final in (settings.resized_path(video.uid), settings.pieces_folder(video.uid), path):
                 remove_abandoned(final.parent, glob.escape(video.uid))
-            line = {"uid": video.uid, "status": "ok", "settings": settings.fingerprint(video)}
+            line = {"uid": video.uid, "status": "ok", "settings": settings.fingerprint(video), "looked": True}
             try:
                 make_outputs(video, settings, line, stop)
             except PrepError as error:
@@ -256,6 +256,8 @@ def read_receipt(video: SourceVideo, settings: PrepSettings, check_files: bool =
         line = json.loads(settings.receipt_path(video.uid).read_bytes())
         if line["settings"] != settings.fingerprint(video):
             return pending
+        if line["status"] == "ok" and not line["source"]["constant_rate"] and not line.get("looked"):
+            return pending  # made before pictures were looked at, and may stand still
         if check_files and line["status"] == "ok":
             present = {entry.name: entry.stat().st_size for entry in os.scandir(settings.pieces_folder(video.uid))}
             if present != {piece["file"]: piece["bytes"] for piece in line["pieces"]} \
