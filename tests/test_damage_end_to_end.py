@@ -47,12 +47,15 @@ def test_preparation_lists_what_is_damaged_and_does_the_rest(files, piece, tmp_p
     (source / "folder.mp4").mkdir()
     manifest = prep.ego4d(root, 72, 30, source=source, workers=1, progress=False)
     failed = {line["uid"]: line["reason"] for line in manifest["lines"] if line["status"] != "ok"}
-    assert failed.keys() == bad | {"dangling", "folder"}
+    past = "zeros-mdat-0.6-4000"  # one glitch: read past, and named
+    line = next(line for line in manifest["lines"] if line["uid"] == past)
+    assert line["status"] == "ok" and 0 < line["source"]["damaged"] < 50 and line["source"]["damaged_times"]
+    assert failed.keys() == bad - {past} | {"dangling", "folder"}
     assert {uid: reason for uid, reason in failed.items() if f"{source / uid}.mp4" not in reason} == {}
     assert leftovers(root) == []
     # a failed video must leave nothing there, as it would be trained on
-    prepared = {path.stem for folder in ("Ego4D_256", "Ego4D_Chunked") for path in (root / folder).iterdir()}
-    assert prepared == {"good", "100%d good"}
+    prepared = {path.name.removesuffix(".mp4") for folder in ("Ego4D_256", "Ego4D_Chunked") for path in (root / folder).iterdir()}
+    assert prepared == {"good", "100%d good", past}
 
 
 @pytest.mark.slow
@@ -126,7 +129,8 @@ def test_training_with_a_share_of_damaged_pieces_counts_them(files, attempt, res
         metrics = go()
         bad = [event["said"] for event in run.read_log() if event["kind"] == "bad"]
         assert metrics["bad_samples"] == len(bad) and all(f"{uid}/0.mp4" in message for message in bad), name
-        if name not in ("more-all-300", "zeros-mdat-0.6-4000", "cut-first-0.5"):  # some frames of these are undamaged
+        # some frames of these are undamaged, and a raw stream can be read
+        if name not in ("more-all-300", "zeros-mdat-0.6-4000", "cut-first-0.5", "h264"):
             assert bad, name
         steps = [event["step"] for event in run.read_log() if event["kind"] == "step"]
         assert steps == list(range(1, metrics["steps"] + 1))

@@ -49,10 +49,11 @@ class Decoder:
         timed: whether the container says when each frame is shown.
         index, tick, aspect: the film's number among the streams, its unit of time in seconds, a stored pixel's shape.
         packet_times: presentation times of the packets read so far, those without a decoded frame included.
+        packets: how many packets were read so far, those that an edit list leaves out included.
     """
 
     def __init__(self, path: Path, stop: threading.Event | None = None):
-        self.path, self.stop, self.packet_times = path, stop, []
+        self.path, self.stop, self.packet_times, self.packets = path, stop, [], 0
         if not path.is_file():  # opening a pipe would block forever
             raise PrepError(f"{path}: not a file, or a link to nothing")
         try:
@@ -93,6 +94,7 @@ class Decoder:
             for packet in itertools.chain((packet for packet in self._packets() if packet.size), [None]):
                 if self.stop and self.stop.is_set():
                     raise PrepError(f"{self.path}: interrupted")
+                self.packets += packet is not None
                 if packet and packet.pts is not None and not packet.is_discard:
                     self.packet_times.append(packet.pts)
                 frames = [None]

@@ -139,12 +139,16 @@ def scan(path: Path, stop: threading.Event | None = None, look: Callable[[np.nda
             seen.add(frame, decoder)
         stream = decoder.stream
         header_rates, header_frames = (stream.base_rate, stream.average_rate), stream.frames
+        listed = header_frames if "mov" in decoder.container.format.name else 0  # AVI counts dropped frames, too
         promised = stream.duration * decoder.tick if stream.duration else 0
         # Matroska gives one duration for the file, which counts its time from 0, and only without sound, which may be
         # longer
         if not promised and len(decoder.container.streams) == 1:
             promised = (decoder.container.duration or 0) / Fraction(1_000_000)
             promised -= (stream.start_time or 0) * decoder.tick if "matroska" in decoder.container.format.name else 0
+    if decoder.packets + max(5, DAMAGED * listed) < listed:
+        raise PrepError(f"{path}: its header lists {listed} frames, but only {decoder.packets} are there; "
+                        "fetch it again")
     if not seen.last:
         raise PrepError(f"{path}: no frame of it can be decoded")
     times, numbers, damaged, rate, constant = _timeline(path, seen, decoder, header_rates)
