@@ -54,7 +54,8 @@ def test_preparation_lists_what_is_damaged_and_does_the_rest(files, piece, tmp_p
     assert {uid: reason for uid, reason in failed.items() if f"{source / uid}.mp4" not in reason} == {}
     assert leftovers(root) == []
     # a failed video must leave nothing there, as it would be trained on
-    prepared = {path.name.removesuffix(".mp4") for folder in ("Ego4D_256", "Ego4D_Chunked") for path in (root / folder).iterdir()}
+    made = [path for folder in ("Ego4D_256", "Ego4D_Chunked") for path in (root / folder).iterdir()]
+    prepared = {path.name.removesuffix(".mp4") for path in made}
     assert prepared == {"good", "100%d good", past}
 
 
