@@ -1,6 +1,8 @@
 """Frames by number are the right ones, proven by the number in every toy frame."""
 import multiprocessing
+import struct
 import subprocess
+from pathlib import Path
 
 import av
 import damage
@@ -138,6 +140,41 @@ def test_a_picture_that_changes_its_size_is_fitted_to_the_first(full, tmp_path):
     assert first.shape == last.shape == (96, 128, 3)
     assert last[:, :16].max() == last[:, -16:].max() == 0 and last[:, 20:-20].mean() > 20  # bars beside, not squeezed
     assert {pixels.shape for pixels in video.stream_frames(range(video.length))} == {(96, 128, 3), (64, 64, 3)}
+
+
+def with_edits(source: Path, target: Path, parts: list[tuple[float, float]]) -> Path:
+    """Write an MP4 of one track with an edit list of parts (start and stop in seconds of the film)."""
+    data = bytearray(source.read_bytes())
+    at = data.index(b"elst")
+    size, scale = (int.from_bytes(data[place:place + 4], "big") for place in (at - 4, data.index(b"mdhd") + 16))
+    movie = int.from_bytes(data[data.index(b"mvhd") + 16:][:4], "big")
+    entries = b"".join(struct.pack(">IiI", round((stop - start) * movie), round(start * scale), 1 << 16)
+                       for start, stop in parts)
+    new = struct.pack(">I4sII", 16 + len(entries), b"elst", 0, len(parts)) + entries
+    more = len(new) - size
+    data[at - 4:at - 4 + size] = new
+    for box in (b"edts", b"trak", b"moov"):  # they contain it; the pictures stand before them
+        place = data.index(box) - 4
+        data[place:place + 4] = struct.pack(">I", int.from_bytes(data[place:place + 4], "big") + more)
+    target.write_bytes(data)
+    return target
+
+
+@pytest.mark.parametrize("parts", [[(0, 5)], [(1.5, 6)], [(2.2, 9)], [(0.3, 1.0), (4.1, 6.0)], [(5, 7), (0, 2)],
+                                   [(1, 3), (1, 3)]])
+def test_edit_lists_are_read_as_they_play(full, tmp_path, parts):
+    plain = tmp_path / "plain.mp4"
+    subprocess.run([ffmpeg(), "-loglevel", "error", "-i", str(full), "-t", "10", "-g", "20", "-bf", "2", str(plain)],
+                   check=True)
+    path = with_edits(plain, tmp_path / "edited.mp4", parts)
+    with av.open(str(path)) as container:
+        expected = [read_frame_number(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+    due = [n for start, stop in parts for n in range(round(start * 10), round(stop * 10))]
+    assert abs(len(expected) - len(due)) <= len(parts) + 1  # the parts' ends lie between frames
+    for tolerant in (False, True):
+        video = open_video.open_video(path, tolerant=tolerant)
+        assert numbers(video.stream_frames(range(video.length))) == expected and not video.damaged
+        assert numbers(video.read([video.length - 1, 3])) == [expected[-1], expected[3]]
 
 
 def test_few_frames_are_decoded(full, tmp_path, monkeypatch):

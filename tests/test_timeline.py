@@ -68,6 +68,21 @@ def test_the_usual_rate_is_the_stated_one_where_it_is_true(stated, shown, expect
     assert float(usual_rate(stated, np.array(shown))) == pytest.approx(expected, rel=2e-3)
 
 
+@pytest.mark.parametrize("shown, rate", [
+    (np.arange(4000) / 29.75, 29.75),                                              # its header says 30
+    (np.concatenate([np.arange(1800) / 30, 60 + np.arange(1700) / 28]), None),     # two rates that differ by 2.4 ms
+    (np.arange(4000) / 30 + np.random.default_rng(0).uniform(-9e-4, 9e-4, 4000), 30),
+    (np.arange(99) ** 1.02 / 30, None)])
+def test_steps_are_at_their_times_to_the_end_of_a_long_file(shown, rate):
+    """A rate is constant if no frame is off its place, however long the file is."""
+    video = timeline(len(shown), usual_rate(Fraction(30), shown), shown=shown)
+    assert video.constant == (rate is not None) and (rate is None or float(video.rate) == pytest.approx(rate))
+    times = np.linspace(0, video.seconds - 0.1, 500)
+    found = video.frames_of((times * video.resolution).astype(int))
+    assert np.abs(found - video.frame_at(times)).max() <= 1
+    assert video.steps / video.resolution == pytest.approx(video.seconds, abs=0.05)
+
+
 # what the standard's matrices do to a place, for all eight orientations
 EIGHT = {(1, 0, 0, 1): lambda p: p, (0, 1, -1, 0): lambda p: np.rot90(p, -1), (-1, 0, 0, -1): lambda p: np.rot90(p, 2),
          (0, -1, 1, 0): lambda p: np.rot90(p), (-1, 0, 0, 1): np.fliplr, (1, 0, 0, -1): np.flipud,

@@ -287,3 +287,13 @@ def test_large_weights_whose_sum_is_infinite_are_loaded(model, tmp_path):
                tmp_path / "large.pth")
     name = weights.rename(key.removeprefix("module."), "ours")
     assert egokit.load(tmp_path / "large.pth").state_dict()[name].max() > 2e38
+
+
+def test_what_was_read_is_saved_as_plain_tensors(tmp_path):
+    """A resumed training saves what it has read: the next one reads that, too."""
+    content = {"state_dict": {"a": torch.ones(3)}, "optimizer": {"exp_avg": torch.zeros(3)}}
+    for number in range(3):
+        torch.save(content, tmp_path / f"{number}.pt")
+        content = checkpoints.read(tmp_path / f"{number}.pt")
+        assert content["optimizer"]["exp_avg"].equal(torch.zeros(3)) and not vars(content["optimizer"]["exp_avg"])
+    assert checkpoints.read(tmp_path / "2.pt", everything=False)["state_dict"]["a"].equal(torch.ones(3))

@@ -117,8 +117,8 @@ def own_memory(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Return whether a tensor holds no NaN and no infinite number; mostly, reading it has told."""
-    if getattr(tensor, "finite", False) or not tensor.is_floating_point():
+    """Return whether a tensor holds no NaN and no infinite number."""
+    if not tensor.is_floating_point():
         return True
     if tensor.nbytes > tensor.untyped_storage().nbytes():  # expanded: all that it repeats
         tensor = torch.tensor([], dtype=tensor.dtype).set_(tensor.untyped_storage())
@@ -135,7 +135,8 @@ def _read_state(state: dict, path: Path) -> dict:
     tensors, broken = {}, []
     for key, value in state.items():
         tensors[key] = tensor = copy.deepcopy(value, memo)
-        if isinstance(tensor, Tensor) and not is_finite(tensor) and (
+        told = memo.pop("finite", False)  # mostly, reading it has
+        if isinstance(tensor, Tensor) and not told and not is_finite(tensor) and (
                 "own" not in str(key).split(".") or tensor.isnan().any()):
             broken.append(str(key))
     if broken:

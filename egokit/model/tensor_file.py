@@ -51,9 +51,9 @@ class Stored(collections.namedtuple("Stored", "storage offset size stride requir
 
     def __deepcopy__(self, memo) -> Tensor:
         stored = self.storage.read()
-        tensor = stored.view(self.storage.dtype).as_strided(self.size, self.stride, self.offset)
-        tensor.finite = stored.finite and self.storage.dtype == torch.float32
-        return tensor
+        # for `checkpoints._read_state`; not an attribute of the tensor, as that would be saved with it
+        memo["finite"] = stored.finite and self.storage.dtype == torch.float32
+        return stored.view(self.storage.dtype).as_strided(self.size, self.stride, self.offset)
 
 
 class _Dict(dict):

@@ -47,6 +47,8 @@ class Decoder:
 
     Attributes:
         timed: whether the container says when each frame is shown.
+        broadcast: whether its clock may jump.
+        restarts: whether it does so; found when the times are known.
         index, tick, aspect: the film's number among the streams, its unit of time in seconds, a stored pixel's shape.
         packet_times: presentation times of the packets read so far, those without a decoded frame included.
         packets: how many packets were read so far, those that an edit list leaves out included.
@@ -64,6 +66,8 @@ class Decoder:
         kind = self.container.format
         if self.stream.codec_context is None or kind.name.endswith("_pipe"):
             raise PrepError(f"{path}: a picture, or of a codec that no decoder knows")
+        self.restarts = False
+        self.broadcast = bool(kind.flags & Flags.ts_discont.value)
         self.timed = kind.name != "avi" and not kind.flags & Flags.no_timestamps.value
         self.stream.codec_context.flags |= CodecFlags.unaligned  # cut off all that is said to be cropped
         self.stream.thread_type = "AUTO" if self.timed else "SLICE"  # frame threads report damage some frames early

@@ -9,7 +9,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from egokit.data.video import pictures as shown
-from egokit.data.video.timeline import VideoError
+from egokit.data.video.timeline import Refused, VideoError, check_gaps, continued
 from egokit.data.video.untimed_reader import UntimedReader
 from egokit.prep.decoding import Decoder, PrepError, shown_size
 from egokit.prep.pictures import SIDE, UNSTATED, shrink
@@ -139,7 +139,8 @@ def scan(path: Path, stop: threading.Event | None = None, look: Callable[[np.nda
             seen.add(frame, decoder)
         stream = decoder.stream
         header_rates, header_frames = (stream.base_rate, stream.average_rate), stream.frames
-        listed = header_frames if "mov" in decoder.container.format.name else 0  # AVI counts dropped frames, too
+        # AVI lists dropped frames, too
+        listed = len(stream.index_entries) if "mov" in decoder.container.format.name else 0
         promised = stream.duration * decoder.tick if stream.duration else 0
         # Matroska gives one duration for the file, which counts its time from 0, and only without sound, which may be
         # longer
@@ -147,7 +148,7 @@ def scan(path: Path, stop: threading.Event | None = None, look: Callable[[np.nda
             promised = (decoder.container.duration or 0) / Fraction(1_000_000)
             promised -= (stream.start_time or 0) * decoder.tick if "matroska" in decoder.container.format.name else 0
     if decoder.packets + max(5, DAMAGED * listed) < listed:
-        raise PrepError(f"{path}: its header lists {listed} frames, but only {decoder.packets} are there; "
+        raise PrepError(f"{path}: its index lists {listed} frames, but only {decoder.packets} are there; "
                         "fetch it again")
     if not seen.last:
         raise PrepError(f"{path}: no frame of it can be decoded")
@@ -156,7 +157,9 @@ def scan(path: Path, stop: threading.Event | None = None, look: Callable[[np.nda
     seconds = float(times[-1] + last_duration)
     # Both must fall short: a header may list frames that an edit list leaves out, and its duration may include how long
     # the file's last frame is to be shown.
-    if seconds + max(1, 0.01 * promised) < promised and (not header_frames or len(times) < header_frames):
+    # Where the clock restarts, a duration means nothing.
+    short = seconds + max(1, 0.01 * promised) < promised and not decoder.restarts
+    if short and (not header_frames or len(times) < header_frames):
         raise PrepError(f"{path}: its header promises {float(promised):.1f} s, "
                         f"but only {seconds:.1f} s can be decoded; fetch it again")
     width, height = seen.canvas
@@ -177,6 +180,12 @@ def _timeline(path: Path, seen: _Seen, decoder: Decoder, header_rates) -> tuple:
     if decoder.timed:
         decoder.timed = None not in [time for time, lost in zip(seen.times, seen.damaged, strict=True) if not lost]
     if decoder.timed:
+        given = [time for time in seen.times if time is not None]
+        added = continued(given, float(decoder.tick), decoder.broadcast)
+        decoder.restarts = added is not None
+        if decoder.restarts:
+            moved = iter((np.array(given) + added).tolist())
+            seen.times, decoder.packet_times = [None if time is None else next(moved) for time in seen.times], []
         decoded = np.sort([time for time in seen.times if time is not None])
         # a packet that gave no frame has a time, too; some, of half a frame or of none, are not meant to give one
         step = np.median(np.diff(decoded)) if len(decoded) > 1 else np.inf
@@ -190,6 +199,10 @@ def _timeline(path: Path, seen: _Seen, decoder: Decoder, header_rates) -> tuple:
     if decoder.timed:
         rate, constant = frame_rate(ticks, decoder.tick, header_rates)
         times = (ticks - ticks[0]) * float(decoder.tick)
+        try:
+            check_gaps(times)
+        except Refused as error:
+            raise PrepError(f"{path}: {error}; make it anew with 'ffmpeg -i SOURCE -c:v libx264 NEW.mp4'") from None
     else:
         times, rate, constant = _counted(path, len(seen.times))
         numbers = np.arange(len(times))

@@ -13,7 +13,17 @@ from av.format import Flags as FormatFlags
 
 from egokit.config.access import explain
 from egokit.data.video import pictures
-from egokit.data.video.timeline import Refused, Timeline, Untimed, VideoError, advice, is_prepared, usual_rate
+from egokit.data.video.timeline import (
+    Refused,
+    Timeline,
+    Untimed,
+    VideoError,
+    advice,
+    check_gaps,
+    continued,
+    is_prepared,
+    usual_rate,
+)
 
 REWOUND = {"mov", "matroska", "avi"}  # containers in which a seek to an early time leads to the start
 LEADING = 16  # at most so many frames that are shown before a keyframe are sent after it
@@ -150,12 +160,23 @@ class MediaFile(Timeline):
         """List the presentation times of all frames, for files whose times aren't number / rate."""
         self.rewind()
         tick = self.stream.time_base
-        shown, keys, untimed = [], [], 0  # keys: places of keyframes
+        # keys: places of keyframes; hidden: times of frames that an edit list leaves out
+        shown, keys, untimed, hidden, places, order = [], [], 0, [], [], []
         for packet in self.packets():
-            if packet.size and not packet.is_discard:
+            if packet.size and packet.is_discard:
+                hidden.append(packet.pts)
+            elif packet.size:
                 keys += [len(shown)] * packet.is_keyframe
                 shown.append((packet.pts, packet.duration))
                 untimed += packet.pts is None and len(keys) == 1
+                places.append(packet.pos or 0)
+                order.append(packet.dts)
+        if TIMED & set(self.container.format.name.split(",")) and None not in hidden and shown:
+            within = [pts for pts in hidden if min(shown)[0] <= pts <= max(shown)[0]]
+            if within or (np.diff(places) < 0).any():
+                raise Untimed("an edit list of several parts")
+        if None not in order and continued(order, float(tick), self.is_broadcast()) is not None:
+            raise Untimed("its clock restarts in mid-file")
         if 0 < untimed <= LEADING and shown[keys[0]][0] is not None:  # they refer to what was cut off
             shown = [frame for frame in shown if frame[0] is not None]
         if not shown or any(pts is None for pts, _ in shown):
@@ -173,8 +194,13 @@ class MediaFile(Timeline):
         self.length, self.origin = len(shown), shown[0][0]
         self._set_rate(usual_rate(rate, self.times * float(tick)))
         self.shown = self.times * float(tick) - self.zero()
+        check_gaps(self.shown)
         self.start = float(self.shown[0])
         self.last = float((shown[-1][1] or 0) * tick)
+
+    def is_broadcast(self) -> bool:
+        """Whether the container's clock may restart or jump at any time."""
+        return bool(self.container.format.flags & FormatFlags.ts_discont.value)
 
     def _left_out(self, first: list[int], key: int) -> set[int]:
         """Return which of the first packets are never shown, where a video was cut without encoding.

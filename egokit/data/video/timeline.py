@@ -5,8 +5,10 @@ from pathlib import Path
 import numpy as np
 
 ROUNDING = 1e-3      # containers round times to a millisecond
-VARIABLE = 2.5e-3    # seconds by which gaps between frames differ in a file of variable rate: rounding alone gives less
+OFF_GRID = 0.2       # of a frame's time: a frame further from number / rate makes the rate a variable one
 TIME_STEPS = 1000.0  # steps a second in which a file of variable rate is sampled
+BACK, FORTH = 0.1, 10.0  # seconds by which a clock that goes on doesn't jump back; nor forth, in a broadcast
+GAP = 86400.0        # seconds between two frames that no recording has: the clock is wrong
 PREPARED = {"Ego4D_256", "Ego4D_Chunked"}  # folders of what 'egokit prep' makes
 
 
@@ -34,20 +36,59 @@ def advice(path: str | Path) -> str:
     return "fetch it again, or make it anew with 'ffmpeg -i SOURCE -c:v libx264 NEW.mp4'"
 
 
+def continued(times: list[int], tick: float, broadcast: bool) -> np.ndarray | None:
+    """Return what to add to each of a stream's times so that they go on where its clock restarts; None if it doesn't.
+
+    A clock restarts where streams were joined, or where a camera's clock was set. Players go on in the order of the
+    file.
+
+    Args:
+        times: ascending but for restarts, in ticks.
+        tick: seconds.
+        broadcast: whether the container's clock may jump forth, too (MPEG-TS and MPEG-PS).
+    """
+    times_N = np.array(times, np.int64)
+    gaps = np.diff(times_N)
+    highest = np.maximum.accumulate(times_N)[:-1]
+    restarts = np.flatnonzero(((times_N[1:] - highest) * tick < -BACK) & (gaps < 0))
+    if broadcast:
+        restarts = np.union1d(restarts, np.flatnonzero(np.abs(gaps) * tick > FORTH))
+    if not len(restarts):
+        return None
+    usual = round(float(np.median(gaps[gaps > 0]))) if (gaps > 0).any() else 1
+    added = np.zeros(len(times_N), np.int64)
+    added[restarts + 1] = usual - gaps[restarts]
+    return np.cumsum(added)
+
+
+def check_gaps(shown: np.ndarray) -> None:
+    """Raise Refused if a clock jumps so far that times mean nothing."""
+    gaps = np.diff(shown)
+    if len(gaps) and gaps.max() > GAP:
+        raise Refused(f"its clock jumps by {gaps.max():,.0f} s at {shown[gaps.argmax()] - shown[0]:.2f} s")
+
+
 def usual_rate(stated: Fraction | None, shown: np.ndarray) -> Fraction | None:
     """Return the frame rate that a header states, or the measured one where the header's is of something else.
 
     Args:
         shown: when each frame appears, seconds, ascending.
     """
-    gaps = np.diff(shown)
-    if not len(gaps):
+    if len(shown) < 2 or shown[-1] <= shown[0]:
         return stated
-    constant = float(np.ptp(gaps)) <= VARIABLE
-    usual = float(gaps.mean() if constant else np.median(gaps))
-    if usual <= 0 or (stated and abs(float(stated) * usual - 1) <= 0.01):
-        return stated
-    return Fraction(1 / usual).limit_denominator(1001)
+    mean = Fraction((len(shown) - 1) / float(shown[-1] - shown[0]))
+    for rate in (stated, mean.limit_denominator(1001), mean):
+        if rate and is_constant(shown, rate):
+            return Fraction(rate)
+    usual = float(np.median(np.diff(shown)))
+    return stated if usual <= 0 or (stated and abs(float(stated) * usual - 1) <= 0.01) else \
+        Fraction(1 / usual).limit_denominator(1001)
+
+
+def is_constant(shown: np.ndarray, rate: Fraction | float) -> bool:
+    """Whether frame n appears n / rate after the first, but for rounding."""
+    grid = shown[0] + np.arange(len(shown)) / float(rate)
+    return float(np.abs(shown - grid).max()) < max(OFF_GRID / float(rate), 1.5 * ROUNDING)
 
 
 class Timeline:
@@ -71,6 +112,7 @@ class Timeline:
     last: float = 0.0
     damaged_numbers: set | frozenset = frozenset()
     missing: int = 0
+    _judged: tuple = (None, True)  # the times of which `constant` was found, and what was found
 
     @property
     def fps(self) -> float:
@@ -79,8 +121,11 @@ class Timeline:
     @property
     def constant(self) -> bool:
         """Whether all frames are shown equally long, but for rounding."""
-        gaps = np.empty(0) if self.shown is None else np.diff(self.shown)
-        return not len(gaps) or float(gaps.max() - gaps.min()) <= VARIABLE
+        if self.shown is None:
+            return True
+        if self._judged[0] is not self.shown:
+            self._judged = self.shown, is_constant(self.shown, self.rate)
+        return self._judged[1]
 
     @property
     def seconds(self) -> float:

@@ -1,4 +1,8 @@
-"""The reader of files without timestamps, such as AVI and raw streams: it counts the decoded frames."""
+"""The reader of files without timestamps (AVI, raw streams) or of mixed ones (edit lists of several parts, clocks
+that restart).
+
+It counts the decoded frames.
+"""
 import bisect
 import collections
 import contextlib
@@ -12,7 +16,7 @@ from av.format import Flags
 
 from egokit.data.video.decoding import NEVER_ZEROS, SKIPPING, ZEROS
 from egokit.data.video.pyav_reader import PyAVReader
-from egokit.data.video.timeline import Refused, VideoError, advice, usual_rate
+from egokit.data.video.timeline import Refused, VideoError, advice, continued, usual_rate
 
 CHUNK_HEADER = 8  # bytes between the place that an AVI index states and the packet
 MISSING = 0.01  # share of the frames promised by the packets that may be missing; above it, the file is damaged
@@ -26,8 +30,9 @@ class UntimedReader(PyAVReader):
     """
 
     def _number_frames(self) -> None:
-        packets = [(packet.dts, packet.pos) for packet in self.packets() if packet.size]
-        self.dts = [dts for dts, _ in packets]
+        packets = [(packet.dts, packet.pos, packet.pts) for packet in self.packets()
+                   if packet.size and not packet.is_discard]
+        self.dts = [packet[0] for packet in packets]
         self.length, rate = len(self.dts), self.stream.average_rate or self.stream.guessed_rate
         if self.container.format.flags & Flags.no_timestamps.value:
             rate = self.stream.codec_context.framerate or rate  # the stream's own; the other is a default
@@ -35,19 +40,27 @@ class UntimedReader(PyAVReader):
         if timed:
             # after a gap, the index knows the place of a packet that the container's reader has counted wrongly
             listed = {entry.pos: entry.timestamp for entry in self.stream.index_entries}
-            places = [listed.get(pos - CHUNK_HEADER, listed.get(pos)) for _, pos in packets]
+            places = [listed.get(pos - CHUNK_HEADER, listed.get(pos)) for _, pos, _ in packets]
             places = self.dts if None in places or (np.diff(places) <= 0).any() else places
             self.shown = (np.array(places) - min(listed.values(), default=places[0])) * float(self.stream.time_base)
-            rate = usual_rate(rate, self.shown)
-            if self.constant and not self.shown[0]:
+            self.rate = rate = usual_rate(rate, self.shown)
+            if rate and self.constant and not self.shown[0]:
                 self.shown = None
             self.start = 0.0 if self.shown is None else float(self.shown[0])
+        tick, parts = float(self.stream.time_base), [packet[2] for packet in packets]
+        added = None if None in self.dts else continued(self.dts, tick, self.is_broadcast())
+        if None not in parts and ("mov" in self.container.format.name or added is not None):
+            parts = np.sort(np.array(parts) + (0 if added is None else added))
+            if (np.diff(parts) > 0).all():  # an edit list, or a clock that restarts
+                self.shown = parts * tick - self.zero()
+                self.start, rate = float(self.shown[0]), usual_rate(rate, self.shown)
         if not self.length or not rate:
             raise Refused("no frame in it, or no frame rate")
         self.rate = Fraction(rate)
         if timed and self.container.format.name == "avi":
             self._delay()
-        self.missing = max(0, sum(entry.size > 0 for entry in self.stream.index_entries) - self.length)
+        if self.container.format.name == "avi":
+            self.missing = max(0, sum(entry.size > 0 for entry in self.stream.index_entries) - self.length)
         if self.missing and not self.tolerant:
             raise Refused(f"its index lists {self.length + self.missing} frames, but only {self.length} are there")
         # these decoders' delay is not known from the start
