@@ -58,7 +58,7 @@ class Damage:
             self.incomplete = []
         self.since += 1
         self.sent.append((number, self.stretch, self.keyframe))
-        if self._is_concerned(number, self.stretch):
+        if self.broken >= 0 and self._is_concerned(number, self.stretch):
             self._add(number)
         elif (not skipped and number == int(number) and number not in self.due
               and not (self.stretch == 1 and number < self.keyframe)):
@@ -96,27 +96,26 @@ class Damage:
             self.numbers.add(int(number))
 
 
-def is_whole(packet, codec: str, extradata: bytes | None) -> bool:
+def is_whole(data: bytes, codec: str, extradata: bytes | None) -> bool:
     """Whether an H.264 or HEVC packet consists of whole units; a decoder skips others without a word.
+
+    A unit's header has no forbidden bit, and a type (H.264) or temporal layer (HEVC) that exists.
 
     Args:
         extradata: the stream's; in MP4 and Matroska it says how the units' lengths are written.
     """
-    data = memoryview(packet)
+    header, bits = (1, 7) if codec == "hevc" else (0, 31)
     if not extradata or extradata[0] != 1:  # units with start codes
-        begins = 4 if bytes(data[:4]) == b"\0\0\0\1" else 3
-        return bytes(data[begins - 3:begins]) == b"\0\0\1" and _is_unit(data[begins:begins + 2], codec)
-    size, at = (extradata[21 if codec == "hevc" else 4] & 3) + 1, 0
-    while at + size + 1 < len(data):
-        if not _is_unit(data[at + size:at + size + 2], codec):
+        begin = 4 if data[:4] == b"\0\0\0\1" else 3
+        return len(data) > begin + 1 and data[begin - 3:begin] == b"\0\0\1" and data[begin] < 128 \
+            and bool(data[begin + header] & bits)
+    size, at, end = (extradata[21 if codec == "hevc" else 4] & 3) + 1, 0, len(data)
+    while at + size + 1 < end:
+        begin = at + size
+        if data[begin] > 127 or not data[begin + header] & bits:
             return False
-        at += size + int.from_bytes(data[at:at + size], "big")
-    return at == len(data)
-
-
-def _is_unit(header: memoryview, codec: str) -> bool:
-    """Whether two bytes begin a unit: no forbidden bit, and a type (H.264) or temporal layer (HEVC) that exists."""
-    return len(header) == 2 and header[0] < 128 and bool(header[1] & 7 if codec == "hevc" else header[0] & 31)
+        at = begin + int.from_bytes(data[at:begin], "big")
+    return at == end
 
 
 def decode(reader, wanted: list[int], leap: bool) -> Iterator[tuple[int, object]]:
@@ -135,7 +134,8 @@ def decode(reader, wanted: list[int], leap: bool) -> Iterator[tuple[int, object]
     packets = reader.seek(wanted[0])  # may make another decoder
     damage = Damage(reader.damaged_numbers, HEALED if reader.tolerant else float("inf"))
     reader.reasons, context = damage.reasons, reader.stream.codec_context
-    skipping, extradata = context.name in SKIPPING, context.extradata
+    name, extradata = context.name, context.extradata
+    skipping, hiding, never_zeros = name in SKIPPING, name in HIDING, name in NEVER_ZEROS
     held: collections.deque = collections.deque()  # decoded frames, until no later damage can concern them
 
     def feed(packet) -> None:
@@ -178,11 +178,11 @@ def decode(reader, wanted: list[int], leap: bool) -> Iterator[tuple[int, object]
         if leap and packet.is_keyframe and unsent and len(unsent) < len(wanted) and min(unsent) >= number:
             break
         # a frame that no other refers to is decoded only if wanted; the decoder's state doesn't depend on it
-        skipped = skipping and number not in unsent and is_whole(packet, context.name, extradata)
+        skipped = skipping and number not in unsent and is_whole(bytes(packet), name, extradata)
         if skipping:
             context.skip_frame = "NONREF" if skipped else "DEFAULT"
-        damage.send(number, packet, skipped or context.name in HIDING)
-        if not skipped and context.name in NEVER_ZEROS and ZEROS in bytes(packet):
+        damage.send(number, packet, skipped or hiding)
+        if never_zeros and not skipped and ZEROS in bytes(packet):
             damage.found(number, "zeros stand in place of a part of it")
         unsent.discard(number)
         feed(packet)
