@@ -48,7 +48,8 @@ class MediaFile(Timeline):
     """
 
     def __init__(self, path: Path, tolerant: bool = False):
-        self.path, self.tolerant, self.times, self.cut_off = path, tolerant, None, False
+        self.path, self.tolerant = path, tolerant
+        self.times, self.cut_off, self.origin = None, False, 0
         try:
             self._open()
             self._number_frames()

@@ -12,6 +12,7 @@ from av.stream import Disposition
 from egokit.data.video.timeline import Refused
 
 STILL = Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails
+LARGEST = 4096  # pixels of a side beyond which no pixel is stretched
 SQUEEZED = 8  # pixels that are said to be more than so many times as wide as high, or the reverse, are taken as square
 UPRIGHT = (False, False, False)
 
@@ -54,14 +55,17 @@ def upright(pixels_HW3: np.ndarray, how: tuple[bool, bool, bool]) -> np.ndarray:
 
 
 def square_size(width: int, height: int, aspect) -> tuple[int, int]:
-    """Return (width, height) with square pixels; the longer side of a pixel is stretched to, so nothing is lost.
+    """Return (width, height) with square pixels; the shorter side of pixels is stretched, so nothing is lost.
 
     Args:
         aspect: width / height of a stored pixel, a fraction; None or 0 if it isn't stated.
     """
     if not aspect or aspect == 1 or not 1 / SQUEEZED <= aspect <= SQUEEZED:
         return width, height
-    return (round(width * aspect), height) if aspect > 1 else (width, round(height / aspect))
+    wider = aspect > 1
+    if max(width * aspect if wider else width, height if wider else height / aspect) > LARGEST:
+        wider = not wider  # the other side is shrunk
+    return (round(width * aspect), height) if wider else (width, round(height / aspect))
 
 
 def fit(pixels_HW3: np.ndarray, height: int, width: int) -> np.ndarray:

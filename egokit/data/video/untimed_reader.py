@@ -49,7 +49,7 @@ class UntimedReader(PyAVReader):
             self.start = 0.0 if self.shown is None else float(self.shown[0])
         tick, parts = float(self.stream.time_base), [packet[2] for packet in packets]
         added = None if None in self.dts else continued(self.dts, tick, self.is_broadcast())
-        if None not in parts and ("mov" in self.container.format.name or added is not None):
+        if parts and None not in parts and ("mov" in self.container.format.name or added is not None):
             parts = np.sort(np.array(parts) + (0 if added is None else added))
             if (np.diff(parts) > 0).all():  # an edit list, or a clock that restarts
                 self.shown = parts * tick - self.zero()
