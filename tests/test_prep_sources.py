@@ -159,13 +159,18 @@ def test_much_damage_is_refused_with_its_share_and_times(tmp_path):
     assert line["status"] == "failed"
     assert "b.mov: 10 of 200 frames are damaged (0.80-0.84 s, 1.20-1.24 s, " in line["reason"]
     assert "more than 1% besides the longest stretch; fetch it again" in line["reason"]
-    damaged = np.zeros(1000, bool)
-    damaged[:300] = damaged[500:510] = True  # before the first readable frame; the longest stretch
-    assert measure._counted_damage(damaged, 25.0) == 0
+    damaged, seconds = np.zeros(1000, bool), np.full(1000, 0.04)
+    damaged[:300] = damaged[500:510] = True  # at the start; the longest stretch
+    assert measure._counted_damage(damaged, seconds) == pytest.approx(0, abs=1e-9)
     damaged[600] = damaged[610] = True
-    assert measure._counted_damage(damaged, 25.0) == 2
+    assert measure._counted_damage(damaged, seconds) == pytest.approx(2 * 0.04)
     damaged[500:900] = True  # longer than one glitch may last
-    assert measure._counted_damage(damaged, 25.0) == 400
+    assert measure._counted_damage(damaged, seconds) == pytest.approx(400 * 0.04)
+    damaged[:400] = True
+    assert measure._counted_damage(damaged, seconds) == pytest.approx(800 * 0.04)
+    hole = np.zeros(100, bool)
+    hole[50] = True  # one frame before a hole
+    assert measure._counted_damage(hole, np.where(hole, 42.0, 0.04)) == 42.0
 
 
 def test_an_irregular_source_is_encoded_as_a_regular_one(tmp_path):

@@ -105,6 +105,7 @@ def test_a_display_matrix_has_eight_orientations(matrix, scale):
 def test_pixels_become_square_by_stretching_their_longer_side():
     assert pictures.square_size(720, 576, Fraction(16, 11)) == (1047, 576)
     assert pictures.square_size(720, 480, Fraction(8, 9)) == (720, 540)
+    assert pictures.square_size(342, 256, Fraction(512, 513)) == (342, 256)  # what scalers write of rounded sides
     assert pictures.square_size(3840, 2160, Fraction(8)) == (3840, 270)  # and not 30,720 wide
     assert pictures.square_size(96, 72, None) == pictures.square_size(96, 72, Fraction(999)) == (96, 72)
 

@@ -67,7 +67,7 @@ class Film:
         if not count:
             return
         self.facts["damaged_times"] = times = np.round(edges[_runs(self.damaged)[:100]], 3).tolist()
-        if _counted_damage(self.damaged, float(self.rate)) > DAMAGED * len(self.times):
+        if _counted_damage(self.damaged, np.diff(edges)) > DAMAGED * self.facts["seconds"] + 1e-6:
             parts = ", ".join(f"{start:.2f}-{stop:.2f} s" for start, stop in times[:3])
             raise PrepError(f"{path}: {count} of {len(self.times)} frames are damaged ({parts}, ...), more than "
                             f"{DAMAGED:.0%} besides the longest stretch; fetch it again")
@@ -139,22 +139,23 @@ def scan(path: Path, stop: threading.Event | None = None, look: Callable[[np.nda
             seen.add(frame, decoder)
         stream = decoder.stream
         header_rates, header_frames = (stream.base_rate, stream.average_rate), stream.frames
-        # AVI lists dropped frames, too
-        listed = len(stream.index_entries) if "mov" in decoder.container.format.name else 0
+        indexed = len(stream.index_entries) if "mov" in decoder.container.format.name else 0  # AVI's: dropped ones, too
         promised = stream.duration * decoder.tick if stream.duration else 0
         # Matroska gives one duration for the file, which counts its time from 0, and only without sound, which may be
         # longer
         if not promised and len(decoder.container.streams) == 1:
             promised = (decoder.container.duration or 0) / Fraction(1_000_000)
             promised -= (stream.start_time or 0) * decoder.tick if "matroska" in decoder.container.format.name else 0
-    if decoder.packets + max(5, DAMAGED * listed) < listed:
-        raise PrepError(f"{path}: its index lists {listed} frames, but only {decoder.packets} are there; "
-                        "fetch it again")
     if not seen.last:
         raise PrepError(f"{path}: no frame of it can be decoded")
     times, numbers, damaged, rate, constant = _timeline(path, seen, decoder, header_rates)
     last_duration = 1 / rate if constant or not seen.last.duration else seen.last.duration * decoder.tick
     seconds = float(times[-1] + last_duration)
+    # an edit list leaves frames out, of the index, too, and the duration is then its own
+    listed = indexed and (indexed if abs(seconds - promised) <= max(1, 0.01 * promised) else header_frames)
+    if decoder.packets + max(5, DAMAGED * listed) < listed:
+        raise PrepError(f"{path}: its index lists {listed} frames, but only {decoder.packets} are there; "
+                        "fetch it again")
     # Both must fall short: a header may list frames that an edit list leaves out, and its duration may include how long
     # the file's last frame is to be shown.
     # Where the clock restarts, a duration means nothing.
@@ -211,15 +212,19 @@ def _timeline(path: Path, seen: _Seen, decoder: Decoder, header_rates) -> tuple:
     return times, numbers, damaged, rate, constant
 
 
-def _counted_damage(damaged: np.ndarray, fps: float) -> int:
-    """Return how many damaged frames are held against a source.
+def _counted_damage(damaged: np.ndarray, seconds: np.ndarray) -> float:
+    """Return how many damaged seconds are held against a source.
 
-    Not those before the first readable frame: a recording that begins between keyframes has lost nothing. Nor the
-    longest stretch, up to `GLITCH`: after a single glitch, decoders may give nothing up to the next keyframe.
+    The longest stretch is not, up to `GLITCH`, nor is one at the start: after a single glitch, decoders may give
+    nothing up to the next keyframe, and a recording may begin between keyframes.
+
+    Args:
+        damaged, seconds: of each frame, whether it is damaged, and for how long it is shown.
     """
-    within = damaged[int((~damaged).argmax()):]
-    longest = np.diff(_runs(within)).max(initial=0)
-    return int(within.sum()) - (int(longest) if longest <= GLITCH * fps else 0)
+    runs = [(first, float(seconds[first:end].sum())) for first, end in _runs(damaged)]
+    excused = [lost for first, lost in runs if not first and lost <= GLITCH]
+    longest = max((lost for first, lost in runs if first), default=0.0)
+    return sum(lost for _, lost in runs) - sum(excused) - (longest if longest <= GLITCH else 0.0)
 
 
 def _counted(path: Path, length: int) -> tuple[np.ndarray, Fraction, bool]:

@@ -13,6 +13,7 @@ from egokit.data.video.timeline import Refused
 
 STILL = Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails
 LARGEST = 4096  # pixels of a side beyond which no pixel is stretched
+SQUARE = 0.02  # even sides, to which scalers round, make pixels so much wider or narrower than square
 SQUEEZED = 8  # pixels that are said to be more than so many times as wide as high, or the reverse, are taken as square
 UPRIGHT = (False, False, False)
 
@@ -60,7 +61,7 @@ def square_size(width: int, height: int, aspect) -> tuple[int, int]:
     Args:
         aspect: width / height of a stored pixel, a fraction; None or 0 if it isn't stated.
     """
-    if not aspect or aspect == 1 or not 1 / SQUEEZED <= aspect <= SQUEEZED:
+    if not aspect or abs(aspect - 1) < SQUARE or not 1 / SQUEEZED <= aspect <= SQUEEZED:
         return width, height
     wider = aspect > 1
     if max(width * aspect if wider else width, height if wider else height / aspect) > LARGEST:
