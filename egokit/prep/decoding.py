@@ -47,7 +47,7 @@ class Decoder:
 
     Attributes:
         timed: whether the container says when each frame is shown.
-        broadcast: whether its clock may jump.
+        is_mov, broadcast: whether it is an MP4 or MOV, and whether the container's clock may jump.
         restarts: whether it does so; found when the times are known.
         index, tick, aspect: the film's number among the streams, its unit of time in seconds, a stored pixel's shape.
         packet_times: presentation times of the packets read so far, those without a decoded frame included.
@@ -67,6 +67,7 @@ class Decoder:
         if self.stream.codec_context is None or kind.name.endswith("_pipe"):
             raise PrepError(f"{path}: a picture, or of a codec that no decoder knows")
         self.restarts = False
+        self.is_mov = "mov" in kind.name
         self.broadcast = bool(kind.flags & Flags.ts_discont.value)
         self.timed = kind.name != "avi" and not kind.flags & Flags.no_timestamps.value
         self.stream.codec_context.flags |= CodecFlags.unaligned  # cut off all that is said to be cropped

@@ -139,7 +139,7 @@ def scan(path: Path, stop: threading.Event | None = None, look: Callable[[np.nda
             seen.add(frame, decoder)
         stream = decoder.stream
         header_rates, header_frames = (stream.base_rate, stream.average_rate), stream.frames
-        indexed = len(stream.index_entries) if "mov" in decoder.container.format.name else 0  # AVI's: dropped ones, too
+        indexed = len(stream.index_entries) if decoder.is_mov else 0  # AVI's: dropped ones, too
         promised = stream.duration * decoder.tick if stream.duration else 0
         # Matroska gives one duration for the file, which counts its time from 0, and only without sound, which may be
         # longer
@@ -151,8 +151,8 @@ def scan(path: Path, stop: threading.Event | None = None, look: Callable[[np.nda
     times, numbers, damaged, rate, constant = _timeline(path, seen, decoder, header_rates)
     last_duration = 1 / rate if constant or not seen.last.duration else seen.last.duration * decoder.tick
     seconds = float(times[-1] + last_duration)
-    # an edit list leaves frames out, of the index, too, and the duration is then its own
-    listed = indexed and (indexed if abs(seconds - promised) <= max(1, 0.01 * promised) else header_frames)
+    # an edit list leaves frames out, of the index, too
+    listed = indexed and (indexed if decoder.packets > len(decoder.packet_times) else header_frames)
     if decoder.packets + max(5, DAMAGED * listed) < listed:
         raise PrepError(f"{path}: its index lists {listed} frames, but only {decoder.packets} are there; "
                         "fetch it again")
@@ -182,7 +182,7 @@ def _timeline(path: Path, seen: _Seen, decoder: Decoder, header_rates) -> tuple:
         decoder.timed = None not in [time for time, lost in zip(seen.times, seen.damaged, strict=True) if not lost]
     if decoder.timed:
         given = [time for time in seen.times if time is not None]
-        added = continued(given, float(decoder.tick), decoder.broadcast)
+        added = None if decoder.is_mov else continued(given, float(decoder.tick), decoder.broadcast)
         decoder.restarts = added is not None
         if decoder.restarts:
             moved = iter((np.array(given) + added).tolist())

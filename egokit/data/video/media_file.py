@@ -172,11 +172,12 @@ class MediaFile(Timeline):
                 untimed += packet.pts is None and len(keys) == 1
                 places.append(packet.pos or 0)
                 order.append(packet.dts)
-        if TIMED & set(self.container.format.name.split(",")) and None not in hidden and shown:
+        in_table = bool(TIMED & set(self.container.format.name.split(",")))
+        if in_table and None not in hidden and shown:
             within = [pts for pts in hidden if min(shown)[0] <= pts <= max(shown)[0]]
             if within or (np.diff(places) < 0).any():
                 raise Untimed("an edit list of several parts")
-        if None not in order and continued(order, float(tick), self.is_broadcast()) is not None:
+        if not in_table and None not in order and continued(order, float(tick), self.is_broadcast()) is not None:
             raise Untimed("its clock restarts in mid-file")
         if 0 < untimed <= LEADING and shown[keys[0]][0] is not None:  # they refer to what was cut off
             shown = [frame for frame in shown if frame[0] is not None]
@@ -188,7 +189,7 @@ class MediaFile(Timeline):
         shown.sort(key=lambda frame: frame[0])
         self.times = np.array([pts for pts, _ in shown])
         if (np.diff(self.times) == 0).any():
-            if not self.tolerant and TIMED & set(self.container.format.name.split(",")):
+            if not self.tolerant and in_table:
                 raise Refused("its table of times is damaged: several frames have the same time")
             raise Untimed("frames without a time of their own")
         self.missing = max(0, self.stream.frames - len(shown)) if self.cut_off else 0
