@@ -1,6 +1,4 @@
 """The doctor on videos named or placed in another way, on files that may not be read, and on several faults."""
-import contextlib
-import os
 import re
 import shutil
 import subprocess
@@ -8,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from test_access import someone_else
 
 from egokit.data.site_checks import Checks, Finding
 from egokit.prep import doctor
@@ -168,18 +167,6 @@ def test_a_check_that_fails_in_an_unforeseen_way(site, monkeypatch):
     assert [finding for finding in findings if finding.what == "disk"]
     unread = [finding.what for finding in findings if "can't be read: list index" in finding.message]
     assert unread == ["rows", "choices"]
-
-
-@contextlib.contextmanager
-def someone_else():
-    is_root = os.geteuid() == 0
-    if is_root:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        if is_root:
-            os.seteuid(0)
 
 
 def test_what_may_not_be_read_is_wrong_and_neither_found_nor_missing(site):

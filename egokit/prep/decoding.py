@@ -12,6 +12,7 @@ from av.format import Flags
 from av.video.reformatter import VideoReformatter
 
 from egokit.data.video import pictures as shown
+from egokit.data.video.media_file import demux
 from egokit.data.video.timeline import Refused
 
 MATRICES = {1: "ITU709", 4: "FCC", 7: "SMPTE240M", 9: "BT2020"}  # frame.colorspace; any other is ITU601
@@ -84,19 +85,11 @@ class Decoder:
     def __exit__(self, *_) -> None:
         self.container.close()
 
-    def _packets(self) -> Iterator:
-        failures = 0
-        while failures < 100:
-            try:
-                yield from self.container.demux(self.stream)
-                return
-            except av.error.InvalidDataError:
-                failures += 1
-
     def __iter__(self) -> Iterator:
         context = self.stream.codec_context
         try:
-            for packet in itertools.chain((packet for packet in self._packets() if packet.size), [None]):
+            for packet in itertools.chain((packet for packet in demux(self.container, self.stream, tolerant=True)
+                                           if packet.size), [None]):
                 if self.stop and self.stop.is_set():
                     raise PrepError(f"{self.path}: interrupted")
                 self.packets += packet is not None

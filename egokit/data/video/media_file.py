@@ -34,6 +34,21 @@ class IrregularTimes(Exception):
     """The file's times are not number / rate, although its header says so."""
 
 
+def demux(container, stream, tolerant: bool) -> Iterator:
+    """Yield a stream's packets that follow; if tolerant, go on after those that can't be read."""
+    failures = 0
+    while failures < 100:
+        try:
+            yield from container.demux(stream)
+            return
+        except IndexError:  # PyAV's, where another stream begins in mid-file
+            failures += 1
+        except av.error.FFmpegError:
+            failures += 1
+            if not tolerant:
+                raise
+
+
 class MediaFile(Timeline):
     """The film of a file that PyAV opens, and its timeline.
 
@@ -145,17 +160,7 @@ class MediaFile(Timeline):
 
     def packets(self) -> Iterator:
         """Yield the packets that follow; a tolerant reader goes on after those that can't be read."""
-        failures = 0
-        while failures < 100:
-            try:
-                yield from self.container.demux(self.stream)
-                return
-            except IndexError:  # PyAV's, where another stream begins in mid-file
-                failures += 1
-            except av.error.FFmpegError:
-                failures += 1
-                if not self.tolerant:
-                    raise
+        return demux(self.container, self.stream, self.tolerant)
 
     def list_times(self, rate: Fraction | None) -> None:
         """List the presentation times of all frames, for files whose times aren't number / rate."""
