@@ -72,7 +72,7 @@ def submit(config: Config, run: Run, action: str = "train", section: str | None 
         cpu_notice = "" if exists else devices.check_gpus(config, action)
         opened = run.config or config
         write_text(run.path / "params.yaml", to_yaml(opened))  # after all checks: a refused caller must not change it
-        resumed, earlier, plain = bool(leftovers(run, action)), handle.spec(), to_dict(config)
+        resumed, earlier, plain = bool(leftovers(run, action)), handle.spec("config"), to_dict(config)
         snapshot, present = handle.folder / "code/egokit", code_snapshot.code_sha256()
         code = code_snapshot.code_sha256(snapshot) if (exists or resumed) and snapshot.is_dir() else present
         if code != present:
@@ -167,7 +167,7 @@ def expect_same(handle: Handle, config: Config, hashes: tuple[str, str] | None =
         hashes: of the checkpoint `init` and of the task's file, which are compared, too. None compares neither.
         of: see `changed_keys`.
     """
-    spec = handle.spec()
+    spec = handle.spec("action", "config", "init_sha256")
     if not spec or not (handle.metrics() or handle.alive() or leftovers(handle.run, spec["action"])):
         return
     changes = changed_keys(spec, config, handle.folder / "code", of)

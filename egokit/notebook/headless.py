@@ -5,7 +5,6 @@ A log can be followed while it runs, and the executed notebook is saved however 
 import ast
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import re
@@ -19,6 +18,7 @@ from egokit.config.build import ConfigError, did_you_mean
 from egokit.config.resolve import as_submitted, outputs_folder, project_root, resolve, to_yaml
 from egokit.config.schema import Config
 from egokit.jobs.launch import Handle, changed_keys, expect_same
+from egokit.jobs.status import read_spec
 from egokit.notebook.open_run import NOTEBOOK_NAME, PARAMETERS, check_names
 from egokit.runs.files import locked
 from egokit.runs.run_folder import FAILED_NOTEBOOK, NOTEBOOK, Run
@@ -112,7 +112,7 @@ def finished(name: str, parameters: dict) -> bool:
             used -= {checkpoints.fingerprint(checkpoints.find(config.init))}
         except checkpoints.WeightsError:
             return False
-    changed = any(changed_keys(json.loads(spec.read_text()), config, spec.parent / "code", "opened")
+    changed = any(changed_keys(read_spec(spec.parent, "config"), config, spec.parent / "code", "opened")
                   for spec in (folder / "jobs").glob("*/spec.json"))
     return not used and not changed and (folder / "params.yaml").read_text() == to_yaml(config)
 

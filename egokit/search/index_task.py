@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from egokit.config.build import ConfigError, differences
+from egokit.config.json_file import COUNT, read_json
 from egokit.config.schema import Config, Positive, TaskConfig
 from egokit.data.video import frame_sampling, open_video
 from egokit.data.video.open_video import VideoError
@@ -30,6 +31,12 @@ from egokit.train import distributed
 
 STILL = 10   # clips that may show nothing but one and the same picture
 READING = 2  # version of how videos are read: raise it when the same file gives other clips, and all are embedded again
+
+LINE = {"video": str, "name": str}
+INDEXED = LINE | {"bytes": COUNT, "modified_ns": int, "clips": COUNT, "start": float, "seconds": float,
+                  "damaged": ({"share": float, "times": [[float]]}, ...)}
+MANIFEST = {"videos": [INDEXED], "unreadable": [LINE | {"reason": str}], "dimension": (COUNT, ...),
+            "reading": (COUNT, ...)}  # the fields of manifest.json beside the settings
 
 
 def printable(name: str) -> str:
@@ -96,8 +103,7 @@ def list_videos(config: Config) -> list[dict]:
 
 def read_manifest(folder: Path) -> dict:
     """Return the manifest of an index folder, {} where there is none."""
-    path = folder / "manifest.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    return read_json(folder / "manifest.json", MANIFEST, f"move {folder} away: the index is made again") or {}
 
 
 def is_up_to_date(config: Config, folder: Path) -> bool:
@@ -260,7 +266,7 @@ class Search(Task):
         lines, dimension = [], 0
         for video in videos:
             if video["name"] not in unreadable:
-                rows = np.load(folder / f"{video['name']}.npy", mmap_mode="r")
+                rows = vector_index.load(folder / f"{video['name']}.npy")
                 start, stop = float(rows["start"][0]), float(rows["stop"][-1])
                 lines.append(video | {"start": start, "seconds": stop - start, "clips": len(rows)}
                              | read_damage(folder / f"{video['name']}.npy"))
