@@ -9,7 +9,6 @@ import logging
 import os
 import re
 import signal
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +19,7 @@ from egokit.config.schema import Config
 from egokit.jobs.launch import Handle, changed_keys, expect_same
 from egokit.jobs.status import read_spec
 from egokit.notebook.open_run import NOTEBOOK_NAME, PARAMETERS, check_names
-from egokit.runs.files import locked
+from egokit.runs.files import locked, temporary_folder
 from egokit.runs.run_folder import FAILED_NOTEBOOK, NOTEBOOK, Run
 
 
@@ -159,10 +158,11 @@ def _execute(path: Path, folder: Path, parameters: dict, timeout: float | None) 
     from traitlets.config import Config
     monitor = _CellMonitor(timeout)
     with (_named(path.stem), _log(folder / "notebook.log") as log,
-          tempfile.TemporaryDirectory(prefix="egokit-") as sockets):
+          temporary_folder() as sockets):
         # ipc: no TCP port that other users of the machine could connect to; a temporary folder: in the working folder,
         # kernels would take each other's sockets
-        transport = Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}})
+        transport = Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel",
+                                              "connection_file": f"{sockets}/kernel.json"}})
         log.info(f"{path.name} begins with {parameters}")
         try:
             papermill.execute_notebook(str(path), str(unfinished_path), parameters=dict(parameters),
