@@ -26,6 +26,7 @@ from egokit.runs.run_folder import Run
 # An error with one of these only says that another rank died first; the cause is in that rank's log.
 LOST_PEER = ("Connection closed by peer", "Connection reset", "ConnectionError", "DistNetworkError", "Bypassing signal",
              "DistBackendError")
+FAILURES = [{"attempt": str, "step": COUNT}]  # the shape of failures.json; SPEC: of what is read of spec.json
 SPEC = {"run": (str, ...), "action": (str, ...), "config": ({"launch": ({"requeues": (COUNT, ...)}, ...)}, ...)}
 TRACEBACK = "Traceback (most recent call last):"
 # what Python prints between two tracebacks of one error; torch begins each line with "[rank1]: "
@@ -81,7 +82,7 @@ def decide(folder: Path, run: Run, action: str, limit: int) -> tuple[bool, str]:
         limit: launch.requeues, after how many failures the job is queued again; after the next one it stays failed.
     """
     history = folder / "failures.json"
-    earlier = read_json(history, [{"attempt": str, "step": COUNT}], "delete it") or []
+    earlier = read_json(history, FAILURES, "delete it") or []
     step = read_progress(run, folder, action).get("step", 0)
     write_text(history, json.dumps([*earlier, {"attempt": attempt_id(), "step": step}], indent=1))
     raised = {path: text for path in sorted((folder / "failures").glob(f"{attempt_id()}-rank*.txt"))

@@ -42,24 +42,28 @@ def read_arrays(path: Path, fix: str) -> dict:
     Raises:
         ValueError, OSError: as `read_array`.
     """
+    with open(path, "rb") as file:
+        try:
+            return _members(file, path.stat().st_size)
+        except Exception as error:  # zipfile raises errors of a dozen kinds, OSError for a wrong place among them
+            raise ValueError(f"{path}: no whole .npz file ({error}); {fix}") from None
+
+
+def _members(file, size: int) -> dict:
+    """Return the arrays of a .npz file of `size` bytes, by name."""
     import numpy as np
     arrays = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            if any(member.compress_type != zipfile.ZIP_STORED for member in members) \
-                    or sum(member.file_size for member in members) > path.stat().st_size:
-                raise ValueError("expected arrays that are not compressed, nor larger than the file")
-            for member in members:
-                with archive.open(member) as file:
-                    shape, order, dtype = _header(file, member.file_size)
-                    data = file.read()  # to the end, where the checksum is compared
-                    flat = np.frombuffer(data, dtype, math.prod(shape))
-                    arrays[member.filename.removesuffix(".npy")] = flat.reshape(shape, order=order)
-    except OSError:
-        raise
-    except Exception as error:  # zipfile raises errors of a dozen kinds
-        raise ValueError(f"{path}: no whole .npz file ({error}); {fix}") from None
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members) \
+                or sum(member.file_size for member in members) > size:
+            raise ValueError("expected arrays that are not compressed, nor larger than the file")
+        for member in members:
+            with archive.open(member) as part:
+                shape, order, dtype = _header(part, member.file_size)
+                data = part.read()  # to the end, where the checksum is compared
+                flat = np.frombuffer(data, dtype, math.prod(shape))
+                arrays[member.filename.removesuffix(".npy")] = flat.reshape(shape, order=order)
     return arrays
 
 
@@ -78,6 +82,7 @@ def _header(file, size: int, expected: Callable = is_plain) -> tuple[tuple, str,
         raise ValueError(f"no .npy file ({type(error).__name__} in its header)") from None
     if not expected(dtype):
         raise ValueError(f"an array of {str(dtype)[:60]}, which is not what is expected here")
-    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > size - file.tell():
+    are_sides = all(type(side) is int and side >= 0 for side in shape)
+    if not are_sides or math.prod(shape) * dtype.itemsize > size - file.tell():
         raise ValueError(f"an array of shape {str(shape)[:60]} is larger than the file, which may be cut off")
     return shape, "F" if is_fortran else "C", dtype
