@@ -161,7 +161,8 @@ def write(path: str | Path, content: dict) -> None:
             if path.suffix == ".safetensors":
                 _save_safetensors(content, temporary)
             else:
-                torch.save(content, temporary)
+                with open(temporary, "wb") as file:  # PyTorch would write the temporary file's name into the file
+                    torch.save(content, file)
     except (OSError, RuntimeError) as error:  # torch.save says RuntimeError when the disk is full
         needed = sum(tensor.nbytes for tensor in content["state_dict"].values()) / 2**20
         free = shutil.disk_usage(path.parent).free / 2**20
@@ -175,7 +176,7 @@ def _save_safetensors(content: dict, path: Path) -> None:
     from safetensors.torch import save_file
     plain = {key: value for key, value in content.items() if key != "state_dict"}
     save_file({key: value.contiguous() for key, value in content["state_dict"].items()}, path,
-              metadata={"format": "pt", "egokit": json.dumps(plain)})
+              metadata={"egokit": json.dumps(plain)})  # one key: the order of several differs from file to file
 
 
 def fingerprint(path: str | Path) -> str:

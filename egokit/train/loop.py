@@ -39,7 +39,7 @@ def initial_model(config: Config, frames: int | None = None):
     Args:
         frames: capacity of the temporal embedding, to which a checkpoint's is resized; None takes model.frames.
     """
-    tokenizer = load_tokenizer(config.site.tokenizer)
+    tokenizer = load_tokenizer(config.site.tokenizer, fetch=True)
     if config.init:
         model = weights.load(config.init, frames=frames or config.model.frames, tokenizer=config.site.tokenizer)
         if model.config.image_size != config.model.image_size:
