@@ -59,3 +59,15 @@ def test_no_tokenizer_that_a_checkpoint_names_is_fetched(model, tmp_path, monkey
     with pytest.raises(FileNotFoundError, match="somebody/other"):
         egokit.load(tmp_path / "a.pt", tokenizer="somebody/other")
     assert fetched == ["somebody/other"]
+
+
+@pytest.mark.parametrize("key", ["own.training", "own.a.training", "own.keys.x", "own.", "own..x", "own.__class__",
+                                 "own.a." + "b." * 1000, "own.head.weight.x"])
+def test_a_key_that_is_no_place_in_modules_is_named(model, tmp_path, key):
+    model.own["head"] = torch.nn.Linear(2, 2)
+    weights.save(model, tmp_path / "a.pt")
+    content = checkpoints.read(tmp_path / "a.pt")
+    content["state_dict"][key] = torch.zeros(1)
+    torch.save(content, tmp_path / "b.pt")
+    with pytest.raises(WeightsError, match=r"b\.pt: own\."):
+        egokit.load(tmp_path / "b.pt")

@@ -209,6 +209,7 @@ def _bounded(content, unpickler: TensorUnpickler, end: int):
     return content
 
 
+HEADER = 100 << 20  # bytes, a limit of the format
 SAFETENSORS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
                "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
                "BOOL": torch.bool}
@@ -220,8 +221,8 @@ def _open_safetensors(file, end: int) -> dict:
     Its own reader maps the file, which a copy would double.
     """
     start = 8 + int.from_bytes(file.read(8), "little")
-    if start > end:
-        raise ValueError("it ends too early")
+    if start > min(end, HEADER):
+        raise ValueError("it ends too early, or has a header that is too long")
     header = json.loads(file.read(start - 8))
     metadata, at, state = header.pop("__metadata__", {}), start, {}
 

@@ -129,7 +129,10 @@ def load(path: str | Path, frames: int | None = None, tokenizer: str | None = No
             return None, error.report
         raise
     model.load_state_dict(checkpoints.own_memory(state), assign=True)
-    hold(model, {key: value.clone() for key, value in own.items()})
+    try:
+        hold(model, {key: value.clone() for key, value in own.items()})
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from None
     if task:
         attach(model, task)
     model.eval()
