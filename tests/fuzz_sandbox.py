@@ -68,7 +68,8 @@ def judge(kind, path: Path, guard: Guard) -> str:
     except kind.promised as error:
         text = str(error)
         wrong = next((fault for fault, there in (
-            ("no line", not text.strip()), ("several lines", len(text.splitlines()) > 1), ("too long", len(text) > LONGEST),
+            ("no line", not text.strip()), ("several lines", len(text.splitlines()) > 1),
+            ("too long", len(text) > LONGEST),
             ("no file", path.name not in text and guard.folder not in text),
             ("out of memory", "MemoryError" in text or "allocate" in text)) if there), "")
         if getattr(error, "report", None) and wrong in ("several lines", "too long"):

@@ -177,3 +177,33 @@ def test_a_resumed_recipe_must_be_the_same(resolve, run):
     longer = resolve(overrides=f"{MODEL} train.epochs=2")
     with pytest.raises(TrainingError, match=r"another recipe.*choose another run name"):
         train(longer, tasks.make(longer), run, "pretrain", torch.device("cpu"))
+
+
+@pytest.mark.parametrize("damage", ["cut", *(pytest.param(damage, marks=pytest.mark.slow)
+                                            for damage in ("flipped", "another file", "no optimizer"))])
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(resolve, run, capsys, damage):
+    from egokit import tasks
+    from egokit.train.loop import train
+    config = resolve(overrides=f"{MODEL} train.epochs=2 train.checkpoint_steps=1")
+    straight = Run(run.path / "straight")
+    expected = train(config, tasks.make(config), straight, "pretrain", torch.device("cpu"))
+    train(config, tasks.make(config), run, "pretrain", torch.device("cpu"))
+    newest, before = checkpoints.of_steps(run.checkpoints)
+    content = newest.read_bytes()
+    if damage == "no optimizer":
+        torch.save({key: value for key, value in checkpoints.read(newest).items() if key != "optimizer"}, newest)
+    else:
+        middle = len(content) // 2
+        newest.write_bytes({"cut": content[:middle], "another file": b"<html>",
+                            "flipped": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1:]}[damage])
+    capsys.readouterr()
+    got = train(config, tasks.make(config), run, "pretrain", torch.device("cpu"))
+    assert f"{newest} is damaged, and is {newest.name}.damaged now: the run goes on from {before.name}" in (
+        capsys.readouterr().out)
+    assert essential(run) == essential(straight) and got.keys() == expected.keys()
+    assert all(torch.equal(value, weights_of(straight)[key]) for key, value in weights_of(run).items())
+    assert [path.name for path in checkpoints.of_steps(run.checkpoints)] == [newest.name, before.name]
+    for path in (newest, before):
+        path.write_bytes(b"")
+    with pytest.raises(egokit.WeightsError, match=newest.name):
+        train(config, tasks.make(config), run, "pretrain", torch.device("cpu"))

@@ -10,7 +10,7 @@ import warnings
 
 import pydantic
 
-from egokit.config.schema import RENAMED, Config, TaskConfig
+from egokit.config.schema import RENAMED, Config, ModelConfig, TaskConfig
 
 PHRASES = {  # pydantic's kind of error: what was expected, in fewer words than pydantic's
     "greater_than_equal": "{ge:g} or more", "greater_than": "more than {gt:g}", "less_than_equal": "{le:g} or less",
@@ -86,6 +86,14 @@ def _message(cls, error: dict, where: str, source: str) -> str:
     phrase = PHRASES.get(error["type"])
     expected = phrase.format(**error.get("ctx", {})) if phrase else error["msg"].removeprefix("Input should be ")
     return f"{name}{source}: expected {expected}, got {value}"
+
+
+def check_shape(shape: ModelConfig) -> None:
+    """Raise ConfigError if a network's dimensions don't fit together."""
+    if shape.width % shape.heads or shape.image_size % shape.patch_size or shape.num_fused_layers > shape.depth:
+        raise ConfigError(f"model: expected width ({shape.width}) a multiple of heads ({shape.heads}), "
+                          f"image_size ({shape.image_size}) of patch_size ({shape.patch_size}), "
+                          f"and num_fused_layers ({shape.num_fused_layers}) at most depth ({shape.depth})")
 
 
 def flatten(plain: dict, source: str = "", rename: bool = True) -> dict:

@@ -61,13 +61,13 @@ def read_json(path: Path, shape, fix: str):
         raise ValueError(f"{path}: {size:,} bytes, expected {LARGEST:,} at most; {fix}")
     try:
         value = parse_json(path.read_bytes())
-        check_shape(value, shape)
+        check_fields(value, shape)
     except ValueError as error:
         raise ValueError(f"{path}: {error}; {fix}") from None
     return value
 
 
-def check_shape(value, shape, name: str = "") -> None:
+def check_fields(value, shape, name: str = "") -> None:
     """Raise ValueError unless a value has a shape; the message names the field, and what was expected.
 
     Args:
@@ -89,11 +89,11 @@ def check_shape(value, shape, name: str = "") -> None:
         raise ValueError(f"{repr(name) + ' is ' if name else ''}{repr(value)[:60]}, expected {expected}")
     if isinstance(shape, list):
         for item in value:
-            check_shape(item, shape[0], name)
+            check_fields(item, shape[0], name)
     for field, inner in shape.items() if isinstance(shape, dict) else ():
         for key in value if field is ... else [field]:
             full = f"{name}.{key}" if name else key
             if key in value:
-                check_shape(value[key], inner, full)
+                check_fields(value[key], inner, full)
             elif not (isinstance(inner, tuple) and ... in inner):
                 raise ValueError(f"{full!r} is missing, which is expected here")

@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 
 from egokit.config.access import exists
-from egokit.config.build import ConfigError, build, did_you_mean, flatten, merge, nest, to_dict
+from egokit.config.build import ConfigError, build, check_shape, did_you_mean, flatten, merge, nest, to_dict
 from egokit.config.json_file import DEEPEST
 from egokit.config.registry import TASKS, build_config, find, split_task_file
 from egokit.config.schema import RENAMED, Config
@@ -160,17 +160,13 @@ def resolve(params: str, site: str = "toy", overrides="", run: str = "demo") -> 
         build(Config, layer | {"task": {}}, source=source)
         values = merge(values, layer | {"task": own | {"name": task_name}})
     config = build_config(values, f" (in {params})", task)
-    shape, name = config.model, Path(site).stem
-    if shape.width % shape.heads or shape.image_size % shape.patch_size or shape.num_fused_layers > shape.depth:
-        raise ConfigError(f"model: expected width ({shape.width}) a multiple of heads ({shape.heads}), "
-                          f"image_size ({shape.image_size}) of patch_size ({shape.patch_size}), "
-                          f"and num_fused_layers ({shape.num_fused_layers}) at most depth ({shape.depth})")
+    check_shape(config.model)
     paths = {key: _absolute(getattr(config.site, key), root) for key in ("root", "weights")}
     for key in ("tokenizer", "vit", "roberta"):  # a name from a hub, or a folder or file
         value = getattr(config.site, key)
         is_path = value.startswith(("/", "~", ".", "$")) or (root / value.split("/")[0]).is_dir()
         paths[key] = _absolute(value, root) if "/" in value and is_path else value
-    site_config = dataclasses.replace(config.site, name=name, **paths)
+    site_config = dataclasses.replace(config.site, name=Path(site).stem, **paths)
     launch = dataclasses.replace(config.launch, cpus_per_task=config.launch.cpus_per_task or 1 + config.data.workers)
     return dataclasses.replace(config, site=site_config, launch=launch,
                                init=find_init(config.init.replace("{run}", run), site_config))

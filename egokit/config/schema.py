@@ -34,6 +34,9 @@ def number(kind: type, **bounds):
 
 Count, Size = number(int, ge=1), number(int, ge=0)
 Positive, NotNegative, Share = number(float, gt=0), number(float, ge=0), number(float, ge=0, le=1)
+# of a network, far above any: a checkpoint's own record of its shape, too, is bounded before anything is built
+Dimension, Depth = number(int, ge=1, le=1_000_000), number(int, ge=1, le=256)
+Vocabulary, Ratio = number(int, ge=0, le=100_000_000), number(float, gt=0, le=1000)
 TextLength = number(int, ge=3)   # the start token, one word and the end token
 
 
@@ -53,16 +56,16 @@ class TaskConfig(Section):
 
 class ModelConfig(Section):
     """Shape of the network; the defaults are those of the released pre-training model."""
-    image_size: Scored[Count] = 224  # side of a frame, pixels
-    patch_size: Count = 16         # side of a patch, pixels
-    frames: Count = 4              # capacity of the temporal embedding; shorter clips use its first entries
-    width: Count = 768             # dimension of the tokens, in both encoders
-    heads: Count = 12              # attention heads
-    depth: Count = 12              # blocks of the video encoder, and layers of the text encoder
-    num_fused_layers: Count = 6    # number of last blocks and layers that have cross-attention
-    mlp_ratio: Positive = 4.0      # hidden dimension of the MLPs, as a multiple of width
-    vocab_size: Size = 50265       # number of token embeddings; 0: as many as the tokenizer has
-    max_positions: Count = 514     # number of position embeddings of the text encoder (RoBERTa uses all but two)
+    image_size: Scored[Dimension] = 224  # side of a frame, pixels
+    patch_size: Dimension = 16     # side of a patch, pixels
+    frames: Dimension = 4          # capacity of the temporal embedding; shorter clips use its first entries
+    width: Dimension = 768         # dimension of the tokens, in both encoders
+    heads: Dimension = 12          # attention heads
+    depth: Depth = 12              # blocks of the video encoder, and layers of the text encoder
+    num_fused_layers: Depth = 6    # number of last blocks and layers that have cross-attention
+    mlp_ratio: Ratio = 4.0         # hidden dimension of the MLPs, as a multiple of width
+    vocab_size: Vocabulary = 50265 # number of token embeddings; 0: as many as the tokenizer has
+    max_positions: Dimension = 514 # number of position embeddings of the text encoder (RoBERTa uses all but two)
     dropout: Share = 0.1           # in the text encoder only, as in RoBERTa
     projection: str = "mlp4096"    # head into the shared space: mlp<dim> or linear<dim>
     time_init: Literal["released", "zero_output"] = "released"  # start of time attention: released (never learns) or

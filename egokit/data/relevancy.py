@@ -6,28 +6,75 @@ into memory, so all processes of a machine share it. The widely used pickles are
 
 Source: EPIC-KITCHENS-100 (arXiv 2006.13256), section 4.5.
 """
-import pickle
+import re
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
 from egokit.config.access import exists, is_there
 from egokit.data.annotation_tables import numbers, read_csv, text, whole
+from egokit.data.plain_data import Maker, Refused, kind_of
+from egokit.data.safe_pickle import SafeUnpickler
 from egokit.runs.files import atomic_path
 
 ROWS = 2048  # clips that are processed at once
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """An unpickler of one NumPy array, which refuses a pickle that names anything else."""
+class _Array:
+    """An array of numbers while a pickle describes it: its data type, its shape, and its bytes."""
 
-    ALLOWED = frozenset([("numpy", "ndarray"), ("numpy", "dtype"), ("numpy", "_reconstruct"), ("numpy", "scalar"),
-                         ("_codecs", "encode")])
+    def __init__(self, *_):
+        self.content: np.ndarray | None = None
 
-    def find_class(self, module: str, name: str):
-        if (module.split(".")[0], name) in self.ALLOWED:
-            return super().find_class(module.replace("numpy.core", "numpy._core"), name)
-        raise pickle.UnpicklingError(f"it names {module}.{name}; a relevancy file holds one array and nothing else")
+    @classmethod
+    def of(cls, content, dtype, shape, order="C", *_) -> "_Array":
+        """Return an array by what NumPy's _frombuffer takes."""
+        made = cls()
+        content = content.encode("latin1") if isinstance(content, str) else content  # of Python 2
+        made.content = np.frombuffer(content, dtype.numbers).reshape(shape, order=order)
+        return made
+
+
+class _DType:
+    """A data type of numbers. Others, of objects for example, would make addresses of a file's bytes."""
+
+    def __init__(self, code: str, *_):
+        if not re.fullmatch(r"[<>=|]?(f[248]|[iu][1248]|b1)", code):
+            raise Refused(f"it has values of the type {code[:20]!r}, which are no numbers")
+        self.numbers = np.dtype(code)
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """Return an array's bytes, which pickles of protocol 2 hold as a text; other encodings than latin1 have no use."""
+    if encoding not in ("latin1", "latin-1"):
+        raise Refused(f"it encodes a text as {encoding!r:.20}")
+    return text.encode("latin1")
+
+
+class _ArrayUnpickler(SafeUnpickler):
+    """An unpickler of one NumPy array of numbers, which refuses a pickle that names anything else."""
+
+    NAMES: ClassVar = {
+        "numpy.dtype": Maker(_DType), "numpy.ndarray": Maker(_Array), "_codecs.encode": Maker(_latin1),
+        **{f"numpy.{core}.{name}": Maker(maker) for core in ("core", "_core") for name, maker in (
+            ("multiarray._reconstruct", _Array), ("numeric._frombuffer", _Array.of))}}
+
+    def find(self, name: str) -> Maker:
+        if name not in self.NAMES:
+            raise Refused(f"it names {name}; a relevancy file holds one array and nothing else")
+        return self.NAMES[name]
+
+    def build(self, target, state) -> None:
+        if isinstance(target, _DType):  # (version, byte order, subtype, names, fields, …)
+            if any(part is not None for part in state[2:5]):
+                raise Refused("it has a data type of more than a byte order")
+            target.numbers = target.numbers.newbyteorder(state[1] if state[1] in "<>" else "=")
+        elif isinstance(target, _Array):
+            _, shape, dtype, is_fortran, content = state
+            target.content = _Array.of(content, dtype, shape, "F" if is_fortran else "C").content
+        else:
+            super().build(target, state)
 
 
 class Relevancy:
@@ -128,7 +175,10 @@ def _read_file(path: Path) -> Relevancy:
     if path.suffix == ".npy":
         return Relevancy(path, np.load(path, mmap_mode="r", allow_pickle=False))
     with open(path, "rb") as opened:
-        return Relevancy(path, _ArraysOnly(opened).load())
+        content = _ArrayUnpickler(opened, path.stat().st_size).load()
+    if not isinstance(content, _Array):
+        raise Refused(f"it holds {kind_of(content)}")
+    return Relevancy(path, content.content)
 
 
 def check(path: str | Path, shape: tuple[int, int]) -> None:

@@ -50,7 +50,7 @@ def expect_tokenizer(config: Config) -> None:
         if any(isinstance(try_to_load_from_cache(source, name), str) for name in TOKENIZER_FILES):
             return
         try:
-            load_tokenizer(source)
+            load_tokenizer(source, fetch=True)
         except FileNotFoundError:
             raise ConfigError(f"{where}, which is neither cached here nor can be fetched: give a folder with "
                               "vocab.json and merges.txt, or go online once") from None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from egokit.config.access import exists
-from egokit.config.json_file import check_shape
+from egokit.config.json_file import check_fields
 from egokit.config.resolve import outputs_folder
 from egokit.jobs import devices, status
 from egokit.jobs.handle import Handle
@@ -121,7 +121,7 @@ def job_row(handle: Handle, statuses: dict[str, status.JobStatus]) -> JobRow:
         scores = handle.metrics() or progress
         metric = next((name for name in (scores.get("score"), *SCORES) if scores.get(name) is not None), "")
         if metric:
-            check_shape(scores[metric], float, f"{metric} in metrics.json or log.jsonl of {handle.run.path}")
+            check_fields(scores[metric], float, f"{metric} in metrics.json or log.jsonl of {handle.run.path}")
     except (OSError, ValueError) as error:  # files of another user, or damaged ones
         return JobRow(*names, "unreadable", str(error), None, None, None, "", None, "", began)
     detail = "; ".join(filter(None, (detail, progress.get("damage"))))

@@ -6,6 +6,7 @@ layers.py          linear layers and attention of both encoders;  heads.py  proj
 cpu_fast_paths.py  what only makes a CPU faster
 input_checks.py    checks of frames and texts that users give, and parts that fit in memory
 weights.py         load, save, convert and initialise models;  released_keys.py  key names of the released files
+recorded_shape.py  the shape of a checkpoint's network
 checkpoints.py     checkpoint files;  tensor_file.py  reads them without executing anything
 precision.py       float32 or TensorFloat-32 products, deterministic algorithms
 """

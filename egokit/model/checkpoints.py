@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -78,14 +79,52 @@ def find(path: str | Path) -> Path:
                        "or the folder of a run that has trained (the toy's is made by notebook 02_pretrain)")
 
 
+def of_steps(folder: Path) -> list[Path]:
+    """Return a run's step checkpoints, the newest first."""
+    steps = {int(match[1]): path for path in (folder.glob("step-*.pt") if exists(folder) else ())
+             if (match := re.fullmatch(r"step-(\d+)\.pt", path.name))}
+    return [steps[step] for step in sorted(steps, reverse=True)]
+
+
 def latest(folder: Path) -> Path | None:
     """Return a run's newest step checkpoint, or None.
 
-    Files appear whole or not at all, so that it is complete.
+    Files appear whole or not at all; a disk or a copy may damage one later, which `read_newest` allows for.
     """
-    steps = {int(match[1]): path for path in (folder.glob("step-*.pt") if exists(folder) else ())
-             if (match := re.fullmatch(r"step-(\d+)\.pt", path.name))}
-    return steps[max(steps)] if steps else None
+    return next(iter(of_steps(folder)), None)
+
+
+def read_newest(folder: Path, keys: Iterable[str] = ()) -> tuple[Path, dict, list[Path]] | None:
+    """Read a run's newest step checkpoint that is whole.
+
+    Args:
+        keys: what its content must have.
+
+    Returns:
+        Its path, its content, and the newer ones, which are damaged; None if there is no checkpoint at all.
+
+    Raises:
+        WeightsError: all are damaged; the message is of the newest.
+    """
+    damaged: dict[Path, WeightsError] = {}
+    for path in of_steps(folder):
+        try:
+            content = read(path)
+            if absent := sorted(set(keys) - set(content if isinstance(content, dict) else ())):
+                raise WeightsError(f"{path} is no training's checkpoint: it has no {', '.join(absent)}; delete it")
+            return path, content, list(damaged)
+        except WeightsError as error:
+            damaged[path] = error
+    if damaged:
+        raise next(iter(damaged.values()))
+    return None
+
+
+def set_aside(damaged: list[Path], instead: Path) -> None:
+    """Rename damaged step checkpoints, so that they count no more, and say so."""
+    for path in damaged:
+        print(f"{path} is damaged, and is {path.name}.damaged now: the run goes on from {instead.name}", flush=True)
+        path.rename(f"{path}.damaged")
 
 
 def state_dict(content, path) -> dict[str, Tensor]:
@@ -161,7 +200,8 @@ def write(path: str | Path, content: dict) -> None:
             if path.suffix == ".safetensors":
                 _save_safetensors(content, temporary)
             else:
-                torch.save(content, temporary)
+                with open(temporary, "wb") as file:  # PyTorch would write the temporary file's name into the file
+                    torch.save(content, file)
     except (OSError, RuntimeError) as error:  # torch.save says RuntimeError when the disk is full
         needed = sum(tensor.nbytes for tensor in content["state_dict"].values()) / 2**20
         free = shutil.disk_usage(path.parent).free / 2**20
@@ -175,7 +215,7 @@ def _save_safetensors(content: dict, path: Path) -> None:
     from safetensors.torch import save_file
     plain = {key: value for key, value in content.items() if key != "state_dict"}
     save_file({key: value.contiguous() for key, value in content["state_dict"].items()}, path,
-              metadata={"format": "pt", "egokit": json.dumps(plain)})
+              metadata={"egokit": json.dumps(plain)})  # one key: the order of several differs from file to file
 
 
 def fingerprint(path: str | Path) -> str:

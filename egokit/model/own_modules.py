@@ -9,6 +9,8 @@ from egokit.config.build import ConfigError
 from egokit.model.checkpoints import WeightsError
 from egokit.model.released_keys import PREFIX
 
+DEEPEST = 32  # modules within modules
+
 
 def refuse_trained(task: type, name: str, value) -> None:
     """Raise ConfigError for a parameter, or a module with some, that is put on a task, or into its list or dict."""
@@ -27,16 +29,24 @@ def split_own(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Te
 
 
 def hold(model, own: dict[str, Tensor]) -> None:
-    """Let a model hold the tensors of own modules whose code is not at hand, as plain buffers by their names."""
+    """Let a model hold the tensors of own modules whose code is not at hand, as plain buffers by their names.
+
+    Raises:
+        WeightsError: a key is no place in modules.
+    """
     model.own = nn.ModuleDict()
     for key, value in own.items():
         *path, leaf = key.split(".")
         place = model.own
-        for name in path:
-            if name not in place._modules:
-                place.add_module(name, nn.Module())
-            place = place._modules[name]
-        place.register_buffer(leaf, value)
+        try:
+            for name in path if len(path) <= DEEPEST else [""]:
+                if name not in place._modules:
+                    place.add_module(name, nn.Module())
+                place = place._modules[name]
+            place.register_buffer(leaf, value)
+        except KeyError as error:  # PyTorch's, for a name that is empty or taken
+            raise WeightsError(f"{PREFIX}{key[:80]} is no key of a task's own module ({error.args[0]}): expected "
+                               f"{PREFIX}<module>.<parameter>, of at most {DEEPEST} modules in each other") from None
 
 
 def attach(model, task) -> list[str]:

@@ -1,7 +1,9 @@
 """Read files of tensors: PyTorch's zip format, its older one, and safetensors; nothing in a file is executed.
 
 Tensors are read one by one, each into memory of its own, and only those that are asked for: an optimizer's stay in the
-file. A file that changes later changes no tensor that was read.
+file. A file that changes later changes no tensor that was read. What a file states is compared with its size before
+memory is taken: records lie within it and are not compressed, tensors lie within their records, and all tensors
+together are at most EXPANSION times as large as the file.
 
 A pickle may hold tensors and plain containers. A foreign package's object (released files hold one of
 `parse_config.ConfigParser`) becomes an inert placeholder; a pickle that names anything else is refused.
@@ -12,8 +14,9 @@ gives an object of Python, PyTorch or this package: whatever a pickle calls or c
 """
 import collections
 import functools
+import io
 import json
-import pickle
+import math
 import re
 import sys
 import zipfile
@@ -22,32 +25,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from egokit.data.plain_data import Dropped, Maker, Refused, make_dict, make_set
+from egokit.data.safe_pickle import SafeUnpickler
+
 BLOCK = 1 << 20  # bytes that are read at once
 OLDER = 0x1950a86a20f9469cfc6c  # the first pickle of files before PyTorch 1.6
+EXPANSION, SMALL = 4, 16 << 20  # tied and expanded weights may need more memory than the file has, and small ones any
 
 
-class Inert:
-    """An object of a foreign class: it accepts any content and state, keeps none, does nothing."""
-
-    def __new__(cls, *args, **kwargs):
-        return object.__new__(cls)
-
-    def ignore(self, *args, **kwargs):
-        """Accept what a pickle gives."""
-
-    __init__ = __setstate__ = __setitem__ = append = extend = add = ignore
-
-
-class Stored(collections.namedtuple("Stored", "storage offset size stride requires_grad hooks metadata",
-                                    defaults=(False, None, None))):
-    """A tensor that is still in its file; `copy.deepcopy` of what holds it reads it.
-
-    It is made from what torch._utils._rebuild_tensor_v2 takes, of which the last three are ignored.
-    """
+class Stored(collections.namedtuple("Stored", "storage offset size stride")):
+    """A tensor that is still in its file; `copy.deepcopy` of what holds it reads it."""
     __slots__ = ()
-
-    def __setstate__(*_):
-        raise pickle.UnpicklingError("it changes a tensor's description")
 
     def __deepcopy__(self, memo) -> Tensor:
         stored = self.storage.read()
@@ -55,34 +43,46 @@ class Stored(collections.namedtuple("Stored", "storage offset size stride requir
         memo["finite"] = stored.finite and self.storage.dtype == torch.float32
         return stored.view(self.storage.dtype).as_strided(self.size, self.stride, self.offset)
 
-
-class _Dict(dict):
-    """A dict in place of OrderedDict; drops the notes that a state dict has in an attribute."""
-    __setstate__ = Inert.ignore
-
-
-class _Tensor:
-    """Stands for functions that make a parameter, or a foreign kind of tensor: gives the tensor."""
-
-    def __new__(cls, first, *rest):
-        return first if isinstance(first, Stored) else first(*rest[1])
-    __setstate__ = Inert.ignore
+    @property
+    def bytes(self) -> int:
+        """Size of the tensor in memory of its own."""
+        return math.prod(self.size) * self.storage.dtype.itemsize
 
 
 # a storage that a pickle refers to: a function that reads its bytes, and its data type
 _Storage = collections.namedtuple("_Storage", "read dtype")
+
+
+def make_stored(storage, offset, size, stride, *_) -> Stored:
+    """Return a tensor by what torch._utils._rebuild_tensor_v2 takes, of which the rest is ignored.
+
+    Raises:
+        Refused: it is not described by whole numbers.
+    """
+    numbers = [offset, *size, *stride]
+    if not isinstance(storage, _Storage) or len(size) != len(stride) or len(size) > 64 or not all(
+            type(number) is int and 0 <= number < 1 << 62 for number in numbers):
+        raise Refused("it has a tensor whose place or shape is wrong")
+    return Stored(storage, offset, tuple(size), tuple(stride))
+
+
+def make_parameter(first, *rest):
+    """Return the tensor of a parameter, or of a foreign kind of tensor, which names a function and its arguments."""
+    return first if isinstance(first, Stored | Dropped) else first.make(*rest[1])
+
 
 DTYPES = {"FloatStorage": torch.float32, "HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16,
           "DoubleStorage": torch.float64, "LongStorage": torch.int64, "IntStorage": torch.int32,
           "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8,
           "BoolStorage": torch.bool, "UntypedStorage": torch.uint8}
 
-# What stands for each name. A pickle can't change a class that has __setstate__ or is Python's own.
+# what stands for each name
 ADMITTED = {
-    "collections.OrderedDict": _Dict, "builtins.set": set, "builtins.frozenset": frozenset, "torch.Size": tuple,
-    "torch._utils._rebuild_tensor": Stored, "torch._utils._rebuild_tensor_v2": Stored,
-    "torch._utils._rebuild_parameter": _Tensor, "torch._utils._rebuild_parameter_with_state": _Tensor,
-    "torch._tensor._rebuild_from_type_v2": _Tensor,
+    "collections.OrderedDict": Maker(make_dict), "builtins.set": Maker(make_set), "torch.Size": Maker(tuple),
+    "builtins.frozenset": Maker(lambda values=(): frozenset(make_set(values))),
+    **dict.fromkeys(("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2"), Maker(make_stored)),
+    **dict.fromkeys(("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state",
+                     "torch._tensor._rebuild_from_type_v2"), Maker(make_parameter)),
     **{f"{module}.{name}": dtype for name, dtype in DTYPES.items() for module in ("torch", "torch.storage")},
     **{f"torch.{name}": dtype for name, dtype in vars(torch).items() if isinstance(dtype, torch.dtype)}}
 
@@ -93,44 +93,34 @@ DROPPED = re.compile(
     r"numpy(\._?core)?(\.multiarray)?\.(scalar|dtype|ndarray|_reconstruct)|numpy\.random\._pickle\..*|numpy\.dtypes\..*")
 
 
-class SafeUnpickler(pickle.Unpickler):
+class TensorUnpickler(SafeUnpickler):
     """An unpickler of plain containers and tensors, which become `Stored`."""
 
-    def __init__(self, file, read):
+    def __init__(self, file, end: int, read):
         """Unpickle a file.
 
         Args:
             read: function of a record's name that returns the bytes of its storage, a uint8 tensor.
         """
-        super().__init__(file)
+        super().__init__(file, end)
         self.read = read
         self.itemsizes: dict[str, int] = {}  # bytes an element, by the name of each record that the pickle refers to
 
-    def find_class(self, module: str, name: str):
-        """Return what stands for module.name.
-
-        Raises:
-            pickle.UnpicklingError: a checkpoint has no use for that name.
-        """
-        module = "builtins" if module == "__builtin__" else module
-        full = f"{module}.{name}"
-        if full in ADMITTED:
-            return ADMITTED[full]
-        known = module.split(".")[0] in sys.stdlib_module_names | {"torch", "numpy", "egokit"}
-        if known and not DROPPED.fullmatch(full):
+    def find(self, name: str):
+        """Return what stands for a name; refuse one that a checkpoint has no use for."""
+        if name in ADMITTED:
+            return ADMITTED[name]
+        known = name.split(".")[0] in sys.stdlib_module_names | {"torch", "numpy", "egokit"}
+        if known and not DROPPED.fullmatch(name):
             hint = ": complex and quantised numbers are not supported" if name.endswith("Storage") else ""
-            raise pickle.UnpicklingError(f"it names {full}, which a checkpoint has no use for{hint}")
-        return type(name, (Inert,), {"__module__": f"egokit.dropped.{module}"})
+            raise Refused(f"it names {name}, which a checkpoint has no use for{hint}")
+        return Dropped(name)
 
-    def persistent_load(self, saved):
-        """Return a storage for ("storage", type, record, device, count), as all files have it.
-
-        Raises:
-            pickle.UnpicklingError: it is something else.
-        """
+    def refer(self, saved) -> _Storage:
+        """Return a storage for ("storage", type, record, device, count), as all files have it."""
         kind, dtype, record, _, _, *views = saved
         if kind != "storage" or dtype not in DTYPES.values() or any(views):
-            raise pickle.UnpicklingError("it refers to something that is no storage of its own")
+            raise Refused("it refers to something that is no storage of its own")
         self.itemsizes[str(record)] = dtype.itemsize
         return _Storage(functools.partial(self.read, str(record)), dtype)
 
@@ -141,14 +131,14 @@ def open_lazily(file):
     Raises:
         Exception: a bad file raises many kinds, ValueError and pickle.UnpicklingError among them.
     """
-    beginning = file.read(512)
-    if zipfile.is_zipfile(file):
-        return _open_zip(file)
+    beginning, is_zip, end = file.read(512), zipfile.is_zipfile(file), file.seek(0, 2)
     file.seek(0)
+    if is_zip:
+        return _open_zip(file, end)
     if beginning[8:9] == b"{":
-        return _open_safetensors(file)
+        return _open_safetensors(file, end)
     if beginning.startswith(b"\x80"):
-        return _open_older(file)
+        return _open_older(file, end)
     text = beginning.decode(errors="replace").lstrip("\ufeff \t\r\n")
     hints = {"PK": ": its end is missing", "<": ": it is a web page", "{": ": the file itself was not fetched",
              "version https://git-lfs": ": the file itself was not fetched"}
@@ -156,7 +146,7 @@ def open_lazily(file):
     raise ValueError(f"it is no file of tensors, beginning with {text[:32]!r}{hint}")
 
 
-def _open_zip(file):
+def _open_zip(file, end: int):
     """Open PyTorch's format since 1.6: a zip of one pickle and a record for each storage.
 
     The checksums of what is read are verified.
@@ -164,8 +154,11 @@ def _open_zip(file):
     archive = zipfile.ZipFile(file)
     names = archive.namelist()
     folder = names[0].partition("/")[0] if names else ""  # PyTorch takes the first name's folder, too
-    if sum(info.file_size for info in archive.infolist()) > file.seek(0, 2):
-        raise ValueError("it has records that are larger than the file: they are compressed or overlap")
+    if len(set(names)) < len(names):
+        raise ValueError("it has two records of one name")
+    if (any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist())
+            or sum(info.file_size for info in archive.infolist()) > end):
+        raise ValueError("it has records that are compressed or overlap, which PyTorch does not write")
     if f"{folder}/byteorder" in names and archive.read(f"{folder}/byteorder") != b"little":
         raise ValueError("it was written on a big-endian machine")
 
@@ -175,11 +168,12 @@ def _open_zip(file):
         with archive.open(info) as stream:
             return _bytes(stream, info.file_size)
 
-    with archive.open(f"{folder}/data.pkl") as stream:
-        return SafeUnpickler(stream, read).load()
+    content = archive.read(f"{folder}/data.pkl")
+    unpickler = TensorUnpickler(io.BytesIO(content), len(content), read)
+    return _bounded(unpickler.load(), unpickler, end)
 
 
-def _open_older(file):
+def _open_older(file, end: int):
     """Open PyTorch's format before 1.6.
 
     It has three pickles of constants, the content, the names of records, then their bytes.
@@ -192,47 +186,61 @@ def _open_older(file):
         file.seek(offset)
         return _bytes(file, size)
 
-    constants = [SafeUnpickler(file, read).load() for _ in range(3)]
+    constants = [TensorUnpickler(file, end, read).load() for _ in range(3)]
     if constants[0] != OLDER:
         raise ValueError("it is no file of tensors")
-    unpickler = SafeUnpickler(file, read)
+    unpickler = TensorUnpickler(file, end, read)
     content = unpickler.load()
-    for record in map(str, SafeUnpickler(file, read).load()):
+    for record in map(str, SafeUnpickler(file, end).load()):
         size = int.from_bytes(file.read(8), "little") * unpickler.itemsizes[record]
         places[record] = file.tell(), size
+        if size > end - file.tell():
+            raise ValueError("it ends too early")
         file.seek(size, 1)
-    if file.tell() > file.seek(0, 2):
-        raise ValueError("it ends too early")
+    return _bounded(content, unpickler, end)
+
+
+def _bounded(content, unpickler: TensorUnpickler, end: int):
+    """Return the content of a pickle, or raise Refused if its tensors need much more memory than the file has."""
+    tensors = [facts.container for facts in unpickler.containers.facts.values()
+               if isinstance(facts.container, Stored)]
+    if sum(tensor.bytes for tensor in tensors) > EXPANSION * end + SMALL:
+        raise Refused(f"its tensors are more than {EXPANSION} times as large as the file")
     return content
 
 
+HEADER = 100 << 20  # bytes, a limit of the format
 SAFETENSORS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
                "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
                "BOOL": torch.bool}
 
 
-def _open_safetensors(file) -> dict:
-    """Open safetensors' format: a JSON header, then bytes.
+def _open_safetensors(file, end: int) -> dict:
+    """Open safetensors' format: a JSON header, then the tensors' bytes, one after the other.
 
     Its own reader maps the file, which a copy would double.
     """
     start = 8 + int.from_bytes(file.read(8), "little")
+    if start > min(end, HEADER):
+        raise ValueError("it ends too early, or has a header that is too long")
     header = json.loads(file.read(start - 8))
-    metadata = header.pop("__metadata__", {})
-    if sum(end - begin for begin, end in (entry["data_offsets"] for entry in header.values())) > file.seek(0, 2):
-        raise ValueError("it has tensors that are larger than the file: they overlap")
+    metadata, at, state = header.pop("__metadata__", {}), start, {}
 
-    def read(key: str) -> Tensor:
-        begin, end = header[key]["data_offsets"]
-        file.seek(start + begin)
-        return _bytes(file, end - begin)
+    def read(offset: int, size: int) -> Tensor:
+        file.seek(offset)
+        return _bytes(file, size)
 
-    state = {}
-    for key, entry in header.items():
-        storage = _Storage(functools.partial(read, key), SAFETENSORS[entry["dtype"]])
-        dense = torch.empty(entry["shape"], device="meta")
-        state[key] = Stored(storage, 0, dense.shape, dense.stride())
-    return {"state_dict": state} | json.loads(metadata.get("egokit", "{}"))
+    for key, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        dtype, shape, (begin, stop) = SAFETENSORS[entry["dtype"]], entry["shape"], entry["data_offsets"]
+        tensor = make_stored(_Storage(functools.partial(read, at, stop - begin), dtype), 0, shape, [
+            math.prod(shape[axis + 1:]) for axis in range(len(shape))])
+        if start + begin != at or tensor.bytes != stop - begin:
+            raise ValueError(f"{key!r} is not where it belongs, or not of its size: the header is damaged, or tensors "
+                             "overlap")
+        state[key], at = tensor, start + stop
+    if at != end:
+        raise ValueError("it ends too early, or holds more than its tensors")
+    return json.loads(metadata.get("egokit", "{}")) | {"state_dict": {key: state[key] for key in header}}
 
 
 def _bytes(file, size: int) -> Tensor:

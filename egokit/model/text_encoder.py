@@ -20,6 +20,7 @@ from egokit.config.schema import ModelConfig
 from egokit.model.layers import NORM_EPS, Linear, multi_head_attention
 
 PADDING = 1  # RoBERTa's padding id; position ids start right after it
+HUB_NAMES = ("roberta-base", "FacebookAI/roberta-base")  # fetched also if a checkpoint names them
 
 
 class TextAttention(nn.Module):
@@ -145,8 +146,13 @@ def additive_mask(attention_mask_BL: Tensor) -> Tensor:
 class Tokenizer:
     """Strings to padded RoBERTa tokens, by transformers' AutoTokenizer."""
 
-    def __init__(self, source: str):
+    def __init__(self, source: str, fetch: bool = False):
         """Load the tokenizer of a name or folder.
+
+        Args:
+            source: a folder, or a name of a hub. A checkpoint may name what it likes, so a name is only looked for on
+                this machine, unless it is one of HUB_NAMES.
+            fetch: fetch any name, because the site or the user gives it.
 
         Raises:
             FileNotFoundError: there is no such folder, or it can't be loaded.
@@ -161,10 +167,12 @@ class Tokenizer:
             for file in Path(source).iterdir():
                 exists(file)
         try:
-            self.inner = AutoTokenizer.from_pretrained(source)
-        except (OSError, ValueError) as error:
+            self.inner = AutoTokenizer.from_pretrained(source, trust_remote_code=False,
+                                                       local_files_only=not fetch and source not in HUB_NAMES)
+        except Exception as error:  # tokenizers raises bare Exceptions for damaged files
             raise FileNotFoundError(f"tokenizer {source!r} could not be loaded: give a folder with vocab.json and "
-                                    f"merges.txt, or go online once for a name ({error})") from None
+                                    "merges.txt; or give the name as site.tokenizer, or as tokenizer= of egokit.load, "
+                                    f"and go online once ({str(error)[:300]})") from None
         self.vocab_size = len(self.inner)
         self.mask_id = self.inner.mask_token_id
         self.special_ids = sorted(self.inner.all_special_ids)
@@ -187,6 +195,6 @@ class Tokenizer:
 
 
 @functools.lru_cache(maxsize=4)
-def load_tokenizer(source: str) -> Tokenizer:
-    """Return the tokenizer of a name or folder; a process loads it once."""
-    return Tokenizer(source)
+def load_tokenizer(source: str, fetch: bool = False) -> Tokenizer:
+    """Return the tokenizer of a name or folder, see `Tokenizer`; a process loads it once."""
+    return Tokenizer(source, fetch)

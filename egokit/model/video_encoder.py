@@ -114,7 +114,7 @@ class VideoEncoder(nn.Module):
     - no buffers outside the state dict, because loading builds the model without memory and fills in the state dict.
 
     Names of its parameters decide: `video.blocks.N.text.*` belongs to fusion (EgoVLP.parameters_by_role), "norm" and
-    "bias" have no weight decay (train/optim.py). Files know them by released_keys.py and weights.py (`infer_config`).
+    "bias" have no weight decay (train/optim.py). Files know them by released_keys.py and recorded_shape.py.
     viz/attention.py draws the gates and square patches.
     """
 

@@ -12,44 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from egokit.config.build import build, flatten, nest
 from egokit.config.schema import RANDOM, ModelConfig
 from egokit.model import checkpoints
 from egokit.model.checkpoints import WeightsError
 from egokit.model.egovlp import EgoVLP
 from egokit.model.own_modules import attach, hold, split_own
+from egokit.model.recorded_shape import read_record, shape_of
 from egokit.model.released_keys import PREFIX, our_keys, rename, unwrap
-
-
-def infer_config(state: dict[str, Tensor]) -> ModelConfig:
-    """Return the network's shape as told by a state dict with our keys.
-
-    It serves files without a record of the shape: the base model's 12 blocks of which 6 are fused, with what differs
-    between the released models. What a key can't tell, because it is missing or misshapen, is as in the base model;
-    `check` then lists that key.
-
-    Raises:
-        WeightsError: the width does not tell the number of heads.
-    """
-    base = ModelConfig()
-
-    def size(key: str, axis: int, ndim: int, default: int) -> int:
-        return state[key].shape[axis] if key in state and state[key].ndim == ndim else default
-    width = size("video.norm.weight", 0, 1, base.width)
-    if width % 64 or not width:
-        raise WeightsError(f"a model of width {width} and no record of its number of heads: "
-                           "expected an egokit checkpoint, or the base model's 768")
-    patch = size("video.patch_embed.weight", 3, 4, base.patch_size)
-    patches = size("video.position_embed", 1, 3, 197) - 1
-    mlp = any(key.startswith(("text_projection.4.", "video_projection.4.")) for key in state)
-    last_layer = "text_projection.4.weight" if mlp else "text_projection.1.weight"
-    return ModelConfig(image_size=max(1, round(patches ** 0.5)) * patch, patch_size=patch,
-                       frames=size("video.temporal_embed", 1, 3, base.frames),
-                       width=width, heads=width // 64, depth=base.depth, num_fused_layers=base.num_fused_layers,
-                       mlp_ratio=size("video.blocks.0.fc1.weight", 0, 2, 4 * width) / width,
-                       vocab_size=size("text.word_embed.weight", 0, 2, base.vocab_size),
-                       max_positions=size("text.position_embed.weight", 0, 2, base.max_positions),
-                       projection=f"{'mlp' if mlp else 'linear'}{size(last_layer, 0, 2, 4096 if mlp else 256)}")
+from egokit.model.text_encoder import load_tokenizer
 
 
 def resize_temporal(embed_1TD: Tensor, frames: int) -> Tensor:
@@ -113,7 +83,8 @@ def load(path: str | Path, frames: int | None = None, tokenizer: str | None = No
         path: a released .pth, an egokit checkpoint, a .safetensors file, or a run folder (its best.pt, else its newest
             step).
         frames: resize the temporal embedding, so that the model takes clips of up to so many frames.
-        tokenizer: name or folder of the tokenizer; by default the checkpoint's own, else roberta-base.
+        tokenizer: name or folder of the tokenizer; by default the checkpoint's own, else roberta-base. A name is
+            fetched from its hub only if it is given here, or roberta-base.
         report: return (model, keys by kind: "loaded", "missing", "unexpected", "misshapen"). The model is None where
             the keys do not fit, instead of an error.
         task: a task whose own modules the checkpoint has: they are made by it. Without it, `model.own` only holds
@@ -131,23 +102,26 @@ def load(path: str | Path, frames: int | None = None, tokenizer: str | None = No
     state, own = split_own(state)
     state, unknown = our_keys(state)
     unknown += second
-    record = _record(content, path)
+    record = read_record(content, path)
     del content  # and with it what the file holds besides
     if not record and not state:
         raise WeightsError(f"{path} is not an EgoVLPv2 checkpoint: "
                            f"its keys begin with {', '.join(sorted(unknown)[:5])}")
-    if record:
-        config = build(ModelConfig, nest(flatten({"model": record["model_config"]}))["model"], "model", f" (in {path})")
-    else:
-        config = infer_config(state)
+    config = shape_of(record, state, path)
     temporal = state.get("video.temporal_embed")
     if frames is not None and frames != config.frames:
         if temporal is not None and temporal.ndim == 3:
             state["video.temporal_embed"] = resize_temporal(temporal.float(), frames)
         config = dataclasses.replace(config, frames=frames)
+    if tokenizer and not Path(tokenizer).is_dir():
+        load_tokenizer(tokenizer, fetch=True)
     tokenizer = tokenizer or (record["tokenizer"] if record else "roberta-base")
-    with torch.device("meta"), _SkipInit():
-        model = EgoVLP(dataclasses.replace(config, checkpointing=False), tokenizer)
+    try:
+        with torch.device("meta"), _SkipInit():
+            model = EgoVLP(dataclasses.replace(config, checkpointing=False), tokenizer)
+    except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
+        raise WeightsError(f"{path}: no model can have the shape that it tells ({str(error).splitlines()[0][:150]}); "
+                           "expected an egokit or a released checkpoint") from error
     try:
         keys = check(model, state, unknown, path)
     except WeightsError as error:
@@ -155,24 +129,14 @@ def load(path: str | Path, frames: int | None = None, tokenizer: str | None = No
             return None, error.report
         raise
     model.load_state_dict(checkpoints.own_memory(state), assign=True)
-    hold(model, {key: value.clone() for key, value in own.items()})
+    try:
+        hold(model, {key: value.clone() for key, value in own.items()})
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from None
     if task:
         attach(model, task)
     model.eval()
     return (model, keys) if report else model
-
-
-def _record(content: dict, path) -> dict | None:
-    """The model's shape and tokenizer in a file that egokit wrote; None for other files."""
-    released = content.get("config")  # an inert object in the original's files
-    exported = released.get("egokit") if isinstance(released, dict) else None
-    record = content if content.get("format") == checkpoints.FORMAT else exported
-    if record is None:
-        return None
-    if not (isinstance(record, dict) and isinstance(record.get("model_config"), dict)
-            and isinstance(record.get("tokenizer"), str)):
-        raise WeightsError(f"{path}: its record of the model is damaged: expected model_config and tokenizer")
-    return record
 
 
 def save(model: EgoVLP, path: str | Path, **extra) -> None:

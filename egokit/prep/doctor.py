@@ -47,7 +47,7 @@ def models(checks: Checks) -> Iterator[Finding]:
 
     def words() -> Iterator[Finding]:
         try:
-            yield Finding("models", tokenizer, "ok", f"{load_tokenizer(site.tokenizer).vocab_size:,} words")
+            yield Finding("models", tokenizer, "ok", f"{load_tokenizer(site.tokenizer, fetch=True).vocab_size:,} words")
         except FileNotFoundError as error:
             yield Finding("models", tokenizer, "missing", str(error).splitlines()[0], "set site.tokenizer to a folder "
                           "with vocab.json and merges.txt, or go online once for a name")

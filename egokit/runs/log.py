@@ -9,7 +9,7 @@ from array import array
 from pathlib import Path
 
 from egokit.config.access import exists
-from egokit.config.json_file import COUNT, HUGE, TIME, check_shape, parse_json
+from egokit.config.json_file import COUNT, HUGE, TIME, check_fields, parse_json
 
 POSITION = {"kind", "step", "steps", "epoch", "best", "time"}  # keys of a line that are no scalars
 GROUPS = {"loss": "loss", "lr": "optimizer", "lr_heads": "optimizer", "grad_norm": "optimizer", "scale": "optimizer",
@@ -25,7 +25,7 @@ EVENT = {"kind": str, "step": (COUNT, ...), "steps": (COUNT, ...), "epoch": (COU
 def parse_event(line: bytes) -> dict:
     """Return the event in a line of the log; raise ValueError if the line is damaged."""
     event = parse_json(line)
-    check_shape(event, EVENT)
+    check_fields(event, EVENT)
     is_positioned = "steps" in event or event["kind"] in ("step", "validation", "extract")
     for name, is_needed in (("step", is_positioned), ("epoch", "predictions" in event)):
         if is_needed and name not in event:

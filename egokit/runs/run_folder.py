@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from egokit.config.json_file import check_shape, read_json
+from egokit.config.json_file import check_fields, read_json
 from egokit.runs.array_file import read_arrays
 from egokit.runs.files import atomic_path, write_text
 from egokit.runs.log import read_events
@@ -129,7 +129,7 @@ class Run:
             raise ValueError(f'{path}: expected sections of metrics {{"finetune": {{"mAP": …}}, …}}, '
                              f'found {repr(sections)[:60]}; {AGAIN}')
         try:
-            check_shape(sections, {...: SECTION})
+            check_fields(sections, {...: SECTION})
         except ValueError as error:
             raise ValueError(f"{path}: {error}; {AGAIN}") from None
         return sections

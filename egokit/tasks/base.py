@@ -77,7 +77,7 @@ class Task:
     def __init__(self, config: Config):
         self.config = config
         self.root = Path(config.site.root)
-        self.tokenizer = load_tokenizer(config.site.tokenizer)
+        self.tokenizer = load_tokenizer(config.site.tokenizer, fetch=True)
         open_video.import_reader(config.data.reader)
 
     @classmethod

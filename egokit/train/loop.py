@@ -27,6 +27,7 @@ from egokit.train.preemption import StopSignal
 from egokit.train.step import Objective
 
 KEPT_CHECKPOINTS = 2  # of steps, on disk
+LATER_KEYS = {"bad", "bad_in_epoch", "seconds", "world_size"}  # that checkpoints of earlier versions lack
 
 
 class TrainingError(RuntimeError):
@@ -39,7 +40,7 @@ def initial_model(config: Config, frames: int | None = None):
     Args:
         frames: capacity of the temporal embedding, to which a checkpoint's is resized; None takes model.frames.
     """
-    tokenizer = load_tokenizer(config.site.tokenizer)
+    tokenizer = load_tokenizer(config.site.tokenizer, fetch=True)
     if config.init:
         model = weights.load(config.init, frames=frames or config.model.frames, tokenizer=config.site.tokenizer)
         if model.config.image_size != config.model.image_size:
@@ -106,23 +107,22 @@ class Trainer:
         if distributed.rank() == 0:
             self.run.check_owner()
             weights.save(self.model, self.run.checkpoints / f"step-{self.step:07d}.pt", **self.content())
-            for old in sorted(self.run.checkpoints.glob("step-*.pt"))[:-KEPT_CHECKPOINTS]:
+            for old in checkpoints.of_steps(self.run.checkpoints)[KEPT_CHECKPOINTS:]:
                 old.unlink()
         distributed.barrier()
 
     def resume(self) -> None:
-        """Go on from the run's newest checkpoint, if there is one; it must be of the same recipe."""
-        path = checkpoints.latest(self.run.checkpoints)
+        """Go on from the run's newest whole checkpoint, if there is one; it must be of the same recipe."""
+        content = self.content()
+        found = checkpoints.read_newest(self.run.checkpoints, content.keys() - LATER_KEYS)
         if distributed.rank() == 0:
             for part in self.run.checkpoints.glob(".*.part.pt"):  # left by a kill in the middle of a write
                 part.unlink()
-        if path is None:
-            self.truncate_log()
-            return
-        saved = checkpoints.read(path)
-        recipe = self.content()["recipe"]
-        if saved["recipe"] != recipe:
-            raise TrainingError(f"{path} belongs to another recipe ({saved['recipe']}, now {recipe}): "
+        if found is None:
+            return self.truncate_log()
+        path, saved, damaged = found
+        if saved["recipe"] != content["recipe"]:
+            raise TrainingError(f"{path} belongs to another recipe ({saved['recipe']}, now {content['recipe']}): "
                                 "choose another run name, or delete the run's folder to start again")
         weights.check(self.model, saved["state_dict"], [], path)
         self.model.load_state_dict(saved["state_dict"])
@@ -132,6 +132,9 @@ class Trainer:
         self.validated = saved["validated"]
         self.bad, self.bad_in_epoch = saved.get("bad", 0), saved.get("bad_in_epoch", 0)
         self.began -= saved.get("seconds", 0)  # seconds are those of all starts together
+        if len(set(distributed.gather_objects(self.step))) > 1:
+            raise TrainingError(f"{self.run.checkpoints}: ranks read different files; is it one folder on all nodes?")
+        checkpoints.set_aside(damaged if distributed.rank() == 0 else [], path)
         self.truncate_log()
 
     def truncate_log(self) -> None:
@@ -140,7 +143,6 @@ class Trainer:
             self.run.truncate_log(lambda event: event["step"] <= (
                 self.validated if event["kind"] == "validation" else self.step))
 
-    # the loop
     def fit(self) -> dict[str, float]:
         """Train to the end; return the best validation's metrics and what all starts cost."""
         self.began = time.perf_counter()
