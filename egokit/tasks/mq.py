@@ -231,7 +231,7 @@ def save(path: Path, feature: torch.Tensor) -> None:
 
 
 def stored(path: Path) -> np.ndarray:
-    """Return one clip's (features, E), memory-mapped.
+    """Return one clip's (features, E); a .npy file is memory-mapped.
 
     Raises:
         ValueError: the file is damaged; the message names it.
@@ -240,12 +240,10 @@ def stored(path: Path) -> np.ndarray:
     if path.suffix == ".npy":
         feature = read_array(path, fix)
     else:
-        try:
-            feature = torch.load(path, mmap=True, weights_only=True).numpy()
-        except OSError:
-            raise
-        except Exception as error:  # torch and pickle raise errors of a dozen kinds
-            raise ValueError(f"{path}: no whole file of features ({type(error).__name__}); {fix}") from None
+        feature = checkpoints.read(path)
+        if not isinstance(feature, torch.Tensor):
+            raise ValueError(f"{path}: a {type(feature).__name__}, expected a tensor; {fix}")
+        feature = feature.float().numpy()
     if feature.ndim != 2 or feature.dtype.kind != "f":
         raise ValueError(f"{path}: {feature.dtype} of shape {feature.shape}, expected (features, dimension); {fix}")
     return feature
