@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from egokit.config.names import printable
 from egokit.jobs.requeue import last_error, lost_peer
 
 # in any other state that squeue lists, a job has a node
@@ -163,7 +164,7 @@ def log_tail(folder: Path, lines: int = 25) -> str:
     failed = {file: texts[file] for file, error in errors.items() if error and not lost_peer(error)}
     for file, text in (failed or texts).items():
         if text:
-            return f"{file}:\n" + "\n".join(text.splitlines()[-lines:])
+            return f"{file}:\n" + "\n".join(map(printable, text.splitlines()[-lines:]))
     return f"no log in {folder / 'submitit'}"
 
 
