@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from egokit.config.names import check_path_within
 from egokit.config.resolve import outputs_folder
 from egokit.jobs import devices, status
 from egokit.jobs.handle import Handle
@@ -45,7 +46,8 @@ class NotebookHandle(Handle):
 
         A notebook has NOTEBOOK, FAILED_NOTEBOOK or nothing yet.
         """
-        folders = {self.run.path.parents[1] / name: times for name, times in self.spec()["before"].items()}
+        folders = {self.run.path.parents[1] / check_path_within(name): times
+                   for name, times in self.spec()["before"].items()}
         return {folder: {name for name, written in result_times(folder).items() if written not in (0, before[name])}
                 for folder, before in folders.items()}
 
