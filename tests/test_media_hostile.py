@@ -190,11 +190,12 @@ def test_a_header_that_states_a_small_picture(tmp_path):
     assert memory < 150 and all("8704 x 8704" in line for line in lines)
 
 
-def test_a_cover_is_not_decoded(tmp_path):
+@pytest.mark.parametrize("name, disposition", [("b.mp4", "attached_pic"), ("b.mkv", "0"), ("b.mov", "0")])
+def test_a_cover_or_a_second_film_is_not_decoded(tmp_path, name, disposition):
     cover, film = encoded(tmp_path / "c.png", "-frames:v", "1"), video(tmp_path / "a.mp4", 2)
     subprocess.run([ffmpeg(), "-loglevel", "error", "-i", film, "-i", cover, "-map", "0", "-map", "1", "-c", "copy",
-                    "-disposition:v:1", "attached_pic", str(tmp_path / "b.mp4")], check=True)
-    lines, memory = measured(tmp_path / "b.mp4")
+                    "-disposition:v:0", "default", "-disposition:v:1", disposition, str(tmp_path / name)], check=True)
+    lines, memory = measured(tmp_path / name)
     assert memory < 150 and lines == ["made (2, 96, 128, 3)"] * 2 + ["made 20"]
 
 

@@ -28,6 +28,8 @@ from egokit.config import names
 from egokit.data import egoclip_table
 from egokit.data.annotation_json import read_manifest
 from egokit.data.site_checks import find_near
+from egokit.jobs import status
+from egokit.jobs.runs_table import NotebookHandle
 from egokit.prep.source import Unusable, list_videos
 from egokit.runs.run_folder import Run
 from egokit.search import index_task
@@ -224,6 +226,20 @@ def test_names_cost_no_time():
     for number in range(2927):
         names.check_name(f"9c59e912-2340-4400-b2df-{number:012}")
     assert time.perf_counter() - began < 0.5
+
+
+def test_a_job_of_others_names_its_own_files(tmp_path):
+    folder = tmp_path / "06_egomq_features/theirs"
+    (folder / "batch/submitit").mkdir(parents=True)
+    (folder / "batch/submitit/7_0_log.err").write_text("\x1b[2Jown\rlog")
+    (tmp_path / "8_0_log.err").write_text("secret")
+    for job, shown in (("7", "own\nlog"), (f"../{'../' * 3}8", "no log"), ("*", "no log")):
+        (folder / "batch/job.json").write_text(json.dumps({"cluster": "local", "job_id": job, "host": "elsewhere"}))
+        tail = status.log_tail(folder / "batch")
+        assert shown in tail and "secret" not in tail and sees(tail.replace("\n", ""))
+    (folder / "batch/spec.json").write_text(json.dumps({"before": {"../../outside": {}}}))
+    with pytest.raises(ValueError, match="expected a path in the folder"):
+        NotebookHandle(Run(folder)).results()
 
 
 # what reaches a terminal
