@@ -28,8 +28,9 @@ from egokit.config import names
 from egokit.data import egoclip_table
 from egokit.data.annotation_json import read_manifest
 from egokit.data.site_checks import find_near
+from egokit.data.video import clips
 from egokit.jobs import status
-from egokit.jobs.runs_table import NotebookHandle
+from egokit.jobs.runs_table import JobRow, NotebookHandle, format_table
 from egokit.prep.source import Unusable, list_videos
 from egokit.runs.run_folder import Run
 from egokit.search import index_task
@@ -213,6 +214,12 @@ def test_features_of_others_are_read_in_their_folder(tmp_path, document):
     refused(lambda: viz.features(Run(tmp_path)), path)
 
 
+@pytest.mark.parametrize("start", [1e300, 1e12])
+def test_a_time_is_no_name_that_is_too_long(tmp_path, start):
+    with pytest.raises(FileNotFoundError, match=r"video .*/\d{1,12}\.mp4 is missing"):
+        clips.read_chunked(tmp_path, start, start + 1, None, 600)
+
+
 def test_a_name_is_no_pattern(tmp_path):
     (tmp_path / "videos/inner/a[1]").mkdir(parents=True)
     (tmp_path / "videos/other/a1").mkdir(parents=True)
@@ -240,6 +247,7 @@ def test_a_job_of_others_names_its_own_files(tmp_path):
     (folder / "batch/spec.json").write_text(json.dumps({"before": {"../../outside": {}}}))
     with pytest.raises(ValueError, match="expected a path in the folder"):
         NotebookHandle(Run(folder)).results()
+    assert len(format_table([JobRow("a", "b\nc", "d", "new", "\x1b", *[None] * 3, "", None, "", 0.0)]).split("\n")) == 2
 
 
 # what reaches a terminal
