@@ -249,6 +249,7 @@ def start_job(module: str, folder: Path, code: Path, launch: LaunchConfig) -> No
         if not shutil.which("sbatch"):
             raise NotSubmitted("launch.cluster is slurm, but this machine has no sbatch: submit on the cluster's login "
                                "node")
+    (folder / "start.log").unlink(missing_ok=True)  # a link would lead the writing elsewhere
     with open(folder / "start.log", "w") as start_log:
         starter = subprocess.run([sys.executable, "-m", module, str((folder / "spec.json").resolve())],
                                  env=starter_environment(code, launch), start_new_session=True,
