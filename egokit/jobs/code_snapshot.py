@@ -17,8 +17,9 @@ from egokit.config.registry import split_task_file
 from egokit.config.resolve import as_submitted
 from egokit.runs.files import atomic_folder
 
-LARGEST = 64 * 2**20  # bytes, and
-MOST = 5000           # files and folders of a copy that is read: egokit's own has a twentieth of that
+LARGEST = 64 * 2**20  # bytes,
+MOST = 5000           # files and folders, and
+DEEPEST = 20          # levels of a copy that is read: egokit's own has far less of each
 
 
 def snapshot_code(folder: Path, keep: bool, task: str = "") -> Path:
@@ -136,9 +137,12 @@ def read_copy(copy: Path) -> dict[str, bytes]:
     for entry in entries:  # the list grows meanwhile
         facts = entry.lstat()
         size += facts.st_size
-        if len(entries) > MOST or size > LARGEST or not (stat.S_ISDIR(facts.st_mode) or stat.S_ISREG(facts.st_mode)):
-            raise ConfigError(f"{entry}: expected a copy of egokit's code, at most {MOST} files and folders, "
-                              f"{LARGEST / 2**20:.0f} MiB, and no links: delete {copy} to go on with the present code")
+        plain = stat.S_ISDIR(facts.st_mode) or stat.S_ISREG(facts.st_mode)
+        deep = len(entry.relative_to(copy).parts) > DEEPEST
+        if not plain or deep or len(entries) > MOST or size > LARGEST:
+            raise ConfigError(f"{entry}: expected a copy of egokit's code, at most {MOST} files and folders in "
+                              f"{DEEPEST} levels, {LARGEST / 2**20:.0f} MiB, and no links: delete {copy} to go on with "
+                              "the present code")
         if stat.S_ISDIR(facts.st_mode):
             entries += entry.iterdir()
     return read_folder(copy)

@@ -74,10 +74,10 @@ def record_failure(folder: Path, rank: int) -> Iterator[None]:
     Raises:
         OSError: in place of one that says that the disk is full, and not which.
     """
-    print(f"{STARTED}{attempt_id()}", file=sys.stderr, flush=True)
     reserve = folder / RESERVE
-    if rank == 0:
-        with contextlib.suppress(OSError):  # there may be no room already
+    with contextlib.suppress(OSError):  # there may be no room already
+        print(f"{STARTED}{attempt_id()}", file=sys.stderr, flush=True)
+        if rank == 0:
             reserve.unlink(missing_ok=True)
             with open(reserve, "xb") as file:
                 file.write(os.urandom(RESERVE_BYTES))  # zeros take no room on a file system that compresses
