@@ -139,6 +139,11 @@ def runs(arguments) -> None:
     print(runs_table.format_table(runs_table.job_rows(arguments.outputs)))
 
 
+def trust(arguments) -> None:
+    from egokit.jobs.code_snapshot import trust_code
+    print(*trust_code(Path(arguments.folder)), sep="\n")
+
+
 def doctor(arguments) -> None:
     from egokit.config.resolve import resolve
     from egokit.prep import doctor as site_doctor
@@ -246,6 +251,8 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--clips", metavar="FOLDER", help="write each hit as an MP4")
     sub = add("runs", runs, "List every run's jobs, newest first: state, step, time left, last metric.", "egokit runs")
     sub.add_argument("--outputs", help="folder of the runs (default: outputs)")
+    add("trust", trust, "Let an unfinished run that somebody else made go on with its copy of egokit's code.",
+        "egokit trust outputs/02_pretrain/theirs").add_argument("folder", help="the run folder")
     sub = add("doctor", doctor, "Report what a site has and lacks, and where to get it. Changes nothing.",
               "egokit doctor --site local")
     sub.add_argument("--params", default="toy/pretrain",
