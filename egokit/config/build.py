@@ -15,6 +15,7 @@ from egokit.config.schema import RENAMED, Config, ModelConfig, TaskConfig
 PHRASES = {  # pydantic's kind of error: what was expected, in fewer words than pydantic's
     "greater_than_equal": "{ge:g} or more", "greater_than": "more than {gt:g}", "less_than_equal": "{le:g} or less",
     "tuple_type": "a list", "value_error": "{error}"}
+LONGEST = 200  # characters of a value in a message
 
 
 class ConfigError(ValueError):
@@ -65,7 +66,8 @@ def _message(cls, error: dict, where: str, source: str) -> str:
         if part not in fields:
             break
         kind, names = fields[part].annotation, [*names, part]
-    name, value = ".".join(filter(None, names)) or "the config", error["input"]
+    name, value = ".".join(filter(None, names)) or "the config", repr(error["input"])
+    value = value if len(value) <= LONGEST else f"{value[:LONGEST]}…"
     if error["type"] == "unexpected_keyword_argument":
         earlier = [old.partition(".")[2] for old in RENAMED if old.startswith(f"{name}.")]
         hint = did_you_mean(last, [*kind.__pydantic_fields__, *earlier])
@@ -75,15 +77,15 @@ def _message(cls, error: dict, where: str, source: str) -> str:
     if error["type"] == "missing":
         if last == names[-1]:
             return f"{name}{source} is missing: this key has no default, so give it a value"
-        return f"{name}{source}: expected {len(typing.get_args(kind))} values, got {value!r}"
+        return f"{name}{source}: expected {len(typing.get_args(kind))} values, got {value}"
     if error["type"] == "literal_error" and typing.get_origin(kind) is typing.Literal:
-        return f"{name}{source}: {value!r}: {did_you_mean(value, typing.get_args(kind))}"
+        return f"{name}{source}: {value}: {did_you_mean(error['input'], typing.get_args(kind))}"
     if error["type"] == "dataclass_type":
         keys = ", ".join(getattr(kind, "__pydantic_fields__", ()))
-        return f"{name}{source}: expected a section with keys {keys}; got {value!r}"
+        return f"{name}{source}: expected a section with keys {keys}; got {value}"
     phrase = PHRASES.get(error["type"])
     expected = phrase.format(**error.get("ctx", {})) if phrase else error["msg"].removeprefix("Input should be ")
-    return f"{name}{source}: expected {expected}, got {value!r}"
+    return f"{name}{source}: expected {expected}, got {value}"
 
 
 def check_shape(shape: ModelConfig) -> None:
@@ -125,7 +127,7 @@ def nest(flat: dict) -> dict:
     """Return a flat config as sections of keys: the opposite of `flatten`."""
     plain: dict = {}
     for name, value in flat.items():
-        section, dot, key = name.partition(".")
+        section, dot, key = str(name).partition(".")
         if dot:
             plain.setdefault(section, {})[key] = value
         else:

@@ -17,8 +17,10 @@ import yaml
 
 from egokit.config.access import exists, user_name
 from egokit.config.build import ConfigError, build, check_shape, did_you_mean, flatten, merge, nest, to_dict
+from egokit.config.json_file import DEEPEST
 from egokit.config.registry import TASKS, build_config, find, split_task_file
 from egokit.config.schema import RENAMED, Config
+from egokit.config.yaml_file import parse_yaml, read_yaml_file
 
 
 def project_root() -> Path:
@@ -93,12 +95,12 @@ def read_yaml(name: str, folder: Path, kind: str) -> dict:
                  if "sites" not in file.relative_to(folder).parts]
         raise ConfigError(f"no {kind} {name!r} ({path} is missing): {did_you_mean(name, names)}")
     try:
-        values = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from None
-    if not isinstance(values, dict):
+        values = read_yaml_file(path)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if not isinstance(values, dict | None):
         raise ConfigError(f"{path}: expected sections and keys, got {type(values).__name__}")
-    return values
+    return values or {}
 
 
 def parse_overrides(overrides) -> dict:
@@ -120,13 +122,15 @@ def parse_overrides(overrides) -> dict:
             if not equals or not key:
                 raise ConfigError(f"override {item!r}: write section.key=value, for example train.epochs=3")
             try:
-                pairs[key] = yaml.safe_load(value) if value else ""
-            except yaml.YAMLError:
+                pairs[key] = parse_yaml(value) if value else ""
+            except ValueError:
                 raise ConfigError(f"override {item!r}: its value is not YAML; "
                                   "put a text with : # [ { or * in quotes") from None
         overrides = pairs
     nested: dict = {}
     for key, value in overrides.items():
+        if str(key).count(".") > DEEPEST:
+            raise ConfigError(f"override {str(key)[:60]!r}…: write section.key=value, for example train.epochs=3")
         *sections, leaf = ("task.name" if key == "task" and isinstance(value, str) else str(key)).split(".")
         for section in reversed([*sections, leaf]):
             value = {section: value}

@@ -4,7 +4,6 @@ Only a local job's GPUs are chosen here; SLURM gives its jobs theirs. Importing 
 """
 import collections
 import contextlib
-import json
 import os
 import re
 import stat
@@ -166,8 +165,8 @@ def gpu_owners() -> dict[str, Path]:
     """Return the folder of the living job on this machine that has taken a GPU, by the GPU's UUID."""
     owners = {}
     for folder in status.local_jobs():
-        with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):  # another user's, or not egokit's
-            owners |= dict.fromkeys(json.loads((folder / "spec.json").read_text()).get("gpus", []), folder)
+        with contextlib.suppress(OSError, ValueError):  # another user's, or not egokit's
+            owners |= dict.fromkeys((status.read_spec(folder) or {}).get("gpus", []), folder)
     return owners
 
 

@@ -3,7 +3,6 @@
 Everything is read from the files in the job's folder and from SLURM's queue, so that any process can follow any job.
 """
 import functools
-import json
 import time
 from collections.abc import Callable
 
@@ -29,17 +28,19 @@ class Handle:
         self.folder = run.path / "jobs" / section
 
     def __repr__(self) -> str:
-        state, detail = self.status()
-        if state == "running" and (progress := self.progress()):
-            left = f", {status.duration(progress['eta_s'])} left" if "eta_s" in progress else ""
-            detail = f"step {progress['step']} of {progress['steps']}{left}"
+        try:
+            state, detail = self.status()
+            if state == "running" and (progress := self.progress()).get("steps"):
+                left = f", {status.duration(progress['eta_s'])} left" if progress.get("eta_s") is not None else ""
+                detail = f"step {progress['step']} of {progress['steps']}{left}"
+        except (OSError, ValueError) as error:  # damaged files
+            state, detail = "unreadable", str(error)
         detail = detail and f" ({detail})"
         return f"<{self.section} of {self.run.path.parent.name}/{self.run.path.name}: {state}{detail}>"
 
-    def spec(self) -> dict | None:
-        """Return what the job was submitted with (config, action, …), or None if it never was."""
-        path = self.folder / "spec.json"
-        return json.loads(path.read_text()) if path.exists() else None
+    def spec(self, *required: str) -> dict | None:
+        """Return what the job was submitted with, or None if it never was; see status.read_spec."""
+        return status.read_spec(self.folder, *required)
 
     def metrics(self) -> dict | None:
         """Return the job's section of metrics.json, or None while it has not finished."""

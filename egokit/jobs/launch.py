@@ -71,7 +71,7 @@ def submit(config: Config, run: Run, action: str = "train", section: str | None 
         if not exists:
             expect_ready(config, action)
         cpu_notice = "" if exists else devices.check_gpus(config, action)
-        resumed, earlier, plain = bool(leftovers(run, action)), handle.spec(), to_dict(config)
+        resumed, earlier, plain = bool(leftovers(run, action)), handle.spec("config"), to_dict(config)
         copy, present = handle.folder / "code", code_snapshot.code_sha256()
         keeps_copy = resumed and os.path.lexists(copy)
         if keeps_copy and not exists:
@@ -180,7 +180,7 @@ def expect_same(handle: Handle, config: Config, hashes: tuple[str, str] | None =
         hashes: of the checkpoint `init` and of the task's file, which are compared, too. None compares neither.
         of: see `changed_keys`.
     """
-    spec = handle.spec()
+    spec = handle.spec("action", "config", "init_sha256")
     if not spec or not (handle.metrics() or handle.alive() or leftovers(handle.run, spec["action"])):
         return
     changes = changed_keys(spec, config, of)

@@ -8,11 +8,14 @@ import sys
 import time
 from pathlib import Path
 
+from egokit.config.json_file import COUNT, TIME, read_json
 from egokit.runs.files import write_text
+from egokit.runs.log import read_events
 from egokit.runs.run_folder import Run
 
 PROGRESS_FILE = "progress.json"
 KINDS = {"train": ("step", "validation"), "extract": ("extract",)}  # the kinds of an action's events in log.jsonl
+PROGRESS = {"step": COUNT, "steps": COUNT, "time": TIME, "eta_s": (TIME, ...)}  # the fields of progress.json
 
 
 def read_progress(run: Run, folder: Path, action: str | None) -> dict:
@@ -26,15 +29,19 @@ def read_progress(run: Run, folder: Path, action: str | None) -> dict:
         action: "train", "evaluate" or "extract"; None for a job that was never submitted.
 
     Returns:
-        Among others "step", "steps", "eta_s" (seconds left) and the metrics of the last validation.
+        Among others "step", "steps", "eta_s" (seconds left) and the metrics of the last validation; and "damage", what
+        is damaged in the log, if anything is.
+
+    Raises:
+        ValueError: the progress file is damaged; the message names it.
     """
     if action == "evaluate":
         return read_progress_file(folder)
-    newest = {}
-    for event in run.read_log():
+    (events, damage), newest = read_events(run.path), {}
+    for event in events:
         if event["kind"] in KINDS.get(action, ()):
             newest |= event
-    return newest
+    return newest | ({"damage": damage} if damage else {})
 
 
 class ProgressFile:
@@ -62,8 +69,7 @@ class ProgressFile:
 
 def read_progress_file(folder: Path) -> dict:
     """Return what the job in `folder` has written to its progress file, or {} before that."""
-    path = folder / PROGRESS_FILE
-    return json.loads(path.read_text()) if path.exists() else {}
+    return read_json(folder / PROGRESS_FILE, PROGRESS, "delete it: the job writes it again") or {}
 
 
 class ProgressBar:

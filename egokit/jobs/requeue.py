@@ -20,6 +20,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
+from egokit.config.json_file import COUNT, read_json
 from egokit.jobs.progress import read_progress
 from egokit.runs.files import write_text
 from egokit.runs.run_folder import Run
@@ -27,6 +28,8 @@ from egokit.runs.run_folder import Run
 # An error with one of these only says that another rank died first; the cause is in that rank's log.
 LOST_PEER = ("Connection closed by peer", "Connection reset", "ConnectionError", "DistNetworkError", "Bypassing signal",
              "DistBackendError")
+FAILURES = [{"attempt": str, "step": COUNT}]  # the shape of failures.json; SPEC: of what is read of spec.json
+SPEC = {"run": (str, ...), "action": (str, ...), "config": ({"launch": ({"requeues": (COUNT, ...)}, ...)}, ...)}
 TRACEBACK = "Traceback (most recent call last):"
 # what Python prints between two tracebacks of one error; torch begins each line with "[rank1]: "
 CHAINED = re.compile(r"(another exception occurred|direct cause of the following exception):\n"
@@ -120,7 +123,7 @@ def decide(folder: Path, run: Run, action: str, limit: int) -> tuple[bool, str]:
         limit: launch.requeues, after how many failures the job is queued again; after the next one it stays failed.
     """
     history = folder / "failures.json"
-    earlier = json.loads(history.read_text()) if history.exists() else []
+    earlier = read_json(history, FAILURES, "delete it") or []
     step = read_progress(run, folder, action).get("step", 0)
     write_text(history, json.dumps([*earlier, {"attempt": attempt_id(), "step": step}], indent=1))
     raised = {path: text for path in sorted((folder / "failures").glob(f"{attempt_id()}-rank*.txt"))
@@ -144,7 +147,7 @@ def main(folder: str) -> None:
     state = subprocess.run(["squeue", "-h", "-j", job, "-o", "%T"], capture_output=True, text=True).stdout.strip()
     if state != "RUNNING":  # cancelled, at its time limit, or requeued already
         return
-    spec = json.loads(Path(folder, "spec.json").read_text())
+    spec = read_json(Path(folder, "spec.json"), SPEC, "submit the job again")
     if "run" not in spec:
         return  # a shard of data preparation, or notebooks: running the command again submits what is left
     requeue, reason = decide(Path(folder), Run(spec["run"]), spec["action"], spec["config"]["launch"]["requeues"])

@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from egokit.config.access import exists
+from egokit.config.json_file import check_fields
 from egokit.config.names import check_path_within, printable
 from egokit.config.resolve import outputs_folder
 from egokit.jobs import devices, status
@@ -47,8 +49,8 @@ class NotebookHandle(Handle):
         A notebook has NOTEBOOK, FAILED_NOTEBOOK or nothing yet.
         """
         folders = {self.run.path.parents[1] / check_path_within(name): times
-                   for name, times in self.spec()["before"].items()}
-        return {folder: {name for name, written in result_times(folder).items() if written not in (0, before[name])}
+                   for name, times in self.spec("before")["before"].items()}
+        return {folder: {name for name, written in result_times(folder).items() if written not in (0, before.get(name))}
                 for folder, before in folders.items()}
 
     def status(self, statuses: dict[str, status.JobStatus] | None = None) -> tuple[str, str]:
@@ -96,6 +98,7 @@ def job_rows(outputs: str | Path | None = None) -> list[JobRow]:
         outputs: the folder of all runs; by default the project's outputs folder.
     """
     outputs = outputs_folder() if outputs is None else Path(outputs)
+    exists(outputs)  # a folder that this user may not read has no runs to show, and isn't empty
     handles = [Handle(Run(spec.parents[2]), spec.parent.name) for spec in sorted(outputs.glob("*/*/jobs/*/spec.json"))]
     handles += [NotebookHandle(Run(spec.parents[1])) for spec in sorted(outputs.glob("*/*/batch/spec.json"))]
     slurm_jobs = []
@@ -112,15 +115,18 @@ def job_rows(outputs: str | Path | None = None) -> list[JobRow]:
 
 def job_row(handle: Handle, statuses: dict[str, status.JobStatus]) -> JobRow:
     """Return a job's row; `statuses` are those of all SLURM jobs."""
-    names = (handle.run.path.parent.name, handle.run.path.name, handle.section)
-    began = (handle.folder / "spec.json").stat().st_mtime
+    names, began = (handle.run.path.parent.name, handle.run.path.name, handle.section), 0.0
     try:
+        began = (handle.folder / "spec.json").stat().st_mtime
         (state, detail), progress = handle.status(statuses), handle.progress()
         ranks = (handle.folder / DEVICES).read_text().splitlines() if (handle.folder / DEVICES).exists() else []
         scores = handle.metrics() or progress
+        metric = next((name for name in (scores.get("score"), *SCORES) if scores.get(name) is not None), "")
+        if metric:
+            check_fields(scores[metric], float, f"{metric} in metrics.json or log.jsonl of {handle.run.path}")
     except (OSError, ValueError) as error:  # files of another user, or damaged ones
         return JobRow(*names, "unreadable", str(error), None, None, None, "", None, "", began)
-    metric = next((name for name in (scores.get("score"), *SCORES) if scores.get(name) is not None), "")
+    detail = "; ".join(filter(None, (detail, progress.get("damage"))))
     return JobRow(*names, state, detail, progress.get("step"), progress.get("steps"),
                   progress.get("eta_s") if state == "running" else None, metric, scores.get(metric),
                   devices.devices_text(ranks), max(began, progress.get("time", 0)))

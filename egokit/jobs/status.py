@@ -4,7 +4,6 @@ SLURM is asked with squeue; local jobs are found among this machine's processes.
 """
 import contextlib
 import glob
-import json
 import os
 import re
 import signal
@@ -15,11 +14,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from egokit.config.json_file import COUNT, read_json
 from egokit.config.names import printable
 from egokit.jobs.requeue import STARTED, TRACEBACK, last_error, lost_peer
 
 # in any other state that squeue lists, a job has a node
 PENDING_STATES = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
+
+JOB = {"cluster": str, "job_id": str, "host": (str, ...), "job_ids": ([str], ...)}  # the fields of job.json
+SPEC = {name: (str, ...) for name in ("function", "name", "run", "action", "section", "version", "init_sha256",
+                                      "task_sha256")}  # the fields of spec.json; an older version's lacks some
+SPEC |= {name: (dict, ...) for name in ("config", "opened", "notebooks")}
+SPEC |= {"gpus": ([str], ...), "before": ({...: {...: COUNT}}, ...), "environment": ({...: str}, ...)}
 
 
 class JobStatus(NamedTuple):
@@ -118,9 +124,30 @@ def squeue(*arguments: str) -> list[dict[str, str]]:
 
 
 def read_job(folder: Path) -> dict | None:
-    """Return folder/job.json ("cluster", "job_id", "host"), or None if no job was started."""
-    path = folder / "job.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    """Return folder/job.json ("cluster", "job_id", "host"), or None if no job was started.
+
+    Raises:
+        ValueError: the file is damaged; the message names it.
+    """
+    job = read_json(folder / "job.json", JOB, "delete it once the job has ended, and submit again")
+    if job and not re.fullmatch(r"\w+", job["job_id"]):  # it becomes an argument of squeue, and part of a file's name
+        raise ValueError(f"{folder / 'job.json'}: 'job_id' is {job['job_id'][:60]!r}, expected a job's number; "
+                         "delete it once the job has ended, and submit again")
+    return job
+
+
+def read_spec(folder: Path, *required: str) -> dict | None:
+    """Return folder/spec.json, what a job was submitted with (config, action, …), or None if it never was.
+
+    Args:
+        folder: the job's folder.
+        required: fields that the caller reads.
+
+    Raises:
+        ValueError: the file is damaged, or lacks a required field; the message names both.
+    """
+    shape = SPEC | {name: SPEC[name][0] for name in required}
+    return read_json(folder / "spec.json", shape, f"move {folder} away, and submit the job again")
 
 
 def alive(folder: Path) -> bool:

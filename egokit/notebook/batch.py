@@ -156,7 +156,7 @@ def submit(notebooks: Notebooks) -> str:
             spec["before"] = {f"{path.parent.name}/{path.name}": runs_table.result_times(path) for path in run_folders}
             code_snapshot.snapshot_files(folder, source_files(notebooks))
             launch.start_work(folder, spec, config.launch)
-        elif json.loads((folder / "spec.json").read_text())["notebooks"] != spec["notebooks"]:
+        elif status.read_spec(folder, "notebooks")["notebooks"] != spec["notebooks"]:
             raise ConfigError(f"{folder} belongs to a job that runs other notebooks or parameters: wait for it, end "
                               "it, or choose another run name")
         number = status.read_job(folder)["job_id"]

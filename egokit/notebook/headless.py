@@ -5,12 +5,10 @@ A log can be followed while it runs, and the executed notebook is saved however 
 import ast
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import re
 import signal
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,8 +17,9 @@ from egokit.config.build import ConfigError, did_you_mean
 from egokit.config.resolve import as_submitted, outputs_folder, project_root, resolve, to_yaml
 from egokit.config.schema import Config
 from egokit.jobs.launch import Handle, changed_keys, expect_same
+from egokit.jobs.status import read_spec
 from egokit.notebook.open_run import NOTEBOOK_NAME, PARAMETERS, check_names
-from egokit.runs.files import locked
+from egokit.runs.files import locked, temporary_folder
 from egokit.runs.run_folder import FAILED_NOTEBOOK, NOTEBOOK, Run
 
 
@@ -112,7 +111,7 @@ def finished(name: str, parameters: dict) -> bool:
             used -= {checkpoints.fingerprint(checkpoints.find(config.init))}
         except checkpoints.WeightsError:
             return False
-    changed = any(changed_keys(json.loads(spec.read_text()), config, "opened")
+    changed = any(changed_keys(read_spec(spec.parent, "config"), config, "opened")
                   for spec in (folder / "jobs").glob("*/spec.json"))
     return not used and not changed and (folder / "params.yaml").read_text() == to_yaml(config)
 
@@ -159,10 +158,11 @@ def _execute(path: Path, folder: Path, parameters: dict, timeout: float | None) 
     from traitlets.config import Config
     monitor = _CellMonitor(timeout)
     with (_named(path.stem), _log(folder / "notebook.log") as log,
-          tempfile.TemporaryDirectory(prefix="egokit-") as sockets):
+          temporary_folder() as sockets):
         # ipc: no TCP port that other users of the machine could connect to; a temporary folder: in the working folder,
         # kernels would take each other's sockets
-        transport = Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}})
+        transport = Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel",
+                                              "connection_file": f"{sockets}/kernel.json"}})
         log.info(f"{path.name} begins with {parameters}")
         try:
             papermill.execute_notebook(str(path), str(unfinished_path), parameters=dict(parameters),

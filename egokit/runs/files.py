@@ -1,18 +1,29 @@
-"""Atomic files and folders (written under a temporary name, then renamed), and file locks."""
+"""Atomic files and folders (written under a temporary name, then renamed), and file locks.
+
+What is renamed is on the disk first, and its name afterwards: a power cut leaves the old file or the new one. What a
+killed process has left is removed by the next that writes to the same folder.
+"""
 import contextlib
 import errno
 import fcntl
+import functools
 import os
+import re
 import secrets
 import shutil
 import socket
 import stat
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from egokit.config.build import ConfigError
+
+TEMPORARY = re.compile(r"\..+-\d+-[0-9a-f]{8}\.part.*", re.DOTALL)  # the names that `temporary_path` gives
+QUICK = 0.002  # seconds of a look into a folder that are worth no thrift
+NO_FLUSH = (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EACCES, errno.EPERM)  # of folders
 
 
 def temporary_path(path: Path) -> Path:
@@ -31,15 +42,46 @@ def is_abandoned(part: Path) -> bool:
     made_by, process, _ = part.name.rpartition(".part")[0].rsplit("-", 2)
     if made_by.endswith(f".{socket.gethostname()}"):
         return not Path("/proc", process).exists()
-    return time.time() - part.stat().st_mtime > 86400
+    return time.time() - part.lstat().st_mtime > 86400
 
 
 def remove_abandoned(folder: Path, stem: str = "*") -> None:
     """Remove what killed processes left in a folder: the temporary files and folders of the paths called `stem`."""
     for part in folder.glob(f".{stem}.*-*-*.part*"):
-        with contextlib.suppress(FileNotFoundError):
-            if is_abandoned(part):
+        with contextlib.suppress(OSError):  # gone meanwhile, or another user's
+            if TEMPORARY.fullmatch(part.name) and is_abandoned(part):
                 shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink()
+
+
+@functools.lru_cache(maxsize=1000)
+def _next_look(folder: Path) -> list[float]:
+    """Return the time before which `_tidy` doesn't look into a folder again, in a list to be changed."""
+    return [0.0]
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what killed processes left in a folder; in a large one not at every call, so that it costs a hundredth."""
+    began, due = time.monotonic(), _next_look(folder)
+    if began >= due[0]:
+        remove_abandoned(folder)
+        now = time.monotonic()
+        due[0] = now + 100 * (now - began - QUICK)
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Yield a private folder among the system's temporary files, which is removed after the block, or later.
+
+    Those of killed processes are removed first.
+    """
+    place = Path(tempfile.gettempdir(), "egokit")
+    remove_abandoned(place.parent, place.name)
+    folder = temporary_path(place)
+    folder.mkdir(mode=0o700)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -51,13 +93,14 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     umask gives, whatever wrote it.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     temporary = temporary_path(path)
     try:
         yield temporary
         _to_disk(temporary)
         _restore_rights(temporary)
         os.replace(temporary, path)
+        _to_disk(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -70,15 +113,18 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
     long for many.
     """
     path = Path(path)
+    _make_folder(path.parent)
     temporary = temporary_path(path)
-    temporary.mkdir(parents=True)
+    temporary.mkdir()
     try:
         yield temporary
         for file in filter(Path.is_file, temporary.iterdir()):
             _to_disk(file)
             _restore_rights(file)
+        _to_disk(temporary)
         while not _take_place(temporary, path):
             pass  # another process put its own folder there in between
+        _to_disk(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -102,10 +148,28 @@ def _take_place(new: Path, path: Path) -> bool:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def _make_folder(folder: Path) -> None:
+    """Create a folder and those above it, if they are missing, and remove what killed processes left in it."""
+    missing = [folder, *folder.parents]
+    missing = missing[:next((number for number, path in enumerate(missing) if path.exists()), 0)]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        _to_disk(path.parent)
+    _tidy(folder)
+
+
 def _to_disk(path: Path) -> None:
-    """Flush a file to the disk."""
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
+    """Flush a file, or a folder's names, to the disk; some file systems can't do the latter, or need not."""
+    is_folder = path.is_dir()
+    try:
+        file = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(file)
+        finally:
+            os.close(file)
+    except OSError as error:
+        if not is_folder or error.errno not in NO_FLUSH:
+            raise
 
 
 def _restore_rights(path: Path) -> None:

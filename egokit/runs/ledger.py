@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -91,12 +92,13 @@ def read_run(path: Path) -> list[LedgerRow]:
     metrics, entries = Run(path.parent).metrics(), []
     try:
         for name, section in metrics.items():
+            _check_fields(name, section, section.keys() & {"task", "action"})
             task = _task_of(section, notebook)
             published = task.results() if task else _own_results(name, section)
             section_name = task.actions().get(section.get("action"), name) if task else name  # a job may have any name
             results = [result for result in published if result.section == section_name and result.in_ledger]
             if results:
-                _check_fields(name, section)
+                _check_fields(name, section, FIELDS if "recipe" in section else section.keys() & FIELDS.keys())
             for result in results:
                 result = _of_checkpoint(result, published, section)
                 if (value := section.get(result.metric)) is not None:
@@ -119,13 +121,13 @@ def _task_of(section: dict, notebook: str) -> type | None:
     return next((task for task in map(find, TASKS) if task.notebook == notebook), None)  # an older run's section
 
 
-def _check_fields(name: str, section: dict) -> None:
+def _check_fields(name: str, section: dict, fields: Iterable[str]) -> None:
     """Raise ValueError for a field of the wrong type.
 
     A section that an older version wrote may lack fields.
     """
-    for field, kind in FIELDS.items():
-        if (field in section or "recipe" in section) and type(section.get(field)) is not kind:
+    for field in FIELDS:
+        if field in fields and type(section.get(field)) is not (kind := FIELDS[field]):
             value = repr(section.get(field))[:40]
             raise ValueError(f"{field!r} of section {name!r} is {value}, expected {kind.__name__}")
 

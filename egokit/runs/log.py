@@ -3,16 +3,59 @@
 The log itself is the only source; both views can be made again from it.
 """
 import contextlib
-import json
 import math
 import os
 from array import array
 from pathlib import Path
 
+from egokit.config.access import exists
+from egokit.config.json_file import COUNT, HUGE, TIME, check_fields, parse_json
+
 POSITION = {"kind", "step", "steps", "epoch", "best", "time"}  # keys of a line that are no scalars
 GROUPS = {"loss": "loss", "lr": "optimizer", "lr_heads": "optimizer", "grad_norm": "optimizer", "scale": "optimizer",
           "skipped": "optimizer", "bad": "data", "data_s": "speed", "step_s": "speed", "clips_per_s": "speed",
           "eta_s": "speed", "memory_gib": "speed"}
+LONGEST = 16 << 20  # bytes of a line
+PREDICTIONS = [{"text": str, "clips": [COUNT], "scores": [float], "relevancy": [float], "rank": (COUNT, ...)}]
+EVENT = {"kind": str, "step": (COUNT, ...), "steps": (COUNT, ...), "epoch": (COUNT, ...), "time": (TIME, ...),
+         "eta_s": (TIME, None, ...), "best": (bool, ...), "score": (str, ...), "watched": ({...: (float, None)}, ...),
+         "predictions": (PREDICTIONS, ...), "plan": (str, ...), "notebook": (str, ...), "seconds": (float, None, ...)}
+
+
+def parse_event(line: bytes) -> dict:
+    """Return the event in a line of the log; raise ValueError if the line is damaged."""
+    event = parse_json(line)
+    check_fields(event, EVENT)
+    is_positioned = "steps" in event or event["kind"] in ("step", "validation", "extract")
+    for name, is_needed in (("step", is_positioned), ("epoch", "predictions" in event)):
+        if is_needed and name not in event:
+            raise ValueError(f"{name!r} is missing, which is expected here")
+    return event
+
+
+def read_events(folder: Path) -> tuple[list[dict], str]:
+    """Return the events of a run's log.jsonl, and what is damaged in it: a sentence for a user, "" if nothing is.
+
+    Damaged lines are left out. A torn last line, which a process may be writing, is left out and not mentioned.
+
+    Raises:
+        PermissionError: this user may not read it.
+    """
+    path, events, damage, count = folder / "log.jsonl", [], "", 0
+    if not exists(path):
+        return [], ""
+    if not path.is_file():
+        return [], f"{path} is not a regular file: move it away"
+    with open(path, "rb") as file:
+        for number, line in enumerate(iter(lambda: file.readline(LONGEST), b""), 1):
+            try:
+                events.append(parse_event(line))
+            except ValueError as error:
+                if line.endswith(b"\n") or len(line) == LONGEST:
+                    count += 1
+                    damage = damage or f"{path}: line {number} is damaged, {error}"
+    more = f" (and {count - 1} more lines)" if count > 1 else ""
+    return events, damage and f"{damage}{more}; it is left out: delete it"
 
 
 def scalars(event: dict) -> dict[str, float]:
@@ -26,7 +69,8 @@ def scalars(event: dict) -> dict[str, float]:
     is_validation = event["kind"] == "validation"
     watched = {f"watched/{name}": value for name, value in event.get("watched", {}).items() if value is not None}
     return watched | {f"{'validation' if is_validation else GROUPS.get(name, 'loss')}/{name}": value
-            for name, value in event.items() if name not in POSITION and isinstance(value, (int, float))}
+            for name, value in event.items()
+            if name not in POSITION and isinstance(value, (int, float)) and abs(value) < HUGE}
 
 
 class Columns:
@@ -84,7 +128,7 @@ class History:
 
         A torn last line waits for the next call.
         """
-        if not self.path.exists():
+        if not self.path.is_file():
             return False
         with open(self.path, "rb") as file:
             file.seek(self._offset - len(self._last))
@@ -92,12 +136,12 @@ class History:
                 self._clear()
                 file.seek(0)
             before = self._offset
-            for line in file:
-                if not line.endswith(b"\n"):
+            for line in iter(lambda: file.readline(LONGEST), b""):
+                if not line.endswith(b"\n") and len(line) < LONGEST:
                     break
                 self._offset, self._last = self._offset + len(line), line
-                with contextlib.suppress(json.JSONDecodeError):
-                    self._add(json.loads(line))
+                with contextlib.suppress(ValueError):  # jobs.runs_table says which line is damaged
+                    self._add(parse_event(line))
         return self._offset != before
 
     def _add(self, event: dict) -> None:
@@ -145,7 +189,8 @@ class TensorBoardLog:
         from tensorboard.compat.proto.summary_pb2 import Summary
         values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars(event).items()]
         if values:
-            self.writer.add_event(Event(step=event["step"], wall_time=event["time"], summary=Summary(value=values)))
+            at = {"step": event["step"], "wall_time": event.get("time", 0)}
+            self.writer.add_event(Event(**at, summary=Summary(value=values)))
 
     def flush(self) -> None:
         """Write buffered events to the file, for a running TensorBoard."""

@@ -7,7 +7,6 @@
 Whole files are written atomically: a reader never sees half of one, and a kill leaves the previous version. What the
 numbers mean is defined in tasks/.
 """
-import contextlib
 import json
 import math
 import os
@@ -15,11 +14,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from egokit.config.json_file import check_fields, read_json
+from egokit.runs.array_file import read_arrays
 from egokit.runs.files import atomic_path, write_text
+from egokit.runs.log import read_events
 
 NOTEBOOK, FAILED_NOTEBOOK = "notebook.ipynb", "notebook.failed.ipynb"  # the executed notebook in its run folder
 DEVICES = "devices.txt"  # in a job's folder: the device of each rank, one per line
 AGAIN = "delete it, and the run's notebook, or 'egokit submit', writes it again"  # the fix for a bad metrics.json
+SECTION = {"finished": (bool, ...), "score": (str, ...), "init_sha256": (str, ...)}  # fields of one of its sections
 
 
 def _plain(value):
@@ -99,14 +102,8 @@ class Run:
             self.board.flush()
 
     def read_log(self) -> list[dict]:
-        """Return all events of log.jsonl; none if there is no log."""
-        path = self.path / "log.jsonl"
-        events = []
-        if path.exists():
-            for line in path.read_text().splitlines():
-                with contextlib.suppress(json.JSONDecodeError):
-                    events.append(json.loads(line))
-        return events
+        """Return the events of log.jsonl, without damaged lines; none if there is no log."""
+        return read_events(self.path)[0]
 
     def truncate_log(self, keep: Callable[[dict], bool]) -> None:
         """Keep only the events for which `keep` is true, and begin TensorBoard's copy of the log.
@@ -126,15 +123,15 @@ class Run:
             ValueError: the file is damaged; the message names it.
         """
         path = self.path / "metrics.json"
-        if not path.exists():
+        if (sections := read_json(path, object, AGAIN)) is None:
             return {}
-        try:
-            sections = json.loads(path.read_text())
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}: not JSON ({error}); {AGAIN}") from None
         if not isinstance(sections, dict) or not all(isinstance(section, dict) for section in sections.values()):
             raise ValueError(f'{path}: expected sections of metrics {{"finetune": {{"mAP": …}}, …}}, '
                              f'found {repr(sections)[:60]}; {AGAIN}')
+        try:
+            check_fields(sections, {...: SECTION})
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}; {AGAIN}") from None
         return sections
 
     def write_metrics(self, section: str, values: dict) -> None:
@@ -161,11 +158,10 @@ class Run:
 
         Raises:
             FileNotFoundError: the section has not been evaluated.
+            ValueError: the file is damaged; the message names it.
         """
-        import numpy as np
         path = self.path / f"rows-{section}.npz"
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: section {section!r} of this run has not been evaluated")
-        with np.load(path) as saved:
-            rows = {key: saved[key] for key in saved.files}
+        rows = read_arrays(path, AGAIN)
         return rows, rows.pop("prompts", None)

@@ -7,7 +7,6 @@ import csv
 import io
 import itertools
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
@@ -27,7 +26,7 @@ from egokit.prep.measure import frame_rate, scan
 from egokit.prep.pictures import UNSTATED, Comparison, shrink
 from egokit.prep.verify import squeezed
 from egokit.prep.video import run_ffmpeg
-from egokit.runs.files import atomic_path
+from egokit.runs.files import atomic_path, temporary_folder
 from egokit.search.searcher import Hit, timecode
 from egokit.tasks.windows import reason
 
@@ -171,8 +170,8 @@ def export(hits: list[Hit], folder: str | Path, on_error: Callable[[str], None] 
 
 def encode_preview(hit: Hit) -> tuple[bytes, bytes, float]:
     """Return (MP4 of at most 240 lines, JPEG of its middle frame, height / width) for a page."""
-    with tempfile.TemporaryDirectory(prefix="egokit-") as folder:
-        path, picture = Path(folder) / "clip.mp4", io.BytesIO()
+    with temporary_folder() as folder:
+        path, picture = folder / "clip.mp4", io.BytesIO()
         middle = Image.fromarray(encode_clip(hit, path, height=PREVIEW, quality=27))
         if middle.height > PREVIEW:
             middle = middle.resize((max(1, round(middle.width * PREVIEW / middle.height)), PREVIEW))

@@ -17,15 +17,15 @@ import numpy as np
 import torch
 
 from egokit.config.build import ConfigError, differences
-from egokit.config.names import check_name, check_path_within, printable
+from egokit.config.names import printable
 from egokit.config.schema import Config, Positive, TaskConfig
-from egokit.data.annotation_json import read_json
 from egokit.data.video import frame_sampling, open_video
 from egokit.data.video.open_video import VideoError
 from egokit.model import checkpoints
 from egokit.runs.files import remove_abandoned, write_text
 from egokit.runs.run_folder import Run
 from egokit.search import vector_index
+from egokit.search.manifest import read_manifest
 from egokit.tasks.base import Task
 from egokit.tasks.windows import Windows, embed_windows, in_damage, read_damage, reading, write_damage, write_each
 from egokit.train import distributed
@@ -89,26 +89,6 @@ def list_videos(config: Config) -> list[dict]:
         raise ConfigError(f"no videos in {folder}: expected files that end in {' '.join(open_video.SUFFIXES)}")
     videos.sort(key=lambda video: video["video"])
     return videos[:config.data.limit or None]
-
-
-def read_manifest(folder: Path) -> dict:
-    """Return the manifest of an index folder, which may be another user's; {} where there is none.
-
-    A damaged one, or one that names something outside of its folder, raises ValueError, which says what to do.
-    """
-    path, fix = folder / "manifest.json", f"delete {folder}, and the same command makes the index again"
-    manifest, kinds = read_json(path, fix) if path.exists() else {}, ("videos", "unreadable")
-    if not isinstance(manifest, dict) or not all(isinstance(manifest.get(kind, []), list) for kind in kinds):
-        raise ValueError(f"{path}: expected lists of {' and '.join(kinds)}, found {manifest!r:.80}; {fix}")
-    for kind in kinds:
-        for number, line in enumerate(manifest.get(kind, [])):
-            try:
-                check_name(line["name"])
-                if kind == "videos":
-                    check_path_within(line["video"])
-            except (ValueError, LookupError, TypeError) as error:
-                raise ValueError(f"{path}, {kind} {number}: {line!r:.200}: {error}; {fix}") from None
-    return manifest
 
 
 def is_up_to_date(config: Config, folder: Path) -> bool:
@@ -271,7 +251,7 @@ class Search(Task):
         lines, dimension = [], 0
         for video in videos:
             if video["name"] not in unreadable:
-                rows = np.load(folder / f"{video['name']}.npy", mmap_mode="r")
+                rows = vector_index.load(folder / f"{video['name']}.npy")
                 start, stop = float(rows["start"][0]), float(rows["stop"][-1])
                 lines.append(video | {"start": start, "seconds": stop - start, "clips": len(rows)}
                              | read_damage(folder / f"{video['name']}.npy"))

@@ -13,12 +13,16 @@ from pathlib import Path
 
 import numpy as np
 
+from egokit.config.json_file import COUNT, read_json
+from egokit.model.checkpoints import fingerprint
+from egokit.runs.array_file import read_array
 from egokit.runs.files import atomic_folder, atomic_path, write_text
 
 EXACT = 1 << 28      # bytes searched exactly, in some tenths of a second: 32,000 clips of 4096 numbers; above, by faiss
 BLOCK = 32 << 20     # bytes read at once
 REDUCED, CODE = 128, 32  # a vector in faiss: its dimensions after reduction by `directions`, and bytes of its code
 GONE = np.iinfo(np.int64).min  # in place of a distance: the clip's file is gone
+MADE_AGAIN = "delete it: the same command, or cell, makes it again"
 CANDIDATES = 2000    # that faiss proposes for a query; their cosines are computed from the files
 
 
@@ -41,6 +45,16 @@ def save(path: Path, start_N: np.ndarray, stop_N: np.ndarray, vector_NE: np.ndar
     rows["vector"] = unit(vector_NE)
     with atomic_path(path) as temporary:
         np.save(temporary, rows)
+
+
+def load(path: Path) -> np.ndarray:
+    """Return one video's clips, memory-mapped.
+
+    Raises:
+        ValueError: The file is damaged; the message names it.
+    """
+    return read_array(path, MADE_AGAIN, lambda dtype: dtype.names and "vector" in dtype.names
+                      and len(dtype["vector"].shape) == 1 and dtype == record(dtype["vector"].shape[0]))
 
 
 def unit(query_QE: np.ndarray) -> np.ndarray:
@@ -77,7 +91,12 @@ class VectorIndex:
 
     def rows(self, file: int) -> np.ndarray:
         """Return one file's clips, memory-mapped."""
-        return np.load(self.folder / f"{self.names[file]}.npy", mmap_mode="r")
+        path, clips = self.folder / f"{self.names[file]}.npy", self.first[file + 1] - self.first[file]
+        rows = load(path)
+        if rows.shape != (clips,) or rows["vector"].shape[1] != self.dimension:
+            raise ValueError(f"{path}: {rows.shape} vectors of {rows['vector'].shape[-1]} numbers, expected {clips} of "
+                             f"{self.dimension}; {MADE_AGAIN}")
+        return rows
 
     def locate(self, number: int) -> tuple[int, np.void]:
         """Return the file and the record of a clip."""
@@ -175,7 +194,8 @@ class VectorIndex:
         with atomic_folder(self.folder / "approximate") as temporary:
             faiss.write_index(index, str(temporary / "index.faiss"))
             np.save(temporary / "reduce.npy", reduce_DE)
-            write_text(temporary / "files.json", json.dumps({"names": self.names, "first": self.first.tolist()}))
+            write_text(temporary / "files.json", json.dumps({"names": self.names, "first": self.first.tolist(),
+                                                             "sha256": fingerprint(temporary / "index.faiss")}))
         self._faiss_index = None
 
     def directions(self, share: int) -> np.ndarray:
@@ -196,15 +216,28 @@ class FaissIndex:
     """A built faiss index in memory.
 
     Inside, clips have the numbers that they had when it was built; `candidates` returns their present ones.
+
+    Raises:
+        ValueError: One of its files is damaged; the message names it.
     """
 
     def __init__(self, vectors: VectorIndex):
         import faiss
         folder = vectors.folder / "approximate"
-        files = json.loads((folder / "files.json").read_text())
-        self.index = faiss.read_index(str(folder / "index.faiss"))
-        self.reduce_DE = np.load(folder / "reduce.npy")
+        fix = f"delete {folder}: all clips are searched exactly then, until the index is brought up to date"
+        files = read_json(folder / "files.json", {"names": [str], "first": [COUNT], "sha256": (str, ...)}, fix)
+        path = folder / "index.faiss"
+        if not path.is_file() or files.get("sha256", fingerprint(path)) != fingerprint(path):
+            raise ValueError(f"{path} is not the file that was written; {fix}")
+        try:
+            self.index = faiss.read_index(str(path))
+        except RuntimeError as error:
+            raise ValueError(f"{path}: faiss can't read it ({str(error).splitlines()[-1]}); {fix}") from None
+        self.reduce_DE = read_array(folder / "reduce.npy", fix)
         self.names, self.first = files["names"], np.array(files["first"], np.int64)
+        if (self.reduce_DE.shape, len(self.first)) != ((self.index.d, vectors.dimension), len(self.names) + 1) \
+                or (np.diff(self.first) < 0).any() or self.index.ntotal != self.first[-1]:
+            raise ValueError(f"{folder}: its files don't belong together; {fix}")
         place = {name: file for file, name in enumerate(vectors.names)}
         # what to add to a built number to get the same clip's present one
         self.moved = np.array([vectors.first[place[name]] - first if name in place else GONE

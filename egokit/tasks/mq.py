@@ -15,6 +15,7 @@ from typing import ClassVar, Literal, get_args
 import numpy as np
 import torch
 
+from egokit.config.json_file import read_json
 from egokit.config.names import check_name
 from egokit.config.schema import Config, Count, Positive, TaskConfig
 from egokit.data import annotation_json
@@ -22,7 +23,8 @@ from egokit.data.annotation_json import SPLITS
 from egokit.data.site_checks import EGO4D, PREP, Checks, Finding
 from egokit.data.video import frame_sampling
 from egokit.data.video.open_video import VideoError
-from egokit.model import checkpoints
+from egokit.model import checkpoints, tensor_file
+from egokit.runs.array_file import read_array
 from egokit.runs.files import atomic_path, remove_abandoned, write_text
 from egokit.runs.ledger import Result
 from egokit.runs.run_folder import Run
@@ -206,7 +208,7 @@ def delete_outdated(run: Run, folder: Path, clips: list[dict], suffix: str) -> l
     """
     path = run.path / "clips.json"
     current = {clip["clip_uid"]: [clip["video_uid"], clip["start"], clip["stop"]] for clip in clips}
-    recorded = json.loads(path.read_text()) if path.exists() else {}
+    recorded = read_json(path, {...: list}, "delete it: all features are made again") or {}
     made = sorted(file.stem for file in folder.glob(f"[!.]*.{suffix}"))
     changed = [uid for uid in made if uid in current and recorded.get(uid) != current[uid]]
     unlisted = [uid for uid in made if uid not in current]
@@ -230,7 +232,8 @@ def save(path: Path, feature: torch.Tensor) -> None:
         if path.suffix == ".npy":
             np.save(temporary, feature.numpy())
         else:
-            torch.save(feature, temporary)
+            with open(temporary, "wb") as file:  # a path's name would stand in the file
+                torch.save(feature, file)
 
 
 def read_manifest(run: Run) -> dict:
@@ -241,19 +244,38 @@ def read_manifest(run: Run) -> dict:
         ValueError: it is damaged; the message names it.
     """
     path, fix = run.path / "features" / "manifest.json", "delete it and extract the features again"
-    manifest = annotation_json.read_json(path, fix)
+    manifest = read_json(path, {"format": str, "clips": [{"clip_uid": str}]}, fix)
+    if manifest is None:
+        raise FileNotFoundError(f"{path} is missing; {fix}")
     try:
         if manifest["format"] not in get_args(Format):
             raise ValueError(f"format {manifest['format']!r:.80}: expected {' or '.join(get_args(Format))}")
         for clip in manifest["clips"]:
             check_name(clip["clip_uid"])
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
         raise ValueError(f"{path}: not a list of features ({error}); {fix}") from None
     return manifest
 
 
 def stored(path: Path) -> np.ndarray:
-    """Return one clip's (features, E), memory-mapped."""
+    """Return one clip's (features, E), memory-mapped.
+
+    Raises:
+        ValueError: the file is damaged; the message names it.
+    """
+    fix = "delete it, and the run's notebook, or 'egokit submit', makes it again"
     if path.suffix == ".npy":
-        return np.load(path, mmap_mode="r")
-    return torch.load(path, mmap=True, weights_only=True).numpy()
+        feature = read_array(path, fix)
+    else:
+        try:
+            with open(path, "rb") as file:  # before PyTorch's reader, which follows all that is in a pickle
+                if not isinstance(tensor_file.open_lazily(file), tensor_file.Stored):
+                    raise TypeError("no tensor")
+            feature = torch.load(path, mmap=True, weights_only=True).numpy()
+        except OSError:
+            raise
+        except Exception as error:  # torch and zipfile raise errors of a dozen kinds
+            raise ValueError(f"{path}: no whole file of features ({type(error).__name__}); {fix}") from None
+    if feature.ndim != 2 or feature.dtype.kind != "f":
+        raise ValueError(f"{path}: {feature.dtype} of shape {feature.shape}, expected (features, dimension); {fix}")
+    return feature

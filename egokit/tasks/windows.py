@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from egokit.config.json_file import read_json
 from egokit.data.loader import Samples, build_loader, move_to_device
 from egokit.data.video import open_video
 from egokit.data.video.timeline import VideoError, advice
@@ -170,6 +171,11 @@ def reason(error: Exception) -> str:
 # A small file beside the embeddings of a video remembers its damage, because an interrupted job does not read it again.
 # A video without damage has none.
 
+TIMES = {"share": float, "times": [[float]]}
+DAMAGE = {name: (shape, ...) for name, shape in TIMES.items()} | {
+    "start": (float, ...), "seconds": (float, ...), "damaged": (TIMES, ...)}  # EgoMQ's or a search's
+
+
 def write_damage(path: Path, damage: dict) -> None:
     """Write what is damaged in the video whose embeddings are about to be written to `path`."""
     write_text(path.with_suffix(".json"), json.dumps(damage))
@@ -178,4 +184,4 @@ def write_damage(path: Path, damage: dict) -> None:
 def read_damage(path: Path) -> dict:
     """Return what `write_damage` wrote for the embeddings in `path`, {} where nothing is damaged."""
     path = path.with_suffix(".json")
-    return json.loads(path.read_text()) if path.exists() else {}
+    return read_json(path, DAMAGE, "delete it and the file beside it: they are made again") or {}

@@ -117,7 +117,7 @@ def draw(run: Run, history: History, state: str):
     waiting.set_title(f"{100 * recent_median(share):.0f} % waiting for data:\n{verdict}" if len(share) else
                       "waiting for data", color=WRONG if bound else "black")
     waiting.axhline(100 * DATA_BOUND, color="grey", linestyle=":", linewidth=1)
-    skipped = training["optimizer/skipped"]
+    skipped = np.nan_to_num(training["optimizer/skipped"])
     norm.set(title=f"gradient norm, {int(skipped[-1]) if len(skipped) else 0} steps skipped", ylabel="gradient norm",
              yscale="log")
     draw_line(norm, steps, training["optimizer/grad_norm"])
