@@ -27,18 +27,21 @@ def cell(value, number: str = "") -> str:
         value: Anything; None and NaN are a dash.
         number: The format of a number; "" shows whole ones as they are and others with one decimal.
     """
-    if value is None or (isinstance(value, float) and value != value):
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if value is None or (is_number and value != value):
         return "–"
-    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+    if is_number and abs(value) < 1e15:
         value = (number or ("{:,}" if isinstance(value, numbers.Integral) else "{:,.1f}")).format(value)
     return escape(value)
 
 
-def styled(frame, texts: Sequence[str], formats: dict[str, str] | None = None, below: Sequence[str] = ()):
-    """Return a DataFrame as a table for a notebook; its cells and headings may hold anything.
+def styled(rows: list[tuple], columns: list[str], texts: Sequence[str], formats: dict[str, str] | None = None,
+           below: Sequence[str] = ()):
+    """Return rows as a table for a notebook; its cells may hold anything.
 
     Args:
-        frame: The DataFrame; its index is not shown.
+        rows: The cells of each row.
+        columns: The headings.
         texts: The columns of text, which are aligned to the left.
         formats: {column: the format of its numbers}, where it is not that of `cell`.
         below: Lines of text below the table.
@@ -46,6 +49,9 @@ def styled(frame, texts: Sequence[str], formats: dict[str, str] | None = None, b
     Returns:
         A pandas Styler; its `data` is the DataFrame.
     """
+    import pandas as pd
+    # dtype object: other columns of text can't hold every file name, and one of floats turns whole numbers into floats
+    frame = pd.DataFrame(rows, columns=columns, dtype=object)
     style = frame.style.hide(axis="index").set_table_attributes(f'class="{NO_FORMULAS}"')
     style.format({name: functools.partial(cell, number=(formats or {}).get(name, "")) for name in frame.columns})
     style.format_index(cell, axis="columns")

@@ -70,12 +70,11 @@ def grid(hits: list[Hit]):
 
 def table(hits: list[Hit]):
     """Return the hits as a table."""
-    import pandas as pd
     rows = [(rank, hit.video, hit.time, hit.cosine, hit.match, hit.note) for rank, hit in enumerate(hits, 1)]
-    frame = pd.DataFrame(rows, columns=["rank", "video", "time", "cosine", "match", "note"])
+    columns = ["rank", "video", "time", "cosine", "match", "note"]
     if not any(hit.note for hit in hits):
-        frame = frame.drop(columns="note")
-    return styled(frame, ["video"], {"cosine": "{:.3f}", "match": "{:.3f}"}, getattr(hits, "notes", ()))
+        rows, columns = [row[:-1] for row in rows], columns[:-1]
+    return styled(rows, columns, ["video"], {"cosine": "{:.3f}", "match": "{:.3f}"}, getattr(hits, "notes", ()))
 
 
 def browser(searcher: Searcher, text: str, top: int = 12, rerank: int = 0):

@@ -191,4 +191,4 @@ def recent_median(values) -> float:
 
 def label(name: str) -> str:
     """Return a column's name for a legend: 'loss/ego_nce' becomes 'ego nce'."""
-    return in_legend(name.rpartition("/")[2].replace("_", " "))
+    return in_legend((name.partition("/")[2] or name).replace("_", " "))

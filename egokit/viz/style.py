@@ -18,7 +18,7 @@ DASHES = {"solid": "solid", "dashed": (0, (2, 1)), "dotted": (0, (1, 1))}  # of 
 HEADING = 105  # characters of a heading in one line
 CHART = 1.55  # width of the chart beside a row of pictures, in widths of a picture
 CHARACTER = 0.08  # inches of a caption's average one
-MAX_NAME = 44  # characters of a name beside a line or in a legend
+MAX_NAME, MAX_LEGEND = 44, 24  # characters of a name beside a line, and in a legend
 WIDTH = 12  # inches; JupyterLab and slides shrink wider figures, and text must not fall below 11 points
 STYLE = {"font.size": 12, "axes.titlesize": 13, "legend.fontsize": 11, "xtick.labelsize": 11, "ytick.labelsize": 11,
          "figure.dpi": 100, "figure.facecolor": "white", "savefig.facecolor": "white", "axes.spines.top": False,
@@ -120,7 +120,7 @@ def wrapped(text: str, width: int, limit: int = MAX_SHOWN) -> str:
 
 def in_legend(name: str) -> str:
     """Return a name as the label of a legend, from which matplotlib leaves out those that begin with "_"."""
-    text = shown(name, MAX_NAME)
+    text = shown(name, MAX_LEGEND)
     return f" {text}" if text.startswith("_") else text
 
 

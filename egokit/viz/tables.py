@@ -19,11 +19,10 @@ def results(run: Run):
 
 def table(pairs: list[tuple]):
     """Return (Result, contents of metrics.json) pairs as a styled DataFrame, all numbers in %."""
-    import pandas as pd
     rows = [(result.name, metrics.get("chance", {}).get(result.chance), metrics[result.section].get(result.metric),
              None if result.metric.endswith(DUAL_SOFTMAX) else result.published) for result, metrics in pairs]
-    frame = pd.DataFrame(rows, columns=["benchmark (%)", "chance", "this run", "published, real data"])
-    return styled(frame, ["benchmark (%)"], dict.fromkeys(frame.columns, "{:.1f}"))
+    columns = ["benchmark (%)", "chance", "this run", "published, real data"]
+    return styled(rows, columns, columns[:1], dict.fromkeys(columns, "{:.1f}"))
 
 
 def published(run: Run):
@@ -42,15 +41,20 @@ def published(run: Run):
     figure = new_figure(figsize=(11, 0.8 + 0.42 * len(results)))
     axis = figure.subplots()
     dot_plot(axis, [result.name for _, result in results], {
-        name: np.array([value if isinstance(value, (int, float)) else np.nan for value in values], float)
+        name: np.array([value if _is_percentage(value) else np.nan for value in values], float)
         for name, values in series.items()})
     for line, ((name, result), value) in enumerate(zip(results, ours, strict=True)):
-        ours_in_words = f"not yet here: run {name}" if value is None else \
-            f"{value:.1f} here" if isinstance(value, (int, float)) else f"no number here: {shown(value, 20)}"
-        axis.text(102, line, f"{result.published:.1f} published, {ours_in_words}", va="center", fontsize=11)
+        here = f"not yet here: run {name}" if value is None else \
+            f"{value:.1f} here" if _is_percentage(value) else f"no percentage here: {shown(value, 20)}"
+        axis.text(102, line, f"{result.published:.1f} published, {here}", va="center", fontsize=11)
     axis.set(xlabel="%", title=f"runs “{shown(run.path.name, 80)}” of the other notebooks")
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False)
     return save_figure(figure, run, "published")
+
+
+def _is_percentage(value) -> bool:
+    """Return whether a value of metrics.json can be drawn."""
+    return isinstance(value, (int, float)) and 0 <= value <= 100
 
 
 def ledger(outputs=None):
@@ -59,14 +63,12 @@ def ledger(outputs=None):
     Args:
         outputs: The folder of all runs; None is the project's outputs/.
     """
-    import pandas as pd
-
     from egokit.runs.ledger import read, rows
     entries = read(outputs)
     lines = [(shown(benchmark, MAX_NAME), shown(run, MAX_NAME), *rest) for benchmark, run, *rest in rows(entries)]
-    frame = pd.DataFrame(lines, columns=["benchmark (%)", "run", "published", "this run", "difference", "differs in"])
-    formats = {"published": "{:.1f}", "this run": "{:.1f}", "difference": "{:+.1f}"}
-    style = styled(frame, ["benchmark (%)", "run", "differs in"], formats, entries.left_out)
+    style = styled(lines, ["benchmark (%)", "run", "published", "this run", "difference", "differs in"],
+                   ["benchmark (%)", "run", "differs in"],
+                   {"published": "{:.1f}", "this run": "{:.1f}", "difference": "{:+.1f}"}, entries.left_out)
     return style.set_properties(subset=["benchmark (%)", "run"], **{"white-space": "nowrap"})
 
 
@@ -80,12 +82,11 @@ def findings(checks: list):
 
     Checks that are not in order come first, each with its fix; then one line for each part counts those that are.
     """
-    import pandas as pd
     rows = [(check.part, check.state, check.what, check.message, check.fix) for check in checks if check.state != "ok"]
     fine = collections.Counter(check.part for check in checks if check.state == "ok")
     rows += [(part, "ok", f"{count} checks", "in order", "") for part, count in fine.items()]
-    frame = pd.DataFrame(rows, columns=["part", "state", "what", "found", "what to do"])
-    return styled(frame, list(frame.columns))
+    columns = ["part", "state", "what", "found", "what to do"]
+    return styled(rows, columns, columns)
 
 
 def metrics(values: dict):
@@ -98,12 +99,9 @@ def metrics(values: dict):
 
 def _named_numbers(groups: dict[str, dict]):
     """Return {group: {name: number}} as a table; a group's name stands beside its first number."""
-    import pandas as pd
     rows = [("" if number else group, key.replace("_", " "), value) for group, values in groups.items()
             for number, (key, value) in enumerate(values.items())]
-    # dtype object: a column of floats would turn whole numbers into floats, too
-    frame = pd.DataFrame(rows, columns=["", "name", "value"], dtype=object)
-    return styled(frame, ["", "name"])
+    return styled(rows, ["", "name", "value"], ["", "name"])
 
 
 def files(run: Run):
@@ -111,10 +109,9 @@ def files(run: Run):
 
     What exists only while a notebook runs headless is left out, as are jobs/ and batch/.
     """
-    import pandas as pd
     paths = [path for path in sorted(run.path.rglob("*")) if path.is_file() and not path.name.startswith(".")
              and not {"jobs", "batch", "lock", FAILED_NOTEBOOK} & set(path.relative_to(run.path).parts)]
     rows = [(str(path.relative_to(run.path)), f"{path.stat().st_size / 1024:,.0f} kB") for path in paths[:MAX_FILES]]
     rows += [(f"… and {len(paths) - MAX_FILES} more", "")] if len(paths) > MAX_FILES else []
-    frame = pd.DataFrame(rows, columns=[f"in outputs/{run.path.parent.name}/{run.path.name}", "size"])
-    return styled(frame, [frame.columns[0]])
+    columns = [shown(f"in outputs/{run.path.parent.name}/{run.path.name}"), "size"]
+    return styled(rows, columns, columns[:1])
