@@ -99,10 +99,9 @@ def check_figure(figure, texts, legends=()) -> None:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for _ in range(2):  # a notebook draws a figure again
-            canvas = FigureCanvasAgg(figure)
-            canvas.draw()
-            box = figure.get_tightbbox(canvas.get_renderer())
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        box = figure.get_tightbbox(canvas.get_renderer())
     assert box.width < 30 and box.height < 250, box
     drawn = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
     assert not any(text._preprocess_math(text.get_text())[1] for text in drawn), "no formulas, no TeX"

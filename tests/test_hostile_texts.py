@@ -9,7 +9,7 @@ import matplotlib
 import pytest
 from conftest import ROOT
 from hostile import FILES, NAME, TEXTS, check_figure, check_html
-from hostile_tasks import WORDS, evaluated, job_of, trained, with_files
+from hostile_tasks import DRAWN, FEW, WORDS, evaluated, job_of, trained, with_files
 
 import egokit
 from egokit import search, tasks, viz
@@ -33,29 +33,29 @@ def module(name):
 # and what legends name); `own` has the project's fixtures
 
 def accuracy_by_word(folder, own):
-    _, task, _, run = evaluated(folder)
-    return viz.accuracy_by_word(task, run, NAME), WORDS[:10], [NAME]
+    _, task, _, run = evaluated(folder, DRAWN)
+    return viz.accuracy_by_word(task, run, NAME), DRAWN[:10], DRAWN[:3]
 
 
 def average_precisions(folder, own):
-    task, _, run, _ = evaluated(folder)
-    return viz.average_precisions(task, run, *NAMED), WORDS, NAMED
+    task, _, run, _ = evaluated(folder, DRAWN)
+    return viz.average_precisions(task, run, *NAMED), DRAWN, NAMED
 
 
 def retrieval_by_word(folder, own):
-    task, _, run, _ = evaluated(folder)
-    return viz.retrieval_by_word(task, run, *NAMED), WORDS[:10], NAMED
+    task, _, run, _ = evaluated(folder, DRAWN)
+    return viz.retrieval_by_word(task, run, *NAMED), DRAWN[:10], NAMED
 
 
 def batch(folder, own):
-    return viz.batch(evaluated(folder)[0], Run(folder / NAME), count=len(WORDS)), WORDS, ()
+    return viz.batch(evaluated(folder, DRAWN)[0], Run(folder / NAME), count=len(DRAWN)), DRAWN, ()
 
 
 def narrations(folder, own):
     config, root = own.copied[0](own.resolve()), own.copied[1]
     lines = (root / "egoclip.csv").read_text().splitlines()
     at = lines[0].split("\t").index("clip_text")
-    texts = [text for text in WORDS
+    texts = [text for text in DRAWN
              if len(text) < 999 and text != "None" and not set("\t\n\r\v\0\"\u2028\udcff") & set(text)]
     rows = [line.split("\t") for line in lines[1:]]
     rows = [row for row in rows if len(row) == len(lines[0].split("\t"))][:len(texts)]
@@ -74,20 +74,30 @@ def watched(folder, own):
     return shows
 
 
+def questions(folder, own):
+    _, task, _, run = evaluated(folder, DRAWN)
+    return viz.questions(task, run, NAME, len(DRAWN)), DRAWN, ()
+
+
+def retrieved(folder, own):
+    task, _, run, _ = evaluated(folder, DRAWN)
+    return viz.retrieved(task, run, NAME, len(DRAWN)), DRAWN, ()
+
+
 def question(folder, own):
-    task = evaluated(folder)[1]
-    return [viz.question(task, number, Run(folder / "q")).figure for number in range(len(WORDS))], WORDS, ()
+    task = evaluated(folder, DRAWN)[1]
+    return [viz.question(task, number, Run(folder / "q")).figure for number in map(DRAWN.index, FEW)], FEW, ()
 
 
 def reranked(folder, own):
-    task = evaluated(folder)[0]
-    return [viz.reranked(hostile_tasks.Model(), task, text, Run(folder / "r")) for text in WORDS], WORDS, ()
+    task = evaluated(folder, DRAWN)[0]
+    return [viz.reranked(hostile_tasks.Model(), task, text, Run(folder / "r")) for text in FEW], FEW, ()
 
 
 def fusion(folder, own):
     model = egokit.load(own.checkpoint, tokenizer=own.resolve().site.tokenizer)
     frames = viz.question(tasks.make(own.resolve()).validation(), 0).pixels[0]
-    texts = [text for text in WORDS if "\udcff" not in text]  # which no tokenizer takes
+    texts = [text for text in FEW if "\udcff" not in text]  # which no tokenizer takes
     return [viz.fusion(model, frames, text) for text in texts], texts, ()
 
 
@@ -96,9 +106,9 @@ def features(folder, own):
     run = Run(folder / NAME)
     (run.path / "features").mkdir()
     torch.save(torch.rand(9, 4), run.path / "features/a.pt")
-    clips = [{"clip_uid": "a", "split": text, "start": 0.0, "stop": 1.0} for text in WORDS[:3]]
+    clips = [{"clip_uid": "a", "split": text, "start": 0.0, "stop": 1.0} for text in DRAWN[:3]]
     (run.path / "features/manifest.json").write_text(json.dumps({"format": "pt", "clips": clips}))
-    return viz.features(Run(folder / NAME)), WORDS[:3], ()
+    return viz.features(Run(folder / NAME)), DRAWN[:3], ()
 
 
 def browser(folder, own):
@@ -111,14 +121,12 @@ FIGURES = {
     "accuracy_by_word": accuracy_by_word, "average_precisions": average_precisions, "batch": batch,
     "curves": lambda folder, own: (viz.curves(trained(folder)), [NAME], [NAME.replace("_", "")]),
     "features": features, "fusion": fusion, "narrations": narrations,
-    "predictions": lambda folder, own: (watched(folder, own)[1], [NAME, *WORDS], ()),
+    "predictions": lambda folder, own: (watched(folder, own)[1], [NAME, *DRAWN], ()),
     "published": lambda folder, own: (viz.published(with_files(folder)), [NAME], ()),
     "question": question,
-    "questions": lambda folder, own: (viz.questions(evaluated(folder)[1], evaluated(folder)[3], NAME, len(WORDS)),
-                                      WORDS, ()),
+    "questions": questions,
     "reranked": reranked, "retrieval_by_word": retrieval_by_word,
-    "retrieved": lambda folder, own: (viz.retrieved(evaluated(folder)[0], evaluated(folder)[2], NAME, len(WORDS)),
-                                      WORDS, ()),
+    "retrieved": retrieved,
     "watch": lambda folder, own: (watched(folder, own), [], ()),
 }
 HTML = {
