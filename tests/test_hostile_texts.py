@@ -1,148 +1,21 @@
-"""Texts that somebody else wrote are shown as they are: in every figure, table, page and widget, and in Chromium."""
+"""Texts that somebody else wrote are shown as they are: in every figure, table, page and widget."""
 import ast
-import json
 import sys
-from types import SimpleNamespace
 
 import hostile_tasks
 import matplotlib
 import pytest
+from browser_pages import every
 from conftest import ROOT
-from hostile import FILES, NAME, TEXTS, check_figure, check_html
-from hostile_tasks import DRAWN, FEW, WORDS, evaluated, job_of, trained, with_files
+from hostile import NAME, TEXTS, check_figure, check_html
+from hostile_shows import FIGURES, HTML, NO_TEXT, SEARCH, found, markup
+from hostile_tasks import WORDS, evaluated, with_files
 
-import egokit
-from egokit import search, tasks, viz
+from egokit import search, viz
 from egokit.jobs.progress import ProgressBar
-from egokit.runs.ledger import Result
-from egokit.runs.run_folder import Run
 from egokit.runs.shown_text import MAX_SHOWN, shown
 from egokit.viz import queries
 from egokit.viz.browser import SCRIPT, card, widgets
-
-NAMED = [NAME, f"{NAME}-2"]
-RESULT = Result(NAME, NAME, NAME, 1.0, chance=NAME)
-
-
-def module(name):
-    """Return a module of egokit.viz, whose name in the package is its function."""
-    return sys.modules[f"egokit.viz.{name}"]
-
-
-# every public function that shows something: how it is given hostile texts -> (what it returns, the texts to be seen,
-# and what legends name); `own` has the project's fixtures
-
-def accuracy_by_word(folder, own):
-    _, task, _, run = evaluated(folder, DRAWN)
-    return viz.accuracy_by_word(task, run, NAME), DRAWN[:10], DRAWN[:3]
-
-
-def average_precisions(folder, own):
-    task, _, run, _ = evaluated(folder, DRAWN)
-    return viz.average_precisions(task, run, *NAMED), DRAWN, NAMED
-
-
-def retrieval_by_word(folder, own):
-    task, _, run, _ = evaluated(folder, DRAWN)
-    return viz.retrieval_by_word(task, run, *NAMED), DRAWN[:10], NAMED
-
-
-def batch(folder, own):
-    return viz.batch(evaluated(folder, DRAWN)[0], Run(folder / NAME), count=len(DRAWN)), DRAWN, ()
-
-
-def narrations(folder, own):
-    config, root = own.copied[0](own.resolve()), own.copied[1]
-    lines = (root / "egoclip.csv").read_text().splitlines()
-    at = lines[0].split("\t").index("clip_text")
-    texts = [text for text in DRAWN
-             if len(text) < 999 and text != "None" and not set("\t\n\r\v\0\"\u2028\udcff") & set(text)]
-    rows = [line.split("\t") for line in lines[1:]]
-    rows = [row for row in rows if len(row) == len(lines[0].split("\t"))][:len(texts)]
-    for row, text in zip(rows, texts, strict=False):
-        row[at] = text
-    (root / "egoclip.csv").write_text("\n".join([lines[0], *map("\t".join, rows)]) + "\n")
-    return viz.narrations(config, count=len(rows)), [row[at] for row in rows], ()
-
-
-def watched(folder, own):
-    run, shows = trained(folder), []
-    own.monkeypatch.setattr(module("predictions"), "pictures", lambda job: lambda number: own.grey)
-    own.monkeypatch.setattr(module("curves"), "curves", lambda run: shows.append(viz.curves(run)))
-    own.monkeypatch.setattr(module("curves"), "predictions", lambda job: shows.append(viz.predictions(job)))
-    viz.watch(job_of(run))
-    return shows
-
-
-def questions(folder, own):
-    _, task, _, run = evaluated(folder, DRAWN)
-    return viz.questions(task, run, NAME, len(DRAWN)), DRAWN, ()
-
-
-def retrieved(folder, own):
-    task, _, run, _ = evaluated(folder, DRAWN)
-    return viz.retrieved(task, run, NAME, len(DRAWN)), DRAWN, ()
-
-
-def question(folder, own):
-    task = evaluated(folder, DRAWN)[1]
-    return [viz.question(task, number, Run(folder / "q")).figure for number in map(DRAWN.index, FEW)], FEW, ()
-
-
-def reranked(folder, own):
-    task = evaluated(folder, DRAWN)[0]
-    return [viz.reranked(hostile_tasks.Model(), task, text, Run(folder / "r")) for text in FEW], FEW, ()
-
-
-def fusion(folder, own):
-    model = egokit.load(own.checkpoint, tokenizer=own.resolve().site.tokenizer)
-    frames = viz.question(tasks.make(own.resolve()).validation(), 0).pixels[0]
-    texts = [text for text in FEW if "\udcff" not in text]  # which no tokenizer takes
-    return [viz.fusion(model, frames, text) for text in texts], texts, ()
-
-
-def features(folder, own):
-    import torch
-    run = Run(folder / NAME)
-    (run.path / "features").mkdir()
-    torch.save(torch.rand(9, 4), run.path / "features/a.pt")
-    clips = [{"clip_uid": "a", "split": text, "start": 0.0, "stop": 1.0} for text in DRAWN[:3]]
-    (run.path / "features/manifest.json").write_text(json.dumps({"format": "pt", "clips": clips}))
-    return viz.features(Run(folder / NAME)), DRAWN[:3], ()
-
-
-def browser(folder, own):
-    task, choice, run, other = evaluated(folder)
-    pages = [viz.browser(task, run, NAME, f"{NAME}-2"), viz.browser(choice, other, NAME)]
-    return [*pages, *(file.read_text() for file in folder.glob("outputs/*/*/figures/browser*.html"))], [NAME], ()
-
-
-FIGURES = {
-    "accuracy_by_word": accuracy_by_word, "average_precisions": average_precisions, "batch": batch,
-    "curves": lambda folder, own: (viz.curves(trained(folder)), [NAME], [NAME.replace("_", "")]),
-    "features": features, "fusion": fusion, "narrations": narrations,
-    "predictions": lambda folder, own: (watched(folder, own)[1], [NAME, *DRAWN], ()),
-    "published": lambda folder, own: (viz.published(with_files(folder)), [NAME], ()),
-    "question": question,
-    "questions": questions,
-    "reranked": reranked, "retrieval_by_word": retrieval_by_word,
-    "retrieved": retrieved,
-    "watch": lambda folder, own: (watched(folder, own), [], ()),
-}
-HTML = {
-    "browser": browser,
-    "counts": lambda folder, own: (viz.counts(dict.fromkeys(WORDS, 1)), [word.replace("_", " ") for word in WORDS], ()),
-    "files": lambda folder, own: (viz.files(with_files(folder)), [*FILES, NAME], ()),
-    "findings": lambda folder, own: (viz.findings(hostile_tasks.findings()), WORDS, ()),
-    "ledger": lambda folder, own: (viz.ledger(with_files(folder).path.parents[1]), [NAME], ()),
-    "metrics": lambda folder, own: (viz.metrics(dict.fromkeys(WORDS, 1.5)), [word.replace("_", " ") for word in WORDS],
-                                    ()),
-    "results": lambda folder, own: (viz.results(with_files(folder)), [NAME], ()),
-    "table": lambda folder, own: (viz.table([(RESULT, {NAME: {NAME: text}, "chance": {NAME: [text]}})
-                                             for text in WORDS]), [NAME, *WORDS], ()),
-}
-NO_TEXT = {"strip"}
-SEARCH = {"browser", "grid", "table"}
 
 
 @pytest.fixture
@@ -155,23 +28,6 @@ def own(request, monkeypatch):
             return request.getfixturevalue(name)
     monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
     return Own()
-
-
-def markup(shows) -> list[str]:
-    """Return tables and pages as HTML."""
-    return [show if isinstance(show, str) else show.to_html() if hasattr(show, "to_html") else show.data
-            for show in (shows if isinstance(shows, list) else [shows])]
-
-
-def found(folder) -> tuple:
-    """Return what `searcher(...)` needs for search.browser, with hostile answers."""
-    searcher = SimpleNamespace(folder=folder / NAME, run=Run(folder / "outputs/07" / NAME))
-    answer = hostile_tasks.answer(folder)
-
-    class Searcher(SimpleNamespace):
-        def __call__(self, text, top, rerank):
-            return answer
-    return Searcher(**vars(searcher)), answer
 
 
 def test_everything_public_that_shows_something_is_tried():
@@ -241,7 +97,6 @@ def test_the_browsers_data_and_widgets_show_texts_as_they_are(tmp_path, own):
 
 def check_widgets(box) -> None:
     """Check the HTML in widgets; what a Label or a description shows must not be typeset or taken for HTML."""
-    from browser_pages import every
     for widget in every(box):
         kind = type(widget).__name__
         assert not getattr(widget, "description_allow_html", False) and kind != "HTMLMath"
@@ -284,39 +139,3 @@ def test_shown_texts_are_bounded_visible_and_stable():
     for text, seen in TEXTS.items():
         assert shown(text) == seen and shown(seen) == seen and len(seen) <= MAX_SHOWN
     assert shown("\x1b" * 2000, 40) == "\\x1b" * 9 + "\\x" + " …" and shown(None) == "None" and shown(3) == "3"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [*HTML, "search"])
-def test_nothing_runs_in_chromium(name, tmp_path, own, chromium):
-    if name == "search":
-        searcher, answer = found(tmp_path)
-        shows = [search.table(answer), search.grid(answer), search.browser(searcher, NAME)]
-        shows += [path.read_text() for path in searcher.run.path.glob("figures/*.html")]
-        texts = WORDS
-    else:
-        shows, texts, _ = HTML[name](tmp_path, own)
-    for text in markup(shows):
-        open_page(chromium, tmp_path / "shown.html", text, texts)
-
-
-def open_page(chromium, path, text: str, texts) -> None:
-    """Open a page, or a part of one; check that it shows texts, and neither does nor asks for anything."""
-    is_page = text.startswith("<!doctype")
-    path.write_text(text if is_page else f"<!doctype html><meta charset=utf-8><title>mine</title><body>{text}")
-    context = chromium.new_context()
-    page, acts = context.new_page(), []
-    page.on("dialog", lambda dialog: (acts.append(dialog.message), dialog.dismiss()))
-    page.on("request", lambda request: acts.append(request.url))
-    page.on("popup", lambda popup: acts.append(popup.url))
-    page.goto(path.as_uri())
-    page.evaluate("""document.querySelectorAll('*').forEach(node => {
-        for (const name of ['mouseover', 'focus', 'click']) node.dispatchEvent(new Event(name));
-        if (node.localName === 'details') node.open = true })""")
-    page.wait_for_timeout(200)
-    acts = [act for act in acts if not act.startswith(("data:", path.as_uri()))]
-    assert not acts and page.title() != "ran" and (is_page or page.title() == "mine")
-    seen = " ".join(page.locator("body").inner_text().split())
-    missing = [word[:60] for word in texts if " ".join(TEXTS.get(word, word).split()) not in seen]
-    assert not missing, missing
-    context.close()
