@@ -2,7 +2,8 @@
 import numpy as np
 
 from egokit.runs.run_folder import Run
-from egokit.viz.style import WIDTH, pyplot, save_figure
+from egokit.runs.shown_text import shown
+from egokit.viz.style import WIDTH, new_figure, save_figure
 
 MAX_POINTS = 1000  # side of a similarity matrix, whose memory grows with the square
 
@@ -17,10 +18,10 @@ def features(run: Run, count: int = 3):
         count: How many clips of the manifest to draw, from the first.
     """
     from egokit.tasks.mq import read_manifest, stored
-    plt, manifest = pyplot(), read_manifest(run)
+    manifest = read_manifest(run)
     clips = manifest["clips"][:count]
-    figure, axes = plt.subplots(1, len(clips), figsize=(min(WIDTH, 5 * len(clips)), 4), squeeze=False,
-                                layout="constrained")
+    figure = new_figure(figsize=(min(WIDTH, 5 * len(clips)), 4))
+    axes = figure.subplots(1, len(clips), squeeze=False)
     for axis, clip in zip(axes[0], clips, strict=True):
         x = stored(run.path / "features" / f"{clip['clip_uid']}.{manifest['format']}")
         step, seconds = -(-len(x) // MAX_POINTS), clip["stop"] - clip["start"]
@@ -30,7 +31,7 @@ def features(run: Run, count: int = 3):
         image = axis.imshow(means @ means.T, extent=(0, seconds, seconds, 0), cmap="cividis", vmin=-0.2, vmax=1)
         note = f"\na point: the mean of {step}" if step > 1 else ""
         axis.set(xlabel="time (s)", ylabel="time (s)",
-                 title=f"{clip['split']}\n{len(x):,} features of {seconds:,.0f} s{note}")
+                 title=f"{shown(clip['split'], 30)}\n{len(x):,} features of {seconds:,.0f} s{note}")
         axis.locator_params(nbins=4)
     figure.colorbar(image, ax=axes[0].tolist(), label="cosine similarity")
     return save_figure(figure, run, "features")
