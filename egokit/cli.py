@@ -10,6 +10,7 @@ from pathlib import Path
 
 from egokit.config.access import explained
 from egokit.config.build import ConfigError
+from egokit.config.names import PrintableStream
 
 
 def _recipe(parser: argparse.ArgumentParser, params: str | None = None, run: str | None = "demo") -> None:
@@ -138,6 +139,11 @@ def runs(arguments) -> None:
     print(runs_table.format_table(runs_table.job_rows(arguments.outputs)))
 
 
+def trust(arguments) -> None:
+    from egokit.jobs.code_snapshot import trust_code
+    print(*trust_code(Path(arguments.folder)), sep="\n")
+
+
 def doctor(arguments) -> None:
     from egokit.config.resolve import resolve
     from egokit.prep import doctor as site_doctor
@@ -245,6 +251,8 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--clips", metavar="FOLDER", help="write each hit as an MP4")
     sub = add("runs", runs, "List every run's jobs, newest first: state, step, time left, last metric.", "egokit runs")
     sub.add_argument("--outputs", help="folder of the runs (default: outputs)")
+    add("trust", trust, "Let an unfinished run that somebody else made go on with its copy of egokit's code.",
+        "egokit trust outputs/02_pretrain/theirs").add_argument("folder", help="the run folder")
     sub = add("doctor", doctor, "Report what a site has and lacks, and where to get it. Changes nothing.",
               "egokit doctor --site local")
     sub.add_argument("--params", default="toy/pretrain",
@@ -271,8 +279,11 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Run the command line.
 
-    A user's mistake is one line on stderr and exit code 2; any other error keeps its traceback.
+    A user's mistake is one line on stderr and exit code 2; any other error keeps its traceback. Texts of files, which
+    may be others', can't steer the terminal.
     """
+    if not isinstance(sys.stdout, PrintableStream):  # for good: a traceback is printed after this function
+        sys.stdout, sys.stderr = PrintableStream(sys.stdout), PrintableStream(sys.stderr)
     arguments = parser().parse_args(argv)
     try:
         arguments.function(arguments)

@@ -23,6 +23,14 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.write_line(f"{count} TESTS DID NOT RUN. {reason}", red=True, bold=True)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def record_of_code(tmp_path_factory):
+    """Keep the record of the code that tests copy out of the developer's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def project(tmp_path_factory):
     """A project folder: copied params and notebooks, a tiny prepared data set, own outputs."""

@@ -49,7 +49,7 @@ KERNEL = "() => jupyterapp.shell.currentWidget?.context?.sessionContext?.session
 @pytest.fixture(scope="module")
 def server(chromium, project, checkpoint, tmp_path_factory):
     """Start JupyterLab with small copies of all notebooks in lab/; yield (address, token)."""
-    (project / "lab").mkdir()
+    (project / "lab").mkdir(exist_ok=True)
     for path in (project / "notebooks").glob("*.ipynb"):
         book = nbformat.read(path, as_version=4)
         cell = next(cell for cell in book.cells if "parameters" in cell.metadata.get("tags", []))

@@ -42,14 +42,18 @@ def explain(path: str | os.PathLike) -> str:
     path = Path(path).absolute()
     closed = next((folder for folder in reversed(path.parents) if not _allowed(folder, os.X_OK)), path)
     facts = closed.stat()
-    try:
-        owner = pwd.getpwuid(facts.st_uid).pw_name
-    except KeyError:  # of another machine
-        owner = str(facts.st_uid)
     within = "" if closed == path else f", because of its folder {closed}"
     rights = "a+rx" if closed.is_dir() else "a+r"
-    return (f"{path} may not be read by this user{within} (mode {stat.S_IMODE(facts.st_mode):04o}, owner {owner}): "
-            f"the owner can change that by chmod {rights} {closed}")
+    return (f"{path} may not be read by this user{within} (mode {stat.S_IMODE(facts.st_mode):04o}, owner "
+            f"{user_name(facts.st_uid)}): the owner can change that by chmod {rights} {closed}")
+
+
+def user_name(uid: int) -> str:
+    """Return a user's name, or the number of one whom this machine doesn't know."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
 def explained(error: Exception) -> Exception:

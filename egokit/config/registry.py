@@ -2,12 +2,15 @@
 
 The config is built here, because the keys of its section `task` are those of the task's class.
 """
+import hashlib
 import importlib
+import os
 import re
 import sys
 import types
 from pathlib import Path
 
+from egokit.config import trust
 from egokit.config.build import ConfigError, build, did_you_mean, flatten, nest
 from egokit.config.schema import Config, TaskConfig
 
@@ -83,17 +86,34 @@ def build_config(plain: dict, source: str = "", task: type | None = None) -> Con
     return build(Config, values | {"task": build(params, own, "task", source)}, source=source)
 
 
-def restore(plain: dict, code: Path | None = None) -> Config:
+def restore(plain: dict, code: Path | None = None, task: type | None = None) -> Config:
     """Return the Config of an earlier run: keys have present names, and new keys their defaults.
 
     Before tasks had keys of their own, every config held those of all tasks; other tasks' are dropped.
 
     Args:
         plain: from the run's spec.json.
-        code: as of `find`.
+        code: as of `find`; in a job alone, which may run its copy.
+        task: the task's class; None finds it by its name.
+
+    Raises:
+        ConfigError: the config names a task file that this user has run in no job; it is not executed.
     """
     flat = flatten(plain)
-    task = find(flat["task.name"], code) if flat.get("task.name") else None
+    name = flat.get("task.name")
+    if name and not task:
+        if code is None:
+            _expect_known(name)
+        task = find(name, code)
     own = {f"task.{key}" for key in (task.Params if task else TaskConfig).__pydantic_fields__}
     return build_config({name: value for name, value in flat.items() if not name.startswith("task.") or name in own},
                         task=task)
+
+
+def _expect_known(name: str) -> None:
+    """Raise ConfigError if a run's task is a file of unknown code, which whoever made the run may have written."""
+    file, _ = split_task_file(name) or ("", "")
+    if os.path.isfile(file) and not trust.is_known(hashlib.sha256(Path(file).read_bytes()).hexdigest()):
+        raise ConfigError(f"the run names the task {name!r}, whose file has been in none of this user's jobs as it is "
+                          "now: it is not executed. Submit the job with the config that names this file, or put back "
+                          "the file that the run was made with")

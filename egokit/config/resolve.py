@@ -9,12 +9,13 @@ import dataclasses
 import functools
 import os
 import re
+import stat
 import sys
 from pathlib import Path
 
 import yaml
 
-from egokit.config.access import exists
+from egokit.config.access import exists, user_name
 from egokit.config.build import ConfigError, build, check_shape, did_you_mean, flatten, merge, nest, to_dict
 from egokit.config.json_file import DEEPEST
 from egokit.config.registry import TASKS, build_config, find, split_task_file
@@ -29,15 +30,31 @@ def project_root() -> Path:
     has params/sites/.
 
     Raises:
-        ConfigError: params/sites/ is in none of these folders.
+        ConfigError: params/sites/ is in none of these folders, or somebody else may have put it there.
     """
-    home = os.environ.get("EGOKIT_HOME")
-    candidates = [Path(home)] if home else [Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parents[2]]
+    home, checkout = os.environ.get("EGOKIT_HOME"), Path(__file__).resolve().parents[2]
+    candidates = [Path(home)] if home else [Path.cwd(), *Path.cwd().parents, checkout]
     for folder in candidates:
         if (folder / "params" / "sites").is_dir():
+            if not home and folder.resolve() != checkout:  # the checkout's code runs already
+                _expect_own_project(folder)
             return folder.resolve()
     raise ConfigError(f"no folder with params/sites/ at {candidates[0]} or above it; "
                       "start from the project's folder or set EGOKIT_HOME to it")
+
+
+def _expect_own_project(folder: Path) -> None:
+    """Raise ConfigError if a project that was found, and not named, may be somebody else's.
+
+    Its sites name shell lines, and its notebooks are executed.
+    """
+    for path in (folder, folder / "params", folder / "params" / "sites"):
+        facts = path.stat()
+        if facts.st_uid not in (0, os.geteuid()) or facts.st_mode & stat.S_IWOTH:
+            content = "is writable by everybody" if facts.st_mode & stat.S_IWOTH else \
+                f"belongs to {user_name(facts.st_uid)}"
+            raise ConfigError(f"{folder} holds params/sites/ and would be the project, but {path} {content}: start "
+                              f"from your own project's folder, or set EGOKIT_HOME={folder} if you trust what is in it")
 
 
 def outputs_folder() -> Path:

@@ -6,10 +6,11 @@ stand in its class, as `Params` (tasks/).
 To add a key: (1) give it a line in its section, or in the `Params` of the task that uses it; (2) mark it Scored if an
 evaluation's numbers depend on it, or Local if no numbers do; (3) read it where it acts, as config.<section>.<key>.
 """
+import unicodedata
 from dataclasses import field
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import BeforeValidator, ConfigDict, Field, StrictBool
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, StrictBool
 from pydantic.dataclasses import dataclass
 
 T = TypeVar("T")
@@ -32,6 +33,24 @@ def number(kind: type, **bounds):
     return Annotated[kind, BeforeValidator(_as_number), Field(**bounds)]
 
 
+def is_one_line(value) -> bool:
+    """Return whether no text in a value, keys of dicts included, has line ends or other control characters."""
+    if isinstance(value, dict):
+        return all(map(is_one_line, (*value, *value.values())))
+    if isinstance(value, (list, tuple)):
+        return all(map(is_one_line, value))
+    return not isinstance(value, str) or not any(
+        unicodedata.category(character) in ("Cc", "Zl", "Zp") and character != "\t" for character in value)
+
+
+def _one_line(value):
+    """Return a value of a site if it can't become further lines of a job's shell script."""
+    if not is_one_line(value):
+        raise ValueError("one line without control characters (give each line of a list an item of its own)")
+    return value
+
+
+OneLine, Options = Annotated[str, AfterValidator(_one_line)], Annotated[dict, AfterValidator(_one_line)]
 Count, Size = number(int, ge=1), number(int, ge=0)
 Positive, NotNegative, Share = number(float, gt=0), number(float, ge=0), number(float, ge=0, le=1)
 # of a network, far above any: a checkpoint's own record of its shape, too, is bounded before anything is built
@@ -130,12 +149,12 @@ class EvaluateConfig(Section):
 
 class SiteConfig(Section):
     """What differs between machines: the places of files."""
-    name: str = ""                                 # the site's name; resolve sets it
-    root: str = ""                                 # the data root; docs/data.md shows its layout
-    tokenizer: str = "roberta-base"                # a name, or a folder
-    vit: str = ""                                  # ViT-B/16 to start from: a timm name, a file, or random
-    roberta: str = ""                              # RoBERTa to start from: a name, a folder, or random
-    weights: str = ""                              # folder of the released checkpoints
+    name: OneLine = ""                             # the site's name; resolve sets it
+    root: OneLine = ""                             # the data root; docs/data.md shows its layout
+    tokenizer: OneLine = "roberta-base"            # a name, or a folder
+    vit: OneLine = ""                              # ViT-B/16 to start from: a timm name, a file, or random
+    roberta: OneLine = ""                          # RoBERTa to start from: a name, a folder, or random
+    weights: OneLine = ""                          # folder of the released checkpoints
     short_side: number(int, ge=2) = 256            # of the prepared videos, pixels
     chunk_seconds: Positive = 600.0                # length of a prepared chunk of video
     encoding: Literal["random_access", "original"] = "random_access"  # of the prepared videos: random_access (clips
@@ -154,13 +173,13 @@ class LaunchConfig(Section):
     gpus_per_task: number(int, ge=0, le=1) = 1     # GPUs of each process: 1, or 0 to hide all GPUs and use the CPU
     mem_gb_per_task: NotNegative = 0.0             # memory of each process, GB; 0: the cluster's default, or
                                                    # all of the node's memory if exclusive
-    partition: str = ""                            # sbatch --partition; "": the cluster's default
-    account: str = ""                              # sbatch --account; "": the cluster's default
-    qos: str = ""                                  # sbatch --qos; "": the cluster's default
-    constraint: str = ""                           # sbatch --constraint; "": the cluster's default
+    partition: OneLine = ""                        # sbatch --partition; "": the cluster's default
+    account: OneLine = ""                          # sbatch --account; "": the cluster's default
+    qos: OneLine = ""                              # sbatch --qos; "": the cluster's default
+    constraint: OneLine = ""                       # sbatch --constraint; "": the cluster's default
     exclusive: StrictBool = False                  # reserve whole nodes
-    setup: tuple[str, ...] = ()                    # shell lines before the processes start: module load …, export …
-    slurm: dict = field(default_factory=dict)      # further options of submitit's SlurmExecutor
+    setup: tuple[OneLine, ...] = ()                # shell lines before the processes start: module load …, export …
+    slurm: Options = field(default_factory=dict)   # further options of submitit's SlurmExecutor
 
 
 class Config(Section):

@@ -6,6 +6,7 @@ batches don't depend on the number of ranks or workers, nor on where a run was i
 import collections
 import functools
 import itertools
+import signal
 import threading
 from collections.abc import Iterable, Iterator
 
@@ -163,8 +164,12 @@ def build_loader(dataset: Samples, batches: Iterable[list], collate, workers: in
                     yield batch
         except VideoError:
             raise
-        except (RuntimeError, OSError, EOFError):  # what PyTorch raises for a worker that is gone
+        except (RuntimeError, OSError, EOFError) as error:  # what PyTorch raises for a worker that is gone
             watchdog.find_crashed(iterator._workers)
+            codes = {worker.exitcode for worker in iterator._workers}  # None of one that PyTorch has reaped
+            if watchdog.lost is None and (-signal.SIGKILL in codes or "signal: Killed" in str(error)):
+                raise RuntimeError("loader worker Killed: its process ended without a word (signal 9: out of memory?). "
+                                   "Set data.workers lower, or launch.mem_gb_per_task higher") from None
             if watchdog.lost is None:
                 raise
         finally:

@@ -1,15 +1,25 @@
 """Copy what a job runs: egokit, a user's task, notebooks and their parameters.
 
-What is edited after the submission reaches no queued job.
+What is edited after the submission reaches no queued job. A run that resumes goes on with its copy only if that is the
+present code, if this user's egokit has made such a copy before, or if the user trusts it: the run folder may be
+somebody else's work.
 """
 import hashlib
 import os
 import shutil
+import stat
 from pathlib import Path
 
+from egokit.config import trust
+from egokit.config.access import user_name
+from egokit.config.build import ConfigError
 from egokit.config.registry import split_task_file
 from egokit.config.resolve import as_submitted
 from egokit.runs.files import atomic_folder
+
+LARGEST = 64 * 2**20  # bytes,
+MOST = 5000           # files and folders, and
+DEEPEST = 20          # levels of a copy that is read: egokit's own has far less of each
 
 
 def snapshot_code(folder: Path, keep: bool, task: str = "") -> Path:
@@ -17,23 +27,168 @@ def snapshot_code(folder: Path, keep: bool, task: str = "") -> Path:
 
     Args:
         folder: the job's folder.
-        keep: leave a copy that is already there, because a run that resumes goes on with the code it began with.
-            Otherwise the present code replaces it.
+        keep: go on with the code of a copy that is already there, because a run that resumes keeps the code it began
+            with. Otherwise the present code replaces it.
         task: the config's task; "path/file.py:Class" for a user's.
 
     Returns:
         The folder of the copy.
+
+    Raises:
+        ConfigError: the copy that is already there is not trusted, or there is no room for one.
     """
-    source, target = Path(__file__).parents[1], folder / "code"
-    if keep and target.is_dir():
+    target = folder / "code"
+    if keep and os.path.lexists(target):
+        write_code(expect_trusted(target, task), target)
         return target
-    with atomic_folder(target) as part:
-        shutil.copytree(source, part / "egokit", ignore=shutil.ignore_patterns("__pycache__"))
-        if task_file := split_task_file(task):
-            # not beside egokit: the job would import a file called json.py in place of Python's
-            (part / "task").mkdir()
-            shutil.copy(task_file[0], part / "task")
+    code = present_code(task)
+    write_code(code, target)
+    try:
+        remember(code)
+    except (OSError, RuntimeError) as error:
+        print(f"no record of this job's code can be kept ({error}): if the job is interrupted and egokit is changed "
+              "meanwhile, it does not go on with its copy of the code", flush=True)
     return target
+
+
+def expect_trusted(copy: Path, task: str) -> dict[str, bytes]:
+    """Return a copy's code if it may be executed.
+
+    What is executed is written anew from the returned bytes: whoever can write in the run folder, or has put compiled
+    files there, changes nothing after the check.
+
+    Args:
+        copy: the folder jobs/<section>/code.
+        task: the config's task.
+
+    Raises:
+        ConfigError: it is another user's, or neither the present code nor any that this user has run or trusts.
+    """
+    code = read_copy(copy)
+    others, sha256 = {path.lstat().st_uid for path in [copy, *copy.rglob("*")]} - {os.geteuid()}, content_sha256(code)
+    if others:
+        content = f"files of user {user_name(min(others))}"
+    elif code and not trust.is_known(sha256) and sha256 != content_sha256(present_code(task)):
+        content = f"code that this user's egokit has not made (hash {sha256[:12]})"
+    else:
+        return code
+    raise ConfigError(f"{copy} holds {content}, and this unfinished run would execute it. If you trust whoever wrote "
+                      f"it, give the command: egokit trust {copy.parents[2]}. To go on with the present egokit "
+                      "instead, delete that folder")
+
+
+def trust_code(folder: Path) -> list[str]:
+    """Let the jobs of a run go on with the copies of the code that they have, whoever made them.
+
+    The copies become this user's own.
+
+    Args:
+        folder: a run folder, or a job's.
+
+    Returns:
+        A line for each copy, with its hash.
+
+    Raises:
+        ConfigError: there is no copy, or one holds something else than files.
+        OSError, RuntimeError: no record can be kept.
+    """
+    lines = []
+    for copy in sorted([*folder.glob("code"), *folder.glob("jobs/*/code")]):
+        code = read_copy(copy)
+        write_code(code, copy)
+        remember(code)
+        lines.append(f"{copy}: may be executed (hash {content_sha256(code)[:12]})")
+    if not lines:
+        raise ConfigError(f"{folder}: no job has left a copy of its code there; give a run folder, "
+                          "outputs/<notebook>/<run>")
+    return lines
+
+
+def remember(code: dict[str, bytes]) -> None:
+    """Record that this code may be executed: all of it together, and a user's task by itself."""
+    trust.remember(content_sha256(code))
+    for name, content in code.items():
+        if name.startswith("task/"):
+            trust.remember(hashlib.sha256(content).hexdigest())
+
+
+def present_code(task: str) -> dict[str, bytes]:
+    """Return what a new copy holds: this egokit, and the file of a user's task."""
+    code = {f"egokit/{name}": content for name, content in read_folder(Path(__file__).parents[1]).items()}
+    if task_file := split_task_file(task):
+        # not beside egokit: the job would import a file called json.py in place of Python's
+        code[f"task/{Path(task_file[0]).name}"] = Path(task_file[0]).read_bytes()
+    return code
+
+
+def read_folder(folder: Path) -> dict[str, bytes]:
+    """Return the files below a folder, by name, without hidden and compiled ones."""
+    names = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in names.items()
+            if not any(part.startswith((".", "__pycache__")) for part in Path(name).parts)}
+
+
+def read_copy(copy: Path) -> dict[str, bytes]:
+    """Return the files of a job's copy of the code; raise ConfigError if it is something else.
+
+    Nothing is followed or read that isn't a plain file in that folder: no link, no pipe, nothing enormous.
+    """
+    entries, size = [copy], 0
+    for entry in entries:  # the list grows meanwhile
+        facts = entry.lstat()
+        size += facts.st_size
+        plain = stat.S_ISDIR(facts.st_mode) or stat.S_ISREG(facts.st_mode)
+        deep = len(entry.relative_to(copy).parts) > DEEPEST
+        if not plain or deep or len(entries) > MOST or size > LARGEST:
+            raise ConfigError(f"{entry}: expected a copy of egokit's code, at most {MOST} files and folders in "
+                              f"{DEEPEST} levels, {LARGEST / 2**20:.0f} MiB, and no links: delete {copy} to go on with "
+                              "the present code")
+        if stat.S_ISDIR(facts.st_mode):
+            entries += entry.iterdir()
+    return read_folder(copy)
+
+
+def write_code(code: dict[str, bytes], target: Path) -> None:
+    """Write code to a folder in which nobody but its owner may write; it replaces an earlier one.
+
+    Raises:
+        ConfigError: it can't be written; the message says how much room is needed.
+    """
+    try:
+        with atomic_folder(target) as part:
+            for name, content in code.items():
+                (part / name).parent.mkdir(parents=True, exist_ok=True)
+                (part / name).write_bytes(content)
+            for path in [part, *part.rglob("*")]:
+                path.chmod(path.stat().st_mode & ~0o022)
+    except PermissionError:
+        raise  # the run is another user's
+    except OSError as error:
+        raise ConfigError(f"{target} could not be written ({error.strerror}): at least "
+                          f"{sum(map(len, code.values())) / 2**20:,.1f} MiB are needed for the job's copy of egokit, "
+                          f"{shutil.disk_usage(target.parent).free / 2**20:,.1f} MiB are free (and your quota may be "
+                          "smaller). Make room, or set EGOKIT_OUTPUTS to a folder with room") from error
+
+
+def content_sha256(code: dict[str, bytes]) -> str:
+    """Return the hash of files, their names and bytes."""
+    digest = hashlib.sha256()
+    for name in sorted(code, key=lambda name: Path(name).parts):
+        digest.update(os.fsencode(name) + f"\0{len(code[name])}\0".encode())
+        digest.update(code[name])
+    return digest.hexdigest()
+
+
+def code_sha256(package: Path | None = None) -> str:
+    """Return the first 12 digits of the hash of the files of `package`, by default this egokit."""
+    return content_sha256(read_copy(package) if package else read_folder(Path(__file__).parents[1]))[:12]
+
+
+def task_sha256(task: str) -> str:
+    """Return the hash of a user's task file, or "" for one of egokit's tasks."""
+    from egokit.model import checkpoints
+    task_file = split_task_file(task)
+    return checkpoints.fingerprint(task_file[0]) if task_file else ""
 
 
 def snapshot_files(folder: Path, originals: list[Path]) -> Path:
@@ -42,32 +197,12 @@ def snapshot_files(folder: Path, originals: list[Path]) -> Path:
     Each copy keeps its original's whole path below it, where config.resolve.as_submitted finds it.
     """
     target = folder / "submitted"
-    shutil.rmtree(target, ignore_errors=True)
-    for original in originals:
-        copy, source = Path(f"{target}{os.path.abspath(original)}"), as_submitted(original)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_dir():
-            shutil.copytree(source, copy, ignore=shutil.ignore_patterns(".*"), dirs_exist_ok=True)
-        else:
-            shutil.copy(source, copy)
+    with atomic_folder(target) as part:
+        for original in originals:
+            copy, source = Path(f"{part}{os.path.abspath(original)}"), as_submitted(original)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            if source.is_dir():
+                shutil.copytree(source, copy, ignore=shutil.ignore_patterns(".*"), dirs_exist_ok=True)
+            else:
+                shutil.copy(source, copy)
     return target
-
-
-def code_sha256(package: Path | None = None) -> str:
-    """Return the first 12 digits of a hash of the files of `package`, their names and bytes.
-
-    Hidden files, such as an editor's, don't count. By default the package is this egokit.
-    """
-    package, digest = package or Path(__file__).parents[1], hashlib.sha256()
-    for path in sorted(path for path in package.rglob("*") if path.is_file()):
-        name = path.relative_to(package)
-        if not any(part.startswith((".", "__pycache__")) for part in name.parts):
-            digest.update(f"{name}\0{path.stat().st_size}\0".encode() + path.read_bytes())
-    return digest.hexdigest()[:12]
-
-
-def task_sha256(task: str) -> str:
-    """Return the hash of a user's task file, or "" for one of egokit's tasks."""
-    from egokit.model import checkpoints
-    task_file = split_task_file(task)
-    return checkpoints.fingerprint(task_file[0]) if task_file else ""

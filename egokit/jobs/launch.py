@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from egokit.config.build import ConfigError, comparable, differences, flatten, nest, to_dict
-from egokit.config.registry import restore, split_task_file
+from egokit.config.registry import find, restore, split_task_file
 from egokit.config.resolve import to_yaml
 from egokit.config.schema import Config, LaunchConfig
 from egokit.jobs import code_snapshot, devices, slurm
@@ -48,8 +48,9 @@ def submit(config: Config, run: Run, action: str = "train", section: str | None 
         The job's Handle: `.wait()` returns its metrics, `.cancel()` ends it.
 
     Raises:
-        ConfigError: the run was made with other parameters, the recipe needs what this machine or site lacks, the
-            batch is smaller than the number of processes, or options in launch.slurm are wrong.
+        ConfigError: the run was made with other parameters, or would go on with a copy of egokit that is not this
+            user's; the recipe needs what this machine or site lacks; the batch is smaller than the number of processes;
+            or options in launch.slurm are wrong.
         NotSubmitted: SLURM or this machine refused the job.
         ValueError: `action` is none of the three.
     """
@@ -70,17 +71,21 @@ def submit(config: Config, run: Run, action: str = "train", section: str | None 
         if not exists:
             expect_ready(config, action)
         cpu_notice = "" if exists else devices.check_gpus(config, action)
+        resumed, earlier, plain = bool(leftovers(run, action)), handle.spec("config"), to_dict(config)
+        copy, present = handle.folder / "code", code_snapshot.code_sha256()
+        keeps_copy = resumed and os.path.lexists(copy)
+        if keeps_copy and not exists:
+            code_snapshot.expect_trusted(copy, config.task.name)
         opened = run.config or config
         write_text(run.path / "params.yaml", to_yaml(opened))  # after all checks: a refused caller must not change it
-        resumed, earlier, plain = bool(leftovers(run, action)), handle.spec("config"), to_dict(config)
-        snapshot, present = handle.folder / "code/egokit", code_snapshot.code_sha256()
-        code = code_snapshot.code_sha256(snapshot) if (exists or resumed) and snapshot.is_dir() else present
+        shown = (exists or resumed) and (copy / "egokit").is_dir()
+        code = code_snapshot.code_sha256(copy / "egokit") if shown else present
         if code != present:
             print(f"{handle.section} in {run.path} is made by another version of egokit's code ({code}; here: "
                   f"{present}); choose another run name to use the present one", flush=True)
         if exists:
             return handle
-        if resumed and earlier and (handle.folder / "code").is_dir():  # the job goes on with that copy
+        if keeps_copy and earlier:
             plain = downgrade_config(plain, earlier["config"])
         elif split_task_file(config.task.name):
             tasks.find(config.task.name)  # an error in the user's file is raised here, not in a job's log
@@ -134,28 +139,36 @@ def downgrade_config(config: dict, earlier: dict) -> dict:
         config: the plain config.
         earlier: the plain config of the run's earlier start.
     """
-    flat, kept = flatten(config), {}
+    whole, kept = flatten(config), {}
+    flat = dict(whole)
     for section, content in earlier.items():
         for key, value in (content.items() if isinstance(content, dict) else [("", content)]):
             name = f"{section}.{key}" if key else section
             present = next(iter(flatten({name: value})))
-            kept[name] = flat.pop(present, value)  # another task's key has its earlier value
+            flat.pop(present, None)
+            if present in whole or not present.startswith("launch."):  # no shell line of a file's becomes a job's
+                kept[name] = whole.get(present, value)  # another task's key has its earlier value
     if flat:
         print(f"goes on with the copy of egokit that it began with, which doesn't know {', '.join(flat)}", flush=True)
     return nest(kept)
 
 
-def changed_keys(spec: dict, config: Config, code: Path, of: str = "config") -> list[str]:
+def changed_keys(spec: dict, config: Config, of: str = "config") -> list[str]:
     """Return in what a config differs from that of a job's spec, as "key: old -> new".
+
+    Nothing is executed that only the run folder names: neither its copy of a user's task nor another task file.
 
     Args:
         spec: the content of the job's spec.json.
         config: the config to compare.
-        code: the job's snapshot, whose copy of a user's task knows the keys of the spec.
         of: "config", or "opened" for the config of the notebook that submitted the job.
     """
-    earlier = restore(spec.get(of, spec["config"]), code if (code / "task").is_dir() else None)
-    return differences(comparable(earlier), comparable(config))
+    earlier = spec.get(of, spec["config"])
+    name = flatten(earlier).get("task.name")
+    if name != config.task.name and split_task_file(str(name)):
+        return [f"task.name: {name} -> {config.task.name}"]
+    task = find(name) if name == config.task.name else None
+    return differences(comparable(restore(earlier, task=task)), comparable(config))
 
 
 def expect_same(handle: Handle, config: Config, hashes: tuple[str, str] | None = None, of: str = "config") -> None:
@@ -170,7 +183,7 @@ def expect_same(handle: Handle, config: Config, hashes: tuple[str, str] | None =
     spec = handle.spec("action", "config", "init_sha256")
     if not spec or not (handle.metrics() or handle.alive() or leftovers(handle.run, spec["action"])):
         return
-    changes = changed_keys(spec, config, handle.folder / "code", of)
+    changes = changed_keys(spec, config, of)
     earlier = spec["init_sha256"], spec.get("task_sha256", "")
     names = f"checkpoint {config.init}", f"file of task {config.task.name}"
     changes += [f"the {name} itself: {old} -> {new}"
@@ -195,10 +208,15 @@ def start_work(folder: Path, spec: dict, launch: LaunchConfig, keep_code: bool =
         NotSubmitted, ConfigError: as `start_job`. The earlier job's spec.json, which says how the run was made, is left
             then.
     """
+    code, spec_path = code_snapshot.snapshot_code(folder, keep_code, task), folder / "spec.json"
     for name in ("job.json", "failures.json", PROGRESS_FILE, DEVICES):  # they must not count against this job
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / "failures", ignore_errors=True)
-    code, spec_path = code_snapshot.snapshot_code(folder, keep_code, task), folder / "spec.json"
+    if (folder / "submitit").is_symlink():
+        (folder / "submitit").unlink()
+    for left in [*folder.glob("submitit/*.pkl"), *folder.glob("meeting-*")]:
+        if not left.is_dir():
+            left.unlink()  # a job of the same id would load it, or meet whom it names
     earlier = spec_path.read_text() if spec_path.exists() else ""
     write_text(spec_path, json.dumps(spec, indent=1))
     try:
@@ -231,6 +249,7 @@ def start_job(module: str, folder: Path, code: Path, launch: LaunchConfig) -> No
         if not shutil.which("sbatch"):
             raise NotSubmitted("launch.cluster is slurm, but this machine has no sbatch: submit on the cluster's login "
                                "node")
+    (folder / "start.log").unlink(missing_ok=True)  # a link would lead the writing elsewhere
     with open(folder / "start.log", "w") as start_log:
         starter = subprocess.run([sys.executable, "-m", module, str((folder / "spec.json").resolve())],
                                  env=starter_environment(code, launch), start_new_session=True,

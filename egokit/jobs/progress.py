@@ -12,6 +12,7 @@ from egokit.config.json_file import COUNT, TIME, read_json
 from egokit.runs.files import write_text
 from egokit.runs.log import read_events
 from egokit.runs.run_folder import Run
+from egokit.runs.shown_text import shown
 
 PROGRESS_FILE = "progress.json"
 KINDS = {"train": ("step", "validation"), "extract": ("extract",)}  # the kinds of an action's events in log.jsonl
@@ -80,7 +81,7 @@ class ProgressBar:
     """
 
     def __init__(self, section: str):
-        self.section, self.bar = section, None
+        self.section, self.bar = shown(section), None
 
     def show(self, state: str, step: int | None, steps: int | None, detail: str = "") -> None:
         """Show the job's state, or its steps once it runs, with `detail` behind the bar."""
@@ -88,7 +89,7 @@ class ProgressBar:
         if self.bar is None and state == "finished":
             return
         has_steps = bool(steps) and not state.startswith(("pending", "unknown"))
-        text = self.section if has_steps else f"{self.section} {'starts' if state == 'running' else state}"
+        text = self.section if has_steps else f"{self.section} {'starts' if state == 'running' else shown(state)}"
         if self.bar is None or has_steps != bool(self.bar.total):
             self.close()
             options = {"total": steps, "initial": step, "postfix": detail} if has_steps else {"bar_format": "{desc}"}

@@ -9,9 +9,11 @@ The batch script runs `python -m egokit.jobs.requeue FOLDER` in its EXIT trap (s
 - If SLURM notices that a node is lost, it queues the job again by itself; this module is not asked then.
 """
 import contextlib
+import errno
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import traceback
@@ -60,14 +62,53 @@ def attempt_id() -> str:
     return f"{job}-{os.environ.get('SLURM_RESTART_COUNT', 0)}"
 
 
+STARTED = "egokit: start "  # begins the line of a rank's log that tells one attempt from the next; its id follows
+RESERVE = "reserve"         # a file in the job's folder, whose room on a full disk is for the error's message
+RESERVE_BYTES = 2**18
+
+
 @contextlib.contextmanager
 def record_failure(folder: Path, rank: int) -> Iterator[None]:
-    """Write the error that ends the `with` block, a rank's work, to folder/failures."""
+    """Write the error that ends the `with` block, a rank's work, to folder/failures.
+
+    The log lies on the same disk. So that a full disk does not cut the message off, there is a reserve of room, which
+    an error sets free.
+
+    Raises:
+        OSError: in place of one that says that the disk is full, and not which.
+    """
+    reserve = folder / RESERVE
+    with contextlib.suppress(OSError):  # there may be no room already
+        print(f"{STARTED}{attempt_id()}", file=sys.stderr, flush=True)
+        if rank == 0:
+            reserve.unlink(missing_ok=True)
+            with open(reserve, "xb") as file:
+                file.write(os.urandom(RESERVE_BYTES))  # zeros take no room on a file system that compresses
+    try:
+        with explain_full_disk(folder):
+            yield
+    except Exception:
+        reserve.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the log may still have room
+            write_text(folder / "failures" / f"{attempt_id()}-rank{rank}.txt", traceback.format_exc())
+        raise
+    finally:
+        if rank == 0:
+            reserve.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def explain_full_disk(folder: Path) -> Iterator[None]:
+    """Turn the OSError of a full disk or quota into one that says which, and what to do."""
     try:
         yield
-    except Exception:
-        write_text(folder / "failures" / f"{attempt_id()}-rank{rank}.txt", traceback.format_exc())
-        raise
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        free = shutil.disk_usage(folder).free / 2**20
+        raise OSError(f"{error.filename or folder} could not be written ({error.strerror}): {free:,.1f} MiB are free "
+                      "(and your quota may be smaller). Make room and run again: training goes on from its newest "
+                      "checkpoint") from error
 
 
 def decide(folder: Path, run: Run, action: str, limit: int) -> tuple[bool, str]:

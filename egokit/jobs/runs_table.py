@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from egokit.config.access import exists
 from egokit.config.json_file import check_fields
+from egokit.config.names import check_path_within, printable
 from egokit.config.resolve import outputs_folder
 from egokit.jobs import devices, status
 from egokit.jobs.handle import Handle
@@ -47,7 +48,8 @@ class NotebookHandle(Handle):
 
         A notebook has NOTEBOOK, FAILED_NOTEBOOK or nothing yet.
         """
-        folders = {self.run.path.parents[1] / name: times for name, times in self.spec("before")["before"].items()}
+        folders = {self.run.path.parents[1] / check_path_within(name): times
+                   for name, times in self.spec("before")["before"].items()}
         return {folder: {name for name, written in result_times(folder).items() if written not in (0, before.get(name))}
                 for folder, before in folders.items()}
 
@@ -145,7 +147,7 @@ def format_table(rows: list[JobRow]) -> str:
     """Return the table as text, as `egokit runs` prints it."""
     if not rows:
         return "no run has had a job: start one with a notebook or 'egokit submit'"
-    lines = [COLUMNS, *map(cells, rows)]
+    lines = [COLUMNS, *([printable(cell) for cell in cells(row)] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
                      for line in lines)

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from egokit.config.build import ConfigError, did_you_mean
-from egokit.config.schema import LaunchConfig
+from egokit.config.schema import LaunchConfig, is_one_line
 
 # submitit's option -> the key under launch that sets it. Given in launch.slurm as well, one of the two would be ignored
 LAUNCH_KEYS = {"nodes": "nodes", "ntasks_per_node": "tasks_per_node", "cpus_per_task": "cpus_per_task",
@@ -75,6 +75,9 @@ def options(launch: LaunchConfig, folder: Path, name: str) -> dict:
         ConfigError: see `check_options`.
     """
     check_options(launch)
+    if not is_one_line([str(folder), name]):
+        raise ConfigError(f"{str(folder)!r}, {name!r}: choose a folder and a job's name without line ends and other "
+                          "control characters, which would become lines of the sbatch script")
     node_memory = f"{round(launch.mem_gb_per_task * launch.tasks_per_node * 1024)}MB" if launch.mem_gb_per_task else ""
     values = {
         "job_name": name, "nodes": launch.nodes, "ntasks_per_node": launch.tasks_per_node,

@@ -3,6 +3,7 @@
 SLURM is asked with squeue; local jobs are found among this machine's processes.
 """
 import contextlib
+import glob
 import os
 import re
 import signal
@@ -14,7 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from egokit.config.json_file import COUNT, read_json
-from egokit.jobs.requeue import last_error, lost_peer
+from egokit.config.names import printable
+from egokit.jobs.requeue import STARTED, TRACEBACK, last_error, lost_peer
 
 # in any other state that squeue lists, a job has a node
 PENDING_STATES = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
@@ -178,49 +180,84 @@ def local_jobs() -> dict[Path, list[int]]:
     return jobs
 
 
-def log_tail(folder: Path, lines: int = 25) -> str:
-    """Return the tail of the most useful log, below its path.
+def rank_logs(folder: Path) -> dict[Path, str]:
+    """Return the log of each rank, of the job's newest attempt alone.
 
-    That is the log of a rank that failed by itself, not of those that only lost their peer.
+    All attempts write to one file. If the disk was full, a log may lack the error that record_failure has written
+    elsewhere; it is added.
     """
-    job = read_job(folder)
-    files = sorted((folder / "submitit").glob(f"{job['job_id']}_*_log.err")) if job else []
-    texts = {file: file.read_text(errors="replace").strip() for file in files}
-    errors = {file: last_error(text) for file, text in texts.items()}  # all attempts of a rank write to one file
-    failed = {file: texts[file] for file, error in errors.items() if error and not lost_peer(error)}
-    for file, text in (failed or texts).items():
-        if text:
-            return f"{file}:\n" + "\n".join(text.splitlines()[-lines:])
-    return f"no log in {folder / 'submitit'}"
+    job, texts = read_job(folder), {}
+    for file in sorted((folder / "submitit").glob(f"{glob.escape(Path(job['job_id']).name)}_*_log.err")) if job else []:
+        *earlier, text = STARTS.split(file.read_text(errors="replace"))
+        error = folder / "failures" / f"{earlier[-1] if earlier else ''}-rank{file.name.split('_')[-2]}.txt"
+        recorded = error.read_text(errors="replace").strip() if error.is_file() else ""
+        text = text.strip() if recorded[-500:] in text else f"{text.strip()}\n{recorded}"
+        texts[file] = "\n".join(map(printable, text.splitlines()))
+    return texts
 
 
+def ended_by(texts: dict[Path, str]) -> Path | None:
+    """Return the most useful log: of a rank that failed by itself or fell silent, not of one that lost its peer."""
+    errors = {file: last_error(text) for file, text in texts.items()}
+    failed = [file for file, error in errors.items() if error and not lost_peer(error)]
+    silent = [file for file, error in errors.items() if not error]
+    return next(iter(failed or silent or texts), None)
+
+
+def log_tail(folder: Path, lines: int = 25) -> str:
+    """Return the tail of the most useful log, below its path; see `ended_by`."""
+    texts = rank_logs(folder)
+    log = ended_by(texts)
+    if not log or not any(texts.values()):
+        return f"no log in {folder / 'submitit'}"
+    return f"{log}:\n" + "\n".join(texts[log].splitlines()[-lines:])
+
+
+SILENT = "its process ended without a word (signal 9: out of memory?)"
+STARTS = re.compile(rf"^{STARTED}(\S+)\n", re.MULTILINE)
+RANK = re.compile(r"^\[rank\d+\]: ?")  # torch begins the lines of a traceback with it
 RAISED = re.compile(r"(\[rank\d+\]: )?[\w.]*(Error|Exception|Failed)\b")  # the line of a traceback that names the error
 # what may follow an error's message in a log
 FOLLOWING = re.compile(r"(\[rank\d+\]: )?(Traceback|srun|slurmstepd|submitit|egokit: |[WEI]\d{4} |\s*$)")
+# what is said of a process that could say nothing itself: slurmstepd: error: *** JOB 7 ON node1 CANCELLED AT …
+OBITUARY = re.compile(r"\*\*\* |Fatal Python error: |slurmstepd: .* oom|srun: .*(Out Of Memory|fault|Aborted)")
+
+
+def ending(folder: Path, lines: int) -> tuple[list[str], Path | None]:
+    """Return the message of what ended a job, and the log that has it, or None without a log.
+
+    Args:
+        lines: the most lines of the message.
+    """
+    texts = rank_logs(folder)
+    log, spoken = ended_by(texts), [line for text in texts.values() for line in text.splitlines()]
+    if not log:
+        return [f"no log in {folder / 'submitit'}"], None
+    if notices := [line for line in spoken if line.startswith("egokit: not requeued: a rank was lost")]:
+        return notices[-1:], log
+    tail = texts[log].splitlines()
+    raised = [number for number, line in enumerate(tail) if RAISED.match(line)]
+    if not raised and TRACEBACK in texts[log]:  # an exception by another kind of name, such as KeyboardInterrupt
+        begins = max(number for number, line in enumerate(tail) if TRACEBACK in line)
+        raised = [number for number, line in enumerate(tail) if number > begins and RANK.sub("", line)[:1].strip()][:1]
+    if raised:
+        rest = tail[raised[-1] + 1:]
+        length = next((number for number, line in enumerate(rest) if FOLLOWING.match(line)), len(rest))
+        return [tail[raised[-1]], *rest[:min(length, lines - 1)]], log
+    said = [line for line in spoken if OBITUARY.search(line)]
+    return said[-1:] or [SILENT, *(f"> {line}" for line in tail[1 - lines:])], log
 
 
 def error_message(folder: Path, lines: int = 6) -> str:
     """Return the message of the error that ended a job, once and without its traceback, and the log that has it."""
-    log, *tail = log_tail(folder, 200).splitlines()
-    raised = [number for number, line in enumerate(tail) if RAISED.match(line)]
-    notices = [line for line in tail if line.startswith("egokit: not requeued: a rank was lost")]
-    if notices or not raised:  # a rank that was killed, and left no error
-        message = notices[-1:] or tail[-lines:]
-    else:
-        rest = tail[raised[-1] + 1:]
-        length = next((number for number, line in enumerate(rest) if FOLLOWING.match(line)), len(rest))
-        message = [tail[raised[-1]], *rest[:min(length, lines - 1)]]
-    prefix = re.compile(r"^\[rank\d+\]: ?")
-    text = "\n".join(prefix.sub("", line) for line in message)
-    return f"{text}\nThe whole log: {log.removesuffix(':')}" if tail else log
+    message, log = ending(folder, lines)
+    return "\n".join([*(RANK.sub("", line) for line in message), *([f"The whole log: {log}"] if log else [])])
 
 
 def failure_reason(folder: Path) -> str:
-    """Return the line of the job's log that says best why it ended, cut at 100 characters."""
-    lines = log_tail(folder).splitlines()
-    raised = [line for line in lines if RAISED.match(line)]
-    cancelled = [line for line in lines if "*** " in line]  # slurmstepd: error: *** JOB 7 ON node1 CANCELLED AT …
-    return (raised or cancelled or lines)[-1][:100]
+    """Return the line that says best why a job ended, cut at 100 characters; of a silent end, with the log's name."""
+    message, log = ending(folder, 6)
+    return f"{SILENT}: {Path(*log.parts[-4:])}" if message[0] == SILENT else message[0][:100]
 
 
 def cancel(folder: Path) -> None:

@@ -5,6 +5,7 @@ own, with the snapshot of egokit on its path. That starter submits the job and e
 nor Ctrl-C reaches the job. What the job does is the function that its spec names: run_job.work, notebook.batch.work or
 prep.array.work.
 """
+import faulthandler
 import importlib
 import json
 import os
@@ -32,6 +33,7 @@ class Work:
 
     def __call__(self, *arguments) -> None:
         import submitit
+        faulthandler.enable()  # without it a crash in native code would look like a kill -9: no word in the log
         path = Path(self.spec_path)
         spec = json.loads(path.read_text())
         module, _, name = spec["function"].partition(":")

@@ -111,7 +111,7 @@ def finished(name: str, parameters: dict) -> bool:
             used -= {checkpoints.fingerprint(checkpoints.find(config.init))}
         except checkpoints.WeightsError:
             return False
-    changed = any(changed_keys(read_spec(spec.parent, "config"), config, spec.parent / "code", "opened")
+    changed = any(changed_keys(read_spec(spec.parent, "config"), config, "opened")
                   for spec in (folder / "jobs").glob("*/spec.json"))
     return not used and not changed and (folder / "params.yaml").read_text() == to_yaml(config)
 

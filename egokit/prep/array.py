@@ -15,7 +15,7 @@ from egokit.jobs import launch, status
 from egokit.jobs.slurm import one_process
 from egokit.prep.measure import PrepError
 from egokit.prep.source import (
-    Ambiguous,
+    Unusable,
     describe,
     ego4d,
     list_videos,
@@ -29,7 +29,8 @@ from egokit.prep.video import PrepSettings, SourceVideo
 
 def work(folder: Path, spec: dict, number: int) -> None:
     """Prepare one shard; called in the array's job of that number. Videos that have receipts are not made again."""
-    config, shards = restore(spec["config"]), spec["shards"]
+    # no task: a user's file would be executed, for nothing
+    config, shards = restore({key: spec["config"][key] for key in ("site", "launch")}), spec["shards"]
     cpus = int(os.environ.get("SLURM_CPUS_PER_TASK", config.launch.cpus_per_task))
     result = ego4d(**site_options(config.site), workers=cpus, source=spec["source"], shard=(number, shards))
     print(f"shard {number}/{shards}: {result['videos']} videos verified, {len(result['failed'])} failed",
@@ -104,7 +105,7 @@ def submit_array(config: Config, shards: int, source: str | Path | None = None) 
         if status.alive(latest):
             return PrepArray(latest, videos, settings)
     receipts = zip(videos, read_receipts(videos, settings, check_files=True), strict=True)
-    left = {video.uid for video, line in receipts if line["status"] != "ok" and not isinstance(video, Ambiguous)}
+    left = {video.uid for video, line in receipts if line["status"] != "ok" and not isinstance(video, Unusable)}
     todo = [number for number in range(1, shards + 1)
             if left & {video.uid for video in shard_of(videos, number, shards)}]
     if not todo:

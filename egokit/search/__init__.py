@@ -1,6 +1,7 @@
 """Text search over a folder of your own videos.
 
     index_task.py    the task that embeds a folder's clips     vector_index.py  their vectors on disk, exact or by faiss
+    manifest.py      what an index holds
     searcher.py      queries against the index of a run        command.py       `egokit search`
     clip_files.py    hits as MP4 files and CSV                 page.py          hits in a notebook or an HTML page
 """

@@ -9,7 +9,8 @@ from egokit.config.build import ConfigError, merge
 from egokit.config.resolve import outputs_folder, parse_overrides, resolve
 from egokit.runs.run_folder import Run
 from egokit.search.clip_files import export, write_csv
-from egokit.search.index_task import Search, is_up_to_date, read_manifest
+from egokit.search.index_task import Search, is_up_to_date
+from egokit.search.manifest import read_manifest
 from egokit.search.searcher import Hit, model_notes, open_index, submit
 
 

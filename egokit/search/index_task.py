@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from egokit.config.build import ConfigError, differences
-from egokit.config.json_file import COUNT, read_json
+from egokit.config.names import printable
 from egokit.config.schema import Config, Positive, TaskConfig
 from egokit.data.video import frame_sampling, open_video
 from egokit.data.video.open_video import VideoError
@@ -25,23 +25,13 @@ from egokit.model import checkpoints
 from egokit.runs.files import remove_abandoned, write_text
 from egokit.runs.run_folder import Run
 from egokit.search import vector_index
+from egokit.search.manifest import read_manifest
 from egokit.tasks.base import Task
 from egokit.tasks.windows import Windows, embed_windows, in_damage, read_damage, reading, write_damage, write_each
 from egokit.train import distributed
 
 STILL = 10   # clips that may show nothing but one and the same picture
 READING = 2  # version of how videos are read: raise it when the same file gives other clips, and all are embedded again
-
-LINE = {"video": str, "name": str}
-INDEXED = LINE | {"bytes": COUNT, "modified_ns": int, "clips": COUNT, "start": float, "seconds": float,
-                  "damaged": ({"share": float, "times": [[float]]}, ...)}
-MANIFEST = {"videos": [INDEXED], "unreadable": [LINE | {"reason": str}], "dimension": (COUNT, ...),
-            "reading": (COUNT, ...)}  # the fields of manifest.json beside the settings
-
-
-def printable(name: str) -> str:
-    """Return a file name for display: bytes that are not UTF-8 become replacement characters."""
-    return os.fsencode(name).decode(errors="replace")
 
 
 def video_folder(config: Config) -> Path:
@@ -99,11 +89,6 @@ def list_videos(config: Config) -> list[dict]:
         raise ConfigError(f"no videos in {folder}: expected files that end in {' '.join(open_video.SUFFIXES)}")
     videos.sort(key=lambda video: video["video"])
     return videos[:config.data.limit or None]
-
-
-def read_manifest(folder: Path) -> dict:
-    """Return the manifest of an index folder, {} where there is none."""
-    return read_json(folder / "manifest.json", MANIFEST, f"move {folder} away: the index is made again") or {}
 
 
 def is_up_to_date(config: Config, folder: Path) -> bool:

@@ -4,22 +4,19 @@ A saved notebook and the page need no kernel and no server.
 """
 import base64
 import functools
-import html
 import re
 from concurrent.futures import ThreadPoolExecutor
 from os import cpu_count
 
 from egokit.notebook.open_run import is_live
+from egokit.notebook.safe_html import NO_FORMULAS, escape, page, plain_label, styled
 from egokit.runs.files import write_text
+from egokit.runs.shown_text import shown
 from egokit.search.clip_files import encode_preview
 from egokit.search.searcher import Hit, Searcher
 from egokit.tasks.windows import reason
 
 WIDTH, BAR = 240, 52  # pixels of a picture, and below it for the player's controls, which would hide a part of it
-# no colours are set here: JupyterLab's themes and a browser's dark mode set them
-PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{title}</title><style>:root{{color-scheme:light dark}}
-body{{font:16px sans-serif;max-width:1100px;margin:1em auto;padding:0 1em}}</style>"""
 
 
 @functools.lru_cache(maxsize=512)
@@ -35,7 +32,7 @@ def _figure(rank: int, hit: Hit) -> str:
     A clip that can't be made is replaced by the reason.
     """
     scores = f"cosine {hit.cosine:.2f}" + ("" if hit.match is None else f" · match {hit.match:.2f}")
-    name, label = html.escape(hit.video), html.escape(f"{rank}: {hit.video}, {hit.time}, {scores}")
+    name, label = escape(hit.video), escape(f"{rank}: {hit.video}, {hit.time}, {scores}")
     try:
         video, picture, shape = _encoded(hit)
         height = round(WIDTH * min(shape, 1.0)) + BAR
@@ -46,8 +43,8 @@ def _figure(rank: int, hit: Hit) -> str:
                 f'poster="data:image/jpeg;base64,{picture}" src="data:video/mp4;base64,{video}">{label}</video>')
     except Exception as error:  # the other clips are shown all the same
         clip = (f'<div role="img" aria-label="{label}" style="border:1px solid;border-radius:4px;padding:8px;'
-                f'font-size:13px;overflow-wrap:anywhere">no clip: {html.escape(reason(error))}</div>')
-    note = f" · {html.escape(hit.note)}" if hit.note else ""
+                f'font-size:13px;overflow-wrap:anywhere">no clip: {escape(reason(error))}</div>')
+    note = f" · {escape(hit.note)}" if hit.note else ""
     return (f'<figure style="display:inline-block;vertical-align:top;width:{WIDTH}px;margin:6px">{clip}'
             f'<figcaption style="font-size:13px;line-height:1.4;overflow-wrap:anywhere"><b>{rank}. {hit.time}</b> '
             f'{name}<br>{scores}{note}</figcaption></figure>')
@@ -56,12 +53,12 @@ def _figure(rank: int, hit: Hit) -> str:
 def _grid(hits: list[Hit]) -> str:
     with ThreadPoolExecutor(cpu_count()) as pool:
         figures = "".join(pool.map(_figure, range(1, len(hits) + 1), hits))
-    return f"<div>{figures}</div>{_notes(hits)}"
+    return f'<div class="{NO_FORMULAS}">{figures}{_notes(hits)}</div>'
 
 
 def _notes(hits: list[Hit]) -> str:
     """Return an answer's notes as HTML; hits taken out of an answer have none."""
-    notes = "<br>".join(map(html.escape, getattr(hits, "notes", [])))
+    notes = "<br>".join(map(escape, getattr(hits, "notes", [])))
     return f'<p style="font-size:13px;overflow-wrap:anywhere">{notes}</p>' if notes else ""
 
 
@@ -73,15 +70,11 @@ def grid(hits: list[Hit]):
 
 def table(hits: list[Hit]):
     """Return the hits as a table."""
-    import pandas as pd
     rows = [(rank, hit.video, hit.time, hit.cosine, hit.match, hit.note) for rank, hit in enumerate(hits, 1)]
-    frame = pd.DataFrame(rows, columns=["rank", "video", "time", "cosine", "match", "note"])
+    columns = ["rank", "video", "time", "cosine", "match", "note"]
     if not any(hit.note for hit in hits):
-        frame = frame.drop(columns="note")
-    style = frame.style.format(precision=3, na_rep="–").hide(axis="index")
-    below = {"selector": "caption", "props": "caption-side: bottom; text-align: left"}
-    style = style.set_caption(_notes(hits)).set_table_styles([below])
-    return style.set_properties(subset=["video"], **{"text-align": "left"})
+        rows, columns = [row[:-1] for row in rows], columns[:-1]
+    return styled(rows, columns, ["video"], {"cosine": "{:.3f}", "match": "{:.3f}"}, getattr(hits, "notes", ()))
 
 
 def browser(searcher: Searcher, text: str, top: int = 12, rerank: int = 0):
@@ -98,12 +91,11 @@ def browser(searcher: Searcher, text: str, top: int = 12, rerank: int = 0):
     """
     from IPython.display import HTML
     content = _grid(searcher(text, top, rerank))
-    title = html.escape(f"{searcher.folder.name}: {text}")
+    title = f"{searcher.folder.name}: {text}"
     name = re.sub(r"\W+", "-", text).strip("-").lower()[:60]
-    write_text(searcher.run.figure(f"search-{name}.html"),
-               f"{PAGE.format(title=title)}<h1>{title}</h1>{content}</html>")
+    write_text(searcher.run.figure(f"search-{name}.html"), page(title, f"<h1>{escape(title)}</h1>{content}"))
     if not is_live():
-        return HTML(f"<p>{html.escape(text)}</p>{content}")
+        return HTML(f'<p class="{NO_FORMULAS}">{escape(text)}</p>{content}')
     import ipywidgets
     wide = {"description_width": "110px"}
     query = ipywidgets.Text(text, description="query", continuous_update=False,  # searches at Enter
@@ -111,7 +103,7 @@ def browser(searcher: Searcher, text: str, top: int = 12, rerank: int = 0):
     results = ipywidgets.IntSlider(top, 1, 48, description="results", continuous_update=False, style=wide)
     reranked = ipywidgets.IntSlider(rerank, 0, 200, 10, description="re-rank the best", continuous_update=False,
                                     style=wide)
-    status, view = ipywidgets.Label(""), ipywidgets.HTML(content)
+    status, view = plain_label(), ipywidgets.HTML(content)
 
     def search(change) -> None:
         status.value = "searching …"
@@ -119,7 +111,7 @@ def browser(searcher: Searcher, text: str, top: int = 12, rerank: int = 0):
             view.value = _grid(searcher(query.value, results.value, reranked.value))
             status.value = ""
         except (ValueError, RuntimeError, OSError) as error:
-            status.value = str(error)
+            status.value = shown(error)
     for control in (query, results, reranked):
         control.observe(search, names="value")
     return ipywidgets.VBox([query, ipywidgets.HBox([results, reranked]), status, view])

@@ -2,7 +2,8 @@
 import numpy as np
 
 from egokit.runs.run_folder import Run
-from egokit.viz.style import CYCLE, WIDTH, draw_frame, pyplot, save_figure
+from egokit.runs.shown_text import shown
+from egokit.viz.style import CYCLE, WIDTH, draw_frame, new_figure, save_figure, wrapped
 
 STOP_WORDS = {"the", "a", "to", "with", "of", "c"}  # nothing in a picture corresponds to these
 MAX_FRAMES = 4  # of the clip
@@ -23,20 +24,19 @@ def fusion(model, frames_TCHW, text: str, run: Run | None = None):
     """
     from egokit.data.video.transforms import normalise
     from egokit.model.text_encoder import load_tokenizer
-    plt = pyplot()
     gates = ([block.text.gate.item() for block in model.video.blocks if block.text is not None],
              [layer.gate.item() for layer in model.text.layers if layer.gate is not None])
     widest = int(np.abs(gates[1]).argmax())
     probability, maps_LTNN = word_maps(model, normalise(frames_TCHW)[None], text, model.num_unfused + widest)
     words = load_tokenizer(model.tokenizer_source).words(model.tokens([text])["input_ids"][0].cpu())
-    shown = [i for i, word in enumerate(words) if word.isalpha() and word.lower() not in STOP_WORDS][:MAX_WORDS]
+    pictured = [i for i, word in enumerate(words) if word.isalpha() and word.lower() not in STOP_WORDS][:MAX_WORDS]
     times = np.linspace(0, len(frames_TCHW) - 1, min(MAX_FRAMES, len(frames_TCHW))).round().astype(int)
     pictures = np.asarray(frames_TCHW).transpose(0, 2, 3, 1)
-    figure = plt.figure(figsize=(WIDTH, 0.7 + 2.5 * (1 + len(shown))), layout="constrained")
+    figure = new_figure(figsize=(WIDTH, 0.7 + 2.5 * (1 + len(pictured))))
     figure.get_layout_engine().set(h_pad=0.12)
-    grid = figure.add_gridspec(1 + len(shown), 1 + len(times), width_ratios=[2.1] + [1] * len(times))
+    grid = figure.add_gridspec(1 + len(pictured), 1 + len(times), width_ratios=[2.1] + [1] * len(times))
     draw_gates(figure.add_subplot(grid[:, 0]), model.config.depth, *gates, model.num_unfused + widest)
-    for row, i in enumerate([None, *shown]):
+    for row, i in enumerate([None, *pictured]):
         for column, t in enumerate(times, 1):
             axis = figure.add_subplot(grid[row, column])
             draw_frame(axis, pictures[t], f"frame {t + 1}" if i is None else
@@ -47,9 +47,10 @@ def fusion(model, frames_TCHW, text: str, run: Run | None = None):
                 axis.imshow(shade, interpolation="bilinear", extent=axis.images[0].get_extent())
             if column == 1:
                 axis.set_title("the clip" if i is None else
-                               f"where “{words[i]}” looks, in text layer {model.num_unfused + widest + 1}",
+                               f"where “{shown(words[i], 30)}” looks, in text layer {model.num_unfused + widest + 1}",
                                loc="left", fontsize=12)
-    figure.suptitle(f"“{text}”\nThe fusion encoder says: they match with probability {probability:.2f}")
+    figure.suptitle(f"“{wrapped(text, 110, 500)}”\n"
+                    f"The fusion encoder says: they match with probability {probability:.2f}")
     return save_figure(figure, run, "fusion")
 
 

@@ -6,14 +6,15 @@ there is the page's static list, which unfolds without a script.
 """
 import base64
 import functools
-import html
 import io
 import json
 from pathlib import Path
 
 import numpy as np
 
+from egokit.notebook import safe_html
 from egokit.notebook.open_run import is_live
+from egokit.notebook.safe_html import NO_FORMULAS, escape, plain_label
 from egokit.runs.files import write_text
 from egokit.runs.run_folder import Run
 from egokit.viz import queries
@@ -22,6 +23,7 @@ from egokit.viz.style import grade_style, strip
 MAX_CLIPS = 600     # distinct clips in a page, about 8 kB each
 STATIC_QUERIES = 8  # in the list that needs no script
 LIVE_LINES = 500    # queries listed by the widgets
+STYLE_SHEET, SCRIPT = Path(__file__).with_suffix(".css"), Path(__file__).with_suffix(".js")
 
 
 def browser(task, run: Run, section: str, against=None):
@@ -41,10 +43,7 @@ def browser(task, run: Run, section: str, against=None):
     picture = functools.lru_cache(maxsize=4 * MAX_CLIPS)(lambda v: jpeg(dataset[0, v]["video"]))
     title = f"{run.path.parent.name}/{run.path.name}: " + " against ".join(content.sides)
     part = page(content, picture, title)
-    write_text(run.figure(f"browser-{section}.html"), '<!doctype html><html lang="en"><meta charset="utf-8">'
-               '<meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark">'
-               f"<title>{html.escape(title)}</title>"
-               f"<body style=\"max-width:1200px;margin:1em auto;padding:0 1em\">{part}</body></html>")
+    write_text(run.figure(f"browser-{section}.html"), safe_html.page(title, part, SCRIPT.read_text()))
     from IPython.display import HTML, display
     if not is_live():
         return HTML(part)
@@ -77,17 +76,17 @@ def card(content, k: int, picture=None) -> str:
         figures = []
         for hit in content.hits(s, k):
             _, colour, line = grade_style(hit.grade)
-            what = html.escape(content.task.describe_clip(hit.clip))
-            scores = ", ".join(f"{name} {score:.2f}" for name, score in hit.scores.items())
+            what = escape(content.task.describe_clip(hit.clip))
+            scores = ", ".join(f"{escape(name)} {score:.2f}" for name, score in hit.scores.items())
             image = f'src="data:image/jpeg;base64,{picture(hit.clip)}"' if picture else f'data-clip="{hit.clip}"'
             figures.append(f'<figure style="display:inline-block;vertical-align:top;width:205px;margin:4px">'
                            f'<img {image} alt="frames of {what}" '
                            f'style="box-sizing:border-box;width:100%;border:4px {line} {colour or "transparent"}">'
-                           f'<figcaption style="font-size:13px"><b>{hit.mark}</b><br>{scores}<br>{what}'
+                           f'<figcaption style="font-size:13px"><b>{escape(hit.mark)}</b><br>{scores}<br>{what}'
                            f'</figcaption></figure>')
-        sections.append(f"<section><p><b>{html.escape(name)}</b>: {content.summary(s, k)}</p>"
+        sections.append(f"<section><p><b>{escape(name)}</b>: {escape(content.summary(s, k))}</p>"
                         f"{''.join(figures)}</section>")
-    return (f'<p style="font-size:17px">“{html.escape(content.texts[k])}”</p>'
+    return (f'<p style="font-size:17px">“{escape(content.texts[k])}”</p>'
             f'<div class="egokit-sides egokit-{len(sections)}">{"".join(sections)}</div>')
 
 
@@ -111,16 +110,15 @@ def page(content, picture, title: str) -> str:
          "html": card(content, k)} for k in chosen]}
     static = list(dict.fromkeys([*orders["worst first"][:STATIC_QUERIES // 2],
                                  *orders["best first"][:STATIC_QUERIES // 2]]))
-    unfolding = "".join(f"<details{' open' if i == 0 else ''}><summary>{html.escape(content.line(chosen[q]))}</summary>"
+    unfolding = "".join(f"<details{' open' if i == 0 else ''}><summary>{escape(content.line(chosen[q]))}</summary>"
                         f"{card(content, chosen[q], picture)}</details>" for i, q in enumerate(static))
-    here = Path(__file__).parent
-    return (f'<div class="egokit-browser"><style>{(here / "browser.css").read_text()}</style>'
-            f'<p role="heading" aria-level="2"><b>{html.escape(title)}</b></p><p>{total}. {content.legend}</p>'
+    return (f'<div class="egokit-browser {NO_FORMULAS}"><style>{STYLE_SHEET.read_text()}</style>'
+            f'<p role="heading" aria-level="2"><b>{escape(title)}</b></p><p>{total}. {escape(content.legend)}</p>'
             f'<div class="egokit-unfolding"><p>Scripts don\'t run here, so these are the worst and the best '
             f"{len(static)}. To search, sort and filter all: trust this notebook (File, Trust Notebook), or open the "
             f"page in the run's figures.</p>{unfolding}</div>"
             f'<script type="application/json">{json.dumps(data).replace("<", chr(92) + "u003c")}</script></div>'
-            f"<script>{(here / 'browser.js').read_text()}</script>")
+            f"<script>{SCRIPT.read_text()}</script>")
 
 
 def select_queries(content) -> tuple[list[int], list[int]]:
@@ -151,7 +149,7 @@ def widgets(content, picture):
     filters = {name: ipywidgets.Dropdown(description=name, options=[("any", ""), *labels], **wide)
                for name, labels in options.items()}
     random = ipywidgets.Button(description="Random query", layout={"flex": "0 0 auto", "width": "auto"})
-    count = ipywidgets.Label()
+    count = plain_label()
     listing = ipywidgets.Select(description="queries", rows=8, **wide)
     view, rng = ipywidgets.HTML(), np.random.default_rng()
 
@@ -169,7 +167,7 @@ def widgets(content, picture):
     def show(_=None):
         shown = "<p>No query has all that.</p>" if listing.value is None else card(content, listing.value, picture)
         # the class gives the widget the style sheet of the page below it; data-ready keeps browser.js away
-        view.value = f'<div class="egokit-browser" data-ready="yes">{shown}</div>'
+        view.value = f'<div class="egokit-browser {NO_FORMULAS}" data-ready="yes">{shown}</div>'
 
     def show_random(_):
         matches = matching()
@@ -185,4 +183,4 @@ def widgets(content, picture):
     random.on_click(show_random)
     update_list()
     return ipywidgets.VBox([ipywidgets.HBox([text, order, random]), ipywidgets.HBox(list(filters.values())), count,
-                            listing, view, ipywidgets.Label(content.legend)])
+                            listing, view, plain_label(content.legend)])

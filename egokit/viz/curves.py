@@ -7,8 +7,9 @@ import numpy as np
 
 from egokit.runs.log import History
 from egokit.runs.run_folder import Run
+from egokit.runs.shown_text import shown
 from egokit.viz.predictions import draw_predictions, pictures, predictions
-from egokit.viz.style import CYCLE, WIDTH, WRONG, pyplot, save_figure
+from egokit.viz.style import CYCLE, WIDTH, WRONG, in_legend, new_figure, save_figure
 
 POINTS = 200       # a longer curve is drawn as the means of this many stretches, with their range behind
 RECENT = 20        # newest lines of the log, from which throughput and waiting are judged
@@ -89,9 +90,9 @@ def draw(run: Run, history: History, state: str):
         history: Its log, read.
         state: The job's state for the title, such as 'running'; "" shows none.
     """
-    plt = pyplot()
     from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
-    figure, axes = plt.subplots(2, 3, figsize=(WIDTH, 7.2), layout="constrained", sharex=True)
+    figure = new_figure(figsize=(WIDTH, 7.2))
+    axes = figure.subplots(2, 3, sharex=True)
     figure.suptitle(headline(run, history, state), fontsize=14, x=0.01, ha="left")
     (losses, validation, rates), (speed, waiting, norm) = axes
     training, steps = history.training, history.training["step"]
@@ -141,7 +142,7 @@ def draw(run: Run, history: History, state: str):
 
 def headline(run: Run, history: History, state: str) -> str:
     """Return the title: '02_pretrain/demo   running: step 40 of 300, epoch 2, 0:12:30 left'."""
-    name = f"{run.path.parent.name}/{run.path.name}   {state}".rstrip()
+    name = f"{shown(f'{run.path.parent.name}/{run.path.name}', 60)}   {shown(state, 60)}".rstrip()
     if history.step is None:
         return f"{name}: no step yet"
     left = history.last("speed/eta_s")
@@ -190,4 +191,4 @@ def recent_median(values) -> float:
 
 def label(name: str) -> str:
     """Return a column's name for a legend: 'loss/ego_nce' becomes 'ego nce'."""
-    return name.rpartition("/")[2].replace("_", " ")
+    return in_legend((name.partition("/")[2] or name).replace("_", " "))

@@ -1,10 +1,9 @@
 """EgoMQ features over time, as a similarity matrix of each clip."""
-import json
-
 import numpy as np
 
 from egokit.runs.run_folder import Run
-from egokit.viz.style import WIDTH, pyplot, save_figure
+from egokit.runs.shown_text import shown
+from egokit.viz.style import WIDTH, new_figure, save_figure
 
 MAX_POINTS = 1000  # side of a similarity matrix, whose memory grows with the square
 
@@ -18,12 +17,11 @@ def features(run: Run, count: int = 3):
         run: A run with a features/ folder, as notebook 06 writes it; the figure is saved there.
         count: How many clips of the manifest to draw, from the first.
     """
-    from egokit.tasks.mq import stored
-    plt = pyplot()
-    manifest = json.loads((run.path / "features" / "manifest.json").read_text())
+    from egokit.tasks.mq import read_manifest, stored
+    manifest = read_manifest(run)
     clips = manifest["clips"][:count]
-    figure, axes = plt.subplots(1, len(clips), figsize=(min(WIDTH, 5 * len(clips)), 4), squeeze=False,
-                                layout="constrained")
+    figure = new_figure(figsize=(min(WIDTH, 5 * len(clips)), 4))
+    axes = figure.subplots(1, len(clips), squeeze=False)
     for axis, clip in zip(axes[0], clips, strict=True):
         x = stored(run.path / "features" / f"{clip['clip_uid']}.{manifest['format']}")
         step, seconds = -(-len(x) // MAX_POINTS), clip["stop"] - clip["start"]
@@ -33,7 +31,7 @@ def features(run: Run, count: int = 3):
         image = axis.imshow(means @ means.T, extent=(0, seconds, seconds, 0), cmap="cividis", vmin=-0.2, vmax=1)
         note = f"\na point: the mean of {step}" if step > 1 else ""
         axis.set(xlabel="time (s)", ylabel="time (s)",
-                 title=f"{clip['split']}\n{len(x):,} features of {seconds:,.0f} s{note}")
+                 title=f"{shown(clip['split'], 30)}\n{len(x):,} features of {seconds:,.0f} s{note}")
         axis.locator_params(nbins=4)
     figure.colorbar(image, ax=axes[0].tolist(), label="cosine similarity")
     return save_figure(figure, run, "features")

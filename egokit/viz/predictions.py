@@ -3,7 +3,8 @@ import functools
 
 from egokit.runs.log import History
 from egokit.runs.run_folder import Run
-from egokit.viz.style import CYCLE, RIGHT, Picture, clip_grid, grade_style, pyplot, save_figure, strip
+from egokit.runs.shown_text import shown
+from egokit.viz.style import CYCLE, RIGHT, Picture, clip_grid, grade_style, save_figure, strip
 
 MARKERS = dict(zip("osD^v", "●■◆▲▼", strict=True))  # matplotlib's markers as characters
 
@@ -49,7 +50,6 @@ def draw_predictions(run: Run, history: History, picture):
         picture: Function from the number of a clip to its picture, as `pictures` returns it.
     """
     from matplotlib.ticker import MaxNLocator
-    pyplot()
     epochs, rows = [epoch for epoch, _ in history.predictions], []
     samples = history.predictions[-1][1]
     for sample in samples:
@@ -64,8 +64,8 @@ def draw_predictions(run: Run, history: History, picture):
                     mark, *border = ("✗ chosen", *border) if c == chosen else grade_style(None)
             pictures.append(Picture(picture(clip), f"{name} {score:.2f}\n{mark}", *border))
         rows.append((sample["text"], grades[chosen] == 1, pictures))
-    figure, charts = clip_grid(rows, f"{run.path.parent.name}/{run.path.name}   held-out samples after epoch "
-                               f"{epochs[-1]}", charts=True)
+    name = shown(f"{run.path.parent.name}/{run.path.name}", 80)
+    figure, charts = clip_grid(rows, f"{name}   held-out samples after epoch {epochs[-1]}", charts=True)
     for number, (sample, chart) in enumerate(zip(samples, charts, strict=True)):
         over_epochs = [predicted[number] for _, predicted in history.predictions]
         (draw_ranks if "rank" in sample else draw_scores)(chart, epochs, over_epochs)
@@ -88,8 +88,9 @@ def draw_scores(axis, epochs: list[int], over_epochs: list[dict]) -> None:
 
 def draw_ranks(axis, epochs: list[int], over_epochs: list[dict]) -> None:
     """Draw the rank of the first right clip among all clips, over the epochs."""
-    from matplotlib.ticker import LogFormatter
+    from matplotlib.ticker import LogFormatter, NullFormatter
     ranks = [sample["rank"] for sample in over_epochs]
     axis.plot(epochs, ranks, marker="o", color=CYCLE[0])
     axis.set(ylabel="rank of first right", yscale="log", ylim=(1.3 * max(*ranks, 10), 0.8))
     axis.yaxis.set_major_formatter(LogFormatter())
+    axis.yaxis.set_minor_formatter(NullFormatter())

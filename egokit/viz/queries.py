@@ -11,6 +11,7 @@ import numpy as np
 
 from egokit.config.build import did_you_mean
 from egokit.runs.run_folder import Run
+from egokit.runs.shown_text import shown
 from egokit.viz.style import checked_scores, grade_style, legend
 
 TOP = 5       # clips shown of a text
@@ -78,15 +79,16 @@ class Queries:
 
     Attributes:
         legend: What borders and marks mean.
-        texts: The text of each query.
+        texts: The text of each query, as it is shown.
         tags: {filter: labels of each query}.
         right_SK: Whether each query is answered right, by side.
         ranks: The first right clip's rank of each query in words, by side; "" where there are no ranks.
         orders: {name: numbers of the queries, sorted}.
     """
     def __init__(self, task, compared: list[Side], texts: list[str], right_VK: np.ndarray):
-        self.task, self.texts, self.tags = task, texts, task.query_tags()
-        self.sides = [side.name for side in compared]
+        self.task, self.texts, self.sides = task, list(map(shown, texts)), [shown(side.name) for side in compared]
+        self.tags = {name: [list(map(shown, labels)) for labels in labels_K]
+                     for name, labels_K in task.query_tags().items()}
         self.scores_S = [checked_scores(task, side.run, side.section) for side in compared]
         ranked = [first_right(self.deciding(scores), right_VK) for scores in self.scores_S]
         self.rank_SK, self.margin_SK = zip(*ranked, strict=True)
@@ -154,14 +156,14 @@ class RetrievalQueries(Queries):
                 f"{in_top} of {self.right_K[k]} in the top {TOP}")
 
     def hits(self, s: int, k: int, top: int = TOP) -> list[ShownClip]:
-        scores_V, shown = self.scores_S[s][:, k], []
+        scores_V, clips = self.scores_S[s][:, k], []
         order = np.argsort(-scores_V, kind="stable")
         missed = [rank for rank in np.flatnonzero(self.truth_VK[order, k] == 1).tolist() if rank >= top][:MISSED]
         for rank in [*range(min(top, len(order))), *missed]:
             v, grade = int(order[rank]), float(self.truth_VK[order[rank], k])
             mark = f"{rank + 1:,}. {grade_style(grade)[0]}" + (", missed" if rank >= top else "")
-            shown.append(ShownClip(v, grade, mark, {"rank": rank + 1}, {"score": float(scores_V[v])}))
-        return shown
+            clips.append(ShownClip(v, grade, mark, {"rank": rank + 1}, {"score": float(scores_V[v])}))
+        return clips
 
 
 class QuestionQueries(Queries):
@@ -190,15 +192,15 @@ class QuestionQueries(Queries):
                                  for name, scores_QC in self.scores_S[s].items())
 
     def hits(self, s: int, k: int) -> list[ShownClip]:
-        chosen, shown = self.scores_S[s][self.task.deciding][k].argmax(), []
+        chosen, clips = self.scores_S[s][self.task.deciding][k].argmax(), []
         for c, v in enumerate(self.task.choices[k].tolist()):
             scores = {name: float(scores_QC[k, c]) for name, scores_QC in self.scores_S[s].items()}
             answer = c == self.task.answers[k]
             choice = (("," if answer else " ✗") + " chosen") if c == chosen else ""
             mark = f"{c + 1}." + (" ✓ answer" if answer else "") + choice
             grade = 1.0 if answer else 0.0 if c == chosen else None
-            shown.append(ShownClip(v, grade, mark, {"choice": c + 1}, scores))
-        return shown
+            clips.append(ShownClip(v, grade, mark, {"choice": c + 1}, scores))
+        return clips
 
 
 def first_right(scores_VK: np.ndarray, right_VK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,13 +1,13 @@
 """Questions and retrieval results as frame strips, right and wrong marked."""
 import dataclasses
-import textwrap
 
 import numpy as np
 
 from egokit.data.video.frame_sampling import evenly_spaced
 from egokit.runs.run_folder import Run
+from egokit.runs.shown_text import shown
 from egokit.viz.queries import Queries, make_queries, sides
-from egokit.viz.style import Picture, clip_grid, grade_style, legend, save_figure, strip
+from egokit.viz.style import Picture, clip_grid, grade_style, legend, save_figure, strip, wrapped
 
 FRAMES = 4  # shown of a clip
 
@@ -104,10 +104,10 @@ def reranked(model, task, text: str, run: Run | None = None, clips: int = 300, c
             v = searched[best[i]]
             mark, *border = grade_style(None if grades_V is None else grades_V[v])
             numbers = f"{dual[best[i]]:.2f}" + (f" + {fusion[i]:.2f} (was {i + 1}.)" if lines else "")
-            caption = textwrap.fill(textwrap.shorten(task.describe_clip(v), 75, placeholder=" …"), 26)
+            caption = wrapped(task.describe_clip(v), 26, 75)
             pictures.append(Picture(strip(pixels[i], FRAMES), f"{rank}. {mark[:1]} {numbers}\n{caption}", *border))
         lines.append((name, None, pictures))
-    title = f"“{text}”" if grades_V is None else f"“{text}”\n{legend(task, grades_V)}"
+    title = f"“{shown(text)}”" + ("" if grades_V is None else f"\n{legend(task, grades_V)}")
     return save_figure(clip_grid(lines, title)[0], run, "reranked")
 
 
@@ -129,6 +129,6 @@ def question(task, number: int, run: Run | None = None) -> Question:
     dataset = task.dataset("test")
     pixels = torch.stack([dataset[0, v]["video"] for v in task.choices[number].tolist()])
     pictures = [Picture(strip(frames, FRAMES), f"clip {c}") for c, frames in enumerate(pixels, 1)]
-    figure, _ = clip_grid([("", None, pictures)], f"Which clip is “{task.texts[number]}”?")
+    figure, _ = clip_grid([("", None, pictures)], f"Which clip is “{shown(task.texts[number])}”?")
     return Question(task.texts[number], pixels, normalise(pixels), int(task.answers[number]),
                     save_figure(figure, run, "question"))

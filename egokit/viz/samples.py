@@ -4,7 +4,10 @@ from pathlib import Path
 import numpy as np
 
 from egokit.runs.run_folder import Run
+from egokit.runs.shown_text import shown
 from egokit.viz.style import Picture, clip_grid, save_figure, strip
+
+MAX_CAPTION = 300  # characters of a text below its clip
 
 
 def batch(task, run: Run | None = None, count: int = 4, split: str = "train"):
@@ -15,7 +18,7 @@ def batch(task, run: Run | None = None, count: int = 4, split: str = "train"):
     dataset = task.dataset(split)
     samples = [dataset[0, i] for i in range(min(count, len(dataset)))]
     items = [item for sample in samples for item in sample.get("pair", [sample])][:2 * count]
-    return in_pairs([Picture(strip(item["video"]), item.get("text", "")) for item in items], run, "batch")
+    return in_pairs([(item["video"], item.get("text", ""), "") for item in items], run, "batch")
 
 
 def narrations(config, run: Run | None = None, count: int = 8):
@@ -32,18 +35,25 @@ def narrations(config, run: Run | None = None, count: int = 8):
     if not (root / "egoclip.csv").is_file():
         return f"no {root / 'egoclip.csv'}: nothing to show here"
     table = EgoClipTable(root / "egoclip.csv")
-    pictures = []
+    samples = []
     for i in np.linspace(0, len(table) - 1, min(count, len(table))):
         row = table.row(int(i))
         pixels = clips.read_chunked(root / "Ego4D_Chunked" / row["video_uid"], row["clip_start"], row["clip_end"],
                                     lambda first, last: frame_sampling.sample_frames(first, last, 4),
                                     config.site.chunk_seconds, config.data.reader)
-        pictures.append(Picture(strip(pixels.transpose(0, 3, 1, 2)),
-                                f"{row['clip_text']}   ({row['clip_start']:.1f}-{row['clip_end']:.1f} s)"))
-    return in_pairs(pictures, run, "narrations")
+        samples.append((pixels.transpose(0, 3, 1, 2), row["clip_text"],
+                            f"   ({row['clip_start']:.1f}-{row['clip_end']:.1f} s)"))
+    return in_pairs(samples, run, "narrations")
 
 
-def in_pairs(pictures: list[Picture], run: Run | None, name: str):
-    """Draw pictures, two in a row, and save them."""
+def in_pairs(clips: list[tuple], run: Run | None, name: str):
+    """Draw clips, two in a row, and save them.
+
+    Args:
+        clips: (frames, text, what stands behind the text) of each.
+        run: Where to save the figure; None saves nothing.
+        name: The figure's.
+    """
+    pictures = [Picture(strip(frames), f"{shown(text, MAX_CAPTION)}{behind}") for frames, text, behind in clips]
     figure, _ = clip_grid([("", None, pictures[at:at + 2]) for at in range(0, len(pictures), 2)])
     return save_figure(figure, run, name)

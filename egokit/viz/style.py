@@ -9,6 +9,7 @@ import numpy as np
 
 from egokit.config.build import did_you_mean
 from egokit.runs.run_folder import Run
+from egokit.runs.shown_text import MAX_SHOWN, shown
 
 RIGHT, WRONG, NEUTRAL = "#009E73", "#D55E00", "#0072B2"
 CYCLE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
@@ -16,10 +17,12 @@ PARTLY = CYCLE[4]
 DASHES = {"solid": "solid", "dashed": (0, (2, 1)), "dotted": (0, (1, 1))}  # of borders 4 points wide
 HEADING = 105  # characters of a heading in one line
 CHART = 1.55  # width of the chart beside a row of pictures, in widths of a picture
+CHARACTER = 0.08  # inches of a caption's average one
+MAX_NAME, MAX_LEGEND = 44, 24  # characters of a name beside a line, and in a legend
 WIDTH = 12  # inches; JupyterLab and slides shrink wider figures, and text must not fall below 11 points
 STYLE = {"font.size": 12, "axes.titlesize": 13, "legend.fontsize": 11, "xtick.labelsize": 11, "ytick.labelsize": 11,
          "figure.dpi": 100, "figure.facecolor": "white", "savefig.facecolor": "white", "axes.spines.top": False,
-         "axes.spines.right": False}
+         "axes.spines.right": False, "text.usetex": False, "axes.formatter.use_mathtext": False}
 
 
 def pyplot():
@@ -27,6 +30,16 @@ def pyplot():
     import matplotlib.pyplot as plt
     plt.rcParams.update(STYLE | {"axes.prop_cycle": plt.cycler(color=CYCLE)})
     return plt
+
+
+def new_figure(**options):
+    """Return a new figure, which draws texts as they are; every figure of egokit is made here.
+
+    Args:
+        options: Of matplotlib.pyplot.figure, such as figsize.
+    """
+    from egokit.viz.plain_figure import PlainFigure
+    return pyplot().figure(FigureClass=PlainFigure, layout="constrained", **options)
 
 
 def save_figure(figure, run: Run | None, name: str):
@@ -100,6 +113,17 @@ def draw_frame(axis, image: np.ndarray, title: str, colour: str | None = None, l
                        capstyle="butt")
 
 
+def wrapped(text: str, width: int, limit: int = MAX_SHOWN) -> str:
+    """Return a text as it is shown, of at most `limit` characters, in lines of at most `width`."""
+    return textwrap.fill(shown(text, limit), width)
+
+
+def in_legend(name: str) -> str:
+    """Return a name as the label of a legend, from which matplotlib leaves out those that begin with "_"."""
+    text = shown(name, MAX_LEGEND)
+    return f" {text}" if text.startswith("_") else text
+
+
 def draw_heading(axis, text: str, colour: str = "black") -> None:
     """Write a heading over a row of pictures, starting at the left of the first one.
 
@@ -149,15 +173,18 @@ def clip_grid(rows: list[tuple[str, bool | None, list[Picture]]], title: str = "
     Returns:
         The figure and its last axis in each row.
     """
-    columns, pictures = max(len(row[2]) for row in rows), [picture for row in rows for picture in row[2]]
-    title = "\n".join(textwrap.fill(line, 125) for line in title.splitlines())
+    columns = max(len(row[2]) for row in rows)
     width = WIDTH / (columns + CHART * charts)
+    title = "\n".join(wrapped(line, 125) for line in title.splitlines())
+    rows = [(shown(heading), right, [picture._replace(caption="\n".join(
+        wrapped(line, int(width / CHARACTER)) for line in picture.caption.split("\n"))) for picture in pictures])
+            for heading, right, pictures in rows]
+    pictures = [picture for row in rows for picture in row[2]]
     height = width * max(picture.image.shape[0] / picture.image.shape[1] for picture in pictures) + 0.1 + \
         0.22 * max(picture.caption.count("\n") + 1 for picture in pictures) + \
         0.3 * max(len(textwrap.wrap(row[0], HEADING)) for row in rows)
-    figure, axes = pyplot().subplots(len(rows), columns + charts, squeeze=False, layout="constrained",
-                                     figsize=(WIDTH, height * len(rows) + 0.3 * len(title.splitlines()) + 0.1),
-                                     width_ratios=[1] * columns + [CHART] * charts)
+    figure = new_figure(figsize=(WIDTH, height * len(rows) + 0.3 * len(title.splitlines()) + 0.1))
+    axes = figure.subplots(len(rows), columns + charts, squeeze=False, width_ratios=[1] * columns + [CHART] * charts)
     for (heading, right, pictures), line in zip(rows, axes, strict=True):
         for axis in line[len(pictures):columns]:
             axis.set_axis_off()

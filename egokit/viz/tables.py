@@ -1,10 +1,13 @@
 """Numbers and files as tables, and the published numbers as a chart."""
 import collections
 
+from egokit.notebook.safe_html import styled
 from egokit.runs.ledger import DUAL_SOFTMAX, registered
 from egokit.runs.run_folder import FAILED_NOTEBOOK, Run
+from egokit.runs.shown_text import shown
 
 MAX_FILES = 40  # listed of a run folder
+MAX_NAME = 120  # characters of a benchmark's or run's name in the ledger, where names are not wrapped
 
 
 def results(run: Run):
@@ -16,11 +19,10 @@ def results(run: Run):
 
 def table(pairs: list[tuple]):
     """Return (Result, contents of metrics.json) pairs as a styled DataFrame, all numbers in %."""
-    import pandas as pd
     rows = [(result.name, metrics.get("chance", {}).get(result.chance), metrics[result.section].get(result.metric),
              None if result.metric.endswith(DUAL_SOFTMAX) else result.published) for result, metrics in pairs]
-    frame = pd.DataFrame(rows, columns=["benchmark (%)", "chance", "this run", "published, real data"])
-    return _align_left(frame.style.format(precision=1, na_rep="–").hide(axis="index"), ["benchmark (%)"])
+    columns = ["benchmark (%)", "chance", "this run", "published, real data"]
+    return styled(rows, columns, columns[:1], dict.fromkeys(columns, "{:.1f}"))
 
 
 def published(run: Run):
@@ -28,24 +30,31 @@ def published(run: Run):
     import numpy as np
 
     from egokit.viz.per_class import dot_plot
-    from egokit.viz.style import pyplot, save_figure
-    shown = [(task.notebook, result) for task, result in registered()
+    from egokit.viz.style import new_figure, save_figure
+    results = [(task.notebook, result) for task, result in registered()
              if result.published is not None and not result.metric.endswith(DUAL_SOFTMAX)]
     metrics = {name: Run(path).metrics() if (path := run.path.parents[1] / name / run.path.name).is_dir() else {}
-               for name in dict.fromkeys(name for name, _ in shown)}
-    ours = [metrics[name].get(result.section, {}).get(result.metric) for name, result in shown]
-    chance = [metrics[name].get("chance", {}).get(result.chance) for name, result in shown]
-    series = {"published, real data": [result.published for _, result in shown], "here": ours, "chance here": chance}
-    figure, axis = pyplot().subplots(figsize=(11, 0.8 + 0.42 * len(shown)), layout="constrained")
-    dot_plot(axis, [result.name for _, result in shown],
-             {name: np.array(values, float) for name, values in series.items()})
-    for line, ((name, result), value) in enumerate(zip(shown, ours, strict=True)):
-        text = f"{result.published:.1f} published, " + \
-            (f"{value:.1f} here" if value is not None else f"not yet here: run {name}")
-        axis.text(102, line, text, va="center", fontsize=11)
-    axis.set(xlabel="%", title=f"runs “{run.path.name}” of the other notebooks")
+               for name in dict.fromkeys(name for name, _ in results)}
+    ours = [metrics[name].get(result.section, {}).get(result.metric) for name, result in results]
+    chance = [metrics[name].get("chance", {}).get(result.chance) for name, result in results]
+    series = {"published, real data": [result.published for _, result in results], "here": ours, "chance here": chance}
+    figure = new_figure(figsize=(11, 0.8 + 0.42 * len(results)))
+    axis = figure.subplots()
+    dot_plot(axis, [result.name for _, result in results], {
+        name: np.array([value if _is_percentage(value) else np.nan for value in values], float)
+        for name, values in series.items()})
+    for line, ((name, result), value) in enumerate(zip(results, ours, strict=True)):
+        here = f"not yet here: run {name}" if value is None else \
+            f"{value:.1f} here" if _is_percentage(value) else f"no percentage here: {shown(value, 20)}"
+        axis.text(102, line, f"{result.published:.1f} published, {here}", va="center", fontsize=11)
+    axis.set(xlabel="%", title=f"runs “{shown(run.path.name, 80)}” of the other notebooks")
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False)
     return save_figure(figure, run, "published")
+
+
+def _is_percentage(value) -> bool:
+    """Return whether a value of metrics.json can be drawn."""
+    return isinstance(value, (int, float)) and 0 <= value <= 100
 
 
 def ledger(outputs=None):
@@ -54,20 +63,13 @@ def ledger(outputs=None):
     Args:
         outputs: The folder of all runs; None is the project's outputs/.
     """
-    import html
-
-    import pandas as pd
-
     from egokit.runs.ledger import read, rows
     entries = read(outputs)
-    frame = pd.DataFrame(rows(entries), columns=["benchmark (%)", "run", "published", "this run", "difference",
-                                                 "differs in"])
-    style = frame.style.format({"published": "{:.1f}", "this run": "{:.1f}", "difference": "{:+.1f}"}, na_rep="–")
-    style.hide(axis="index")
-    style.set_table_styles([{"selector": "caption", "props": "caption-side: bottom; text-align: left"}])
-    style.set_caption("<br>".join(map(html.escape, entries.left_out)))
-    style.set_properties(subset=["benchmark (%)", "run"], **{"white-space": "nowrap"})
-    return _align_left(style, ["benchmark (%)", "run", "differs in"])
+    lines = [(shown(benchmark, MAX_NAME), shown(run, MAX_NAME), *rest) for benchmark, run, *rest in rows(entries)]
+    style = styled(lines, ["benchmark (%)", "run", "published", "this run", "difference", "differs in"],
+                   ["benchmark (%)", "run", "differs in"],
+                   {"published": "{:.1f}", "this run": "{:.1f}", "difference": "{:+.1f}"}, entries.left_out)
+    return style.set_properties(subset=["benchmark (%)", "run"], **{"white-space": "nowrap"})
 
 
 def counts(values: dict):
@@ -80,12 +82,11 @@ def findings(checks: list):
 
     Checks that are not in order come first, each with its fix; then one line for each part counts those that are.
     """
-    import pandas as pd
     rows = [(check.part, check.state, check.what, check.message, check.fix) for check in checks if check.state != "ok"]
     fine = collections.Counter(check.part for check in checks if check.state == "ok")
     rows += [(part, "ok", f"{count} checks", "in order", "") for part, count in fine.items()]
-    frame = pd.DataFrame(rows, columns=["part", "state", "what", "found", "what to do"])
-    return _align_left(frame.style.hide(axis="index"), list(frame.columns))
+    columns = ["part", "state", "what", "found", "what to do"]
+    return styled(rows, columns, columns)
 
 
 def metrics(values: dict):
@@ -98,20 +99,9 @@ def metrics(values: dict):
 
 def _named_numbers(groups: dict[str, dict]):
     """Return {group: {name: number}} as a table; a group's name stands beside its first number."""
-    import pandas as pd
     rows = [("" if number else group, key.replace("_", " "), value) for group, values in groups.items()
             for number, (key, value) in enumerate(values.items())]
-    # dtype object: a column of floats would turn whole numbers into floats, too
-    frame = pd.DataFrame(rows, columns=["", "name", "value"], dtype=object)
-    style = frame.style.format({"value": lambda value: f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"})
-    return _align_left(style.hide(axis="index"), ["", "name"])
-
-
-def _align_left(style, columns: list[str]):
-    """Align columns of text and their headings to the left."""
-    style.set_table_styles({name: [{"selector": "th", "props": "text-align: left"}] for name in columns},
-                           overwrite=False)
-    return style.set_properties(subset=columns, **{"text-align": "left"})
+    return styled(rows, ["", "name", "value"], ["", "name"])
 
 
 def files(run: Run):
@@ -119,10 +109,9 @@ def files(run: Run):
 
     What exists only while a notebook runs headless is left out, as are jobs/ and batch/.
     """
-    import pandas as pd
     paths = [path for path in sorted(run.path.rglob("*")) if path.is_file() and not path.name.startswith(".")
              and not {"jobs", "batch", "lock", FAILED_NOTEBOOK} & set(path.relative_to(run.path).parts)]
     rows = [(str(path.relative_to(run.path)), f"{path.stat().st_size / 1024:,.0f} kB") for path in paths[:MAX_FILES]]
     rows += [(f"… and {len(paths) - MAX_FILES} more", "")] if len(paths) > MAX_FILES else []
-    frame = pd.DataFrame(rows, columns=[f"in outputs/{run.path.parent.name}/{run.path.name}", "size"])
-    return _align_left(frame.style.hide(axis="index"), [frame.columns[0]])
+    columns = [shown(f"in outputs/{run.path.parent.name}/{run.path.name}"), "size"]
+    return styled(rows, columns, columns[:1])

@@ -1,0 +1,140 @@
+"""Why a job ended is said, even if nothing was left to say it: a full disk, a process that was killed."""
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+from conftest import MODEL
+from fake_slurm import made
+from test_jobs import LOST, OWN
+from training import run_of, wait_for
+
+import egokit
+from egokit import cli
+from egokit.jobs import code_snapshot, requeue, status
+from egokit.runs.files import write_text
+from egokit.runs.run_folder import Run
+
+WARNING = "egokit/tasks/egoclip.py:43: UserWarning: 5 malformed rows\n  self.table = EgoClipTable(path)\n"
+SILENT = "its process ended without a word (signal 9: out of memory?)"
+
+
+def ended(folder, *logs, failures=()):
+    """Return (the reason, the whole message) of a job of SLURM whose ranks have left these logs."""
+    handle = made(Run(folder / "outputs/nb/mine"), cluster="slurm", job_id="3")
+    for rank, text in enumerate(logs):
+        (handle.folder / f"submitit/3_{rank}_log.err").write_text(text)
+    for name, text in failures:
+        write_text(handle.folder / "failures" / name, text)
+    return status.failure_reason(handle.folder), status.error_message(handle.folder)
+
+
+@pytest.mark.parametrize("logs, rank", [
+    ([WARNING], 0), ([""], 0),
+    ([LOST, WARNING, LOST], 1),                                            # the others only lost it
+    ([f"egokit: start 3-0\n{OWN}egokit: start 3-1\n{WARNING}"], 0)])       # of an earlier attempt
+def test_a_process_that_was_killed_left_no_word(tmp_path, logs, rank):
+    reason, message = ended(tmp_path, *logs)
+    assert reason == f"{SILENT}: jobs/pretrain/submitit/3_{rank}_log.err"
+    assert message.startswith(f"{SILENT}\n") and message.endswith(f"submitit/3_{rank}_log.err")
+
+
+@pytest.mark.parametrize("logs, said", [
+    ([f"{WARNING}slurmstepd: error: *** JOB 3 ON node1 CANCELLED AT noon ***"], "CANCELLED AT noon"),
+    ([WARNING, "slurmstepd: error: Detected 1 oom_kill event in StepId=3.0."], "oom_kill event"),
+    ([f"{WARNING}Fatal Python error: Segmentation fault\n\nCurrent thread"], "Fatal Python error: Segmentation fault"),
+    ([f"{requeue.TRACEBACK}\n  File\nKeyboardInterrupt\n"], "KeyboardInterrupt"),
+    ([f"{requeue.TRACEBACK}\n  File\negokit.runs.run_folder.RunTakenOver: it is another's\n"], "RunTakenOver: it is")])
+def test_what_others_say_of_a_process_is_its_reason(tmp_path, logs, said):
+    reason, message = ended(tmp_path, *logs)
+    assert said in reason and said in message and SILENT not in message
+
+
+def test_an_error_that_the_log_had_no_room_for_is_read_from_its_record(tmp_path):
+    cut_off = f"egokit: start 3-1\n{requeue.TRACEBACK}\n  File\nOSError: [Errno 28] No space left on device\n  Fi"
+    whole = f"{requeue.TRACEBACK}\n  File\nValueError: x could not be written: at least 5 MiB are needed\n"
+    reason, message = ended(tmp_path, cut_off, failures=[("3-1-rank0.txt", whole), ("3-0-rank0.txt", OWN)])
+    assert reason == "ValueError: x could not be written: at least 5 MiB are needed"
+    assert message.splitlines()[0] == reason
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A function: size -> an empty file system of that size."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+
+    def mount(size):
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", disk], capture_output=True)
+        if done.returncode:
+            pytest.skip("a full disk needs the right to mount one")
+        return disk
+    yield mount
+    subprocess.run(["umount", disk], capture_output=True)
+
+
+def test_no_room_for_the_code_is_one_line_and_leaves_nothing(resolve, small_disk, monkeypatch, capsys):
+    disk = small_disk("300k")
+    monkeypatch.setenv("EGOKIT_OUTPUTS", str(disk))
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["submit", "toy/pretrain", "--site", "tiny", "--run", "full", "--overrides", MODEL])
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith(f"egokit: {disk}/02_pretrain/full/jobs/pretrain/code could not be written (No space left")
+    assert "at least " in line and " MiB are needed" in line and len(line) < 500
+    assert {path.name for path in disk.rglob("*") if path.is_file()} == {"params.yaml", "lock"}
+
+
+FILLS = """
+import sys
+from pathlib import Path
+from egokit.jobs.requeue import record_failure
+folder = Path(sys.argv[1])
+with record_failure(folder, 0), open(folder / "checkpoint", "wb", 0) as file:
+    while True:
+        file.write(bytes(2**16))
+"""
+
+
+def test_a_full_disk_keeps_room_for_the_message(small_disk, tmp_path):
+    """The file that fills the disk stays open until the message is written, as a checkpoint does."""
+    disk = small_disk("2m")
+    with open(disk / "log.err", "w") as log:
+        done = subprocess.run([sys.executable, "-c", FILLS, disk], stderr=log,
+                              env=os.environ | {"SUBMITIT_LOCAL_JOB_ID": "7", "SLURM_JOB_ID": "7"})
+    last = (disk / "log.err").read_text().splitlines()[-1]
+    assert done.returncode == 1 and last.startswith(f"OSError: {disk} could not be written (No space left on device): ")
+    assert (disk / "failures/7-0-rank0.txt").read_text().strip().splitlines()[-1] == last
+    assert not (disk / requeue.RESERVE).exists() and shutil.disk_usage(disk).free < 2**18
+
+
+@pytest.mark.slow
+def test_a_training_on_a_disk_that_fills_up_says_how_much_is_needed(resolve, small_disk):
+    run = Run(small_disk("6m") / "02_pretrain/full")
+    job = egokit.submit(resolve(overrides=f"{MODEL} train.epochs=2 train.checkpoint_steps=1"), run)
+    with pytest.raises(egokit.launch.JobFailed, match=r"could not be written \(.*\): at least [\d.]+ MiB are needed"):
+        job.wait(progress=False)
+    assert "could not be written" in job.log_tail(1) and "WeightsError" in job.status()[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["rank", "loader"])
+def test_kill_9_is_given_as_the_reason(resolve, request, victim):
+    run = run_of(request)
+    job = egokit.submit(resolve(overrides=f"{MODEL} train.epochs=99 data.workers=1 launch.cpus_per_task=1"), run)
+    wait_for(run.read_log)
+
+    def parent(process):
+        with open(f"/proc/{process}/stat") as file:
+            return int(file.read().rpartition(")")[2].split()[1])
+    processes = status.processes(job.folder)
+    controller, = (process for process in processes if parent(process) not in processes)
+    rank, = (process for process in processes if parent(process) == controller)
+    loaders = [process for process in status.processes(job.folder) if parent(process) == rank]
+    os.kill(rank if victim == "rank" else loaders[0], signal.SIGKILL)
+    with pytest.raises(egokit.launch.JobFailed, match=r"process ended without a word \(signal 9: out of memory\?\)"):
+        job.wait(progress=False)
+    state, reason = job.status()
+    assert state == "failed" and "ended without a word (signal 9: out of memory?)" in reason
+    assert code_snapshot.read_copy(job.folder / "code")
