@@ -246,7 +246,7 @@ def read_manifest(run: Run) -> dict:
     path, fix = run.path / "features" / "manifest.json", "delete it and extract the features again"
     manifest = read_json(path, {"format": str, "clips": [{"clip_uid": str}]}, fix)
     if manifest is None:
-        raise FileNotFoundError(f"{path} is missing; {fix}")
+        raise FileNotFoundError(f"{path} is missing: the run has no features; extract them")
     try:
         if manifest["format"] not in get_args(Format):
             raise ValueError(f"format {manifest['format']!r:.80}: expected {' or '.join(get_args(Format))}")
@@ -269,9 +269,8 @@ def stored(path: Path) -> np.ndarray:
     else:
         try:
             with open(path, "rb") as file:  # before PyTorch's reader, which follows all that is in a pickle
-                if not isinstance(tensor_file.open_lazily(file), tensor_file.Stored):
-                    raise TypeError("no tensor")
-            feature = torch.load(path, mmap=True, weights_only=True).numpy()
+                shape = tensor_file.open_lazily(file).size
+            feature = torch.load(path, mmap=True, weights_only=True).numpy().reshape(shape)
         except OSError:
             raise
         except Exception as error:  # torch and zipfile raise errors of a dozen kinds
