@@ -10,7 +10,7 @@ from pathlib import Path
 
 from egokit.config.access import explained
 from egokit.config.build import ConfigError
-from egokit.config.names import PrintableStream
+from egokit.config.names import protect_terminal
 
 
 def _recipe(parser: argparse.ArgumentParser, params: str | None = None, run: str | None = "demo") -> None:
@@ -260,8 +260,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--site", default="toy")
     sub.add_argument("--overrides", default="")
     sub.add_argument("--all", action="store_true", help="open every video instead of a sample of 40 per table")
-    sub = add("ledger", ledger, "Show published numbers beside every run's, and how the recipes differ.",
-              "egokit ledger")
+    sub = add("ledger", ledger, "Show published numbers beside every run's, and how recipes differ.", "egokit ledger")
     sub.add_argument("--outputs", help="folder of the runs (default: outputs)")
     for name, help, example in (
             ("convert", "Convert a checkpoint to .safetensors, or to an egokit checkpoint (.pt, .pth).",
@@ -279,11 +278,9 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Run the command line.
 
-    A user's mistake is one line on stderr and exit code 2; any other error keeps its traceback. Texts of files, which
-    may be others', can't steer the terminal.
+    A user's mistake is one line on stderr and exit code 2; any other error keeps its traceback.
     """
-    if not isinstance(sys.stdout, PrintableStream):  # for good: a traceback is printed after this function
-        sys.stdout, sys.stderr = PrintableStream(sys.stdout), PrintableStream(sys.stderr)
+    protect_terminal()
     arguments = parser().parse_args(argv)
     try:
         arguments.function(arguments)

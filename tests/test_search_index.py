@@ -129,6 +129,27 @@ def test_faiss_proposes_what_exact_search_finds(tmp_path, monkeypatch):
     assert np.mean(recall) > 0.95
 
 
+def test_a_faiss_index_of_others_is_not_opened(tmp_path, monkeypatch, capsys):
+    import shutil
+
+    import faiss
+    index, query = some_vectors(tmp_path / "mine", 25)
+    monkeypatch.setattr(vector_index, "CODE", 8)
+    exact = index.search(query, 10)[1]
+    index.build_faiss()
+    shutil.copytree(tmp_path / "mine", tmp_path / "moved")
+    moved = vector_index.VectorIndex(tmp_path / "moved", index.names, np.diff(index.first).tolist(), 16)
+    assert moved.faiss_index() and not capsys.readouterr().out
+    with open(tmp_path / "moved/approximate/index.faiss", "r+b") as file:
+        file.seek(100)
+        file.write(b"\xff" * 8)
+    opened = []
+    monkeypatch.setattr(faiss, "read_index", opened.append)
+    changed = vector_index.VectorIndex(tmp_path / "moved", index.names, np.diff(index.first).tolist(), 16)
+    assert np.array_equal(changed.search(query, 10)[1], exact) and not opened
+    assert capsys.readouterr().out.count("approximate was not made by this user's egokit, or is damaged") == 1
+
+
 def test_steps_are_videos_of_all_attempts(searched):
     """Steps count the videos of all attempts.
 

@@ -147,7 +147,11 @@ def test_what_runs_is_a_private_copy_without_compiled_files(resolve, unfinished)
         file.write(b"planted")
     for path in [handle.folder / "code", *(handle.folder / "code").rglob("*")]:
         path.chmod(0o777)
-    resume(config, handle)
+    before = os.umask(0)
+    try:
+        resume(config, handle)
+    finally:
+        os.umask(before)
     assert "egokit/jobs/worker.py" in started[0] and not [name for name in started[0] if name.endswith(".pyc")]
     assert not [path for path in [handle.folder / "code", *worker.parents[1].rglob("*")] if path.stat().st_mode & 0o022]
 

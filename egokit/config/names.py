@@ -1,6 +1,7 @@
 """Text out of files of others: names that become paths, and words that reach a terminal."""
 import os
 import re
+import sys
 import unicodedata
 
 LONGEST = 160  # bytes of a name; with a suffix and what a temporary file adds, it stays below a file system's 255
@@ -75,3 +76,9 @@ class PrintableStream:
     def writelines(self, lines) -> None:
         for line in lines:
             self.write(line)
+
+
+def protect_terminal() -> None:
+    """Let texts of files, which may be others', steer no terminal: for good, as a traceback is printed at the end."""
+    if not isinstance(sys.stdout, PrintableStream):
+        sys.stdout, sys.stderr = PrintableStream(sys.stdout), PrintableStream(sys.stderr)

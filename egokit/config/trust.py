@@ -1,7 +1,8 @@
 """Code that lies where others may have put it: which of it this user's egokit has made, or the user trusts.
 
 A run folder that was received can hold any hash, and its files belong to whoever unpacked it. So the hashes of the code
-that this user's egokit has copied are kept elsewhere: as names of empty files in a folder of the user's own.
+that this user's egokit has copied are kept elsewhere: as names of empty files in a folder of the user's own. The same
+holds for faiss's files, whose content its reader follows.
 """
 import os
 import re

@@ -8,13 +8,15 @@ What a clip is and where its vector comes from is not known here.
 """
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 from pathlib import Path
 
 import numpy as np
 
+from egokit.config import trust
 from egokit.config.json_file import COUNT, read_json
-from egokit.model.checkpoints import fingerprint
 from egokit.runs.array_file import read_array
 from egokit.runs.files import atomic_folder, atomic_path, write_text
 
@@ -79,7 +81,7 @@ class VectorIndex:
         self.folder, self.names, self.dimension = Path(folder), names, dimension
         # number of each file's first clip, and of the end
         self.first = np.concatenate([[0], np.cumsum(clips, dtype=np.int64)])
-        self._faiss_index = None
+        self._faiss_index, self._foreign = None, False
 
     def __len__(self) -> int:
         return int(self.first[-1])
@@ -151,9 +153,18 @@ class VectorIndex:
     # faiss
 
     def faiss_index(self) -> FaissIndex | None:
-        """Return the index that `build_faiss` wrote, if it did."""
-        if self._faiss_index is None and (self.folder / "approximate/files.json").exists():
-            self._faiss_index = FaissIndex(self)
+        """Return the index that `build_faiss` wrote for this user, if it did.
+
+        faiss follows what is in its file, so that one of others is not opened: all clips are compared then.
+        """
+        if self._faiss_index is None and (self.folder / "approximate/files.json").exists() and not self._foreign:
+            self._foreign = not trust.is_known(sha256(self.folder / "approximate/index.faiss"))
+            if self._foreign:
+                print(f"{self.folder / 'approximate'} was not made by this user's egokit, or is damaged, and is not "
+                      f"used: all clips are compared. To have it made again, delete {self.folder / 'manifest.json'}",
+                      flush=True)
+            else:
+                self._faiss_index = FaissIndex(self)
         return self._faiss_index
 
     def files_outside_faiss(self) -> list[int]:
@@ -194,9 +205,10 @@ class VectorIndex:
         with atomic_folder(self.folder / "approximate") as temporary:
             faiss.write_index(index, str(temporary / "index.faiss"))
             np.save(temporary / "reduce.npy", reduce_DE)
-            write_text(temporary / "files.json", json.dumps({"names": self.names, "first": self.first.tolist(),
-                                                             "sha256": fingerprint(temporary / "index.faiss")}))
-        self._faiss_index = None
+            write_text(temporary / "files.json", json.dumps({"names": self.names, "first": self.first.tolist()}))
+            with contextlib.suppress(OSError, RuntimeError):  # no place for it: the index is not used, which is said
+                trust.remember(sha256(temporary / "index.faiss"))
+        self._faiss_index, self._foreign = None, False
 
     def directions(self, share: int) -> np.ndarray:
         """Return (D, E) orthonormal rows: the clips' principal directions, randomly rotated.
@@ -225,14 +237,8 @@ class FaissIndex:
         import faiss
         folder = vectors.folder / "approximate"
         fix = f"delete {folder}: all clips are searched exactly then, until the index is brought up to date"
-        files = read_json(folder / "files.json", {"names": [str], "first": [COUNT], "sha256": (str, ...)}, fix)
-        path = folder / "index.faiss"
-        if not path.is_file() or files.get("sha256", fingerprint(path)) != fingerprint(path):
-            raise ValueError(f"{path} is not the file that was written; {fix}")
-        try:
-            self.index = faiss.read_index(str(path))
-        except RuntimeError as error:
-            raise ValueError(f"{path}: faiss can't read it ({str(error).splitlines()[-1]}); {fix}") from None
+        files = read_json(folder / "files.json", {"names": [str], "first": [COUNT]}, fix)
+        self.index = faiss.read_index(str(folder / "index.faiss"))
         self.reduce_DE = read_array(folder / "reduce.npy", fix)
         self.names, self.first = files["names"], np.array(files["first"], np.int64)
         if (self.reduce_DE.shape, len(self.first)) != ((self.index.d, vectors.dimension), len(self.names) + 1) \
@@ -249,6 +255,14 @@ class FaissIndex:
         number_QC = self.index.search(query_QE @ self.reduce_DE.T, min(count, self.index.ntotal))[1]
         moved_QC = self.moved[np.searchsorted(self.first, number_QC, side="right") - 1]
         return np.where((number_QC < 0) | (moved_QC == GONE), -1, number_QC + moved_QC)
+
+
+def sha256(path: Path) -> str:
+    """Return the hash of a file, "" if it is none."""
+    if not path.is_file():
+        return ""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def highest(count: int, cosines: tuple[np.ndarray, ...], numbers: tuple[np.ndarray, ...]

@@ -246,7 +246,7 @@ def read_manifest(run: Run) -> dict:
     path, fix = run.path / "features" / "manifest.json", "delete it and extract the features again"
     manifest = read_json(path, {"format": str, "clips": [{"clip_uid": str}]}, fix)
     if manifest is None:
-        raise FileNotFoundError(f"{path} is missing, which lists the extracted features; {fix}")
+        raise FileNotFoundError(f"{path} is missing: the run has no features; extract them")
     try:
         if manifest["format"] not in get_args(Format):
             raise ValueError(f"format {manifest['format']!r:.80}: expected {' or '.join(get_args(Format))}")
@@ -258,7 +258,7 @@ def read_manifest(run: Run) -> dict:
 
 
 def stored(path: Path) -> np.ndarray:
-    """Return one clip's (features, E); a .npy file is memory-mapped.
+    """Return one clip's (features, E), memory-mapped.
 
     Raises:
         ValueError: the file is damaged; the message names it.
@@ -267,10 +267,14 @@ def stored(path: Path) -> np.ndarray:
     if path.suffix == ".npy":
         feature = read_array(path, fix)
     else:
-        feature = checkpoints.read(path)
-        if not isinstance(feature, torch.Tensor):
-            raise ValueError(f"{path}: a {type(feature).__name__}, expected a tensor; {fix}")
-        feature = feature.float().numpy()
+        try:
+            with open(path, "rb") as file:  # before PyTorch's reader, which follows all that is in a pickle
+                shape = tensor_file.open_lazily(file).size
+            feature = torch.load(path, mmap=True, weights_only=True).numpy().reshape(shape)
+        except (PermissionError, FileNotFoundError, IsADirectoryError):
+            raise
+        except Exception as error:  # torch and zipfile raise errors of a dozen kinds, other OSErrors among them
+            raise ValueError(f"{path}: no whole file of features ({type(error).__name__}); {fix}") from None
     if feature.ndim != 2 or feature.dtype.kind != "f":
         raise ValueError(f"{path}: {feature.dtype} of shape {feature.shape}, expected (features, dimension); {fix}")
     return feature

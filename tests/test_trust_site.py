@@ -1,0 +1,80 @@
+"""Only launch.setup holds shell lines, and only a project of this user's own is found by itself."""
+import os
+import subprocess
+
+import pytest
+import yaml
+from fake_slurm import ON_SLURM
+
+from egokit.config.build import ConfigError
+from egokit.config.resolve import project_root, resolve
+from egokit.config.schema import LaunchConfig
+from egokit.jobs import slurm
+
+HOSTILE = "a\ntouch executed"
+
+
+@pytest.mark.parametrize("key, value", [
+    *((f"launch.{key}", HOSTILE) for key in ("partition", "account", "qos", "constraint")),
+    ("launch.partition", "a\rb"), ("launch.qos", "a\x1b[2Jb"), ("launch.account", "a\u2028b"), ("site.root", HOSTILE),
+    ("site.weights", "a\x00b"), ("launch.setup", ["module load cuda", HOSTILE]), ("launch.slurm", {"exclude": HOSTILE}),
+    ("launch.slurm", {"srun_args": ["-v", HOSTILE]}), ("launch.slurm", {"additional_parameters": {HOSTILE: "x"}}),
+    ("launch.slurm", {"additional_parameters": {"comment": {"x": [HOSTILE]}}})])
+def test_a_site_with_control_characters_is_refused_by_its_key(project, tmp_path, key, value):
+    section, _, name = key.partition(".")
+    (tmp_path / "evil.yaml").write_text(yaml.safe_dump({section: {name: value}}))
+    with pytest.raises(ConfigError, match=rf"^{key} \(in site .*evil\.yaml\): expected one line without control"):
+        resolve("toy/pretrain", str(tmp_path / "evil.yaml"))
+
+
+def test_what_a_site_says_is_not_executed_but_its_setup(tmp_path):
+    """The script is executed by a shell, with no SLURM: it creates what its setup creates, and nothing else."""
+    words = {key: f"x; touch {key} #$(touch {key})`touch {key}`" for key in ("partition", "account", "constraint")}
+    options = {"exclude": "$(touch exclude)", "srun_args": ["; touch srun"], "comment": "`touch comment`",
+               "additional_parameters": {"x;touch key": "'; touch value"}}
+    folder = tmp_path / "$(touch folder)"
+    launch = LaunchConfig(cluster="slurm", gpus_per_task=0, setup=("touch setup",), slurm=options, **words)
+    script = slurm.script(launch, folder, "$(touch name)")
+    work = tmp_path / "work"
+    work.mkdir()
+    subprocess.run(["bash", "-c", script], cwd=work, capture_output=True,
+                   env={"PATH": os.environ["PATH"], "PYTHONPATH": ""}, timeout=60)
+    assert [path.name for path in work.iterdir()] == ["setup"]
+
+
+@pytest.mark.parametrize("folder, name", [("a\nb", "name"), ("a", "name\nb")])
+def test_a_folder_with_a_line_end_is_refused(tmp_path, folder, name):
+    with pytest.raises(ConfigError, match="control characters"):
+        slurm.script(LaunchConfig(cluster="slurm"), tmp_path / folder, name)
+
+
+@pytest.fixture
+def found(tmp_path, monkeypatch):
+    """The project's folder, which is found from a folder below it."""
+    monkeypatch.delenv("EGOKIT_HOME", raising=False)
+    (tmp_path / "found/params/sites").mkdir(parents=True)
+    (tmp_path / "found/below").mkdir()
+    monkeypatch.chdir(tmp_path / "found/below")
+    return tmp_path / "found"
+
+
+@pytest.mark.parametrize("part", ["", "params", "params/sites"])
+def test_a_project_where_everybody_may_write_is_not_found_by_itself(found, monkeypatch, part):
+    assert project_root() == found
+    (found / part).chmod(0o777)
+    with pytest.raises(ConfigError, match=f"but {found / part} is writable by everybody.*EGOKIT_HOME={found}"):
+        project_root()
+    monkeypatch.setenv("EGOKIT_HOME", str(found))
+    assert project_root() == found
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files to others")
+@pytest.mark.parametrize("part", ["", "params", "params/sites"])
+def test_a_project_of_another_user_is_not_found_by_itself(found, monkeypatch, part):
+    os.chown(found / part, 12345, -1)
+    with pytest.raises(ConfigError, match=f"but {found / part} belongs to 12345: .*EGOKIT_HOME={found}"):
+        project_root()
+    with pytest.raises(ConfigError, match="EGOKIT_HOME"):
+        resolve("toy/pretrain", "toy", ON_SLURM)
+    monkeypatch.setenv("EGOKIT_HOME", str(found))
+    assert project_root() == found
