@@ -23,7 +23,7 @@ from egokit.data.annotation_json import SPLITS
 from egokit.data.site_checks import EGO4D, PREP, Checks, Finding
 from egokit.data.video import frame_sampling
 from egokit.data.video.open_video import VideoError
-from egokit.model import checkpoints
+from egokit.model import checkpoints, tensor_file
 from egokit.runs.array_file import read_array
 from egokit.runs.files import atomic_path, remove_abandoned, write_text
 from egokit.runs.ledger import Result
