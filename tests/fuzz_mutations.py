@@ -1,6 +1,6 @@
 """Seeded mutations of files: of their bytes, and of what their formats consist of.
 
-`mutate` needs nothing but bytes, so that a finding is made again from its seed.
+`mutate` depends on nothing but bytes and the dice, so that a finding is made again from its seed.
 """
 import io
 import json
@@ -9,6 +9,8 @@ import random
 import re
 import struct
 import zipfile
+
+from egokit.config.yaml_file import parse_yaml
 
 NUMBERS = [0, -1, 1, 2 ** 31, 2 ** 32 + 1, 2 ** 63, -2 ** 63, 1e309, -1e309, float("nan"), 1e-320, 10 ** 30, 7.5,
            True]
@@ -147,8 +149,7 @@ def in_lines(data, dice, others):
 
 
 def in_yaml(data, dice, others):
-    import yaml
-    value = yaml.safe_load(data)
+    value = parse_yaml(data.decode())  # PyYAML's own loader would take minutes over some mutations
     if not isinstance(value, dict) or dice.random() < 0.2:
         line = dice.choice((b"a: &a [*a]", b"<<: 1", b"? [1]\n: 2", b"seed: 1\nseed: 2",
                             b"a: !!bool x", b"a: 2020-99-99", b"a: !!python/name:os.system", b"\t",

@@ -202,11 +202,10 @@ def _leave_toy(layers: list[tuple[str, dict]], site: str, root: Path) -> None:
         site: the site's name.
         root: the project's folder.
     """
-    own = layers[0][1].get("site", {})
-    roots = [layer.get("site", {}).get("root", "") for _, layer in layers]
+    sites = [part if isinstance(part := layer.get("site"), dict) else {} for _, layer in layers]
+    own, roots = sites[0], [site.get("root", "") for site in sites]
     given = next((str(path) for path in (roots[2], roots[1]) if path), "")
-    if not isinstance(own, dict) or own.get("toy") is not True or not given \
-            or _absolute(given, root) == _absolute(str(roots[0]), root):
+    if own.get("toy") is not True or not given or _absolute(given, root) == _absolute(str(roots[0]), root):
         return
     own["toy"] = False
     if not (Path(_absolute(given, root)) / TOY_STAMP).is_file():
