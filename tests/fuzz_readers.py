@@ -15,6 +15,7 @@ import numpy as np
 from annotation_files import FILES
 
 from egokit import tasks
+from egokit.config.json_file import read_json
 from egokit.config.resolve import resolve
 from egokit.data import annotation_json, relevancy
 from egokit.jobs import requeue, runs_table
@@ -87,7 +88,7 @@ def read_run(path: Path) -> None:
     for section in ("finetune", "zeroshot"):
         repr(Handle(run, section))
     run.read_rows("zeroshot")
-    requeue.read_json(run.path / "jobs/finetune/failures.json", requeue.FAILURES, "delete it")
+    read_json(run.path / "jobs/finetune/failures.json", requeue.FAILURES, "delete it")
     Handle(run, "finetune").spec("config", "action")
     run.metrics()
 

@@ -167,12 +167,13 @@ def campaign(kind_name: str, folder: Path, seed: int, count: int):
 
 def main(kind: str, folder: str, seed: str, count: str) -> None:
     warnings.simplefilter("ignore")
-    counts = collections.Counter()
+    counts, out = collections.Counter(), os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what readers print is no finding
     for name, file, outcome in campaign(kind, Path(folder), int(seed), int(count)):
         counts["wrong" if outcome else "right"] += 1
         if outcome:
-            print(json.dumps({"seed": name, "file": file, "wrong": outcome}), flush=True)
-    print(json.dumps(counts), flush=True)
+            print(json.dumps({"seed": name, "file": file, "wrong": outcome}), file=out)
+    print(json.dumps(counts), file=out, flush=True)
 
 
 if __name__ == "__main__":

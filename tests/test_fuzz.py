@@ -14,6 +14,48 @@ import pytest
 SEED, COUNT = int(os.environ.get("EGOKIT_FUZZ_SEED", 0)), os.environ.get("EGOKIT_FUZZ_COUNT")
 
 
+HOSTILE = r"""
+import os, sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import fuzz_readers, fuzz_sandbox
+def read(path):
+    text = path.read_text()
+    if text == "whole":
+        return
+    {"system": lambda: os.system("true"), "write": lambda: open("/tmp/fuzz-outside", "w"),
+     "spin": lambda: time.sleep(9), "crash": lambda: os.kill(os.getpid(), 11), "memory": lambda: bytes(1 << 30),
+     "import": lambda: __import__("pip"), "lure": lambda: __import__("this"), "lines": lambda: fail(f"{path}: a\nb"),
+     "nameless": lambda: fail("x"),
+     "key": lambda: {}["x"], "right": lambda: None, "named": lambda: fail(f"{path}: x")}.get(
+     text, lambda: fail(str(path)))()
+def fail(text):
+    raise ValueError(text)
+kind = fuzz_readers.KINDS["hostile"] = fuzz_readers.Kind(None, read, ("*.x",))
+fuzz_sandbox.SECONDS = 1
+fuzz_sandbox.mutated = lambda folder, names, seed: (names[0], WORDS[int(seed.rpartition("-")[2])].encode())
+WORDS = sys.argv[3].split()
+fuzz_sandbox.main("hostile", sys.argv[2], "0", str(len(WORDS)))
+"""
+WRONG = {"system": "os.system", "write": "open ('/tmp/fuzz-outside'", "spin": "no end in 1 s",
+         "crash": "signal SIGSEGV", "memory": "MemoryError", "import": "import ('pip',)", "lure": "import ('this',)", 
+         "lines": "several lines", "nameless": "no file", "key": "KeyError at <string>"}
+
+
+@pytest.mark.slow
+def test_the_sandbox_sees_what_a_file_must_not_bring_about(tmp_path):
+    (tmp_path / "a.x").write_text("whole")
+    words = " ".join(["right", *WRONG, "named"])
+    done = subprocess.run([sys.executable, "-c", HOSTILE, Path(__file__).parent, tmp_path, words], text=True,
+                          stdout=subprocess.PIPE, check=True)
+    *findings, counts = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["seed"] for line in findings] == [f"hostile-0-{number}" for number in range(1, len(WRONG) + 1)]
+    for line, text in zip(findings, WRONG.values(), strict=True):
+        assert text in line["wrong"], line
+    assert counts == {"right": 2, "wrong": len(WRONG)} and (tmp_path / "a.x").read_text() == "whole"
+    Path("/tmp/fuzz-outside").unlink()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", fuzz_readers.KINDS)
 def test_mutated_files(project, checkpoint, tmp_path, kind):

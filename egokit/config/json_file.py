@@ -29,7 +29,7 @@ def parse_json(text: str | bytes):
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"not JSON in UTF-8 text ({error})") from None
+        raise ValueError(f"not JSON, {error}") from None
     level = [value]
     for _ in range(DEEPEST):
         level = [item for outer in level if isinstance(outer, (dict, list))

@@ -2,18 +2,18 @@
 
 A damaged file raises ValueError, which names the file, the question or clip, and what was expected there.
 """
-import json
 import math
 from pathlib import Path
 
 from egokit.config.access import exists
+from egokit.config.json_file import parse_json
 from egokit.config.names import check_name
 
 CHOICES = 5
 SPLITS = ("train", "val", "test_unannotated")  # of moments_*.json
 
 
-def read_json(path: Path, fix: str = "download it again"):
+def read_document(path: Path, fix: str = "download it again"):
     """Read a JSON file in UTF-8, with or without a byte order mark, or raise what `read_csv` raises.
 
     Args:
@@ -22,10 +22,9 @@ def read_json(path: Path, fix: str = "download it again"):
     if not exists(path):
         raise FileNotFoundError(f"{path} is missing; docs/data.md says where it comes from")
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON in UTF-8 text ({error}); the file may be cut off: "
-                         f"{fix}") from None
+        return parse_json(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON in UTF-8 text ({error}); the file may be cut off: {fix}") from None
 
 
 def _field(owner: dict, name: str, kind: type, expected: str):
@@ -77,7 +76,7 @@ def read_egomcq(path: Path) -> list[dict]:
     Raises:
         ValueError: a question is damaged; the message names it.
     """
-    questions = read_json(path)
+    questions = read_document(path)
     if not isinstance(questions, dict) or not questions:
         raise ValueError(f"{path}: expected questions {{\"0\": {{\"answer\": …, \"query\": …, \"choices\": …, "
                          f"\"types\": …}}, …}}, found {questions!r:.80}")
@@ -111,7 +110,7 @@ def read_moments(path: Path) -> list[dict]:
     Raises:
         ValueError: a video or clip is damaged, or there are no clips; the message names it.
     """
-    document = read_json(path)
+    document = read_document(path)
     clips, where = [], str(path)
     try:
         if not isinstance(document, dict):
@@ -142,7 +141,7 @@ def read_moments(path: Path) -> list[dict]:
 
 def read_manifest(path: Path) -> list[dict]:
     """Read prep's prepared.json: a dict for each video, with at least its "status", and the names of its files."""
-    document = read_json(path)
+    document = read_document(path)
     lines = document.get("lines") if isinstance(document, dict) else None
     if not isinstance(lines, list) or not all(isinstance(line, dict) and "status" in line for line in lines):
         raise ValueError(f"{path}: expected what 'egokit prep' writes, {{\"lines\": [{{\"uid\": …, \"status\": …}}, "

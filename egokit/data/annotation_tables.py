@@ -66,7 +66,7 @@ def classes_of(tag) -> list[int]:
     A tag is a list, or the text of one, as in the published table.
     """
     try:
-        return tag if isinstance(tag, list) else numbers(str(tag))
+        return [item for item in tag if isinstance(item, int | str)] if isinstance(tag, list) else numbers(str(tag))
     except ValueError:
         return []
 

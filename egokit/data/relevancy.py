@@ -153,7 +153,7 @@ def read(path: str | Path, shape: tuple[int, int] | None = None) -> Relevancy:
         raise ValueError(f"{path}: not a relevancy file ({error})") from None
     codes = matrix.codes
     values = codes if matrix.values is None else matrix.values
-    if not isinstance(codes, np.ndarray) or codes.ndim != 2 or values.dtype.kind not in "fiub":
+    if not isinstance(codes, np.ndarray) or codes.ndim != 2 or not codes.size or values.dtype.kind not in "fiub":
         raise ValueError(f"{path}: expected one array of numbers (clips, sentences), found {type(codes).__name__}"
                          + (f" {codes.shape} of {values.dtype}" if isinstance(codes, np.ndarray) else ""))
     if matrix.values is not None and not ((matrix.values >= 0) & (matrix.values <= 1)).all():

@@ -78,8 +78,8 @@ def _header(file, size: int, expected: Callable = is_plain) -> tuple[tuple, str,
         major, _ = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
         shape, is_fortran, dtype = read(file, max_header_size=LONGEST_HEADER)
-    except Exception as error:  # Python's parser, which NumPy asks, raises errors of a dozen kinds
-        raise ValueError(f"no .npy file ({type(error).__name__} in its header)") from None
+    except Exception:  # Python's parser, which NumPy asks, raises errors of a dozen kinds
+        raise ValueError("no .npy file, or its header is damaged: expected shape, type and order") from None
     if not expected(dtype):
         raise ValueError(f"an array of {str(dtype)[:60]}, which is not what is expected here")
     are_sides = all(type(side) is int and side >= 0 for side in shape)

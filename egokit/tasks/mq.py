@@ -271,9 +271,9 @@ def stored(path: Path) -> np.ndarray:
             with open(path, "rb") as file:  # before PyTorch's reader, which follows all that is in a pickle
                 shape = tensor_file.open_lazily(file).size
             feature = torch.load(path, mmap=True, weights_only=True).numpy().reshape(shape)
-        except OSError:
+        except (PermissionError, FileNotFoundError, IsADirectoryError):
             raise
-        except Exception as error:  # torch and zipfile raise errors of a dozen kinds
+        except Exception as error:  # torch and zipfile raise errors of a dozen kinds, other OSErrors among them
             raise ValueError(f"{path}: no whole file of features ({type(error).__name__}); {fix}") from None
     if feature.ndim != 2 or feature.dtype.kind != "f":
         raise ValueError(f"{path}: {feature.dtype} of shape {feature.shape}, expected (features, dimension); {fix}")
