@@ -10,6 +10,7 @@ from pathlib import Path
 
 from egokit.config.access import explained
 from egokit.config.build import ConfigError
+from egokit.config.names import PrintableStream
 
 
 def _recipe(parser: argparse.ArgumentParser, params: str | None = None, run: str | None = "demo") -> None:
@@ -271,8 +272,11 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Run the command line.
 
-    A user's mistake is one line on stderr and exit code 2; any other error keeps its traceback.
+    A user's mistake is one line on stderr and exit code 2; any other error keeps its traceback. Texts of files, which
+    may be others', can't steer the terminal.
     """
+    if not isinstance(sys.stdout, PrintableStream):  # for good: a traceback is printed after this function
+        sys.stdout, sys.stderr = PrintableStream(sys.stdout), PrintableStream(sys.stderr)
     arguments = parser().parse_args(argv)
     try:
         arguments.function(arguments)

@@ -7,20 +7,25 @@ import math
 from pathlib import Path
 
 from egokit.config.access import exists
+from egokit.config.names import check_name
 
 CHOICES = 5
 SPLITS = ("train", "val", "test_unannotated")  # of moments_*.json
 
 
-def read_json(path: Path):
-    """Read a JSON file in UTF-8, with or without a byte order mark, or raise what `read_csv` raises."""
+def read_json(path: Path, fix: str = "download it again"):
+    """Read a JSON file in UTF-8, with or without a byte order mark, or raise what `read_csv` raises.
+
+    Args:
+        fix: what to do about a damaged file.
+    """
     if not exists(path):
         raise FileNotFoundError(f"{path} is missing; docs/data.md says where it comes from")
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON in UTF-8 text ({error}); the file may be cut off: "
-                         "download it again") from None
+                         f"{fix}") from None
 
 
 def _field(owner: dict, name: str, kind: type, expected: str):
@@ -29,6 +34,15 @@ def _field(owner: dict, name: str, kind: type, expected: str):
     if not isinstance(value, kind):
         raise ValueError(f"{name!r} is {repr(value)[:80] if name in owner else 'missing'}; expected {expected}")
     return value
+
+
+def _name(owner: dict, name: str, expected: str) -> str:
+    """Return a field that names a file or folder, or raise ValueError that says what was expected."""
+    value = _field(owner, name, str, expected)
+    try:
+        return check_name(value)
+    except ValueError as error:
+        raise ValueError(f"{name!r} is {value!r:.80}; {error}") from None
 
 
 def _check_choice(owner: dict, name: str, allowed: tuple) -> None:
@@ -79,7 +93,7 @@ def read_egomcq(path: Path) -> list[dict]:
             for number in map(str, range(CHOICES)):
                 where = f"{path}, question {key!r}, choice {number}"
                 clip = _field(choices, number, dict, "a clip's fields")
-                _field(clip, "video_uid", str, "the name of a video")
+                _name(clip, "video_uid", "the name of a video")
                 _times(clip, "clip_start", "clip_end")
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
@@ -107,7 +121,7 @@ def read_moments(path: Path) -> list[dict]:
             where = f"{path}, video {number}"
             if not isinstance(video, dict):
                 raise ValueError(f"expected video_uid and clips, found {video!r:.80}")
-            uid = _field(video, "video_uid", str, "the name of a video")
+            uid = _name(video, "video_uid", "the name of a video")
             if "clips" not in video and "duration_sec" in video:
                 whole = {"clip_uid": uid, "video_start_sec": 0, "video_end_sec": video["duration_sec"]}
                 video = {"clips": [whole]}
@@ -116,7 +130,7 @@ def read_moments(path: Path) -> list[dict]:
                 if not isinstance(clip, dict):
                     raise ValueError("expected clip_uid, video_start_sec and video_end_sec")
                 start, stop = _times(clip, "video_start_sec", "video_end_sec")
-                clips.append({"clip_uid": _field(clip, "clip_uid", str, "its name"), "video_uid": uid,
+                clips.append({"clip_uid": _name(clip, "clip_uid", "its name"), "video_uid": uid,
                               "start": start, "stop": stop})
         if not clips:
             where = str(path)
@@ -127,10 +141,16 @@ def read_moments(path: Path) -> list[dict]:
 
 
 def read_manifest(path: Path) -> list[dict]:
-    """Read prep's prepared.json: a dict for each video, with at least its "status"."""
+    """Read prep's prepared.json: a dict for each video, with at least its "status", and the names of its files."""
     document = read_json(path)
     lines = document.get("lines") if isinstance(document, dict) else None
     if not isinstance(lines, list) or not all(isinstance(line, dict) and "status" in line for line in lines):
         raise ValueError(f"{path}: expected what 'egokit prep' writes, {{\"lines\": [{{\"uid\": …, \"status\": …}}, "
                          "…], …}; run it again")
+    for number, line in enumerate(lines):
+        if line["status"] == "ok":
+            try:
+                _name(line, "uid", "the name of a video")
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from None
     return lines

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from egokit.config.access import exists
+from egokit.config.names import check_name
 
 EK100_ANNOTATIONS = Path("EK100/epic-kitchens-100-annotations/retrieval_annotations")  # under the data root
 
@@ -154,9 +155,10 @@ def ek100_annotations(root: Path, split: str):
     """
     folder = Path(root) / EK100_ANNOTATIONS
     path = folder / f"EPIC_100_retrieval_{split}.csv"
-    clips = read_csv(path, {"narration_id": text, "participant_id": text, "video_id": text, "start_timestamp": seconds,
-                            "stop_timestamp": seconds, "narration": text, "verb_class": whole, "noun_class": whole,
-                            "all_noun_classes": numbers}, unique="narration_id")
+    clips = read_csv(path, {"narration_id": text, "participant_id": check_name, "video_id": check_name,
+                            "start_timestamp": seconds, "stop_timestamp": seconds, "narration": text,
+                            "verb_class": whole, "noun_class": whole, "all_noun_classes": numbers},
+                     unique="narration_id")
     _warn_if_reversed(path, clips, "start_timestamp", "stop_timestamp", "narration_id")
     return clips, read_csv(folder / f"EPIC_100_retrieval_{split}_sentence.csv",
                            {"narration_id": text, "narration": text}, unique="narration_id")
@@ -190,7 +192,7 @@ def _charades(path: str | Path, classes: dict[str, str]):
         if unknown := [name for name, _, _ in parsed if name not in classes]:
             raise ValueError(f"the class file doesn't know {unknown[0]!r}")
         return parsed
-    return read_csv(Path(path), {"id": text, "actions": checked_actions}, unique="id")
+    return read_csv(Path(path), {"id": check_name, "actions": checked_actions}, unique="id")
 
 
 def charades_videos(path: str | Path, classes: dict[str, str]) -> tuple[list[str], np.ndarray]:
@@ -230,7 +232,7 @@ def write_metadata(path: Path, rows: list[tuple]) -> None:
 def read_metadata(path: str | Path):
     """Read what `write_metadata` wrote, as a DataFrame."""
     path = Path(path)
-    table = read_csv(path, {"id": text, "cls": text, "t_start": time, "t_end": time, "narration": text},
+    table = read_csv(path, {"id": check_name, "cls": text, "t_start": time, "t_end": time, "narration": text},
                      delimiter="\t")
     _warn_if_reversed(path, table, "t_start", "t_end", "id")
     return table

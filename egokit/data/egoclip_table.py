@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from egokit.config.access import exists
+from egokit.config.names import check_name
 from egokit.runs.files import atomic_path, remove_abandoned
 
 VERBS, NOUNS = 118, 582  # classes of the tags
@@ -58,7 +59,7 @@ class EgoClipTable:
     Raises:
         FileNotFoundError: the file is missing.
         PermissionError: this user may not read it.
-        ValueError: it is no EgoClip table.
+        ValueError: it is no EgoClip table, or a video_uid is no name of a folder.
     """
 
     def __init__(self, path: str | os.PathLike, warn: bool = True):
@@ -72,10 +73,22 @@ class EgoClipTable:
         self.columns |= {name: _view(arrays[name].indices) for name in ("video_uid", *LISTS)}
         lists = {name: arrays[name].dictionary for name in LISTS}
         self.lists = {name: (_view(array.offsets), _view(array.values)) for name, array in lists.items()}
+        self._check_names()
         self.malformed: int = json.loads(cache.schema.metadata[b"egokit"])["malformed"]
         if warn and self.malformed:
             warnings.warn(f"{path}: {self.malformed} malformed rows of {self.malformed + len(self)} left out",
                           stacklevel=2)
+
+    def _check_names(self) -> None:
+        """Raise ValueError if a video_uid leads out of the folder of videos; a cache may come from others, too."""
+        for number, uid in enumerate(self.videos):
+            try:
+                for part in uid.split("/"):
+                    check_name(part)
+            except ValueError as error:
+                row = int((self.columns["video_uid"] == number).argmax())
+                raise ValueError(f"{self.path}, row {row} of those that are well formed: video_uid is {uid!r:.80}; "
+                                 f"{error}") from None
 
     def __len__(self) -> int:
         return len(self.columns["video_uid"])

@@ -5,6 +5,7 @@
 import collections
 import dataclasses
 import fnmatch
+import glob
 import re
 import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -238,7 +239,7 @@ def find_videos(folder: Path) -> Iterator[Path]:
 def find_near(folder: Path, name: str) -> Path | None:
     """Return the video that is named so but for its capitals, its suffix or its place."""
     if not Path(name).suffix:
-        return next(folder.glob(f"*/{name}"), None)
+        return next(folder.glob(f"*/{glob.escape(name)}"), None)
     return next((path for path in find_videos(folder) if path.stem.lower() == Path(name).stem.lower()), None)
 
 

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from egokit.config.names import check_path_within, printable
 from egokit.config.resolve import outputs_folder
 from egokit.jobs import devices, status
 from egokit.jobs.handle import Handle
@@ -45,7 +46,8 @@ class NotebookHandle(Handle):
 
         A notebook has NOTEBOOK, FAILED_NOTEBOOK or nothing yet.
         """
-        folders = {self.run.path.parents[1] / name: times for name, times in self.spec()["before"].items()}
+        folders = {self.run.path.parents[1] / check_path_within(name): times
+                   for name, times in self.spec()["before"].items()}
         return {folder: {name for name, written in result_times(folder).items() if written not in (0, before[name])}
                 for folder, before in folders.items()}
 
@@ -139,7 +141,7 @@ def format_table(rows: list[JobRow]) -> str:
     """Return the table as text, as `egokit runs` prints it."""
     if not rows:
         return "no run has had a job: start one with a notebook or 'egokit submit'"
-    lines = [COLUMNS, *map(cells, rows)]
+    lines = [COLUMNS, *([printable(cell) for cell in cells(row)] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
                      for line in lines)

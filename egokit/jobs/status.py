@@ -3,6 +3,7 @@
 SLURM is asked with squeue; local jobs are found among this machine's processes.
 """
 import contextlib
+import glob
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from egokit.config.names import printable
 from egokit.jobs.requeue import last_error, lost_peer
 
 # in any other state that squeue lists, a job has a node
@@ -157,13 +159,13 @@ def log_tail(folder: Path, lines: int = 25) -> str:
     That is the log of a rank that failed by itself, not of those that only lost their peer.
     """
     job = read_job(folder)
-    files = sorted((folder / "submitit").glob(f"{job['job_id']}_*_log.err")) if job else []
+    files = sorted((folder / "submitit").glob(f"{glob.escape(Path(job['job_id']).name)}_*_log.err")) if job else []
     texts = {file: file.read_text(errors="replace").strip() for file in files}
     errors = {file: last_error(text) for file, text in texts.items()}  # all attempts of a rank write to one file
     failed = {file: texts[file] for file, error in errors.items() if error and not lost_peer(error)}
     for file, text in (failed or texts).items():
         if text:
-            return f"{file}:\n" + "\n".join(text.splitlines()[-lines:])
+            return f"{file}:\n" + "\n".join(map(printable, text.splitlines()[-lines:]))
     return f"no log in {folder / 'submitit'}"
 
 

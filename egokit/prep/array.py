@@ -15,7 +15,7 @@ from egokit.jobs import launch, status
 from egokit.jobs.slurm import one_process
 from egokit.prep.measure import PrepError
 from egokit.prep.source import (
-    Ambiguous,
+    Unusable,
     describe,
     ego4d,
     list_videos,
@@ -104,7 +104,7 @@ def submit_array(config: Config, shards: int, source: str | Path | None = None) 
         if status.alive(latest):
             return PrepArray(latest, videos, settings)
     receipts = zip(videos, read_receipts(videos, settings, check_files=True), strict=True)
-    left = {video.uid for video, line in receipts if line["status"] != "ok" and not isinstance(video, Ambiguous)}
+    left = {video.uid for video, line in receipts if line["status"] != "ok" and not isinstance(video, Unusable)}
     todo = [number for number in range(1, shards + 1)
             if left & {video.uid for video in shard_of(videos, number, shards)}]
     if not todo:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import av
 import numpy as np
-from av.codec.context import Flags as CodecFlags
 from av.format import Flags
 from av.video.reformatter import VideoReformatter
 
 from egokit.data.video import pictures as shown
+from egokit.data.video.container import open_film
 from egokit.data.video.media_file import demux
 from egokit.data.video.timeline import Refused
 
@@ -57,21 +57,15 @@ class Decoder:
 
     def __init__(self, path: Path, stop: threading.Event | None = None):
         self.path, self.stop, self.packet_times, self.packets = path, stop, [], 0
-        if not path.is_file():  # opening a pipe would block forever
-            raise PrepError(f"{path}: not a file, or a link to nothing")
         try:
-            self.container = av.open(str(path), metadata_errors="replace")
-            self.stream = shown.film(self.container)
+            self.container, self.stream = open_film(path)
         except (Refused, av.error.FFmpegError, OSError) as error:
             raise self._failed(error) from None
         kind = self.container.format
-        if self.stream.codec_context is None or kind.name.endswith("_pipe"):
-            raise PrepError(f"{path}: a picture, or of a codec that no decoder knows")
         self.restarts = False
         self.is_mov = "mov" in kind.name
         self.broadcast = bool(kind.flags & Flags.ts_discont.value)
         self.timed = kind.name != "avi" and not kind.flags & Flags.no_timestamps.value
-        self.stream.codec_context.flags |= CodecFlags.unaligned  # cut off all that is said to be cropped
         self.stream.thread_type = "AUTO" if self.timed else "SLICE"  # frame threads report damage some frames early
         # read now: a stream of a closed container is freed memory
         self.index, self.tick, self.aspect = self.stream.index, self.stream.time_base, self.stream.sample_aspect_ratio
@@ -98,8 +92,10 @@ class Decoder:
                 frames = [None]
                 with contextlib.suppress(av.error.FFmpegError):
                     frames = context.decode(packet)
+                for frame in filter(None, frames):
+                    shown.check_size(frame.width, frame.height)  # it may change in mid-file
                 yield from frames
-        except (av.error.FFmpegError, OSError) as error:
+        except (Refused, av.error.FFmpegError, OSError) as error:
             raise self._failed(error) from None
 
 

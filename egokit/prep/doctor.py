@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from egokit import tasks
+from egokit.config.names import printable
 from egokit.config.schema import RANDOM, Config
 from egokit.data.site_checks import SAMPLE, Checks, Finding
 from egokit.prep.video import SetupError, ffmpeg
@@ -116,9 +117,9 @@ def format_findings(findings: list[Finding]) -> str:
     for finding in findings:
         if finding.part != part:
             text, part = [*text, "", finding.part], finding.part
-        text.append(f"  {finding.state:8}{finding.what}: {finding.message}")
+        text.append(printable(f"  {finding.state:8}{finding.what}: {finding.message}"))
         if finding.fix:
-            text.append(f"          -> {finding.fix}")
+            text.append(printable(f"          -> {finding.fix}"))
     counts = collections.Counter(finding.state for finding in findings)
     return "\n".join([*text, "", ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])]).lstrip()
 

@@ -147,7 +147,8 @@ def scan(path: Path, stop: threading.Event | None = None, look: Callable[[np.nda
             promised = (decoder.container.duration or 0) / Fraction(1_000_000)
             promised -= (stream.start_time or 0) * decoder.tick if "matroska" in decoder.container.format.name else 0
     if not seen.last:
-        raise PrepError(f"{path}: no frame of it can be decoded")
+        raise PrepError(f"{path}: no frame of it can be decoded; expected pictures of at most {shown.MAX_PIXELS:,} "
+                        "pixels")
     times, numbers, damaged, rate, constant = _timeline(path, seen, decoder, header_rates)
     last_duration = 1 / rate if constant or not seen.last.duration else seen.last.duration * decoder.tick
     seconds = float(times[-1] + last_duration)

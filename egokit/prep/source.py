@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from egokit.config.access import exists
+from egokit.config.names import check_name
 from egokit.config.schema import SiteConfig
 from egokit.data.video.open_video import SUFFIXES
 from egokit.prep.video import PrepSettings, SetupError, SourceVideo, ffmpeg, prepare_video, read_receipt
@@ -22,19 +23,20 @@ RECEIPT_THREADS = 16  # threads that read receipts: on a network file system eac
 
 
 @dataclasses.dataclass(frozen=True)
-class Ambiguous(SourceVideo):
-    """A video of which a folder has several files, so that it is not known which one to prepare."""
-    rival: str
+class Unusable(SourceVideo):
+    """A video that can't be prepared, whatever is in it, and the reason."""
+    reason: str
 
     @property
     def line(self) -> dict:
         """The line of the manifest: the video fails by name, and the others are prepared."""
-        return {"uid": self.uid, "status": "failed",
-                "reason": f"{self.path} and {self.rival} are both video {self.uid}: keep one of them"}
+        return {"uid": self.uid, "status": "failed", "reason": self.reason}
 
 
 def list_videos(folder: Path) -> list[SourceVideo]:
-    """Return the videos of a folder, sorted by file name; one of several files is an `Ambiguous`.
+    """Return the videos of a folder, sorted by file name.
+
+    One that has several files, or a name that readers of annotations refuse, is an `Unusable`.
 
     Raises:
         FileNotFoundError: there are none.
@@ -47,9 +49,14 @@ def list_videos(folder: Path) -> list[SourceVideo]:
         if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
             # a dangling link is listed with 0 bytes, so that it fails by name later
             video = SourceVideo(path.stem, path, entry.stat().st_size if entry.is_file() else 0)
+            try:
+                check_name(video.uid)
+            except ValueError as error:
+                video = Unusable(video.uid, path, video.bytes, f"{str(path)!r}: {error}; rename it")
             earlier = videos.setdefault(video.uid, video)
             if earlier is not video:
-                videos[video.uid] = Ambiguous(earlier.uid, earlier.path, earlier.bytes, path.name)
+                reason = f"{earlier.path} and {path.name} are both video {video.uid}: keep one of them"
+                videos[video.uid] = Unusable(video.uid, earlier.path, earlier.bytes, reason)
     if not videos:
         raise FileNotFoundError(f"no videos in {folder}: expected <video_uid>{', '.join(SUFFIXES)}; "
                                 "for the toy site run egokit.toy.make first")
@@ -89,7 +96,7 @@ def site_options(site: SiteConfig) -> dict:
 def read_receipts(videos: Iterable[SourceVideo], settings: PrepSettings, check_files: bool) -> list[dict]:
     """Return the receipt of every video (see `read_receipt`), in the order of `videos`."""
     def read(video: SourceVideo) -> dict:
-        return video.line if isinstance(video, Ambiguous) else read_receipt(video, settings, check_files)
+        return video.line if isinstance(video, Unusable) else read_receipt(video, settings, check_files)
     with concurrent.futures.ThreadPoolExecutor(RECEIPT_THREADS) as pool:
         return list(pool.map(read, videos))
 
@@ -198,9 +205,9 @@ def _prepare_videos(lines: dict[SourceVideo, dict], settings: PrepSettings, work
     The progress bar counts bytes, because the sizes of videos differ a hundredfold.
     """
     from tqdm import tqdm
-    todo = [video for video, line in lines.items() if line["status"] != "ok" and not isinstance(video, Ambiguous)]
+    todo = [video for video, line in lines.items() if line["status"] != "ok" and not isinstance(video, Unusable)]
     total = sum(video.bytes for video in lines)
-    failed, stop = sum(isinstance(video, Ambiguous) for video in lines), threading.Event()
+    failed, stop = sum(isinstance(video, Unusable) for video in lines), threading.Event()
     with (tqdm(total=total, initial=total - sum(video.bytes for video in todo), unit="B", unit_scale=True,
                desc=f"{len(lines) - len(todo)}/{len(lines)} videos", mininterval=2, ncols=110,
                disable=not progress) as bar,

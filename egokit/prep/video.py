@@ -19,6 +19,7 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 
+from egokit.data.video.container import LIMITS
 from egokit.prep.decoding import PrepError, draw
 from egokit.prep.measure import Film, scan
 from egokit.prep.verify import verify
@@ -139,6 +140,11 @@ def run_ffmpeg(arguments: list[str], source: Path, target: Path, frames: Iterabl
         raise PrepError(f"{source}: ffmpeg failed: {reason}")
 
 
+def film_input(path: Path) -> list[str]:
+    """Return ffmpeg's options and name of an input, which is read by the same limits as egokit's readers read it."""
+    return [*(word for key, value in LIMITS.items() for word in (f"-{key}", value)), "-i", str(path.absolute())]
+
+
 def resize(source: Path, target: Path, settings: PrepSettings, film: Film, plain: bool,
            stop: threading.Event | None = None) -> None:
     """Scale a video, with a keyframe at every multiple of `settings.chunk_seconds`.
@@ -151,11 +157,11 @@ def resize(source: Path, target: Path, settings: PrepSettings, film: Film, plain
     """
     side = settings.short_side
     encoding = [*ENCODINGS[settings.encoding], "-force_key_frames", f"expr:gte(t,n_forced*{settings.chunk_seconds})",
-                str(target)]
+                str(target.absolute())]  # a name such as "a:b" would be an address
     if plain:
         filters = f"scale='if(gt(iw,ih),-2,{side})':'if(gt(iw,ih),{side},-2)'"
         # Frame n is put at n / rate: ffmpeg neither drops nor repeats a frame, however its time was rounded.
-        run_ffmpeg(["-r", str(film.rate), "-i", str(source), "-map", f"0:{film.stream}", "-vf", filters, *encoding],
+        run_ffmpeg(["-r", str(film.rate), *film_input(source), "-map", f"0:{film.stream}", "-vf", filters, *encoding],
                    source, target)
         return
     # ffmpeg starts anew where the picture changes, squeezes what is of another shape, and stops at some damage
@@ -170,10 +176,10 @@ def cut_pieces(resized: Path, folder: Path, settings: PrepSettings) -> list[Path
 
     The cuts are at the keyframes that `resize` put at the boundaries.
     """
-    names = str(folder).replace("%", "%%") + "/%d.mp4"  # a folder may be called "50%"
+    names = str(folder.absolute()).replace("%", "%%") + "/%d.mp4"  # a folder may be called "50%"
     # B-frames give the first packet a negative time. If all times were shifted to make it zero, cuts would fall before
     # the boundaries.
-    run_ffmpeg(["-i", str(resized), "-c", "copy", "-avoid_negative_ts", "disabled", "-f", "segment",
+    run_ffmpeg([*film_input(resized), "-c", "copy", "-avoid_negative_ts", "disabled", "-f", "segment",
                 "-segment_time", str(settings.chunk_seconds), "-reset_timestamps", "1",
                 "-segment_format_options", "movflags=+faststart", names], resized, folder)
     return [folder / f"{number}.mp4" for number in range(len(list(folder.glob("*.mp4"))))]

@@ -117,7 +117,7 @@ def _encode(hit: Hit, target: Path, first: np.ndarray, following: Iterator[np.nd
     run_ffmpeg(["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{columns}x{rows}", "-r", str(rate), "-i", "-",
                 "-vf", f"scale={wide}:{high}:out_color_matrix=bt709:out_range=tv,format=yuv420p,"
                 "setparams=colorspace=bt709:range=tv", "-c:v", "libx264", "-preset", "veryfast", "-crf", str(quality),
-                "-movflags", "+faststart", str(target)], hit.path, target, pictures())
+                "-movflags", "+faststart", str(target.absolute())], hit.path, target, pictures())
     frames = np.arange(length)
     comparison = Comparison(np.array(given), frames, frames, np.zeros(length, bool), float(rate),
                             min(rows, columns))

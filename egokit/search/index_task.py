@@ -17,7 +17,9 @@ import numpy as np
 import torch
 
 from egokit.config.build import ConfigError, differences
+from egokit.config.names import check_name, check_path_within, printable
 from egokit.config.schema import Config, Positive, TaskConfig
+from egokit.data.annotation_json import read_json
 from egokit.data.video import frame_sampling, open_video
 from egokit.data.video.open_video import VideoError
 from egokit.model import checkpoints
@@ -30,11 +32,6 @@ from egokit.train import distributed
 
 STILL = 10   # clips that may show nothing but one and the same picture
 READING = 2  # version of how videos are read: raise it when the same file gives other clips, and all are embedded again
-
-
-def printable(name: str) -> str:
-    """Return a file name for display: bytes that are not UTF-8 become replacement characters."""
-    return os.fsencode(name).decode(errors="replace")
 
 
 def video_folder(config: Config) -> Path:
@@ -95,9 +92,23 @@ def list_videos(config: Config) -> list[dict]:
 
 
 def read_manifest(folder: Path) -> dict:
-    """Return the manifest of an index folder, {} where there is none."""
-    path = folder / "manifest.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    """Return the manifest of an index folder, which may be another user's; {} where there is none.
+
+    A damaged one, or one that names something outside of its folder, raises ValueError, which says what to do.
+    """
+    path, fix = folder / "manifest.json", f"delete {folder}, and the same command makes the index again"
+    manifest, kinds = read_json(path, fix) if path.exists() else {}, ("videos", "unreadable")
+    if not isinstance(manifest, dict) or not all(isinstance(manifest.get(kind, []), list) for kind in kinds):
+        raise ValueError(f"{path}: expected lists of {' and '.join(kinds)}, found {manifest!r:.80}; {fix}")
+    for kind in kinds:
+        for number, line in enumerate(manifest.get(kind, [])):
+            try:
+                check_name(line["name"])
+                if kind == "videos":
+                    check_path_within(line["video"])
+            except (ValueError, LookupError, TypeError) as error:
+                raise ValueError(f"{path}, {kind} {number}: {line!r:.200}: {error}; {fix}") from None
+    return manifest
 
 
 def is_up_to_date(config: Config, folder: Path) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from egokit.config.build import ConfigError
+from egokit.config.names import printable
 from egokit.config.resolve import outputs_folder
 from egokit.config.schema import Config
 from egokit.data.video.open_video import VideoError
@@ -146,7 +147,7 @@ class Searcher:
                 times = [f"{timecode(start)}–{timecode(stop)}" for start, stop in damage["times"]]
                 more = f" and {len(times) - 5} more" if len(times) > 5 else ""
                 share = f"{100 * damage['share']:.1f} %" if damage["share"] >= 0.0005 else "less than 0.1 %"
-                lines.append(f"damaged: {index_task.printable(line['video'])}: {share}, {', '.join(times[:5])}{more}")
+                lines.append(f"damaged: {printable(line['video'])}: {share}, {', '.join(times[:5])}{more}")
         return lines
 
     @torch.no_grad()
@@ -189,7 +190,7 @@ class Searcher:
             if all(stop <= hit.start or start >= hit.stop for hit in nearer[file]):
                 line = self.manifest["videos"][file]
                 damaged = any(begin < stop and end > start for begin, end in line.get("damaged", {}).get("times", ()))
-                hits.append(Hit(index_task.printable(line["video"]), start, stop, float(cosine), None,
+                hits.append(Hit(printable(line["video"]), start, stop, float(cosine), None,
                                 self.folder / line["video"], damaged))
                 nearer[file].append(hits[-1])
                 if len(hits) == count:
@@ -208,7 +209,7 @@ class Searcher:
                 try:
                     read.append((hit, self.clip(hit)))
                 except (VideoError, OSError) as error:
-                    failed.append(dataclasses.replace(hit, error=index_task.printable(reason(error))))
+                    failed.append(dataclasses.replace(hit, error=printable(reason(error))))
             if read:
                 video = torch.stack([clip for _, clip in read])
                 with autocast(self.model.device, evaluate.precision):

@@ -18,7 +18,7 @@ PUBLIC_NAMES = {  # for a task of one's own: name -> module, imported on first u
     "Result": "runs.ledger", "Finding": "data.site_checks", "cosine": "tasks.metrics", "Samples": "data.loader",
     "read_chunked": "data.video.clips", "sample_frames": "data.video.frame_sampling",
     "normalise": "data.video.transforms", "TaskConfig": "config.schema", "Count": "config.schema",
-    "Positive": "config.schema", "NotNegative": "config.schema", "Share": "config.schema",
+    "Positive": "config.schema", "NotNegative": "config.schema", "Share": "config.schema", "check_name": "config.names",
 }
 __all__ = ["TASKS", "find", "make", *PUBLIC_NAMES]
 

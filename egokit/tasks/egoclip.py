@@ -44,8 +44,8 @@ class Clips(Samples):
         self.chunked = task.require_file("Ego4D_Chunked")
         absent = sorted(set(self.table.videos) - {folder.name for folder in self.chunked.iterdir()})
         if absent:
-            raise FileNotFoundError(f"{len(absent)} videos of egoclip.csv are not under {self.chunked}, such as "
-                                    f"{absent[0]}; prepare them with notebook 01_data_prep")
+            raise FileNotFoundError(f"{len(absent)} videos of {self.table.path} are not under {self.chunked}, such "
+                                    f"as {absent[0]}; prepare them with notebook 01_data_prep")
         super().__init__(task.limited(len(self.table)), task.config.seed, train=True)
 
     def negative(self, index: int, rng: np.random.Generator) -> int:

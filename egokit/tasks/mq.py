@@ -10,11 +10,12 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 import torch
 
+from egokit.config.names import check_name
 from egokit.config.schema import Config, Count, Positive, TaskConfig
 from egokit.data import annotation_json
 from egokit.data.annotation_json import SPLITS
@@ -28,6 +29,8 @@ from egokit.runs.run_folder import Run
 from egokit.tasks.base import Task
 from egokit.tasks.windows import Windows, embed_windows, read_damage, write_damage, write_each
 from egokit.train import distributed
+
+Format = Literal["pt", "npy"]
 
 
 class ClipWindows(Windows):
@@ -65,7 +68,7 @@ class EgoMQ(Task):
         feature_clips: str = "moments_*.json"   # files that list the clips, * stands for the split (NLQ's: nlq_*.json),
                                                 # or one list of whole videos
         feature_videos: str = "Ego4D_256"       # folder of the videos, resized or original
-        feature_format: Literal["pt", "npy"] = "pt"
+        feature_format: Format = "pt"
 
     @property
     def videos(self) -> Path:
@@ -83,6 +86,9 @@ class EgoMQ(Task):
         clips = {}
         for split, path in self.lists().items():
             for clip in annotation_json.read_moments(path):
+                if clip["clip_uid"] == "manifest":
+                    raise ValueError(f"{path}: clip 'manifest': expected another clip_uid, as the list of the features "
+                                     "is called so")
                 first = clips.setdefault(clip["clip_uid"], clip | {"split": split})
                 if clip.items() - first.items():
                     raise ValueError(f"{path}: clip {clip['clip_uid']} has other times or another video "
@@ -225,6 +231,25 @@ def save(path: Path, feature: torch.Tensor) -> None:
             np.save(temporary, feature.numpy())
         else:
             torch.save(feature, temporary)
+
+
+def read_manifest(run: Run) -> dict:
+    """Return the manifest of a run's features, which may be another user's.
+
+    Raises:
+        FileNotFoundError: the run has none.
+        ValueError: it is damaged; the message names it.
+    """
+    path, fix = run.path / "features" / "manifest.json", "delete it and extract the features again"
+    manifest = annotation_json.read_json(path, fix)
+    try:
+        if manifest["format"] not in get_args(Format):
+            raise ValueError(f"format {manifest['format']!r:.80}: expected {' or '.join(get_args(Format))}")
+        for clip in manifest["clips"]:
+            check_name(clip["clip_uid"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a list of features ({error}); {fix}") from None
+    return manifest
 
 
 def stored(path: Path) -> np.ndarray:

@@ -56,7 +56,7 @@ def encode(video: ToyVideo, path: Path) -> None:
     The encoder has one thread, so that the same frames give the same bytes.
     """
     import av
-    with av.open(str(path), "w") as container:
+    with av.open(str(path.absolute()), "w") as container:
         stream = container.add_stream("libx264", rate=FPS)
         stream.width, stream.height, stream.pix_fmt = stage.WIDTH, stage.HEIGHT, "yuv420p"
         stream.options = {"crf": "20", "preset": "veryfast", "threads": "1", "g": "40"}

@@ -1,6 +1,4 @@
 """EgoMQ features over time, as a similarity matrix of each clip."""
-import json
-
 import numpy as np
 
 from egokit.runs.run_folder import Run
@@ -19,8 +17,8 @@ def features(run: Run, count: int = 3):
         run: A run with a features/ folder, as notebook 06 writes it; the figure is saved there.
         count: How many clips of the manifest to draw, from the first.
     """
-    from egokit.tasks.mq import stored
-    manifest = json.loads((run.path / "features" / "manifest.json").read_text())
+    from egokit.tasks.mq import read_manifest, stored
+    manifest = read_manifest(run)
     clips = manifest["clips"][:count]
     figure = new_figure(figsize=(min(WIDTH, 5 * len(clips)), 4))
     axes = figure.subplots(1, len(clips), squeeze=False)

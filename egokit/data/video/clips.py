@@ -10,6 +10,8 @@ import torch
 from egokit.data.video import frame_sampling, transforms
 from egokit.data.video import open_video as video
 
+LONGEST = 1e9  # seconds that no recording lasts: a time in a table becomes a part of a file's name
+
 
 def read(path: str | Path, pick, reader: str = "pyav", by: str = "time") -> np.ndarray:
     """Read frames of one video file.
@@ -54,7 +56,7 @@ def read_chunked(folder: str | Path, start: float, stop: float, pick, chunk_seco
         FileNotFoundError: a chunk is missing.
         VideoError: a chunk can't be read, or the clip begins more than 5 s after the end of the video.
     """
-    folder, start = Path(folder), max(start, 0.0)
+    folder, start = Path(folder), min(max(start, 0.0), LONGEST)
     chunk = int(start // chunk_seconds)
     while chunk and not (folder / f"{chunk}.mp4").is_file() and (folder / f"{chunk - 1}.mp4").is_file():
         chunk -= 1  # annotations may begin just after their video's end: they get its last frame

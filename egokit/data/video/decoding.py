@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import av
 
+from egokit.data.video.container import decoding_reason
 from egokit.data.video.media_file import IrregularTimes
 
 DELAY = 16  # a frame may refer to one that is shown up to 16 frames later, and is damaged if that one is
@@ -144,7 +145,7 @@ def decode(reader, wanted: list[int], leap: bool) -> Iterator[tuple[int, object]
             frames = context.decode(packet)
         except (av.error.FFmpegError, OSError) as error:
             if packet is not None:
-                damage.found(number, getattr(error, "strerror", None) or str(error))
+                damage.found(number, decoding_reason(error))
             return
         for frame in frames:
             shown = reader.number_of(frame.pts) if frame.pts is not None else latest

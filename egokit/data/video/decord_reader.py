@@ -14,13 +14,12 @@ class DecordReader(Timeline):
 
     def __init__(self, path: Path, tolerant: bool = False):
         import decord
-        self.path = path
+        self.path, file = path, PyAVReader(path)  # first, because it refuses what is no film
         try:
-            self.reader = decord.VideoReader(str(path), num_threads=1)
+            self.reader = decord.VideoReader(str(path.absolute()), num_threads=1)
         except (decord.DECORDError, RuntimeError) as error:
             raise VideoError(f"{path}: decord can't open it ({str(error).splitlines()[-1][:120]}); "
                              f"{advice(path)}") from None
-        file = PyAVReader(path)
         self.length, self.rate, self.start, self.shown, self.last = (
             len(self.reader), file.rate, file.start, file.shown, file.last)
         changed = file.how != pictures.UPRIGHT or pictures.square_size(90, 90, file.aspect) != (90, 90)

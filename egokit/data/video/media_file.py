@@ -8,11 +8,10 @@ from pathlib import Path
 
 import av
 import numpy as np
-from av.codec.context import Flags
 from av.format import Flags as FormatFlags
 
 from egokit.config.access import explain
-from egokit.data.video import pictures
+from egokit.data.video.container import open_film
 from egokit.data.video.timeline import (
     Refused,
     Timeline,
@@ -79,19 +78,13 @@ class MediaFile(Timeline):
             raise VideoError(f"{path}: not a video that can be opened ({reason}); {advice(path)}") from None
 
     def _open(self) -> None:
-        self.container = av.open(str(self.path), metadata_errors="replace")
-        self.stream = pictures.film(self.container)
-        if self.stream.codec_context is None:
-            raise Refused("no decoder knows its codec")
+        self.container, self.stream = open_film(self.path)
         self.stream.codec_context.thread_count = 1
-        self.stream.codec_context.flags |= Flags.unaligned  # cut off all that is said to be cropped
         self.aspect = self.stream.sample_aspect_ratio
 
     def _number_frames(self) -> None:
         """Set the timeline, and what gives each presentation time its frame's number."""
         container = self.container.format
-        if container.name.endswith("_pipe"):
-            raise Refused("it is a picture")
         if container.name == "avi" or container.flags & FormatFlags.no_timestamps.value:
             raise Untimed(f"{container.long_name} doesn't say when a frame is shown")
         constant = self._has_constant_rate()

@@ -3,6 +3,7 @@
 Phones store portrait video sideways, front cameras store it mirrored, and DV and DVD cameras store pixels that are not
 square; the file says so. Some files contain a cover beside the film.
 """
+import math
 import struct
 
 import numpy as np
@@ -12,6 +13,8 @@ from av.stream import Disposition
 from egokit.data.video.timeline import Refused
 
 STILL = Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails
+MAX_PIXELS = 2**26  # of a picture: 8192 x 8192, above 8K footage of all directions for both eyes
+MAX_SHAPE = 64  # times that a picture may be as long as it is high, or the reverse
 LARGEST = 4096  # pixels of a side beyond which no pixel is stretched
 SQUARE = 0.02  # even sides, to which scalers round, make pixels so much wider or narrower than square
 SQUEEZED = 8  # pixels that are said to be more than so many times as wide as high, or the reverse, are taken as square
@@ -32,6 +35,14 @@ def film(container):
     if not streams:
         raise Refused("no video stream" + (" but a cover picture" if container.streams.video else ""))
     return streams[0] if len(streams) == 1 else max(streams, key=rank)
+
+
+def check_size(width: int, height: int) -> None:
+    """Raise Refused if a picture is so large, or so long, that memory would not hold what is made of it."""
+    if not width or width * height > MAX_PIXELS or max(width, height) > MAX_SHAPE * min(width, height):
+        stated = f"{width} x {height} pixels" if width else "no size, or too many pixels"
+        raise Refused(f"its pictures have {stated}; expected at most {MAX_PIXELS:,} pixels, and no side more than "
+                      f"{MAX_SHAPE} times the other: scale it down")
 
 
 def orientation(frame) -> tuple[bool, bool, bool]:
@@ -69,6 +80,12 @@ def square_size(width: int, height: int, aspect) -> tuple[int, int]:
     return (round(width * aspect), height) if wider else (width, round(height / aspect))
 
 
+def _middle(pixels_HW3: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return the middle of a picture, at most so large."""
+    top, left = (max(0, side - kept) // 2 for side, kept in zip(pixels_HW3.shape[:2], (height, width), strict=True))
+    return pixels_HW3[top:top + height, left:left + width]
+
+
 def fit(pixels_HW3: np.ndarray, height: int, width: int) -> np.ndarray:
     """Return a picture of another size in a canvas: its short side fills the canvas's, its aspect ratio is kept.
 
@@ -79,6 +96,8 @@ def fit(pixels_HW3: np.ndarray, height: int, width: int) -> np.ndarray:
         return pixels_HW3
     import torch  # here, as few files need it, and it takes seconds
     scale = min(height, width) / min(pixels_HW3.shape[:2])
+    if pixels_HW3.size * scale ** 2 > 12 * height * width:  # so long that most of it would be made, and cut off
+        pixels_HW3 = _middle(pixels_HW3, *(math.ceil(2 * side / scale) for side in (height, width)))
     rows, columns = (max(1, round(side * scale)) for side in pixels_HW3.shape[:2])
     pixels = torch.from_numpy(np.ascontiguousarray(pixels_HW3)).permute(2, 0, 1)[None]
     pixels = torch.nn.functional.interpolate(pixels, (rows, columns), mode="bilinear", antialias=True)[0]

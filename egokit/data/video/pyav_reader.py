@@ -100,8 +100,9 @@ class PyAVReader(MediaFile):
                 yield from ((number, latest) for number in before)
                 before = []
         if before:
+            reason = next(iter(self.reasons.values()), decoding.LEFT_OUT)
             raise VideoError(f"{self.path}: nothing can be read between {float(self.time_of(wanted[0])):.2f} and "
-                             f"{float(self.time_of(wanted[-1])):.2f} s; {advice(self.path)}")
+                             f"{float(self.time_of(wanted[-1])):.2f} s ({reason}); {advice(self.path)}")
 
     def _decode(self, wanted: list[int], leap: bool) -> Iterator:
         """Yield (number, frame) as `decoding.decode` does; a strict reader raises VideoError at a damaged one."""
@@ -151,6 +152,10 @@ class PyAVReader(MediaFile):
 
     def rgb(self, frame) -> np.ndarray:
         """Return a decoded frame as players show it, RGB, uint8 (height, width, 3): a view, to be copied if kept."""
+        try:
+            pictures.check_size(frame.width, frame.height)  # it may change in mid-file
+        except Refused as error:
+            raise VideoError(f"{self.path}: {error}") from None
         width, height = pictures.square_size(frame.width, frame.height, self.aspect)
         # one thread: otherwise libswscale starts its threads anew for every frame (benchmarks/reader.py)
         plane = self.to_rgb.reformat(frame, width, height, "rgb24", threads=1).planes[0]

@@ -1,0 +1,77 @@
+"""Text out of files of others: names that become paths, and words that reach a terminal."""
+import os
+import re
+import unicodedata
+
+LONGEST = 160  # bytes of a name; with a suffix and what a temporary file adds, it stays below a file system's 255
+NAME = (f"expected text that can name a file: no folders, no control characters, at most {LONGEST} bytes, beginning "
+        "with neither '.' nor '-' nor a space")
+JOINERS = "\u200c\u200d"  # stand in Persian words and in emoji
+
+
+def is_hidden(character: str) -> bool:
+    """Return whether a character steers a terminal, or changes how others read, without being seen itself."""
+    return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") and character not in JOINERS
+
+
+def check_name(name: str) -> str:
+    """Return a name out of a table or list that becomes the name of a file or folder.
+
+    It stays in the folder that it is put in, and what is named so is seen by its user.
+
+    Raises:
+        ValueError: it is no such name; the message says what was expected.
+    """
+    if (not name or name[0] in ".-" or name != name.strip() or "/" in name or "\\" in name
+            or any(map(is_hidden, name)) or len(os.fsencode(name)) > LONGEST):
+        raise ValueError(NAME)
+    return name
+
+
+def check_path_within(path: str) -> str:
+    """Return a path out of a list of files that may lie in sub-folders.
+
+    Raises:
+        ValueError: it leads out of the folder, or to something hidden; the message says what was expected.
+    """
+    if "\0" in path or any(not part or part[0] == "." for part in path.split("/")):
+        raise ValueError("expected a path in the folder, without '..' or hidden parts")
+    return path
+
+
+def printable(text: str, kept: str = "") -> str:
+    """Return text as a terminal may be given it: control characters and other hidden ones become escapes.
+
+    What is not Unicode, such as a file name of an old disk, becomes replacement characters.
+
+    Args:
+        kept: characters that stay, such as line ends.
+    """
+    def escaped(match: re.Match) -> str:
+        character = match[0]
+        if character in kept or not is_hidden(character):
+            return character
+        return "\ufffd" if unicodedata.category(character) == "Cs" else character.encode("unicode_escape").decode()
+    return re.sub(r"[^ -~]", escaped, text)
+
+
+class PrintableStream:
+    """A text stream in front of another, which writes everything as `printable` does, but for line ends and tabs.
+
+    A progress bar may return to the start of its line.
+    """
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def __getattr__(self, name: str):
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        bar = text.startswith("\r")
+        self._stream.write("\r" * bar + printable(text[bar:], "\n\t"))
+        return len(text)
+
+    def writelines(self, lines) -> None:
+        for line in lines:
+            self.write(line)
