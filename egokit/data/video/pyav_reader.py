@@ -67,8 +67,11 @@ class PyAVReader(MediaFile):
     def _read_straight(self, indices: np.ndarray) -> np.ndarray:
         """Return the frames as `read` does, without seeks between them."""
         wanted, places = np.unique(indices, return_inverse=True)
-        found = [pixels for _, pixels in self._stream(self._check_range(wanted.tolist()))]
-        return np.stack([pictures.fit(pixels, *found[0].shape[:2]) for pixels in found])[places]
+        out = None
+        for place, (_, pixels) in enumerate(self._stream(self._check_range(wanted.tolist()))):
+            out = np.empty((len(indices), *pixels.shape), np.uint8) if out is None else out
+            out[places == place] = pictures.fit(pixels, *out.shape[1:3])
+        return out
 
     def stream_frames(self, indices) -> Iterator[np.ndarray]:
         """Yield uint8 (height, width, 3) for every index, in ascending order, each of its own size.
