@@ -19,7 +19,7 @@ TEXTS = {  # as somebody wrote them -> as they are to be seen
     "\N{RIGHT-TO-LEFT OVERRIDE}4pm.evil": r"\u202e4pm.evil",
     "\x1b]0;title\x07\x1b[8mhidden": r"\x1b]0;title\x07\x1b[8mhidden",
     "nul\0nul": r"nul\x00nul", "one\ntwo\r\nthree\u2028four\vfive": r"one\ntwo\r\nthree\u2028four\x0bfive",
-    "zero\u200bwidth\ufeff": r"zero\u200bwidth\ufeff", "lone \udcff byte": r"lone \udcff byte",
+    "zero\u200bwidth\ufeff": r"zero\u200bwidth\ufeff", "lone \udcff byte": "lone \ufffd byte",
     "e" + "\u0301" * 100: "e" + "\u0301" * 4 + r"\u0301" * 96, "x" * 2**20: "x" * 998 + " …"}
 # what a file or folder may be called
 FILES = [text for text in TEXTS if "/" not in text and "\0" not in text and len(text.encode(errors="replace")) < 200]

@@ -71,7 +71,7 @@ def test_executed_notebooks_run_nothing_in_chromium(executed, name, chromium, tm
     hostile = [part for part in [*parts, *pages] if html.escape(text) in part]
     assert len(hostile) >= 2 and set(pages) <= set(hostile)
     for part in [*parts, *pages]:
-        open_page(chromium, tmp_path / "shown.html", part, [text] if part in hostile else [])
+        open_page(chromium, tmp_path / "shown.html", part, [text] if part in hostile else [], complete=True)
 
 
 OWN = "document.body.dataset.own = 'ran'"
@@ -129,8 +129,12 @@ def test_nothing_runs_in_chromium(name, tmp_path, own, chromium):
         open_page(chromium, tmp_path / "shown.html", text, texts)
 
 
-def open_page(chromium, path, text: str, texts) -> None:
-    """Open a page, or a part of one; check that it shows texts, and neither does nor asks for anything."""
+def open_page(chromium, path, text: str, texts, complete: bool = False) -> None:
+    """Open a page, or a part of one; check that it shows texts, and neither does nor asks for anything.
+
+    Args:
+        complete: Whether all its pictures and videos must be there, too.
+    """
     is_page = text.startswith("<!doctype")
     path.write_text(text if is_page else f"<!doctype html><meta charset=utf-8><title>mine</title><body>{text}")
     context = chromium.new_context()
@@ -143,6 +147,9 @@ def open_page(chromium, path, text: str, texts) -> None:
         for (const name of ['mouseover', 'focus', 'click']) node.dispatchEvent(new Event(name));
         if (node.localName === 'details') node.open = true })""")
     page.wait_for_timeout(200)
+    if complete:
+        page.wait_for_function("""[...document.querySelectorAll('img, video')].every(
+            node => node.naturalWidth > 0 || node.readyState > 0)""")
     acts = [act for act in acts if not act.startswith(("data:", path.as_uri()))]
     assert not acts and page.title() != "ran" and (is_page or page.title() == "mine")
     seen = " ".join(page.locator("body").inner_text().split())

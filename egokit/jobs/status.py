@@ -3,7 +3,6 @@
 SLURM is asked with squeue; local jobs are found among this machine's processes.
 """
 import contextlib
-import glob
 import os
 import re
 import signal
@@ -187,7 +186,7 @@ def rank_logs(folder: Path) -> dict[Path, str]:
     elsewhere; it is added.
     """
     job, texts = read_job(folder), {}
-    for file in sorted((folder / "submitit").glob(f"{glob.escape(Path(job['job_id']).name)}_*_log.err")) if job else []:
+    for file in sorted((folder / "submitit").glob(f"{job['job_id']}_*_log.err")) if job else []:
         *earlier, text = STARTS.split(file.read_text(errors="replace"))
         error = folder / "failures" / f"{earlier[-1] if earlier else ''}-rank{file.name.split('_')[-2]}.txt"
         recorded = error.read_text(errors="replace").strip() if error.is_file() else ""

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from egokit.config.build import ConfigError, did_you_mean, flatten, nest, to_dict
+from egokit.config.names import printable
 from egokit.config.registry import find, notebook_of
 from egokit.config.resolve import outputs_folder, project_root, resolve, to_yaml
 from egokit.config.schema import Config
@@ -96,4 +97,4 @@ def describe(config: Config) -> str:
              for section, values in nest(changed).items()]
     if "train" in find(config.task.name).actions():
         lines.append(f"plan: {plan_batch(config)}")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))

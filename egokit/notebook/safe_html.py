@@ -14,6 +14,8 @@ from egokit.runs.shown_text import MAX_SHOWN, shown
 
 NO_FORMULAS = "tex2jax_ignore mathjax_ignore"  # classes of elements in which JupyterLab takes no $ for a formula
 
+WRAPPED = "text-align: left; overflow-wrap: anywhere"  # CSS of texts, which may be one word of 1,000 letters
+
 
 def escape(value, limit: int = MAX_SHOWN) -> str:
     """Return a value as text for HTML, between tags or in a quoted attribute."""
@@ -56,10 +58,11 @@ def styled(rows: list[tuple], columns: list[str], texts: Sequence[str], formats:
     style.format({name: functools.partial(cell, number=(formats or {}).get(name, "")) for name in frame.columns})
     style.format_index(cell, axis="columns")
     style.set_caption("<br>".join(map(escape, below)))
-    style.set_table_styles([{"selector": "caption", "props": "caption-side: bottom; text-align: left"}])
-    style.set_table_styles({name: [{"selector": "th", "props": "text-align: left"}] for name in texts},
-                           overwrite=False)
-    return style.set_properties(subset=list(texts), **{"text-align": "left", "overflow-wrap": "anywhere"})
+    style.set_table_styles([{"selector": "caption", "props": f"caption-side: bottom; {WRAPPED}"}])
+    props = f"min-width: 5em; {WRAPPED}"
+    style.set_table_styles({name: [{"selector": "th", "props": props}, {"selector": "td", "props": props}]
+                            for name in texts}, overwrite=False)
+    return style
 
 
 def page(title: str, body: str, script: str = "") -> str:
