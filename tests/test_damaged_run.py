@@ -1,5 +1,6 @@
 """A damaged file in one run's folder is named in that run's row, and hides no other run."""
 import json
+import os
 
 import pytest
 
@@ -83,6 +84,28 @@ def test_a_damaged_line_of_a_log_is_named_and_left_out(tmp_path, capsys):
         run.truncate_log(lambda event: True)
         assert (run.path / "log.jsonl").read_text() == f"{step}\n{step}\n"
     curves(Run(tmp_path / "nb/d0"))
+
+
+def test_a_run_that_this_user_may_not_look_into_is_a_row(tmp_path, monkeypatch, capsys):
+    make(tmp_path, "good")
+    closed = make(tmp_path, "closed").path
+
+    def refuse(path, exists=runs_table.exists):
+        if path == closed:
+            raise PermissionError(f"{path} may not be read by this user")
+        return exists(path)
+    monkeypatch.setattr(runs_table, "exists", refuse)  # tests may run as root, who may read all
+    (closed / "jobs").rename(tmp_path / "elsewhere")  # what glob finds in a closed folder: nothing
+    row = table(tmp_path, capsys)["closed"]
+    assert (row.notebook, row.state) == ("nb", "unreadable") and str(closed) in row.detail
+
+
+def test_odd_files_beside_a_job_hide_nothing(tmp_path, capsys):
+    make(tmp_path, "good")
+    folder = Handle(make(tmp_path, "odd"), "s").folder
+    os.mkfifo(folder / "devices.txt")
+    os.utime(folder / "spec.json", (1e15, 1e15))
+    assert table(tmp_path, capsys)["odd"].device == ""
 
 
 def test_a_torn_last_line_is_no_damage(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from egokit.config.access import exists
-from egokit.config.json_file import check_fields
+from egokit.config.json_file import TIME, check_fields
 from egokit.config.names import check_path_within, printable
 from egokit.config.resolve import outputs_folder
 from egokit.jobs import devices, status
@@ -110,7 +110,25 @@ def job_rows(outputs: str | Path | None = None) -> list[JobRow]:
         except (OSError, ValueError):
             pass  # job_row reports it
     statuses = status.job_statuses(dict.fromkeys(slurm_jobs))  # each job once
-    return sorted((job_row(handle, statuses) for handle in handles), key=lambda row: -row.last_sign)
+    rows = [*(job_row(handle, statuses) for handle in handles), *closed_rows(outputs)]
+    return sorted(rows, key=lambda row: -row.last_sign)
+
+
+def closed_rows(outputs: Path) -> list[JobRow]:
+    """Return a row for every folder of runs, and every run, into which this user may not look."""
+    rows = []
+    for path in sorted(path for pattern in ("*", "*/*") for path in outputs.glob(pattern) if path.is_dir()):
+        try:
+            exists(path)
+        except PermissionError as error:
+            notebook, run = (*path.relative_to(outputs).parts, "")[:2]
+            rows.append(unreadable_row(notebook, run, "", error, path.stat().st_mtime))
+    return rows
+
+
+def unreadable_row(notebook: str, run: str, section: str, error: Exception, last_sign: float) -> JobRow:
+    """Return the row of what can't be read."""
+    return JobRow(notebook, run, section, "unreadable", str(error), None, None, None, "", None, "", last_sign)
 
 
 def job_row(handle: Handle, statuses: dict[str, status.JobStatus]) -> JobRow:
@@ -119,13 +137,14 @@ def job_row(handle: Handle, statuses: dict[str, status.JobStatus]) -> JobRow:
     try:
         began = (handle.folder / "spec.json").stat().st_mtime
         (state, detail), progress = handle.status(statuses), handle.progress()
-        ranks = (handle.folder / DEVICES).read_text().splitlines() if (handle.folder / DEVICES).exists() else []
+        ranks = (handle.folder / DEVICES).read_text(errors="replace").splitlines() \
+            if (handle.folder / DEVICES).is_file() else []
         scores = handle.metrics() or progress
         metric = next((name for name in (scores.get("score"), *SCORES) if scores.get(name) is not None), "")
         if metric:
             check_fields(scores[metric], float, f"{metric} in metrics.json or log.jsonl of {handle.run.path}")
     except (OSError, ValueError) as error:  # files of another user, or damaged ones
-        return JobRow(*names, "unreadable", str(error), None, None, None, "", None, "", began)
+        return unreadable_row(*names, error, began)
     detail = "; ".join(filter(None, (detail, progress.get("damage"))))
     return JobRow(*names, state, detail, progress.get("step"), progress.get("steps"),
                   progress.get("eta_s") if state == "running" else None, metric, scores.get(metric),
@@ -137,7 +156,7 @@ def cells(row: JobRow) -> list[str]:
     return [row.notebook, row.run, row.section, f"{row.state}: {row.detail}" if row.detail else row.state,
             f"{row.step}/{row.steps}" if row.steps else "", "" if row.left_s is None else status.duration(row.left_s),
             f"{row.metric} {row.value:.1f}" if row.metric else "", row.device,
-            time.strftime("%Y-%m-%d %H:%M", time.localtime(row.last_sign))]
+            time.strftime("%Y-%m-%d %H:%M", time.localtime(min(row.last_sign, TIME.stop - 1)))]
 
 
 COLUMNS = ("notebook", "run", "job", "state", "step", "time left", "last metric, %", "device", "last sign")
