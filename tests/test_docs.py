@@ -255,3 +255,14 @@ def test_the_example_of_a_loss_is_that_loss(resolve, checkpoint, tmp_path):
     terms = trainer.objective.gradient(batch, 0, trainer.scaler)
     expected = losses.max_margin(egokit.similarity(text_BE, video_BE), margin=0.2)
     assert terms.keys() == {"max_margin"} and terms["max_margin"] == pytest.approx(expected.item(), rel=0.02)  # in bf16
+
+
+def test_every_promise_names_a_test_that_is_there():
+    """Each row of the table in docs/trust.md."""
+    rows = [line for line in (ROOT / "docs/trust.md").read_text().splitlines() if line.startswith("| ")][1:]
+    assert len(rows) > 20
+    for row in rows:
+        tests = re.findall(r"`(tests/\w+\.py)::(\w+)`", row)
+        assert tests, row
+        for file, name in tests:
+            assert f"def {name}(" in (ROOT / file).read_text(), (file, name)

@@ -282,3 +282,14 @@ def test_an_interrupted_run_goes_on_with_its_trusted_copy(resolve, state, tmp_pa
     assert not (tmp_path / "executed").exists()
     code_snapshot.trust_code(run.path)
     assert egokit.submit(config, run).wait(progress=False)["finished"] and (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("name", ["features", "checkpoints", "jobs", "jobs/train/lock", "log.jsonl", "figures/a.png"])
+def test_a_link_in_a_run_folder_leads_no_writing_elsewhere(resolve, tmp_path, name):
+    outside, run = tmp_path / "outside", Run(tmp_path / "theirs")
+    (outside / "train").mkdir(parents=True)
+    (run.path / name).parent.mkdir(parents=True, exist_ok=True)
+    (run.path / name).symlink_to(outside if "." not in name and "lock" not in name else outside / "file")
+    with pytest.raises(ConfigError, match=rf"{name} is a link, and this run would write where it leads"):
+        launch.submit(resolve(overrides=MODEL), run)
+    assert [path.name for path in outside.rglob("*")] == ["train"]

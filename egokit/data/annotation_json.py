@@ -30,7 +30,7 @@ def read_document(path: Path, fix: str = "download it again"):
 def _field(owner: dict, name: str, kind: type, expected: str):
     """Return a field of the right type, or raise ValueError that says what was expected."""
     value = owner.get(name)
-    if not isinstance(value, kind):
+    if not isinstance(value, kind) or (kind is str and any("\ud800" <= character < "\ue000" for character in value)):
         raise ValueError(f"{name!r} is {repr(value)[:80] if name in owner else 'missing'}; expected {expected}")
     return value
 

@@ -60,6 +60,7 @@ def submit(config: Config, run: Run, action: str = "train", section: str | None 
     check_batch(config, action)
     init_sha256, task_sha256 = starting_point(config), code_snapshot.task_sha256(config.task.name)
     handle = Handle(run, section or action)
+    run.expect_no_links()
     with locked(handle.folder):
         if handle.metrics() and tasks.find(config.task.name).outdated(config, run):
             while handle.alive():

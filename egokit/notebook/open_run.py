@@ -79,6 +79,7 @@ def open_run(params: str, site: str = "toy", overrides="", run_name: str = "demo
     config = resolve(params, site, overrides, run_name)
     with explain_permission():
         run = Run(outputs_folder() / (notebook or running_notebook() or notebook_of(config)) / run_name)
+        run.expect_no_links()
         if not any(run.path.glob("jobs/*/spec.json")):
             write_text(run.path / "params.yaml", to_yaml(config))
     run.config = config

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from egokit.config.build import ConfigError
 from egokit.config.json_file import check_fields, read_json
 from egokit.runs.array_file import read_arrays
 from egokit.runs.files import atomic_path, write_text
@@ -79,6 +80,17 @@ class Run:
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
+
+    def expect_no_links(self) -> None:
+        """Raise ConfigError if something in the folder is a link: what the run writes would go elsewhere.
+
+        The folder itself may be one.
+        """
+        for folder, folders, files in os.walk(self.path):
+            if link := next((name for name in (*folders, *files) if os.path.islink(os.path.join(folder, name))), None):
+                raise ConfigError(f"{os.path.join(folder, link)} is a link, and this run would write where it leads: "
+                                  "put the file or folder itself there. To keep runs elsewhere, set EGOKIT_OUTPUTS, or "
+                                  "make the whole run folder a link")
 
     @property
     def checkpoints(self) -> Path:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from egokit.config.build import did_you_mean
+from egokit.runs.files import atomic_path
 from egokit.runs.run_folder import Run
 from egokit.runs.shown_text import MAX_SHOWN, shown
 
@@ -48,7 +49,8 @@ def save_figure(figure, run: Run | None, name: str):
     An open figure would be drawn twice in a notebook and kept in memory.
     """
     if run is not None:
-        figure.savefig(run.figure(f"{name}.png"), bbox_inches="tight", dpi=100)
+        with atomic_path(run.figure(f"{name}.png")) as temporary:
+            figure.savefig(temporary, bbox_inches="tight", dpi=100)
     pyplot().close(figure)
     return figure
 
