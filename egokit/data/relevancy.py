@@ -13,6 +13,7 @@ from typing import ClassVar
 import numpy as np
 
 from egokit.config.access import exists, is_there
+from egokit.config.names import printable
 from egokit.data.annotation_tables import numbers, read_csv, text, whole
 from egokit.data.plain_data import Maker, Refused, kind_of
 from egokit.data.safe_pickle import SafeUnpickler
@@ -150,7 +151,7 @@ def read(path: str | Path, shape: tuple[int, int] | None = None) -> Relevancy:
     try:
         matrix = _read_file(path)
     except Exception as error:
-        raise ValueError(f"{path}: not a relevancy file ({error})") from None
+        raise ValueError(f"{path}: not a relevancy file ({printable(str(error))})") from None
     codes = matrix.codes
     values = codes if matrix.values is None else matrix.values
     if not isinstance(codes, np.ndarray) or codes.ndim != 2 or not codes.size or values.dtype.kind not in "fiub":

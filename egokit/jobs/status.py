@@ -186,7 +186,8 @@ def rank_logs(folder: Path) -> dict[Path, str]:
     elsewhere; it is added.
     """
     job, texts = read_job(folder), {}
-    for file in sorted((folder / "submitit").glob(f"{job['job_id']}_*_log.err")) if job else []:
+    logs = (folder / "submitit").glob(f"{job['job_id']}_*_log.err") if job else []
+    for file in sorted(filter(Path.is_file, logs)):
         *earlier, text = STARTS.split(file.read_text(errors="replace"))
         error = folder / "failures" / f"{earlier[-1] if earlier else ''}-rank{file.name.split('_')[-2]}.txt"
         recorded = error.read_text(errors="replace").strip() if error.is_file() else ""

@@ -50,8 +50,6 @@ def shape_of(record: dict | None, state: dict[str, Tensor], path) -> ModelConfig
         shape = build(ModelConfig, nest(flatten({"model": record["model_config"]})).get("model", {}), "model")
         check_shape(shape)
         return shape
-    except WeightsError:
-        raise
     except (ValueError, TypeError, AttributeError) as error:
         reason = str(error).splitlines()[0][:200]
         raise WeightsError(f"{path}: the shape that it tells of the model is damaged or out of bounds ({reason}); "
