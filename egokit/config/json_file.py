@@ -3,7 +3,7 @@
 A shape is a type, or one of these:
     {"name": shape}      an object with these fields; others are not looked at. {...: shape}: a field of any name
     [shape]              a list of these
-    range(0, 9)          a number in it
+    range(0, 9)          a whole number in it; TIME: any number in it
     (shape, None)        a value that may be null; (shape, ...): a field that may be absent
 """
 import json
@@ -83,9 +83,10 @@ def check_fields(value, shape, name: str = "") -> None:
     is_number = type(value) in (int, float) and (kind is float or type(value) is int) and abs(value) < HUGE
     matches = is_number if kind in (int, float) else isinstance(value, kind)
     if isinstance(shape, range) and matches:
-        matches = shape.start <= value < shape.stop and (shape is not COUNT or type(value) is int)
+        matches = shape.start <= value < shape.stop and (shape is TIME or type(value) is int)
     if not matches:
-        expected = f"{WORDS[int if shape is COUNT else kind]}{' in its range' if isinstance(shape, range) else ''}"
+        is_range = isinstance(shape, range)
+        expected = WORDS[int if is_range and shape is not TIME else kind] + " in its range" * is_range
         raise ValueError(f"{repr(name) + ' is ' if name else ''}{repr(value)[:60]}, expected {expected}")
     if isinstance(shape, list):
         for item in value:

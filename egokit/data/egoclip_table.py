@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from egokit.config.access import exists
-from egokit.config.names import check_name
+from egokit.config.names import check_name, printable
 from egokit.runs.files import atomic_path, remove_abandoned
 
 VERBS, NOUNS = 118, 582  # classes of the tags
@@ -200,7 +200,7 @@ def _build_cache(path: Path, stamp: dict) -> pa.Table:
         header = file.readline().decode("utf-8-sig", "replace").rstrip("\r\n").split("\t")
         if header != COLUMNS:
             raise ValueError(f"{path}: expected the tab-separated columns {', '.join(COLUMNS)}; "
-                             f"found {', '.join(header)[:200]}")
+                             f"found {printable(', '.join(header)[:200])}")
         while block := file.read(BLOCK) + file.readline():
             count, rows = _parse_block(block)
             lines += count

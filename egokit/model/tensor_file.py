@@ -156,7 +156,8 @@ def _open_zip(file, end: int):
     folder = names[0].partition("/")[0] if names else ""  # PyTorch takes the first name's folder, too
     if len(set(names)) < len(names):
         raise ValueError("it has two records of one name")
-    if (any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist())
+    if (any(info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size
+            for info in archive.infolist())
             or sum(info.file_size for info in archive.infolist()) > end):
         raise ValueError("it has records that are compressed or overlap, which PyTorch does not write")
     if f"{folder}/byteorder" in names and archive.read(f"{folder}/byteorder") != b"little":

@@ -4,6 +4,8 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+from egokit.config.names import printable
+
 LONGEST_HEADER = 10_000  # bytes; NumPy's own bound
 
 
@@ -46,7 +48,8 @@ def read_arrays(path: Path, fix: str) -> dict:
         try:
             return _members(file, path.stat().st_size)
         except Exception as error:  # zipfile raises errors of a dozen kinds, OSError for a wrong place among them
-            raise ValueError(f"{path}: no whole .npz file ({error}); {fix}") from None
+            reason = printable(str(error)[:200])
+            raise ValueError(f"{path}: no whole .npz file ({reason}); {fix}") from None
 
 
 def _members(file, size: int) -> dict:
@@ -55,8 +58,8 @@ def _members(file, size: int) -> dict:
     arrays = {}
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
-        if any(member.compress_type != zipfile.ZIP_STORED for member in members) \
-                or sum(member.file_size for member in members) > size:
+        if any(member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size
+               for member in members) or sum(member.file_size for member in members) > size:
             raise ValueError("expected arrays that are not compressed, nor larger than the file")
         for member in members:
             with archive.open(member) as part:

@@ -5,9 +5,10 @@ from egokit.config.json_file import COUNT, read_json
 from egokit.config.names import check_name, check_path_within
 
 LINE = {"video": str, "name": str}
-INDEXED = LINE | {"bytes": COUNT, "modified_ns": int, "clips": COUNT, "start": float, "seconds": float,
+CLIPS = range(1 << 40)  # all of an index together can be counted
+INDEXED = LINE | {"bytes": COUNT, "modified_ns": int, "clips": CLIPS, "start": float, "seconds": float,
                   "damaged": ({"share": float, "times": [[float]]}, ...)}
-MANIFEST = {"videos": [INDEXED], "unreadable": [LINE | {"reason": str}], "dimension": (COUNT, ...),
+MANIFEST = {"videos": [INDEXED], "unreadable": [LINE | {"reason": str}], "dimension": (range(1 << 20), ...),
             "reading": (COUNT, ...)}  # the fields of manifest.json beside the settings
 
 
@@ -19,6 +20,8 @@ def read_manifest(folder: Path) -> dict:
     """
     path, fix = folder / "manifest.json", f"move {folder} away: the index is made again"
     manifest = read_json(path, MANIFEST, fix) or {}
+    if manifest.get("videos") and "dimension" not in manifest:
+        raise ValueError(f"{path}: 'dimension' is missing, which is expected beside videos; {fix}")
     for kind in ("videos", "unreadable"):
         for number, line in enumerate(manifest.get(kind, [])):
             try:

@@ -132,7 +132,7 @@ class VectorIndex:
         for number, vector_NE in self.blocks(self.files_outside_faiss() if faiss_index else None):
             block_QN = np.broadcast_to(np.arange(number, number + len(vector_NE)), (len(query_QE), len(vector_NE)))
             cosine_QN, number_QN = highest(count, (cosine_QN, query_QE @ vector_NE.T), (number_QN, block_QN))
-        if faiss_index:
+        if faiss_index and len(self):
             number_QC = faiss_index.candidates(query_QE, max(CANDIDATES, 4 * count))
             cosine_QC = np.stack([self.vectors(number_C.clip(0)) @ query_E
                                   for number_C, query_E in zip(number_QC, query_QE, strict=True)])
@@ -239,12 +239,15 @@ class FaissIndex:
         fix = f"delete {folder}: all clips are searched exactly then, until the index is brought up to date"
         files = read_json(folder / "files.json", {"names": [str], "first": [COUNT]}, fix)
         self.index = faiss.read_index(str(folder / "index.faiss"))
-        self.reduce_DE = read_array(folder / "reduce.npy", fix)
+        self.reduce_DE = read_array(folder / "reduce.npy", fix, lambda dtype: dtype.kind == "f")
         self.names, self.first = files["names"], np.array(files["first"], np.int64)
-        if (self.reduce_DE.shape, len(self.first)) != ((self.index.d, vectors.dimension), len(self.names) + 1) \
-                or (np.diff(self.first) < 0).any() or self.index.ntotal != self.first[-1]:
-            raise ValueError(f"{folder}: its files don't belong together; {fix}")
         place = {name: file for file, name in enumerate(vectors.names)}
+        built, present = np.diff(self.first), np.diff(vectors.first)
+        if (self.reduce_DE.shape, len(built)) != ((self.index.d, vectors.dimension), len(self.names)) \
+                or self.first[0] or self.index.ntotal != self.first[-1] or (built < 0).any() \
+                or any(count != present[place[name]] for name, count in zip(self.names, built, strict=True)
+                       if name in place):
+            raise ValueError(f"{folder}: its files don't belong together; {fix}")
         # what to add to a built number to get the same clip's present one
         self.moved = np.array([vectors.first[place[name]] - first if name in place else GONE
                                for name, first in zip(self.names, self.first, strict=False)], np.int64)
