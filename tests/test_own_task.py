@@ -109,7 +109,8 @@ def test_a_changed_or_wrong_file_is_an_error_before_a_job_starts(mine, checkpoin
     (file, config), run = mine, Run(tmp_path / "run")
     before, text = code_snapshot.task_sha256(config.task.name), EXAMPLE.with_suffix(".py").read_text()
     (run.path / "jobs/evaluate").mkdir(parents=True)
-    spec = {"config": to_dict(config), "init_sha256": egokit.launch.starting_point(config), "task_sha256": before}
+    spec = {"action": "evaluate", "config": to_dict(config), "task_sha256": before,
+            "init_sha256": egokit.launch.starting_point(config)}
     (run.path / "jobs/evaluate/spec.json").write_text(egokit.launch.json.dumps(spec))
     run.write_metrics("evaluate", {"finished": True, "R@1": 1.0})
     assert egokit.submit(config, run, "evaluate").metrics()["R@1"] == 1.0

@@ -94,7 +94,7 @@ def test_pages_tables_and_exports_go_on(searched, folder, tmp_path, monkeypatch)
     assert list(rows[0]) == ["video", "start", "stop", "cosine", "match", "note"] and len(rows) == len(hits)
     assert not rows[0]["note"] and "can't be read: " in rows[-1]["note"]
     assert command.format_hits(hits).count("can't be read") == len(lines)
-    table = search.table(hits).to_html()
+    table = html.unescape(search.table(hits).to_html())
     assert table.count("can't be read</td>") == len(lines) and "not re-ranked: " in table
     shown = search.browser(index, TEXT, top=6, rerank=1000).data
     page = (run.path / "figures/search-c-c-opens-the-box.html").read_text()

@@ -89,8 +89,8 @@ class Run:
         for folder, folders, files in os.walk(self.path):
             if link := next((name for name in (*folders, *files) if os.path.islink(os.path.join(folder, name))), None):
                 raise ConfigError(f"{os.path.join(folder, link)} is a link, and this run would write where it leads: "
-                                  "put the file or folder itself there. To keep runs elsewhere, set EGOKIT_OUTPUTS, or "
-                                  "make the whole run folder a link")
+                                  "delete it, or put the file itself there. To keep runs elsewhere, set EGOKIT_OUTPUTS "
+                                  "or make the whole run folder a link")
 
     @property
     def checkpoints(self) -> Path:
