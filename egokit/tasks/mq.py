@@ -23,7 +23,7 @@ from egokit.data.annotation_json import SPLITS
 from egokit.data.site_checks import EGO4D, PREP, Checks, Finding
 from egokit.data.video import frame_sampling
 from egokit.data.video.open_video import VideoError
-from egokit.model import checkpoints
+from egokit.model import checkpoints, tensor_file
 from egokit.runs.array_file import read_array
 from egokit.runs.files import atomic_path, remove_abandoned, write_text
 from egokit.runs.ledger import Result
@@ -258,7 +258,7 @@ def read_manifest(run: Run) -> dict:
 
 
 def stored(path: Path) -> np.ndarray:
-    """Return one clip's (features, E); a .npy file is memory-mapped.
+    """Return one clip's (features, E), memory-mapped.
 
     Raises:
         ValueError: the file is damaged; the message names it.
@@ -267,10 +267,14 @@ def stored(path: Path) -> np.ndarray:
     if path.suffix == ".npy":
         feature = read_array(path, fix)
     else:
-        feature = checkpoints.read(path)
-        if not isinstance(feature, torch.Tensor):
-            raise ValueError(f"{path}: a {type(feature).__name__}, expected a tensor; {fix}")
-        feature = feature.float().numpy()
+        try:
+            with open(path, "rb") as file:  # before PyTorch's reader, which follows all that is in a pickle
+                shape = tensor_file.open_lazily(file).size
+            feature = torch.load(path, mmap=True, weights_only=True).numpy().reshape(shape)
+        except (FileNotFoundError, PermissionError):
+            raise
+        except Exception as error:  # torch and zipfile raise errors of a dozen kinds
+            raise ValueError(f"{path}: no whole file of features ({type(error).__name__}); {fix}") from None
     if feature.ndim != 2 or feature.dtype.kind != "f":
         raise ValueError(f"{path}: {feature.dtype} of shape {feature.shape}, expected (features, dimension); {fix}")
     return feature
