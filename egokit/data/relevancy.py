@@ -61,6 +61,8 @@ class _ArrayUnpickler(SafeUnpickler):
         **{f"numpy.{core}.{name}": Maker(maker) for core in ("core", "_core") for name, maker in (
             ("multiarray._reconstruct", _Array), ("numeric._frombuffer", _Array.of))}}
 
+    has_array = False
+
     def find(self, name: str) -> Maker:
         if name not in self.NAMES:
             raise Refused(f"it names {name}; a relevancy file holds one array and nothing else")
@@ -72,6 +74,9 @@ class _ArrayUnpickler(SafeUnpickler):
                 raise Refused("it has a data type of more than a byte order")
             target.numbers = target.numbers.newbyteorder(state[1] if state[1] in "<>" else "=")
         elif isinstance(target, _Array):
+            if self.has_array:
+                raise Refused("it holds more than one array")
+            self.has_array = True
             _, shape, dtype, is_fortran, content = state
             target.content = _Array.of(content, dtype, shape, "F" if is_fortran else "C").content
         else:

@@ -134,6 +134,7 @@ def execute(name: str, parameters: dict, timeout: float | None = None) -> Path:
     """
     path = notebook_path(name)
     config, folder = resolve_notebook(path, parameters)
+    Run(folder).expect_no_links()
     with locked(folder, f"{path.stem}: waits for another process that runs it as {folder.name}\n"):
         expect_same_jobs(config, folder)
         return _execute(path, folder, parameters, timeout)

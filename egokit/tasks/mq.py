@@ -268,9 +268,7 @@ def stored(path: Path) -> np.ndarray:
         feature = read_array(path, fix)
     else:
         try:
-            with open(path, "rb") as file:  # before PyTorch's reader, which follows all that is in a pickle
-                shape = tensor_file.open_lazily(file).size
-            feature = torch.load(path, mmap=True, weights_only=True).numpy().reshape(shape)
+            feature = tensor_file.map_tensor(path)
         except (FileNotFoundError, PermissionError):
             raise
         except Exception as error:  # torch and zipfile raise errors of a dozen kinds
