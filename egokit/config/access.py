@@ -62,6 +62,8 @@ def explained(error: Exception) -> Exception:
         exists(getattr(error, "filename", None) or os.curdir)
     except PermissionError as explanation:
         return explanation
+    except (OSError, ValueError, TypeError):  # its file can't be looked at: a name that is too long, or a descriptor
+        return error
     return error
 
 

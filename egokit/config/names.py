@@ -56,6 +56,12 @@ def printable(text: str, kept: str = "") -> str:
     return re.sub(r"[^ -~]", escaped, text)
 
 
+def shortened(value, limit: int = 200) -> str:
+    """Return a value as text of at most `limit` characters and a mark for what is cut, for a message."""
+    text = str(value)
+    return text if len(text) <= limit else f"{text[:limit]}…"
+
+
 class PrintableStream:
     """A text stream in front of another, which writes everything as `printable` does, but for line ends and tabs.
 

@@ -9,10 +9,11 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from egokit.config.build import ConfigError
 from egokit.config.json_file import COUNT, read_json
 from egokit.config.names import printable
 from egokit.jobs.requeue import STARTED, TRACEBACK, last_error, lost_peer
@@ -147,6 +148,15 @@ def read_spec(folder: Path, *required: str) -> dict | None:
     """
     shape = SPEC | {name: SPEC[name][0] for name in required}
     return read_json(folder / "spec.json", shape, f"move {folder} away, and submit the job again")
+
+
+@contextlib.contextmanager
+def naming_spec(folder: Path) -> Iterator[None]:
+    """Name folder/spec.json in the error of a config that the `with` block takes out of it."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{folder / 'spec.json'}: {error}; or move {folder} away, and submit the job again") from None
 
 
 def alive(folder: Path) -> bool:

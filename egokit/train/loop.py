@@ -138,9 +138,9 @@ class Trainer:
         self.truncate_log()
 
     def truncate_log(self) -> None:
-        """Drop the events that were logged after the checkpoint: they will be logged again."""
+        """Drop the events that were logged after the checkpoint, as they will be again; one without a step stays."""
         if distributed.rank() == 0:
-            self.run.truncate_log(lambda event: event["step"] <= (
+            self.run.truncate_log(lambda event: event.get("step", 0) <= (
                 self.validated if event["kind"] == "validation" else self.step))
 
     def fit(self) -> dict[str, float]:
