@@ -6,6 +6,7 @@ somebody else's work.
 """
 import hashlib
 import os
+import shlex
 import shutil
 import stat
 from pathlib import Path
@@ -62,19 +63,19 @@ def expect_trusted(copy: Path, task: str) -> dict[str, bytes]:
         task: the config's task.
 
     Raises:
-        ConfigError: it is another user's, or neither the present code nor any that this user has run or trusts.
+        ConfigError: it is neither the present code nor any that this user has run or trusts.
     """
     code = read_copy(copy)
-    others, sha256 = {path.lstat().st_uid for path in [copy, *copy.rglob("*")]} - {os.geteuid()}, content_sha256(code)
-    if others:
-        content = f"files of user {user_name(min(others))}"
-    elif code and not trust.is_known(sha256) and sha256 != content_sha256(present_code(task)):
-        content = f"code that this user's egokit has not made (hash {sha256[:12]})"
-    else:
+    sha256 = content_sha256(code)
+    if not code or trust.is_known(sha256) or sha256 == content_sha256(present_code(task)):
         return code
-    raise ConfigError(f"{copy} holds {content}, and this unfinished run would execute it. If you trust whoever wrote "
-                      f"it, give the command: egokit trust {copy.parents[2]}. To go on with the present egokit "
-                      "instead, delete that folder")
+    others = {path.lstat().st_uid for path in [copy, *copy.rglob("*")]} - {os.geteuid()}
+    owner = f", in files of user {user_name(min(others))}" if others else ""
+    run = shlex.quote(str(copy.parents[2]))
+    raise ConfigError(f"{copy} holds code that this user's egokit has not made (hash {sha256[:12]}), or made before "
+                      f"egokit kept a record of it, or with another home folder{owner}, and this unfinished run would "
+                      f"execute it. To go on with the present egokit instead, delete {copy} alone; if you trust "
+                      f"whoever wrote it, give the command: egokit trust {run}")
 
 
 def trust_code(folder: Path) -> list[str]:
@@ -95,8 +96,8 @@ def trust_code(folder: Path) -> list[str]:
     lines = []
     for copy in sorted([*folder.glob("code"), *folder.glob("jobs/*/code")]):
         code = read_copy(copy)
+        remember(code)  # first: without a record, a rewritten copy would be refused as before
         write_code(code, copy)
-        remember(code)
         lines.append(f"{copy}: may be executed (hash {content_sha256(code)[:12]})")
     if not lines:
         raise ConfigError(f"{folder}: no job has left a copy of its code there; give a run folder, "
