@@ -80,3 +80,58 @@ def test_a_link_in_a_run_folder_leads_no_writing_elsewhere(resolve, tmp_path, na
     with pytest.raises(ConfigError, match=rf"{name} is a link, and this run would write where it leads"):
         launch.submit(resolve(overrides=MODEL), run)
     assert [path.name for path in outside.rglob("*")] == ["train"]
+
+
+@pytest.fixture
+def start(resolve, tmp_path, monkeypatch):
+    """(the run, a function that submits its job up to the start)."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setattr(launch, "start_job", lambda *args: None)
+    run = Run(tmp_path / "outputs/02_pretrain/mine")
+    (run.path / "jobs/train").mkdir(parents=True)
+    return run, lambda: launch.submit(resolve(overrides=MODEL), run)
+
+
+PLACES = ["", "jobs", "jobs/train"]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_no_job_starts_where_everybody_could_exchange_its_code(start, place):
+    run, submit = start
+    (run.path / place).chmod(0o777)
+    with pytest.raises(ConfigError, match=f"^{run.path / place} may be written by everybody.*chmod o-w {run.path}"):
+        submit()
+    assert not (run.path / "params.yaml").exists() and not (run.path / "jobs/train/code").exists()
+    (run.path / place).chmod(0o1777)
+    submit()
+    for name in PLACES:
+        (run.path / name).chmod(0o2775)
+    submit()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives folders to others")
+@pytest.mark.parametrize("place", PLACES)
+def test_no_job_starts_in_a_folder_of_another_user(start, place):
+    run, submit = start
+    os.chown(run.path / place, 12345, -1)
+    with pytest.raises(ConfigError, match=f"^{run.path / place} belongs to user 12345, .*another run name"):
+        submit()
+
+
+def test_a_share_that_gives_all_files_to_one_user_is_no_other_users(tmp_path, monkeypatch):
+    """Such as root's folders on a share for whose server root is nobody."""
+    owner = os.geteuid() or 12345
+    os.chown(tmp_path, owner, -1)
+    monkeypatch.setattr(os, "geteuid", lambda: 54321)
+    monkeypatch.setattr(code_snapshot, "_owner_of_new_files", lambda folder: owner)
+    code_snapshot.expect_own_folders(tmp_path / "train")
+    monkeypatch.undo()
+    assert code_snapshot._owner_of_new_files(tmp_path) == os.geteuid() and not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("place", ["", "batch"])
+def test_jobs_that_run_notebooks_start_nowhere_else(tmp_path, place):
+    (tmp_path / "run/batch").mkdir(parents=True)
+    (tmp_path / "run" / place).chmod(0o777)
+    with pytest.raises(ConfigError, match="may be written by everybody"):
+        launch.start_work(tmp_path / "run/batch", {}, None)

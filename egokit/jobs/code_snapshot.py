@@ -9,6 +9,7 @@ import os
 import shlex
 import shutil
 import stat
+import tempfile
 from pathlib import Path
 
 from egokit.config import trust
@@ -36,9 +37,11 @@ def snapshot_code(folder: Path, keep: bool, task: str = "") -> Path:
         The folder of the copy.
 
     Raises:
-        ConfigError: the copy that is already there is not trusted, or there is no room for one.
+        ConfigError: the copy that is already there is not trusted, others could exchange it, or there is no room for
+            one.
     """
     target = folder / "code"
+    expect_own_folders(folder)
     if keep and os.path.lexists(target):
         write_code(expect_trusted(target, task), target)
         return target
@@ -52,11 +55,41 @@ def snapshot_code(folder: Path, keep: bool, task: str = "") -> Path:
     return target
 
 
+def expect_own_folders(folder: Path) -> None:
+    """Raise ConfigError if others than the folder's group could exchange a job's code before it runs.
+
+    Whoever owns a folder, or may write in it, can rename what is in it.
+
+    Args:
+        folder: the job's folder, <run>/jobs/<section> or <run>/batch; it need not exist.
+    """
+    above = folder.parents[:2] if folder.parent.name == "jobs" else folder.parents[:1]
+    for path in filter(Path.exists, [*reversed(above), folder]):
+        facts = path.stat()
+        if facts.st_mode & stat.S_IWOTH and not facts.st_mode & stat.S_ISVTX:
+            content, mend = "may be written by everybody", f"give the command chmod o-w {shlex.quote(str(path))}"
+        elif facts.st_uid not in (0, os.geteuid(), _owner_of_new_files(path)):
+            content, mend = f"belongs to user {user_name(facts.st_uid)}", "choose another run name, or copy the run"
+        else:
+            continue
+        raise ConfigError(f"{path} {content}, who could exchange the job's code before it runs: {mend}, or set "
+                          "EGOKIT_OUTPUTS to a folder of your own")
+
+
+def _owner_of_new_files(folder: Path) -> int:
+    """Return whose a file is that this user makes in a folder; a share may give all files to one user."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            return os.fstat(file.fileno()).st_uid
+    except OSError:  # no room, or no right to write
+        return os.geteuid()
+
+
 def expect_trusted(copy: Path, task: str) -> dict[str, bytes]:
     """Return a copy's code if it may be executed.
 
-    What is executed is written anew from the returned bytes: whoever can write in the run folder, or has put compiled
-    files there, changes nothing after the check.
+    What is executed is written anew from the returned bytes: whoever has put compiled files there, or still has a file
+    open, changes nothing after the check.
 
     Args:
         copy: the folder jobs/<section>/code.
