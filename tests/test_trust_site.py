@@ -79,8 +79,14 @@ def found(tmp_path, monkeypatch):
     return tmp_path / "found"
 
 
+@pytest.fixture
+def no_checkout(tmp_path, monkeypatch):
+    """An installed egokit has no project beside it."""
+    monkeypatch.setattr("egokit.config.resolve.__file__", str(tmp_path / "lib/egokit/config/resolve.py"))
+
+
 @pytest.mark.parametrize("part", ["", "params", "params/sites"])
-def test_a_project_where_everybody_may_write_is_not_found_by_itself(found, monkeypatch, part):
+def test_a_project_where_everybody_may_write_is_not_found_by_itself(found, no_checkout, monkeypatch, part):
     assert project_root() == found
     (found / part).chmod(0o777)
     with pytest.raises(ConfigError, match=f"but {found / part} is writable by everybody.*EGOKIT_HOME={found}"):
@@ -91,11 +97,21 @@ def test_a_project_where_everybody_may_write_is_not_found_by_itself(found, monke
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files to others")
 @pytest.mark.parametrize("part", ["", "params", "params/sites"])
-def test_a_project_of_another_user_is_not_found_by_itself(found, monkeypatch, part):
+def test_a_project_of_another_user_is_not_found_by_itself(found, no_checkout, monkeypatch, part):
     os.chown(found / part, 12345, -1)
-    with pytest.raises(ConfigError, match=f"but {found / part} belongs to 12345: .*EGOKIT_HOME={found}"):
+    with pytest.raises(ConfigError, match=f"but {found / part} belongs to 12345, .*EGOKIT_HOME={found}"):
         project_root()
     with pytest.raises(ConfigError, match="EGOKIT_HOME"):
         resolve("toy/pretrain", "toy", ON_SLURM)
     monkeypatch.setenv("EGOKIT_HOME", str(found))
     assert project_root() == found
+
+
+def test_the_next_project_is_used_instead_and_the_skipped_one_named_once(found, capsys):
+    """One's own project above it, or the checkout."""
+    (found / "params").chmod(0o777)
+    assert (project_root() / "egokit/config/resolve.py").is_file() and project_root() != found
+    notice = capsys.readouterr().err
+    assert notice.count(f"{found / 'params'} is writable by everybody") == 1 == notice.count("\n")
+    (found.parent / "params/sites").mkdir(parents=True)
+    assert project_root() == found.parent and not capsys.readouterr().err
