@@ -28,24 +28,28 @@ def project_root() -> Path:
     """Return the folder that holds params/ and notebooks/.
 
     It is $EGOKIT_HOME if that is set; otherwise the first of the working directory, its parents and the checkout that
-    has params/sites/.
+    has params/sites/, and that nobody else may have put there: such a one is skipped with a notice.
 
     Raises:
-        ConfigError: params/sites/ is in none of these folders, or somebody else may have put it there.
+        ConfigError: there is none.
     """
-    home, checkout = os.environ.get("EGOKIT_HOME"), Path(__file__).resolve().parents[2]
+    home, checkout, skipped = os.environ.get("EGOKIT_HOME"), Path(__file__).resolve().parents[2], []
     candidates = [Path(home)] if home else [Path.cwd(), *Path.cwd().parents, checkout]
     for folder in candidates:
         if (folder / "params" / "sites").is_dir():
-            if not home and folder.resolve() != checkout:  # the checkout's code runs already
-                _expect_own_project(folder)
-            return folder.resolve()
-    raise ConfigError(f"no folder with params/sites/ at {candidates[0]} or above it; "
+            # the checkout's code runs already
+            reason = "" if home or folder.resolve() == checkout else _why_not_own(folder)
+            if not reason:
+                for notice in skipped:
+                    _say_once(notice)
+                return folder.resolve()
+            skipped.append(reason)
+    raise ConfigError(skipped[0] if skipped else f"no folder with params/sites/ at {candidates[0]} or above it; "
                       "start from the project's folder or set EGOKIT_HOME to it")
 
 
-def _expect_own_project(folder: Path) -> None:
-    """Raise ConfigError if a project that was found, and not named, may be somebody else's.
+def _why_not_own(folder: Path) -> str:
+    """Return why a project that was found, and not named, may be somebody else's, and what to do; or "".
 
     Its sites name shell lines, and its notebooks are executed.
     """
@@ -54,8 +58,9 @@ def _expect_own_project(folder: Path) -> None:
         if facts.st_uid not in (0, os.geteuid()) or facts.st_mode & stat.S_IWOTH:
             content = "is writable by everybody" if facts.st_mode & stat.S_IWOTH else \
                 f"belongs to {user_name(facts.st_uid)}"
-            raise ConfigError(f"{folder} holds params/sites/ and would be the project, but {path} {content}: start "
-                              f"from your own project's folder, or set EGOKIT_HOME={folder} if you trust what is in it")
+            return (f"{folder} holds params/sites/, but {path} {content}, so it is not used as the project: start from "
+                    f"your own project's folder, or set EGOKIT_HOME={folder} if you trust what is in it")
+    return ""
 
 
 def outputs_folder() -> Path:

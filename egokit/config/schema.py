@@ -6,6 +6,7 @@ stand in its class, as `Params` (tasks/).
 To add a key: (1) give it a line in its section, or in the `Params` of the task that uses it; (2) mark it Scored if an
 evaluation's numbers depend on it, or Local if no numbers do; (3) read it where it acts, as config.<section>.<key>.
 """
+import re
 import unicodedata
 from dataclasses import field
 from typing import Annotated, Literal, TypeVar
@@ -50,7 +51,16 @@ def _one_line(value):
     return value
 
 
+def _split_lines(value):
+    """Return a list whose texts of several lines, such as YAML's blocks, are an item for each line."""
+    if not isinstance(value, (list, tuple)):
+        return value
+    return [line for item in value
+            for line in (re.split("\r?\n", item.removesuffix("\n")) if isinstance(item, str) else [item])]
+
+
 OneLine, Options = Annotated[str, AfterValidator(_one_line)], Annotated[dict, AfterValidator(_one_line)]
+ShellLines = Annotated[tuple[OneLine, ...], BeforeValidator(_split_lines)]
 Count, Size = number(int, ge=1), number(int, ge=0)
 Positive, NotNegative, Share = number(float, gt=0), number(float, ge=0), number(float, ge=0, le=1)
 # of a network, far above any: a checkpoint's own record of its shape, too, is bounded before anything is built
@@ -178,7 +188,7 @@ class LaunchConfig(Section):
     qos: OneLine = ""                              # sbatch --qos; "": the cluster's default
     constraint: OneLine = ""                       # sbatch --constraint; "": the cluster's default
     exclusive: StrictBool = False                  # reserve whole nodes
-    setup: tuple[OneLine, ...] = ()                # shell lines before the processes start: module load …, export …
+    setup: ShellLines = ()                         # shell lines before the processes start: module load …, export …
     slurm: Options = field(default_factory=dict)   # further options of submitit's SlurmExecutor
 
 

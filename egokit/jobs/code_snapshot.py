@@ -6,8 +6,10 @@ somebody else's work.
 """
 import hashlib
 import os
+import shlex
 import shutil
 import stat
+import tempfile
 from pathlib import Path
 
 from egokit.config import trust
@@ -35,9 +37,11 @@ def snapshot_code(folder: Path, keep: bool, task: str = "") -> Path:
         The folder of the copy.
 
     Raises:
-        ConfigError: the copy that is already there is not trusted, or there is no room for one.
+        ConfigError: the copy that is already there is not trusted, others could exchange it, or there is no room for
+            one.
     """
     target = folder / "code"
+    expect_own_folders(folder)
     if keep and os.path.lexists(target):
         write_code(expect_trusted(target, task), target)
         return target
@@ -51,30 +55,60 @@ def snapshot_code(folder: Path, keep: bool, task: str = "") -> Path:
     return target
 
 
+def expect_own_folders(folder: Path) -> None:
+    """Raise ConfigError if others than the folder's group could exchange a job's code before it runs.
+
+    Whoever owns a folder, or may write in it, can rename what is in it.
+
+    Args:
+        folder: the job's folder, <run>/jobs/<section> or <run>/batch; it need not exist.
+    """
+    above = folder.parents[:2] if folder.parent.name == "jobs" else folder.parents[:1]
+    for path in filter(Path.exists, [*reversed(above), folder]):
+        facts = path.stat()
+        if facts.st_mode & stat.S_IWOTH and not facts.st_mode & stat.S_ISVTX:
+            content, mend = "may be written by everybody", f"give the command chmod o-w {shlex.quote(str(path))}"
+        elif facts.st_uid not in (0, os.geteuid(), _owner_of_new_files(path)):
+            content, mend = f"belongs to user {user_name(facts.st_uid)}", "choose another run name, or copy the run"
+        else:
+            continue
+        raise ConfigError(f"{path} {content}, who could exchange the job's code before it runs: {mend}, or set "
+                          "EGOKIT_OUTPUTS to a folder of your own")
+
+
+def _owner_of_new_files(folder: Path) -> int:
+    """Return whose a file is that this user makes in a folder; a share may give all files to one user."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            return os.fstat(file.fileno()).st_uid
+    except OSError:  # no room, or no right to write
+        return os.geteuid()
+
+
 def expect_trusted(copy: Path, task: str) -> dict[str, bytes]:
     """Return a copy's code if it may be executed.
 
-    What is executed is written anew from the returned bytes: whoever can write in the run folder, or has put compiled
-    files there, changes nothing after the check.
+    What is executed is written anew from the returned bytes: whoever has put compiled files there, or still has a file
+    open, changes nothing after the check.
 
     Args:
         copy: the folder jobs/<section>/code.
         task: the config's task.
 
     Raises:
-        ConfigError: it is another user's, or neither the present code nor any that this user has run or trusts.
+        ConfigError: it is neither the present code nor any that this user has run or trusts.
     """
     code = read_copy(copy)
-    others, sha256 = {path.lstat().st_uid for path in [copy, *copy.rglob("*")]} - {os.geteuid()}, content_sha256(code)
-    if others:
-        content = f"files of user {user_name(min(others))}"
-    elif code and not trust.is_known(sha256) and sha256 != content_sha256(present_code(task)):
-        content = f"code that this user's egokit has not made (hash {sha256[:12]})"
-    else:
+    sha256 = content_sha256(code)
+    if not code or trust.is_known(sha256) or sha256 == content_sha256(present_code(task)):
         return code
-    raise ConfigError(f"{copy} holds {content}, and this unfinished run would execute it. If you trust whoever wrote "
-                      f"it, give the command: egokit trust {copy.parents[2]}. To go on with the present egokit "
-                      "instead, delete that folder")
+    others = {path.lstat().st_uid for path in [copy, *copy.rglob("*")]} - {os.geteuid()}
+    owner = f", in files of user {user_name(min(others))}" if others else ""
+    run = shlex.quote(str(copy.parents[2]))
+    raise ConfigError(f"{copy} holds code that this user's egokit has not made (hash {sha256[:12]}), or made before "
+                      f"egokit kept a record of it, or with another home folder{owner}, and this unfinished run would "
+                      f"execute it. To go on with the present egokit instead, delete {copy} alone; if you trust "
+                      f"whoever wrote it, give the command: egokit trust {run}")
 
 
 def trust_code(folder: Path) -> list[str]:
@@ -95,8 +129,8 @@ def trust_code(folder: Path) -> list[str]:
     lines = []
     for copy in sorted([*folder.glob("code"), *folder.glob("jobs/*/code")]):
         code = read_copy(copy)
+        remember(code)  # first: without a record, a rewritten copy would be refused as before
         write_code(code, copy)
-        remember(code)
         lines.append(f"{copy}: may be executed (hash {content_sha256(code)[:12]})")
     if not lines:
         raise ConfigError(f"{folder}: no job has left a copy of its code there; give a run folder, "

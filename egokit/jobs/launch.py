@@ -49,9 +49,9 @@ def submit(config: Config, run: Run, action: str = "train", section: str | None 
         The job's Handle: `.wait()` returns its metrics, `.cancel()` ends it.
 
     Raises:
-        ConfigError: the run was made with other parameters, or would go on with a copy of egokit that is not this
-            user's; the recipe needs what this machine or site lacks; the batch is smaller than the number of processes;
-            or options in launch.slurm are wrong.
+        ConfigError: the run was made with other parameters, would go on with a copy of egokit that is not this user's,
+            or lies where others could exchange that copy; the recipe needs what this machine or site lacks; the batch
+            is smaller than the number of processes; or options in launch.slurm are wrong.
         NotSubmitted: SLURM or this machine refused the job.
         ValueError: `action` is none of the three.
     """
@@ -72,6 +72,7 @@ def submit(config: Config, run: Run, action: str = "train", section: str | None 
         exists = handle.metrics() or handle.alive()
         if not exists:
             expect_ready(config, action)
+            code_snapshot.expect_own_folders(handle.folder)
         cpu_notice = "" if exists else devices.check_gpus(config, action)
         resumed, earlier, plain = bool(leftovers(run, action)), handle.spec("config"), to_dict(config)
         copy, present = handle.folder / "code", code_snapshot.code_sha256()

@@ -1,5 +1,6 @@
 """sbatch's options from a LaunchConfig, and the script that submitit makes of them."""
 import dataclasses
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ LAUNCH_KEYS = {"nodes": "nodes", "ntasks_per_node": "tasks_per_node", "cpus_per_
 
 
 def check_options(launch: LaunchConfig) -> None:
-    """Raise ConfigError if an option in launch.slurm is unknown or contradicts a launch key."""
+    """Raise ConfigError if an option in launch.slurm is unknown, holds others, or contradicts a launch key."""
     import submitit
     valid = submitit.SlurmExecutor._valid_parameters()
     for key, value in launch.slurm.items():
@@ -26,6 +27,14 @@ def check_options(launch: LaunchConfig) -> None:
         if key == "additional_parameters" and not isinstance(value, dict):
             raise ConfigError("launch.slurm.additional_parameters: expected a mapping such as {reservation: deadline}, "
                               f"got {value!r}")
+        for name in value if key == "additional_parameters" else ():
+            if not re.fullmatch("[A-Za-z][A-Za-z0-9_-]*", str(name)):  # sbatch would take the rest for more options
+                raise ConfigError(f"launch.slurm.additional_parameters.{name}: expected the name of one of sbatch's "
+                                  "options: letters, digits, '-' and '_'; its value comes after the colon")
+        if key == "srun_args" and not (isinstance(value, (list, tuple)) and all(str(item).startswith("-")
+                                                                               for item in value)):
+            raise ConfigError(f"launch.slurm.srun_args: expected a list of options that begin with '-', such as "
+                              f"[--mpi=pmix], got {value!r}: the first other word would be the program that srun runs")
         if launch.gpus_per_task and requests_gpus(key, value):
             raise ConfigError(f"launch.slurm.{key}: launch.gpus_per_task asks for GPUs already; set "
                               "launch.gpus_per_task to 0 to ask for them this way")
