@@ -29,6 +29,20 @@ def exists(path: str | os.PathLike) -> bool:
     return True
 
 
+def file_exists(path: str | os.PathLike) -> bool:
+    """Return whether a file exists and may be read.
+
+    Raises:
+        PermissionError: as `exists`.
+        ValueError: it is a pipe or a device, whose reader may wait for ever.
+    """
+    if not exists(path):
+        return False
+    if not (Path(path).is_file() or Path(path).is_dir()):  # what opens a folder says that it is one
+        raise ValueError(f"{path}: expected a regular file; put one in its place")
+    return True
+
+
 def is_there(path: str | os.PathLike) -> bool:
     """Return whether a file or folder exists, or may exist where this user may not look: what reads it then says so."""
     try:
