@@ -37,6 +37,11 @@ def is_there(path: str | os.PathLike) -> bool:
         return True
 
 
+def is_plain(file: Path) -> bool:
+    """Return whether a file is a regular file in its folder: links lead elsewhere, and a named pipe never ends."""
+    return file.is_file() and not file.is_symlink() and not file.parent.is_symlink()
+
+
 def explain(path: str | os.PathLike) -> str:
     """Return why a path may not be read: what stands in the way, its mode and owner, and the command that helps."""
     path = Path(path).absolute()

@@ -1,6 +1,5 @@
 """Text out of files of others: names that become paths, and words that reach a terminal."""
 import os
-import re
 import sys
 import unicodedata
 
@@ -48,12 +47,10 @@ def printable(text: str, kept: str = "") -> str:
     Args:
         kept: characters that stay, such as line ends.
     """
-    def escaped(match: re.Match) -> str:
-        character = match[0]
-        if character in kept or not is_hidden(character):
-            return character
-        return "\ufffd" if unicodedata.category(character) == "Cs" else character.encode("unicode_escape").decode()
-    return re.sub(r"[^ -~]", escaped, text)
+    hidden = {character for character in set(text).difference(kept)
+              if not " " <= character <= "~" and is_hidden(character)}
+    return text.translate({ord(character): "\ufffd" if unicodedata.category(character) == "Cs"
+                           else character.encode("unicode_escape").decode() for character in hidden})
 
 
 def shortened(value, limit: int = 200) -> str:
