@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from egokit.config.access import exists
-from egokit.config.names import check_name, printable
+from egokit.config.access import file_exists
+from egokit.config.names import check_path, printable
 from egokit.runs.files import atomic_path, remove_abandoned
 
 VERBS, NOUNS = 118, 582  # classes of the tags
@@ -68,7 +68,7 @@ class EgoClipTable:
 
     def __init__(self, path: str | os.PathLike, warn: bool = True):
         self.path = Path(path).absolute()
-        exists(self.path)  # its cache may be readable where the table is not
+        file_exists(self.path)  # its cache may be readable where the table is not
         cache = _open_cache(self.path)
         arrays = {name: cache[name].chunk(0) for name in cache.column_names}
         self.videos: list[str] = arrays["video_uid"].dictionary.to_pylist()
@@ -87,8 +87,7 @@ class EgoClipTable:
         """Raise ValueError if a video_uid leads out of the folder of videos; a cache may come from others, too."""
         for number, uid in enumerate(self.videos):
             try:
-                for part in uid.split("/"):
-                    check_name(part)
+                check_path(uid)
             except ValueError as error:
                 row = int((self.columns["video_uid"] == number).argmax())
                 raise ValueError(f"{self.path}, row {row} of those that are well formed: video_uid is {uid!r:.80}; "

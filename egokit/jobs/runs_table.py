@@ -84,7 +84,7 @@ def notebook_failure(folder: Path) -> str:
 
     It is "" after a kill -9, which logs nothing.
     """
-    lines = (folder / "notebook.log").read_text(errors="replace").splitlines()
+    lines = status.read_tail(folder / "notebook.log").splitlines()
     last = next((line for line in reversed(lines) if f" {folder.parent.name}.ipynb" in line), "")
     return last[last.index(folder.parent.name):][:100] if f"{folder.parent.name}.ipynb, " in last else ""
 
