@@ -1,5 +1,4 @@
 """Text out of files of others: names that become paths, and words that reach a terminal."""
-import os
 import re
 import sys
 import unicodedata
