@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from egokit.config.json_file import COUNT, TIME, read_json
+from egokit.config.json_file import COUNT, SMALL, TIME, read_json
 from egokit.runs.files import write_text
 from egokit.runs.log import read_events
 from egokit.runs.run_folder import Run
@@ -38,10 +38,7 @@ def read_progress(run: Run, folder: Path, action: str | None) -> dict:
     """
     if action == "evaluate":
         return read_progress_file(folder)
-    (events, damage), newest = read_events(run.path), {}
-    for event in events:
-        if event["kind"] in KINDS.get(action, ()):
-            newest |= event
+    (newest,), damage = read_events(run.path, KINDS.get(action, ()))
     return newest | ({"damage": damage} if damage else {})
 
 
@@ -70,7 +67,7 @@ class ProgressFile:
 
 def read_progress_file(folder: Path) -> dict:
     """Return what the job in `folder` has written to its progress file, or {} before that."""
-    return read_json(folder / PROGRESS_FILE, PROGRESS, "delete it: the job writes it again") or {}
+    return read_json(folder / PROGRESS_FILE, PROGRESS, "delete it: the job writes it again", SMALL) or {}
 
 
 class ProgressBar:

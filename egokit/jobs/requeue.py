@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from egokit.config.json_file import COUNT, read_json
+from egokit.config.json_file import COUNT, SMALL, read_json
 from egokit.jobs.progress import read_progress
 from egokit.runs.files import write_text
 from egokit.runs.run_folder import Run
@@ -123,7 +123,7 @@ def decide(folder: Path, run: Run, action: str, limit: int) -> tuple[bool, str]:
         limit: launch.requeues, after how many failures the job is queued again; after the next one it stays failed.
     """
     history = folder / "failures.json"
-    earlier = read_json(history, FAILURES, "delete it") or []
+    earlier = read_json(history, FAILURES, "delete it", SMALL) or []
     step = read_progress(run, folder, action).get("step", 0)
     write_text(history, json.dumps([*earlier, {"attempt": attempt_id(), "step": step}], indent=1))
     raised = {path: text for path in sorted((folder / "failures").glob(f"{attempt_id()}-rank*.txt"))
@@ -147,7 +147,7 @@ def main(folder: str) -> None:
     state = subprocess.run(["squeue", "-h", "-j", job, "-o", "%T"], capture_output=True, text=True).stdout.strip()
     if state != "RUNNING":  # cancelled, at its time limit, or requeued already
         return
-    spec = read_json(Path(folder, "spec.json"), SPEC, "submit the job again")
+    spec = read_json(Path(folder, "spec.json"), SPEC, "submit the job again", SMALL)
     if "run" not in spec:
         return  # a shard of data preparation, or notebooks: running the command again submits what is left
     requeue, reason = decide(Path(folder), Run(spec["run"]), spec["action"], spec["config"]["launch"]["requeues"])

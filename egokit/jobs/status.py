@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from egokit.config.access import is_plain
 from egokit.config.build import ConfigError
-from egokit.config.json_file import COUNT, read_json
+from egokit.config.json_file import COUNT, SMALL, read_json
 from egokit.config.names import printable
 from egokit.jobs.requeue import STARTED, TRACEBACK, last_error, lost_peer
 
@@ -131,7 +131,7 @@ def read_job(folder: Path) -> dict | None:
     Raises:
         ValueError: the file is damaged; the message names it.
     """
-    job = read_json(folder / "job.json", JOB, "delete it once the job has ended, and submit again")
+    job = read_json(folder / "job.json", JOB, "delete it once the job has ended, and submit again", SMALL)
     if job and not re.fullmatch(r"\w+", job["job_id"]):  # it becomes an argument of squeue, and part of a file's name
         raise ValueError(f"{folder / 'job.json'}: 'job_id' is {job['job_id'][:60]!r}, expected a job's number; "
                          "delete it once the job has ended, and submit again")
@@ -149,7 +149,7 @@ def read_spec(folder: Path, *required: str) -> dict | None:
         ValueError: the file is damaged, or lacks a required field; the message names both.
     """
     shape = SPEC | {name: SPEC[name][0] for name in required}
-    return read_json(folder / "spec.json", shape, f"move {folder} away, and submit the job again")
+    return read_json(folder / "spec.json", shape, f"move {folder} away, and submit the job again", SMALL)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from egokit.config.build import ConfigError
-from egokit.config.json_file import check_fields, read_json
+from egokit.config.json_file import SMALL, check_fields, read_json
 from egokit.runs.array_file import read_arrays
 from egokit.runs.files import atomic_path, write_text
 from egokit.runs.log import read_events
@@ -135,7 +135,7 @@ class Run:
             ValueError: the file is damaged; the message names it.
         """
         path = self.path / "metrics.json"
-        if (sections := read_json(path, object, AGAIN)) is None:
+        if (sections := read_json(path, object, AGAIN, SMALL)) is None:
             return {}
         if not isinstance(sections, dict) or not all(isinstance(section, dict) for section in sections.values()):
             raise ValueError(f'{path}: expected sections of metrics {{"finetune": {{"mAP": …}}, …}}, '
