@@ -26,9 +26,7 @@ EVENT = {"kind": str, "step": (COUNT, ...), "steps": (COUNT, ...), "epoch": (COU
 def parse_event(line: bytes) -> dict:
     """Return the event in a line of the log; raise ValueError if the line is damaged."""
     event = parse_json(line)
-    check_fields(event, {"kind": str})
-    for name in event.keys() & EVENT.keys():
-        check_fields(event[name], EVENT[name], name)
+    check_fields(event, EVENT)
     is_plan = event["kind"] == "plan"
     is_positioned = is_plan or "steps" in event or event["kind"] in ("step", "validation", "extract")
     for name, is_needed in (("step", is_positioned), ("epoch", "predictions" in event), ("plan", is_plan)):
