@@ -1,6 +1,7 @@
 """A damaged file in one run's folder is named in that run's row, and hides no other run."""
 import json
 import os
+import tracemalloc
 from types import SimpleNamespace
 
 import pytest
@@ -151,3 +152,22 @@ def test_a_resumed_training_keeps_what_has_no_step(tmp_path):
     (run.path / "log.jsonl").write_text("\n".join([*lines, ""]))
     Trainer.truncate_log(SimpleNamespace(run=run, validated=5, step=5))
     assert (run.path / "log.jsonl").read_text().splitlines() == [lines[0], lines[3]]
+
+
+def test_files_of_a_run_are_small(tmp_path, capsys):
+    make(tmp_path, "good")
+    for number, name in enumerate(("jobs/s/spec.json", "jobs/s/job.json", "metrics.json")):
+        (make(tmp_path, f"d{number}").path / name).write_text(json.dumps({"a": ["x" * (9 << 20)]}))
+    for number, row in table(tmp_path, capsys).items():
+        assert number == "good" or ("bytes, expected 8,388,608 at most" in row.detail and row.state == "unreadable")
+
+
+def test_a_long_log_takes_no_memory_for_its_progress(tmp_path):
+    run = make(tmp_path, "good")
+    (run.path / "log.jsonl").write_text('{"kind":"step","step":3,"steps":9}\n' + '{"kind":"x"}\n' * 50_000)
+    tracemalloc.start()
+    try:
+        assert Handle(run, "s").progress() == {"kind": "step", "step": 3, "steps": 9}
+        assert tracemalloc.get_traced_memory()[1] < 2 << 20
+    finally:
+        tracemalloc.stop()

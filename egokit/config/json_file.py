@@ -11,7 +11,7 @@ from pathlib import Path
 
 from egokit.config.access import exists
 
-LARGEST = 64 << 20   # bytes of a run's file
+LARGEST = 8 << 20    # bytes of a run's file
 LARGEST_LIST = 1 << 30  # and of one that lists all videos or clips
 MOST = 5_000_000     # lists and objects of a file: each takes thirty times its brackets' memory
 DEEPEST = 64         # lists and objects in one another: what is deeper can't be compared or shown without recursion
@@ -35,6 +35,9 @@ def parse_json(text: str | bytes):
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON, {error}") from None
+    marks = (b"[", b"{") if isinstance(text, bytes) else ("[", "{")
+    if sum(map(text.count, marks)) <= DEEPEST:  # most texts
+        return value
     level = [value]
     for _ in range(DEEPEST):
         level = [item for outer in level if isinstance(outer, (dict, list))

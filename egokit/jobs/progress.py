@@ -38,10 +38,7 @@ def read_progress(run: Run, folder: Path, action: str | None) -> dict:
     """
     if action == "evaluate":
         return read_progress_file(folder)
-    (events, damage), newest = read_events(run.path), {}
-    for event in events:
-        if event["kind"] in KINDS.get(action, ()):
-            newest |= event
+    (newest,), damage = read_events(run.path, KINDS.get(action, ()))
     return newest | ({"damage": damage} if damage else {})
 
 

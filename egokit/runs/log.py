@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 from array import array
+from collections.abc import Container
 from pathlib import Path
 
 from egokit.config.access import exists
@@ -34,23 +35,31 @@ def parse_event(line: bytes) -> dict:
     return event
 
 
-def read_events(folder: Path) -> tuple[list[dict], str]:
+def read_events(folder: Path, kinds: Container[str] | None = None) -> tuple[list[dict], str]:
     """Return the events of a run's log.jsonl, and what is damaged in it: a sentence for a user, "" if nothing is.
 
     Damaged lines are left out. A torn last line, which a process may be writing, is left out and not mentioned.
 
+    Args:
+        folder: the run's folder.
+        kinds: return one event alone, with the newest value of each field of the events of these kinds; None: all.
+
     Raises:
         PermissionError: this user may not read it.
     """
-    path, events, damage, count = folder / "log.jsonl", [], "", 0
+    path, events, damage, count = folder / "log.jsonl", [] if kinds is None else [{}], "", 0
     if not exists(path):
-        return [], ""
+        return events, ""
     if not path.is_file():
-        return [], f"{path} is not a regular file: move it away"
+        return events, f"{path} is not a regular file: move it away"
     with open(path, "rb") as file:
         for number, line in enumerate(iter(lambda: file.readline(LONGEST), b""), 1):
             try:
-                events.append(parse_event(line))
+                event = parse_event(line)
+                if kinds is None:
+                    events.append(event)
+                elif event["kind"] in kinds:
+                    events[0] |= event
             except ValueError as error:
                 if line.endswith(b"\n") or len(line) == LONGEST:
                     count += 1
