@@ -8,9 +8,9 @@ import os
 import sys
 from pathlib import Path
 
-from egokit.config.access import explained
 from egokit.config.build import ConfigError
 from egokit.config.names import printable, protect_terminal
+from egokit.runs.explain import explained
 
 
 def _recipe(parser: argparse.ArgumentParser, params: str | None = None, run: str | None = "demo") -> None:

@@ -4,7 +4,7 @@ import contextlib
 import pytest
 
 from egokit import cli
-from egokit.config.access import explained
+from egokit.runs.explain import explained
 
 
 @pytest.mark.parametrize("command", ["demo", "toy", "prep", "run", "submit", "search"])

@@ -123,7 +123,7 @@ def test_file_systems_that_flush_no_folders(tmp_path, monkeypatch, refused):
 def test_a_part_of_another_container_or_user_is_left_for_a_day(tmp_path, monkeypatch):
     """Containers may share a host's name, and see none of the others' processes."""
     part = files.temporary_path(tmp_path / "a.txt")
-    other = part.with_name(part.name.replace(files._processes(), f"{socket.gethostname()}+1").replace(
+    other = part.with_name(part.name.replace(files.processes(), f"{socket.gethostname()}+1").replace(
         f"-{os.getpid()}-", f"-{2**22 + 1}-"))
     gone = part.with_name(part.name.replace(f"-{os.getpid()}-", f"-{2**22 + 1}-"))
     for path in (other, gone):

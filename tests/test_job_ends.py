@@ -1,4 +1,5 @@
 """Why a job ended is said, even if nothing was left to say it: a full disk, a process that was killed."""
+import errno
 import os
 import shutil
 import signal
@@ -7,6 +8,7 @@ import sys
 import time
 
 import pytest
+import torch
 from conftest import MODEL
 from fake_slurm import made
 from test_jobs import LOST, OWN
@@ -15,7 +17,9 @@ from training import run_of, wait_for
 import egokit
 from egokit import cli
 from egokit.jobs import code_snapshot, requeue, status
-from egokit.runs.files import write_text
+from egokit.model import checkpoints
+from egokit.runs.explain import written
+from egokit.runs.files import temporary_path, write_text
 from egokit.runs.run_folder import Run
 
 WARNING = "egokit/tasks/egoclip.py:43: UserWarning: 5 malformed rows\n  self.table = EgoClipTable(path)\n"
@@ -108,6 +112,42 @@ def test_a_full_disk_keeps_room_for_the_message(small_disk, tmp_path):
     assert done.returncode == 1 and last.startswith(f"OSError: {disk} could not be written (No space left on device): ")
     assert (disk / "failures/7-0-rank0.txt").read_text().strip().splitlines()[-1] == last
     assert not (disk / requeue.RESERVE).exists() and shutil.disk_usage(disk).free < 2**18
+
+
+@pytest.mark.parametrize("line, reason", [
+    ("[rank0]: egokit.model.checkpoints.WeightsError: /a/long/folder/of/outputs/02_pretrain/full/checkpoints/"
+     "step-0000004.pt could not be written (No space left on device): at least 12.0 MiB are needed",
+     "WeightsError: step-0000004.pt could not be written (No space left on device): "),
+    (f"OSError: [Errno 5] Input/output error: '{'/x' * 60}/a.mp4'", "OSError: [Errno 5] Input/output error: 'a.mp4'"),
+    ("ValueError: expected 3/4 or 1 / 2 of https://a.org/b/c, and/or /", None)])
+def test_a_short_reason_has_short_paths(tmp_path, line, reason):
+    """`egokit runs` has room for 100 characters: folders must not take that of the reason."""
+    short, _ = ended(tmp_path, f"{requeue.TRACEBACK}\n  File\n{line}\n")
+    assert short.startswith(reason or line) and len(short) <= 100
+
+
+@pytest.mark.parametrize("name", ["step-1.pt", "step-1.safetensors"])
+def test_a_checkpoint_that_has_no_room_names_the_cause(small_disk, name):
+    """Of libraries that name another error, or none, when the disk is full."""
+    disk, content = small_disk("3m"), {"state_dict": {"weight": torch.zeros(2**18)}}
+    checkpoints.write(disk / name, content)
+    before = (disk / name).read_bytes()
+    content["state_dict"]["weight"] = torch.zeros(2**21)
+    with pytest.raises(checkpoints.WeightsError, match=rf"{name} could not be written \(.*No space left on device"):
+        checkpoints.write(disk / name, content)
+    assert [path.name for path in disk.iterdir()] == [name] and (disk / name).read_bytes() == before
+
+
+def test_a_full_disk_names_the_file_and_not_its_temporary_one(tmp_path, monkeypatch, capsys):
+    def fails(path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    for path in (tmp_path / "a.b" / "params.yaml", tmp_path / "params.v2.yaml", tmp_path / "code"):
+        monkeypatch.setattr(cli, "runs", lambda _, path=path: fails(temporary_path(path)))
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(["runs"])
+        line = capsys.readouterr().err
+        assert line.startswith(f"egokit: {path} could not be written (No space left on device): ") and "MiB" in line
+    assert written(temporary_path(tmp_path / "code") / "egokit/cli.py") == tmp_path / "code/egokit/cli.py"
 
 
 @pytest.mark.slow

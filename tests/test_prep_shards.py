@@ -76,7 +76,7 @@ def test_without_locks_the_same_video_twice_at_once_stays_whole(full, tmp_path, 
         raise OSError(errno.ENOLCK, "No locks available")
     monkeypatch.setattr("fcntl.flock", no_locks)
     settings, entry = video.PrepSettings(tmp_path / "root", 72, 30), source.list_videos(full)[0]
-    nobody = f"{files._processes()}-{2**22 + 1}"  # above the largest process id
+    nobody = f"{files.processes()}-{2**22 + 1}"  # above the largest process id
     leftover = settings.resized_path("x").with_name(f".{entry.uid}.{nobody}-0badcafe.part.mp4")
     leftover.parent.mkdir(parents=True)
     leftover.write_bytes(b"half of it")

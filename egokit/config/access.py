@@ -75,17 +75,6 @@ def user_name(uid: int) -> str:
         return str(uid)
 
 
-def explained(error: Exception) -> Exception:
-    """Return the error; of a file that may not be read, the one that says whose it is."""
-    try:
-        exists(getattr(error, "filename", None) or os.curdir)
-    except PermissionError as explanation:
-        return explanation
-    except (OSError, ValueError, TypeError):  # its file can't be looked at: a name that is too long, or a descriptor
-        return error
-    return error
-
-
 def _allowed(path: Path, access: int) -> bool:
     """Return what `os.access` says for the user whose rights count when a file is opened."""
     return os.access(path, access, effective_ids=os.access in os.supports_effective_ids)

@@ -9,11 +9,9 @@ The batch script runs `python -m egokit.jobs.requeue FOLDER` in its EXIT trap (s
 - If SLURM notices that a node is lost, it queues the job again by itself; this module is not asked then.
 """
 import contextlib
-import errno
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import traceback
@@ -22,6 +20,7 @@ from pathlib import Path
 
 from egokit.config.json_file import COUNT, read_json
 from egokit.jobs.progress import read_progress
+from egokit.runs.explain import FULL, full_disk
 from egokit.runs.files import write_text
 from egokit.runs.run_folder import Run
 
@@ -103,12 +102,9 @@ def explain_full_disk(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in FULL:
             raise
-        free = shutil.disk_usage(folder).free / 2**20
-        raise OSError(f"{error.filename or folder} could not be written ({error.strerror}): {free:,.1f} MiB are free "
-                      "(and your quota may be smaller). Make room and run again: training goes on from its newest "
-                      "checkpoint") from error
+        raise full_disk(error, folder) from error
 
 
 def decide(folder: Path, run: Run, action: str, limit: int) -> tuple[bool, str]:

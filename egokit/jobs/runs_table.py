@@ -86,7 +86,7 @@ def notebook_failure(folder: Path) -> str:
     """
     lines = status.read_tail(folder / "notebook.log").splitlines()
     last = next((line for line in reversed(lines) if f" {folder.parent.name}.ipynb" in line), "")
-    return last[last.index(folder.parent.name):][:100] if f"{folder.parent.name}.ipynb, " in last else ""
+    return status.shortened(last[last.index(folder.parent.name):]) if f"{folder.parent.name}.ipynb, " in last else ""
 
 
 def job_rows(outputs: str | Path | None = None) -> list[JobRow]:

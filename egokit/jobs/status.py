@@ -276,9 +276,15 @@ def error_message(folder: Path, lines: int = 6) -> str:
 
 
 def failure_reason(folder: Path) -> str:
-    """Return the line that says best why a job ended, cut at 100 characters; of a silent end, with the log's name."""
+    """Return the line that says best why a job ended, short; of a silent end, with the log's name."""
     message, log = ending(folder, 6)
-    return f"{SILENT}: {Path(*log.parts[-4:])}" if message[0] == SILENT else message[0][:100]
+    return f"{SILENT}: {Path(*log.parts[-4:])}" if message[0] == SILENT else shortened(message[0])
+
+
+def shortened(line: str) -> str:
+    """Return an error's line cut at 100 characters, without what is before its reason: folders and modules."""
+    line = re.sub(r"^(\w+\.)+(?=\w+: )", "", RANK.sub("", line))
+    return re.sub(r"(?<![^\s'\"(=])/\S*/(?=[^\s/])", "", line)[:100]
 
 
 def cancel(folder: Path) -> None:

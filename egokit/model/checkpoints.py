@@ -228,17 +228,23 @@ def write(path: str | Path, content: dict) -> None:
     except (OSError, RuntimeError) as error:  # torch.save says RuntimeError when the disk is full
         needed = sum(tensor.nbytes for tensor in content["state_dict"].values()) / 2**20
         free = shutil.disk_usage(path.parent).free / 2**20
-        reason = str(error).splitlines()[0][:150]
+        cause = next((each for each in (error, error.__context__) if isinstance(each, OSError) and each.strerror), None)
+        reason = cause.strerror if cause else "No space left on device" if free < needed else \
+            str(error).splitlines()[0][:150]
         raise WeightsError(f"{path} could not be written ({reason}): at least {needed:,.1f} MiB are needed, "
                            f"{free:,.1f} MiB are free (and your quota may be smaller). What was there before is whole. "
                            "Make room and run again: a training run goes on from its newest checkpoint") from error
 
 
 def _save_safetensors(content: dict, path: Path) -> None:
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
     plain = {key: value for key, value in content.items() if key != "state_dict"}
-    save_file({key: value.contiguous() for key, value in content["state_dict"].items()}, path,
-              metadata={"egokit": json.dumps(plain)})  # one key: the order of several differs from file to file
+    tensors = {key: value.contiguous() for key, value in content["state_dict"].items()}
+    try:
+        save_file(tensors, path, metadata={"egokit": json.dumps(plain)})  # one key: the order of several differs
+    except SafetensorError as error:
+        raise RuntimeError(str(error)) from error
 
 
 def fingerprint(path: str | Path) -> str:

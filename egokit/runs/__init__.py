@@ -1,6 +1,7 @@
 """What a run leaves behind: its folder, its log, and its results beside published ones.
 
 files.py       atomic files and folders, file locks
+explain.py     what an error of the file system says to a user
 array_file.py  NumPy's files, read with bounds
 run_folder.py  Run: outputs/<notebook>/<run>/ and the files in it
 log.py         History: log.jsonl as columns; TensorBoardLog: TensorBoard's copy of it

@@ -31,11 +31,11 @@ def temporary_path(path: Path) -> Path:
 
     The name is unique among the threads, processes and machines that share the folder.
     """
-    return path.with_name(f".{path.stem}.{_processes()}-{os.getpid()}-{secrets.token_hex(4)}.part{path.suffix}")
+    return path.with_name(f".{path.stem}.{processes()}-{os.getpid()}-{secrets.token_hex(4)}.part{path.suffix}")
 
 
 @functools.cache
-def _processes() -> str:
+def processes() -> str:
     """Return a name of the processes that are seen from here: of the machine, and in a container of the container."""
     with contextlib.suppress(OSError):
         return f"{socket.gethostname()}+{os.stat('/proc/self/ns/pid').st_ino:x}"
@@ -49,7 +49,7 @@ def is_abandoned(part: Path) -> bool:
     a day old.
     """
     made_by, process, _ = part.name.rpartition(".part")[0].rsplit("-", 2)
-    if made_by.endswith(f".{_processes()}") and part.lstat().st_uid == os.geteuid():
+    if made_by.endswith(f".{processes()}") and part.lstat().st_uid == os.geteuid():
         return not Path("/proc", process).exists()
     return time.time() - part.lstat().st_mtime > 86400
 
