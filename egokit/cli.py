@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from egokit.config.build import ConfigError
-from egokit.config.names import protect_terminal
+from egokit.config.names import printable, protect_terminal
 from egokit.runs.explain import explained
 
 
@@ -288,11 +288,11 @@ def main(argv: list[str] | None = None) -> None:
         print("\ninterrupted; the same command goes on where this one stopped", file=sys.stderr)
         sys.exit(130)
     except (ValueError, OSError, RuntimeError) as error:
-        # a user's mistake is an error of egokit (ConfigError, WeightsError, NotebookFailed, …) or a built-in one,
-        # but not a library's own error nor a bare RuntimeError, which PyTorch raises
+        # a user's mistake is an error of egokit or a built-in one, but no library's, nor PyTorch's bare RuntimeError
         if type(error).__module__.split(".")[0] not in ("egokit", "builtins") or type(error) is RuntimeError:
             raise
-        print(f"egokit: {explained(error)}", file=sys.stderr)
+        kept = "" if type(error) in (ConfigError, ValueError) or isinstance(error, OSError) else "\n"
+        print(f"egokit: {printable(str(explained(error)), kept)}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -1,7 +1,10 @@
 """The command line: help with examples, one-line errors with exit code 2, toy and prep."""
+import contextlib
+
 import pytest
 
 from egokit import cli
+from egokit.runs.explain import explained
 
 
 @pytest.mark.parametrize("command", ["demo", "toy", "prep", "run", "submit", "search"])
@@ -61,3 +64,34 @@ def test_toy_and_prep_from_the_command_line(tmp_path, project, capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.main(["toy", str(tmp_path / "toy"), "--size", "tiny", "--seed", "4"])
     assert "toy.json says that this root holds" in capsys.readouterr().err
+
+
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize("command", [
+    ["runs", "--outputs", LONG], ["ledger", "--outputs", LONG], ["trust", LONG], ["doctor", "--site", LONG],
+    ["submit", "toy/pretrain", "--run", LONG], ["submit", LONG], ["submit", "toy/pretrain", "--run", "é" * 81],
+    ["submit", "toy/pretrain", "--overrides", f"init={LONG}"], ["submit", "a\nb"], ["search", LONG, "a"],
+    ["submit", "toy/pretrain", "--overrides", "task=a\nb.py:A"], ["convert", LONG, "a.pt"],
+    ["runs", "--outputs", "a\0"], ["trust", "a\nb\nc\nd"], ["convert", "a.pt", f"{LONG}.pt"],
+    ["run", LONG], ["prep", "--root", LONG], ["toy", LONG]])
+def test_a_name_that_is_too_long_or_has_line_ends_is_one_line(command, project, capsys):
+    with contextlib.suppress(SystemExit):
+        cli.main(command)
+    error = capsys.readouterr().err
+    assert len([line for line in error.splitlines() if "egokit: " in line]) <= 1 and "Traceback" not in error
+    assert len(error.splitlines()) < 3, error
+
+
+def test_an_error_whose_file_can_not_be_looked_at_is_itself():
+    for name in ("x" * 300, "a\0b", 7, b"x"):
+        error = OSError(36, "File name too long", name)
+        assert explained(error) is error
+
+
+def test_the_ledger_has_a_line_for_each_run_that_it_leaves_out(tmp_path, capsys):
+    (tmp_path / "nb/a\negokit: all is well").mkdir(parents=True)
+    (tmp_path / "nb/a\negokit: all is well/metrics.json").write_text("5")
+    cli.main(["ledger", "--outputs", str(tmp_path)])
+    assert r"a\negokit: all is well/metrics.json: " in capsys.readouterr().out.splitlines()[-1]

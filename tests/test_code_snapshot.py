@@ -5,6 +5,7 @@ import time
 import pytest
 from conftest import MODEL
 
+from egokit import cli
 from egokit.config import trust
 from egokit.config.build import ConfigError
 from egokit.jobs import code_snapshot, launch
@@ -135,3 +136,17 @@ def test_jobs_that_run_notebooks_start_nowhere_else(tmp_path, place):
     (tmp_path / "run" / place).chmod(0o777)
     with pytest.raises(ConfigError, match="may be written by everybody"):
         launch.start_work(tmp_path / "run/batch", {}, None)
+
+
+def test_a_link_of_ones_own_may_be_trusted(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    run = Run(tmp_path / "mine")
+    (tmp_path / "scratch").mkdir()
+    (run.path / "checkpoints").symlink_to(tmp_path / "scratch")
+    cli.main(["trust", str(run.path)])
+    assert f"checkpoints: may be followed, to {tmp_path / 'scratch'}" in capsys.readouterr().out
+    run.expect_no_links()
+    (run.path / "checkpoints").unlink()
+    (run.path / "checkpoints").symlink_to(tmp_path)
+    with pytest.raises(ConfigError, match="checkpoints is a link"):
+        run.expect_no_links()

@@ -3,7 +3,9 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
 from annotation_files import RELEVANCY, refused, user
+from safetensors.torch import save_file
 
 from egokit import prep
 from egokit.data import relevancy
@@ -51,3 +53,16 @@ def test_a_relevancy_without_a_sentence_for_a_clip(use):
     path.unlink()
     path.with_suffix(".pkl").write_bytes(pickle.dumps(np.zeros(shape, np.float32)))
     refused(lambda: do(RELEVANCY), path.with_suffix(".pkl"), "no sentence of a relevancy above", "P01_")
+
+
+@pytest.mark.parametrize("codes, values", [
+    (torch.zeros(3, 4, dtype=torch.uint8), torch.zeros(5, 2)),
+    (torch.full((3, 4), -1, dtype=torch.int8), torch.zeros(2)),
+    (torch.zeros(3, 4, dtype=torch.bool), torch.zeros(2)), (torch.zeros(3, 4), torch.zeros(2)),
+    (torch.zeros(3, 4, dtype=torch.uint8), torch.tensor(0.5))])
+def test_codes_are_places_in_a_list_of_values(tmp_path, codes, values):
+    path = tmp_path / "relevancy.safetensors"
+    save_file({"codes": codes, "values": values}, path)
+    refused(lambda: relevancy.read(path), path, "without a sign")
+    save_file({"codes": torch.ones(3, 4, dtype=torch.uint8), "values": torch.tensor([0, 0.5])}, path)
+    assert (relevancy.read(path).array() == 0.5).all()

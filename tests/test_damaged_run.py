@@ -1,6 +1,7 @@
 """A damaged file in one run's folder is named in that run's row, and hides no other run."""
 import json
 import os
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,11 +11,13 @@ from egokit.jobs.handle import Handle
 from egokit.runs import ledger
 from egokit.runs.log import History
 from egokit.runs.run_folder import Run
+from egokit.train.loop import Trainer
 from egokit.viz.curves import curves
 
 DEEP = "[" * 100_000
 NESTED = '{"a":' * 100 + "1" + "}" * 100
 LOG = ["5", "[1]", '{"a": 1}', "\xff", DEEP, NESTED, '{"kind": []}', '{"kind": "step"}', '{"kind": "x", "steps": 3}',
+       '{"kind": "plan", "step": 0}', '{"kind": "plan", "plan": "x"}',
        '{"kind": "step", "step": 1e400}', '{"kind": "step", "step": 1' + "0" * 400 + "}",
        '{"kind": "step", "step": 1, "time": 1e300}', '{"kind": "step", "step": 1, "watched": [1]}',
        '{"kind": "step", "step": 1, "eta_s": "soon"}', '{"kind": "validation", "step": 1, "predictions": [{}]}',
@@ -138,3 +141,13 @@ def test_damaged_rows_are_named(tmp_path, content):
             continue
         with pytest.raises(ValueError, match=r"rows-s.npz: .*; delete it"):
             run.read_rows("s")
+
+
+def test_a_resumed_training_keeps_what_has_no_step(tmp_path):
+    """Other jobs of the run log it; events of steps after the checkpoint are dropped."""
+    run = make(tmp_path, "good")
+    lines = ['{"kind": "bad", "said": "x"}', '{"kind": "bad", "said": "y", "step": 7}', '{"kind": "plan", "step": 0}',
+             '{"kind": "step", "step": 5}']
+    (run.path / "log.jsonl").write_text("\n".join([*lines, ""]))
+    Trainer.truncate_log(SimpleNamespace(run=run, validated=5, step=5))
+    assert (run.path / "log.jsonl").read_text().splitlines() == [lines[0], lines[3]]

@@ -1,8 +1,10 @@
 """An annotation file that is damaged as a whole is named by tasks, doctor and preparation; harmless oddities work."""
 import io
 import os
+import zlib
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from annotation_files import (
     CHARADES,
@@ -22,6 +24,7 @@ from annotation_files import (
 )
 
 from egokit import prep
+from egokit.data import egoclip_table
 from egokit.prep import doctor
 
 
@@ -149,3 +152,47 @@ def test_sentences_of_another_table(copied):
         path.unlink()
     edited(root / SENTENCES, 2, narration_id="P99_99_0")
     refused(lambda: prep.ek100(root), root / SENTENCES, "P99_99_0", "are not in")
+
+
+def _column(number):
+    """Return a change of a column of references: each is this number."""
+    return lambda column: pa.DictionaryArray.from_buffers(
+        column.type, len(column), [None, pa.array([number] * len(column), pa.int32()).buffers()[1]], column.dictionary)
+
+
+def _lists(number):
+    """Return a change of a column of lists: each holds this number."""
+    return lambda column: pa.DictionaryArray.from_arrays(
+        column.indices, pa.array([[number]] * len(column.dictionary), column.type.value_type))
+
+
+def _places(values):
+    """Return a change of a column of lists: one of so many zeros, whose end is then moved away in the file."""
+    return lambda column: pa.DictionaryArray.from_arrays(
+        column.indices, pa.array([[0] * values], column.type.value_type))
+
+
+FORGED = [("scene", _column(1 << 30)), ("video_uid", _column(-1)), ("tag_noun", _lists(30_000)),
+          ("tag_verb", _lists(-5)), ("scene", _lists(-1)), ("scene", _lists(1 << 30)),
+          ("tag_verb", _places(77)), ("scene", _places(77)),
+          ("narration_time", lambda column: column.cast(pa.float32())),
+          ("clip_end", lambda column: pa.nulls(len(column), pa.float64()))]
+
+
+@pytest.mark.parametrize("name, forge", FORGED)
+def test_a_forged_cache_with_places_outside_of_it_is_built_anew(tmp_path, name, forge):
+    path = tmp_path / EGOCLIP
+    path.write_text("\t".join(egoclip_table.COLUMNS) + "\n" + "\t".join(
+        ["7", "a", "90", "x", "0", "12", "11", "13", "#C C cuts", "[3]", "[17]"]) + "\n")
+    stamp = {"format": egoclip_table.FORMAT, "csv_bytes": path.stat().st_size, "csv_mtime_ns": path.stat().st_mtime_ns}
+    built = egoclip_table._build_cache(path, stamp)
+    columns = {key: column.chunk(0) for key, column in zip(built.column_names, built.columns, strict=True)}
+    forged = pa.table({**columns, name: forge(columns[name])}).replace_schema_metadata(built.schema.metadata)
+    place = tmp_path / f".{EGOCLIP}.cache"
+    with pa.OSFile(str(place), "wb") as file, pa.ipc.new_file(file, forged.schema) as writer:
+        writer.write_table(forged)
+    data = place.read_bytes().replace(np.int32([0, 77]).tobytes(), np.int32([0, 1 << 30]).tobytes())
+    place.write_bytes(data + zlib.crc32(data).to_bytes(4, "little"))
+    assert egoclip_table._map_cache(place, stamp) is None
+    row = egoclip_table.EgoClipTable(path).row(0)
+    assert row["verbs"].tolist() == [3] and row["video_uid"] == "a" and egoclip_table._map_cache(place, stamp)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from egokit.config.build import ConfigError
 from egokit.runs import files
 
 KILLED = """
@@ -117,3 +118,33 @@ def test_file_systems_that_flush_no_folders(tmp_path, monkeypatch, refused):
     with pytest.raises(OSError, match="disk"):
         files.write_text(tmp_path / "a/b", "y")
     assert (tmp_path / "a/b").read_text() == "x"
+
+
+def test_a_part_of_another_container_or_user_is_left_for_a_day(tmp_path, monkeypatch):
+    """Containers may share a host's name, and see none of the others' processes."""
+    part = files.temporary_path(tmp_path / "a.txt")
+    other = part.with_name(part.name.replace(files._processes(), f"{socket.gethostname()}+1").replace(
+        f"-{os.getpid()}-", f"-{2**22 + 1}-"))
+    gone = part.with_name(part.name.replace(f"-{os.getpid()}-", f"-{2**22 + 1}-"))
+    for path in (other, gone):
+        path.write_text("x")
+    monkeypatch.setattr(os, "geteuid", lambda: gone.stat().st_uid + 1)
+    files.remove_abandoned(tmp_path)
+    assert other.exists() and gone.exists()
+    monkeypatch.undo()
+    files.remove_abandoned(tmp_path)
+    assert other.exists() and not gone.exists()
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_a_lock_that_is_something_else_is_neither_emptied_nor_waited_for(tmp_path, kind):
+    (tmp_path / "precious").write_text("whole")
+    if kind == "link":
+        (tmp_path / "lock").symlink_to(tmp_path / "precious")
+        with pytest.raises(ConfigError, match="lock is a link"), files.locked(tmp_path):
+            pass
+    else:
+        os.mkfifo(tmp_path / "lock")
+        with files.locked(tmp_path):
+            pass
+    assert (tmp_path / "precious").read_text() == "whole"

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -178,3 +179,35 @@ def test_kill_9_is_given_as_the_reason(resolve, request, victim):
     state, reason = job.status()
     assert state == "failed" and "ended without a word (signal 9: out of memory?)" in reason
     assert code_snapshot.read_copy(job.folder / "code")
+
+
+def test_a_log_leads_to_no_file_elsewhere(tmp_path):
+    """Neither a start's name nor a link does, and a named pipe is waited for by nobody."""
+    secret = f"{requeue.TRACEBACK}\n  File\nValueError: secret\n"
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("x-rank0.txt", "3_1_log.err"):
+        (tmp_path / "elsewhere" / name).write_text(secret)
+    for number, start in enumerate((f"{tmp_path}/elsewhere/x", "../../../../../elsewhere/x", "a" * 5000)):
+        reason, message = ended(tmp_path / str(number), f"egokit: start {start}\n{OWN}")
+        assert "secret" not in message and reason in OWN
+    folder = tmp_path / "0/outputs/nb/mine/jobs/pretrain"
+    (folder / "submitit/3_1_log.err").symlink_to(tmp_path / "elsewhere/3_1_log.err")
+    os.mkfifo(folder / "submitit/3_2_log.err")
+    (folder / "failures").mkdir()
+    os.mkfifo(folder / "failures/3-1-rank0.txt")
+    (folder / "submitit/3_0_log.err").write_text(f"egokit: start 3-1\n{OWN}")
+    assert [file.name for file in status.rank_logs(folder)] == ["3_0_log.err"]
+    shutil.rmtree(folder / "submitit")
+    (folder / "submitit").symlink_to(tmp_path / "elsewhere")
+    assert status.rank_logs(folder) == {}
+
+
+def test_the_end_of_a_long_log_is_read(tmp_path):
+    noise = "\x01\n" * 2**19
+    log = f"egokit: start 3-0\n{noise}egokit: start 3-1\n{noise}{OWN}"
+    began = time.monotonic()
+    for number in (1, 12):
+        reason, _ = ended(tmp_path / str(number), *[log] * number)
+        assert reason in OWN
+    texts = status.rank_logs(tmp_path / "12/outputs/nb/mine/jobs/pretrain")
+    assert len(texts) == 12 and sum(map(len, texts.values())) < 40 * 2**20 and time.monotonic() - began < 5

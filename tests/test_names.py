@@ -37,10 +37,11 @@ from egokit.search import index_task
 from egokit.tasks import mq
 
 OUTSIDE = ["/etc/passwd", "../other", "..", ".", "a/../../b", "a\\b", "./a", "a/"]
-HOSTILE = [*OUTSIDE, "", " ", ".hidden", "-rf", "a\0b", "a\nb", "a\rb", "\x1b[2Ja", "a\x9bb", "a\u202eb", "a\u2028b",
-           "a\ud800b", "a ", " a", "a\u200bb", "x" * 161, "ü" * 81]
+HOSTILE = [*OUTSIDE, "", " ", ".hidden", "a\0b", "a\nb", "a\rb", "\x1b[2Ja", "a\x9bb", "a\u202eb", "a\u2066b",
+           "a\u2028b", "a\ud800b", "a ", " a", "x" * 161, "ü" * 81]
 REAL = ["9c59e912-2340-4400-b2df-7db3d4066723", "P01_101", "P01", "46GP8EGO", "ABC12EGO", "vidéo b", "ビデオ", "007",
-        "GX010042 (1)", "a[1]*?", "50%", "a:b", "x" * 160, "ü" * 80, "a..b", "سلام\u200cها"]
+        "GX010042 (1)", "a[1]*?", "50%", "a:b", "x" * 160, "ü" * 80, "a..b", "سلام\u200cها",
+        "-abc123XYZ_0", "\u200eWhatsApp\u200f", "sanft\u00ad", "a\u200bb"]
 TABLES = [(CLIPS, "participant_id"), (CLIPS, "video_id"), (TRAIN_CLIPS, "video_id"), (VIDEOS, "id"), (METADATA, "id")]
 
 
@@ -149,24 +150,18 @@ def test_links_within_the_data_root_are_the_users_own(use, tmp_path):
     assert len(do(VIDEOS)) > 0 and do(METADATA)[0, 0]["video"].ndim == 4
 
 
-def test_prepared_json_names_files(tmp_path):
-    path = tmp_path / "prepared.json"
-    path.write_text(json.dumps({"lines": [{"uid": "a", "status": "ok"}, {"uid": "../b", "status": "ok"}]}))
-    refused(lambda: read_manifest(path), path, "line 1", "'../b'")
-    path.write_text(json.dumps({"lines": [{"uid": "a", "status": "ok"}, {"status": "failed"}]}))
-    assert len(read_manifest(path)) == 2
-
-
 def test_a_source_that_can_not_be_named_fails_alone(tmp_path):
     video(tmp_path / "full/good.mp4", 2)
-    for name in ("-rf", "a\x1b[2J", "x" * 200, "\u202eb"):
-        (tmp_path / f"full/{name}.mp4").write_bytes((tmp_path / "full/good.mp4").read_bytes())
+    own = ("-abc123XYZ_0", "a\x1b[2J", "\u200eWhatsApp \u202eb", "sanft\u00ad", " a ", "raw\udcff", "映" * 55)
+    for name in (*own, "x" * 245):
+        os.link(tmp_path / "full/good.mp4", tmp_path / f"full/{name}.mp4")
     listed = list_videos(tmp_path / "full")
-    assert sorted(type(entry) is Unusable for entry in listed) == [False, True, True, True, True]
+    assert [entry.uid for entry in listed if type(entry) is Unusable] == ["x" * 245]
     manifest = prep.ego4d(tmp_path / "root", 64, 2, source=tmp_path / "full", workers=1, progress=False)
-    assert manifest["videos"] == 1 and len(manifest["failed"]) == 4 and all(map(sees, manifest["failed"]))
-    assert sorted(os.listdir(tmp_path / "root/Ego4D_256")) == ["good.mp4"]
-    assert len(read_manifest(tmp_path / "root/prepared.json")) == 5
+    assert manifest["videos"] == 8 and len(manifest["failed"]) == 1 and "too long" in manifest["failed"][0], manifest
+    assert sorted(os.listdir(tmp_path / "root/Ego4D_256")) == sorted(f"{name}.mp4" for name in ("good", *own))
+    lines = read_manifest(tmp_path / "root/prepared.json")
+    assert sorted(line["status"] for line in lines) == ["failed"] + ["ok"] * 8
 
 
 @pytest.fixture
@@ -179,7 +174,7 @@ def index(project, tmp_path):
     def changed(**fields) -> None:
         line = {"name": "0123456789abcdef01234567", "video": "inner/one.mp4", "bytes": 1, "modified_ns": 1,
                 "clips": 1, "start": 0, "seconds": 1} | fields
-        path.write_text(json.dumps({"videos": [line], "unreadable": []}))
+        path.write_text(json.dumps({"dimension": 16, "videos": [line], "unreadable": []}))
     return config, path, changed
 
 
@@ -204,9 +199,12 @@ def test_a_damaged_index_is_named(tmp_path, text):
     refused(lambda: index_task.read_manifest(tmp_path), tmp_path / "manifest.json", "the index is made again")
 
 
-@pytest.mark.parametrize("document", [
-    {"format": "pt", "clips": [{"clip_uid": "../../x"}]}, {"format": "/../../x.pt", "clips": []}, {"clips": []}, [], 7,
-    {"format": "pt", "clips": [{"clip_uid": 7}]}, {"format": "pt", "clips": [{}]}, {"format": "pt", "clips": 7}])
+CLIP = {"clip_uid": "a", "split": "val", "start": 0, "stop": 1}
+LISTS = [[CLIP | field] for field in ({"clip_uid": "../../x"}, {"clip_uid": 7}, {"stop": "x"}, {"split": 7})]
+
+
+@pytest.mark.parametrize("document", [{"format": "/../../x.pt", "clips": [CLIP]}, {"clips": [CLIP]}, [], 7, *(
+    {"format": "pt", "clips": clips} for clips in (*LISTS, 7, [], [{}], [{"clip_uid": "a", "split": "", "start": 0}]))])
 def test_features_of_others_are_read_in_their_folder(tmp_path, document):
     (tmp_path / "features").mkdir()
     path = tmp_path / "features/manifest.json"

@@ -88,3 +88,34 @@ def test_an_older_training_is_shown(resolve, began):
     config = resolve(overrides=MODEL)
     clips = tasks.make(config).validation().dataset("test")
     assert pictures(begin(config))(0).shape[2] == 3 and len(clips)
+
+
+LONG = "x" * 2**20
+DAMAGED = [
+    *(("task", {"name": bad}) for bad in (5, ["x"], {"a": 1}, [], True, LONG, "\0.py:A", f"{LONG}.py:A")),
+    *(("task", bad) for bad in (5, [])), ("data", {"frames": {"a": 1}}), ("data", {"frames": LONG}),
+    ("data", {LONG: 1}), ("site", {"name": LONG}), (LONG, 1), ("train", [1]), ("optim", 3),
+    ("data", {"tokens": 1, "max_tokens": 2}),
+]
+
+
+@pytest.mark.parametrize("number", range(len(DAMAGED)))
+def test_a_damaged_config_of_a_run_is_one_short_line(resolve, began, number):
+    """It says which file, or what differs."""
+    config, (section, content) = resolve(overrides=MODEL), DAMAGED[number]
+    handle = began[0](config)
+    spec = handle.spec() | {"config": to_dict(config) | {section: content}}
+    write_text(handle.folder / "spec.json", json.dumps(spec))
+    with pytest.raises(ConfigError) as raised:
+        egokit.submit(config, handle.run, "train", "pretrain")
+    message = str(raised.value)
+    assert (f"{handle.folder / 'spec.json'}: " in message and "move" in message) or "other parameters" in message
+    assert len(message.splitlines()) == 1 and len(message) < 1200, message[:3000]
+
+
+def test_a_long_hash_of_a_run_is_cut(resolve, began):
+    config = resolve(overrides=MODEL)
+    handle = began[0](config, init_sha256=LONG, task_sha256=LONG)
+    with pytest.raises(ConfigError, match=r"itself: x+… -> ") as raised:
+        egokit.submit(config, handle.run, "train", "pretrain")
+    assert len(str(raised.value)) < 1200

@@ -3,7 +3,6 @@ import errno
 import json
 import random
 import shutil
-import socket
 import subprocess
 import threading
 import time
@@ -14,6 +13,7 @@ from full_videos import check_complete, command, four_videos
 
 from egokit import cli, prep
 from egokit.prep import source, video
+from egokit.runs import files
 from egokit.runs.files import atomic_folder, lock_file
 
 
@@ -76,7 +76,7 @@ def test_without_locks_the_same_video_twice_at_once_stays_whole(full, tmp_path, 
         raise OSError(errno.ENOLCK, "No locks available")
     monkeypatch.setattr("fcntl.flock", no_locks)
     settings, entry = video.PrepSettings(tmp_path / "root", 72, 30), source.list_videos(full)[0]
-    nobody = f"{socket.gethostname()}-{2**22 + 1}"  # above the largest process id
+    nobody = f"{files._processes()}-{2**22 + 1}"  # above the largest process id
     leftover = settings.resized_path("x").with_name(f".{entry.uid}.{nobody}-0badcafe.part.mp4")
     leftover.parent.mkdir(parents=True)
     leftover.write_bytes(b"half of it")

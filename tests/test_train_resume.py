@@ -207,3 +207,15 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(resolve, run, c
         path.write_bytes(b"")
     with pytest.raises(egokit.WeightsError, match=newest.name):
         train(config, tasks.make(config), run, "pretrain", torch.device("cpu"))
+
+
+@pytest.mark.parametrize("change", [{"optimizer": {}}, {"step": "x"}, {"best": "x"}, {"scaler": None}, {"recipe": []}])
+def test_a_checkpoint_of_wrong_state_is_named(resolve, run, change):
+    from egokit import tasks
+    from egokit.train.loop import train
+    config = resolve(overrides=f"{MODEL} train.epochs=0")
+    train(config, tasks.make(config), run, "pretrain", torch.device("cpu"))
+    newest = checkpoints.latest(run.checkpoints)
+    torch.save(checkpoints.read(newest) | change, newest)
+    with pytest.raises(egokit.WeightsError, match=rf"{newest.name}.*delete it"):
+        train(config, tasks.make(config), run, "pretrain", torch.device("cpu"))

@@ -215,3 +215,17 @@ def test_damaged_files_are_named(model, tmp_path, suffix):
         (tmp_path / "flipped.pth").write_bytes(data[:middle] + bytes([data[middle] ^ 4]) + data[middle + 1:])
         with pytest.raises(WeightsError, match=r"flipped\.pth.*CRC"):
             egokit.load(tmp_path / "flipped.pth")
+
+
+def test_a_pipe_is_no_checkpoint(tmp_path):
+    import os
+    os.mkfifo(tmp_path / "a.pt")
+    with pytest.raises(WeightsError, match=r"a\.pt is not a checkpoint.*no regular file"):
+        checkpoints.read(tmp_path / "a.pt")
+
+
+def test_keys_in_messages_are_short_and_hide_nothing(tmp_path):
+    torch.save({"state_dict": {"x" * 1_000_000: torch.zeros(1), "a\nb\x1b[31m": torch.zeros(1)}}, tmp_path / "a.pt")
+    with pytest.raises(WeightsError, match=r"its keys begin with a\\nb\\x1b\[31m, x") as caught:
+        egokit.load(tmp_path / "a.pt")
+    assert len(str(caught.value)) < 1000

@@ -20,7 +20,8 @@ TEXTS = [
     "a: !!python/object/apply:os.system [touch x]", "null: 1", "1: 2", "task: {1: 2}", "train: {null: 2}", "train: &a",
     "train: !!set {epochs}", "init: !!binary aGk=", "seed: 2020-01-01", "~: {a: 1}", "\xff\xfe\0", "task.name: 1",
     "data.frames.x: 1", "site: 5", "site:", "site: [root]", "site: {root: 1}",
-    "site: {root: \"a\\0b\"}", "task: {name: \"a\\ud800\"}",
+    "site: {root: \"a\\0b\"}", *(f"a: {mark}{'x' * 900_000}" for mark in ("!", "*", "&")),
+    "%" + "x" * 900_000, "a: !!" + "x" * 900_000 + " 1", "task: {name: \"a\\ud800\"}",
 ]
 
 

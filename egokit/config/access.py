@@ -29,12 +29,31 @@ def exists(path: str | os.PathLike) -> bool:
     return True
 
 
+def file_exists(path: str | os.PathLike) -> bool:
+    """Return whether a file exists and may be read.
+
+    Raises:
+        PermissionError: as `exists`.
+        ValueError: it is a pipe or a device, whose reader may wait for ever.
+    """
+    if not exists(path):
+        return False
+    if not (Path(path).is_file() or Path(path).is_dir()):  # what opens a folder says that it is one
+        raise ValueError(f"{path}: expected a regular file; put one in its place")
+    return True
+
+
 def is_there(path: str | os.PathLike) -> bool:
     """Return whether a file or folder exists, or may exist where this user may not look: what reads it then says so."""
     try:
         return exists(path)
     except PermissionError:
         return True
+
+
+def is_plain(file: Path) -> bool:
+    """Return whether a file is a regular file in its folder: links lead elsewhere, and a named pipe never ends."""
+    return file.is_file() and not file.is_symlink() and not file.parent.is_symlink()
 
 
 def explain(path: str | os.PathLike) -> str:

@@ -10,12 +10,12 @@ import warnings
 
 import pydantic
 
+from egokit.config.names import shortened
 from egokit.config.schema import RENAMED, Config, ModelConfig, TaskConfig
 
 PHRASES = {  # pydantic's kind of error: what was expected, in fewer words than pydantic's
     "greater_than_equal": "{ge:g} or more", "greater_than": "more than {gt:g}", "less_than_equal": "{le:g} or less",
     "tuple_type": "a list", "value_error": "{error}"}
-LONGEST = 200  # characters of a value in a message
 
 
 class ConfigError(ValueError):
@@ -66,14 +66,13 @@ def _message(cls, error: dict, where: str, source: str) -> str:
         if part not in fields:
             break
         kind, names = fields[part].annotation, [*names, part]
-    name, value = ".".join(filter(None, names)) or "the config", repr(error["input"])
-    value = value if len(value) <= LONGEST else f"{value[:LONGEST]}…"
+    name, value = ".".join(filter(None, names)) or "the config", shortened(repr(error["input"]))
     if error["type"] == "unexpected_keyword_argument":
         earlier = [old.partition(".")[2] for old in RENAMED if old.startswith(f"{name}.")]
         hint = did_you_mean(last, [*kind.__pydantic_fields__, *earlier])
         if hint.startswith("known"):
             hint = did_you_mean(last, kind.__pydantic_fields__)
-        return f"unknown key {'.'.join(filter(None, [*names, str(last)]))!r}{source}: {hint}"
+        return f"unknown key {shortened('.'.join(filter(None, [*names, str(last)])))!r}{source}: {hint}"
     if error["type"] == "missing":
         if last == names[-1]:
             return f"{name}{source} is missing: this key has no default, so give it a value"
@@ -156,9 +155,9 @@ def _lists(value):
 
 
 def differences(before: dict, after: dict) -> list[str]:
-    """Return the keys at which two flat configs differ, as "key: old -> new"."""
-    return [f"{name}: {before.get(name)} -> {after.get(name)}" for name in sorted(before.keys() | after.keys())
-            if before.get(name) != after.get(name)]
+    """Return the keys at which two flat configs differ, as "key: old -> new", with long values cut."""
+    return [f"{shortened(name)}: {shortened(before.get(name))} -> {shortened(after.get(name))}" for name in
+            sorted(before.keys() | after.keys()) if before.get(name) != after.get(name)]
 
 
 def marked(mark: str, params: type = TaskConfig) -> set[str]:

@@ -12,6 +12,8 @@ from pathlib import Path
 from egokit.config.access import exists
 
 LARGEST = 64 << 20   # bytes of a run's file
+LARGEST_LIST = 1 << 30  # and of one that lists all videos or clips
+MOST = 5_000_000     # lists and objects of a file: each takes thirty times its brackets' memory
 DEEPEST = 64         # lists and objects in one another: what is deeper can't be compared or shown without recursion
 TIME = range(0, 10 ** 11)  # seconds, of a clock or left; later ones are no dates
 COUNT = range(0, 1 << 63)
@@ -24,8 +26,11 @@ def parse_json(text: str | bytes):
     """Return the value of a JSON text.
 
     Raises:
-        ValueError: it is not JSON, or is nested too deeply; the message is one line, and names no file.
+        ValueError: it is not JSON, nested too deeply, or has too many lists and objects; the message is one line, and
+            names no file.
     """
+    if sum(map(text.count, "[{" if isinstance(text, str) else b"[{")) > MOST:
+        raise ValueError(f"more than {MOST:,} lists and objects, expected fewer")
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -39,13 +44,14 @@ def parse_json(text: str | bytes):
     raise ValueError(f"lists and objects nested more than {DEEPEST} deep, expected fewer")
 
 
-def read_json(path: Path, shape, fix: str):
+def read_json(path: Path, shape, fix: str, largest: int = LARGEST):
     """Return the content of a run's JSON file, or None if there is no file.
 
     Args:
         path: the file.
         shape: what is expected in it; see the module.
         fix: what to do about a damaged file, for the message.
+        largest: bytes that it may have.
 
     Raises:
         ValueError: the file is damaged; the message names it and the field, and ends with `fix`.
@@ -57,8 +63,8 @@ def read_json(path: Path, shape, fix: str):
         raise IsADirectoryError(f"{path}: Is a directory, expected a file; {fix}")
     if not path.is_file():
         raise ValueError(f"{path}: expected a regular file; {fix}")
-    if (size := path.stat().st_size) > LARGEST:
-        raise ValueError(f"{path}: {size:,} bytes, expected {LARGEST:,} at most; {fix}")
+    if (size := path.stat().st_size) > largest:
+        raise ValueError(f"{path}: {size:,} bytes, expected {largest:,} at most; {fix}")
     try:
         value = parse_json(path.read_bytes())
         check_fields(value, shape)

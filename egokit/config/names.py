@@ -1,13 +1,14 @@
 """Text out of files of others: names that become paths, and words that reach a terminal."""
-import os
 import re
 import sys
 import unicodedata
 
 LONGEST = 160  # bytes of a name; with a suffix and what a temporary file adds, it stays below a file system's 255
-NAME = (f"expected text that can name a file: no folders, no control characters, at most {LONGEST} bytes, beginning "
-        "with neither '.' nor '-' nor a space")
+NAME = (f"expected text that can name a file: no folders, no control characters, at most {LONGEST} bytes, no '.' or "
+        "space at its beginning")
 JOINERS = "\u200c\u200d"  # stand in Persian words and in emoji
+REORDERING = "\u202a-\u202e\u2066-\u2069"  # let letters be shown in another order, the suffix of a name included
+UNNAMED = re.compile(rf"[/\\{REORDERING}]|^\.")
 
 
 def is_hidden(character: str) -> bool:
@@ -23,10 +24,21 @@ def check_name(name: str) -> str:
     Raises:
         ValueError: it is no such name; the message says what was expected.
     """
-    if (not name or name[0] in ".-" or name != name.strip() or "/" in name or "\\" in name
-            or any(map(is_hidden, name)) or len(os.fsencode(name)) > LONGEST):
+    if (not name or name != name.strip() or UNNAMED.search(name) or len(name.encode(errors="surrogatepass")) > LONGEST
+            or any(is_hidden(character) and unicodedata.category(character) != "Cf" for character in name)):
         raise ValueError(NAME)
     return name
+
+
+def check_path(path: str) -> str:
+    """Return the name of a video out of a table or list, which may have folders: each part is a name.
+
+    Raises:
+        ValueError: as `check_name`.
+    """
+    for part in path.split("/"):
+        check_name(part)
+    return path
 
 
 def check_path_within(path: str) -> str:
@@ -48,12 +60,16 @@ def printable(text: str, kept: str = "") -> str:
     Args:
         kept: characters that stay, such as line ends.
     """
-    def escaped(match: re.Match) -> str:
-        character = match[0]
-        if character in kept or not is_hidden(character):
-            return character
-        return "\ufffd" if unicodedata.category(character) == "Cs" else character.encode("unicode_escape").decode()
-    return re.sub(r"[^ -~]", escaped, text)
+    hidden = {character for character in set(text).difference(kept)
+              if not " " <= character <= "~" and is_hidden(character)}
+    return text.translate({ord(character): "\ufffd" if unicodedata.category(character) == "Cs"
+                           else character.encode("unicode_escape").decode() for character in hidden})
+
+
+def shortened(value, limit: int = 200) -> str:
+    """Return a value as text of at most `limit` characters and a mark for what is cut, for a message."""
+    text = str(value)
+    return text if len(text) <= limit else f"{text[:limit]}…"
 
 
 class PrintableStream:

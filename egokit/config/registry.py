@@ -12,6 +12,7 @@ from pathlib import Path
 
 from egokit.config import trust
 from egokit.config.build import ConfigError, build, did_you_mean, flatten, nest
+from egokit.config.names import shortened
 from egokit.config.schema import Config, TaskConfig
 
 TASKS = {  # to register a task, give it a line here
@@ -22,7 +23,13 @@ TASKS = {  # to register a task, give it a line here
 
 
 def split_task_file(name: str) -> tuple[str, str] | None:
-    """Return (file, class) of a user's task "folder/file.py:Class"; None for one of egokit's."""
+    """Return (file, class) of a user's task "folder/file.py:Class"; None for one of egokit's.
+
+    Raises:
+        ConfigError: the name, which may be out of a run's file, is no text.
+    """
+    if not isinstance(name, str):
+        raise ConfigError(f"task.name: expected text, got {shortened(repr(name))}")
     match = re.fullmatch(r"(.+\.py):(\w+)", name)
     return (match[1], match[2]) if match else None
 
@@ -40,7 +47,7 @@ def find(name: str, code: Path | None = None) -> type:
     user_task = split_task_file(name)
     if not user_task:
         if name not in TASKS:
-            raise ConfigError(f"task: {name!r}: {did_you_mean(name, TASKS)}, or folder/file.py:Class")
+            raise ConfigError(f"task: {shortened(name)!r}: {did_you_mean(name, TASKS)}, or folder/file.py:Class")
         module_name, _, class_name = TASKS[name].partition(":")
         return getattr(importlib.import_module(module_name), class_name)
     file, class_name = user_task

@@ -18,6 +18,7 @@ import yaml
 from egokit.config.access import exists, user_name
 from egokit.config.build import ConfigError, build, check_shape, did_you_mean, flatten, merge, nest, to_dict
 from egokit.config.json_file import DEEPEST
+from egokit.config.names import LONGEST, shortened
 from egokit.config.registry import TASKS, build_config, find, split_task_file
 from egokit.config.schema import RENAMED, Config
 from egokit.config.yaml_file import parse_yaml, read_yaml_file
@@ -289,7 +290,9 @@ def _absolute(path: str, root: Path) -> str:
 def check_run_name(run: str) -> None:
     """Raise ConfigError unless `run` can be the name of a folder."""
     if not run or not all(character.isalnum() or character in "-_." for character in run) or run.startswith("."):
-        raise ConfigError(f"run {run!r}: use letters, digits, '-', '_' and '.' (it names a folder)")
+        raise ConfigError(f"run {shortened(run)!r}: use letters, digits, '-', '_' and '.' (it names a folder)")
+    if (size := len(run.encode())) > LONGEST:
+        raise ConfigError(f"run {shortened(run, 60)!r}: {size} bytes, expected {LONGEST} at most (it names a folder)")
 
 
 def to_yaml(config) -> str:

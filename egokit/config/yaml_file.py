@@ -11,6 +11,7 @@ from yaml.events import AliasEvent
 
 from egokit.config.access import exists
 from egokit.config.json_file import DEEPEST
+from egokit.config.names import shortened
 
 LARGEST = 1 << 20  # bytes; a recipe has some thousand
 MOST = 10_000      # values and keys of a file, those that aliases and merges repeat included
@@ -66,9 +67,10 @@ def parse_yaml(text: str):
             loader.dispose()
     except YAMLError as error:
         reason = " ".join(str(error).replace(' "<unicode string>",', "").split())
-        raise ValueError(f"not valid YAML: {reason}") from None
+        raise ValueError(f"not valid YAML: {shortened(reason, 500)}") from None
     except Exception as error:  # PyYAML's constructors raise errors of a dozen kinds for values such as !!bool x
-        raise ValueError(f"not valid YAML: a value can't be read ({type(error).__name__}: {error})") from None
+        reason = shortened(f"{type(error).__name__}: {error}", 500)
+        raise ValueError(f"not valid YAML: a value can't be read ({reason})") from None
 
 
 def read_yaml_file(path: Path):

@@ -3,13 +3,16 @@
 A damaged file raises ValueError, which names the file, the question or clip, and what was expected there.
 """
 import math
+import re
+from collections.abc import Callable
 from pathlib import Path
 
-from egokit.config.access import exists
+from egokit.config.access import file_exists
 from egokit.config.json_file import parse_json
-from egokit.config.names import check_name
+from egokit.config.names import check_name, check_path
 
 CHOICES = 5
+DIGITS = 100  # of a question's number
 SPLITS = ("train", "val", "test_unannotated")  # of moments_*.json
 
 
@@ -19,7 +22,7 @@ def read_document(path: Path, fix: str = "download it again"):
     Args:
         fix: what to do about a damaged file.
     """
-    if not exists(path):
+    if not file_exists(path):
         raise FileNotFoundError(f"{path} is missing; docs/data.md says where it comes from")
     try:
         return parse_json(path.read_text(encoding="utf-8-sig"))
@@ -35,11 +38,11 @@ def _field(owner: dict, name: str, kind: type, expected: str):
     return value
 
 
-def _name(owner: dict, name: str, expected: str) -> str:
+def _name(owner: dict, name: str, expected: str, check: Callable[[str], str] = check_name) -> str:
     """Return a field that names a file or folder, or raise ValueError that says what was expected."""
     value = _field(owner, name, str, expected)
     try:
-        return check_name(value)
+        return check(value)
     except ValueError as error:
         raise ValueError(f"{name!r} is {value!r:.80}; {error}") from None
 
@@ -56,7 +59,7 @@ def _times(clip: dict, start: str, stop: str) -> tuple[float, float]:
     for name in (start, stop):
         try:
             value = float(_field(clip, name, (int, float, str), "seconds"))
-        except ValueError:
+        except (ValueError, OverflowError):
             value = math.nan
         if not math.isfinite(value):
             raise ValueError(f"{name!r} is {clip.get(name)!r:.80}; expected seconds")
@@ -83,7 +86,7 @@ def read_egomcq(path: Path) -> list[dict]:
     for key, question in questions.items():
         where = f"{path}, question {key!r}"
         try:
-            if not key.isdecimal() or not isinstance(question, dict):
+            if not (key.isdecimal() and len(key) <= DIGITS) or not isinstance(question, dict):
                 raise ValueError(f"expected a number and the question's fields, found {question!r:.80}")
             _check_choice(question, "answer", tuple(range(CHOICES)))
             _check_choice(question, "types", (1, 2))
@@ -92,7 +95,7 @@ def read_egomcq(path: Path) -> list[dict]:
             for number in map(str, range(CHOICES)):
                 where = f"{path}, question {key!r}, choice {number}"
                 clip = _field(choices, number, dict, "a clip's fields")
-                _name(clip, "video_uid", "the name of a video")
+                _name(clip, "video_uid", "the name of a video", check_path)
                 _times(clip, "clip_start", "clip_end")
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
@@ -120,7 +123,7 @@ def read_moments(path: Path) -> list[dict]:
             where = f"{path}, video {number}"
             if not isinstance(video, dict):
                 raise ValueError(f"expected video_uid and clips, found {video!r:.80}")
-            uid = _name(video, "video_uid", "the name of a video")
+            uid = _name(video, "video_uid", "the name of a video", check_path)
             if "clips" not in video and "duration_sec" in video:
                 whole = {"clip_uid": uid, "video_start_sec": 0, "video_end_sec": video["duration_sec"]}
                 video = {"clips": [whole]}
@@ -140,16 +143,17 @@ def read_moments(path: Path) -> list[dict]:
 
 
 def read_manifest(path: Path) -> list[dict]:
-    """Read prep's prepared.json: a dict for each video, with at least its "status", and the names of its files."""
+    """Read prep's prepared.json: a dict for each video, with at least its "status".
+
+    A video that is no file's name counts as one that failed.
+    """
     document = read_document(path)
     lines = document.get("lines") if isinstance(document, dict) else None
     if not isinstance(lines, list) or not all(isinstance(line, dict) and "status" in line for line in lines):
         raise ValueError(f"{path}: expected what 'egokit prep' writes, {{\"lines\": [{{\"uid\": …, \"status\": …}}, "
                          "…], …}; run it again")
     for number, line in enumerate(lines):
-        if line["status"] == "ok":
-            try:
-                _name(line, "uid", "the name of a video")
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number}: {error}") from None
+        if line["status"] == "ok" and not re.fullmatch(r"[^./\0][^/\0]*", str(line.get("uid")), re.DOTALL):
+            reason = f"{path}, line {number}: 'uid' is {line['uid']!r:.80}, expected the name of a video"
+            lines[number] = {"status": "failed", "reason": reason}
     return lines

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from egokit.config.access import exists
+from egokit.config.access import file_exists
 from egokit.config.names import check_name
 
 EK100_ANNOTATIONS = Path("EK100/epic-kitchens-100-annotations/retrieval_annotations")  # under the data root
@@ -96,7 +96,7 @@ def read_csv(path: Path, columns: dict[str, Callable], unique: str = "", delimit
         PermissionError: this user may not read it.
         ValueError: something is not as expected; the message names the file, and the line and column.
     """
-    if not exists(path):
+    if not file_exists(path):
         raise FileNotFoundError(f"{path} is missing; docs/data.md says where its annotations come from")
     import pandas as pd
     values: dict[str, list] = {name: [] for name in columns}
@@ -167,7 +167,7 @@ def ek100_annotations(root: Path, split: str):
 def charades_classes(path: str | Path) -> dict[str, str]:
     """Read Charades' list of classes: {"c000": its sentence, …}, in file order."""
     classes: dict[str, str] = {}
-    if not exists(path):
+    if not file_exists(path):
         raise FileNotFoundError(f"{path} is missing; docs/data.md says where its annotations come from")
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()

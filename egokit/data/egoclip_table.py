@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from egokit.config.access import exists
-from egokit.config.names import check_name, printable
+from egokit.config.access import file_exists
+from egokit.config.names import check_path, printable
 from egokit.runs.files import atomic_path, remove_abandoned
 
 VERBS, NOUNS = 118, 582  # classes of the tags
@@ -38,6 +38,10 @@ WINDOW = 60.0    # seconds: a scene-aware negative comes from the same window of
 BLOCK = 1 << 24  # bytes of the CSV that are parsed at once: bounds the memory
 FORMAT = "egokit's egoclip.csv, 2"  # increase the number when the same CSV gives another cache
 CHECKSUM = 4     # bytes of CRC-32 at the cache's end
+TAG = pa.dictionary(pa.int32(), pa.list_(pa.int16()))
+SCHEMA = pa.schema({"video_uid": pa.dictionary(pa.int32(), pa.large_string()), **dict.fromkeys(TIMES, pa.float64()),
+                    "clip_text": pa.large_string(), "tag_verb": TAG, "tag_noun": TAG,
+                    "scene": pa.dictionary(pa.int32(), pa.list_(pa.int32()))})
 
 
 class EgoClipTable:
@@ -64,7 +68,7 @@ class EgoClipTable:
 
     def __init__(self, path: str | os.PathLike, warn: bool = True):
         self.path = Path(path).absolute()
-        exists(self.path)  # its cache may be readable where the table is not
+        file_exists(self.path)  # its cache may be readable where the table is not
         cache = _open_cache(self.path)
         arrays = {name: cache[name].chunk(0) for name in cache.column_names}
         self.videos: list[str] = arrays["video_uid"].dictionary.to_pylist()
@@ -83,8 +87,7 @@ class EgoClipTable:
         """Raise ValueError if a video_uid leads out of the folder of videos; a cache may come from others, too."""
         for number, uid in enumerate(self.videos):
             try:
-                for part in uid.split("/"):
-                    check_name(part)
+                check_path(uid)
             except ValueError as error:
                 row = int((self.columns["video_uid"] == number).argmax())
                 raise ValueError(f"{self.path}, row {row} of those that are well formed: video_uid is {uid!r:.80}; "
@@ -169,9 +172,22 @@ def _map_cache(place: Path, stamp: dict) -> pa.Table | None:
         if zlib.crc32(data[:-CHECKSUM]) != int.from_bytes(data[-CHECKSUM:], "little"):
             return None
         cache = pa.ipc.open_file(data[:-CHECKSUM]).read_all()
-        return cache if stamp.items() <= json.loads(cache.schema.metadata[b"egokit"]).items() else None
+        fits = stamp.items() <= json.loads(cache.schema.metadata[b"egokit"]).items() and _is_sound(cache)
+        return cache if fits else None
     except (OSError, ValueError, TypeError, KeyError):  # pyarrow's errors are ValueErrors or OSErrors
         return None
+
+
+def _is_sound(cache: pa.Table) -> bool:
+    """Return whether all places in a cache, which may be others', lie in it; without that, memory would be read."""
+    cache.validate(full=True)  # offsets and indices
+    if cache.schema != SCHEMA or any(column.null_count or column.num_chunks != 1 for column in cache.columns):
+        return False
+    lists = {name: cache[name].chunk(0).dictionary for name in ("video_uid", *LISTS)}
+    values = {name: _view(lists[name].values) for name in LISTS}
+    stops = {**TAGS, "scene": len(cache)}
+    return not any(array.null_count for array in lists.values()) and all(
+        array.min(initial=0) >= 0 and array.max(initial=0) < stops[name] for name, array in values.items())
 
 
 def _store_cache(cache: pa.Table, place: Path, stamp: dict) -> None:

@@ -3,8 +3,9 @@ import pickle
 from collections.abc import Callable
 from typing import NamedTuple
 
-NESTING, CONTAINERS, EXPANDED = 64, 300_000, 20_000_000
-SIMPLE = (str, int, float, bool, bytes, type(None))  # what may be a key, also in a tuple
+NESTING, CONTAINERS, EXPANDED = 64, 600_000, 20_000_000
+SIMPLE = (str, int, float, bool, bytes, type(None))
+OWN_HASH = 2**61 - 1  # whole numbers below it have hashes of their own; larger ones can be chosen to have equal ones
 
 
 class Refused(pickle.UnpicklingError):
@@ -51,18 +52,14 @@ class Containers:
         """Record that a container holds values, new or further ones; return it.
 
         Raises:
-            Refused: the container becomes too deep or large, or is changed though another one holds it already.
+            Refused: the container becomes too deep or large.
         """
         known = self.facts.get(id(container))
         if known and not values:
             return container  # such as (), of which there is one
         nesting, expanded = (known.nesting, known.expanded) if known else (1, 1)
-        if known and id(container) in self.held:
-            raise Refused("it changes a container that another one holds")
         for value in values:
             if inner := self.facts.get(id(value)):
-                if value is container:
-                    raise Refused("it has a container that holds itself")
                 nesting, expanded = max(nesting, inner.nesting + 1), expanded + inner.expanded
                 self.held.add(id(value))
             else:
@@ -75,24 +72,36 @@ class Containers:
         return container
 
 
-def expect_simple(keys: list) -> None:
-    """Raise Refused for keys whose hash is more than that of a number, a text or a short tuple of these."""
-    for key in keys:
-        parts = key if type(key) is tuple and len(key) <= NESTING else [key]
-        if not all(type(part) in SIMPLE for part in parts):
-            raise Refused(f"{kind_of(key)} is no key")
+    def without_cycles(self, container, values: list) -> list:
+        """Return the values that are added to a container, without what would put it into itself.
+
+        A container that another one holds already gets no further containers: any of them may hold the other one.
+        """
+        is_held = id(container) in self.held
+        return [Dropped("a cycle") if value is container or (is_held and value in self) else value for value in values]
+
+
+def is_key(value) -> bool:
+    """Return whether a value may be hashed: its hash is quick, and nobody can choose many of equal hashes.
+
+    Raises:
+        Refused: no pickle of Python's has such a key.
+    """
+    if type(value) in (list, dict, set, bytearray):
+        raise Refused(f"{kind_of(value)} is no key")
+    if type(value) is tuple:
+        return len(value) <= NESTING and all(type(part) in (str, bytes, type(None)) for part in value)
+    return type(value) in SIMPLE and (type(value) is not int or abs(value) < OWN_HASH)
 
 
 def make_dict(items=()) -> dict:
-    """Return a dict of pairs, in place of an OrderedDict."""
-    expect_simple([key for key, _ in items])
-    return dict(items)
+    """Return a dict of pairs, in place of an OrderedDict; what is no key is left out with its value."""
+    return {key: value for key, value in items if is_key(key)}
 
 
 def make_set(values=()) -> set:
-    """Return a set of values."""
-    expect_simple(values)
-    return set(values)
+    """Return a set of values, without those that can't be hashed."""
+    return {value for value in values if is_key(value)}
 
 
 def kind_of(value) -> str:

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from egokit.config.access import exists, is_there
+from egokit.config.access import file_exists, is_there
 from egokit.config.names import printable
 from egokit.data.annotation_tables import numbers, read_csv, text, whole
 from egokit.data.plain_data import Maker, Refused, kind_of
@@ -61,6 +61,8 @@ class _ArrayUnpickler(SafeUnpickler):
         **{f"numpy.{core}.{name}": Maker(maker) for core in ("core", "_core") for name, maker in (
             ("multiarray._reconstruct", _Array), ("numeric._frombuffer", _Array.of))}}
 
+    has_array = False
+
     def find(self, name: str) -> Maker:
         if name not in self.NAMES:
             raise Refused(f"it names {name}; a relevancy file holds one array and nothing else")
@@ -72,6 +74,9 @@ class _ArrayUnpickler(SafeUnpickler):
                 raise Refused("it has a data type of more than a byte order")
             target.numbers = target.numbers.newbyteorder(state[1] if state[1] in "<>" else "=")
         elif isinstance(target, _Array):
+            if self.has_array:
+                raise Refused("it holds more than one array")
+            self.has_array = True
             _, shape, dtype, is_fortran, content = state
             target.content = _Array.of(content, dtype, shape, "F" if is_fortran else "C").content
         else:
@@ -145,7 +150,7 @@ def read(path: str | Path, shape: tuple[int, int] | None = None) -> Relevancy:
         ValueError: it is not a relevancy file, is damaged, or has another shape.
     """
     path = Path(path)
-    if not exists(path):
+    if not file_exists(path):
         raise FileNotFoundError(f"relevancy {path} is missing; "
                                 "'egokit prep ek100' or notebook 01_data_prep makes it from the annotations")
     try:
@@ -154,6 +159,9 @@ def read(path: str | Path, shape: tuple[int, int] | None = None) -> Relevancy:
         raise ValueError(f"{path}: not a relevancy file ({printable(str(error))})") from None
     codes = matrix.codes
     values = codes if matrix.values is None else matrix.values
+    if matrix.values is not None and not (values.ndim == 1 and codes.dtype.kind == "u"):
+        raise ValueError(f"{path}: expected whole codes without a sign, of a list of values; found {codes.dtype} of "
+                         f"values of shape {values.shape}; delete it, and 'egokit prep' makes it from the tables")
     if not isinstance(codes, np.ndarray) or codes.ndim != 2 or not codes.size or values.dtype.kind not in "fiub":
         raise ValueError(f"{path}: expected one array of numbers (clips, sentences), found {type(codes).__name__}"
                          + (f" {codes.shape} of {values.dtype}" if isinstance(codes, np.ndarray) else ""))
@@ -188,7 +196,7 @@ def check(path: str | Path, shape: tuple[int, int]) -> None:
     A pickle of the right size is not read, as it may have 8 GB; its content is checked when it is used.
     """
     path, values = Path(path), shape[0] * shape[1]
-    is_whole = exists(path) and any(0 < path.stat().st_size - values * width < 1000 for width in (4, 8))
+    is_whole = file_exists(path) and any(0 < path.stat().st_size - values * width < 1000 for width in (4, 8))
     if path.suffix != ".pkl" or not is_whole:
         read(path, shape)
 

@@ -6,14 +6,16 @@ carried out by a method that builds numbers, texts and containers, and nothing e
 by a subclass: that of `tensor_file` knows tensors, that of `relevancy` one array.
 
 Bounds, far above what published files have: STEPS instructions, NESTING levels, CONTAINERS containers, EXPANDED values,
-where a shared container counts at each place that shows it, and no text or array longer than the rest of the file.
+where a shared container counts at each place that shows it, and no text or array longer than the rest of the file. What
+is beside the weights and can't be kept is left out: a key that is a foreign object, or a container in itself.
 """
 import pickletools
 from collections.abc import Callable
 
-from egokit.data.plain_data import SIMPLE, Containers, Dropped, Maker, Refused, expect_simple, kind_of
+from egokit.data.plain_data import SIMPLE, Containers, Dropped, Maker, Refused, kind_of, make_dict, make_set
 
-STEPS = 2_000_000
+STEPS = 5_000_000
+MADE = 1_000_000  # values or bytes that calls may make, and as many again as the file has bytes
 
 
 class _Bounded:
@@ -45,6 +47,7 @@ class SafeUnpickler:
         self.memo: dict[int, object] = {}
         self.names: dict[str, object] = {}
         self.containers = Containers()
+        self.made, self.may_make = 0, end + MADE
 
     # What a subclass decides
 
@@ -104,21 +107,20 @@ class SafeUnpickler:
         del self.stack[at:]
         return values
 
-    def change(self, kind: type, method: Callable, values: list, keys: list) -> None:
+    def change(self, kind: type, method: Callable, values: list) -> None:
         """Add values to the newest container.
 
         Args:
             kind: what the container must be.
             method: adds the values to the container.
             values: all that is added.
-            keys: those of the values that are hashed.
         """
         target = self.stack[-1]
         if isinstance(target, Dropped):
             return
         if type(target) is not kind:
             raise Refused(f"it adds to {kind_of(target)} as to a {kind.__name__}")
-        expect_simple(keys)
+        values = self.containers.without_cycles(target, values)
         self.containers.put(target, values)
         method(target, values)
 
@@ -136,14 +138,17 @@ class SafeUnpickler:
         if not isinstance(function, Maker) or type(arguments) is not tuple:
             raise Refused(f"it calls {kind_of(function)}")
         made = function.make(*arguments)
+        self.made += len(made) if hasattr(made, "__len__") else 1
+        if self.made > self.may_make:
+            raise Refused("its calls make more than the file holds")
         if type(made) in SIMPLE:
             return made
         return made if made in self.containers else self.containers.put(made, arguments)
 
     def remember(self, place: int) -> None:
         """Keep the newest value under a number."""
-        if place > STEPS or len(self.memo) > STEPS // 2:
-            raise Refused(f"it numbers more than {STEPS // 2:,} values")
+        if place > STEPS or len(self.memo) > STEPS // 4:
+            raise Refused(f"it numbers more than {STEPS // 4:,} values")
         self.memo[place] = self.stack[-1]
 
 
@@ -171,26 +176,28 @@ def _put_tuple(machine: SafeUnpickler, values: list) -> tuple:
     return machine.containers.put(tuple(values), values)
 
 
+def _pairs(items: list) -> zip:
+    return zip(items[::2], items[1::2], strict=True)
+
+
 def _put_dict(machine: SafeUnpickler, items: list) -> dict:
-    expect_simple(items[::2])
-    return machine.containers.put(dict(zip(items[::2], items[1::2], strict=True)), items)
+    return machine.containers.put(make_dict(_pairs(items)), items)
 
 
 def _put_frozen(machine: SafeUnpickler, values: list) -> frozenset:
-    expect_simple(values)
-    return machine.containers.put(frozenset(values), values)
+    return machine.containers.put(frozenset(make_set(values)), values)
 
 
 def _append(machine: SafeUnpickler, values: list) -> None:
-    machine.change(list, list.extend, values, [])
+    machine.change(list, list.extend, values)
 
 
 def _set_items(machine: SafeUnpickler, items: list) -> None:
-    machine.change(dict, lambda target, _: target.update(zip(items[::2], items[1::2], strict=True)), items, items[::2])
+    machine.change(dict, lambda target, items: target.update(make_dict(_pairs(items))), items)
 
 
 def _add(machine: SafeUnpickler, values: list) -> None:
-    machine.change(set, set.update, values, values)
+    machine.change(set, lambda target, values: target.update(make_set(values)), values)
 
 
 def _call(machine: SafeUnpickler, _) -> None:

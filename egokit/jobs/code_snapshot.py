@@ -18,6 +18,7 @@ from egokit.config.build import ConfigError
 from egokit.config.registry import split_task_file
 from egokit.config.resolve import as_submitted
 from egokit.runs.files import atomic_folder
+from egokit.runs.run_folder import Run
 
 LARGEST = 64 * 2**20  # bytes,
 MOST = 5000           # files and folders, and
@@ -112,7 +113,7 @@ def expect_trusted(copy: Path, task: str) -> dict[str, bytes]:
 
 
 def trust_code(folder: Path) -> list[str]:
-    """Let the jobs of a run go on with the copies of the code that they have, whoever made them.
+    """Let the jobs of a run go on with its copies of the code, whoever made them, and follow its links.
 
     The copies become this user's own.
 
@@ -120,10 +121,10 @@ def trust_code(folder: Path) -> list[str]:
         folder: a run folder, or a job's.
 
     Returns:
-        A line for each copy, with its hash.
+        A line for each copy, with its hash, and for each link.
 
     Raises:
-        ConfigError: there is no copy, or one holds something else than files.
+        ConfigError: there is neither, or one holds something else than files.
         OSError, RuntimeError: no record can be kept.
     """
     lines = []
@@ -132,9 +133,12 @@ def trust_code(folder: Path) -> list[str]:
         remember(code)  # first: without a record, a rewritten copy would be refused as before
         write_code(code, copy)
         lines.append(f"{copy}: may be executed (hash {content_sha256(code)[:12]})")
+    for link, sha256 in Run(folder).links().items() if folder.is_dir() else ():
+        trust.remember(sha256)
+        lines.append(f"{link}: may be followed, to {os.readlink(link)}")
     if not lines:
-        raise ConfigError(f"{folder}: no job has left a copy of its code there; give a run folder, "
-                          "outputs/<notebook>/<run>")
+        raise ConfigError(f"{folder}: no job has left a copy of its code there, and it holds no link; give a run "
+                          "folder, outputs/<notebook>/<run>")
     return lines
 
 

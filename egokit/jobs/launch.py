@@ -21,6 +21,7 @@ from egokit.jobs.handle import Handle
 from egokit.jobs.handle import JobFailed as JobFailed  # users catch egokit.launch.JobFailed
 from egokit.jobs.preflight import expect_ready, starting_point
 from egokit.jobs.progress import PROGRESS_FILE
+from egokit.jobs.status import naming_spec, read_spec
 from egokit.runs.files import locked, write_text
 from egokit.runs.run_folder import DEVICES, Run
 from egokit.train.batch_plan import check_batch
@@ -155,22 +156,27 @@ def downgrade_config(config: dict, earlier: dict) -> dict:
     return nest(kept)
 
 
-def changed_keys(spec: dict, config: Config, of: str = "config") -> list[str]:
-    """Return in what a config differs from that of a job's spec, as "key: old -> new".
+def changed_keys(folder: Path, config: Config, of: str = "config") -> list[str]:
+    """Return in what a config differs from that of a job, as "key: old -> new".
 
     Nothing is executed that only the run folder names: neither its copy of a user's task nor another task file.
 
     Args:
-        spec: the content of the job's spec.json.
+        folder: the job's folder, with its spec.json.
         config: the config to compare.
         of: "config", or "opened" for the config of the notebook that submitted the job.
+
+    Raises:
+        ConfigError: the job's config is damaged; the message names spec.json and the key.
     """
+    spec = read_spec(folder, "config")
     earlier = spec.get(of, spec["config"])
-    name = flatten(earlier).get("task.name")
-    if name != config.task.name and split_task_file(str(name)):
-        return [f"task.name: {name} -> {config.task.name}"]
-    task = find(name) if name == config.task.name else None
-    return differences(comparable(restore(earlier, task=task)), comparable(config))
+    with naming_spec(folder):
+        name = flatten(earlier).get("task.name")
+        if name and name != config.task.name and split_task_file(name):
+            return differences({"task.name": name}, {"task.name": config.task.name})
+        task = find(name) if name == config.task.name else None
+        return differences(comparable(restore(earlier, task=task)), comparable(config))
 
 
 def expect_same(handle: Handle, config: Config, hashes: tuple[str, str] | None = None, of: str = "config") -> None:
@@ -185,11 +191,10 @@ def expect_same(handle: Handle, config: Config, hashes: tuple[str, str] | None =
     spec = handle.spec("action", "config", "init_sha256")
     if not spec or not (handle.metrics() or handle.alive() or leftovers(handle.run, spec["action"])):
         return
-    changes = changed_keys(spec, config, of)
+    changes = changed_keys(handle.folder, config, of)
     earlier = spec["init_sha256"], spec.get("task_sha256", "")
-    names = f"checkpoint {config.init}", f"file of task {config.task.name}"
-    changes += [f"the {name} itself: {old} -> {new}"
-                for name, old, new in zip(names, earlier, hashes or earlier, strict=True) if old != new]
+    names = f"the checkpoint {config.init} itself", f"the file of task {config.task.name} itself"
+    changes += differences(dict(zip(names, earlier, strict=True)), dict(zip(names, hashes or earlier, strict=True)))
     if changes:
         raise ConfigError(f"{handle.section} in {handle.run.path} was made with other parameters "
                           f"({'; '.join(changes[:6])}); choose another run name, give the old values as overrides, or "

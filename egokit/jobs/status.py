@@ -9,13 +9,16 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from egokit.config.access import is_plain
+from egokit.config.build import ConfigError
 from egokit.config.json_file import COUNT, read_json
 from egokit.config.names import printable
 from egokit.jobs.requeue import STARTED, TRACEBACK, last_error, lost_peer
+from egokit.runs.explain import shortened
 
 # in any other state that squeue lists, a job has a node
 PENDING_STATES = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
@@ -25,6 +28,7 @@ SPEC = {name: (str, ...) for name in ("function", "name", "run", "action", "sect
                                       "task_sha256")}  # the fields of spec.json; an older version's lacks some
 SPEC |= {name: (dict, ...) for name in ("config", "opened", "notebooks")}
 SPEC |= {"gpus": ([str], ...), "before": ({...: {...: COUNT}}, ...), "environment": ({...: str}, ...)}
+TAIL, MOST_READ = 1 << 20, 8 << 20  # bytes: of one log, of the logs of all ranks
 
 
 class JobStatus(NamedTuple):
@@ -149,6 +153,15 @@ def read_spec(folder: Path, *required: str) -> dict | None:
     return read_json(folder / "spec.json", shape, f"move {folder} away, and submit the job again")
 
 
+@contextlib.contextmanager
+def naming_spec(folder: Path) -> Iterator[None]:
+    """Name folder/spec.json in the error of a config that the `with` block takes out of it."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{folder / 'spec.json'}: {error}; or move {folder} away, and submit the job again") from None
+
+
 def alive(folder: Path) -> bool:
     """Return whether the job is queued or runs.
 
@@ -182,18 +195,27 @@ def local_jobs() -> dict[Path, list[int]]:
 def rank_logs(folder: Path) -> dict[Path, str]:
     """Return the log of each rank, of the job's newest attempt alone.
 
-    All attempts write to one file. If the disk was full, a log may lack the error that record_failure has written
-    elsewhere; it is added.
+    All attempts write to one file, of which the end is read: of many ranks, less of each. If the disk was full, a log
+    may lack the error that record_failure has written elsewhere; it is added.
     """
     job, texts = read_job(folder), {}
-    logs = (folder / "submitit").glob(f"{job['job_id']}_*_log.err") if job else []
-    for file in sorted(filter(Path.is_file, logs)):
-        *earlier, text = STARTS.split(file.read_text(errors="replace"))
+    files = sorted((folder / "submitit").glob(f"{job['job_id']}_*_log.err")) if job else []
+    for file in filter(is_plain, files):
+        *earlier, text = STARTS.split(read_tail(file, MOST_READ // len(files)))
         error = folder / "failures" / f"{earlier[-1] if earlier else ''}-rank{file.name.split('_')[-2]}.txt"
-        recorded = error.read_text(errors="replace").strip() if error.is_file() else ""
-        text = text.strip() if recorded[-500:] in text else f"{text.strip()}\n{recorded}"
-        texts[file] = "\n".join(map(printable, text.splitlines()))
+        recorded = read_tail(error, MOST_READ // len(files)).strip()
+        texts[file] = text.strip() if recorded[-500:] in text else f"{text.strip()}\n{recorded}"
     return texts
+
+
+def read_tail(file: Path, most: int = TAIL) -> str:
+    """Return the end of a log as printable lines, at most TAIL bytes; "" if it is missing or not plain."""
+    if not is_plain(file):
+        return ""
+    with open(file, "rb") as log:
+        log.seek(-min(file.stat().st_size, most, TAIL), os.SEEK_END)
+        text = log.read(TAIL).decode(errors="replace")
+    return printable(text.replace("\r\n", "\n").replace("\r", "\n"), "\n")
 
 
 def ended_by(texts: dict[Path, str]) -> Path | None:
@@ -214,7 +236,7 @@ def log_tail(folder: Path, lines: int = 25) -> str:
 
 
 SILENT = "its process ended without a word (signal 9: out of memory?)"
-STARTS = re.compile(rf"^{STARTED}(\S+)\n", re.MULTILINE)
+STARTS = re.compile(rf"^{STARTED}([\w.-]{{1,100}})\n", re.MULTILINE)
 RANK = re.compile(r"^\[rank\d+\]: ?")  # torch begins the lines of a traceback with it
 RAISED = re.compile(r"(\[rank\d+\]: )?[\w.]*(Error|Exception|Failed)\b")  # the line of a traceback that names the error
 # what may follow an error's message in a log
@@ -257,13 +279,7 @@ def error_message(folder: Path, lines: int = 6) -> str:
 def failure_reason(folder: Path) -> str:
     """Return the line that says best why a job ended, short; of a silent end, with the log's name."""
     message, log = ending(folder, 6)
-    return f"{SILENT}: {Path(*log.parts[-4:])}" if message[0] == SILENT else shortened(message[0])
-
-
-def shortened(line: str) -> str:
-    """Return an error's line cut at 100 characters, without what is before its reason: folders and modules."""
-    line = re.sub(r"^(\w+\.)+(?=\w+: )", "", RANK.sub("", line))
-    return re.sub(r"(?<![^\s'\"(=])/\S*/(?=[^\s/])", "", line)[:100]
+    return f"{SILENT}: {Path(*log.parts[-4:])}" if message[0] == SILENT else shortened(RANK.sub("", message[0]))
 
 
 def cancel(folder: Path) -> None:

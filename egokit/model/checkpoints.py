@@ -2,12 +2,13 @@
 
 tensor_file.py knows the file formats; weights.py the key names and models.
 """
+import contextlib
 import copy
 import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from egokit.config.access import exists
 from egokit.model import tensor_file
 from egokit.runs.files import atomic_path
+from egokit.runs.shown_text import shown
 
 FORMAT = "egokit-1"
 STATES = ("state_dict", "model")  # where files have their tensors, unless these are the content itself
@@ -39,7 +41,8 @@ def read(path: str | Path, everything: bool = True) -> dict:
         PermissionError: this user may not read it.
     """
     path = Path(path)
-    exists(path)
+    if exists(path) and not path.is_file():  # opening a pipe would block
+        raise WeightsError(f"{path} is not a checkpoint that can be read: it is no regular file; give one")
     try:
         with open(path, "rb") as file:
             content = tensor_file.open_lazily(file)
@@ -94,11 +97,11 @@ def latest(folder: Path) -> Path | None:
     return next(iter(of_steps(folder)), None)
 
 
-def read_newest(folder: Path, keys: Iterable[str] = ()) -> tuple[Path, dict, list[Path]] | None:
+def read_newest(folder: Path, kinds: dict[str, type]) -> tuple[Path, dict, list[Path]] | None:
     """Read a run's newest step checkpoint that is whole.
 
     Args:
-        keys: what its content must have.
+        kinds: what its content must have: keys, and the types of their values.
 
     Returns:
         Its path, its content, and the newer ones, which are damaged; None if there is no checkpoint at all.
@@ -110,14 +113,29 @@ def read_newest(folder: Path, keys: Iterable[str] = ()) -> tuple[Path, dict, lis
     for path in of_steps(folder):
         try:
             content = read(path)
-            if absent := sorted(set(keys) - set(content if isinstance(content, dict) else ())):
-                raise WeightsError(f"{path} is no training's checkpoint: it has no {', '.join(absent)}; delete it")
+            found = content if isinstance(content, dict) else {}
+            if wrong := sorted(key for key, kind in kinds.items() if not isinstance(found.get(key, ...), kind)):
+                raise WeightsError(f"{path} is no training's checkpoint: {', '.join(wrong)} are missing or wrong; "
+                                   "delete it")
             return path, content, list(damaged)
         except WeightsError as error:
             damaged[path] = error
     if damaged:
         raise next(iter(damaged.values()))
     return None
+
+
+@contextlib.contextmanager
+def restoring(path: Path) -> Iterator[None]:
+    """Turn the errors of objects that take their state from a checkpoint into a WeightsError that names the file."""
+    try:
+        yield
+    except WeightsError:
+        raise
+    except (KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:150]
+        raise WeightsError(f"{path} is no checkpoint of this training: its state can't be restored ({reason}); delete "
+                           "it, and the run goes on from the one before") from error
 
 
 def set_aside(damaged: list[Path], instead: Path) -> None:
@@ -155,6 +173,11 @@ def own_memory(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return owned
 
 
+def named(keys: list[str], count: int) -> str:
+    """Return the first keys of a file for a message: hidden characters are escapes, and none is long."""
+    return ", ".join(shown(key, 100) for key in keys[:count]) + (" …" if len(keys) > count else "")
+
+
 def is_finite(tensor: Tensor) -> bool:
     """Return whether a tensor holds no NaN and no infinite number."""
     if not tensor.is_floating_point():
@@ -180,7 +203,7 @@ def _read_state(state: dict, path: Path) -> dict:
             broken.append(str(key))
     if broken:
         raise WeightsError(f"{path} has weights that are NaN or infinite, in {len(broken)} of {len(tensors)} tensors: "
-                           f"{', '.join(broken[:6])}{' …' if len(broken) > 6 else ''}; the training that made it had "
+                           f"{named(broken, 6)}; the training that made it had "
                            "diverged: use an earlier checkpoint")
     return tensors
 

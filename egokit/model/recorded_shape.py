@@ -29,7 +29,7 @@ def infer_config(state: dict[str, Tensor]) -> ModelConfig:
     patches = size("video.position_embed", 1, 3, 197) - 1
     mlp = any(key.startswith(("text_projection.4.", "video_projection.4.")) for key in state)
     last_layer = "text_projection.4.weight" if mlp else "text_projection.1.weight"
-    return ModelConfig(image_size=max(1, round(patches ** 0.5)) * patch, patch_size=patch,
+    return ModelConfig(image_size=max(1, round(max(0, patches) ** 0.5)) * patch, patch_size=patch,
                        frames=size("video.temporal_embed", 1, 3, base.frames),
                        width=width, heads=width // 64, depth=base.depth, num_fused_layers=base.num_fused_layers,
                        mlp_ratio=size("video.blocks.0.fc1.weight", 0, 2, 4 * width) / width,

@@ -18,8 +18,10 @@ import io
 import json
 import math
 import re
+import struct
 import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -30,7 +32,7 @@ from egokit.data.safe_pickle import SafeUnpickler
 
 BLOCK = 1 << 20  # bytes that are read at once
 OLDER = 0x1950a86a20f9469cfc6c  # the first pickle of files before PyTorch 1.6
-EXPANSION, SMALL = 4, 16 << 20  # tied and expanded weights may need more memory than the file has, and small ones any
+EXPANSION, SMALL = 4, 256 << 20  # tied and expanded weights may need more memory than the file has, and small ones any
 
 
 class Stored(collections.namedtuple("Stored", "storage offset size stride")):
@@ -49,8 +51,8 @@ class Stored(collections.namedtuple("Stored", "storage offset size stride")):
         return math.prod(self.size) * self.storage.dtype.itemsize
 
 
-# a storage that a pickle refers to: a function that reads its bytes, and its data type
-_Storage = collections.namedtuple("_Storage", "read dtype")
+# a storage: functions that read its bytes and that return its offset in the file, and its data type
+_Storage = collections.namedtuple("_Storage", "read dtype place", defaults=(None,))
 
 
 def make_stored(storage, offset, size, stride, *_) -> Stored:
@@ -93,24 +95,28 @@ DROPPED = re.compile(
     r"numpy(\._?core)?(\.multiarray)?\.(scalar|dtype|ndarray|_reconstruct)|numpy\.random\._pickle\..*|numpy\.dtypes\..*")
 
 
+KNOWN = sys.stdlib_module_names | {"torch", "numpy", "egokit"}
+
+
 class TensorUnpickler(SafeUnpickler):
     """An unpickler of plain containers and tensors, which become `Stored`."""
 
-    def __init__(self, file, end: int, read):
+    def __init__(self, file, end: int, read, place=None):
         """Unpickle a file.
 
         Args:
             read: function of a record's name that returns the bytes of its storage, a uint8 tensor.
+            place: function of a record's name that returns where it begins in the file.
         """
         super().__init__(file, end)
-        self.read = read
+        self.read, self.place = read, place
         self.itemsizes: dict[str, int] = {}  # bytes an element, by the name of each record that the pickle refers to
 
     def find(self, name: str):
         """Return what stands for a name; refuse one that a checkpoint has no use for."""
         if name in ADMITTED:
             return ADMITTED[name]
-        known = name.split(".")[0] in sys.stdlib_module_names | {"torch", "numpy", "egokit"}
+        known = name.split(".")[0] in KNOWN
         if known and not DROPPED.fullmatch(name):
             hint = ": complex and quantised numbers are not supported" if name.endswith("Storage") else ""
             raise Refused(f"it names {name}, which a checkpoint has no use for{hint}")
@@ -122,7 +128,8 @@ class TensorUnpickler(SafeUnpickler):
         if kind != "storage" or dtype not in DTYPES.values() or any(views):
             raise Refused("it refers to something that is no storage of its own")
         self.itemsizes[str(record)] = dtype.itemsize
-        return _Storage(functools.partial(self.read, str(record)), dtype)
+        return _Storage(functools.partial(self.read, str(record)), dtype,
+                        self.place and functools.partial(self.place, str(record)))
 
 
 def open_lazily(file):
@@ -146,6 +153,22 @@ def open_lazily(file):
     raise ValueError(f"it is no file of tensors, beginning with {text[:32]!r}{hint}")
 
 
+def map_tensor(path: Path) -> np.ndarray:
+    """Return the one tensor of a file in PyTorch's zip format, memory-mapped; its checksum is not compared.
+
+    Raises:
+        Exception: as of `open_lazily`.
+    """
+    with open(path, "rb") as file:
+        tensor = open_lazily(file)
+        begins = tensor.storage.place() + tensor.offset * tensor.storage.dtype.itemsize
+        is_dense = tensor.stride == torch.empty(tensor.size, device="meta").stride()
+        if not is_dense or begins + tensor.bytes > file.seek(0, 2):
+            raise Refused("its tensor is not in one piece, or not in the file")
+    dtype = torch.empty(0, dtype=tensor.storage.dtype).numpy().dtype
+    return np.memmap(path, dtype, "r", begins, tensor.size) if tensor.bytes else np.empty(tensor.size, dtype)
+
+
 def _open_zip(file, end: int):
     """Open PyTorch's format since 1.6: a zip of one pickle and a record for each storage.
 
@@ -154,7 +177,7 @@ def _open_zip(file, end: int):
     archive = zipfile.ZipFile(file)
     names = archive.namelist()
     folder = names[0].partition("/")[0] if names else ""  # PyTorch takes the first name's folder, too
-    if len(set(names)) < len(names):
+    if len({name.casefold() for name in names}) < len(names):  # PyTorch looks for them regardless of case
         raise ValueError("it has two records of one name")
     if (any(info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size
             for info in archive.infolist())
@@ -169,8 +192,13 @@ def _open_zip(file, end: int):
         with archive.open(info) as stream:
             return _bytes(stream, info.file_size)
 
+    def place(record: str) -> int:
+        info = archive.getinfo(f"{folder}/data/{record}")
+        file.seek(info.header_offset + 26)
+        return info.header_offset + 30 + sum(struct.unpack("<HH", file.read(4)))  # its name and extra field come first
+
     content = archive.read(f"{folder}/data.pkl")
-    unpickler = TensorUnpickler(io.BytesIO(content), len(content), read)
+    unpickler = TensorUnpickler(io.BytesIO(content), len(content), read, place)
     return _bounded(unpickler.load(), unpickler, end)
 
 
@@ -210,7 +238,7 @@ def _bounded(content, unpickler: TensorUnpickler, end: int):
     return content
 
 
-HEADER = 100 << 20  # bytes, a limit of the format
+HEADER = 16 << 20  # bytes; those of large models have a tenth
 SAFETENSORS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
                "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
                "BOOL": torch.bool}
@@ -233,6 +261,7 @@ def _open_safetensors(file, end: int) -> dict:
 
     for key, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
         dtype, shape, (begin, stop) = SAFETENSORS[entry["dtype"]], entry["shape"], entry["data_offsets"]
+        make_stored(_Storage(read, dtype), 0, shape, shape)  # numbers, and not too many
         tensor = make_stored(_Storage(functools.partial(read, at, stop - begin), dtype), 0, shape, [
             math.prod(shape[axis + 1:]) for axis in range(len(shape))])
         if start + begin != at or tensor.bytes != stop - begin:

@@ -51,8 +51,7 @@ def check(model: EgoVLP, state: dict[str, Tensor], unknown: list[str], path) -> 
         WeightsError: keys are missing, unexpected or misshapen; its `report` is what `compare` returned.
     """
     report = compare(model, state, unknown)
-    problems = [f"  {kind} ({len(report[kind])}): " + ", ".join(report[kind][:12])
-                + (" …" if len(report[kind]) > 12 else "")
+    problems = [f"  {kind} ({len(report[kind])}): {checkpoints.named(report[kind], 12)}"
                 for kind in ("missing", "unexpected", "misshapen") if report[kind]]
     if problems:
         error = WeightsError(f"{path} does not fit this model (all keys: egokit.load(path, report=True)):\n"
@@ -106,7 +105,7 @@ def load(path: str | Path, frames: int | None = None, tokenizer: str | None = No
     del content  # and with it what the file holds besides
     if not record and not state:
         raise WeightsError(f"{path} is not an EgoVLPv2 checkpoint: "
-                           f"its keys begin with {', '.join(sorted(unknown)[:5])}")
+                           f"its keys begin with {checkpoints.named(sorted(unknown), 5)}")
     config = shape_of(record, state, path)
     temporal = state.get("video.temporal_embed")
     if frames is not None and frames != config.frames:
@@ -228,7 +227,7 @@ def load_backbone(model: EgoVLP, source: str, released_prefix: str, prefix: str)
             surplus.append(key)
     if surplus:
         raise WeightsError(f"{source}: {len(surplus)} keys that this model has no place for, such as "
-                           f"{', '.join(surplus[:6])}; expected a plain ViT or RoBERTa of the model's size")
+                           f"{checkpoints.named(surplus, 6)}; expected a plain ViT or RoBERTa of the model's size")
     unfit = [key for key in expected if key.startswith(prefix) and not NEW_PARTS.match(key)
              and (key not in backbone or backbone[key].shape != expected[key].shape)]
     if unfit:

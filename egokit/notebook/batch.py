@@ -15,6 +15,7 @@ from egokit.config.build import ConfigError, to_dict
 from egokit.config.resolve import outputs_folder, project_root
 from egokit.jobs import code_snapshot, launch, runs_table, slurm, status
 from egokit.notebook import headless
+from egokit.runs.run_folder import Run
 
 CPUS = 2  # of a job that runs notebooks: it only waits for the jobs they submit, and draws
 
@@ -151,6 +152,8 @@ def submit(notebooks: Notebooks) -> str:
             "environment": {"EGOKIT_HOME": str(project_root()), "EGOKIT_OUTPUTS": str(outputs_folder()),
                             "EGOKIT_SUBMITTED": str(folder / "submitted")}}
     run_folders = [run_folder(name, parameters) for name, parameters in notebooks.work]
+    for path in filter(Path.is_dir, (run_path, *run_folders)):
+        Run(path).expect_no_links()
     with launch.locked(folder):
         if not status.alive(folder):
             spec["before"] = {f"{path.parent.name}/{path.name}": runs_table.result_times(path) for path in run_folders}

@@ -17,7 +17,6 @@ from egokit.config.build import ConfigError, did_you_mean
 from egokit.config.resolve import as_submitted, outputs_folder, project_root, resolve, to_yaml
 from egokit.config.schema import Config
 from egokit.jobs.launch import Handle, changed_keys, expect_same
-from egokit.jobs.status import read_spec
 from egokit.notebook.open_run import NOTEBOOK_NAME, PARAMETERS, check_names
 from egokit.runs.files import locked, temporary_folder
 from egokit.runs.run_folder import FAILED_NOTEBOOK, NOTEBOOK, Run
@@ -111,7 +110,7 @@ def finished(name: str, parameters: dict) -> bool:
             used -= {checkpoints.fingerprint(checkpoints.find(config.init))}
         except checkpoints.WeightsError:
             return False
-    changed = any(changed_keys(read_spec(spec.parent, "config"), config, "opened")
+    changed = any(changed_keys(spec.parent, config, "opened")
                   for spec in (folder / "jobs").glob("*/spec.json"))
     return not used and not changed and (folder / "params.yaml").read_text() == to_yaml(config)
 
@@ -134,6 +133,7 @@ def execute(name: str, parameters: dict, timeout: float | None = None) -> Path:
     """
     path = notebook_path(name)
     config, folder = resolve_notebook(path, parameters)
+    Run(folder).expect_no_links()
     with locked(folder, f"{path.stem}: waits for another process that runs it as {folder.name}\n"):
         expect_same_jobs(config, folder)
         return _execute(path, folder, parameters, timeout)

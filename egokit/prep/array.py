@@ -30,7 +30,8 @@ from egokit.prep.video import PrepSettings, SourceVideo
 def work(folder: Path, spec: dict, number: int) -> None:
     """Prepare one shard; called in the array's job of that number. Videos that have receipts are not made again."""
     # no task: a user's file would be executed, for nothing
-    config, shards = restore({key: spec["config"][key] for key in ("site", "launch")}), spec["shards"]
+    with status.naming_spec(folder):
+        config, shards = restore({key: spec["config"][key] for key in ("site", "launch")}), spec["shards"]
     cpus = int(os.environ.get("SLURM_CPUS_PER_TASK", config.launch.cpus_per_task))
     result = ego4d(**site_options(config.site), workers=cpus, source=spec["source"], shard=(number, shards))
     print(f"shard {number}/{shards}: {result['videos']} videos verified, {len(result['failed'])} failed",

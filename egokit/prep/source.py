@@ -13,12 +13,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from egokit.config.access import exists
-from egokit.config.names import check_name
 from egokit.config.schema import SiteConfig
 from egokit.data.video.open_video import SUFFIXES
 from egokit.prep.video import PrepSettings, SetupError, SourceVideo, ffmpeg, prepare_video, read_receipt
-from egokit.runs.files import write_text
+from egokit.runs.files import temporary_path, write_text
 
+LONGEST = 255 - 4     # bytes of a file's name, less what another process's number may add to a temporary one
 RECEIPT_THREADS = 16  # threads that read receipts: on a network file system each read is a wait
 
 
@@ -36,7 +36,7 @@ class Unusable(SourceVideo):
 def list_videos(folder: Path) -> list[SourceVideo]:
     """Return the videos of a folder, sorted by file name.
 
-    One that has several files, or a name that readers of annotations refuse, is an `Unusable`.
+    One that has several files, or a name too long for what is made of it, is an `Unusable`.
 
     Raises:
         FileNotFoundError: there are none.
@@ -49,10 +49,10 @@ def list_videos(folder: Path) -> list[SourceVideo]:
         if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
             # a dangling link is listed with 0 bytes, so that it fails by name later
             video = SourceVideo(path.stem, path, entry.stat().st_size if entry.is_file() else 0)
-            try:
-                check_name(video.uid)
-            except ValueError as error:
-                video = Unusable(video.uid, path, video.bytes, f"{str(path)!r}: {error}; rename it")
+            made = temporary_path(path.with_name(f"{video.uid}.json")).name
+            if (more := len(os.fsencode(made)) - LONGEST) > 0:
+                video = Unusable(video.uid, path, video.bytes, f"{str(path)!r}: its name is too long for those of the "
+                                 f"files that are made of it; shorten it by {more} bytes")
             earlier = videos.setdefault(video.uid, video)
             if earlier is not video:
                 reason = f"{earlier.path} and {path.name} are both video {video.uid}: keep one of them"

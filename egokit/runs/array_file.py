@@ -4,6 +4,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+from egokit.config.access import file_exists
 from egokit.config.names import printable
 
 LONGEST_HEADER = 10_000  # bytes; NumPy's own bound
@@ -27,6 +28,7 @@ def read_array(path: Path, fix: str, expected: Callable = is_plain):
         OSError: it can't be opened.
     """
     import numpy as np
+    file_exists(path)
     try:
         with open(path, "rb") as file:
             shape, order, found = _header(file, path.stat().st_size, expected)
@@ -44,6 +46,7 @@ def read_arrays(path: Path, fix: str) -> dict:
     Raises:
         ValueError, OSError: as `read_array`.
     """
+    file_exists(path)
     with open(path, "rb") as file:
         try:
             return _members(file, path.stat().st_size)

@@ -1,6 +1,7 @@
 """What an error of the file system says to a user: which file, why, and what to do."""
 import errno
 import os
+import re
 import shutil
 import socket
 from pathlib import Path
@@ -19,6 +20,8 @@ def explained(error: Exception) -> Exception:
         access.exists(getattr(error, "filename", None) or os.curdir)
     except PermissionError as explanation:
         return explanation
+    except (OSError, ValueError, TypeError):  # its file can't be looked at: a name that is too long, or a descriptor
+        return error
     return error
 
 
@@ -38,5 +41,10 @@ def full_disk(error: OSError, folder: Path | None = None) -> OSError:
 
 def written(path: Path) -> Path:
     """Return the file that this process writes by way of a path with a temporary name (files.temporary_path)."""
-    return Path(*(part[1:].rpartition(f".{socket.gethostname()}-")[0] + part.rpartition(".part")[2]
+    return Path(*(part[1:].rpartition(f".{socket.gethostname()}")[0] + part.rpartition(".part")[2]
                   if TEMPORARY.fullmatch(part) else part for part in path.parts))
+
+
+def shortened(line: str) -> str:
+    """Return an error's line cut at 100 characters, without what is before its reason: folders and modules."""
+    return re.sub(r"(?<![^\s'\"(=])/\S*/(?=[^\s/])", "", re.sub(r"^(\w+\.)+(?=\w+: )", "", line))[:100]

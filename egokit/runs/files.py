@@ -31,16 +31,25 @@ def temporary_path(path: Path) -> Path:
 
     The name is unique among the threads, processes and machines that share the folder.
     """
-    return path.with_name(f".{path.stem}.{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}.part{path.suffix}")
+    return path.with_name(f".{path.stem}.{_processes()}-{os.getpid()}-{secrets.token_hex(4)}.part{path.suffix}")
+
+
+@functools.cache
+def _processes() -> str:
+    """Return a name of the processes that are seen from here: of the machine, and in a container of the container."""
+    with contextlib.suppress(OSError):
+        return f"{socket.gethostname()}+{os.stat('/proc/self/ns/pid').st_ino:x}"
+    return socket.gethostname()
 
 
 def is_abandoned(part: Path) -> bool:
     """Return whether the process that made the temporary file or folder `part` is gone.
 
-    For a `temporary_path` of another machine, whose processes cannot be seen from here, it must be a day old.
+    For a `temporary_path` of another machine, container or user, whose processes may not be seen from here, it must be
+    a day old.
     """
     made_by, process, _ = part.name.rpartition(".part")[0].rsplit("-", 2)
-    if made_by.endswith(f".{socket.gethostname()}"):
+    if made_by.endswith(f".{_processes()}") and part.lstat().st_uid == os.geteuid():
         return not Path("/proc", process).exists()
     return time.time() - part.lstat().st_mtime > 86400
 
@@ -201,9 +210,23 @@ def locked(folder: Path, busy: str = "") -> Iterator[None]:
     """
     with explain_permission():
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "lock").touch()
+        os.close(_open_lock(folder / "lock"))
     with lock_file(folder / "lock", busy):
         yield
+
+
+def _open_lock(path: Path) -> int:
+    """Open a lock file, which is created if it is missing, and neither emptied nor followed if it is something else.
+
+    Raises:
+        ConfigError: it is a link.
+    """
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise ConfigError(f"{path} is a link, and expected is a lock file: delete it") from None
 
 
 @contextlib.contextmanager
@@ -217,7 +240,7 @@ def lock_file(path: Path, busy: str = "", stop: threading.Event | None = None) -
         stop: when set, the wait ends without the lock.
     """
     stop = stop or threading.Event()
-    with open(path, "w") as lock:
+    with open(_open_lock(path), "rb", buffering=0) as lock:
         while not stop.is_set():
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -15,6 +15,7 @@ from egokit.config.build import ConfigError, comparable, flatten, marked
 from egokit.config.registry import TASKS, build_config, find
 from egokit.config.resolve import outputs_folder, project_root, read_yaml
 from egokit.runs.run_folder import AGAIN, Run
+from egokit.runs.shown_text import shown
 
 # fields of a section of metrics.json that are read here, and their types; all are there if "recipe" is
 FIELDS = {"recipe": dict, "action": str, "task": str, "toy": bool, "samples": int, "frames": int, "precision": str,
@@ -73,7 +74,7 @@ def read(outputs: Path | None = None) -> Ledger:
         try:
             entries += read_run(path)
         except (OSError, ValueError) as error:
-            left_out.append(f"left out: {error}")
+            left_out.append(shown(f"left out: {error}"))
     order = [result for _, result in registered()]
     entries.sort(key=lambda entry: order.index(entry.result) if entry.result in order else len(order))
     return Ledger(entries, left_out)

@@ -26,8 +26,9 @@ def parse_event(line: bytes) -> dict:
     """Return the event in a line of the log; raise ValueError if the line is damaged."""
     event = parse_json(line)
     check_fields(event, EVENT)
-    is_positioned = "steps" in event or event["kind"] in ("step", "validation", "extract")
-    for name, is_needed in (("step", is_positioned), ("epoch", "predictions" in event)):
+    is_plan = event["kind"] == "plan"
+    is_positioned = is_plan or "steps" in event or event["kind"] in ("step", "validation", "extract")
+    for name, is_needed in (("step", is_positioned), ("epoch", "predictions" in event), ("plan", is_plan)):
         if is_needed and name not in event:
             raise ValueError(f"{name!r} is missing, which is expected here")
     return event

@@ -7,13 +7,16 @@
 Whole files are written atomically: a reader never sees half of one, and a kill leaves the previous version. What the
 numbers mean is defined in tasks/.
 """
+import hashlib
 import json
 import math
 import os
+import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from egokit.config import trust
 from egokit.config.build import ConfigError
 from egokit.config.json_file import check_fields, read_json
 from egokit.runs.array_file import read_arrays
@@ -81,16 +84,24 @@ class Run:
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
 
+    def links(self) -> dict[Path, str]:
+        """Return the links in the folder that the user has not trusted, each with the hash to remember it by."""
+        found = {}
+        for folder, folders, files in os.walk(self.path):
+            for link in filter(os.path.islink, map(Path(folder).joinpath, (*folders, *files))):
+                leads = os.fsencode(link.absolute()) + b"\0" + os.fsencode(os.readlink(link))
+                found[link] = hashlib.sha256(leads).hexdigest()
+        return {link: sha256 for link, sha256 in found.items() if not trust.is_known(sha256)}
+
     def expect_no_links(self) -> None:
         """Raise ConfigError if something in the folder is a link: what the run writes would go elsewhere.
 
-        The folder itself may be one.
+        The folder itself may be one, and those that `egokit trust` was called for.
         """
-        for folder, folders, files in os.walk(self.path):
-            if link := next((name for name in (*folders, *files) if os.path.islink(os.path.join(folder, name))), None):
-                raise ConfigError(f"{os.path.join(folder, link)} is a link, and this run would write where it leads: "
-                                  "delete it, or put the file itself there. To keep runs elsewhere, set EGOKIT_OUTPUTS "
-                                  "or make the whole run folder a link")
+        if link := next(iter(self.links()), None):
+            raise ConfigError(f"{link} is a link, and this run would write where it leads, to {os.readlink(link)}. If "
+                              f"that is what you want, give the command: egokit trust {shlex.quote(str(self.path))}. "
+                              "Otherwise delete it")
 
     @property
     def checkpoints(self) -> Path:

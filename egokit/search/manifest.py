@@ -1,7 +1,7 @@
 """The manifest of an index folder: which videos it holds, and how they were read."""
 from pathlib import Path
 
-from egokit.config.json_file import COUNT, read_json
+from egokit.config.json_file import COUNT, LARGEST_LIST, read_json
 from egokit.config.names import check_name, check_path_within
 
 LINE = {"video": str, "name": str}
@@ -19,7 +19,7 @@ def read_manifest(folder: Path) -> dict:
         ValueError: it is damaged, or names something outside of its folder; the message says what to do.
     """
     path, fix = folder / "manifest.json", f"move {folder} away: the index is made again"
-    manifest = read_json(path, MANIFEST, fix) or {}
+    manifest = read_json(path, MANIFEST, fix, LARGEST_LIST) or {}
     if manifest.get("videos") and "dimension" not in manifest:
         raise ValueError(f"{path}: 'dimension' is missing, which is expected beside videos; {fix}")
     for kind in ("videos", "unreadable"):

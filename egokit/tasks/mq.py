@@ -15,7 +15,7 @@ from typing import ClassVar, Literal, get_args
 import numpy as np
 import torch
 
-from egokit.config.json_file import read_json
+from egokit.config.json_file import LARGEST_LIST, read_json
 from egokit.config.names import check_name
 from egokit.config.schema import Config, Count, Positive, TaskConfig
 from egokit.data import annotation_json
@@ -33,6 +33,7 @@ from egokit.tasks.windows import Windows, embed_windows, read_damage, write_dama
 from egokit.train import distributed
 
 Format = Literal["pt", "npy"]
+MANIFEST = {"format": str, "clips": [{"clip_uid": str, "split": str, "start": float, "stop": float}]}
 
 
 class ClipWindows(Windows):
@@ -208,7 +209,7 @@ def delete_outdated(run: Run, folder: Path, clips: list[dict], suffix: str) -> l
     """
     path = run.path / "clips.json"
     current = {clip["clip_uid"]: [clip["video_uid"], clip["start"], clip["stop"]] for clip in clips}
-    recorded = read_json(path, {...: list}, "delete it: all features are made again") or {}
+    recorded = read_json(path, {...: list}, "delete it: all features are made again", LARGEST_LIST) or {}
     made = sorted(file.stem for file in folder.glob(f"[!.]*.{suffix}"))
     changed = [uid for uid in made if uid in current and recorded.get(uid) != current[uid]]
     unlisted = [uid for uid in made if uid not in current]
@@ -244,10 +245,12 @@ def read_manifest(run: Run) -> dict:
         ValueError: it is damaged; the message names it.
     """
     path, fix = run.path / "features" / "manifest.json", "delete it and extract the features again"
-    manifest = read_json(path, {"format": str, "clips": [{"clip_uid": str}]}, fix)
+    manifest = read_json(path, MANIFEST, fix, LARGEST_LIST)
     if manifest is None:
         raise FileNotFoundError(f"{path} is missing: the run has no features; extract them")
     try:
+        if not manifest["clips"]:
+            raise ValueError("'clips' is empty, expected at least one")
         if manifest["format"] not in get_args(Format):
             raise ValueError(f"format {manifest['format']!r:.80}: expected {' or '.join(get_args(Format))}")
         for clip in manifest["clips"]:
@@ -268,13 +271,11 @@ def stored(path: Path) -> np.ndarray:
         feature = read_array(path, fix)
     else:
         try:
-            with open(path, "rb") as file:  # before PyTorch's reader, which follows all that is in a pickle
-                shape = tensor_file.open_lazily(file).size
-            feature = torch.load(path, mmap=True, weights_only=True).numpy().reshape(shape)
+            feature = tensor_file.map_tensor(path)
         except (FileNotFoundError, PermissionError):
             raise
         except Exception as error:  # torch and zipfile raise errors of a dozen kinds
             raise ValueError(f"{path}: no whole file of features ({type(error).__name__}); {fix}") from None
-    if feature.ndim != 2 or feature.dtype.kind != "f":
+    if feature.ndim != 2 or not feature.size or feature.dtype.kind != "f":
         raise ValueError(f"{path}: {feature.dtype} of shape {feature.shape}, expected (features, dimension); {fix}")
     return feature

@@ -27,7 +27,8 @@ from egokit.train.preemption import StopSignal
 from egokit.train.step import Objective
 
 KEPT_CHECKPOINTS = 2  # of steps, on disk
-LATER_KEYS = {"bad", "bad_in_epoch", "seconds", "world_size"}  # that checkpoints of earlier versions lack
+STATE = {"state_dict": dict, "optimizer": dict, "scaler": dict, "step": int, "validated": int, "skipped": int,
+         "recipe": dict, "best": (dict, type(None))}  # of a training, in its checkpoints; earlier versions had no more
 
 
 class TrainingError(RuntimeError):
@@ -91,7 +92,6 @@ class Trainer:
             yield from training_batches(len(self.dataset), self.config.train.batch_size, epoch, self.config.seed,
                                         distributed.rank(), distributed.world_size(), first)
 
-    # checkpoints
     def content(self) -> dict:
         """Return what a step's checkpoint holds beside the weights."""
         return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(), "step": self.step,
@@ -113,21 +113,21 @@ class Trainer:
 
     def resume(self) -> None:
         """Go on from the run's newest whole checkpoint, if there is one; it must be of the same recipe."""
-        content = self.content()
-        found = checkpoints.read_newest(self.run.checkpoints, content.keys() - LATER_KEYS)
+        found = checkpoints.read_newest(self.run.checkpoints, STATE)
         if distributed.rank() == 0:
             for part in self.run.checkpoints.glob(".*.part.pt"):  # left by a kill in the middle of a write
                 part.unlink()
         if found is None:
             return self.truncate_log()
         path, saved, damaged = found
-        if saved["recipe"] != content["recipe"]:
-            raise TrainingError(f"{path} belongs to another recipe ({saved['recipe']}, now {content['recipe']}): "
+        if saved["recipe"] != (recipe := self.content()["recipe"]):
+            raise TrainingError(f"{path} belongs to another recipe ({saved['recipe']}, now {recipe}): "
                                 "choose another run name, or delete the run's folder to start again")
         weights.check(self.model, saved["state_dict"], [], path)
-        self.model.load_state_dict(saved["state_dict"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.scaler.load_state_dict(saved["scaler"])
+        with checkpoints.restoring(path):
+            self.model.load_state_dict(saved["state_dict"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.scaler.load_state_dict(saved["scaler"])
         self.step, self.best, self.skipped = saved["step"], saved["best"], saved["skipped"]
         self.validated = saved["validated"]
         self.bad, self.bad_in_epoch = saved.get("bad", 0), saved.get("bad_in_epoch", 0)
@@ -138,9 +138,9 @@ class Trainer:
         self.truncate_log()
 
     def truncate_log(self) -> None:
-        """Drop the events that were logged after the checkpoint: they will be logged again."""
+        """Drop the events that were logged after the checkpoint, as they will be again; one without a step stays."""
         if distributed.rank() == 0:
-            self.run.truncate_log(lambda event: event["step"] <= (
+            self.run.truncate_log(lambda event: event.get("step", 0) <= (
                 self.validated if event["kind"] == "validation" else self.step))
 
     def fit(self) -> dict[str, float]:
