@@ -12,6 +12,7 @@ from egokit.config.names import check_path_within, printable
 from egokit.config.resolve import outputs_folder
 from egokit.jobs import devices, status
 from egokit.jobs.handle import Handle
+from egokit.runs.explain import shortened
 from egokit.runs.run_folder import DEVICES, FAILED_NOTEBOOK, NOTEBOOK, Run
 
 SCORES = ("ensemble_intra", "mAP")  # in %; of runs that don't record which metric is their "score"
@@ -86,7 +87,7 @@ def notebook_failure(folder: Path) -> str:
     """
     lines = status.read_tail(folder / "notebook.log").splitlines()
     last = next((line for line in reversed(lines) if f" {folder.parent.name}.ipynb" in line), "")
-    return status.shortened(last[last.index(folder.parent.name):]) if f"{folder.parent.name}.ipynb, " in last else ""
+    return shortened(last[last.index(folder.parent.name):]) if f"{folder.parent.name}.ipynb, " in last else ""
 
 
 def job_rows(outputs: str | Path | None = None) -> list[JobRow]:

@@ -18,6 +18,7 @@ from egokit.config.build import ConfigError
 from egokit.config.json_file import COUNT, read_json
 from egokit.config.names import printable
 from egokit.jobs.requeue import STARTED, TRACEBACK, last_error, lost_peer
+from egokit.runs.explain import shortened
 
 # in any other state that squeue lists, a job has a node
 PENDING_STATES = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
@@ -278,13 +279,7 @@ def error_message(folder: Path, lines: int = 6) -> str:
 def failure_reason(folder: Path) -> str:
     """Return the line that says best why a job ended, short; of a silent end, with the log's name."""
     message, log = ending(folder, 6)
-    return f"{SILENT}: {Path(*log.parts[-4:])}" if message[0] == SILENT else shortened(message[0])
-
-
-def shortened(line: str) -> str:
-    """Return an error's line cut at 100 characters, without what is before its reason: folders and modules."""
-    line = re.sub(r"^(\w+\.)+(?=\w+: )", "", RANK.sub("", line))
-    return re.sub(r"(?<![^\s'\"(=])/\S*/(?=[^\s/])", "", line)[:100]
+    return f"{SILENT}: {Path(*log.parts[-4:])}" if message[0] == SILENT else shortened(RANK.sub("", message[0]))
 
 
 def cancel(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """What an error of the file system says to a user: which file, why, and what to do."""
 import errno
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -41,3 +42,8 @@ def written(path: Path) -> Path:
     """Return the file that this process writes by way of a path with a temporary name (files.temporary_path)."""
     return Path(*(part[1:].rpartition(f".{processes()}-")[0] + part.rpartition(".part")[2]
                   if TEMPORARY.fullmatch(part) else part for part in path.parts))
+
+
+def shortened(line: str) -> str:
+    """Return an error's line cut at 100 characters, without what is before its reason: folders and modules."""
+    return re.sub(r"(?<![^\s'\"(=])/\S*/(?=[^\s/])", "", re.sub(r"^(\w+\.)+(?=\w+: )", "", line))[:100]
