@@ -110,6 +110,9 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         _restore_rights(temporary)
         os.replace(temporary, path)
         _to_disk(path.parent)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a failing write names none
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
