@@ -146,6 +146,10 @@ def test_a_link_of_ones_own_may_be_trusted(tmp_path, monkeypatch, capsys):
     cli.main(["trust", str(run.path)])
     assert f"checkpoints: may be followed, to {tmp_path / 'scratch'}" in capsys.readouterr().out
     run.expect_no_links()
+    left = run.path / "jobs/train/submitit/.submission_file_0a.sh"
+    left.parent.mkdir(parents=True)
+    left.symlink_to(left.parent / "gone.sh")  # as submitit leaves them
+    run.expect_no_links()
     (run.path / "checkpoints").unlink()
     (run.path / "checkpoints").symlink_to(tmp_path)
     with pytest.raises(ConfigError, match="checkpoints is a link"):

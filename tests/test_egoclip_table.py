@@ -15,6 +15,7 @@ from conftest import ROOT
 
 from egokit.data import egoclip_table
 from egokit.data.egoclip_table import COLUMNS, NOUNS, VERBS, EgoClipTable
+from egokit.runs import files
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import egoclip_table as benchmark
@@ -184,7 +185,7 @@ def test_a_damaged_cache_is_built_anew(small):
 
 
 def test_what_a_killed_build_left_is_removed(small):
-    nobody = f"{os.uname().nodename}-{2**22 + 1}"  # above the largest process id
+    nobody = f"{files.processes()}-{2**22 + 1}"  # above the largest process id
     small.with_name(f"..egoclip.csv.{nobody}-0badcafe.part.cache").write_bytes(b"half of it")
     opened(small, len(BAD))
     assert sorted(path.name for path in small.parent.iterdir()) == [".egoclip.csv.cache", "egoclip.csv"]

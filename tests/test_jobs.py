@@ -56,7 +56,7 @@ def test_a_handle_follows_its_job(cluster, tmp_path):
     (handle.folder / "submitit/3_1_log.err").write_text(
         "Traceback (most recent call last):\n  File\n[rank1]: egokit.train.loop.TrainingError: no\n"
         "srun: Force Terminated StepId=3.0\n")
-    assert handle.status() == ("failed", "[rank1]: egokit.train.loop.TrainingError: no")
+    assert handle.status() == ("failed", "TrainingError: no")
     run.write_metrics("pretrain", {"finished": True})
     assert handle.status() == ("finished", "")
 
@@ -74,7 +74,7 @@ def test_the_last_attempt_says_why_a_job_failed(tmp_path):
     for rank, text in enumerate((OWN.replace("second", "first") + LOST, LOST + OWN, LOST + LOST)):
         (handle.folder / f"submitit/3_{rank}_log.err").write_text(f"starts\n{text}srun: error\n")
     assert handle.log_tail(2).splitlines()[1] == "[rank1]: ValueError: of the second attempt"
-    assert status.failure_reason(handle.folder) == "[rank1]: ValueError: of the second attempt"
+    assert status.failure_reason(handle.folder) == "ValueError: of the second attempt"
     ranks = LOST.replace("\n", "\n[rank0]: ")
     assert [requeue.last_error(text) for text in ("none", OWN + "x\n" + LOST, "x\n" + ranks)] == ["", LOST, ranks]
 

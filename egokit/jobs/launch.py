@@ -221,8 +221,9 @@ def start_work(folder: Path, spec: dict, launch: LaunchConfig, keep_code: bool =
     shutil.rmtree(folder / "failures", ignore_errors=True)
     if (folder / "submitit").is_symlink():
         (folder / "submitit").unlink()
-    for left in [*folder.glob("submitit/*.pkl"), *folder.glob("meeting-*")]:
-        if not left.is_dir():
+    links = filter(Path.is_symlink, folder.glob("submitit/*"))  # submitit's own, and others that lead logs elsewhere
+    for left in [*links, *folder.glob("submitit/*.pkl"), *folder.glob("meeting-*")]:
+        if left.is_symlink() or left.is_file():
             left.unlink()  # a job of the same id would load it, or meet whom it names
     earlier = spec_path.read_text() if spec_path.exists() else ""
     write_text(spec_path, json.dumps(spec, indent=1))

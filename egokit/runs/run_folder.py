@@ -85,10 +85,14 @@ class Run:
         return f"Run({str(self.path)!r})"
 
     def links(self) -> dict[Path, str]:
-        """Return the links in the folder that the user has not trusted, each with the hash to remember it by."""
+        """Return the links in the folder that the user has not trusted, each with the hash to remember it by.
+
+        submitit leaves links in its folder of a job, which are removed before the next job starts.
+        """
         found = {}
         for folder, folders, files in os.walk(self.path):
-            for link in filter(os.path.islink, map(Path(folder).joinpath, (*folders, *files))):
+            for link in filter(os.path.islink, map(Path(folder).joinpath, (*folders, *files))
+                               if Path(folder).name != "submitit" else ()):
                 leads = os.fsencode(link.absolute()) + b"\0" + os.fsencode(os.readlink(link))
                 found[link] = hashlib.sha256(leads).hexdigest()
         return {link: sha256 for link, sha256 in found.items() if not trust.is_known(sha256)}
