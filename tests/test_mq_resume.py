@@ -12,6 +12,7 @@ import egokit
 from egokit import tasks
 from egokit.data.video import open_video
 from egokit.jobs import status
+from egokit.runs.files import processes
 from egokit.runs.run_folder import Run
 from egokit.tasks import mq
 
@@ -102,7 +103,7 @@ def test_killed_and_shared_out_the_files_are_the_same(checkpoint, resolve, tmp_p
         time.sleep(0.05)
     assert len([*run.path.glob("features/[!.]*.pt")]) < len(tasks.make(config).clips())
     # as if a process had been killed while it wrote a file
-    (run.path / "features" / f".left.{os.uname().nodename}-999999999-00000000.part.pt").touch()
+    (run.path / "features" / f".left.{processes()}-999999999-00000000.part.pt").touch()
     changed = resolve(RECIPE, "data.limit=0 task.features_per_second=1", run="random")
     with pytest.raises(egokit.ConfigError, match=r"other parameters \(task.features_per_second"):
         egokit.submit(changed, run, "extract", "features")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from egokit import toy
-from egokit.runs import files
+from egokit.runs.files import processes
 from egokit.toy import frame_number, schedule, videos, words
 
 SEED = 3
@@ -152,7 +152,7 @@ def test_make_is_idempotent_resumable_and_particular(root, tmp_path):
     (copy / "toy.unfinished.json").write_text(json.dumps(arguments))
     kept, *_, lost = [path for path in sorted(copy.rglob("*")) if path.suffix.lower() == ".mp4"]
     lost.unlink()
-    nobody = f"{files.processes()}-{2**22 + 1}"  # above the largest process id
+    nobody = f"{processes()}-{2**22 + 1}"  # above the largest process id
     lost.with_name(f".{lost.stem}.{nobody}-0badcafe.part{lost.suffix}").write_bytes(b"torn")
     modified = kept.stat().st_mtime_ns
     with pytest.raises(ValueError, match="unfinished"):
