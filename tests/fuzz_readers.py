@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute  # what a reader imports at its first use is no sign of a file's doing
+import pyarrow.csv  # noqa: F401
 from annotation_files import FILES
 
 from egokit import tasks

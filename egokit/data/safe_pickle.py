@@ -15,7 +15,7 @@ from collections.abc import Callable
 from egokit.data.plain_data import SIMPLE, Containers, Dropped, Maker, Refused, kind_of, make_dict, make_set
 
 STEPS = 5_000_000
-MADE = 1_000_000  # values or bytes that calls may make, and as many again as the file has bytes
+GIVEN = 1_000_000  # values or bytes that calls may be given, and as many again as the file has bytes
 
 
 class _Bounded:
@@ -47,7 +47,7 @@ class SafeUnpickler:
         self.memo: dict[int, object] = {}
         self.names: dict[str, object] = {}
         self.containers = Containers()
-        self.made, self.may_make = 0, end + MADE
+        self.given, self.may_be_given = 0, end + GIVEN
 
     # What a subclass decides
 
@@ -137,10 +137,10 @@ class SafeUnpickler:
             return function
         if not isinstance(function, Maker) or type(arguments) is not tuple:
             raise Refused(f"it calls {kind_of(function)}")
+        self.given += sum(len(argument) for argument in arguments if hasattr(argument, "__len__"))
+        if self.given > self.may_be_given:  # the same ones again and again, of which each call makes something new
+            raise Refused("its calls are given more than the file holds")
         made = function.make(*arguments)
-        self.made += len(made) if hasattr(made, "__len__") else 1
-        if self.made > self.may_make:
-            raise Refused("its calls make more than the file holds")
         if type(made) in SIMPLE:
             return made
         return made if made in self.containers else self.containers.put(made, arguments)
