@@ -29,14 +29,14 @@ def parse_json(text: str | bytes):
         ValueError: it is not JSON, nested too deeply, or has too many lists and objects; the message is one line, and
             names no file.
     """
-    if sum(map(text.count, "[{" if isinstance(text, str) else b"[{")) > MOST:
+    brackets = sum(map(text.count, "[{" if isinstance(text, str) else b"[{"))
+    if brackets > MOST:
         raise ValueError(f"more than {MOST:,} lists and objects, expected fewer")
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON, {error}") from None
-    marks = (b"[", b"{") if isinstance(text, bytes) else ("[", "{")
-    if sum(map(text.count, marks)) <= DEEPEST:  # most texts
+    if brackets <= DEEPEST:  # most texts
         return value
     level = [value]
     for _ in range(DEEPEST):

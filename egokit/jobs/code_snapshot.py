@@ -69,7 +69,7 @@ def expect_own_folders(folder: Path) -> None:
         facts = path.stat()
         if facts.st_mode & stat.S_IWOTH and not facts.st_mode & stat.S_ISVTX:
             content, mend = "may be written by everybody", f"give the command chmod o-w {shlex.quote(str(path))}"
-        elif facts.st_uid not in (0, os.geteuid(), _owner_of_new_files(path)):
+        elif facts.st_uid not in (0, os.geteuid()) and facts.st_uid != _owner_of_new_files(path):
             content, mend = f"belongs to user {user_name(facts.st_uid)}", "choose another run name, or copy the run"
         else:
             continue

@@ -4,7 +4,6 @@ tensor_file.py knows the file formats; weights.py the key names and models.
 """
 import contextlib
 import copy
-import hashlib
 import json
 import re
 import shutil
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from egokit.config.access import exists
 from egokit.model import tensor_file
-from egokit.runs.files import atomic_path
+from egokit.runs.files import atomic_path, file_sha256
 from egokit.runs.shown_text import shown
 
 FORMAT = "egokit-1"
@@ -249,5 +248,4 @@ def _save_safetensors(content: dict, path: Path) -> None:
 
 def fingerprint(path: str | Path) -> str:
     """Return 12 hex digits of a file's SHA-256, which name a checkpoint in metrics.json."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+    return file_sha256(path)[:12]

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import fcntl
 import functools
+import hashlib
 import os
 import re
 import secrets
@@ -192,6 +193,12 @@ def _restore_rights(path: Path) -> None:
     probe.touch()
     path.chmod(stat.S_IMODE(probe.stat().st_mode))
     probe.unlink()
+
+
+def file_sha256(path: str | os.PathLike) -> str:
+    """Return the SHA-256 of a file's content, 64 hex digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

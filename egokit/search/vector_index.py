@@ -9,7 +9,6 @@ What a clip is and where its vector comes from is not known here.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import numpy as np
 from egokit.config import trust
 from egokit.config.json_file import COUNT, read_json
 from egokit.runs.array_file import read_array
-from egokit.runs.files import atomic_folder, atomic_path, write_text
+from egokit.runs.files import atomic_folder, atomic_path, file_sha256, write_text
 
 EXACT = 1 << 28      # bytes searched exactly, in some tenths of a second: 32,000 clips of 4096 numbers; above, by faiss
 BLOCK = 32 << 20     # bytes read at once
@@ -158,7 +157,8 @@ class VectorIndex:
         faiss follows what is in its file, so that one of others is not opened: all clips are compared then.
         """
         if self._faiss_index is None and (self.folder / "approximate/files.json").exists() and not self._foreign:
-            self._foreign = not trust.is_known(sha256(self.folder / "approximate/index.faiss"))
+            path = self.folder / "approximate/index.faiss"
+            self._foreign = not (path.is_file() and trust.is_known(file_sha256(path)))
             if self._foreign:
                 print(f"{self.folder / 'approximate'} was not made by this user's egokit, or is damaged, and is not "
                       f"used: all clips are compared. To have it made again, delete {self.folder / 'manifest.json'}",
@@ -207,7 +207,7 @@ class VectorIndex:
             np.save(temporary / "reduce.npy", reduce_DE)
             write_text(temporary / "files.json", json.dumps({"names": self.names, "first": self.first.tolist()}))
             with contextlib.suppress(OSError, RuntimeError):  # no place for it: the index is not used, which is said
-                trust.remember(sha256(temporary / "index.faiss"))
+                trust.remember(file_sha256(temporary / "index.faiss"))
         self._faiss_index, self._foreign = None, False
 
     def directions(self, share: int) -> np.ndarray:
@@ -258,14 +258,6 @@ class FaissIndex:
         number_QC = self.index.search(query_QE @ self.reduce_DE.T, min(count, self.index.ntotal))[1]
         moved_QC = self.moved[np.searchsorted(self.first, number_QC, side="right") - 1]
         return np.where((number_QC < 0) | (moved_QC == GONE), -1, number_QC + moved_QC)
-
-
-def sha256(path: Path) -> str:
-    """Return the hash of a file, "" if it is none."""
-    if not path.is_file():
-        return ""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def highest(count: int, cosines: tuple[np.ndarray, ...], numbers: tuple[np.ndarray, ...]
