@@ -118,7 +118,8 @@ def test_two_jobs_take_two_gpus_as_long_as_both_live(machine, tmp_path, monkeypa
     """
     folder = tmp_path / "outputs/05_egomcq/mine/jobs/egomcq"
     (tmp_path / "submitit").mkdir()
-    (tmp_path / "submitit/local.py").write_text("import time; time.sleep(60)")
+    (tmp_path / "submitit/__init__.py").touch()  # without it Python takes the installed package, which ends at once
+    (tmp_path / "submitit/local.py").write_text("import time; time.sleep(300)")
     specs = {folder: {"gpus": UUIDS[:1]}, tmp_path / "list": [], tmp_path / "word": {"gpus": 3}, tmp_path / "none": {}}
     with devices.choose_gpus(LaunchConfig()) as first:
         processes = [subprocess.Popen([sys.executable, "-m", "submitit.local", f"{job}/submitit"], cwd=tmp_path,
