@@ -10,7 +10,8 @@ from conftest import MODEL, ROOT
 from training import run_of
 
 from egokit.config.schema import ModelConfig
-from egokit.model.egovlp import EgoVLP, autocast
+from egokit.model.egovlp import EgoVLP
+from egokit.model.precision import autocast
 from egokit.runs.run_folder import Run
 
 

@@ -206,7 +206,7 @@ def test_out_of_memory_says_what_would_fit(resolve, run, monkeypatch):
     task = tasks.make(config)
     monkeypatch.setattr(type(task), "loss", full)
     message = (r"step 1: out of GPU memory.*of at most 6 \(train.micro_batch=6\) don't fit: "
-               r"set train.micro_batch=3, or model.checkpointing=true;")
+               r"set train.micro_batch=3, or model.checkpointing=full;")
     with pytest.raises(loop.TrainingError, match=message):
         loop.train(config, task, run, "pretrain", CPU)
     single = resolve(overrides=f"{MODEL} model.checkpointing=true train.batch_size=1")

@@ -12,7 +12,8 @@ from golden_inputs import draw, release, release_state, weight
 import egokit
 from egokit.config.schema import ModelConfig
 from egokit.model import cpu_fast_paths, video_encoder, weights
-from egokit.model.egovlp import EgoVLP, autocast
+from egokit.model.egovlp import EgoVLP
+from egokit.model.precision import autocast
 from egokit.model.released_keys import rename
 
 sys.path.insert(0, str(ROOT / "benchmarks"))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from egokit.config.schema import EvaluateConfig, ModelConfig
 from egokit.data.video.transforms import normalise
-from egokit.model.egovlp import autocast
+from egokit.model.precision import autocast
 
 
 def encode() -> None:

@@ -8,7 +8,7 @@ evaluation's numbers depend on it, or Local if no numbers do; (3) read it where 
 """
 import re
 import unicodedata
-from dataclasses import field
+from dataclasses import field, replace
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, StrictBool
@@ -66,6 +66,10 @@ Positive, NotNegative, Share = number(float, gt=0), number(float, ge=0), number(
 # of a network, far above any: a checkpoint's own record of its shape, too, is bounded before anything is built
 Dimension, Depth = number(int, ge=1, le=1_000_000), number(int, ge=1, le=256)
 Vocabulary, Ratio = number(int, ge=0, le=100_000_000), number(float, gt=0, le=1000)
+# earlier versions knew true and false
+Recomputed = Annotated[Literal["none", "full"],
+                       BeforeValidator(lambda value: {False: "none", True: "full"}.get(value, value)
+                                       if isinstance(value, bool) else value)]
 TextLength = number(int, ge=3)   # the start token, one word and the end token
 
 
@@ -99,7 +103,14 @@ class ModelConfig(Section):
     projection: str = "mlp4096"    # head into the shared space: mlp<dim> or linear<dim>
     time_init: Literal["released", "zero_output"] = "released"  # start of time attention: released (never learns) or
                                                                 # zero_output (learns)
-    checkpointing: Local[StrictBool] = False  # recompute blocks in the backward pass where it saves most memory; slower
+    checkpointing: Local[Recomputed] = "none"  # what the backward pass computes again to save memory: none, or full
+                                   # (blocks, where it saves most; slower)
+    attention: Local[Literal["auto", "sdpa"]] = "auto"  # divided attention's kernels
+
+
+    def computed_as(self, settings: "ModelConfig") -> "ModelConfig":
+        """Return this shape with the settings of another that say how a model computes, not what."""
+        return replace(self, checkpointing=settings.checkpointing, attention=settings.attention)
 
 
 class DataConfig(Section):

@@ -9,9 +9,7 @@ Shapes: B pairs, T frames, S = 1 + T*N video tokens, L text tokens, D width, E e
 
 Source: EgoVLPv2 (ICCV 2023), section 3.
 """
-import contextlib
 import re
-from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -28,19 +26,8 @@ from egokit.model.input_checks import (
     of_few_lengths,
 )
 from egokit.model.layers import Linear, init_std
-from egokit.model.precision import float32_products
 from egokit.model.text_encoder import TextEncoder, additive_mask
 from egokit.model.video_encoder import VideoEncoder
-
-HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
-
-
-@contextlib.contextmanager
-def autocast(device: torch.device, precision: str) -> Iterator[None]:
-    """Compute in mixed precision (fp16, bf16), in float32 (fp32) or in TensorFloat-32 (tf32)."""
-    with (float32_products(device, tf32=precision == "tf32"),
-          torch.autocast(device.type, HALF.get(precision), enabled=precision in HALF)):
-        yield
 
 
 class EgoVLP(nn.Module):
@@ -90,6 +77,10 @@ class EgoVLP(nn.Module):
     def embed_dim(self) -> int:
         """E, the dimension of the dual encoder's embeddings."""
         return self.video_projection[-1].out_features
+
+    def compute_as(self, settings: ModelConfig) -> None:
+        """Take over the settings that say how the model computes; they leave its shape and weights as they are."""
+        self.config = self.video.config = self.text.config = self.config.computed_as(settings)
 
     @property
     def num_unfused(self) -> int:

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 
 import torch
 
+HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
 
 @contextlib.contextmanager
 def float32_products(device, tf32: bool) -> Iterator[None]:
@@ -48,4 +50,12 @@ def deterministic(wanted: bool) -> Iterator[None]:
         torch.backends.cuda.enable_cudnn_sdp(False)
         restored.callback(setattr, torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
         torch.backends.cudnn.benchmark = False
+        yield
+
+
+@contextlib.contextmanager
+def autocast(device: torch.device, precision: str) -> Iterator[None]:
+    """Compute in mixed precision (fp16, bf16), in float32 (fp32) or in TensorFloat-32 (tf32)."""
+    with (float32_products(device, tf32=precision == "tf32"),
+          torch.autocast(device.type, HALF.get(precision), enabled=precision in HALF)):
         yield

@@ -120,7 +120,7 @@ class TextEncoder(nn.Module):
 
         A layer that reads no video is never recomputed: its few tokens need little memory.
         """
-        if video_BSD is not None and self.config.checkpointing and self.training:
+        if video_BSD is not None and self.config.checkpointing != "none" and self.training:
             return checkpoint(layer, x_BLD, mask_B11L, video_BSD, first_only, use_reentrant=False,
                               preserve_rng_state=self.config.dropout > 0)
         return layer(x_BLD, mask_B11L, video_BSD, first_only)

@@ -187,7 +187,7 @@ class VideoEncoder(nn.Module):
     def run_block(self, block: Block, x_BSD: Tensor, frames: int, text_BLD: Tensor | None = None,
                   mask_B11L: Tensor | None = None, cls_only: bool = False) -> Tensor:
         """Return `block`'s output, which the backward pass recomputes if the config says so."""
-        if not (self.config.checkpointing and self.training):
+        if self.config.checkpointing == "none" or not self.training:
             return block(x_BSD, frames, text_BLD, mask_B11L, cls_only)
 
         def recomputed(x_BSD: Tensor, text_BLD: Tensor | None = None, mask_B11L: Tensor | None = None) -> Tensor:

@@ -117,7 +117,7 @@ def load(path: str | Path, frames: int | None = None, tokenizer: str | None = No
     tokenizer = tokenizer or (record["tokenizer"] if record else "roberta-base")
     try:
         with torch.device("meta"), _SkipInit():
-            model = EgoVLP(dataclasses.replace(config, checkpointing=False), tokenizer)
+            model = EgoVLP(config.computed_as(ModelConfig()), tokenizer)
     except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
         raise WeightsError(f"{path}: no model can have the shape that it tells ({str(error).splitlines()[0][:150]}); "
                            "expected an egokit or a released checkpoint") from error

@@ -19,7 +19,7 @@ from egokit.config.schema import Config
 from egokit.data.video.open_video import VideoError
 from egokit.data.video.transforms import normalise
 from egokit.jobs import launch
-from egokit.model.egovlp import autocast
+from egokit.model.precision import autocast
 from egokit.runs.run_folder import Run
 from egokit.search import index_task
 from egokit.tasks.windows import reason

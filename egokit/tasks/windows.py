@@ -16,7 +16,7 @@ from egokit.data.loader import Samples, build_loader, move_to_device
 from egokit.data.video import open_video
 from egokit.data.video.timeline import VideoError, advice
 from egokit.data.video.transforms import normalise
-from egokit.model.egovlp import autocast
+from egokit.model.precision import autocast
 from egokit.runs.files import write_text
 from egokit.runs.run_folder import Run
 from egokit.tasks.base import Task

@@ -58,7 +58,7 @@ def what_would_fit(config: Config, processes: int) -> str:
     # micro-batches help a share of one sample, too: its passes then run one after the other
     smaller = plan.micro_batch // 2 or int(not config.train.micro_batch)
     settings = [f"train.micro_batch={smaller}"] if smaller else []
-    settings += [] if config.model.checkpointing else ["model.checkpointing=true"]
+    settings += ["model.checkpointing=full"] if config.model.checkpointing == "none" else []
     advice = (f"set {', or '.join(settings)}" if settings else
               "use more processes (launch.tasks_per_node), or a GPU with more memory")
     return (f"{plan} (train.micro_batch={config.train.micro_batch}) don't fit: {advice}; "

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from egokit.data.loader import build_loader, evaluation_batches, move_to_device
-from egokit.model.egovlp import autocast, embed_texts
+from egokit.model.egovlp import embed_texts
+from egokit.model.precision import autocast
 from egokit.train import distributed
 
 

@@ -47,8 +47,7 @@ def initial_model(config: Config, frames: int | None = None):
         if model.config.image_size != config.model.image_size:
             raise ValueError(f"{config.init} takes frames of {model.config.image_size} px, but model.image_size is "
                              f"{config.model.image_size}: set it to {model.config.image_size}")
-        model.config = dataclasses.replace(model.config, checkpointing=config.model.checkpointing)
-        model.video.config = model.text.config = model.config
+        model.compute_as(config.model)
         return model
     shape = dataclasses.replace(config.model, vocab_size=config.model.vocab_size or tokenizer.vocab_size)
     return weights.initialise(shape, config.site.tokenizer, config.seed, config.site.vit, config.site.roberta)

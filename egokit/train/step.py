@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from egokit.config.build import ConfigError
 from egokit.config.schema import Config
-from egokit.model.egovlp import autocast
-from egokit.model.precision import float32_products
+from egokit.model.precision import autocast, float32_products
 from egokit.train import distributed
 from egokit.train.batch_plan import plan_batch
 
