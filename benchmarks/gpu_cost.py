@@ -47,6 +47,7 @@ from train_step import Synthetic, Trainer, configured, synthetic_batch
 
 from egokit.config.schema import ModelConfig
 from egokit.data.loader import move_to_device
+from egokit.model import divided_attention  # noqa: F401 - PyTorch knows its operations from here on
 
 FLOPS, BYTES, REACHED = 650e12, 2.6e12, 0.4 * 800e12  # a second
 STAGES = ("embedding", "trunk", "MLM", "ITM")         # EgoClip.loss computes them by `in_parts`, in this order
@@ -58,6 +59,7 @@ LEAF = 2**62                                          # autograd nodes of leaves
 NO_KERNEL = {aten._unsafe_view, aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided,
              aten._local_scalar_dense}                # beside views
 ZEROS_FIRST = {aten.slice_backward, aten.select_backward, aten.constant_pad_nd}  # then the input is copied to a part
+OF_TWO = {torch.ops.egokit.divided_attention, torch.ops.egokit.divided_attention_backward}  # patches, then CLS
 OVERWRITES = {aten.copy_, aten.fill_, aten.zero_}     # do not read what their first tensor held
 
 
@@ -162,7 +164,7 @@ class Counter(fake_gpu.NoValues):
             written += inputs
         moved = sum(extent(x) for x in (*(inputs[1:] if packet in OVERWRITES else inputs), *written))
         flops = flop_registry[packet](*args, **kwargs, out_val=out) if packet in flop_registry else 0
-        cost = Cost(flops, 1, moved, max(flops / FLOPS, moved / BYTES))
+        cost = Cost(flops, 2 if packet in OF_TWO else 1, moved, max(flops / FLOPS, moved / BYTES))
         self.costs[self.part_now()] = part + cost
         self.operations[str(packet)] += cost
 

@@ -105,7 +105,9 @@ class ModelConfig(Section):
                                                                 # zero_output (learns)
     checkpointing: Local[Recomputed] = "none"  # what the backward pass computes again to save memory: none, or full
                                    # (blocks, where it saves most; slower)
-    attention: Local[Literal["auto", "sdpa"]] = "auto"  # divided attention's kernels
+    attention: Local[Literal["auto", "sdpa", "triton"]] = "auto"  # divided attention on GPUs: by PyTorch's kernels
+                                   # (sdpa), or by egokit's own without copies (triton); auto is sdpa until a GPU has
+                                   # measured both. CPUs have a path of their own
 
 
     def computed_as(self, settings: "ModelConfig") -> "ModelConfig":

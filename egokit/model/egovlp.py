@@ -80,7 +80,8 @@ class EgoVLP(nn.Module):
 
     def compute_as(self, settings: ModelConfig) -> None:
         """Take over the settings that say how the model computes; they leave its shape and weights as they are."""
-        self.config = self.video.config = self.text.config = self.config.computed_as(settings)
+        self.config = self.text.config = self.config.computed_as(settings)
+        self.video.compute_as(self.config)
 
     @property
     def num_unfused(self) -> int:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from egokit.config.build import ConfigError
 from egokit.config.schema import ModelConfig
 from egokit.model.cpu_fast_paths import recompute_in_parts
 from egokit.model.layers import NORM_EPS, Linear, attend, init_std, merge_heads, multi_head_attention, split_heads
@@ -38,7 +39,11 @@ class DividedAttention(nn.Module):
 
     over="space": a group is the patches of one frame. over="time": it is the patches at one position in all frames.
     CLS itself queries every token of the clip, in both.
+
+    Attributes:
+        fused_on: kinds of devices on which it is one operation of divided_attention.py.
     """
+    fused_on: tuple[str, ...] = ()
 
     def __init__(self, width: int, heads: int, over: str):
         super().__init__()
@@ -54,6 +59,8 @@ class DividedAttention(nn.Module):
             query = split_heads(self.qkv(x_BSD[:, :1], rows=slice(D)), H)
             key, value = (split_heads(y, H) for y in self.qkv(x_BSD, rows=slice(D, None)).chunk(2, dim=-1))
             return self.proj(merge_heads(attend(query, key, value)))
+        if x_BSD.device.type in self.fused_on:
+            return self.proj(torch.ops.egokit.divided_attention(self.qkv(x_BSD), H, frames, self.over == "time")[0])
         query, key, value = self.qkv(x_BSD).unflatten(-1, (3, H, D // H)).permute(2, 0, 3, 1, 4)  # each (B, H, S, K)
         cls_BH1K = attend(query[:, :, :1], key, value)
         patches = (S - 1) // frames
@@ -103,13 +110,34 @@ class Block(nn.Module):
         return x_BSD + self.fc2(self.fc1(self.norm_mlp(x_BSD), gelu=True))
 
 
+def devices_of_kernels(config: ModelConfig) -> tuple[str, ...]:
+    """Return the kinds of devices on which divided attention is computed by egokit's own kernels.
+
+    Raises:
+        ConfigError: there is a GPU, but model.attention=triton can't be had.
+    """
+    if config.attention != "triton":
+        return ()
+    try:
+        from egokit.model import divided_attention
+    except ImportError as error:
+        if not torch.cuda.is_available():
+            return ()
+        raise ConfigError(f"model.attention=triton needs the package triton ({error}): install the one that belongs "
+                          "to this PyTorch, or set model.attention=sdpa") from error
+    if config.width // config.heads > divided_attention.WIDEST_HEAD:
+        raise ConfigError(f"model.attention=triton takes at most {divided_attention.WIDEST_HEAD} dimensions a head, "
+                          f"but model.width / model.heads is {config.width // config.heads}: set model.attention=sdpa")
+    return divided_attention.DEVICES
+
+
 class VideoEncoder(nn.Module):
     """Frames to tokens to states. The last blocks, `config.num_fused_layers` of them, can read a text.
 
     EgoVLP.__init__ (egovlp.py) makes it. Another video encoder has to offer what the rest of egokit asks of this one:
     - `embed`, `run_blocks`, `run_block` and `forward`, as below; tokens with CLS first, states of the text's width;
     - `blocks`, modules, one for each layer of the text encoder; the last ones read a text (`Block.text`);
-    - `config`, which the training loop replaces to switch `checkpointing`;
+    - `compute_as`, and `config` which it replaces, to switch `checkpointing` and the like;
     - `reset_parameters`; to start from a ViT also `reset_time` and `temporal_embed` (weights.py);
     - no buffers outside the state dict, because loading builds the model without memory and fills in the state dict.
 
@@ -130,6 +158,17 @@ class VideoEncoder(nn.Module):
             Block(width, config.heads, config.mlp_ratio, index >= config.depth - config.num_fused_layers)
             for index in range(config.depth))
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.compute_as(config)
+
+    def compute_as(self, config: ModelConfig) -> None:
+        """Take over a config of the same shape that differs in how it computes.
+
+        Raises:
+            ConfigError: model.attention=triton can't be had.
+        """
+        self.config, devices = config, devices_of_kernels(config)
+        for block in self.blocks:
+            block.time.fused_on = block.space.fused_on = devices
 
     def reset_parameters(self) -> None:
         """Draw initial weights for training without a ViT; gates are 0.

@@ -1,0 +1,103 @@
+"""The kernels of divided attention: the plain path's values and gradients, and what a GPU's compiler makes of them.
+
+There is no GPU: Triton's interpreter runs the kernels (interpreted_attention.py), and its compiler translates them for
+GPUs that are not there.
+"""
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+
+from egokit.config.build import ConfigError
+from egokit.config.schema import ModelConfig
+from egokit.model import divided_attention, divided_kernels
+from egokit.model.video_encoder import VideoEncoder
+
+SMALL = {"image_size": 32, "width": 32, "heads": 1, "depth": 1, "num_fused_layers": 1}
+
+
+def interpreted(what: str) -> list[dict]:
+    """Return what interpreted_attention.py prints."""
+    done = subprocess.run([sys.executable, str(ROOT / "tests/interpreted_attention.py"), what], text=True, check=True,
+                          env=os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_the_kernels_give_the_plain_paths_values_and_gradients():
+    *rows, operation = interpreted("quick")
+    assert len(rows) == 4
+    for row in rows:
+        assert row["values"] < 2e-6 and row["gradients"] < 2e-6, row
+    assert len(operation["checks"]) == 4 and set(operation["checks"].values()) == {"SUCCESS"}
+
+
+@pytest.mark.slow
+def test_the_kernels_at_all_numbers_of_frames_and_in_whole_models():
+    """Both halves of the model, with and without a last block of CLS alone; one model is compiled, without breaks."""
+    rows = interpreted("whole")
+    kernels, models = ([row for row in rows if row["kind"] == kind] for kind in ("kernels", "model"))
+    assert {row["frames"] for row in kernels} == {row["frames"] for row in models} == {1, 4, 16, 32}
+    assert len(kernels) == 18 and [row["compiled"] for row in models] == [False] * 4 + [True]
+    for row in kernels:
+        bound = 2e-6 if row["dtype"] == "float32" else 2e-3
+        assert row["values"] < bound and row["gradients"] < bound, row
+    for row in models:
+        assert row["values"] < 1e-5 and row["gradients"] < 1e-5 and row["parameters"] == row["of"], row
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [80, 90], ids=["A100", "H100"])
+def test_the_kernels_compile_for_gpus(capability):
+    """Space attention of 196 patches takes four blocks; time attention of four frames takes one."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    def compiled(kernel, dtype: str, pointers: dict, stages: int, constants: dict):
+        constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
+        types = {name: "constexpr" if name in constants else "fp32" if name == "scale" else
+                 pointers.get(name, f"*{dtype}" if name in ("qkv", "out", "grad_out", "grad_qkv") else "i32")
+                 for name in kernel.arg_names}
+        even = {(at,): [["tt.divisibility", 16]] for at, name in enumerate(kernel.arg_names)
+                if types[name].startswith("*") or name == "width"}
+        source = ASTSource(fn=kernel, signature=types, attrs=even,
+                           constexprs={(kernel.arg_names.index(name),): value for name, value in constants.items()})
+        return triton.compile(source, target=GPUTarget("cuda", capability, 32),
+                              options={"num_warps": divided_attention.WARPS, "num_stages": stages})
+
+    pointers = dict.fromkeys(("lse", "parts", "rows"), "*fp32")
+    main = ((divided_kernels.forward, divided_attention.FORWARD_STAGES),
+            (divided_kernels.backward, divided_attention.BACKWARD_STAGES))
+    for_cls = ((divided_kernels.forward_cls, 1), (divided_kernels.backward_cls, 1))
+    for dtype, precision, (pack, blocks, block), kernels in (
+            ("bf16", "tf32", (1, 4, 64), main), ("fp16", "tf32", (8, 1, 32), (*main, *for_cls)),
+            ("fp32", "ieee", (1, 4, 64), main)):
+        constants = {"PACK": pack, "BLOCKS": blocks, "BLOCK": block, "CHANNELS": 64, "PRECISION": precision,
+                     "PARTS": divided_attention.PARTS}
+        for kernel, stages in kernels:
+            made = compiled(kernel, dtype, pointers, stages, constants)
+            assert made.asm["cubin"] and made.metadata.shared <= 99 * 1024, (kernel.__name__, dtype, pack)
+
+
+def test_a_triton_that_is_missing_or_a_head_that_is_too_wide_is_named(monkeypatch):
+    with pytest.raises(ConfigError, match=r"at most 128 dimensions a head, but model.width / model.heads is 160: set"):
+        VideoEncoder(ModelConfig(**SMALL | {"width": 160}, attention="triton"))
+    monkeypatch.setitem(sys.modules, "egokit.model.divided_attention", None)
+    monkeypatch.delattr("egokit.model.divided_attention")
+    assert VideoEncoder(ModelConfig(**SMALL, attention="triton")).blocks[0].time.fused_on == ()  # a CPU needs none
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(ConfigError, match=r"model.attention=triton needs the package triton .* model.attention=sdpa"):
+        VideoEncoder(ModelConfig(**SMALL, attention="triton"))
+
+
+def test_auto_is_pytorchs_path_and_a_model_changes_its_path():
+    encoder = VideoEncoder(ModelConfig(**SMALL))
+    assert encoder.blocks[0].time.fused_on == ()
+    encoder.compute_as(ModelConfig(**SMALL, attention="triton"))
+    assert encoder.blocks[0].time.fused_on == encoder.blocks[0].space.fused_on == ("cuda",)
+    encoder.compute_as(ModelConfig(**SMALL, attention="sdpa"))
+    assert encoder.blocks[0].space.fused_on == ()
