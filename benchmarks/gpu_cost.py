@@ -201,17 +201,18 @@ class Staged(Synthetic):
 
 
 def counted_step(clips: int = 64, precision: str = "fp16", checkpointing: bool = False, micro_batch: int = 0,
-                 **model) -> Counter:
+                 counter: Counter | None = None, **model) -> Counter:
     """Count a step of a model whose moments exist, from a batch that lies on the GPU.
 
     Args:
         clips: of the batch, negatives included.
         micro_batch: samples, of two clips each.
+        counter: counts; None makes one.
         model: other values of ModelConfig.
     """
     config = configured(precision, checkpointing=checkpointing, **{"dropout": ModelConfig.dropout} | model)
     recipe = dataclasses.replace(config.train, batch_size=clips // 2, micro_batch=micro_batch)
-    config, counter = dataclasses.replace(config, train=recipe), Counter()
+    config, counter = dataclasses.replace(config, train=recipe), counter or Counter()
     with fake_gpu.without_values(counter):
         trainer = Trainer(config, GPU, task=type("Counted", (Staged,), {"counter": counter}))
         for parameter in trainer.model.parameters():

@@ -12,11 +12,14 @@ from gpu_day.common import COMPILER, COPIES, DEVICE, REHEARSAL, check, clock, me
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from egokit.config.schema import ModelConfig
 from egokit.model import layers
+from egokit.model.precision import autocast
+from egokit.model.video_encoder import DividedAttention, devices_of_kernels
 
 BACKENDS = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION,
             "efficient": SDPBackend.EFFICIENT_ATTENTION, "math": SDPBackend.MATH}
-ATTENTION, GROUPS = "Attention of 64 clips", "65,600 groups"  # titles of tables
+ATTENTION, LAYERS, GROUPS = "Attention of 64 clips", "Layers of divided attention, 64 clips", "65,600 groups"  # tables
 
 
 def by_sums(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -53,6 +56,8 @@ def attention() -> None:
             ways |= {"sums": by_sums, "sums, compiled": torch.compile(by_sums, dynamic=False, backend=COMPILER)}
         for name, way in ways.items():
             time_attention(kind, name, way, query, key, value)
+    for over in ("time", "space"):
+        divided(over, clips, patches, frames, heads)
     new_lengths(clips, heads, dtype, [name for name in backends if name in ("default", "cudnn", "efficient")])
     many_groups(heads, dtype, backends)
 
@@ -70,6 +75,31 @@ def time_attention(kind: str, name: str, way: Callable, query: Tensor, key: Tens
         note(ATTENTION, **row, forward_ms=forward, both_ms=both)
     except RuntimeError as error:  # a backend that doesn't take these shapes
         note(ATTENTION, **row, problem=reason(error))
+
+
+def divided(over: str, clips: int, patches: int, frames: int, heads: int) -> None:
+    """Note what a whole layer of divided attention costs by model.attention, and how far it is from float32's sdpa."""
+    layer = DividedAttention(64 * heads, heads, over).to(DEVICE)
+    x = torch.randn(clips, 1 + frames * patches, 64 * heads, device=DEVICE, requires_grad=True)
+    grad, exact = torch.randn_like(x), None
+    inputs = (x, *layer.parameters())
+    for precision, bound in (("fp32", 1e-4), ("fp16", 5e-3), ("bf16", 4e-2)):  # shares of the largest value
+
+        def once() -> list[Tensor]:
+            with autocast(DEVICE, precision):
+                out = layer(x, frames)
+            return [out.detach(), *torch.autograd.grad(out, inputs, grad.to(out.dtype))]
+        for way in ("sdpa", "triton"):
+            layer.fused_on = devices_of_kernels(ModelConfig(attention=way))
+            row = {"over": over, "precision": precision, "attention": way}
+            try:
+                found = once()
+                exact = exact or found
+                differs = max(((a - b).abs().max() / b.abs().max()).item()
+                              for a, b in zip(found, exact, strict=True))
+                check(LAYERS, differs < bound, **row, both_ms=clock(once), differs_by=differs)
+            except Exception as error:  # Triton's are of many classes
+                check(LAYERS, False, **row, problem=reason(error))
 
 
 def new_lengths(clips: int, heads: int, dtype: torch.dtype, backends: list[str]) -> None:

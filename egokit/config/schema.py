@@ -105,14 +105,17 @@ class ModelConfig(Section):
                                                                 # zero_output (learns)
     checkpointing: Local[Recomputed] = "none"  # what the backward pass computes again to save memory: none, or full
                                    # (blocks, where it saves most; slower)
-    attention: Local[Literal["auto", "sdpa", "triton"]] = "auto"  # divided attention on GPUs: by PyTorch's kernels
+    attention: Local[Literal["auto", "sdpa", "triton"]] = "auto"  # divided attention on GPUs: PyTorch's kernels
                                    # (sdpa), or by egokit's own without copies (triton); auto is sdpa until a GPU has
                                    # measured both. CPUs have a path of their own
 
 
+    half_residual: StrictBool = False  # training under fp16 or bf16: tokens between a video block's layers in half
+                                   # precision, too; fewer bytes, coarser sums
+
     def computed_as(self, settings: "ModelConfig") -> "ModelConfig":
         """Return this shape with the settings of another that say how a model computes, not what."""
-        return replace(self, checkpointing=settings.checkpointing, attention=settings.attention)
+        return replace(self, **{key: getattr(settings, key) for key in ("checkpointing", "attention", "half_residual")})
 
 
 class DataConfig(Section):

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from egokit.model import cpu_fast_paths as cpu
+from egokit.model.precision import half_precision
 
 NORM_EPS = 1e-5
 MOST_ITEMS = 65_535  # of a CUDA grid's second dimension, which PyTorch's kernels give to the batch (pytorch#146704)
@@ -46,6 +47,17 @@ class Linear(nn.Linear):
             return cpu.linear(x, weight, bias, gelu)
         y = F.linear(x, weight, bias)
         return F.gelu(y) if gelu else y
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer normalisation that can stay in half precision under autocast, which would make it float32."""
+
+    def forward(self, x: Tensor, half: bool = False) -> Tensor:
+        """Return the normalised tokens; with `half` in x's data type, statistics being float32 either way."""
+        if not half:
+            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
 
 
 def split_heads(x_BSD: Tensor, heads: int) -> Tensor:
@@ -91,6 +103,8 @@ def multi_head_attention(x_BQD: Tensor, source_BSD: Tensor, query: Linear, key_v
     if (cpu.cross_attention_applies(x_BQD, source_BSD, key_value, heads, mask_B11S, training)
             and all(_is_plain(layer) for layer in (query, *key_value, proj))):
         return cpu.cross_attention(x_BQD, source_BSD, query, key_value, proj, heads, mask_B11S)
+    if len(key_value) == 2 and (half := half_precision(source_BSD.device)):  # once for both layers
+        source_BSD = source_BSD.to(half)
     query_BHQK = split_heads(query(x_BQD), heads)
     projected = [layer(source_BSD) for layer in key_value]
     key_BSD, value_BSD = projected if len(projected) == 2 else projected[0].chunk(2, dim=-1)

@@ -59,3 +59,8 @@ def autocast(device: torch.device, precision: str) -> Iterator[None]:
     with (float32_products(device, tf32=precision == "tf32"),
           torch.autocast(device.type, HALF.get(precision), enabled=precision in HALF)):
         yield
+
+
+def half_precision(device: torch.device) -> torch.dtype | None:
+    """Return the data type that autocast gives products on a device; None outside autocast."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None

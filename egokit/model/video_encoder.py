@@ -6,13 +6,40 @@ D width, H heads, K = D/H. egovlp.py combines the two encoders.
 Source: "EgoVLPv2: Egocentric Video-Language Pre-training with Fusion in the Backbone" (ICCV 2023), section 3.
 """
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from egokit.config.build import ConfigError
 from egokit.config.schema import ModelConfig
 from egokit.model.cpu_fast_paths import recompute_in_parts
-from egokit.model.layers import NORM_EPS, Linear, attend, init_std, merge_heads, multi_head_attention, split_heads
+from egokit.model.layers import (
+    NORM_EPS,
+    LayerNorm,
+    Linear,
+    attend,
+    init_std,
+    merge_heads,
+    multi_head_attention,
+    split_heads,
+)
+from egokit.model.precision import half_precision
+
+
+class PatchEmbed(nn.Conv2d):
+    """A linear layer of the pixels of each patch, with a convolution's weights."""
+
+    def forward(self, frames_XCHW: Tensor) -> Tensor:
+        """Return the patches (X, N, D) of X frames, row by row."""
+        if frames_XCHW.device.type == "cpu":  # whose convolution is quick
+            return super().forward(frames_XCHW).flatten(2).transpose(1, 2)
+        return self.as_product(frames_XCHW)
+
+    def as_product(self, frames_XCHW: Tensor) -> Tensor:
+        """Return `forward`'s patches by one product, which writes them side by side; a convolution does not."""
+        frames_XCHW, side = frames_XCHW.to(half_precision(frames_XCHW.device) or frames_XCHW.dtype), self.stride[0]
+        pixels = frames_XCHW.unflatten(2, (-1, side)).unflatten(4, (-1, side)).permute(0, 2, 4, 1, 3, 5)
+        return F.linear(pixels.flatten(3).flatten(1, 2), self.weight.flatten(1), self.bias)
 
 
 class GatedCrossAttention(nn.Module):
@@ -21,17 +48,17 @@ class GatedCrossAttention(nn.Module):
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.norm = LayerNorm(width, eps=NORM_EPS)
         self.query = Linear(width, width)
         self.key_value = Linear(width, 2 * width)
         self.proj = Linear(width, width)
         self.gate = nn.Parameter(torch.zeros(1))
 
-    def forward(self, x_BSD: Tensor, text_BLD: Tensor, mask_B11L: Tensor) -> Tensor:
-        """Return x + gate · attention(norm(x), text), (B, S, D)."""
-        read_BSD = multi_head_attention(self.norm(x_BSD), text_BLD, self.query, (self.key_value,), self.proj,
+    def forward(self, x_BSD: Tensor, text_BLD: Tensor, mask_B11L: Tensor, half: bool = False) -> Tensor:
+        """Return x + gate · attention(norm(x), text), (B, S, D); with `half` all of it in x's data type."""
+        read_BSD = multi_head_attention(self.norm(x_BSD, half), text_BLD, self.query, (self.key_value,), self.proj,
                                         self.heads, mask_B11L)
-        return x_BSD + self.gate * read_BSD
+        return x_BSD + (self.gate.to(x_BSD.dtype) if half else self.gate) * read_BSD
 
 
 class DividedAttention(nn.Module):
@@ -84,12 +111,12 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int, mlp_ratio: float, fused: bool):
         super().__init__()
-        self.norm_time = nn.LayerNorm(width, eps=NORM_EPS)
+        self.norm_time = LayerNorm(width, eps=NORM_EPS)
         self.time = DividedAttention(width, heads, "time")
-        self.norm_space = nn.LayerNorm(width, eps=NORM_EPS)
+        self.norm_space = LayerNorm(width, eps=NORM_EPS)
         self.space = DividedAttention(width, heads, "space")
         self.text = GatedCrossAttention(width, heads) if fused else None
-        self.norm_mlp = nn.LayerNorm(width, eps=NORM_EPS)
+        self.norm_mlp = LayerNorm(width, eps=NORM_EPS)
         self.fc1 = Linear(width, int(width * mlp_ratio))
         self.fc2 = Linear(int(width * mlp_ratio), width)
 
@@ -102,12 +129,13 @@ class Block(nn.Module):
             cls_only: return CLS alone, (B, 1, D): nothing reads the patches after a pass's last block, which then
                 saves 10/16 of its arithmetic.
         """
-        timed = x_BSD + self.time(self.norm_time(x_BSD), frames)
-        space = self.space(self.norm_space(timed), frames, cls_only)
+        half = x_BSD.dtype != torch.float32  # model.half_residual
+        timed = x_BSD + self.time(self.norm_time(x_BSD, half), frames)
+        space = self.space(self.norm_space(timed, half), frames, cls_only)
         if text_BLD is not None:
-            space = self.text(space, text_BLD, mask_B11L)
+            space = self.text(space, text_BLD, mask_B11L, half)
         x_BSD = x_BSD[:, :space.shape[1]] + space
-        return x_BSD + self.fc2(self.fc1(self.norm_mlp(x_BSD), gelu=True))
+        return x_BSD + self.fc2(self.fc1(self.norm_mlp(x_BSD, half), gelu=True))
 
 
 def devices_of_kernels(config: ModelConfig) -> tuple[str, ...]:
@@ -150,14 +178,14 @@ class VideoEncoder(nn.Module):
         super().__init__()
         self.config = config
         width, patches = config.width, (config.image_size // config.patch_size) ** 2
-        self.patch_embed = nn.Conv2d(3, width, config.patch_size, stride=config.patch_size)
+        self.patch_embed = PatchEmbed(3, width, config.patch_size, stride=config.patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.position_embed = nn.Parameter(torch.zeros(1, 1 + patches, width))
         self.temporal_embed = nn.Parameter(torch.zeros(1, config.frames, width))
         self.blocks = nn.ModuleList(
             Block(width, config.heads, config.mlp_ratio, index >= config.depth - config.num_fused_layers)
             for index in range(config.depth))
-        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.norm = LayerNorm(width, eps=NORM_EPS)
         self.compute_as(config)
 
     def compute_as(self, config: ModelConfig) -> None:
@@ -212,10 +240,12 @@ class VideoEncoder(nn.Module):
             cls_11D: a CLS token to use in place of the encoder's own.
         """
         B, T = frames_BTCHW.shape[:2]
-        patches = self.patch_embed(frames_BTCHW.flatten(0, 1)).flatten(2).transpose(1, 2)   # (B*T, N, D)
+        patches = self.patch_embed(frames_BTCHW.flatten(0, 1))                              # (B*T, N, D)
         patches = patches.unflatten(0, (B, T)) + self.position_embed[:, None, 1:] + self.temporal_embed[:, :T, None]
         cls = (self.cls_token if cls_11D is None else cls_11D) + self.position_embed[:, :1]
-        return torch.cat([cls.expand(B, -1, -1).to(patches.dtype), patches.flatten(1, 2)], dim=1)
+        x_BSD = torch.cat([cls.expand(B, -1, -1).to(patches.dtype), patches.flatten(1, 2)], dim=1)
+        half = half_precision(x_BSD.device) if self.config.half_residual and self.training else None
+        return x_BSD.to(half) if half else x_BSD
 
     def run_blocks(self, x_BSD: Tensor, frames: int, start: int, stop: int) -> Tensor:
         """Return the tokens (B, S, D) after blocks start to stop - 1, without a text."""
