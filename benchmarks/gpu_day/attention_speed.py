@@ -85,7 +85,7 @@ def divided(over: str, clips: int, patches: int, frames: int, heads: int) -> Non
     inputs = (x, *layer.parameters())
     for precision, bound in (("fp32", 1e-4), ("fp16", 5e-3), ("bf16", 4e-2)):  # shares of the largest value
 
-        def once() -> list[Tensor]:
+        def once(precision: str = precision) -> list[Tensor]:
             with autocast(DEVICE, precision):
                 out = layer(x, frames)
             return [out.detach(), *torch.autograd.grad(out, inputs, grad.to(out.dtype))]
