@@ -38,10 +38,11 @@ class _Tiling:
                         "PRECISION": "ieee" if qkv.dtype == torch.float32 else "tf32"}
 
     def run(self, kernel, cls_kernel, tensors: tuple[Tensor, ...], stages: int) -> None:
-        kernel[self.heads, self.tiles, self.clips](*tensors, *self.sizes, *self.groups, self.scale, **self.options,
-                                                   num_warps=WARPS, num_stages=stages)
-        cls_kernel[self.heads, self.clips](*tensors, *self.sizes, self.tiles, self.scale, PARTS=PARTS,
-                                           CHANNELS=self.channels)
+        with torch.cuda.device_of(tensors[0]):  # Triton takes the current GPU
+            kernel[self.heads, self.tiles, self.clips](*tensors, *self.sizes, *self.groups, self.scale, **self.options,
+                                                       num_warps=WARPS, num_stages=stages)
+            cls_kernel[self.heads, self.clips](*tensors, *self.sizes, self.tiles, self.scale, PARTS=PARTS,
+                                               CHANNELS=self.channels)
 
 
 @torch.library.custom_op("egokit::divided_attention", mutates_args=())
