@@ -13,11 +13,13 @@ from conftest import ROOT
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import fake_gpu
 from fake_gpu import GPU
+from gpu_cost import Counter
 
 from egokit import tasks
-from egokit.config.schema import Config, EvaluateConfig
+from egokit.config.schema import Config, EvaluateConfig, ModelConfig
 from egokit.data.loader import build_loader, evaluation_batches, move_to_device
-from egokit.model.egovlp import embed_texts
+from egokit.model.egovlp import EgoVLP, embed_texts
+from egokit.model.precision import autocast
 from egokit.tasks.egomcq import EgoMCQ
 from egokit.train import evaluate, loop
 
@@ -192,3 +194,30 @@ def test_texts_come_in_few_shapes_and_their_embeddings_stay(checkpoint, resolve)
                 assert np.allclose(embed_texts(model, texts[:count], 30, batch_size=5), expected[:count], atol=1e-5)
     assert len(texts) == len(expected) == 9 and {number for number, _ in shapes} == {8}
     assert {length for _, length in shapes} <= {8, 16, 24, 30}
+
+
+def peak_mib(precision: str, frames: int, pairs: int) -> float:
+    """Count the most memory that scoring a part takes the full-size model on a GPU, beside weights and clips."""
+    counter, task = Counter(), EgoMCQ.__new__(EgoMCQ)
+    with fake_gpu.without_values(counter), torch.no_grad(), autocast(GPU, precision):
+        model = EgoVLP(ModelConfig(frames=frames)).to(GPU).eval()
+        trunk, video = torch.zeros(2, 1 + 196 * frames, 768, device=GPU), torch.zeros(2, 4096, device=GPU)
+        place = torch.zeros(pairs, dtype=torch.long, device=GPU)
+        ids = torch.full((pairs, 16), 5, device=GPU)
+        part = np.zeros(pairs, int), place, place, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        task._score_part(model, part, video, trunk, frames)  # once before: autocast's copies of weights stay
+        before = counter.live_bytes
+        counter.start()
+        task._score_part(model, part, video, trunk, frames)
+    return (max(cost.peak_bytes for cost in counter.costs.values()) - before) / 2**20
+
+
+@pytest.mark.parametrize("precision, of_a_pair", [("bf16", 21), ("fp32", 30)])
+def test_a_parts_memory_is_the_same_for_any_number_of_frames(precision, of_a_pair):
+    """docs/gpu.md gives these figures; 8 pairs of 4 frames have the tokens of 2 of 16."""
+    few, many = peak_mib(precision, 4, 8), peak_mib(precision, 16, 2)
+    assert few / 8 == pytest.approx(of_a_pair, rel=0.05) and many == pytest.approx(few, rel=0.05)
+    task = EgoMCQ.__new__(EgoMCQ)
+    task.config = Config()
+    assert [task.pairs_at_once(frames, GPU) for frames in (1, 4, 7, 16, 1000)] == [512, 128, 73, 32, 1]
+    assert task.pairs_at_once(4, CPU) == task.pairs_at_once(16, CPU) == 32
