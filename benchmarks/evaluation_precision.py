@@ -194,3 +194,20 @@ def main(run: str) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(2)
     main((sys.argv[1:] or ["demo"])[0])
+
+# Printed on a CPU of 2 cores by the demo's model (docs/gpu.md has the rest):
+#
+# torch 2.15.0+cu132, emulated on a CPU; largest and mean deviation from float32
+#
+# the toy's model
+# | tf32 | bf16 | fp16 | bf16, heads fp32 | fp16, heads fp32
+# EgoMCQ cosines | 5.5e-04, 9.1e-05 | 4.1e-03, 7.9e-04 | 5.7e-04, 1.0e-04 | 3.6e-03, 7.1e-04 | 5.2e-04, 9.1e-05
+# EgoMCQ probabilities | 1.5e-03, 6.4e-05 | 1.2e-02, 6.0e-04 | 2.2e-03, 7.3e-05 | 1.3e-02, 5.8e-04 | 2.1e-03, 6.9e-05
+# EK-100 cosines | 4.7e-04, 6.5e-05 | 4.1e-03, 6.0e-04 | 6.0e-04, 7.7e-05 | 4.1e-03, 5.5e-04 | 5.1e-04, 7.0e-05
+# EK-100 features | 6.8e-04, 3.8e-04 | 6.7e-03, 3.6e-03 | 9.7e-04, 4.8e-04 | 5.8e-03, 2.7e-03 | 9.1e-04, 3.6e-04
+# EgoMQ features | 7.4e-04, 3.3e-04 | 5.7e-03, 3.4e-03 | 1.0e-03, 4.3e-04 | 5.2e-03, 2.4e-03 | 9.6e-04, 3.0e-04
+#
+# the base model with random weights, 2 clips of 4 frames
+# features | 8.6e-04, 8.4e-04 | 8.2e-03, 7.9e-03 | 9.6e-04, 9.6e-04 | 6.8e-03, 6.6e-03 | 8.2e-04, 8.2e-04
+# cosines | 4.1e-05, 1.7e-05 | 4.3e-04, 1.8e-04 | 6.9e-05, 3.1e-05 | 2.4e-04, 1.4e-04 | 4.0e-05, 1.5e-05
+# probabilities | 2.5e-05, 1.3e-05 | 4.3e-04, 3.2e-04 | 9.4e-05, 4.3e-05 | 6.3e-04, 2.7e-04 | 1.5e-04, 8.1e-05

@@ -20,6 +20,7 @@ from egokit.config.schema import Config, EvaluateConfig, ModelConfig
 from egokit.data.loader import build_loader, evaluation_batches, move_to_device
 from egokit.model.egovlp import EgoVLP, embed_texts
 from egokit.model.precision import autocast
+from egokit.search.searcher import Searcher
 from egokit.tasks.egomcq import EgoMCQ
 from egokit.train import evaluate, loop
 
@@ -194,6 +195,22 @@ def test_texts_come_in_few_shapes_and_their_embeddings_stay(checkpoint, resolve)
                 assert np.allclose(embed_texts(model, texts[:count], 30, batch_size=5), expected[:count], atol=1e-5)
     assert len(texts) == len(expected) == 9 and {number for number, _ in shapes} == {8}
     assert {length for _, length in shapes} <= {8, 16, 24, 30}
+
+
+def test_queries_of_a_search_come_in_few_lengths(checkpoint, resolve):
+    config, found = resolve("toy/search", run="random"), {}
+    queries = ["#C C opens the box" + " slowly" * times for times in range(40)]
+    for device in (CPU, GPU):
+        with fake_gpu.on_the_cpu():
+            searcher = Searcher.__new__(Searcher)
+            searcher.model = loop.initial_model(config).to(device)
+            found[device] = [{key: value.tolist()[0] for key, value in searcher.tokens(query).items()}
+                             for query in queries]
+    lengths = {device: {len(tokens["input_ids"]) for tokens in of_queries} for device, of_queries in found.items()}
+    assert lengths[GPU] <= {8, 16, 24, 30} and max(lengths[CPU]) == max(lengths[GPU]) == 30 and len(lengths[CPU]) > 4
+    for plain, padded in zip(found[CPU], found[GPU], strict=True):
+        words = sum(padded["attention_mask"])
+        assert padded["input_ids"][:words] == plain["input_ids"] and padded["attention_mask"][:words] == [1] * words
 
 
 def peak_mib(precision: str, frames: int, pairs: int) -> float:
