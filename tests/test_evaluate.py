@@ -142,23 +142,6 @@ def test_egomcq_equals_the_plain_way(checkpoint, resolve):
         assert np.allclose(scores["ensemble"][q], dual + fusion, atol=1e-5) and asked.answer == task.answers[q]
 
 
-def test_shapes_padded_as_on_a_gpu_change_no_score(checkpoint, resolve, monkeypatch):
-    """On a GPU, texts, their lengths and a batch's pairs are padded to multiples of 8."""
-    from egokit.model import input_checks
-    from egokit.tasks import egomcq
-    config = resolve("toy/egomcq", "data.limit=0 evaluate.batch_size=6", run="random")
-    task, model, shapes = tasks.make(config), loop.initial_model(config).eval(), set()
-    plain = evaluate.evaluate(model, task)[1]
-    fuse = model.fuse
-    monkeypatch.setattr(model, "fuse", lambda video, text, *rest: shapes.add((len(video), text.shape[1]))
-                        or fuse(video, text, *rest))
-    for module in (input_checks, egomcq):
-        monkeypatch.setattr(module, "rounded_up", lambda size, device: -(-size // 8) * 8)
-    padded = evaluate.evaluate(model, task)[1]
-    assert plain["index"].tolist() == padded["index"].tolist() and shapes == {(8, 16)}
-    assert all(np.allclose(plain[name], padded[name], atol=1e-5) for name in ("dual", "fusion"))
-
-
 def test_verb_only_questions_share_their_set_of_nouns(resolve, copied):
     """The order and form of tags do not matter; clips without tags share none."""
     on_copy, root = copied

@@ -22,6 +22,7 @@ from egokit.model.input_checks import (
     checked_frames,
     checked_tokens,
     clips_at_once,
+    in_few_numbers,
     in_parts,
     of_few_lengths,
 )
@@ -283,6 +284,8 @@ def similarity(one_BE: Tensor, other_BE: Tensor) -> Tensor:
 
 def embed_texts(model: EgoVLP, texts: list[str], longest: int, batch_size: int = 256) -> np.ndarray:
     """Return embeddings (K, E) float32 of K texts, each cut after `longest` tokens."""
-    batches = [texts[start:start + batch_size] for start in range(0, len(texts), batch_size)]
-    parts = [model.embed_text(of_few_lengths(model.tokens(batch, longest), longest)).cpu() for batch in batches]
+    batches, parts = [texts[start:start + batch_size] for start in range(0, len(texts), batch_size)], []
+    for batch in batches:
+        tokens = model.tokens(in_few_numbers(batch, model.device), longest)
+        parts.append(model.embed_text(of_few_lengths(tokens, longest))[:len(batch)].cpu())
     return torch.cat(parts).numpy()

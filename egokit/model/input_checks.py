@@ -57,12 +57,17 @@ def checked_tokens(text, config: ModelConfig, tokenizer: str, longest: int) -> d
     return {"input_ids": ids.long(), "attention_mask": mask.long()}
 
 
-def rounded_up(size: int, device: torch.device) -> int:
-    """Return a length or number of rows, on a GPU rounded up so that few sizes occur.
+def rounded_up(size: int, device: torch.device, step: int = FEW_SHAPES) -> int:
+    """Return a length or number of rows, on a GPU rounded up to a multiple of `step`, so that few sizes occur.
 
     On a CPU it stays as it is: padding only costs there.
     """
-    return -(-size // FEW_SHAPES) * FEW_SHAPES if device.type == "cuda" else size
+    return -(-size // step) * step if device.type == "cuda" else size
+
+
+def in_few_numbers(texts: list[str], device: torch.device, step: int = FEW_SHAPES) -> list[str]:
+    """Return the texts, on a GPU with the last one repeated up to a multiple of `step`."""
+    return texts + texts[-1:] * (rounded_up(len(texts), device, step) - len(texts))
 
 
 def of_few_lengths(tokens: dict[str, Tensor], longest: int) -> dict[str, Tensor]:

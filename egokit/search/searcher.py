@@ -19,6 +19,7 @@ from egokit.config.schema import Config
 from egokit.data.video.open_video import VideoError
 from egokit.data.video.transforms import normalise
 from egokit.jobs import launch
+from egokit.model.input_checks import of_few_lengths
 from egokit.model.precision import autocast
 from egokit.runs.run_folder import Run
 from egokit.search import index_task
@@ -26,6 +27,7 @@ from egokit.tasks.windows import reason
 from egokit.toy.build import STAMP
 from egokit.train import loop
 
+LONGEST = 30  # tokens of a query; a longer one is cut
 NOT_THE_TOYS = ("the toy's model ranks videos that are not the toy's: expect no right hits. For your own videos take "
                 "the released weights: egokit search FOLDER QUERY --params search --site local; in a notebook "
                 'params = "search" and your site (docs/search.md)')
@@ -169,7 +171,7 @@ class Searcher:
         if not text.strip():
             raise ValueError("an empty query: write what is done, for example '#C C opens the box'")
         with autocast(self.model.device, self.task.config.evaluate.precision):
-            query_1E = self.model.encode_text([text]).float().cpu().numpy()
+            query_1E = self.model.embed_text(self.tokens(text)).cpu().numpy()
         hits = self.moments(query_1E, max(top, rerank))
         hits = self.rerank(text, hits[:rerank]) + hits[rerank:]
         errors = collections.Counter((hit.video, hit.error) for hit in hits if hit.error)
@@ -202,7 +204,7 @@ class Searcher:
 
         Only these clips are read from their videos. Those that can't be read follow in their order, with the error.
         """
-        ranked, failed, evaluate = [], [], self.task.config.evaluate
+        ranked, failed, evaluate, tokens = [], [], self.task.config.evaluate, self.tokens(text)
         for first in range(0, len(hits), evaluate.batch_size):
             read = []
             for hit in hits[first:first + evaluate.batch_size]:
@@ -213,9 +215,13 @@ class Searcher:
             if read:
                 video = torch.stack([clip for _, clip in read])
                 with autocast(self.model.device, evaluate.precision):
-                    match = self.model.match(normalise(video.to(self.model.device)), [text]).float().cpu().tolist()
+                    match = self.model.match(normalise(video.to(self.model.device)), tokens).cpu().tolist()
                 ranked += [dataclasses.replace(hit, match=value) for (hit, _), value in zip(read, match, strict=True)]
         return sorted(ranked, key=lambda hit: -hit.match) + failed
+
+    def tokens(self, text: str) -> dict[str, torch.Tensor]:
+        """Return a query's tokens, each (1, L) with L of few lengths on a GPU."""
+        return of_few_lengths(self.model.tokens([text], LONGEST), LONGEST)
 
     def clip(self, hit: Hit) -> torch.Tensor:
         """Return a moment's frames, uint8 (T, 3, size, size).

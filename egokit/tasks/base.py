@@ -1,7 +1,7 @@
 """Task: what a benchmark gives, and what all tasks share."""
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -42,8 +42,7 @@ class Task:
         samples: how many the real data set has, 0 if that is unknown; `unit` is what they are called.
         figures: pictures worth a look, of those that the notebook leaves in its run's figures/.
         uses_fusion: whether the loss trains the fusion encoder. If not, its parameters are frozen.
-        fixed_length: whether training pads all texts to data.max_tokens; the loop sets it on GPUs, where every new
-            shape costs time.
+        fixed_length: whether training pads all texts to data.max_tokens, as on GPUs, where a new shape costs time.
         clips_per_sample: rows of batch["video"] for each sample.
         rows_per_sample: rows of `score_batch` for each sample.
     """
@@ -180,6 +179,10 @@ class Task:
         """
         raise NotImplementedError(f"{type(self).__name__} has no scores")
 
+    def score_batches(self, model, batches: Iterable[dict]) -> Iterator[dict[str, np.ndarray]]:
+        """Yield what `score_batch` returns; each row comes once, if need be with a later batch."""
+        return (self.score_batch(model, batch) for batch in batches)
+
     def metrics(self, rows: dict[str, np.ndarray], prompts_KE: np.ndarray | None) -> dict[str, float]:
         """Return the metrics of a complete evaluation, on every rank from the same rows.
 
@@ -266,8 +269,7 @@ class Task:
             counts: every rank's b, if known.
         """
         def embed(frames: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-            # Texts first, because the backward pass runs in reverse: the clips' activations are freed before the
-            # large gradient of the word embeddings is allocated.
+            # Texts first: the backward pass then frees the clips' activations before it makes the words' large gradient
             text_bE = model.embed_text({"input_ids": ids, "attention_mask": mask})
             return self.embed_video(model, frames), text_bE
 
@@ -291,10 +293,8 @@ class Task:
             if key == "text":
                 batch["tokens"] = self.tokenizer(values, self.config.data.max_tokens, self.fixed_length)
                 batch["text"] = values
-            elif isinstance(values[0], Tensor):
-                batch[key] = torch.stack(values)
-            elif isinstance(values[0], np.ndarray):
-                batch[key] = torch.from_numpy(np.stack(values))
+            elif isinstance(values[0], (Tensor, np.ndarray)):
+                batch[key] = torch.stack([torch.as_tensor(value) for value in values])
             else:
                 batch[key] = torch.tensor(values) if isinstance(values[0], (int, float)) else values
         return batch

@@ -2,18 +2,20 @@
 
 Every distinct clip is read and encoded once. The fusion score needs a pass for each pair of question and clip, but the
 unfused half of the video side depends on the clip alone: it is computed once and serves all questions of the clip.
-Pairs are scored together with their clip, so that only one batch of clips is in memory.
+Pairs are scored together with their clip, so that few clips are in memory.
 
 Source: EgoVLP (arXiv 2206.01670), section 5.
 """
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from egokit.config.schema import Config
 from egokit.data import annotation_json
@@ -24,11 +26,12 @@ from egokit.data.site_checks import EGOMCQ, PREP, Checks, Finding
 from egokit.data.video import clips, frame_sampling
 from egokit.data.video.transforms import normalise
 from egokit.model.egovlp import similarity
-from egokit.model.input_checks import of_few_lengths, rounded_up
+from egokit.model.input_checks import in_few_numbers, of_few_lengths, rounded_up
 from egokit.runs.ledger import Result
 from egokit.tasks import class_names, metrics
 from egokit.tasks.multiple_choice import ChoiceTask
 
+PAIR_FRAMES = 16  # see `EgoMCQ.pairs_at_once`
 PUBLISHED = {("ensemble", "inter"): 91.0, ("ensemble", "intra"): 60.9}
 
 
@@ -117,29 +120,77 @@ class EgoMCQ(ChoiceTask):
         Returns:
             "index" (question * 5 + choice), "dual" (cosine) and "fusion" (probability), a row for each pair.
         """
-        frames = normalise(batch["video"])
-        video_BE, trunk = model.embed_video(frames), model.fusion_trunk(frames)
-        # in order of questions: clips of the batch that share a question are neighbours, and its text is encoded once
-        pairs = sorted((pair, b) for b, clip in enumerate(batch["index"].tolist()) for pair in self.pairs_of[clip])
-        rows: dict[str, list] = {"index": [], "dual": [], "fusion": []}
-        size = self.config.evaluate.batch_size
-        for at in range(0, len(pairs), size):
-            index, own = np.array(pairs[at:at + size]).T
-            n = len(index)
-            # padded to few sizes on a GPU; what is added is cut off again below
-            index, own = (np.pad(x, (0, rounded_up(n, model.device) - n), mode="edge") for x in (index, own))
-            questions, question_of_pair = np.unique(index // CHOICES, return_inverse=True)
-            added = rounded_up(len(questions), model.device) - len(questions)
-            questions = np.pad(questions, (0, added), mode="edge")
-            longest = self.config.data.eval_max_tokens
-            tokens = of_few_lengths(model.tokens([self.texts[q] for q in questions], longest), longest)
-            words, mask = model.text_trunk(tokens)[question_of_pair], tokens["attention_mask"][question_of_pair]
-            states = model.fuse(trunk[own], words, mask, frames.shape[1], "itm")
-            rows["fusion"].append(model.itm_from_states(*states).float().softmax(-1)[:n, 1].cpu().numpy())
-            dual_QB = similarity(model.embed_text(tokens), video_BE).cpu().numpy()
-            rows["dual"].append(dual_QB[question_of_pair[:n], own[:n]])
-            rows["index"].append(index[:n])
-        return self.require_finite({key: np.concatenate(parts) for key, parts in rows.items()})
+        parts = list(self._scored(model, [batch]))
+        return {key: np.concatenate([rows[key] for rows in parts]) for key in parts[0]}
+
+    def score_batches(self, model, batches: Iterable[dict]) -> Iterator[dict[str, np.ndarray]]:
+        if type(self).score_batch is not EgoMCQ.score_batch:  # a derived task scores each batch in its own way
+            return super().score_batches(model, batches)
+        return self._scored(model, batches)
+
+    def _scored(self, model, batches: Iterable[dict]) -> Iterator[dict[str, np.ndarray]]:
+        """Yield rows as `score_batch` returns them, each pair's once.
+
+        On a GPU the fused layers compute parts of one size. Pairs that are too few for one wait, with their clips'
+        states, for those of the next batch; the last part is padded. On a CPU padding only costs.
+        """
+        on_gpu, waiting, kept = model.device.type == "cuda", [], ()
+        for batch in batches:
+            T, clips = batch["video"].shape[1], batch["index"].tolist()
+            size, first = self.pairs_at_once(T, model.device), len(kept[0]) if kept else 0
+            # in order of questions: pairs that share a question are neighbours, and its text is encoded once
+            pairs = sorted(waiting + [(pair, b) for b, clip in enumerate(clips, first) for pair in self.pairs_of[clip]])
+            full = len(pairs) // size * size if on_gpu else len(pairs)
+            # before the clips are embedded, because moving tokens to a GPU waits until it is idle
+            parts = [self._texts(model, pairs[at:min(at + size, full)], size) for at in range(0, full, size)]
+            frames = normalise(batch["video"])
+            clips = model.embed_video(frames), model.fusion_trunk(frames)
+            kept = tuple(torch.cat(both) for both in zip(kept, clips, strict=True)) if waiting else clips
+            del clips, frames
+            if parts:
+                yield self._rows([self._score_part(model, part, *kept, T) for part in parts])
+            of_waiting = sorted({b for _, b in pairs[full:]})
+            waiting = [(pair, of_waiting.index(b)) for pair, b in pairs[full:]]
+            kept = tuple(x[of_waiting] for x in kept) if waiting else ()
+        if waiting:
+            yield self._rows([self._score_part(model, self._texts(model, waiting, size), *kept, T)])
+
+    def pairs_at_once(self, frames: int, device: torch.device) -> int:
+        """Return how many pairs go through the fused layers at once.
+
+        On a GPU it is as many as have the frames of evaluate.batch_size clips of PAIR_FRAMES frames: the texts' small
+        products then take hardly any of the time, and the memory is the same for any number of frames.
+        """
+        clips = self.config.evaluate.batch_size
+        return max(1, clips * PAIR_FRAMES // frames) if device.type == "cuda" else clips
+
+    def _texts(self, model, pairs: list[tuple[int, int]], size: int) -> tuple:
+        """Return what `_score_part` needs of a part's pairs: their numbers, clips, and the tokens of their questions.
+
+        On a GPU, pairs are padded to `size`, and questions to a multiple of its quarter, by repeating the last one.
+        """
+        index, own = np.array(pairs).T
+        added = rounded_up(len(index), model.device, size) - len(index)
+        questions, question_P = np.unique(np.pad(index, (0, added), mode="edge") // CHOICES, return_inverse=True)
+        texts = in_few_numbers([self.texts[q] for q in questions], model.device, -(-size // 4))
+        longest = self.config.data.eval_max_tokens
+        tokens = of_few_lengths(model.tokens(texts, longest), longest)
+        own_P = np.pad(own, (0, added), mode="edge")
+        return index, *(torch.from_numpy(x).to(model.device) for x in (own_P, question_P)), tokens
+
+    def _score_part(self, model, part: tuple, video_BE: Tensor, trunk_BSD: Tensor, frames: int) -> tuple:
+        """Return a part's pair numbers, and the cosine and the matching probability of each, still on the device."""
+        index, own_P, question_P, tokens = part
+        words, mask = model.text_trunk(tokens)[question_P], tokens["attention_mask"][question_P]
+        states = model.fuse(trunk_BSD[own_P], words, mask, frames, "itm")
+        fusion_P = model.itm_from_states(*states).float().softmax(-1)[:, 1]
+        return index, similarity(model.embed_text(tokens), video_BE)[question_P, own_P], fusion_P
+
+    def _rows(self, parts: list[tuple]) -> dict[str, np.ndarray]:
+        """Return the rows of parts, without what was padded."""
+        cut = [(index, *(x[:len(index)].cpu().numpy() for x in scores)) for index, *scores in parts]
+        return self.require_finite({key: np.concatenate(values) for key, values in
+                                    zip(("index", "dual", "fusion"), zip(*cut, strict=True), strict=True)})
 
     def require_finite(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return the rows, or raise a ValueError that names a score of NaN or Inf.

@@ -4,7 +4,7 @@ Every sample is scored once; rows are gathered, ordered and counted; metrics are
 number of rows is an error. This module builds no optimizer and knows no benchmark.
 """
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -65,11 +65,14 @@ def evaluate(model, task, split: str = "test", on_batch: Callable[[int, int], No
             prompts_KE = embed_texts(model, prompts, config.data.eval_max_tokens) if prompts else None
             dataset = task.dataset(split)
             batches = evaluation_batches(len(dataset), config.evaluate.batch_size, rank, ranks)
-            scored = []
             on_batch(0, len(batches))
-            for batch in build_loader(dataset, batches, task.collate, config.data.workers, config.data.read_timeout):
-                scored.append(task.score_batch(model, move_to_device(batch, model.device)))
-                on_batch(len(scored), len(batches))
+
+            def on_device() -> Iterator[dict]:
+                loader = build_loader(dataset, batches, task.collate, config.data.workers, config.data.read_timeout)
+                for done, batch in enumerate(loader, 1):
+                    yield move_to_device(batch, model.device)
+                    on_batch(done, len(batches))  # the next one is asked for when this one is scored
+            scored = list(task.score_batches(model, on_device()))
     finally:
         model.train(was_training)
     own_rows = {key: np.concatenate([part[key] for part in scored]) for key in scored[0]} if scored else {}
