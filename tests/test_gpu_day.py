@@ -153,7 +153,7 @@ def test_a_batch_that_does_not_fit_is_no_failure_and_another_error_is(tiny, monk
     fitted, too_many, broken = rows()
     assert fitted["clips_s"] > 0 and too_many["problem"] == "out of memory" and "passed" not in too_many
     assert broken["problem"] == "CUDA error: invalid configuration argument" and len(common.failures) == 1
-    assert not model.config.checkpointing and all(parameter.grad is None for parameter in model.parameters())
+    assert model.config.checkpointing == "none" and all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_the_largest_batch_is_found():
