@@ -16,7 +16,7 @@ torch.set_num_threads(1)
 
 import pytest  # noqa: E402
 from compiling import breaks, graphs, recorder  # noqa: E402
-from conftest import MODEL  # noqa: E402
+from conftest import MODEL, SMALL  # noqa: E402
 
 from egokit import tasks  # noqa: E402
 from egokit.config.resolve import resolve  # noqa: E402
@@ -37,7 +37,7 @@ parallel = torch.nn.parallel.DistributedDataParallel
 torch.nn.parallel.DistributedDataParallel = functools.partial(parallel, bucket_cap_mb=0.002)
 with distributed.joined(rank, world, folder / "meeting", local=True), pytest.MonkeyPatch.context() as patch:
     made = recorder(patch, backend)
-    config = resolve("toy/ek100_finetune", "tiny", f"{MODEL} {' '.join(sys.argv[5:])}")
+    config = resolve("toy/ek100_finetune", "tiny", f"{SMALL} {MODEL} {' '.join(sys.argv[5:])}")
     run = Run(folder / "run")
     train(config, tasks.make(config), run, "finetune", torch.device("cpu"))
 losses = [event["loss"] for event in run.read_log() if event["kind"] == "step"]

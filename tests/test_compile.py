@@ -109,9 +109,9 @@ def test_what_would_silently_stay_uncompiled_is_an_error():
 @pytest.mark.slow
 def test_two_ranks_compile_whole_blocks(resolve, project, tmp_path):
     """DDP's own optimizer would split each block into several graphs: its buckets are small here."""
-    overrides = (f"{UNEVEN} init=", )
-    single, = ranks("rank_compile.py", 1, tmp_path / "1", project, *overrides)
-    compiled = ranks("rank_compile.py", 2, tmp_path / "2", project, *overrides, "train.compile=true")
+    overrides = f"{UNEVEN} init="
+    single, = ranks("rank_compile.py", 1, tmp_path / "1", project, overrides)
+    compiled = ranks("rank_compile.py", 2, tmp_path / "2", project, overrides, "train.compile=true")
     assert not single["graphs"] and len(single["losses"]) == 3
     for result in compiled:
         assert result["losses"] == pytest.approx(single["losses"], rel=1e-5)
