@@ -32,7 +32,7 @@ def run(project, request):
 
 def outcome(run) -> list[float]:
     """Return all losses and validation scores in the order of a run's log."""
-    return [event[key] for event in run.read_log() for key in ("loss", "ensemble_inter", "ndcg_v2t") if key in event]
+    return [event[key] for event in run.read_log() for key in ("loss", "ensemble_inter", "nDCG") if key in event]
 
 
 def train(config, run) -> list[float]:
