@@ -39,13 +39,14 @@ from gpu_day.common import (
 )
 from gpu_day.encoding_speed import encode
 from gpu_day.largest_batch import find_largest, largest_batch, ran_out_of_memory
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from egokit.config.schema import ModelConfig
 from egokit.model import cpu_fast_paths, layers, video_encoder
 from egokit.model.egovlp import EgoVLP
 from egokit.model.precision import float32_products
+from egokit.train import compiled as compilation
+from egokit.train import step as steps
 
 PRODUCTS = "Products of two square matrices"  # titles of tables that several functions use
 STEPS, WORK = "Training step", "Arithmetic of a training step"
@@ -231,9 +232,9 @@ def compiled_sums() -> None:
 
 
 def compiled_steps(attention: str, ways: list[tuple[str, bool]]) -> None:
-    """Measure compiled steps, all at one size of batch: each new shape would be compiled anew."""
-    compile_by = functools.partialmethod(nn.Module.compile, backend=COMPILER)
-    with unittest.mock.patch.object(nn.Module, "compile", compile_by):
+    """Measure compiled steps, all at one size of batch, whose shapes the graphs have fixed."""
+    compile_by = functools.partial(compilation.compile_blocks, backend=COMPILER)
+    with unittest.mock.patch.object(steps, "compile_blocks", compile_by):
         smaller = {"depth": 1} if REHEARSAL else {}  # each kind of block is traced for seconds
         model = trainer(rehearsed(Variant("fp16", False, 48)), **smaller).model
         work = measured(WORK, "tflop_a_clip") or tflop_a_clip(model)

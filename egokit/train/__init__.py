@@ -1,7 +1,8 @@
 """Training and evaluation of a model on a task. Nothing here knows a benchmark.
 
 loop.py            epochs, steps, checkpoints, resumption
-step.py            the loss of a batch and its gradient; torch.compile of the blocks
+step.py            the loss of a batch and its gradient
+compiled.py        torch.compile of the encoders' blocks
 gradient_cache.py  the same gradient in micro-batches, with less memory
 evaluate.py        from a task's samples to its metrics
 optim.py           AdamW's parameter groups and schedule

@@ -50,7 +50,9 @@ class _GradientCache(torch.autograd.Function):
             context.states.append(_ForwardState(inputs))
             with torch.enable_grad():  # the kernels of the second pass; those of inference round differently
                 # detached at once: this graph must be free before the next one is made
-                outputs.append([x.detach() for x in _as_tuple(function(*(x.detach() for x in micro_batch)))])
+                given = (x.detach().requires_grad_(need)  # as in the second pass, for which compiled blocks look
+                         for x, need in zip(micro_batch, context.needs_input_grad[3:], strict=True))
+                outputs.append([x.detach() for x in _as_tuple(function(*given))])
         context.lengths = [[len(x) for x in output] for output in outputs]
         whole = tuple(torch.cat(column) for column in zip(*outputs, strict=True))
         return whole if len(whole) > 1 else whole[0]

@@ -12,8 +12,7 @@ from egokit.config.schema import Config
 from egokit.model.precision import autocast, float32_products
 from egokit.train import distributed
 from egokit.train.batch_plan import plan_batch
-
-COMPILED_VARIANTS = 32  # most versions of one block: fused or not, all tokens or the first, training or not, shapes
+from egokit.train.compiled import compile_blocks
 
 
 class Loss(nn.Module):
@@ -103,24 +102,3 @@ def expect_gradients(model) -> None:
         shown = ", ".join(unused[:8]) + (" …" if len(unused) > 8 else "")
         raise ConfigError(f"the loss does not use {len(unused)} parameters that are to be trained: {shown}. Use them "
                           "in the task's `loss`, or freeze them in its `modules`, by requires_grad_(False)")
-
-
-def compile_blocks(model) -> None:
-    """Let torch.compile compile each block of both encoders on its first use.
-
-    What lies between the blocks (losses, gathering, recomputation) is not compiled. Names of parameters stay as they
-    are. A size that changes (texts, an epoch's last batch) becomes symbolic the second time.
-
-    Raises:
-        RuntimeError: torch.compile does not work here, for example because there is no C++ compiler.
-    """
-    try:
-        torch.compile(lambda x: (x + 1).sin())(torch.ones(8, device=model.device))
-    except Exception as error:  # its class depends on PyTorch's version and on what is missing
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise RuntimeError("train.compile needs a working C++ compiler (g++ or clang++, or the one that CXX names) "
-                           "and, on a GPU, Triton; install it, or set train.compile=false. "
-                           f"What was found: {reason[0]}") from error
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_VARIANTS)
-    for block in (*model.video.blocks, *model.text.layers):
-        block.compile()
