@@ -7,11 +7,11 @@ Source: "EgoVLPv2: Egocentric Video-Language Pre-training with Fusion in the Bac
 """
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from egokit.config.schema import ModelConfig
 from egokit.model.cpu_fast_paths import recompute_in_parts
 from egokit.model.layers import NORM_EPS, Linear, attend, init_std, merge_heads, multi_head_attention, split_heads
+from egokit.model.recomputation import recomputed
 
 
 class GatedCrossAttention(nn.Module):
@@ -190,11 +190,9 @@ class VideoEncoder(nn.Module):
         if self.config.checkpointing == "none" or not self.training:
             return block(x_BSD, frames, text_BLD, mask_B11L, cls_only)
 
-        def recomputed(x_BSD: Tensor, text_BLD: Tensor | None = None, mask_B11L: Tensor | None = None) -> Tensor:
-            # blocks have no dropout, so there is no random state to keep and set again
-            return checkpoint(block, x_BSD, frames, text_BLD, mask_B11L, cls_only, use_reentrant=False,
-                              preserve_rng_state=False)
-        return recompute_in_parts(recomputed, x_BSD, *(() if text_BLD is None else (text_BLD, mask_B11L)))
+        def rows(x_BSD: Tensor, text_BLD: Tensor | None = None, mask_B11L: Tensor | None = None) -> Tensor:
+            return recomputed(block, self.config.checkpointing, x_BSD, frames, text_BLD, mask_B11L, cls_only)
+        return recompute_in_parts(rows, x_BSD, *(() if text_BLD is None else (text_BLD, mask_B11L)))
 
     def forward(self, frames_BTCHW: Tensor) -> Tensor:
         """Return the state of CLS (B, D) for normalised frames, without a text."""
