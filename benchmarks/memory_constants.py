@@ -45,7 +45,7 @@ def activations(checkpointing: str, **model) -> tuple[Activations, float]:
     fused = (base - counted(num_fused_layers=FUSED - 1) + block) / 2
     one_pass = 2 * (whole - half)
     rest = base - (2 * DEPTH - FUSED) * block - 2 * FUSED * fused
-    figures = block, fused, rest, one_pass - DEPTH * block, whole - one_pass
+    figures = block, fused, rest, one_pass - DEPTH * block
     return Activations(*(round(x, 1) for x in figures)), round(counted(precision="fp32") / base, 2)
 
 

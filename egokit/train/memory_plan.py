@@ -32,14 +32,15 @@ class Activations:
     fused: float  # kept in a block that does, with its layer of the text encoder
     rest: float   # beside the blocks of pre-training's four passes, and while the backward pass goes through one
     dual: float   # the same of the dual encoder's pass alone
-    share: float  # in micro-batches: kept of all clips
 
+
+SHARED = 16  # the same, kept of all clips in micro-batches: states before fusion, those of drawn pairs, both gradients
 
 # by model.attention's kernels (auto is sdpa) and model.checkpointing
-COUNTED = {"sdpa": {"none": Activations(block=68.4, fused=88.1, rest=-153.1, dual=-45.5, share=48.7),
-                    "cheap": Activations(block=34.8, fused=48.3, rest=-52.6, dual=-0.4, share=40.6),
-                    "full": Activations(block=4.0, fused=4.0, rest=100.0, dual=70.0, share=40.0)}}
-FLOAT32 = {"none": 1.78, "cheap": 1.85, "full": 1.5}  # the same in fp32 and tf32, as a multiple
+COUNTED = {"sdpa": {"none": Activations(block=68.4, fused=88.1, rest=-153.1, dual=-45.5),
+                    "cheap": Activations(block=34.8, fused=48.3, rest=-52.6, dual=-0.4),
+                    "full": Activations(block=4.7, fused=2.5, rest=108.8, dual=61.0)}}
+FLOAT32 = {"none": 1.78, "cheap": 1.85, "full": 1.54}  # the same in fp32 and tf32, as a multiple
 
 
 @functools.lru_cache(maxsize=8)
@@ -66,18 +67,17 @@ def predicted_gib(config: Config, task, processes: int) -> float:
     kept = COUNTED.get(model.attention, COUNTED["sdpa"])[model.checkpointing]
     value = (1 + config.data.frames * (model.image_size // model.patch_size) ** 2) * model.width
     value *= 1 if half else FLOAT32[model.checkpointing]
-    clips = plan.micro_batch * task.clips_per_sample
-    dual_pass = model.depth * kept.block + kept.dual
-    if not task.uses_fusion:
-        activations = clips * dual_pass
-    elif config.train.micro_batch:  # one pass at a time; the states before the first fused block are kept of all clips
-        activations = clips * max(dual_pass, model.num_fused_layers * kept.fused)
-        activations += plan.largest_share * task.clips_per_sample * kept.share
-    else:
+    clips, share = (samples * task.clips_per_sample for samples in (plan.micro_batch, plan.largest_share))
+    activations = clips * (model.depth * kept.block + kept.dual)
+    if task.uses_fusion and config.train.micro_batch:  # one pass at a time
+        activations = max(activations, clips * (model.num_fused_layers * kept.fused + kept.dual) + share * SHARED)
+    elif task.uses_fusion:
         activations = clips * ((2 * model.depth - model.num_fused_layers) * kept.block
                                + 2 * model.num_fused_layers * kept.fused + kept.rest)
-    # gradients arrive while activations go, and the half-precision copies of weights with them
-    return (all_weights + 2 * trained + max(trained, trained // 2 * half + value * activations)) / GIB
+    kept_bytes = trained // 2 * half + value * activations
+    # in one piece, gradients arrive while activations go, and the half-precision copies of weights with them
+    gradients = trained + kept_bytes if config.train.micro_batch else max(trained, kept_bytes)
+    return (all_weights + 2 * trained + gradients) / GIB
 
 
 def card_gib(device: torch.device) -> float:
