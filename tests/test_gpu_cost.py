@@ -107,7 +107,7 @@ def test_cheap_checkpointing_computes_no_product_attention_or_dropout_again(plai
     kept = counted(micro_batch=micro_batch) if micro_batch else plain
     cheap = counted(checkpointing="cheap", micro_batch=micro_batch)
     assert total(cheap).flops == total(kept).flops
-    assert total(cheap).peak_bytes < (0.9 if micro_batch else 0.75) * total(kept).peak_bytes
+    assert total(cheap).peak_bytes < (0.95 if micro_batch else 0.85) * total(kept).peak_bytes
     assert cheap.left_bytes == kept.left_bytes
     for name, operation in kept.operations.items():
         if "attention" in name or name in ("aten.mm", "aten.addmm", "aten.bmm", "aten.native_dropout"):
