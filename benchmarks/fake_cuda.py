@@ -14,6 +14,7 @@ import torch
 import torch._dynamo  # lists torch.cuda's functions when it is imported, which should be the real ones
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import DefaultDeviceType
 
 aten = torch.ops.aten
 GPU = torch.device("cuda:0")
@@ -122,7 +123,7 @@ def _no_primary_context() -> Iterator[None]:
 
 @contextlib.contextmanager
 def fresh_caches() -> Iterator[None]:
-    """Empty egokit's caches before and after, so that tensors of two kinds never meet."""
+    """Empty caches before and after, so that tensors of two kinds never meet."""
     def empty() -> None:
         modules = [module for name, module in list(sys.modules.items()) if name.startswith("egokit.")]
         for cached in [value for module in modules for value in vars(module).values() if hasattr(value, "cache_clear")]:
@@ -130,7 +131,9 @@ def fresh_caches() -> Iterator[None]:
 
     empty()
     try:
-        yield
+        # PyTorch's checkpoints remember whether there was a GPU when they first asked
+        with unittest.mock.patch.object(DefaultDeviceType, "_default_device_type", None):
+            yield
     finally:
         empty()
 

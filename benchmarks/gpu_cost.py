@@ -53,8 +53,8 @@ FLOPS, BYTES, REACHED = 650e12, 2.6e12, 0.4 * 800e12  # a second
 STAGES = ("embedding", "trunk", "MLM", "ITM")         # EgoClip.loss computes them by `in_parts`, in this order
 PARTS = (*STAGES, "loss", "optimizer")
 VARIANTS = {                                          # checkpointing, micro_batch
-    "one piece": (False, 0), "one piece, checkpointing": (True, 0),
-    "micro_batch 16": (False, 16), "micro_batch 4": (False, 4)}
+    "one piece": ("none", 0), "one piece, cheap checkpointing": ("cheap", 0),
+    "one piece, full checkpointing": ("full", 0), "micro_batch 16": ("none", 16), "micro_batch 4": ("none", 4)}
 LEAF = 2**62                                          # autograd nodes of leaves have numbers from here on
 NO_KERNEL = {aten._unsafe_view, aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided,
              aten._local_scalar_dense}                # beside views
@@ -200,7 +200,7 @@ class Staged(Synthetic):
             return super().in_parts(counted, *inputs)
 
 
-def counted_step(clips: int = 64, precision: str = "fp16", checkpointing: bool = False, micro_batch: int = 0,
+def counted_step(clips: int = 64, precision: str = "fp16", checkpointing: str = "none", micro_batch: int = 0,
                  counter: Counter | None = None, **model) -> Counter:
     """Count a step of a model whose moments exist, from a batch that lies on the GPU.
 
@@ -235,17 +235,17 @@ def counted_step(clips: int = 64, precision: str = "fp16", checkpointing: bool =
 def main(clips: int, precision: str) -> None:
     head = f"{'TFLOP':>8} {'kernels':>8} {'GB':>8} {'ms':>8} {'GiB':>7}"
     print(f"base model, {clips} clips of 4 frames, {precision}; ms by the roofline, GiB at the peak")
-    print(f"{'':26} {head} {'waits':>6} {'clips/s':>8} {'at 40 %':>8}")
+    print(f"{'':31} {head} {'waits':>6} {'clips/s':>8} {'at 40 %':>8}")
     counters = {}
     for name, (checkpointing, micro_batch) in VARIANTS.items():
         counters[name] = counter = counted_step(clips, precision, checkpointing, micro_batch)
         total = sum(counter.costs.values(), Cost())
-        print(f"{name:26} {line(total)} {len(counter.waits):6} {clips / total.seconds:8.0f} "
+        print(f"{name:31} {line(total)} {len(counter.waits):6} {clips / total.seconds:8.0f} "
               f"{clips * REACHED / total.flops:8.0f}", flush=True)
     for name, counter in counters.items():
-        print(f"\n{name:26} {head}")
+        print(f"\n{name:31} {head}")
         for part in PARTS:
-            print(f"  {part:24} {line(counter.costs[part])}")
+            print(f"  {part:29} {line(counter.costs[part])}")
 
 
 def line(cost: Cost) -> str:

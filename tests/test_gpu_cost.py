@@ -95,11 +95,31 @@ def test_checkpointing_computes_its_blocks_again_and_needs_less_memory(monkeypat
     monkeypatch.setattr(gpu_cost, "Counter", lambda: counter)
     assert total(counted()) == total(plain)
     monkeypatch.undo()
-    recomputed = counted(checkpointing=True)
+    recomputed = counted(checkpointing="full")
     assert 0.7 * forward < total(recomputed).flops - total(plain).flops <= forward
     assert total(recomputed).peak_bytes < 0.8 * total(plain).peak_bytes
     for part in ("loss", "optimizer"):
         assert counts(recomputed.costs[part]) == counts(plain.costs[part])
+
+
+@pytest.mark.parametrize("micro_batch", [0, 2])
+def test_cheap_checkpointing_computes_no_product_attention_or_dropout_again(plain, micro_batch):
+    kept = counted(micro_batch=micro_batch) if micro_batch else plain
+    cheap = counted(checkpointing="cheap", micro_batch=micro_batch)
+    assert total(cheap).flops == total(kept).flops
+    assert total(cheap).peak_bytes < (0.95 if micro_batch else 0.85) * total(kept).peak_bytes
+    assert cheap.left_bytes == kept.left_bytes
+    for name, operation in kept.operations.items():
+        if "attention" in name or name in ("aten.mm", "aten.addmm", "aten.bmm", "aten.native_dropout"):
+            assert cheap.operations[name].kernels == operation.kernels > 0, name
+    assert cheap.operations["aten.gelu"].kernels > kept.operations["aten.gelu"].kernels
+
+
+@pytest.mark.slow
+def test_cheap_checkpointing_fits_64_clips_of_the_full_size_model_into_80_gb():
+    kept, cheap = (gpu_cost.counted_step(64, "fp16", checkpointing) for checkpointing in ("none", "cheap"))
+    assert total(cheap).flops == total(kept).flops
+    assert total(cheap).peak_bytes < 48 * 2**30 < 79 * 2**30 < total(kept).peak_bytes
 
 
 def test_micro_batches_cost_one_more_forward_pass_and_need_less_memory(plain):
@@ -151,7 +171,7 @@ def test_a_planted_wait_is_counted(monkeypatch, plain):
 
 
 def test_the_tables_are_printed(monkeypatch, capsys):
-    monkeypatch.setattr(gpu_cost, "VARIANTS", {"one piece": (False, 0), "in micro-batches": (True, 2)})
+    monkeypatch.setattr(gpu_cost, "VARIANTS", {"one piece": ("none", 0), "in micro-batches": ("full", 2)})
     step = gpu_cost.counted_step
     monkeypatch.setattr(gpu_cost, "counted_step", lambda *args: step(*args, **TINY))
     gpu_cost.main(CLIPS, "bf16")

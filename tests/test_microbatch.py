@@ -15,9 +15,10 @@ from egokit.config.resolve import outputs_folder
 from egokit.data import loader
 from egokit.jobs import launch
 from egokit.runs.run_folder import Run
-from egokit.train import loop
-from egokit.train.batch_plan import plan_batch, what_would_fit
+from egokit.train import loop, memory_plan
+from egokit.train.batch_plan import plan_batch
 from egokit.train.gradient_cache import by_micro_batches
+from egokit.train.memory_plan import what_would_fit
 
 CPU = torch.device("cpu")
 BF16 = {"device_type": "cpu", "dtype": torch.bfloat16}
@@ -120,6 +121,17 @@ def test_loss_scaling_passes_through(resolve, run):
         torch.testing.assert_close(parameter.grad, plain[name].grad * 2 ** 10, msg=name)
 
 
+@pytest.mark.parametrize("checkpointing", ["cheap", "full"])
+def test_recomputation_inside_micro_batches_changes_no_gradient(resolve, run, checkpointing):
+    gradients = []
+    for settings in ("train.micro_batch=0 model.checkpointing=none",
+                     f"train.micro_batch=3 model.checkpointing={checkpointing}"):
+        trainer, _ = first_step(resolve(overrides=f"{MODEL} train.precision=fp32 model.dropout=0 {settings}"), run)
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in trainer.model.parameters()]))
+    whole, in_parts = gradients
+    assert (in_parts - whole).norm() < 1e-5 * whole.norm()
+
+
 def losses(run):
     return [event["loss"] for event in run.read_log() if event["kind"] == "step"]
 
@@ -154,7 +166,7 @@ def test_a_run_goes_on_with_another_micro_batch(resolve, run, monkeypatch):
 
 def test_what_memory_advice_changes_is_not_another_run(resolve):
     plain, advised = (comparable(resolve(overrides=overrides)) for overrides in
-                      ("model.checkpointing=false", "train.micro_batch=2 model.checkpointing=true"))
+                      ("model.checkpointing=false", "train.micro_batch=2 model.checkpointing=cheap"))
     assert plain == advised
 
 
@@ -205,14 +217,17 @@ def test_out_of_memory_says_what_would_fit(resolve, run, monkeypatch):
     config = resolve(overrides=f"{MODEL} data.workers=0 model.checkpointing=false train.micro_batch=6")
     task = tasks.make(config)
     monkeypatch.setattr(type(task), "loss", full)
-    message = (r"step 1: out of GPU memory.*of at most 6 \(train.micro_batch=6\) don't fit: "
+    message = (r"step 1: out of GPU memory.*of at most 6 \(train.micro_batch=6, model.checkpointing=none\) don't fit: "
                r"set train.micro_batch=3, or model.checkpointing=full;")
     with pytest.raises(loop.TrainingError, match=message):
         loop.train(config, task, run, "pretrain", CPU)
+    monkeypatch.setattr(memory_plan, "card_gib", lambda device: 79.0)
+    with pytest.raises(loop.TrainingError, match=r"set model.checkpointing=cheap, which is predicted to need 0 of"):
+        loop.train(config, task, run, "pretrain", CPU)
     single = resolve(overrides=f"{MODEL} model.checkpointing=true train.batch_size=1")
-    assert "set train.micro_batch=1;" in what_would_fit(single, 1)
+    assert "set train.micro_batch=1;" in what_would_fit(single, 1, task)
     least = resolve(overrides=f"{MODEL} model.checkpointing=true train.micro_batch=1")
-    assert "use more processes (launch.tasks_per_node), or a GPU with more memory" in what_would_fit(least, 1)
+    assert "use more processes (launch.tasks_per_node), or a GPU with more memory" in what_would_fit(least, 1, task)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from golden_inputs import draw, release, release_state, weight
 
 import egokit
 from egokit.config.schema import ModelConfig
-from egokit.model import cpu_fast_paths, video_encoder, weights
+from egokit.model import weights
 from egokit.model.egovlp import EgoVLP
 from egokit.model.precision import autocast
 from egokit.model.released_keys import rename
@@ -153,38 +153,3 @@ def test_gradients_of_every_parameter(seed):
         if (parameter.grad - leaves[key].grad).norm() > 1e-4 * expected[key] + floor:
             wrong[name] = parameter.grad.norm().item(), expected[key]
     assert not wrong
-
-
-@pytest.mark.parametrize("frames, clips", [(4, 1), (3, 2), (4, 5)])
-def test_recomputation_changes_no_gradient(monkeypatch, frames, clips):
-    """Blocks are recomputed in the backward pass, `clips` of the five clips at a time."""
-    sizes, checkpoint = [], video_encoder.checkpoint
-
-    def counted(block, x_BSD, *arguments, **options):
-        sizes.append(len(x_BSD))
-        return checkpoint(block, x_BSD, *arguments, **options)
-
-    monkeypatch.setattr(video_encoder, "checkpoint", counted)
-    if clips < 5:
-        values = (1 + frames * (SMALL.image_size // SMALL.patch_size) ** 2) * SMALL.width
-        monkeypatch.setattr(cpu_fast_paths, "RECOMPUTED_VALUES", int((clips + 0.9) * values))
-    model = seeded(SMALL, "H").train()
-    model.config = ModelConfig(**{**vars(SMALL), "dropout": 0.0, "checkpointing": True})
-    for part in model.text.modules():
-        part.dropout = 0.0
-    video, tokens = inputs(SMALL, frames, 5, "H")
-    gradients = []
-    for checkpointing in (False, True):
-        model.video.config = model.text.config = ModelConfig(**{**vars(model.config), "checkpointing": checkpointing})
-        trunk, words = model.fusion_trunk(video), model.text_trunk(tokens)
-        itm = model.itm_from_states(*model.fuse(trunk, words, tokens["attention_mask"], frames, "itm"))
-        mlm = model.mlm_from_states(model.fuse(trunk, words, tokens["attention_mask"], frames, "mlm")[1])
-        dual = egokit.similarity(model.embed_text(tokens), model.embed_video(video))
-        (itm.square().mean() + mlm.square().mean() + dual.square().sum()).backward()
-        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
-        model.zero_grad(set_to_none=True)
-    assert set(sizes) == {clips, 5 % clips or clips}
-    kept, recomputed = gradients
-    floor = 1e-6 * max(grad.norm() for grad in kept.values())  # a gate's gradient is a sum of many terms that cancel
-    for name, grad in kept.items():
-        assert (recomputed[name] - grad).norm() <= 1e-5 * grad.norm() + floor, name

@@ -67,7 +67,7 @@ Positive, NotNegative, Share = number(float, gt=0), number(float, ge=0), number(
 Dimension, Depth = number(int, ge=1, le=1_000_000), number(int, ge=1, le=256)
 Vocabulary, Ratio = number(int, ge=0, le=100_000_000), number(float, gt=0, le=1000)
 # earlier versions knew true and false
-Recomputed = Annotated[Literal["none", "full"],
+Recomputed = Annotated[Literal["none", "cheap", "full"],
                        BeforeValidator(lambda value: {False: "none", True: "full"}.get(value, value)
                                        if isinstance(value, bool) else value)]
 TextLength = number(int, ge=3)   # the start token, one word and the end token
@@ -103,8 +103,8 @@ class ModelConfig(Section):
     projection: str = "mlp4096"    # head into the shared space: mlp<dim> or linear<dim>
     time_init: Literal["released", "zero_output"] = "released"  # start of time attention: released (never learns) or
                                                                 # zero_output (learns)
-    checkpointing: Local[Recomputed] = "none"  # what the backward pass computes again to save memory: none, or full
-                                   # (blocks, where it saves most; slower)
+    checkpointing: Local[Recomputed] = "none"  # what the backward pass computes again to save memory: none, cheap (all
+                                   # of a block but products and attention) or full (whole blocks; slower)
     attention: Local[Literal["auto", "sdpa", "triton"]] = "auto"  # divided attention on GPUs: PyTorch's kernels
                                    # (sdpa), or by egokit's own without copies (triton); auto is sdpa until a GPU has
                                    # measured both. CPUs have a path of their own

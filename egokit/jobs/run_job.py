@@ -20,7 +20,7 @@ from egokit.model import checkpoints
 from egokit.model.own_modules import attach
 from egokit.runs.files import write_text
 from egokit.runs.run_folder import DEVICES, Run
-from egokit.train import distributed, loop
+from egokit.train import distributed, loop, memory_plan
 from egokit.train.batch_plan import plan_batch
 from egokit.train.evaluate import evaluate as evaluate_task
 
@@ -57,10 +57,12 @@ def work(folder: Path, spec: dict) -> None:
         if distributed.rank() == 0:
             run.claim(folder / "owner", attempt)
             write_text(folder / DEVICES, "\n".join(rank_devices))
+        task = tasks.make(config, code=folder / "code")
+        if distributed.rank() == 0:
             plan = (plan_batch(config, distributed.world_size()) if trains
                     else f"{spec['action']} {config.evaluate.batch_size} clips at once")
-            print(f"plan: {plan}, on {devices.devices_text(rank_devices)}", flush=True)
-        task = tasks.make(config, code=folder / "code")
+            needs = memory_plan.in_words(config, task, distributed.world_size(), device) if trains else ""
+            print(f"plan: {plan}, on {devices.devices_text(rank_devices)}{needs}", flush=True)
         perform = {"train": loop.train, "evaluate": evaluate, "extract": extract}[spec["action"]]
         result = perform(config, task, run, spec["section"], device)
         if distributed.rank() == 0:

@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from egokit.config.access import exists
 from egokit.config.schema import ModelConfig
 from egokit.model.layers import NORM_EPS, Linear, multi_head_attention
+from egokit.model.recomputation import recomputed
 
 PADDING = 1  # RoBERTa's padding id; position ids start right after it
 HUB_NAMES = ("roberta-base", "FacebookAI/roberta-base")  # fetched also if a checkpoint names them
@@ -121,8 +121,8 @@ class TextEncoder(nn.Module):
         A layer that reads no video is never recomputed: its few tokens need little memory.
         """
         if video_BSD is not None and self.config.checkpointing != "none" and self.training:
-            return checkpoint(layer, x_BLD, mask_B11L, video_BSD, first_only, use_reentrant=False,
-                              preserve_rng_state=self.config.dropout > 0)
+            return recomputed(layer, self.config.checkpointing, x_BLD, mask_B11L, video_BSD, first_only,
+                              has_dropout=self.config.dropout > 0)
         return layer(x_BLD, mask_B11L, video_BSD, first_only)
 
     def forward(self, tokens: dict[str, Tensor]) -> Tensor:

@@ -8,7 +8,6 @@ Source: "EgoVLPv2: Egocentric Video-Language Pre-training with Fusion in the Bac
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from egokit.config.build import ConfigError
 from egokit.config.schema import ModelConfig
@@ -24,6 +23,7 @@ from egokit.model.layers import (
     split_heads,
 )
 from egokit.model.precision import half_precision
+from egokit.model.recomputation import recomputed
 
 
 class PatchEmbed(nn.Conv2d):
@@ -259,11 +259,9 @@ class VideoEncoder(nn.Module):
         if self.config.checkpointing == "none" or not self.training:
             return block(x_BSD, frames, text_BLD, mask_B11L, cls_only)
 
-        def recomputed(x_BSD: Tensor, text_BLD: Tensor | None = None, mask_B11L: Tensor | None = None) -> Tensor:
-            # blocks have no dropout, so there is no random state to keep and set again
-            return checkpoint(block, x_BSD, frames, text_BLD, mask_B11L, cls_only, use_reentrant=False,
-                              preserve_rng_state=False)
-        return recompute_in_parts(recomputed, x_BSD, *(() if text_BLD is None else (text_BLD, mask_B11L)))
+        def rows(x_BSD: Tensor, text_BLD: Tensor | None = None, mask_B11L: Tensor | None = None) -> Tensor:
+            return recomputed(block, self.config.checkpointing, x_BSD, frames, text_BLD, mask_B11L, cls_only)
+        return recompute_in_parts(rows, x_BSD, *(() if text_BLD is None else (text_BLD, mask_B11L)))
 
     def forward(self, frames_BTCHW: Tensor) -> Tensor:
         """Return the state of CLS (B, D) for normalised frames, without a text."""

@@ -16,19 +16,19 @@ class BatchPlan:
     micro_batch: int  # at most the largest share
 
     @property
+    def largest_share(self) -> int:
+        """Number of samples of the process that has most of them."""
+        return -(-self.batch_size // self.processes)
+
+    @property
     def micro_batches(self) -> int:
         """Number of micro-batches of the largest share; another process may have one fewer."""
-        return -(-largest_share(self.batch_size, self.processes) // self.micro_batch)
+        return -(-self.largest_share // self.micro_batch)
 
     def __str__(self) -> str:
         n, even = self.micro_batches, self.processes * self.micro_batches * self.micro_batch == self.batch_size
         return (f"{self.batch_size} samples = {self.processes} process{'es' * (self.processes > 1)} x "
                 f"{n} micro-batch{'es' * (n > 1)} of {'' if even else 'at most '}{self.micro_batch}")
-
-
-def largest_share(batch_size: int, processes: int) -> int:
-    """Return the number of samples of the process that has most of them."""
-    return -(-batch_size // processes)
 
 
 def plan_batch(config: Config, processes: int = 0) -> BatchPlan:
@@ -38,7 +38,7 @@ def plan_batch(config: Config, processes: int = 0) -> BatchPlan:
         processes: number of processes; 0 takes launch.nodes x launch.tasks_per_node.
     """
     processes = processes or config.launch.nodes * config.launch.tasks_per_node
-    share = largest_share(config.train.batch_size, processes)
+    share = -(-config.train.batch_size // processes)
     return BatchPlan(config.train.batch_size, processes, min(config.train.micro_batch or share, share))
 
 
@@ -50,16 +50,3 @@ def check_batch(config: Config, action: str) -> None:
         raise ConfigError(f"train.batch_size={batch_size}, but launch.nodes={launch.nodes} x launch.tasks_per_node="
                           f"{launch.tasks_per_node} are {processes} processes, each of which needs a sample: set "
                           f"train.batch_size to {processes} or more, or use fewer processes")
-
-
-def what_would_fit(config: Config, processes: int) -> str:
-    """Return advice, one sentence, after a step that ran out of memory."""
-    plan = plan_batch(config, processes)
-    # micro-batches help a share of one sample, too: its passes then run one after the other
-    smaller = plan.micro_batch // 2 or int(not config.train.micro_batch)
-    settings = [f"train.micro_batch={smaller}"] if smaller else []
-    settings += ["model.checkpointing=full"] if config.model.checkpointing == "none" else []
-    advice = (f"set {', or '.join(settings)}" if settings else
-              "use more processes (launch.tasks_per_node), or a GPU with more memory")
-    return (f"{plan} (train.micro_batch={config.train.micro_batch}) don't fit: {advice}; "
-            "neither the batch nor its gradient changes, and the run goes on from its newest checkpoint")

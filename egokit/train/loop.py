@@ -20,8 +20,7 @@ from egokit.model.own_modules import attach
 from egokit.model.precision import deterministic
 from egokit.model.text_encoder import load_tokenizer
 from egokit.runs.run_folder import Run
-from egokit.train import distributed, optim
-from egokit.train.batch_plan import what_would_fit
+from egokit.train import distributed, memory_plan, optim
 from egokit.train.evaluate import evaluate
 from egokit.train.preemption import StopSignal
 from egokit.train.step import Objective
@@ -174,7 +173,8 @@ class Trainer:
             logged = [event["plan"] for event in self.run.read_log() if event["kind"] == "plan"]
             if logged[-1:] != [str(plan)]:
                 self.run.log({"kind": "plan", "step": self.step, "plan": str(plan), "micro_batches": plan.micro_batches,
-                              **dataclasses.asdict(plan)})
+                              **dataclasses.asdict(plan),
+                              **memory_plan.logged(self.config, self.task, plan.processes, self.device)})
 
     def report_bad(self) -> None:
         """Log what no rank could read since the last report; too much of it is an error."""
@@ -210,7 +210,8 @@ class Trainer:
                 terms = self.objective.gradient(batch, self.step, self.scaler)
                 norm = self.update(rate)
             except torch.cuda.OutOfMemoryError as error:
-                advice = what_would_fit(self.config, distributed.world_size())
+                advice = memory_plan.what_would_fit(self.config, distributed.world_size(), self.task,
+                                                    memory_plan.card_gib(self.device))
                 raise TrainingError(f"step {self.step + 1}: out of GPU memory. {advice}") from error
             self.step += 1
             nonfinite_in_a_row = 0 if math.isfinite(norm) else nonfinite_in_a_row + 1

@@ -1,0 +1,156 @@
+"""How much memory of a GPU a training step is predicted to need, and which setting would fit.
+
+Before any clip there are weights, gradients, AdamW's two moments and the half-precision copies of weights. What is kept
+of a clip until its backward pass grows with tokens x width, for each block that the clip goes through. The bytes below
+were counted, not measured (benchmarks/memory_constants.py prints them): a card also needs what its allocator leaves
+unused between tensors, and half a GiB for CUDA itself.
+
+Shapes: S tokens of a clip, D width.
+"""
+import dataclasses
+import functools
+
+import torch
+
+from egokit.config.schema import Config, ModelConfig
+from egokit.model.egovlp import EgoVLP
+from egokit.train.batch_plan import plan_batch
+
+GIB = 2**30
+MODES = ("none", "cheap", "full")  # of model.checkpointing, from the quickest step to the one that needs least memory
+MORE = "use more processes (launch.tasks_per_node), or a GPU with more memory"
+FILLED = 0.92  # the share of a card that a step may be predicted to need, if it is to fit
+
+
+@dataclasses.dataclass(frozen=True)
+class Activations:
+    """Bytes for each clip, token and unit of width, in half precision.
+
+    The last block of a pass gives CLS alone, or is not needed at all. So what comes beside the blocks may be negative.
+    """
+    block: float  # kept in a block of the video encoder that reads no text
+    fused: float  # kept in a block that does, with its layer of the text encoder
+    rest: float   # beside the blocks of pre-training's four passes, and while the backward pass goes through one
+    dual: float   # the same of the dual encoder's pass alone
+
+
+SHARED = 16  # the same, kept of all clips in micro-batches: states before fusion, those of drawn pairs, both gradients
+
+# by model.attention's kernels (auto is sdpa) and model.checkpointing
+COUNTED = {"sdpa": {"none": Activations(block=68.4, fused=88.1, rest=-153.1, dual=-45.5),
+                    "cheap": Activations(block=34.8, fused=48.3, rest=-52.6, dual=-0.4),
+                    "full": Activations(block=4.7, fused=2.5, rest=108.8, dual=61.0)}}
+FLOAT32 = {"none": 1.78, "cheap": 1.85, "full": 1.54}  # the same in fp32 and tf32, as a multiple
+
+
+@functools.lru_cache(maxsize=8)
+def parameter_bytes(model: ModelConfig, uses_fusion: bool) -> tuple[int, int]:
+    """Return the bytes of a model's float32 weights: of all, and of those that are trained."""
+    model = dataclasses.replace(model, vocab_size=model.vocab_size or ModelConfig.vocab_size)
+    with torch.device("meta"):
+        network = EgoVLP(model)
+    frozen = set() if uses_fusion else set(network.parameters_by_role()["fusion"])
+    sizes = {name: parameter.nbytes for name, parameter in network.named_parameters()}
+    return sum(sizes.values()), sum(size for name, size in sizes.items() if name not in frozen)
+
+
+def predicted_gib(config: Config, task, processes: int) -> float:
+    """Return the GiB of GPU memory that a process's training step is predicted to need.
+
+    Args:
+        task: the task or its class: whether it uses fusion, and how many clips a sample has.
+        processes: over which the batch is spread.
+    """
+    plan = plan_batch(config, processes)
+    model, half = config.model, config.train.precision in ("fp16", "bf16")
+    all_weights, trained = parameter_bytes(model, task.uses_fusion)
+    kept = COUNTED.get(model.attention, COUNTED["sdpa"])[model.checkpointing]
+    value = (1 + config.data.frames * (model.image_size // model.patch_size) ** 2) * model.width
+    value *= 1 if half else FLOAT32[model.checkpointing]
+    clips, share = (samples * task.clips_per_sample for samples in (plan.micro_batch, plan.largest_share))
+    activations = clips * (model.depth * kept.block + kept.dual)
+    if task.uses_fusion and config.train.micro_batch:  # one pass at a time
+        activations = max(activations, clips * (model.num_fused_layers * kept.fused + kept.dual) + share * SHARED)
+    elif task.uses_fusion:
+        activations = clips * ((2 * model.depth - model.num_fused_layers) * kept.block
+                               + 2 * model.num_fused_layers * kept.fused + kept.rest)
+    kept_bytes = trained // 2 * half + value * activations
+    # in one piece, gradients arrive while activations go, and the half-precision copies of weights with them
+    gradients = trained + kept_bytes if config.train.micro_batch else max(trained, kept_bytes)
+    return (all_weights + 2 * trained + gradients) / GIB
+
+
+def card_gib(device: torch.device) -> float:
+    """Return a GPU's memory in GiB; 0 if the device is a CPU."""
+    return torch.cuda.mem_get_info(device)[1] / GIB if device.type == "cuda" else 0.0
+
+
+def logged(config: Config, task, processes: int, device: torch.device) -> dict[str, float]:
+    """Return what a plan's entry in the log says about memory; nothing on a CPU."""
+    return {"predicted_gib": round(predicted_gib(config, task, processes), 1)} if device.type == "cuda" else {}
+
+
+def in_words(config: Config, task, processes: int, device: torch.device) -> str:
+    """Return what the plan's line says about memory, after a comma; "" on a CPU."""
+    if device.type != "cuda":
+        return ""
+    return (f", about {predicted_gib(config, task, processes):.0f} GiB of GPU memory predicted, of "
+            f"{card_gib(device):.0f}")
+
+
+def smaller_settings(config: Config, task, processes: int) -> list[dict[str, dict]]:
+    """Return settings that need less memory, those first that cost less time.
+
+    Recomputation costs less than micro-batches, which compute one more forward pass, by many more kernels.
+    """
+    modes = MODES[MODES.index(config.model.checkpointing) + 1:]
+    size = plan_batch(config, processes).micro_batch
+    # of the whole share, too, because stages are then computed one after the other
+    sizes = [size] if task.uses_fusion and not config.train.micro_batch else []
+    while size := size // 2:
+        sizes.append(size)
+    micro_batches = [{"train": {"micro_batch": size}} for size in sizes]
+    return ([{"model": {"checkpointing": mode}} for mode in modes] + micro_batches
+            + [{"model": {"checkpointing": "full"}} | micro for micro in micro_batches if modes])
+
+
+def what_would_fit(config: Config, processes: int, task, gib: float = 0.0) -> str:
+    """Return advice, one sentence, after a step that ran out of memory.
+
+    Args:
+        task: see `predicted_gib`.
+        gib: the card's memory; 0 if it is not known.
+    """
+    plan = plan_batch(config, processes)
+    if gib:
+        advice = _predicted_to_fit(config, processes, task, gib)
+    else:
+        # micro-batches help a share of one sample, too: its passes then run one after the other
+        smaller = plan.micro_batch // 2 or int(not config.train.micro_batch)
+        settings = [f"train.micro_batch={smaller}"] if smaller else []
+        settings += ["model.checkpointing=full"] if config.model.checkpointing != "full" else []
+        advice = f"set {', or '.join(settings)}" if settings else MORE
+    return (f"{plan} (train.micro_batch={config.train.micro_batch}, model.checkpointing={config.model.checkpointing}) "
+            f"don't fit: {advice}; neither the batch nor its gradient changes, and the run goes on from its newest "
+            "checkpoint")
+
+
+def _predicted_to_fit(config: Config, processes: int, task, gib: float) -> str:
+    """Name the first setting that is predicted to fit; the smallest, if none is."""
+    now = predicted_gib(config, task, processes)
+    needs = []
+    for settings in smaller_settings(config, task, processes):
+        changed = dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **values)
+                                                 for section, values in settings.items()})
+        text = ", ".join(f"{section}.{key}={value}" for section, values in settings.items()
+                         for key, value in values.items())
+        needs.append((predicted_gib(changed, task, processes), text))
+    needs = [(need, text) for need, text in needs if need <= now]
+    for need, text in needs:
+        if need <= FILLED * gib:
+            return f"set {text}, which is predicted to need {need:.0f} of the GPU's {gib:.0f} GiB"
+    if not needs:
+        return MORE
+    need, text = min(needs)
+    return (f"nothing is predicted to fit into the GPU's {gib:.0f} GiB: {text} needs least, {need:.0f} GiB; if that "
+            f"doesn't fit, {MORE}")

@@ -1,0 +1,92 @@
+"""Predicted GPU memory is what benchmarks/gpu_cost.py counts, and advice names the first setting that fits."""
+import dataclasses
+import re
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from memory_constants import peak_gib, predicted
+
+from egokit.config.schema import Config, ModelConfig, TrainConfig
+from egokit.model.egovlp import EgoVLP
+from egokit.tasks.charades import CharadesEgo
+from egokit.tasks.egoclip import EgoClip
+from egokit.tasks.ek100 import EK100
+from egokit.train import memory_plan
+from egokit.train.memory_plan import parameter_bytes, predicted_gib, what_would_fit
+
+GPU, CPU = torch.device("cuda:0"), torch.device("cpu")
+# networks of the full-size model's width, which are counted in seconds
+SHALLOW = {"none": {"depth": 3, "num_fused_layers": 1}, "cheap": {"depth": 3, "num_fused_layers": 1},
+           "full": {"depth": 6, "num_fused_layers": 3}}
+
+
+def of_the_base_model(checkpointing="none", micro_batch=0, clips=64, precision="fp16", processes=1, **model) -> Config:
+    return Config(task=EgoClip.Params(name="egoclip"), model=ModelConfig(checkpointing=checkpointing, **model),
+                  train=TrainConfig(batch_size=clips // 2 * processes, micro_batch=micro_batch, precision=precision))
+
+
+@pytest.mark.parametrize("checkpointing, micro_batch, clips, frames, precision", [
+    ("none", 0, 16, 4, "fp16"), ("cheap", 0, 16, 4, "fp16"), ("full", 0, 64, 4, "fp16"), ("cheap", 0, 4, 16, "bf16"),
+    ("none", 0, 16, 4, "fp32"), ("none", 4, 32, 4, "fp16"), ("cheap", 8, 32, 4, "fp16")])
+def test_predictions_are_within_a_tenth_of_what_is_counted(checkpointing, micro_batch, clips, frames, precision):
+    model = SHALLOW[checkpointing] | {"frames": frames}
+    counted = peak_gib(clips, precision, checkpointing, micro_batch, **model)
+    assert predicted(clips, checkpointing, micro_batch, precision, **model) == pytest.approx(counted, rel=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing, clips", [("none", 64), ("cheap", 64), ("full", 64), ("cheap", 16)])
+def test_predictions_for_the_full_size_model(checkpointing, clips):
+    assert predicted(clips, checkpointing) == pytest.approx(peak_gib(clips, "fp16", checkpointing), rel=0.1)
+
+
+def test_parameters_are_counted_without_building_the_model():
+    model = ModelConfig(image_size=64, width=128, heads=2, depth=2, num_fused_layers=1, vocab_size=99,
+                        max_positions=40, projection="mlp32")
+    state, network = torch.get_rng_state(), EgoVLP(model)
+    torch.set_rng_state(state)
+    fusion = {*network.parameters_by_role()["fusion"]}
+    sizes = {name: parameter.nbytes for name, parameter in network.named_parameters()}
+    everything, dual = sum(sizes.values()), sum(size for name, size in sizes.items() if name not in fusion)
+    assert parameter_bytes(model, True) == (everything, everything) and parameter_bytes(model, False) == (
+        everything, dual) and dual < everything
+    assert torch.equal(torch.get_rng_state(), state)  # building on "meta" draws nothing
+    assert parameter_bytes(dataclasses.replace(model, vocab_size=0), True)[0] > everything
+
+
+def test_tasks_differ_by_clips_and_fusion():
+    """A sample of pre-training is two clips, which go through the dual encoder, the trunk and two fused passes."""
+    config = of_the_base_model("none")
+    pre_training, dual = (predicted_gib(config, task, 1) for task in (EgoClip, EK100))
+    assert 4 < pre_training / dual < 6
+    assert predicted_gib(config, EK100, 1) == predicted_gib(config, CharadesEgo, 1)
+    assert predicted_gib(of_the_base_model("none", processes=4), EgoClip, 4) == pre_training
+
+
+def test_the_plan_says_what_is_predicted(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 79 * 2**30))
+    config = of_the_base_model("cheap")
+    gib = predicted_gib(config, EgoClip, 1)
+    assert memory_plan.in_words(config, EgoClip, 1, GPU) == (f", about {gib:.0f} GiB of GPU memory predicted, of 79")
+    assert memory_plan.in_words(config, EgoClip, 1, CPU) == "" and memory_plan.card_gib(CPU) == 0
+    assert memory_plan.logged(config, EgoClip, 1, GPU) == {"predicted_gib": pytest.approx(gib, abs=0.05)}
+    assert memory_plan.logged(config, EgoClip, 1, CPU) == {}
+
+
+@pytest.mark.parametrize("config, gib, advice", [
+    (of_the_base_model("none"), 79, r"set model.checkpointing=cheap, which is predicted to need 4\d of the GPU's 79"),
+    (of_the_base_model("none"), 24, r"set model.checkpointing=full, which is predicted to need 1\d of the GPU's 24"),
+    (of_the_base_model("cheap", clips=512), 79, r"set model.checkpointing=full, which .* 6\d of the GPU's 79"),
+    (of_the_base_model("full", clips=1024), 79, r"set train.micro_batch=256, which .* of the GPU's 79"),
+    (of_the_base_model("none", clips=1024), 79, r"set train.micro_batch=\d+, which .* of the GPU's 79"),
+    (of_the_base_model("full", micro_batch=1), 79, r"use more processes \(launch.tasks_per_node\), or a GPU"),
+    (of_the_base_model("none"), 5, r"nothing is predicted to fit into the GPU's 5 GiB: model.checkpointing=full, "
+                                   r"train.micro_batch=1 needs least, \d GiB.*launch.tasks_per_node"),
+])
+def test_advice_is_the_first_setting_that_is_predicted_to_fit(config, gib, advice):
+    message = what_would_fit(config, 1, EgoClip, gib)
+    assert re.search(advice, message), message
