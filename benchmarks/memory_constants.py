@@ -6,11 +6,12 @@
 It needs no GPU: memory is counted as in gpu_cost.py, for the base model and for others with fewer blocks. A block that
 reads no text is one in the dual encoder and one in the trunk; so differences of peaks give a block's bytes, and then a
 fused block's. After a change of what is kept (another kernel for model.attention, say), run it with that
-setting as a further argument, such as attention=triton, and put the lines into COUNTED.
+settings as further arguments, such as attention=triton half_residual=true, and put the lines into COUNTED.
 """
 import dataclasses
 import sys
 
+import yaml
 from gpu_cost import Cost, counted_step
 from train_step import configured
 
@@ -74,4 +75,4 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["check"]:
         check()
     else:
-        main(**dict(setting.split("=") for setting in sys.argv[1:]))
+        main(**(yaml.safe_load("\n".join(setting.replace("=", ": ") for setting in sys.argv[1:])) or {}))

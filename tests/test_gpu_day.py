@@ -16,7 +16,7 @@ from conftest import ROOT
 os.environ["GPU_DAY_REHEARSAL"] = "1"  # gpu_day.common reads it once
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import train_step
-from gpu_day import common, report, runner, speed
+from gpu_day import attention_speed, common, report, runner, speed
 
 
 def stage(name: str, code: str, seconds: float = 20, **options) -> runner.Stage:
@@ -131,7 +131,7 @@ def tiny(tmp_path, monkeypatch):
     monkeypatch.setattr(common, "OUT", tmp_path)
     monkeypatch.setattr(common, "failures", [])
     (tmp_path / "results.jsonl").touch()
-    model = speed.trainer(speed.Variant("bf16", True, 4)).model
+    model = speed.trainer(speed.Variant("bf16", "full", 4)).model
     return model, lambda: [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
 
 
@@ -147,7 +147,7 @@ def test_a_batch_that_does_not_fit_is_no_failure_and_another_error_is(tiny, monk
         return loss(task, model, batch, step)
 
     monkeypatch.setattr(train_step.Synthetic, "loss", bounded)
-    peaks = [speed.measure(speed.Variant("bf16", False, clips, micro), 1.0, model)
+    peaks = [speed.measure(speed.Variant("bf16", "none", clips, micro), 1.0, model)
              for clips, micro in ((4, 0), (8, 0), (4, 1))]
     assert peaks == [0.0, None, None]
     fitted, too_many, broken = rows()
@@ -173,21 +173,18 @@ def test_attention_by_sums_is_attention():
     query, key, value = (torch.randn(6, 2, n, 8, dtype=torch.float64, requires_grad=True) for n in (4, 5, 5))
     grad = torch.randn_like(query)
     sides = []
-    for way in (speed.by_sums, torch.nn.functional.scaled_dot_product_attention):
+    for way in (attention_speed.by_sums, torch.nn.functional.scaled_dot_product_attention):
         out = way(query, key, value)
         sides.append([out, *torch.autograd.grad(out, (query, key, value), grad)])
     for by_sums, fused in zip(*sides, strict=True):
         torch.testing.assert_close(by_sums, fused, rtol=1e-5, atol=1e-6)  # the sums are float32
 
 
-def test_video_blocks_attend_by_sums_where_that_is_asked(tiny):
-    from egokit.model import layers, video_encoder
-    before = video_encoder.attend
-    query, key = torch.randn(2, 2, 4, 8), torch.randn(2, 2, 5, 8)
-    with speed.attending("by sums"):
-        assert video_encoder.attend is not before
-        by_sums, plain = video_encoder.attend(query, key, key), layers.attend(query, key, key)
-        torch.testing.assert_close(by_sums, plain, rtol=1e-5, atol=1e-6)
-        long = torch.randn(2, 2, 40, 8)
-        torch.testing.assert_close(video_encoder.attend(query, long, long), layers.attend(query, long, long))
-    assert video_encoder.attend is before
+def test_a_trainer_computes_as_its_variant_says(tiny):
+    model, _ = tiny
+    speed.trainer(speed.Variant("bf16", "cheap", 4, attention="triton", half_residual=True), model)
+    assert (model.config.checkpointing, model.config.attention, model.config.half_residual) == ("cheap", "triton", True)
+    assert model.video.blocks[0].time.fused_on == ("cuda",)
+    speed.trainer(speed.Variant("bf16", "none", 4, attention="without cuDNN"), model)
+    assert (model.config.checkpointing, model.config.attention, model.config.half_residual) == ("none", "sdpa", False)
+    assert model.video.blocks[0].time.fused_on == ()

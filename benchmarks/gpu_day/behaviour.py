@@ -191,7 +191,7 @@ def gradient(micro_batch: int) -> tuple[list[float], str]:
     Returns:
         The loss's terms followed by the gradient's norm, and the class that computed the loss.
     """
-    config = train_step.configured("bf16", **SHAPE | {"checkpointing": True})
+    config = train_step.configured("bf16", **SHAPE | {"checkpointing": "full"})
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, micro_batch=micro_batch, batch_size=4))
     objective = train_step.Trainer(config, DEVICE).objective
     torch.manual_seed(5)
@@ -233,7 +233,7 @@ def twin() -> None:
     """
     for allowed in (False, True):
         with float32_products(DEVICE, tf32=allowed):
-            trainer = train_step.Trainer(train_step.configured(**SHAPE | {"checkpointing": False}), DEVICE)
+            trainer = train_step.Trainer(train_step.configured(**SHAPE | {"checkpointing": "none"}), DEVICE)
             plain = train_step.PlainSchedule(trainer.model, trainer.config)
             batch = move_to_device(train_step.synthetic_batch(4, trainer.model.config), DEVICE)
             of_losses, of_gradients, name = train_step.differences(trainer, plain, batch)

@@ -73,7 +73,7 @@ def stages(cpu: bool, scratch: Path) -> list[Stage]:
     return [*wheels, of("speed", "card", 45, True), timed("step", 150), timed("attention", 75),
             Stage("tests", tests(cpu), 140, False, "tests.txt"), untimed("toy", 110), untimed("job", 110),
             untimed("deterministic", 90), untimed("nccl", 60), untimed("twin", 60),
-            timed("encode", 60), timed("profile", 45), timed("compiled", 170), timed("compiled_sums", 170)]
+            timed("encode", 60), timed("profile", 45), timed("compiled", 170), timed("compiled_sdpa", 170)]
 
 
 def install(scratch: Path) -> tuple[str, ...]:

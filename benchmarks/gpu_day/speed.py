@@ -1,6 +1,6 @@
 """Stages that measure time; nothing may run beside them.
 
-    python -m gpu_day.speed STAGE      STAGE: card step attention encode profile compiled compiled_sums
+    python -m gpu_day.speed STAGE      STAGE: card step attention encode profile compiled compiled_sdpa
 
 Those of the card, the training step and its profile are here; attention_speed.py and encoding_speed.py have the others.
 """
@@ -13,12 +13,12 @@ import importlib
 import os
 import platform
 import unittest.mock
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(os.cpu_count()))
 import torch
 import train_step
-from gpu_day.attention_speed import attention, by_sums
+from gpu_day.attention_speed import attention
 from gpu_day.common import (
     COMPILER,
     COPIES,
@@ -42,7 +42,6 @@ from gpu_day.largest_batch import find_largest, largest_batch, ran_out_of_memory
 from torch.utils.flop_counter import FlopCounterMode
 
 from egokit.config.schema import ModelConfig
-from egokit.model import cpu_fast_paths, layers, video_encoder
 from egokit.model.egovlp import EgoVLP
 from egokit.model.precision import float32_products
 from egokit.train import compiled as compilation
@@ -81,44 +80,32 @@ def card() -> None:
 class Variant:
     """One way to compute a training step."""
     precision: str
-    recomputed: bool             # model.checkpointing
+    checkpointing: str           # model.checkpointing
     clips: int                   # with their negatives: two for each sample
     micro_batch: int = 0         # samples; 0: all at once
-    attention: str = "as it is"  # or "by sums", or "without cuDNN"
+    attention: str = "sdpa"      # model.attention; or "without cuDNN"
+    half_residual: bool = False  # model.half_residual
     compiled: bool = False       # train.compile
 
 
-VARIANTS = [  # what is wanted most comes first
-    Variant("fp16", True, 64), Variant("fp16", False, 48), Variant("bf16", False, 48), Variant("fp16", False, 32),
-    Variant("fp16", False, 48, attention="by sums"), Variant("fp16", False, 48, attention="without cuDNN"),
-    Variant("fp16", False, 64), Variant("fp16", False, 64, micro_batch=4), Variant("fp16", False, 64, micro_batch=16),
-    Variant("fp16", False, 64, micro_batch=32), Variant("bf16", True, 64), Variant("fp16", True, 128),
-    Variant("fp32", False, 16)]
-
-
-@functools.cache
-def attend_by_sums() -> Callable:
-    """Make a `layers.attend` that takes few keys by sums.
-
-    It is made once, because blocks would be compiled anew for another function.
-    """
-    fused, before = torch.compile(by_sums, dynamic=False, backend=COMPILER), layers.attend
-
-    def attend(query, key, value, mask=None, dropout=0.0):
-        few = key.shape[2] <= cpu_fast_paths.FEW_KEYS and mask is None and not dropout
-        return fused(query, key, value) if few else before(query, key, value, mask, dropout)
-    return attend
+VARIANTS = [  # what is wanted most comes first: the recipe as it was, and with all that is new
+    Variant("fp16", "full", 64), Variant("fp16", "none", 64, attention="triton"),
+    Variant("fp16", "none", 48), Variant("fp16", "none", 48, attention="triton"),
+    Variant("fp16", "none", 64, attention="triton", half_residual=True), Variant("fp16", "cheap", 64),
+    Variant("fp16", "none", 32), Variant("fp16", "full", 64, attention="triton"),
+    Variant("fp16", "none", 48, attention="without cuDNN"), Variant("bf16", "none", 48, attention="triton"),
+    Variant("fp16", "none", 64), Variant("fp16", "none", 64, micro_batch=4),
+    Variant("fp16", "none", 64, micro_batch=16), Variant("fp16", "none", 64, micro_batch=32),
+    Variant("fp16", "full", 128), Variant("fp32", "none", 16)]
 
 
 @contextlib.contextmanager
 def attending(how: str) -> Iterator[None]:
-    """Change for a while how video blocks compute attention; see Variant.attention."""
+    """Change for a while which of PyTorch's kernels compute attention; see Variant.attention."""
     cudnn = torch.backends.cuda.cudnn_sdp_enabled()
     torch.backends.cuda.enable_cudnn_sdp(cudnn and how != "without cuDNN")
     try:
-        attend = attend_by_sums() if how == "by sums" else layers.attend
-        with unittest.mock.patch.object(video_encoder, "attend", attend):
-            yield
+        yield
     finally:
         torch.backends.cuda.enable_cudnn_sdp(cudnn)
 
@@ -130,13 +117,14 @@ def trainer(variant: Variant, model: EgoVLP | None = None, **shape) -> train_ste
         model: is trained and gets the variant's config; None makes a fresh model.
         shape: other values of ModelConfig for a fresh model.
     """
-    shape = SHAPE | shape | {"dropout": 0.1, "checkpointing": variant.recomputed}
+    shape = SHAPE | shape | {"dropout": 0.1, "checkpointing": variant.checkpointing,
+                             "half_residual": variant.half_residual,
+                             "attention": "triton" if variant.attention == "triton" else "sdpa"}
     config = train_step.configured(variant.precision, **shape)
     settings = dataclasses.replace(config.train, micro_batch=variant.micro_batch, compile=variant.compiled)
     config = dataclasses.replace(config, train=settings)
     if model is not None:
-        model.config = dataclasses.replace(model.config, checkpointing=variant.recomputed)
-        model.video.config = model.text.config = model.config
+        model.compute_as(config.model)
     return train_step.Trainer(config, DEVICE, model)
 
 
@@ -156,7 +144,7 @@ def rehearsed(variant: Variant) -> Variant:
 
 def tflop_a_clip(model: EgoVLP) -> float:
     """Count a step's arithmetic, forward and backward. What is recomputed is no part of it."""
-    measured_trainer = trainer(Variant("bf16", False, 4), model)
+    measured_trainer = trainer(Variant("bf16", "none", 4), model)
     with FlopCounterMode(display=False) as counter:
         measured_trainer.steps_on(batch_of(4, measured_trainer.model.config))
     return counter.get_total_flops() / 4 / 1e12
@@ -201,78 +189,88 @@ def step() -> None:
     model = trainer(rehearsed(VARIANTS[0])).model
     work = tflop_a_clip(model)
     note(WORK, tflop_a_clip=work)
-    gib: dict[bool, dict[int, float]] = {True: {}, False: {}}
+    gib: dict[str, dict[int, float]] = {"full": {}, "none": {}}
     for variant in dict.fromkeys(map(rehearsed, VARIANTS)):
         peak = measure(variant, work, model)
-        if peak is not None and dataclasses.replace(variant, clips=0, recomputed=False) == Variant("fp16", False, 0):
-            gib[variant.recomputed][variant.clips] = peak
+        if peak is not None and variant == Variant("fp16", variant.checkpointing, variant.clips):
+            gib.get(variant.checkpointing, {})[variant.clips] = peak
     if REHEARSAL:  # as if a clip took 1 GiB, and there were 9
-        gib, available = {True: {1: 1.0, 2: 2.0}, False: {1: 1.0, 2: 2.0}}, 9.0
+        gib, available = {"full": {1: 1.0, 2: 2.0}, "none": {1: 1.0, 2: 2.0}}, 9.0
     else:
         forget()  # 3 % of what is free are lost between blocks
         available = 0.97 * (torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()) / 2**30
-    for recomputed in (False, True):
-        if len(gib[recomputed]) < 2:  # their problems stand in the table
+    for checkpointing in ("none", "full"):
+        if len(gib[checkpointing]) < 2:  # their problems stand in the table
             continue
 
-        def fits(clips: int, recomputed=recomputed) -> bool:
-            return measure(Variant(HALF, recomputed, clips), work, model) is not None
-        clips = find_largest(largest_batch(gib[recomputed], available), fits)
-        check("Largest batch", clips > 0, precision=HALF, recomputed=recomputed, clips=clips)
+        def fits(clips: int, checkpointing=checkpointing) -> bool:
+            return measure(Variant(HALF, checkpointing, clips), work, model) is not None
+        clips = find_largest(largest_batch(gib[checkpointing], available), fits)
+        check("Largest batch", clips > 0, precision=HALF, checkpointing=checkpointing, clips=clips)
 
 
 def compiled() -> None:
-    """Measure the step with train.compile, with and without recomputation."""
-    compiled_steps("as it is", [(HALF, False), (HALF, True), ("bf16", False)])
+    """Measure the step with train.compile and egokit's own attention."""
+    compiled_steps(Variant(HALF, "none", 48, attention="triton"), Variant(HALF, "full", 48, attention="triton"),
+                   Variant(HALF, "none", 48, attention="triton", half_residual=True))
 
 
-def compiled_sums() -> None:
-    """Measure the step with train.compile and time attention by sums, which it fuses."""
-    compiled_steps("by sums", [(HALF, False), (HALF, True)])
+def compiled_sdpa() -> None:
+    """Measure the step with train.compile and PyTorch's attention."""
+    compiled_steps(Variant(HALF, "none", 48), Variant("bf16", "none", 48))
 
 
-def compiled_steps(attention: str, ways: list[tuple[str, bool]]) -> None:
+def compiled_steps(*variants: Variant) -> None:
     """Measure compiled steps, all at one size of batch, whose shapes the graphs have fixed."""
     compile_by = functools.partial(compilation.compile_blocks, backend=COMPILER)
     with unittest.mock.patch.object(steps, "compile_blocks", compile_by):
         smaller = {"depth": 1} if REHEARSAL else {}  # each kind of block is traced for seconds
-        model = trainer(rehearsed(Variant("fp16", False, 48)), **smaller).model
+        model = trainer(rehearsed(Variant("fp16", "none", 48)), **smaller).model
         work = measured(WORK, "tflop_a_clip") or tflop_a_clip(model)
-        for precision, recomputed in dict.fromkeys(ways):
-            measure(rehearsed(Variant(precision, recomputed, 48, attention=attention, compiled=True)), work, model)
+        for variant in dict.fromkeys(map(rehearsed, variants)):
+            measure(dataclasses.replace(variant, compiled=True), work, model)
     counters = torch._dynamo.utils.counters
     breaks = counters["graph_break"]  # each splits a block, between whose parts nothing is fused
-    check("Compiled blocks", not breaks, attention=attention, graphs=counters["stats"]["unique_graphs"],
+    check("Compiled blocks", not breaks, attention=variants[0].attention, graphs=counters["stats"]["unique_graphs"],
           graph_breaks=sum(breaks.values()), first_reason=reason(Exception(next(iter(breaks), "none"))))
 
 
 def profile() -> None:
-    """Note where the time of a step goes, by kernel.
+    """Note where the time of a step goes, by kernel, with PyTorch's attention and with egokit's own.
 
     Longer tables, also by shape, go to profile.txt.
     """
+    tables = []
+    for variant in (Variant("fp16", "none", 48), Variant("fp16", "none", 48, attention="triton")):
+        tables += [f"model.attention={variant.attention}", *profiled(rehearsed(variant))]
+    (OUT / "profile.txt").write_text("\n\n".join(tables))
+
+
+def profiled(variant: Variant) -> list[str]:
+    """Note the 20 kernels that take most of a variant's step; return tables by kernel and by shape."""
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity
-    profiled_trainer = trainer(rehearsed(Variant("fp16", False, 48)))
-    batch = batch_of(4 if REHEARSAL else 48, profiled_trainer.model.config)
+    forget()
+    profiled_trainer = trainer(variant)
+    batch = batch_of(variant.clips, profiled_trainer.model.config)
     profiled_trainer.steps_on(batch, batch)
     on_gpu = DEVICE.type == "cuda"
     kinds = [ProfilerActivity.CPU, ProfilerActivity.CUDA] if on_gpu else [ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=kinds, record_shapes=True) as profiled:
+    with torch.profiler.profile(activities=kinds, record_shapes=True) as recorded:
         profiled_trainer.steps_on(batch, batch)
         wait()
     key = "self_device_time_total" if on_gpu else "self_cpu_time_total"
-    events, by_shape = profiled.key_averages(), profiled.key_averages(group_by_input_shape=True)
-    tables = [averages.table(sort_by=key, row_limit=40, max_name_column_width=60) for averages in (events, by_shape)]
-    (OUT / "profile.txt").write_text("\n\n".join(tables))
+    all_events, by_shape = recorded.key_averages(), recorded.key_averages(group_by_input_shape=True)
+    events = all_events
     if on_gpu:  # kernels alone: the time of a kernel stands with the operator that has started it, too
         events = [event for event in events if event.device_type == DeviceType.CUDA and not event.is_user_annotation]
     total = sum(getattr(event, key) for event in events) or 1
     for event in sorted(events, key=lambda event: -getattr(event, key))[:20]:
         spent = getattr(event, key)
-        note("Profile of a training step", kernel=event.key[:70], calls=event.count / 2, ms=spent / 2e3,
-             share=spent / total)
+        note("Profile of a training step", attention=variant.attention, kernel=event.key[:70], calls=event.count / 2,
+             ms=spent / 2e3, share=spent / total)
+    return [averages.table(sort_by=key, row_limit=40, max_name_column_width=60) for averages in (all_events, by_shape)]
 
 
 if __name__ == "__main__":
-    run(card, step, attention, encode, profile, compiled, compiled_sums)
+    run(card, step, attention, encode, profile, compiled, compiled_sdpa)
