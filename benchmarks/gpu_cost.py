@@ -47,14 +47,19 @@ from train_step import Synthetic, Trainer, configured, synthetic_batch
 
 from egokit.config.schema import ModelConfig
 from egokit.data.loader import move_to_device
-from egokit.model import divided_attention  # noqa: F401 - PyTorch knows its operations from here on
+from egokit.model.divided_attention import Tiling  # from here on PyTorch knows egokit's operations
 
 FLOPS, BYTES, REACHED = 650e12, 2.6e12, 0.4 * 800e12  # a second
 STAGES = ("embedding", "trunk", "MLM", "ITM")         # EgoClip.loss computes them by `in_parts`, in this order
 PARTS = (*STAGES, "loss", "optimizer")
-VARIANTS = {                                          # checkpointing, micro_batch
-    "one piece": ("none", 0), "one piece, cheap checkpointing": ("cheap", 0),
-    "one piece, full checkpointing": ("full", 0), "micro_batch 16": ("none", 16), "micro_batch 4": ("none", 4)}
+TRITON = {"attention": "triton"}
+VARIANTS = {                                          # arguments of counted_step
+    "one piece": {}, "cheap checkpointing": {"checkpointing": "cheap"}, "full checkpointing": {"checkpointing": "full"},
+    "micro_batch 16": {"micro_batch": 16}, "micro_batch 4": {"micro_batch": 4}, "triton": TRITON,
+    "triton, half_residual": TRITON | {"half_residual": True},
+    "triton, cheap checkpointing": TRITON | {"checkpointing": "cheap"},
+    "triton, full checkpointing": TRITON | {"checkpointing": "full"},
+    "triton, micro_batch 16": TRITON | {"micro_batch": 16}}
 LEAF = 2**62                                          # autograd nodes of leaves have numbers from here on
 NO_KERNEL = {aten._unsafe_view, aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided,
              aten._local_scalar_dense}                # beside views
@@ -163,6 +168,8 @@ class Counter(fake_gpu.NoValues):
         if packet in ZEROS_FIRST:
             written += inputs
         moved = sum(extent(x) for x in (*(inputs[1:] if packet in OVERWRITES else inputs), *written))
+        if packet in OF_TWO:
+            moved += scratch_bytes(packet, *args)
         flops = flop_registry[packet](*args, **kwargs, out_val=out) if packet in flop_registry else 0
         cost = Cost(flops, 2 if packet in OF_TWO else 1, moved, max(flops / FLOPS, moved / BYTES))
         self.costs[self.part_now()] = part + cost
@@ -176,6 +183,16 @@ def tensors(tree) -> list[torch.Tensor]:
 def extent(x: torch.Tensor) -> int:
     """A tensor's bytes on the GPU; of an expanded one those that lie in memory."""
     return min(x.nbytes, x.untyped_storage().nbytes()) if x.device.type == "cuda" else 0
+
+
+def scratch_bytes(packet, *args) -> int:
+    """Return what the kernels of divided attention write for themselves, and read once, at least."""
+    backward = packet is torch.ops.egokit.divided_attention_backward
+    qkv_BSC, (heads, frames, over_time) = args[backward], args[-3:]
+    tiling = Tiling(qkv_BSC, heads, frames, over_time)
+    numbers = tiling.tiles * (3 * tiling.channels if backward else tiling.channels + 2)
+    numbers += 4 * qkv_BSC.shape[1] * backward
+    return 2 * 4 * len(qkv_BSC) * heads * numbers
 
 
 class Staged(Synthetic):
@@ -237,8 +254,8 @@ def main(clips: int, precision: str) -> None:
     print(f"base model, {clips} clips of 4 frames, {precision}; ms by the roofline, GiB at the peak")
     print(f"{'':31} {head} {'waits':>6} {'clips/s':>8} {'at 40 %':>8}")
     counters = {}
-    for name, (checkpointing, micro_batch) in VARIANTS.items():
-        counters[name] = counter = counted_step(clips, precision, checkpointing, micro_batch)
+    for name, settings in VARIANTS.items():
+        counters[name] = counter = counted_step(clips, precision, **settings)
         total = sum(counter.costs.values(), Cost())
         print(f"{name:31} {line(total)} {len(counter.waits):6} {clips / total.seconds:8.0f} "
               f"{clips * REACHED / total.flops:8.0f}", flush=True)

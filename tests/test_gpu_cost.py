@@ -117,7 +117,7 @@ def test_cheap_checkpointing_computes_no_product_attention_or_dropout_again(plai
 
 @pytest.mark.slow
 def test_cheap_checkpointing_fits_64_clips_of_the_full_size_model_into_80_gb():
-    kept, cheap = (gpu_cost.counted_step(64, "fp16", checkpointing) for checkpointing in ("none", "cheap"))
+    kept, cheap = (gpu_cost.counted_step(64, "fp16", checkpointing=mode) for mode in ("none", "cheap"))
     assert total(cheap).flops == total(kept).flops
     assert total(cheap).peak_bytes < 48 * 2**30 < 79 * 2**30 < total(kept).peak_bytes
 
@@ -171,9 +171,10 @@ def test_a_planted_wait_is_counted(monkeypatch, plain):
 
 
 def test_the_tables_are_printed(monkeypatch, capsys):
-    monkeypatch.setattr(gpu_cost, "VARIANTS", {"one piece": ("none", 0), "in micro-batches": ("full", 2)})
+    monkeypatch.setattr(gpu_cost, "VARIANTS", {"one piece": {},
+                                               "in micro-batches": {"checkpointing": "full", "micro_batch": 2}})
     step = gpu_cost.counted_step
-    monkeypatch.setattr(gpu_cost, "counted_step", lambda *args: step(*args, **TINY))
+    monkeypatch.setattr(gpu_cost, "counted_step", lambda *args, **settings: step(*args, **settings, **TINY))
     gpu_cost.main(CLIPS, "bf16")
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 + 2 + 2 * (2 + len(PARTS)) and lines[2].startswith("one piece") and "optimizer" in lines[-1]

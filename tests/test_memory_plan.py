@@ -39,9 +39,18 @@ def test_predictions_are_within_a_tenth_of_what_is_counted(checkpointing, micro_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("checkpointing, clips", [("none", 64), ("cheap", 64), ("full", 64), ("cheap", 16)])
-def test_predictions_for_the_full_size_model(checkpointing, clips):
-    assert predicted(clips, checkpointing) == pytest.approx(peak_gib(clips, "fp16", checkpointing), rel=0.1)
+@pytest.mark.parametrize("checkpointing, clips, model", [
+    ("none", 64, {}), ("cheap", 64, {}), ("full", 64, {}), ("cheap", 16, {}), ("none", 64, {"attention": "triton"}),
+    ("none", 32, {"half_residual": True}), ("cheap", 64, {"attention": "triton", "half_residual": True})])
+def test_predictions_for_the_full_size_model(checkpointing, clips, model):
+    counted = peak_gib(clips, "fp16", checkpointing, **model)
+    assert predicted(clips, checkpointing, **model) == pytest.approx(counted, rel=0.05)
+
+
+def test_half_tokens_are_predicted_to_save_memory_in_half_precision_alone():
+    half, single = ([predicted_gib(of_the_base_model(precision=precision, half_residual=way), EgoClip, 1)
+                     for way in (False, True)] for precision in ("fp16", "fp32"))
+    assert half[1] < 0.95 * half[0] and single[0] == single[1]
 
 
 def test_parameters_are_counted_without_building_the_model():

@@ -20,7 +20,7 @@ WIDEST_HEAD = 128  # K
 WARPS, FORWARD_STAGES, BACKWARD_STAGES = 4, 2, 1  # what the compiler fits into registers, at K = 64 for an H100
 
 
-class _Tiling:
+class Tiling:
     """How the groups of a clip are cut into tiles, and the kernels' arguments that follow."""
 
     def __init__(self, qkv: Tensor, heads: int, frames: int, over_time: bool):
@@ -54,7 +54,7 @@ def divided_attention(qkv_BSC: Tensor, heads: int, frames: int, over_time: bool)
         frames: T.
         over_time: whether the groups are the patches at one position, or else those of one frame.
     """
-    qkv_BSC, tiling = qkv_BSC.contiguous(), _Tiling(qkv_BSC, heads, frames, over_time)
+    qkv_BSC, tiling = qkv_BSC.contiguous(), Tiling(qkv_BSC, heads, frames, over_time)
     out, lse = _outputs(qkv_BSC, heads)
     parts = lse.new_empty(tiling.clips, heads, tiling.tiles, tiling.channels + 2)
     tiling.run(kernels.forward, kernels.forward_cls, (qkv_BSC, out, lse, parts), FORWARD_STAGES)
@@ -65,7 +65,7 @@ def divided_attention(qkv_BSC: Tensor, heads: int, frames: int, over_time: bool)
 def divided_attention_backward(grad_out: Tensor, qkv_BSC: Tensor, out: Tensor, lse: Tensor, heads: int, frames: int,
                                over_time: bool) -> Tensor:
     """Return the gradient of queries, keys and values, (B, S, 3*D)."""
-    qkv_BSC, tiling = qkv_BSC.contiguous(), _Tiling(qkv_BSC, heads, frames, over_time)
+    qkv_BSC, tiling = qkv_BSC.contiguous(), Tiling(qkv_BSC, heads, frames, over_time)
     grad_qkv = torch.empty_like(qkv_BSC)
     parts = lse.new_empty(tiling.clips, heads, tiling.tiles, 3, tiling.channels)
     rows = lse.new_empty(tiling.clips, heads, 4, qkv_BSC.shape[1])

@@ -36,11 +36,21 @@ class Activations:
 
 SHARED = 16  # the same, kept of all clips in micro-batches: states before fusion, those of drawn pairs, both gradients
 
-# by model.attention's kernels (auto is sdpa) and model.checkpointing
-COUNTED = {"sdpa": {"none": Activations(block=68.4, fused=88.1, rest=-153.1, dual=-45.5),
-                    "cheap": Activations(block=34.8, fused=48.3, rest=-52.6, dual=-0.4),
-                    "full": Activations(block=4.7, fused=2.5, rest=108.8, dual=61.0)}}
-FLOAT32 = {"none": 1.78, "cheap": 1.85, "full": 1.54}  # the same in fp32 and tf32, as a multiple
+# by model.attention's kernels (auto is sdpa), whether model.half_residual acts, and model.checkpointing
+COUNTED = {
+    ("sdpa", False): {"none": Activations(block=68.3, fused=86.1, rest=-151.1, dual=-48.4),
+                      "cheap": Activations(block=34.8, fused=44.3, rest=-36.6, dual=-4.4),
+                      "full": Activations(block=4.6, fused=2.5, rest=108.8, dual=61.0)},
+    ("sdpa", True): {"none": Activations(block=62.3, fused=76.1, rest=-137.9, dual=-54.1),
+                     "cheap": Activations(block=32.8, fused=42.3, rest=-48.1, dual=-14.9),
+                     "full": Activations(block=2.6, fused=1.5, rest=96.8, dual=55.0)},
+    ("triton", False): {"none": Activations(block=51.3, fused=69.1, rest=-118.1, dual=-40.4),
+                        "cheap": Activations(block=34.8, fused=44.4, rest=-53.9, dual=-29.8),
+                        "full": Activations(block=4.6, fused=2.5, rest=91.8, dual=44.0)},
+    ("triton", True): {"none": Activations(block=45.3, fused=59.1, rest=-104.9, dual=-46.0),
+                       "cheap": Activations(block=33.3, fused=42.8, rest=-73.7, dual=-45.5),
+                       "full": Activations(block=2.6, fused=1.5, rest=79.8, dual=38.0)}}
+FLOAT32 = {"none": 1.8, "cheap": 1.9, "full": 1.55}  # what is kept in fp32, as a multiple of half precision's
 
 
 @functools.lru_cache(maxsize=8)
@@ -64,7 +74,8 @@ def predicted_gib(config: Config, task, processes: int) -> float:
     plan = plan_batch(config, processes)
     model, half = config.model, config.train.precision in ("fp16", "bf16")
     all_weights, trained = parameter_bytes(model, task.uses_fusion)
-    kept = COUNTED.get(model.attention, COUNTED["sdpa"])[model.checkpointing]
+    kernels = "triton" if model.attention == "triton" else "sdpa"
+    kept = COUNTED[kernels, model.half_residual and half][model.checkpointing]
     value = (1 + config.data.frames * (model.image_size // model.patch_size) ** 2) * model.width
     value *= 1 if half else FLOAT32[model.checkpointing]
     clips, share = (samples * task.clips_per_sample for samples in (plan.micro_batch, plan.largest_share))
