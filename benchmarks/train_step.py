@@ -206,7 +206,7 @@ def shares(step) -> dict[str, float]:
             seconds["optimizer"] += event.cpu_time_total / 1e6
         elif batched or "softmax" in event.key or "scaled_dot_product" in event.key:
             seconds["attention"] += event.self_cpu_time_total / 1e6
-        elif any(name in event.key for name in ("bmm", "::mm", "addmm", "convolution")):
+        elif any(name in event.key for name in ("bmm", "::mm", "addmm", "_linear_pointwise", "convolution")):
             seconds["linear layers"] += event.self_cpu_time_total / 1e6
     seconds["the rest"] = sum(event.self_cpu_time_total for event in events) / 1e6 - sum(seconds.values())
     return seconds
