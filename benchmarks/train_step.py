@@ -272,10 +272,11 @@ if __name__ == "__main__":
 # MiB at the peak of a step               7042.1    6722.8  0.95 x   13682.8  1.94 x
 #   above weights and moments             1931.5    1612.4  0.83 x    8572.6  4.44 x
 #   above weights, moments, gradients      475.8     156.6  0.33 x    7116.9 14.96 x
-# seconds a step, CPU time                 110.6      45.9  2.41 x
+# seconds a step, wall                      72.2      40.0  1.80 x      47.2  1.53 x
+# seconds a step, CPU time                 104.6      43.7  2.39 x      46.8  2.24 x
 #
 # Weights, gradients and moments are 5823 MiB on either side: no schedule can do anything about those.
-# What linear layers by oneDNN give, in CPU seconds of one run: plain 110.6; egokit without them 78.3, with them 45.9.
+# Linear layers by oneDNN, in CPU seconds of another run: plain 110.6; egokit without them 78.3, with them 45.9.
 # oneDNN multiplies at 200 to 240 GFLOP/s a core, MKL at 110 here, in all three products of a layer.
 # 2 of 12 blocks, recomputed: float32 5.0, bfloat16 3.4; as much if 2 or 4 clips are recomputed at once.
 # The word embedding's gradient, dense once a step and not for each pass, takes 147 MiB off the peak.
