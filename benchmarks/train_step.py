@@ -206,7 +206,7 @@ def shares(step) -> dict[str, float]:
             seconds["optimizer"] += event.cpu_time_total / 1e6
         elif batched or "softmax" in event.key or "scaled_dot_product" in event.key:
             seconds["attention"] += event.self_cpu_time_total / 1e6
-        elif any(name in event.key for name in ("bmm", "::mm", "addmm", "convolution")):
+        elif any(name in event.key for name in ("bmm", "::mm", "addmm", "_linear_pointwise", "convolution")):
             seconds["linear layers"] += event.self_cpu_time_total / 1e6
     seconds["the rest"] = sum(event.self_cpu_time_total for event in events) / 1e6 - sum(seconds.values())
     return seconds
@@ -265,22 +265,18 @@ if __name__ == "__main__":
         compare_memory(clips)
         compare_time(clips, turns)
 
-# Printed on an idle machine of 2 cores (AMD EPYC):
+# Printed on a machine of 2 cores (AMD EPYC) that others used, too: CPU time is the figure to read. One turn.
 #
 # CPU, 2 threads, torch 2.15.0+cu132, float32, 4 clips of 4 frames (scene-aware negatives included)
 #                                          plain egokit, recomputed      egokit, kept
-# MiB at the peak of a step               7000.5    6812.7  0.97 x   13616.1  1.95 x
-#   above weights and moments             1940.1    1752.3  0.90 x    8555.6  4.41 x
-#   above weights, moments, gradients      484.4     296.6  0.61 x    7099.9 14.66 x
-# seconds a step, wall                      58.8      47.2  1.25 x      45.3  1.30 x
-# seconds a step, CPU time                 110.5      86.5  1.28 x      85.2  1.30 x
-#   of one, profiled: linear layers         46.4      37.5  1.24 x      30.0  1.55 x
-#   of one, profiled: attention              3.9       3.2  1.23 x       2.7  1.44 x
-#   of one, profiled: optimizer              1.1       0.2  5.10 x       0.2  5.10 x
-#   of one, profiled: the rest               7.6       6.1  1.24 x      10.3  0.73 x
-# largest relative difference of the first step: losses 1.8e-07, gradients 5.6e-05 (text.layers.11.attention.key.weight)
+# MiB at the peak of a step               7042.1    6722.8  0.95 x   13682.8  1.94 x
+#   above weights and moments             1931.5    1612.4  0.83 x    8572.6  4.44 x
+#   above weights, moments, gradients      475.8     156.6  0.33 x    7116.9 14.96 x
+# seconds a step, wall                      72.2      40.0  1.80 x      47.2  1.53 x
+# seconds a step, CPU time                 104.6      43.7  2.39 x      46.8  2.24 x
 #
 # Weights, gradients and moments are 5823 MiB on either side: no schedule can do anything about those.
-# What each piece gives, in CPU seconds of a step of 4 clips in one thread, 2 of 12 blocks, one turn each:
-#   plain 20.1; egokit 10.6; every clip of a block recomputed at once 10.2, with about 150 MiB more at the peak.
-#   A linear layer that trains by oneDNN would give 10.1 and 10.0: not worth an autograd function of its own.
+# Linear layers by oneDNN, in CPU seconds of another run: plain 110.6; egokit without them 78.3, with them 45.9.
+# oneDNN multiplies at 200 to 240 GFLOP/s a core, MKL at 110 here, in all three products of a layer.
+# 2 of 12 blocks, recomputed: float32 5.0, bfloat16 3.4; as much if 2 or 4 clips are recomputed at once.
+# The word embedding's gradient, dense once a step and not for each pass, takes 147 MiB off the peak.

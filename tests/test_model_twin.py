@@ -132,8 +132,10 @@ def test_a_part_not_read_changes_nothing():
 
 
 @pytest.mark.parametrize("seed", ["F", "G"])
-def test_gradients_of_every_parameter(seed):
-    """Shared work, parts left out and fused attention give the plain gradients."""
+@pytest.mark.parametrize("by_onednn_from", [0, cpu_fast_paths.TRAINED_PRODUCTS, 2**60])
+def test_gradients_of_every_parameter(monkeypatch, seed, by_onednn_from):
+    """Shared work, parts left out, fused attention and other kernels of linear layers give the plain gradients."""
+    monkeypatch.setattr(cpu_fast_paths, "TRAINED_PRODUCTS", by_onednn_from)
     model = seeded(SMALL, seed)
     leaves = {rename(name, "released"): parameter.detach().clone().requires_grad_()
               for name, parameter in model.named_parameters()}

@@ -5,6 +5,7 @@ without them results are the same but for rounding. Their worth: benchmarks/mode
 
 Shapes: B items, Q queries, S source tokens, D width, H heads, K = D/H.
 """
+import weakref
 from collections.abc import Callable
 
 import torch
@@ -12,7 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 FEW_KEYS = 17              # keys of time attention at up to 16 frames
+TRAINED_PRODUCTS = 2**23   # multiplications that make up for what an autograd function costs, 50 microseconds
 RECOMPUTED_VALUES = 2**20  # values of x_BSD recomputed at once: a clip of 4 frames at width 768 has 0.6 million
+
+
+def _in_float32(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
 
 
 def _in_float32_inference(x: Tensor) -> bool:
@@ -20,24 +26,121 @@ def _in_float32_inference(x: Tensor) -> bool:
 
     Arithmetic is what costs there, and forms without a backward pass will do.
     """
-    return (x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_grad_enabled()
-            and not torch.is_autocast_enabled("cpu"))
+    return _in_float32(x) and not torch.is_grad_enabled()
 
 
 def linear_applies(x: Tensor, weight: Tensor) -> bool:
-    """Return whether `linear` can take the place of F.linear for these tensors."""
-    # is_compiling first: the other two can't be traced, and would cut a compiled block's graph at each linear layer
+    """Return whether `linear` can take the place of F.linear for these tensors, and is worth it."""
+    # is_compiling first: the others can't be traced, and would cut a compiled block's graph at each linear layer
     return (not torch.compiler.is_compiling() and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
-            and _in_float32_inference(x) and weight.dtype == torch.float32)
+            and _in_float32(x) and weight.dtype == torch.float32
+            and (not torch.is_grad_enabled() or x.numel() * len(weight) >= TRAINED_PRODUCTS))
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
     """Return x · weightᵀ + bias, then GELU (exact) if asked, computed by oneDNN.
 
-    PyTorch itself uses oneDNN here in half precision only. In float32 it is up to 1.5 x as fast as PyTorch's default,
-    and GELU costs nothing more. It has no backward pass, and torch.compile has kernels of its own.
+    PyTorch itself uses oneDNN here in half precision only, and MKL in float32, which on an AMD CPU takes twice the
+    time. Without gradients GELU costs nothing more. torch.compile has kernels of its own. Of the gradients there is no
+    gradient: a second derivative raises RuntimeError.
     """
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], "none")
+    if not torch.is_grad_enabled():
+        return _product(x, weight, bias, "gelu" if gelu else "none")
+    gradients = _LinearGradients.apply(x, weight, bias)
+    y = _LinearProduct.apply(gradients, x.detach(), weight.detach(), None if bias is None else bias.detach())
+    return F.gelu(y) if gelu else y
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None, then: str = "none") -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, then, [], "none")
+
+
+class _LinearGradients(torch.autograd.Function):
+    """The backward pass of a linear layer; its forward pass keeps the inputs, and gives a placeholder for the output.
+
+    Keeping is a node of its own, before `_LinearProduct`, because a checkpoint's recomputation ends when its last
+    tensor is kept: a block's last product, a quarter of its arithmetic, is then not computed again.
+    """
+
+    @staticmethod
+    def forward(context, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        context.save_for_backward(x, weight)
+        return x.new_zeros(()).expand(*x.shape[:-1], len(weight))  # one number in memory
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(context, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = context.saved_tensors
+        of_x, of_weight, of_bias = context.needs_input_grad
+        rows = grad.reshape(-1, len(weight)).contiguous()
+        return (_product(rows, weight.T).view(x.shape) if of_x else None,
+                _product(rows.T, x.reshape(-1, x.shape[-1]).T) if of_weight else None,
+                rows.sum(0) if of_bias else None)
+
+
+class _LinearProduct(torch.autograd.Function):
+    """x · weightᵀ + bias, which hands its gradient on to `_LinearGradients`."""
+
+    @staticmethod
+    def forward(context, gradients: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return _product(x, weight, bias)
+
+    @staticmethod
+    def backward(context, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return grad, None, None, None
+
+
+# Each pass through the text encoder gives its word embedding a gradient of the whole vocabulary, zero but for a few
+# rows. At RoBERTa's 50,265 words the second takes 147 MiB, at the end of the backward pass, when memory is at its peak.
+
+def embedding_applies(layer: nn.Module) -> bool:
+    """Return whether `embedding` can take the place of this layer, and has gradients to sum."""
+    return (not torch.compiler.is_compiling() and type(layer) is nn.Embedding and layer.weight.device.type == "cpu"
+            and torch.is_grad_enabled() and layer.weight.requires_grad and layer.weight.is_leaf
+            and not layer._forward_hooks and not layer._forward_pre_hooks)
+
+
+def embedding(layer: nn.Embedding, ids: Tensor) -> Tensor:
+    """Return layer(ids), whose gradient is made dense once, after the passes of a step are summed row by row."""
+    weight = layer.weight
+    table = _TABLES.get(id(weight))  # the same for all passes of a step: while a graph that uses it is alive
+    if table is None or table.data_ptr() != weight.data_ptr():
+        table = _TABLES[id(weight)] = _DenseGradient.apply(weight)
+    return _SparseLookup.apply(table, ids, layer.padding_idx)
+
+
+_TABLES: weakref.WeakValueDictionary[int, Tensor] = weakref.WeakValueDictionary()  # a table keeps its weight alive
+
+
+class _DenseGradient(torch.autograd.Function):
+    """The weight itself, with a gradient that arrives as rows and goes on as a matrix."""
+
+    @staticmethod
+    def forward(context, weight: Tensor) -> Tensor:
+        return weight.detach()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(context, grad: Tensor) -> Tensor:
+        return grad.to_dense()
+
+
+class _SparseLookup(torch.autograd.Function):
+    """Rows of a table, whose gradient is a sparse tensor."""
+
+    @staticmethod
+    def forward(context, table: Tensor, ids: Tensor, padding: int | None) -> Tensor:
+        context.save_for_backward(ids)
+        context.table, context.padding = table, padding
+        return F.embedding(ids, table)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(context, grad: Tensor) -> tuple[Tensor | None, ...]:
+        ids, = context.saved_tensors
+        read = torch.ones_like(ids, dtype=torch.bool) if context.padding is None else ids != context.padding
+        rows = torch.sparse_coo_tensor(ids[read][None], grad[read], context.table.shape, check_invariants=False)
+        return rows, None, None
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from egokit.config.access import exists
 from egokit.config.schema import ModelConfig
+from egokit.model import cpu_fast_paths as cpu
 from egokit.model.layers import NORM_EPS, Linear, multi_head_attention
 from egokit.model.recomputation import recomputed
 
@@ -105,7 +106,9 @@ class TextEncoder(nn.Module):
         """Return the embeddings (B, L, D) of token ids. Positions count from 2 and skip padding."""
         is_word = input_ids_BL.ne(PADDING).long()
         positions = is_word.cumsum(1) * is_word + PADDING
-        x_BLD = self.word_embed(input_ids_BL) + self.position_embed(positions) + self.type_embed.weight[0]
+        fast = cpu.embedding_applies(self.word_embed)
+        words_BLD = cpu.embedding(self.word_embed, input_ids_BL) if fast else self.word_embed(input_ids_BL)
+        x_BLD = words_BLD + self.position_embed(positions) + self.type_embed.weight[0]
         return F.dropout(self.embed_norm(x_BLD), self.config.dropout, self.training)
 
     def run_layers(self, x_BLD: Tensor, mask_B11L: Tensor, start: int, stop: int) -> Tensor:
