@@ -107,7 +107,7 @@ def configured(precision: str = "fp32", **model) -> Config:
 
     The plain equations have no dropout.
     """
-    model = {"time_init": "zero_output", "dropout": 0.0, "checkpointing": True} | model
+    model = {"time_init": "zero_output", "dropout": 0.0, "checkpointing": "full"} | model
     return Config(task=EgoClip.Params(name="egoclip"), model=ModelConfig(**model), optim=OptimConfig(warmup_epochs=0),
                   train=TrainConfig(precision=precision, log_steps=ENDLESS))
 
@@ -214,8 +214,7 @@ def shares(step) -> dict[str, float]:
 
 def keep(trainer: Trainer, kept: bool) -> Trainer:
     """Return the same trainer, with activations kept or recomputed."""
-    config = dataclasses.replace(trainer.model.config, checkpointing=not kept)
-    trainer.model.video.config = trainer.model.text.config = config
+    trainer.model.compute_as(dataclasses.replace(trainer.model.config, checkpointing="none" if kept else "full"))
     return trainer
 
 

@@ -11,7 +11,7 @@ from golden_inputs import draw, release, release_state, weight
 
 import egokit
 from egokit.config.schema import ModelConfig
-from egokit.model import weights
+from egokit.model import cpu_fast_paths, weights
 from egokit.model.egovlp import EgoVLP
 from egokit.model.precision import autocast
 from egokit.model.released_keys import rename

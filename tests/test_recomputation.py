@@ -78,22 +78,27 @@ def test_cheap_is_full_to_the_last_digits_in_half_precision():
     assert_same(none, cheap, 5e-3)
 
 
-def test_cheap_keeps_products_and_computes_the_rest_again():
+@pytest.mark.parametrize("by_onednn", [False, True], ids=["plain", "onednn"])
+def test_cheap_keeps_products_and_computes_the_rest_again(monkeypatch, by_onednn):
     """Operations that are computed, by name: those in the graph of "none" once, and some of them again."""
+    monkeypatch.setattr(cpu_fast_paths, "TRAINED_PRODUCTS", 0 if by_onednn else 2**60)
+    linear = "mkldnn::_linear_pointwise" if by_onednn else "aten::addmm"
+
     class Counted(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
             counts[operation.name()] += 1
             return operation(*args, **(kwargs or {}))
 
-    model, computed = seeded(dataclasses.replace(SMALL, dropout=0.0), "H").train(), {}
+    model, computed, grads = seeded(dataclasses.replace(SMALL, dropout=0.0), "H").train(), {}, {}
     for checkpointing in MODES:
         counts = collections.Counter()
         with Counted():
-            gradients(model, checkpointing, 4)
+            grads[checkpointing] = gradients(model, checkpointing, 4)
         computed[checkpointing] = counts
+    assert_same(grads["none"], grads["cheap"], 1e-5)
     none, cheap, full = (computed[checkpointing] for checkpointing in MODES)
     products = {name for name in none if name in recomputation.KEPT}
-    assert {"aten::addmm", "aten::mm", "aten::bmm", "aten::_scaled_dot_product_flash_attention_for_cpu"} <= products
+    assert {linear, "aten::bmm", "aten::_scaled_dot_product_flash_attention_for_cpu"} <= products
     assert all(cheap[name] == none[name] < full[name] for name in products - {"aten::mm", "aten::convolution"})
     assert cheap["aten::mm"] == none["aten::mm"]  # of backward passes alone
     for name in ("aten::gelu", "aten::native_layer_norm"):

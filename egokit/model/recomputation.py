@@ -19,7 +19,8 @@ KEPT = frozenset({
     "aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::convolution", "aten::native_dropout",
     "aten::_scaled_dot_product_flash_attention", "aten::_scaled_dot_product_efficient_attention",
     "aten::_scaled_dot_product_cudnn_attention", "aten::_scaled_dot_product_fused_attention_overrideable",
-    "aten::_scaled_dot_product_flash_attention_for_cpu", "egokit::divided_attention"})
+    "aten::_scaled_dot_product_flash_attention_for_cpu", "egokit::divided_attention",
+    "mkldnn::_linear_pointwise"})
 
 
 class _Keeping(TorchDispatchMode):
