@@ -18,7 +18,7 @@ from train_step import configured
 from egokit.config.schema import ModelConfig
 from egokit.tasks.egoclip import EgoClip
 from egokit.train import memory_plan
-from egokit.train.memory_plan import GIB, MODES, Activations, parameter_bytes
+from egokit.train.memory_plan import GIB, MODES, Activations, network_of, parameter_bytes
 
 CLIPS, DEPTH, FUSED = 32, ModelConfig.depth, ModelConfig.num_fused_layers
 CHECKED = ((16, 0, 4), (32, 0, 4), (64, 0, 4), (64, 16, 4), (64, 4, 4), (16, 0, 16), (16, 4, 16))  # clips, micro-batch
@@ -36,7 +36,8 @@ def activations(checkpointing: str, **model) -> tuple[Activations, float]:
         """Return the bytes for each token, unit of width and clip of the batch, beside weights and moments."""
         shape = shape | model
         config = configured(precision, **shape).model
-        trained, tokens = parameter_bytes(config, True)[1], 1 + config.frames * (config.image_size // 16) ** 2
+        trained = parameter_bytes(network_of(config, True))[1]
+        tokens = 1 + config.frames * (config.image_size // 16) ** 2
         weights = trained * (3.5 if precision == "fp16" else 3)
         return (peak_gib(CLIPS, precision, checkpointing, micro_batch, **shape) * GIB - weights) / (
             CLIPS * tokens * config.width)

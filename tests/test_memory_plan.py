@@ -16,12 +16,15 @@ from egokit.tasks.charades import CharadesEgo
 from egokit.tasks.egoclip import EgoClip
 from egokit.tasks.ek100 import EK100
 from egokit.train import memory_plan
-from egokit.train.memory_plan import parameter_bytes, predicted_gib, what_would_fit
+from egokit.train.batch_plan import plan_batch
+from egokit.train.memory_plan import network_of, parameter_bytes, predicted_gib, what_would_fit
 
 GPU, CPU = torch.device("cuda:0"), torch.device("cpu")
 # networks of the full-size model's width, which are counted in seconds
 SHALLOW = {"none": {"depth": 3, "num_fused_layers": 1}, "cheap": {"depth": 3, "num_fused_layers": 1},
            "full": {"depth": 6, "num_fused_layers": 3}}
+TINY = ModelConfig(image_size=64, width=128, heads=2, depth=2, num_fused_layers=1, vocab_size=99, max_positions=40,
+                   projection="mlp32")
 
 
 def of_the_base_model(checkpointing="none", micro_batch=0, clips=64, precision="fp16", processes=1, **model) -> Config:
@@ -54,17 +57,15 @@ def test_half_tokens_are_predicted_to_save_memory_in_half_precision_alone():
 
 
 def test_parameters_are_counted_without_building_the_model():
-    model = ModelConfig(image_size=64, width=128, heads=2, depth=2, num_fused_layers=1, vocab_size=99,
-                        max_positions=40, projection="mlp32")
-    state, network = torch.get_rng_state(), EgoVLP(model)
+    model, state, network = TINY, torch.get_rng_state(), EgoVLP(TINY)
     torch.set_rng_state(state)
     fusion = {*network.parameters_by_role()["fusion"]}
     sizes = {name: parameter.nbytes for name, parameter in network.named_parameters()}
     everything, dual = sum(sizes.values()), sum(size for name, size in sizes.items() if name not in fusion)
-    assert parameter_bytes(model, True) == (everything, everything) and parameter_bytes(model, False) == (
-        everything, dual) and dual < everything
+    assert parameter_bytes(network_of(model, True)) == (everything, everything)
+    assert parameter_bytes(network_of(model, False)) == (everything, dual) and dual < everything
     assert torch.equal(torch.get_rng_state(), state)  # building on "meta" draws nothing
-    assert parameter_bytes(dataclasses.replace(model, vocab_size=0), True)[0] > everything
+    assert parameter_bytes(network_of(dataclasses.replace(model, vocab_size=0), True))[0] > everything
 
 
 def test_tasks_differ_by_clips_and_fusion():
@@ -76,14 +77,45 @@ def test_tasks_differ_by_clips_and_fusion():
     assert predicted_gib(of_the_base_model("none", processes=4), EgoClip, 4) == pre_training
 
 
-def test_the_plan_says_what_is_predicted(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 79 * 2**30))
+@pytest.fixture
+def card(monkeypatch):
+    """Return a function that puts a network on a card of so many GiB."""
+    def put(network: EgoVLP, gib: float) -> EgoVLP:
+        monkeypatch.setattr(EgoVLP, "device", GPU)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, gib * 2**30))
+        return network
+    return put
+
+
+def test_the_plan_says_what_is_predicted(card, capsys):
     config = of_the_base_model("cheap")
-    gib = predicted_gib(config, EgoClip, 1)
-    assert memory_plan.in_words(config, EgoClip, 1, GPU) == (f", about {gib:.0f} GiB of GPU memory predicted, of 79")
-    assert memory_plan.in_words(config, EgoClip, 1, CPU) == "" and memory_plan.card_gib(CPU) == 0
-    assert memory_plan.logged(config, EgoClip, 1, GPU) == {"predicted_gib": pytest.approx(gib, abs=0.05)}
-    assert memory_plan.logged(config, EgoClip, 1, CPU) == {}
+    network, gib = network_of(config.model, True), predicted_gib(config, EgoClip, 1)
+    plan = plan_batch(config, 1)
+    assert memory_plan.card_gib(CPU) == 0 and memory_plan.told(config, EgoClip, plan, EgoVLP(TINY)) == {}
+    assert not capsys.readouterr().out
+    assert memory_plan.told(config, EgoClip, plan, card(network, 79)) == {"predicted_gib": pytest.approx(gib, abs=0.05)}
+    assert capsys.readouterr().out == f"memory: about {gib:.0f} of the GPU's 79 GiB are predicted to be needed\n"
+
+
+def test_a_network_that_a_checkpoint_gave_is_predicted_and_not_the_config(card):
+    """With what is frozen: it has no gradients and moments."""
+    config = of_the_base_model("none")
+    network = card(EgoVLP(TINY), 79)
+    small = predicted_gib(config, EgoClip, 1, network)
+    assert small == predicted_gib(dataclasses.replace(config, model=TINY), EgoClip, 1) < 1
+    network.text.requires_grad_(False)
+    assert predicted_gib(config, EgoClip, 1, network) < small
+
+
+def test_compiled_blocks_are_never_advised_what_does_nothing_for_them(card):
+    """The compiler itself chooses what to compute again."""
+    config = of_the_base_model("none")
+    compiled = dataclasses.replace(config, train=dataclasses.replace(config.train, compile=True))
+    network = card(network_of(config.model, True), 79)
+    assert "set model.checkpointing=cheap" in what_would_fit(config, 1, EgoClip, network)
+    assert "set model.checkpointing=full" in what_would_fit(compiled, 1, EgoClip, network)
+    cheap = dataclasses.replace(compiled, model=dataclasses.replace(config.model, checkpointing="cheap"))
+    assert predicted_gib(cheap, EgoClip, 1) == predicted_gib(compiled, EgoClip, 1)
 
 
 @pytest.mark.parametrize("config, gib, advice", [
@@ -96,6 +128,6 @@ def test_the_plan_says_what_is_predicted(monkeypatch):
     (of_the_base_model("none"), 5, r"nothing is predicted to fit into the GPU's 5 GiB: model.checkpointing=full, "
                                    r"train.micro_batch=1 needs least, \d GiB.*launch.tasks_per_node"),
 ])
-def test_advice_is_the_first_setting_that_is_predicted_to_fit(config, gib, advice):
-    message = what_would_fit(config, 1, EgoClip, gib)
+def test_advice_is_the_first_setting_that_is_predicted_to_fit(card, config, gib, advice):
+    message = what_would_fit(config, 1, EgoClip, card(network_of(config.model, True), gib))
     assert re.search(advice, message), message

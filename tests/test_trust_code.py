@@ -247,6 +247,15 @@ def test_a_spec_adds_no_line_to_a_jobs_script(resolve):
     assert "evil" not in json.dumps(kept) and kept["task"]["margin_of_another"] == 0.2
 
 
+@pytest.mark.parametrize("mode, earlier", [("none", False), ("cheap", True), ("full", True)])
+def test_an_earlier_egokit_is_told_whether_to_recompute_by_true_or_false(resolve, mode, earlier):
+    config = to_dict(resolve(overrides=f"{MODEL} model.checkpointing={mode}"))
+    kept = launch.downgrade_config(config, {"model": {"checkpointing": True, "depth": 1}, "model.checkpointing": True})
+    assert kept["model"] == {"checkpointing": earlier, "depth": config["model"]["depth"]}
+    same = launch.downgrade_config(config, {"model": {"checkpointing": "full"}})
+    assert same["model"]["checkpointing"] == mode
+
+
 def test_what_an_earlier_job_left_is_not_loaded_by_the_next(state, tmp_path, monkeypatch):
     """submitit loads <job id>_submitted.pkl, ranks meet by what meeting-<job id> says, and ids can be guessed."""
     monkeypatch.setattr(launch, "start_job", lambda *args: None)

@@ -150,7 +150,9 @@ def downgrade_config(config: dict, earlier: dict) -> dict:
             present = next(iter(flatten({name: value})))
             flat.pop(present, None)
             if present in whole or not present.startswith("launch."):  # no shell line of a file's becomes a job's
-                kept[name] = whole.get(present, value)  # another task's key has its earlier value
+                now = whole.get(present, value)  # another task's key has its earlier value
+                # model.checkpointing was true or false
+                kept[name] = now != "none" if isinstance(value, bool) and isinstance(now, str) else now
     if flat:
         print(f"goes on with the copy of egokit that it began with, which doesn't know {', '.join(flat)}", flush=True)
     return nest(kept)

@@ -20,7 +20,7 @@ from egokit.model import checkpoints
 from egokit.model.own_modules import attach
 from egokit.runs.files import write_text
 from egokit.runs.run_folder import DEVICES, Run
-from egokit.train import distributed, loop, memory_plan
+from egokit.train import distributed, loop
 from egokit.train.batch_plan import plan_batch
 from egokit.train.evaluate import evaluate as evaluate_task
 
@@ -61,8 +61,7 @@ def work(folder: Path, spec: dict) -> None:
         if distributed.rank() == 0:
             plan = (plan_batch(config, distributed.world_size()) if trains
                     else f"{spec['action']} {config.evaluate.batch_size} clips at once")
-            needs = memory_plan.in_words(config, task, distributed.world_size(), device) if trains else ""
-            print(f"plan: {plan}, on {devices.devices_text(rank_devices)}{needs}", flush=True)
+            print(f"plan: {plan}, on {devices.devices_text(rank_devices)}", flush=True)
         perform = {"train": loop.train, "evaluate": evaluate, "extract": extract}[spec["action"]]
         result = perform(config, task, run, spec["section"], device)
         if distributed.rank() == 0:
@@ -156,8 +155,8 @@ def recipe(task, trained: bool) -> dict:
     scored = {key: value for key, value in flat.items() if key in marks or key.startswith("task.")}
     if not trained:
         return scored
-    # with `init`, the checkpoint gives the model's shape; the config only gives the image size
-    prefixes = TRAINING_SECTIONS if task.config.init else (*TRAINING_SECTIONS, "model.")
+    # with `init`, the checkpoint gives the model's shape; the config only gives the image size and how it computes
+    prefixes = (*TRAINING_SECTIONS, "model.half_residual" if task.config.init else "model.")
     train = task.config.train
     return scored | {key: value for key, value in flat.items() if key.startswith(prefixes)} | {
         "seed": task.config.seed, "selection.metric": task.best,

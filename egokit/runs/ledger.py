@@ -166,14 +166,16 @@ class Recipe(NamedTuple):
     """A published recipe, a file of params/."""
     values: dict        # its config, flat
     stated: set[str]    # the keys that the file states; others have their defaults
-    sha256: str         # 12 digits of the hash of what it states; comments don't count
+    sha256: str         # 12 digits of the hash of what it states; comments, and keys that change no number, don't count
 
 
 @functools.cache
 def published_recipe(name: str, params: Path) -> Recipe:
     """Return the recipe `name` of the folder params/."""
     plain = read_yaml(name, params, "recipe")
-    digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
+    local = marked("local")
+    counted = {key: value for key, value in flatten(plain).items() if key not in local}
+    digest = hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()[:12]
     return Recipe(comparable(build_config(plain, f" (in {name})")), set(flatten(plain)), digest)
 
 
@@ -247,7 +249,7 @@ def compare_recipes(recipe: dict, task: type, trained: bool) -> list[str]:
         trained: compare the keys of the training; otherwise those that an evaluation depends on.
     """
     values, stated, _ = published_recipe(task.recipe, project_root() / "params")
-    training = {key for key in values if key.startswith(("data.", "optim.", "train.", "task."))}
+    training = {key for key in values if key.startswith(("data.", "optim.", "train.", "task.", "model.half_residual"))}
     scored = marked("scored", task.Params)
     keys = training - scored - {"task.name"} if trained else scored
     # a default that was not recorded is older than the key

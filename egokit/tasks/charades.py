@@ -75,7 +75,7 @@ class CharadesEgo(RetrievalTask):
     """Scores every test video against the sentence of every class."""
     notebook = "04_charades_ego"
     sections: ClassVar = {"train": "finetune", "evaluate": "zeroshot"}
-    recipe, recipe_sha256 = "charades_finetune", "597980c2e2fd"
+    recipe, recipe_sha256 = "charades_finetune", "45769b359575"
     published: ClassVar = [  # EgoVLPv2 (ICCV 2023), table 4
         Result("Charades-Ego mAP, zero-shot", "zeroshot", "mAP", 26.2, "EgoVLPv2_smallproj_epoch1.pth", "mAP"),
         Result("Charades-Ego mAP, fine-tuned", "finetune", "mAP", 34.1, "Charades-Ego_finetune.pth", "mAP")]

@@ -77,7 +77,7 @@ class EgoMCQ(ChoiceTask):
     """
     notebook = "05_egomcq"
     sections: ClassVar = {"evaluate": "egomcq"}
-    recipe, recipe_sha256, samples, unit = "egomcq", "a2b7d4e938f3", 39751, "questions"
+    recipe, recipe_sha256, samples, unit = "egomcq", "ec7677c0c581", 39751, "questions"
     published: ClassVar = [  # EgoVLPv2 (ICCV 2023), table 2
         Result(f"EgoMCQ {kind.replace('_', '-')}{'' if kind == 'verb_only' else '-video'}, {score}", "egomcq",
                f"{score}_{kind}", PUBLISHED.get((score, kind)), "EgoVLPv2.pth",

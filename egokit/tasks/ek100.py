@@ -84,7 +84,7 @@ class EK100(RetrievalTask):
     """Retrieval between the clips and the distinct sentences of a split, both ways."""
     notebook = "03_ek100"
     sections: ClassVar = {"train": "finetune", "evaluate": "zeroshot"}
-    recipe, recipe_sha256, samples, unit = "ek100_finetune", "aa8d56edf688", 9668, "clips"
+    recipe, recipe_sha256, samples, unit = "ek100_finetune", "9ba433326704", 9668, "clips"
     published: ClassVar = [  # EgoVLPv2 (ICCV 2023), table 3
         Result(f"EK-100 MIR {metric}, {words}{also}", section, metric + suffix, number, checkpoint, metric)
         for section, words, metric, number, checkpoint in (

@@ -169,12 +169,11 @@ class Trainer:
     def log_plan(self) -> None:
         """Log how the batch is spread, if that differs from the log's last entry."""
         if distributed.rank() == 0:
-            plan = self.objective.plan
+            plan, needs = self.objective.plan, memory_plan.told(self.config, self.task, self.objective.plan, self.model)
             logged = [event["plan"] for event in self.run.read_log() if event["kind"] == "plan"]
             if logged[-1:] != [str(plan)]:
                 self.run.log({"kind": "plan", "step": self.step, "plan": str(plan), "micro_batches": plan.micro_batches,
-                              **dataclasses.asdict(plan),
-                              **memory_plan.logged(self.config, self.task, plan.processes, self.device)})
+                              **dataclasses.asdict(plan), **needs})
 
     def report_bad(self) -> None:
         """Log what no rank could read since the last report; too much of it is an error."""
@@ -210,8 +209,7 @@ class Trainer:
                 terms = self.objective.gradient(batch, self.step, self.scaler)
                 norm = self.update(rate)
             except torch.cuda.OutOfMemoryError as error:
-                advice = memory_plan.what_would_fit(self.config, distributed.world_size(), self.task,
-                                                    memory_plan.card_gib(self.device))
+                advice = memory_plan.what_would_fit(self.config, distributed.world_size(), self.task, self.model)
                 raise TrainingError(f"step {self.step + 1}: out of GPU memory. {advice}") from error
             self.step += 1
             nonfinite_in_a_row = 0 if math.isfinite(norm) else nonfinite_in_a_row + 1

@@ -14,7 +14,7 @@ import torch
 
 from egokit.config.schema import Config, ModelConfig
 from egokit.model.egovlp import EgoVLP
-from egokit.train.batch_plan import plan_batch
+from egokit.train.batch_plan import BatchPlan, plan_batch
 
 GIB = 2**30
 MODES = ("none", "cheap", "full")  # of model.checkpointing, from the quickest step to the one that needs least memory
@@ -54,30 +54,40 @@ FLOAT32 = {"none": 1.8, "cheap": 1.9, "full": 1.55}  # what is kept in fp32, as 
 
 
 @functools.lru_cache(maxsize=8)
-def parameter_bytes(model: ModelConfig, uses_fusion: bool) -> tuple[int, int]:
-    """Return the bytes of a model's float32 weights: of all, and of those that are trained."""
-    model = dataclasses.replace(model, vocab_size=model.vocab_size or ModelConfig.vocab_size)
+def network_of(model: ModelConfig, uses_fusion: bool) -> EgoVLP:
+    """Return a network of a shape that takes no memory, with what is trained marked."""
     with torch.device("meta"):
-        network = EgoVLP(model)
-    frozen = set() if uses_fusion else set(network.parameters_by_role()["fusion"])
-    sizes = {name: parameter.nbytes for name, parameter in network.named_parameters()}
-    return sum(sizes.values()), sum(size for name, size in sizes.items() if name not in frozen)
+        network = EgoVLP(dataclasses.replace(model, vocab_size=model.vocab_size or ModelConfig.vocab_size))
+    if not uses_fusion:
+        frozen = set(network.parameters_by_role()["fusion"])
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(name not in frozen)
+    return network
 
 
-def predicted_gib(config: Config, task, processes: int) -> float:
+def parameter_bytes(network: EgoVLP) -> tuple[int, int]:
+    """Return the bytes of a network's float32 weights: of all, and of those that are trained."""
+    sizes = [(parameter.nbytes, parameter.requires_grad) for parameter in network.parameters()]
+    return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
+
+
+def predicted_gib(config: Config, task, processes: int, network: EgoVLP | None = None) -> float:
     """Return the GiB of GPU memory that a process's training step is predicted to need.
 
     Args:
+        network: the network that is trained, whose shape a checkpoint may have given; None takes the config's.
         task: the task or its class: whether it uses fusion, and how many clips a sample has.
         processes: over which the batch is spread.
     """
     plan = plan_batch(config, processes)
-    model, half = config.model, config.train.precision in ("fp16", "bf16")
-    all_weights, trained = parameter_bytes(model, task.uses_fusion)
+    half = config.train.precision in ("fp16", "bf16")
+    model = config.model if network is None else network.config.computed_as(config.model)
+    all_weights, trained = parameter_bytes(network or network_of(model, task.uses_fusion))
     kernels = "triton" if model.attention == "triton" else "sdpa"
-    kept = COUNTED[kernels, model.half_residual and half][model.checkpointing]
+    mode = "none" if config.train.compile and model.checkpointing == "cheap" else model.checkpointing
+    kept = COUNTED[kernels, model.half_residual and half][mode]
     value = (1 + config.data.frames * (model.image_size // model.patch_size) ** 2) * model.width
-    value *= 1 if half else FLOAT32[model.checkpointing]
+    value *= 1 if half else FLOAT32[mode]
     clips, share = (samples * task.clips_per_sample for samples in (plan.micro_batch, plan.largest_share))
     activations = clips * (model.depth * kept.block + kept.dual)
     if task.uses_fusion and config.train.micro_batch:  # one pass at a time
@@ -96,17 +106,14 @@ def card_gib(device: torch.device) -> float:
     return torch.cuda.mem_get_info(device)[1] / GIB if device.type == "cuda" else 0.0
 
 
-def logged(config: Config, task, processes: int, device: torch.device) -> dict[str, float]:
-    """Return what a plan's entry in the log says about memory; nothing on a CPU."""
-    return {"predicted_gib": round(predicted_gib(config, task, processes), 1)} if device.type == "cuda" else {}
-
-
-def in_words(config: Config, task, processes: int, device: torch.device) -> str:
-    """Return what the plan's line says about memory, after a comma; "" on a CPU."""
-    if device.type != "cuda":
-        return ""
-    return (f", about {predicted_gib(config, task, processes):.0f} GiB of GPU memory predicted, of "
-            f"{card_gib(device):.0f}")
+def told(config: Config, task, plan: BatchPlan, network: EgoVLP) -> dict[str, float]:
+    """Print what a training on a GPU is predicted to need, and return it for the log; nothing on a CPU."""
+    if network.device.type != "cuda":
+        return {}
+    needed = predicted_gib(config, task, plan.processes, network)
+    print(f"memory: about {needed:.0f} of the GPU's {card_gib(network.device):.0f} GiB are predicted to be needed",
+          flush=True)
+    return {"predicted_gib": round(needed, 1)}
 
 
 def smaller_settings(config: Config, task, processes: int) -> list[dict[str, dict]]:
@@ -115,6 +122,8 @@ def smaller_settings(config: Config, task, processes: int) -> list[dict[str, dic
     Recomputation costs less than micro-batches, which compute one more forward pass, by many more kernels.
     """
     modes = MODES[MODES.index(config.model.checkpointing) + 1:]
+    if config.train.compile:  # the compiler chooses by itself what to compute again: cheap is as none
+        modes = tuple(mode for mode in modes if mode != "cheap")
     size = plan_batch(config, processes).micro_batch
     # of the whole share, too, because stages are then computed one after the other
     sizes = [size] if task.uses_fusion and not config.train.micro_batch else []
@@ -125,16 +134,15 @@ def smaller_settings(config: Config, task, processes: int) -> list[dict[str, dic
             + [{"model": {"checkpointing": "full"}} | micro for micro in micro_batches if modes])
 
 
-def what_would_fit(config: Config, processes: int, task, gib: float = 0.0) -> str:
+def what_would_fit(config: Config, processes: int, task, network: EgoVLP) -> str:
     """Return advice, one sentence, after a step that ran out of memory.
 
     Args:
-        task: see `predicted_gib`.
-        gib: the card's memory; 0 if it is not known.
+        task, network: see `predicted_gib`; the network says which card it is on.
     """
     plan = plan_batch(config, processes)
-    if gib:
-        advice = _predicted_to_fit(config, processes, task, gib)
+    if gib := card_gib(network.device):
+        advice = _predicted_to_fit(config, processes, task, network, gib)
     else:
         # micro-batches help a share of one sample, too: its passes then run one after the other
         smaller = plan.micro_batch // 2 or int(not config.train.micro_batch)
@@ -146,16 +154,16 @@ def what_would_fit(config: Config, processes: int, task, gib: float = 0.0) -> st
             "checkpoint")
 
 
-def _predicted_to_fit(config: Config, processes: int, task, gib: float) -> str:
+def _predicted_to_fit(config: Config, processes: int, task, network: EgoVLP, gib: float) -> str:
     """Name the first setting that is predicted to fit; the smallest, if none is."""
-    now = predicted_gib(config, task, processes)
+    now = predicted_gib(config, task, processes, network)
     needs = []
     for settings in smaller_settings(config, task, processes):
         changed = dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **values)
                                                  for section, values in settings.items()})
         text = ", ".join(f"{section}.{key}={value}" for section, values in settings.items()
                          for key, value in values.items())
-        needs.append((predicted_gib(changed, task, processes), text))
+        needs.append((predicted_gib(changed, task, processes, network), text))
     needs = [(need, text) for need, text in needs if need <= now]
     for need, text in needs:
         if need <= FILLED * gib:
