@@ -6,8 +6,9 @@ No compiler runs: gpu_cost.py's count of the step as it is, is corrected by this
 forward or backward, operations that follow one another without a product or attention between them become one kernel:
 element by element (sums, GELU, casts, gates), copies, and sums over rows or columns (LayerNorm, gradients of biases).
 It reads once each tensor that comes from outside, and writes what something outside reads later: a product, another
-kernel, or the backward pass. A kernel is counted for each of its sums over rows or columns, at least one. Nothing is
-fused with products or attention, over the ends of blocks, or into another order; a compiler does some of that.
+kernel, or the backward pass. Of several sums over rows or columns, each beyond the first one is a kernel more, and
+reads what it sums again. Nothing is fused with products or attention, over the ends of blocks, or into another order; a
+compiler does some of that.
 
 Not counted: compiled blocks cast their weights anew in each pass (18 more passes of a block, 3 GB a step).
 """
@@ -44,6 +45,7 @@ class Kernel:
     written: dict[int, int]     # storage -> bytes, of all results
     wanted: set[int] = dataclasses.field(default_factory=set)  # of these, what is read outside
     sums: int = 0
+    read_again: int = 0         # bytes, by sums beyond the first
 
 
 class FusedCounter(Counter):
@@ -122,6 +124,7 @@ class FusedCounter(Counter):
         self.want(read, kernel)
         kernel.read |= {number: size for number, size in read.items() if number not in kernel.written}
         kernel.written |= written
+        kernel.read_again += sum(read.values()) if packet in SUMS and kernel.sums else 0
         kernel.sums += packet in SUMS
         self.maker |= dict.fromkeys(written, kernel)
         added, earlier = self.operations[str(packet)], before.get(str(packet), Cost())
@@ -139,7 +142,7 @@ class FusedCounter(Counter):
         """Return the cost of the whole step by the rule."""
         total = sum(self.costs.values(), Cost())
         moved = sum(sum(kernel.read.values()) + sum(kernel.written[number] for number in kernel.wanted)
-                    for kernel in self.kernels)
+                    + kernel.read_again for kernel in self.kernels)
         launches = sum(max(1, kernel.sums) for kernel in self.kernels)
         return Cost(total.flops, total.kernels - self.fused.kernels + launches, total.bytes - self.fused.bytes + moved,
                     total.seconds - self.fused.seconds + moved / BYTES, total.peak_bytes)

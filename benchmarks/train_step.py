@@ -268,14 +268,20 @@ if __name__ == "__main__":
 #
 # CPU, 2 threads, torch 2.15.0+cu132, float32, 4 clips of 4 frames (scene-aware negatives included)
 #                                          plain egokit, recomputed      egokit, kept
-# MiB at the peak of a step               7042.1    6722.8  0.95 x   13682.8  1.94 x
-#   above weights and moments             1931.5    1612.4  0.83 x    8572.6  4.44 x
-#   above weights, moments, gradients      475.8     156.6  0.33 x    7116.9 14.96 x
-# seconds a step, wall                      72.2      40.0  1.80 x      47.2  1.53 x
-# seconds a step, CPU time                 104.6      43.7  2.39 x      46.8  2.24 x
+# MiB at the peak of a step               7054.5    6715.2  0.95 x   13682.7  1.94 x
+#   above weights and moments             1944.3    1604.9  0.83 x    8572.6  4.41 x
+#   above weights, moments, gradients      488.6     149.2  0.31 x    7116.8 14.57 x
+# seconds a step, wall                      89.8      24.4  3.68 x      36.5  2.46 x
+# seconds a step, CPU time                 105.5      43.6  2.42 x      43.9  2.40 x
+#   of one, profiled: linear layers         65.5      18.6  3.53 x      18.9  3.46 x
+#   of one, profiled: attention              7.3       2.8  2.59 x       2.8  2.62 x
+#   of one, profiled: optimizer              1.6       0.2  7.51 x       0.2  7.66 x
+#   of one, profiled: the rest              11.2       6.4  1.76 x       6.1  1.83 x
+# largest relative difference of the first step: losses 1.8e-07, gradients 6.4e-05 (text_projection.4.bias)
 #
 # Weights, gradients and moments are 5823 MiB on either side: no schedule can do anything about those.
-# Linear layers by oneDNN, in CPU seconds of another run: plain 110.6; egokit without them 78.3, with them 45.9.
-# oneDNN multiplies at 200 to 240 GFLOP/s a core, MKL at 110 here, in all three products of a layer.
+# Before linear layers trained by oneDNN, and the word embedding's gradient was made dense once a step:
+#   1.28 x in CPU time at 0.61 x the memory above weights, moments and gradients (484 and 297 MiB, an idle machine).
+# What oneDNN gives, in CPU seconds of one other run: plain 110.6; egokit without it 78.3, with it 45.9. It multiplies
+#   at 200 to 240 GFLOP/s a core, MKL at 110 here, in all three products of a layer.
 # 2 of 12 blocks, recomputed: float32 5.0, bfloat16 3.4; as much if 2 or 4 clips are recomputed at once.
-# The word embedding's gradient, dense once a step and not for each pass, takes 147 MiB off the peak.

@@ -24,7 +24,8 @@ def graphs(blocks: compiled.CompiledBlocks) -> dict[str, dict[tuple, int]]:
     out = collections.defaultdict(dict)
     for (kind, fixed), function in blocks.functions.items():
         entries = _debug_get_cache_entry_list(function._torchdynamo_orig_callable.__code__)
-        out[f"{kind.block.__name__}{kind.given}"][kind.gradients, fixed] = len(entries)
+        name = f"{kind.block.__name__}{kind.given}{'' if all(kind.trained) else ' partly frozen'}"
+        out[name][kind.gradients, fixed] = len(entries)
     return dict(out)
 
 

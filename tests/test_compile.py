@@ -1,8 +1,10 @@
 """Compiled blocks: no graph break and at most 4 graphs a kind over a run, the same losses, and errors that say why."""
 import os
+import pickle
 import shutil
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -65,25 +67,66 @@ def test_a_run_has_few_graphs_and_the_same_losses(resolve, run, monkeypatch, fix
         "unique_graphs"] - 1  # compile_blocks' own trial
 
 
+@pytest.mark.parametrize("in_thread", [False, True], ids=["main-thread", "other-thread"])
+@pytest.mark.parametrize("views", [False, True], ids=["tensors", "views"])
 @pytest.mark.parametrize("fixed_shapes, expected", [(False, {False: 2}), (True, {True: 1, False: 1})])
-def test_batches_of_one_and_others_share_two_graphs(fixed_shapes, expected):
-    """Outputs and gradients are the block's own, for any number of clips and frames, and any length of text."""
+def test_batches_of_one_and_others_share_two_graphs(fixed_shapes, expected, views, in_thread):
+    """Outputs and gradients are the block's own, for any number of clips and frames, and any length of text.
+
+    PyTorch's settings are a thread's own, and ours are as before after each call.
+    """
     torch.manual_seed(0)
     block = Block(16, 2, 2.0, fused=True)
     nn.init.ones_(block.text.gate)
-    with torch.fx.experimental._config.patch(use_duck_shape=False):
-        blocks = CompiledBlocks("eager", fixed_shapes)
+    blocks, sides = CompiledBlocks("eager", fixed_shapes), []
+
+    def run() -> None:
         for clips, frames, tokens in ((5, 2, 5), (3, 2, 7), (1, 2, 4), (5, 2, 5), (7, 4, 17), (1, 3, 9)):
             inputs = [torch.randn(clips, 1 + frames * 4, 16), frames, torch.randn(clips, tokens, 16),
                       torch.randn(clips, 1, 1, tokens), False]
-            results = []
             for function in (block, lambda *inputs: blocks(block, *inputs)):
                 x = inputs[0].clone().requires_grad_()
-                y = function(x, *inputs[1:])
-                results.append((y, *torch.autograd.grad(y.square().sum(), (x, *block.parameters()))))
-            for got, right in zip(*results, strict=True):
-                torch.testing.assert_close(got, right, rtol=1e-5, atol=1e-5)
+                y = function(x[:] if views else x, *inputs[1:])
+                sides.append((y, *torch.autograd.grad(y.square().sum(), (x, *block.parameters()))))
+
+    if in_thread:
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+    else:
+        run()
+    assert len(sides) == 12
+    for right, got in zip(sides[::2], sides[1::2], strict=True):
+        for ours, plain in zip(got, right, strict=True):
+            torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
     assert graphs(blocks) == {"Block(True, True, True, False)": {(True, fixed): n for fixed, n in expected.items()}}
+    assert torch.fx.experimental._config.use_duck_shape and torch._dynamo.config.optimize_ddp
+    torch._dynamo.reset()
+
+
+def test_hooks_set_later_are_obeyed_and_compiled_models_are_copied():
+    torch.manual_seed(0)
+    block = Block(16, 2, 2.0, fused=False)
+    blocks, x, called = CompiledBlocks("eager", False), torch.randn(2, 9, 16), []
+    plain = blocks(block, x, 2)
+    hook = block.fc1.register_forward_hook(lambda module, inputs, out: called.append(1) or out * 0)
+    hooked = blocks(block, x, 2)
+    assert called and not torch.allclose(hooked, plain)
+    torch.testing.assert_close(hooked, block(x, 2))
+    hook.remove()
+    torch.testing.assert_close(blocks(block, x, 2), plain)
+    copied = pickle.loads(pickle.dumps(blocks))
+    torch.testing.assert_close(copied(block, x, 2), plain)
+    torch._dynamo.reset()
+
+
+def test_blocks_that_differ_in_what_is_frozen_are_different_kinds():
+    blocks, x = CompiledBlocks("eager", False), torch.randn(2, 9, 16)
+    for frozen in range(10):
+        block = Block(16, 2, 2.0, fused=False)
+        list(block.parameters())[frozen].requires_grad_(False)
+        blocks(block, x, 2)
+    assert len(blocks.functions) == 10
     torch._dynamo.reset()
 
 

@@ -84,11 +84,53 @@ def test_a_recomputation_ends_before_the_last_product(products):
     assert products[2] == forward[0] and forward[1] not in products[2:] and len(products) == 2 + 1 + 4
 
 
-def test_a_second_derivative_is_refused():
+def hessian_product(layer, x, weight):
+    """The second derivative of a quartic of the layer's outputs, by its weight and its input."""
+    grads = torch.autograd.grad(layer(x).pow(4).sum(), (x, weight), create_graph=True)
+    return torch.autograd.grad(sum(grad.square().sum() for grad in grads), (x, weight))
+
+
+def test_second_derivatives_are_those_of_float64():
     layer, x, _ = tensors(7, 24)
-    grad, = torch.autograd.grad(layer(x.requires_grad_()).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiate twice"):
-        grad.sum().backward()
+    exact = copy.deepcopy(layer).double()
+    sides = [hessian_product(one, y.requires_grad_(), one.weight)
+             for one, y in ((layer, x.clone()), (exact, x.double().clone()))]
+    for ours, theirs in zip(*sides, strict=True):
+        assert (ours - theirs).norm() <= 1e-5 * theirs.norm() > 0
+    product = torch.autograd.functional.hvp(lambda y: layer(y).square().sum(), x.detach(), x.detach())[1]
+    assert torch.allclose(product, 2 * x @ layer.weight.T @ layer.weight, rtol=1e-3, atol=1e-3)
+
+
+def test_an_embeddings_second_derivative_is_pytorchs():
+    layer = torch.nn.Embedding(9, 4, padding_idx=1)
+    ids, found = torch.tensor([[3, 1, 3], [0, 5, 8]]), []
+    for lookup in (lambda: cpu_fast_paths.embedding(layer, ids), lambda: layer(ids)):
+        grad, = torch.autograd.grad(lookup().pow(3).sum(), layer.weight, create_graph=True)
+        found.append((grad.detach(), torch.autograd.grad(grad.square().sum(), layer.weight)[0]))
+    for ours, theirs in zip(*found, strict=True):
+        assert torch.equal(ours, theirs) and theirs.abs().sum() > 0
+
+
+def test_transforms_and_forward_derivatives_work():
+    layer, x, _ = tensors(7, 24)
+    words = torch.nn.Embedding(9, 24)
+
+    def loss(weight, table):
+        embedded = torch.func.functional_call(words, {"weight": table}, (torch.tensor([3, 3, 1, 0, 2, 8, 7]),))
+        return torch.func.functional_call(layer, {"weight": weight}, (x + embedded,)).square().sum()
+    grads = torch.func.grad(loss, argnums=(0, 1))(layer.weight, words.weight)
+    expected = torch.autograd.grad(loss(layer.weight, words.weight), (layer.weight, words.weight))
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-4) for a, b in zip(grads, expected, strict=True))
+    assert not _applies_under(torch.func.vmap, words)
+    with torch.autograd.forward_ad.dual_level():
+        assert not cpu_fast_paths.linear_applies(x, layer.weight, layer.bias)
+        assert not cpu_fast_paths.embedding_applies(words)
+
+
+def _applies_under(transform, words) -> bool:
+    asked = []
+    transform(lambda y: asked.append(cpu_fast_paths.embedding_applies(words)) or y)(torch.zeros(2))
+    return asked[0]
 
 
 @pytest.mark.parametrize("case", ["small", "float64", "autocast", "switched off"])
@@ -144,4 +186,19 @@ def test_pytorchs_own_embedding_is_used():
     adapted = copy.deepcopy(layer)
     adapted.register_forward_hook(lambda *_: None)
     frozen = copy.deepcopy(layer).requires_grad_(False)
-    assert not any(map(cpu_fast_paths.embedding_applies, (adapted, frozen, torch.nn.Sequential(layer))))
+    watched = copy.deepcopy(layer)
+    watched.register_full_backward_hook(lambda *_: None)
+    others = [torch.nn.Embedding(5, 3, **option) for option in ({"max_norm": 1.0}, {"scale_grad_by_freq": True},
+                                                               {"sparse": True})]
+    others += [adapted, frozen, watched, torch.nn.Sequential(layer)]
+    assert not any(map(cpu_fast_paths.embedding_applies, others))
+
+
+def test_what_onednn_can_not_compute_is_pytorchs(products):
+    layer, x, _ = tensors(7, 24)
+    layer.bias = torch.nn.Parameter(torch.randn(80)[::2])
+    assert torch.allclose(layer(x), F.linear(x, layer.weight, layer.bias))
+    layer.bias = None
+    assert layer(x[:0]).shape == (0, 40) and not products
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        layer(x[:, :20])

@@ -15,6 +15,7 @@ from conftest import ROOT
 from egokit.config.build import ConfigError
 from egokit.config.schema import ModelConfig
 from egokit.model import divided_attention, divided_kernels
+from egokit.model.egovlp import EgoVLP
 from egokit.model.video_encoder import VideoEncoder
 
 SMALL = {"image_size": 32, "width": 32, "heads": 1, "depth": 1, "num_fused_layers": 1}
@@ -77,14 +78,14 @@ def test_the_kernels_compile_for_gpus(capability):
             ("bf16", "tf32", (1, 4, 64), main), ("fp16", "tf32", (8, 1, 32), (*main, *for_cls)),
             ("fp32", "ieee", (1, 4, 64), main)):
         constants = {"PACK": pack, "BLOCKS": blocks, "BLOCK": block, "CHANNELS": 64, "PRECISION": precision,
-                     "PARTS": divided_attention.PARTS}
+                     "PARTS": divided_attention.PARTS, "TILES": 25}
         for kernel, stages in kernels:
             made = compiled(kernel, dtype, pointers, stages, constants)
             assert made.asm["cubin"] and made.metadata.shared <= 99 * 1024, (kernel.__name__, dtype, pack)
 
 
 def test_a_triton_that_is_missing_or_a_head_that_is_too_wide_is_named(monkeypatch):
-    with pytest.raises(ConfigError, match=r"at most 128 dimensions a head, but model.width / model.heads is 160: set"):
+    with pytest.raises(ConfigError, match=r"at most 64 dimensions a head, but model.width / model.heads is 160: set"):
         VideoEncoder(ModelConfig(**SMALL | {"width": 160}, attention="triton"))
     monkeypatch.setitem(sys.modules, "egokit.model.divided_attention", None)
     monkeypatch.delattr("egokit.model.divided_attention")
@@ -92,6 +93,31 @@ def test_a_triton_that_is_missing_or_a_head_that_is_too_wide_is_named(monkeypatc
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(ConfigError, match=r"model.attention=triton needs the package triton .* model.attention=sdpa"):
         VideoEncoder(ModelConfig(**SMALL, attention="triton"))
+
+
+@pytest.mark.parametrize("tokens, channels, heads", [(10, 48, 1), (1, 48, 1), (9, 50, 1), (9, 3 * 80, 1)])
+def test_wrong_shapes_are_refused(tokens, channels, heads):
+    """They would leave outputs unwritten."""
+    with pytest.raises(ValueError, match=f"attention: {tokens} tokens are not CLS and 2 frames.*{channels} channels"):
+        divided_attention.Tiling(torch.zeros(1, tokens, channels), heads, 2, True)
+
+
+def test_a_refused_setting_changes_nothing():
+    model = EgoVLP(ModelConfig(**SMALL | {"width": 96}, vocab_size=99, projection="linear8"))
+    before = model.config
+    with pytest.raises(ConfigError, match="at most 64 dimensions a head"):
+        model.compute_as(ModelConfig(attention="triton"))
+    assert model.config is before and model.video.config is before and model.text.config is before
+
+
+def test_a_model_on_these_kernels_can_be_unpickled_elsewhere(tmp_path):
+    model = EgoVLP(ModelConfig(**SMALL, vocab_size=99, projection="linear8", attention="triton"))
+    torch.save(model, tmp_path / "model.pt")
+    code = (f"import torch; torch.load({str(tmp_path / 'model.pt')!r}, weights_only=False); "
+            "print(torch.ops.egokit.divided_attention)")
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True,
+                          capture_output=True)
+    assert done.returncode == 0 and "divided_attention" in done.stdout, done.stderr
 
 
 def test_auto_is_pytorchs_path_and_a_model_changes_its_path():

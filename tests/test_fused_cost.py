@@ -34,6 +34,18 @@ def test_operations_between_products_are_one_kernel():
     assert total.seconds < plain.seconds and total.flops == plain.flops
 
 
+def test_a_second_sum_reads_again_what_it_sums():
+    counter = fused_cost.FusedCounter()
+    with fake_gpu.without_values(counter):
+        x = torch.zeros(100, 50, device=GPU)
+        counter.start()
+        with counter.block():
+            x.sum(0), (x + 1).sum(1)
+    size = 100 * 50 * 4
+    assert len(counter.kernels) == 1 and counter.kernels[0].read_again == size
+    assert counter.after_fusion().kernels == 2 and counter.after_fusion().bytes == 2 * size
+
+
 def test_forward_and_backward_passes_and_calls_are_told_apart():
     counter = fused_cost.FusedCounter()
     with fake_gpu.without_values(counter):
@@ -57,6 +69,6 @@ def test_a_base_models_step_stays_as_cheap_as_it_is():
     counter = fused_cost.counted_step(64, "fp16", attention="triton")
     plain, compiled = sum(counter.costs.values(), Cost()), counter.after_fusion()
     assert plain.bytes < 620e9 and plain.kernels < 6_500 and plain.peak_bytes < 68 * 2**30
-    assert 64 / plain.seconds > 200 and 64 / compiled.seconds > 240
+    assert 64 / plain.seconds > 200 and 64 / compiled.seconds > 235
     half = fused_cost.counted_step(64, "fp16", attention="triton", half_residual=True)
-    assert 64 / sum(half.costs.values(), Cost()).seconds > 250 and 64 / half.after_fusion().seconds > 265
+    assert 64 / sum(half.costs.values(), Cost()).seconds > 250 and 64 / half.after_fusion().seconds > 260

@@ -70,7 +70,7 @@ def test_only_training_in_half_precision_has_half_tokens():
 def test_patches_as_a_product_are_the_convolutions(dtype, bound):
     torch.manual_seed(0)
     layer = PatchEmbed(3, 20, 16, stride=16).to(dtype)
-    frames = torch.randn(5, 3, 48, 32, dtype=dtype)
+    frames = torch.randn(5, 3, 50, 40, dtype=dtype)  # what is left over at the edges belongs to no patch
     sides = []
     for patches in (layer(frames), layer.as_product(frames)):
         patches.square().sum().backward()

@@ -117,6 +117,16 @@ def test_cheap_allows_one_backward_pass_and_says_so():
         out.backward()
 
 
+def test_a_product_that_is_changed_in_place_is_an_error():
+    """What was kept would have been changed with it, and the gradients would be wrong."""
+    class InPlace(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).mul_(3).sin()
+
+    with pytest.raises(RuntimeError, match=r"model.checkpointing=cheap keeps.*mul_.*in place.*checkpointing=full"):
+        block_of(InPlace(4, 4), torch.ones(2, 4, requires_grad=True)).sum().backward()
+
+
 def test_a_block_that_computes_something_else_the_second_time_is_named():
     class Changing(nn.Linear):
         calls = 0

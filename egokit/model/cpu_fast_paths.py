@@ -29,11 +29,17 @@ def _in_float32_inference(x: Tensor) -> bool:
     return _in_float32(x) and not torch.is_grad_enabled()
 
 
-def linear_applies(x: Tensor, weight: Tensor) -> bool:
+def _in_plain_autograd() -> bool:
+    """Whether no transform of torch.func, and no forward-mode derivative, is at work: our functions have no rules."""
+    return torch._C._functorch.peek_interpreter_stack() is None and torch.autograd.forward_ad._current_level < 0
+
+
+def linear_applies(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Return whether `linear` can take the place of F.linear for these tensors, and is worth it."""
     # is_compiling first: the others can't be traced, and would cut a compiled block's graph at each linear layer
     return (not torch.compiler.is_compiling() and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
-            and _in_float32(x) and weight.dtype == torch.float32
+            and _in_float32(x) and weight.dtype == torch.float32 and x.numel() > 0 and x.shape[-1] == weight.shape[1]
+            and (bias is None or (bias.dtype == torch.float32 and bias.is_contiguous())) and _in_plain_autograd()
             and (not torch.is_grad_enabled() or x.numel() * len(weight) >= TRAINED_PRODUCTS))
 
 
@@ -41,8 +47,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor
     """Return x · weightᵀ + bias, then GELU (exact) if asked, computed by oneDNN.
 
     PyTorch itself uses oneDNN here in half precision only, and MKL in float32, which on an AMD CPU takes twice the
-    time. Without gradients GELU costs nothing more. torch.compile has kernels of its own. Of the gradients there is no
-    gradient: a second derivative raises RuntimeError.
+    time. Without gradients GELU costs nothing more. torch.compile has kernels of its own.
     """
     if not torch.is_grad_enabled():
         return _product(x, weight, bias, "gelu" if gelu else "none")
@@ -68,13 +73,14 @@ class _LinearGradients(torch.autograd.Function):
         return x.new_zeros(()).expand(*x.shape[:-1], len(weight))  # one number in memory
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(context, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = context.saved_tensors
         of_x, of_weight, of_bias = context.needs_input_grad
         rows = grad.reshape(-1, len(weight)).contiguous()
-        return (_product(rows, weight.T).view(x.shape) if of_x else None,
-                _product(rows.T, x.reshape(-1, x.shape[-1]).T) if of_weight else None,
+        # a gradient of the gradient, too, needs operations that have one
+        product = F.linear if torch.is_grad_enabled() else _product
+        return (product(rows, weight.T).view(x.shape) if of_x else None,
+                product(rows.T, x.reshape(-1, x.shape[-1]).T) if of_weight else None,
                 rows.sum(0) if of_bias else None)
 
 
@@ -96,15 +102,17 @@ class _LinearProduct(torch.autograd.Function):
 def embedding_applies(layer: nn.Module) -> bool:
     """Return whether `embedding` can take the place of this layer, and has gradients to sum."""
     return (not torch.compiler.is_compiling() and type(layer) is nn.Embedding and layer.weight.device.type == "cpu"
-            and torch.is_grad_enabled() and layer.weight.requires_grad and layer.weight.is_leaf
-            and not layer._forward_hooks and not layer._forward_pre_hooks)
+            and torch.is_grad_enabled() and layer.weight.requires_grad and layer.weight.is_leaf and _in_plain_autograd()
+            and layer.max_norm is None and not layer.scale_grad_by_freq and not layer.sparse
+            and not any((layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks,
+                         layer._backward_pre_hooks)))
 
 
 def embedding(layer: nn.Embedding, ids: Tensor) -> Tensor:
     """Return layer(ids), whose gradient is made dense once, after the passes of a step are summed row by row."""
     weight = layer.weight
     table = _TABLES.get(id(weight))  # the same for all passes of a step: while a graph that uses it is alive
-    if table is None or table.data_ptr() != weight.data_ptr():
+    if table is None or table.data_ptr() != weight.data_ptr() or table.shape != weight.shape:
         table = _TABLES[id(weight)] = _DenseGradient.apply(weight)
     return _SparseLookup.apply(table, ids, layer.padding_idx)
 
@@ -120,9 +128,8 @@ class _DenseGradient(torch.autograd.Function):
         return weight.detach()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(context, grad: Tensor) -> Tensor:
-        return grad.to_dense()
+        return grad.to_dense() if grad.is_sparse else grad
 
 
 class _SparseLookup(torch.autograd.Function):
@@ -135,12 +142,16 @@ class _SparseLookup(torch.autograd.Function):
         return F.embedding(ids, table)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(context, grad: Tensor) -> tuple[Tensor | None, ...]:
         ids, = context.saved_tensors
-        read = torch.ones_like(ids, dtype=torch.bool) if context.padding is None else ids != context.padding
-        rows = torch.sparse_coo_tensor(ids[read][None], grad[read], context.table.shape, check_invariants=False)
-        return rows, None, None
+        if torch.is_grad_enabled() or not _in_plain_autograd():  # sparse tensors have neither gradients nor batches
+            padding = -1 if context.padding is None else context.padding
+            return torch.ops.aten.embedding_dense_backward(grad, ids, len(context.table), padding, False), None, None
+        if context.padding is not None:
+            grad = grad.masked_fill((ids == context.padding)[..., None], 0)
+        rows = grad.reshape(-1, context.table.shape[1])
+        ids, shape = ids.reshape(1, -1), context.table.shape
+        return torch.sparse_coo_tensor(ids, rows, shape, check_invariants=False), None, None
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:

@@ -16,7 +16,7 @@ from egokit.model import divided_kernels as kernels
 
 DEVICES = ("cuda", "cpu") if triton.knobs.runtime.interpret else ("cuda",)  # Triton's interpreter serves the tests
 PARTS = 16         # tiles whose parts of CLS are added up at once
-WIDEST_HEAD = 128  # K
+WIDEST_HEAD = 64  # K; twice as wide ones would not fit every card's shared memory
 WARPS, FORWARD_STAGES, BACKWARD_STAGES = 4, 2, 1  # what the compiler fits into registers, at K = 64 for an H100
 
 
@@ -26,6 +26,10 @@ class Tiling:
     def __init__(self, qkv: Tensor, heads: int, frames: int, over_time: bool):
         self.clips, tokens, three = qkv.shape
         width, patches = three // 3 // heads, (tokens - 1) // frames
+        if (width * heads * 3, patches * frames) != (three, tokens - 1) or width > WIDEST_HEAD or patches < 1:
+            raise ValueError(f"divided attention: {tokens} tokens are not CLS and {frames} frames of patches, or "
+                             f"{three} channels are not {heads} heads of at most {WIDEST_HEAD}, three times")
+        exact = qkv.dtype == torch.float32 and not torch.backends.cuda.matmul.allow_tf32
         groups, size = (patches, frames) if over_time else (frames, patches)
         block = 32 if size <= 32 else 64  # rows; smaller ones leave more programs at once to read from memory
         pack = max(1, min(groups, block // size))
@@ -35,14 +39,14 @@ class Tiling:
         self.groups = groups, size, *((1, patches) if over_time else (patches, 1))
         self.scale = width ** -0.5
         self.options = {"PACK": pack, "BLOCKS": -(-pack * size // block), "BLOCK": block, "CHANNELS": self.channels,
-                        "PRECISION": "ieee" if qkv.dtype == torch.float32 else "tf32"}
+                        "PRECISION": "ieee" if exact else "tf32"}
 
     def run(self, kernel, cls_kernel, tensors: tuple[Tensor, ...], stages: int) -> None:
         with torch.cuda.device_of(tensors[0]):  # Triton takes the current GPU
             kernel[self.heads, self.tiles, self.clips](*tensors, *self.sizes, *self.groups, self.scale, **self.options,
                                                        num_warps=WARPS, num_stages=stages)
-            cls_kernel[self.heads, self.clips](*tensors, *self.sizes, self.tiles, self.scale, PARTS=PARTS,
-                                               CHANNELS=self.channels)
+            cls_kernel[self.heads, self.clips](*tensors, *self.sizes, self.scale, TILES=self.tiles,
+                                               PARTS=PARTS, CHANNELS=self.channels)
 
 
 @torch.library.custom_op("egokit::divided_attention", mutates_args=())

@@ -6,8 +6,8 @@ the tensor cores. CLS asks every token of the clip: each tile gives its part of 
 the parts up. Nothing is added atomically, so that results are the same to the bit in each run.
 
 Arguments: `tokens` S, `heads` H, `width` K; `groups` of `size` patches, whose first patches are `group_step` tokens
-apart, and the patches of one `step`; PACK groups a tile, in BLOCKS blocks of BLOCK rows; CHANNELS, K rounded up;
-PRECISION of products of float32.
+apart, and the patches of one `step`; TILES tiles of PACK groups, each in BLOCKS blocks of BLOCK rows; CHANNELS, K
+rounded up; PRECISION of products of float32.
 
 Source: Dao, "FlashAttention-2" (arXiv 2307.08691), for the sums over blocks and the backward pass.
 """
@@ -88,8 +88,8 @@ def forward(qkv, out, lse, parts, tokens, heads, width, groups, size, group_step
 
 
 @triton.jit
-def forward_cls(qkv, out, lse, parts, tokens, heads, width, tiles, scale, PARTS: tl.constexpr,
-                 CHANNELS: tl.constexpr):
+def forward_cls(qkv, out, lse, parts, tokens, heads, width, scale, TILES: tl.constexpr, PARTS: tl.constexpr,
+                CHANNELS: tl.constexpr):
     """Add up what CLS reads in all tiles and in itself."""
     head, clip = tl.program_id(0), tl.program_id(1).to(tl.int64)
     dim, channel = heads * width, tl.arange(0, CHANNELS)
@@ -99,13 +99,13 @@ def forward_cls(qkv, out, lse, parts, tokens, heads, width, tiles, scale, PARTS:
     read = tl.load(query + 2 * dim + channel, mask=channel < width, other=0.0).to(tl.float32)
     top = tl.zeros((1,), tl.float32) + tl.sum(q * k, 0) * scale
     total = tl.full((1,), 1.0, tl.float32)
-    parts = parts + (clip * heads + head) * tiles * (CHANNELS + 2)
-    for start in range(0, tiles, PARTS):
+    parts = parts + (clip * heads + head) * TILES * (CHANNELS + 2)
+    for start in range(0, TILES, PARTS):
         tile = start + tl.arange(0, PARTS)
         part = parts + tile * (CHANNELS + 2)
-        part_top = tl.load(part, mask=tile < tiles, other=float("-inf"))
-        part_total = tl.load(part + 1, mask=tile < tiles, other=0.0)
-        part_read = tl.load(part[:, None] + 2 + channel[None, :], mask=(tile < tiles)[:, None], other=0.0)
+        part_top = tl.load(part, mask=tile < TILES, other=float("-inf"))
+        part_total = tl.load(part + 1, mask=tile < TILES, other=0.0)
+        part_read = tl.load(part[:, None] + 2 + channel[None, :], mask=(tile < TILES)[:, None], other=0.0)
         higher = tl.maximum(top, tl.max(part_top, 0))
         weight, rescaled = tl.exp(part_top - higher), tl.exp(top - higher)
         total = total * rescaled + tl.sum(weight * part_total, 0)
@@ -211,7 +211,7 @@ def backward(qkv, out, lse, grad_out, grad_qkv, parts, rows, tokens, heads, widt
 
 
 @triton.jit
-def backward_cls(qkv, out, lse, grad_out, grad_qkv, parts, rows, tokens, heads, width, tiles, scale,
+def backward_cls(qkv, out, lse, grad_out, grad_qkv, parts, rows, tokens, heads, width, scale, TILES: tl.constexpr,
                  PARTS: tl.constexpr, CHANNELS: tl.constexpr):
     """Add up the gradients of CLS over all tiles, and those of CLS asking itself."""
     head, clip = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -227,10 +227,10 @@ def backward_cls(qkv, out, lse, grad_out, grad_qkv, parts, rows, tokens, heads, 
     weight = tl.exp(tl.sum(q * k, 0) * scale - tl.load(lse + (clip * heads + head) * tokens))
     grad = weight * (tl.sum(do * v, 0) - tl.sum(do * o, 0))
     dq, dk, dv = grad * k, grad * q, weight * do
-    parts = parts + (clip * heads + head) * tiles * 3 * CHANNELS
-    for start in range(0, tiles, PARTS):
+    parts = parts + (clip * heads + head) * TILES * 3 * CHANNELS
+    for start in range(0, TILES, PARTS):
         tile = start + tl.arange(0, PARTS)
-        part, there = parts + tile[:, None] * 3 * CHANNELS + channel[None, :], (tile < tiles)[:, None]
+        part, there = parts + tile[:, None] * 3 * CHANNELS + channel[None, :], (tile < TILES)[:, None]
         dq += tl.sum(tl.load(part, mask=there, other=0.0), 0)
         dk += tl.sum(tl.load(part + CHANNELS, mask=there, other=0.0), 0)
         dv += tl.sum(tl.load(part + 2 * CHANNELS, mask=there, other=0.0), 0)

@@ -80,9 +80,14 @@ class EgoVLP(nn.Module):
         return self.video_projection[-1].out_features
 
     def compute_as(self, settings: ModelConfig) -> None:
-        """Take over the settings that say how the model computes; they leave its shape and weights as they are."""
-        self.config = self.text.config = self.config.computed_as(settings)
-        self.video.compute_as(self.config)
+        """Take over the settings that say how the model computes; they leave its shape and weights as they are.
+
+        Raises:
+            ConfigError: see `VideoEncoder.compute_as`; nothing is taken over then.
+        """
+        config = self.config.computed_as(settings)
+        self.video.compute_as(config)
+        self.config = self.text.config = config
 
     @property
     def num_unfused(self) -> int:

@@ -43,7 +43,7 @@ class Linear(nn.Linear):
         weight, bias = self.weight, self.bias
         if rows is not None:  # else no slice: autocast caches the half-precision copy of a parameter, not of a slice
             weight, bias = weight[rows], None if bias is None else bias[rows]
-        if cpu.linear_applies(x, weight):
+        if cpu.linear_applies(x, weight, bias):
             return cpu.linear(x, weight, bias, gelu)
         y = F.linear(x, weight, bias)
         return F.gelu(y) if gelu else y

@@ -8,7 +8,7 @@ import collections
 
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.checkpoint import checkpoint
 
 # Operations whose results "cheap" keeps: products and attention, in which the arithmetic is. Dropout is one of them
@@ -28,13 +28,18 @@ class _Keeping(TorchDispatchMode):
 
     def __init__(self, results: collections.deque):
         super().__init__()
-        self.results = results
+        self.results, self.storages = results, set()
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        if operation._schema.is_mutable and _storages(args[0]) & self.storages:
+            raise RuntimeError(f"model.checkpointing=cheap keeps results of products, but {operation} changes one in "
+                               "place, in a layer or a hook of a block: write y = y + z for y += z, or set "
+                               "model.checkpointing=full")
         out = operation(*args, **(kwargs or {}))
         if operation.name() in KEPT:
             # detached: the graph, to which `out` is going to belong, must not keep itself alive
             self.results.append((operation, tree_map_only(Tensor, Tensor.detach, out)))
+            self.storages |= _storages(out)
         return out
 
 
@@ -62,6 +67,11 @@ class _Replaying(TorchDispatchMode):
         super().__exit__(*error)
 
 
+def _storages(tree) -> set[int]:
+    """Return what identifies the memory of tensors."""
+    return {x.untyped_storage()._cdata for x in tree_leaves(tree) if isinstance(x, Tensor)}
+
+
 def _keep_products() -> tuple[_Keeping, _Replaying]:
     """Return the contexts of the first and of the second computation."""
     results = collections.deque()
@@ -81,6 +91,6 @@ def recomputed(block: nn.Module, checkpointing: str, *inputs: Tensor | int | boo
     options = {"use_reentrant": False, "preserve_rng_state": has_dropout}
     if checkpointing == "full":
         return checkpoint(block, *inputs, **options)
-    if "forward" in vars(block):  # compiled
+    if getattr(block, "is_compiled", False):  # by compile_blocks
         return block(*inputs)
     return checkpoint(block, *inputs, context_fn=_keep_products, **options)

@@ -37,7 +37,9 @@ class PatchEmbed(nn.Conv2d):
 
     def as_product(self, frames_XCHW: Tensor) -> Tensor:
         """Return `forward`'s patches by one product, which writes them side by side; a convolution does not."""
-        frames_XCHW, side = frames_XCHW.to(half_precision(frames_XCHW.device) or frames_XCHW.dtype), self.stride[0]
+        side = self.stride[0]
+        height, width = (size // side * side for size in frames_XCHW.shape[2:])  # a convolution leaves out the rest
+        frames_XCHW = frames_XCHW[:, :, :height, :width].to(half_precision(frames_XCHW.device) or frames_XCHW.dtype)
         pixels = frames_XCHW.unflatten(2, (-1, side)).unflatten(4, (-1, side)).permute(0, 2, 4, 1, 3, 5)
         return F.linear(pixels.flatten(3).flatten(1, 2), self.weight.flatten(1), self.bias)
 
@@ -78,6 +80,11 @@ class DividedAttention(nn.Module):
         self.qkv = Linear(width, 3 * width)
         self.proj = Linear(width, width)
 
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        if self.fused_on:  # unpickled in a process that may not know the operation yet
+            from egokit.model import divided_attention  # noqa: F401
+
     def forward(self, x_BSD: Tensor, frames: int, cls_only: bool = False) -> Tensor:
         """Return the attention's output, (B, S, D); with `cls_only` that of CLS alone, (B, 1, D)."""
         B, S, D = x_BSD.shape
@@ -86,8 +93,10 @@ class DividedAttention(nn.Module):
             query = split_heads(self.qkv(x_BSD[:, :1], rows=slice(D)), H)
             key, value = (split_heads(y, H) for y in self.qkv(x_BSD, rows=slice(D, None)).chunk(2, dim=-1))
             return self.proj(merge_heads(attend(query, key, value)))
-        if x_BSD.device.type in self.fused_on:
-            return self.proj(torch.ops.egokit.divided_attention(self.qkv(x_BSD), H, frames, self.over == "time")[0])
+        if x_BSD.device.type in self.fused_on and x_BSD.dtype != torch.float64:
+            qkv_BSC = self.qkv(x_BSD)
+            qkv_BSC = qkv_BSC.to(half_precision(qkv_BSC.device) or qkv_BSC.dtype)  # as autocast does for sdpa
+            return self.proj(torch.ops.egokit.divided_attention(qkv_BSC, H, frames, self.over == "time")[0])
         query, key, value = self.qkv(x_BSD).unflatten(-1, (3, H, D // H)).permute(2, 0, 3, 1, 4)  # each (B, H, S, K)
         cls_BH1K = attend(query[:, :, :1], key, value)
         patches = (S - 1) // frames
@@ -194,7 +203,7 @@ class VideoEncoder(nn.Module):
         Raises:
             ConfigError: model.attention=triton can't be had.
         """
-        self.config, devices = config, devices_of_kernels(config)
+        devices, self.config = devices_of_kernels(config), config
         for block in self.blocks:
             block.time.fused_on = block.space.fused_on = devices
 

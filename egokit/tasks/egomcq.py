@@ -121,6 +121,8 @@ class EgoMCQ(ChoiceTask):
             "index" (question * 5 + choice), "dual" (cosine) and "fusion" (probability), a row for each pair.
         """
         parts = list(self._scored(model, [batch]))
+        if not parts:  # no question asks for these clips
+            return {"index": np.zeros(0, int), "dual": np.zeros(0, np.float32), "fusion": np.zeros(0, np.float32)}
         return {key: np.concatenate([rows[key] for rows in parts]) for key in parts[0]}
 
     def score_batches(self, model, batches: Iterable[dict]) -> Iterator[dict[str, np.ndarray]]:

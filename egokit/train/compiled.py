@@ -1,7 +1,8 @@
 """torch.compile of the encoders' blocks (train.compile): no graph breaks, and few graphs for all shapes of a run."""
+import contextlib
 import functools
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -31,15 +32,28 @@ def compile_blocks(model, backend: str | Callable = "inductor", fixed_shapes: bo
         raise RuntimeError("train.compile needs a working C++ compiler (g++ or clang++, or the one that CXX names) "
                            "and, on a GPU, Triton; install it, or set train.compile=false. "
                            f"What was found: {first_line(error)}") from error
-    # DDP's own optimizer would split a block wherever a bucket of gradients is full. Whole blocks are small enough for
-    # their gradients to be sent during the backward pass.
-    torch._dynamo.config.optimize_ddp = False
-    # Two sizes that happen to be equal, such as 15 clips and 15 tokens, would otherwise be taken for the same one.
-    torch.fx.experimental._config.use_duck_shape = False
     blocks = CompiledBlocks(backend, model.device.type == "cuda" if fixed_shapes is None else fixed_shapes)
     for block in (*model.video.blocks, *model.text.layers):
-        block.forward = functools.partial(blocks, block)
+        block.forward, block.is_compiled = functools.partial(blocks, block), True
     return blocks
+
+
+@contextlib.contextmanager
+def _settings() -> Iterator[None]:
+    """Compile within the block as is right for blocks; PyTorch's settings are those of one thread."""
+    dynamo, shapes = torch._dynamo.config, torch.fx.experimental._config
+    before = dynamo.optimize_ddp, dynamo.skip_nnmodule_hook_guards, shapes.use_duck_shape
+    # DDP's own optimizer would split a block wherever a bucket of gradients is full. Whole blocks are small enough for
+    # their gradients to be sent during the backward pass.
+    dynamo.optimize_ddp = False
+    # A hook that is set after the first call, such as that of viz/attention.py, would be ignored.
+    dynamo.skip_nnmodule_hook_guards = False
+    # Two sizes that happen to be equal, such as 15 clips and 15 tokens, would be taken for the same one.
+    shapes.use_duck_shape = False
+    try:
+        yield
+    finally:
+        dynamo.optimize_ddp, dynamo.skip_nnmodule_hook_guards, shapes.use_duck_shape = before
 
 
 def first_line(error: Exception) -> str:
@@ -54,10 +68,12 @@ class Kind:
         block: the class.
         given: of each argument after the first: its value if it is a flag, else whether it is there.
         gradients: whether they are computed.
+        trained: of each parameter: whether it is trained.
     """
     block: type[nn.Module]
     given: tuple[bool, ...]
     gradients: bool
+    trained: tuple[bool, ...]
 
 
 class CompiledBlocks:
@@ -73,7 +89,7 @@ class CompiledBlocks:
       shapes. The quicker kernels of the first shapes stay in use; torch.compile's automatic choice would
       abandon them at the second shape. A batch of one, which would need a third graph, is computed as two equal rows.
 
-    A further graph is made where blocks of a kind differ in what is frozen.
+    Blocks that differ in what is frozen are of different kinds.
 
     Attributes:
         functions: the compiled function of each kind, for fixed shapes and for others.
@@ -95,7 +111,7 @@ class CompiledBlocks:
             RuntimeError: the block can't be compiled as one graph, or torch.compile's limit of graphs is reached.
         """
         kind = Kind(type(block), tuple(x if isinstance(x, bool) else x is not None for x in inputs[1:]),
-                    torch.is_grad_enabled())
+                    torch.is_grad_enabled(), tuple(x.requires_grad for x in block.parameters()))
         if not self.fixed_shapes:
             return self.compute(kind, False, block, inputs)
         shapes = tuple(x.shape if isinstance(x, Tensor) else x for x in inputs)
@@ -103,7 +119,11 @@ class CompiledBlocks:
             return self.compute(kind, True, block, inputs)
         if len(inputs[0]) > 1:
             return self.compute(kind, False, block, inputs)
-        return self.compute(kind, False, block, [torch.cat([x, x]) if isinstance(x, Tensor) else x for x in inputs])[:1]
+        return self.compute(kind, False, block, [twice(x) if isinstance(x, Tensor) else x for x in inputs])[:1]
+
+    def __getstate__(self) -> dict:
+        """Leave out compiled functions, which can't be pickled; they are made anew."""
+        return vars(self) | {"functions": {}, "first": {}}
 
     def compute(self, kind: Kind, fixed: bool, block: nn.Module, inputs) -> Tensor:
         """Return block(*inputs) by the function of a kind, which is made if there is none yet."""
@@ -114,7 +134,8 @@ class CompiledBlocks:
             function = torch.compile(own, backend=self.backend, fullgraph=True, dynamic=not fixed)
             self.functions[kind, fixed] = function
         try:
-            return function(block, *inputs)
+            with _settings():
+                return function(block, *inputs)
         except torch._dynamo.exc.FailOnRecompileLimitHit as error:
             limit = torch._dynamo.config.recompile_limit
             raise RuntimeError(f"train.compile: {type(block).__name__} needs more than {limit} graphs ({kind}), "
@@ -123,6 +144,12 @@ class CompiledBlocks:
         except torch._dynamo.exc.Unsupported as error:
             raise RuntimeError(f"train.compile: {type(block).__name__}.forward can't be compiled as one graph "
                                f"({first_line(error)}); change it, or set train.compile=false") from error
+
+
+def twice(x: Tensor) -> Tensor:
+    """Return the rows twice, as a view if x is one: graphs are told apart by that."""
+    rows = torch.cat([x, x])
+    return rows[:] if x._is_view() else rows
 
 
 def forward(block: nn.Module, *inputs) -> Tensor:
