@@ -131,4 +131,4 @@ def test_extraction_from_files_mixes_no_devices(checkpoint, resolve, tmp_path, r
     expected, cpu_vectors = extracted("cpu", CPU)
     assert gpu_metrics == expected and vectors and vectors.keys() == cpu_vectors.keys()
     for name in vectors:
-        assert np.allclose(vectors[name], cpu_vectors[name], atol=1e-4)
+        assert np.allclose(vectors[name], cpu_vectors[name], atol=1e-3)  # files hold float16: steps of 5e-4 below 1

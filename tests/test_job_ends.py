@@ -205,9 +205,9 @@ def test_a_log_leads_to_no_file_elsewhere(tmp_path):
 def test_the_end_of_a_long_log_is_read(tmp_path):
     noise = "\x01\n" * 2**19
     log = f"egokit: start 3-0\n{noise}egokit: start 3-1\n{noise}{OWN}"
-    began = time.monotonic()
+    began = time.process_time()
     for number in (1, 12):
         reason, _ = ended(tmp_path / str(number), *[log] * number)
         assert reason in OWN
     texts = status.rank_logs(tmp_path / "12/outputs/nb/mine/jobs/pretrain")
-    assert len(texts) == 12 and sum(map(len, texts.values())) < 40 * 2**20 and time.monotonic() - began < 5
+    assert len(texts) == 12 and sum(map(len, texts.values())) < 40 * 2**20 and time.process_time() - began < 5
