@@ -57,11 +57,10 @@ def work(folder: Path, spec: dict) -> None:
         if distributed.rank() == 0:
             run.claim(folder / "owner", attempt)
             write_text(folder / DEVICES, "\n".join(rank_devices))
-        task = tasks.make(config, code=folder / "code")
-        if distributed.rank() == 0:
             plan = (plan_batch(config, distributed.world_size()) if trains
                     else f"{spec['action']} {config.evaluate.batch_size} clips at once")
             print(f"plan: {plan}, on {devices.devices_text(rank_devices)}", flush=True)
+        task = tasks.make(config, code=folder / "code")
         perform = {"train": loop.train, "evaluate": evaluate, "extract": extract}[spec["action"]]
         result = perform(config, task, run, spec["section"], device)
         if distributed.rank() == 0:

@@ -100,9 +100,13 @@ class _LinearProduct(torch.autograd.Function):
 # rows. At RoBERTa's 50,265 words the second takes 147 MiB, at the end of the backward pass, when memory is at its peak.
 
 def embedding_applies(layer: nn.Module) -> bool:
-    """Return whether `embedding` can take the place of this layer, and has gradients to sum."""
+    """Return whether `embedding` can take the place of this layer, and has gradients to sum.
+
+    In float32 alone, as the other paths here: rows are summed in another order.
+    """
     return (not torch.compiler.is_compiling() and type(layer) is nn.Embedding and layer.weight.device.type == "cpu"
-            and torch.is_grad_enabled() and layer.weight.requires_grad and layer.weight.is_leaf and _in_plain_autograd()
+            and not torch.is_autocast_enabled("cpu") and torch.is_grad_enabled() and layer.weight.requires_grad
+            and layer.weight.is_leaf and _in_plain_autograd()
             and layer.max_norm is None and not layer.scale_grad_by_freq and not layer.sparse
             and not any((layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks,
                          layer._backward_pre_hooks)))

@@ -103,7 +103,8 @@ def multi_head_attention(x_BQD: Tensor, source_BSD: Tensor, query: Linear, key_v
     if (cpu.cross_attention_applies(x_BQD, source_BSD, key_value, heads, mask_B11S, training)
             and all(_is_plain(layer) for layer in (query, *key_value, proj))):
         return cpu.cross_attention(x_BQD, source_BSD, query, key_value, proj, heads, mask_B11S)
-    if len(key_value) == 2 and (half := half_precision(source_BSD.device)):  # once for both layers
+    half = half_precision(source_BSD.device) if source_BSD.device.type == "cuda" else None
+    if len(key_value) == 2 and half:  # once for both layers; both gradients are then added in half precision
         source_BSD = source_BSD.to(half)
     query_BHQK = split_heads(query(x_BQD), heads)
     projected = [layer(source_BSD) for layer in key_value]
