@@ -34,12 +34,12 @@ from egokit import tasks
 from egokit.config.resolve import resolve
 from egokit.config.schema import Config, ModelConfig
 from egokit.data.video.transforms import normalise
-from egokit.model import cpu_fast_paths
+from egokit.model import cpu_fast_paths, weights
 from egokit.model.egovlp import EgoVLP, similarity
 from egokit.model.precision import autocast
 from egokit.tasks import mq
 from egokit.tasks.windows import embed_windows
-from egokit.train import evaluate, loop
+from egokit.train import evaluate
 
 CLIPS, TEXTS, CPU = 2, 6, torch.device("cpu")
 HALF = ("bf16", "fp16")
@@ -74,8 +74,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropo
         query, key, value = query.float(), key.float(), value.float()
         scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
         scores = scores if mask is None else scores + mask
-        weights = (scores - scores.amax(-1, keepdim=True)).exp()
-        return (weights.to(half).float() @ value / weights.sum(-1, keepdim=True)).to(half)
+        shares = (scores - scores.amax(-1, keepdim=True)).exp()
+        return (shares.to(half).float() @ value / shares.sum(-1, keepdim=True)).to(half)
 
 
 @contextlib.contextmanager
@@ -138,14 +138,14 @@ def of_toy(run: str, precision: str, patched=contextlib.nullcontext) -> tuple[di
     out, metrics = {}, {}
     for recipe, names in (("toy/egomcq", ("dual", "fusion", "ensemble")), ("toy/ek100_finetune", ("mAP", "nDCG"))):
         task = tasks.make(configured(recipe))
-        model = loop.initial_model(task.config).eval()
+        model = weights.initial_model(task.config).eval()
         with as_on_a_gpu(precision), patched(model):
             found, rows, prompts_KE = evaluate.evaluate(model, task)
         metrics |= {name: value for name, value in found.items() if name.startswith(names)}
         out |= {"EgoMCQ cosines": rows["dual"], "EgoMCQ probabilities": rows["fusion"]} if prompts_KE is None else \
             {"EK-100 cosines": task.score_matrix(rows, prompts_KE), "EK-100 features": rows["video"]}
     task = tasks.make(configured("toy/egomq_features"))
-    model = loop.initial_model(task.config).eval()
+    model = weights.initial_model(task.config).eval()
     with as_on_a_gpu(precision), patched(model):
         features = [embed_windows(model, mq.ClipWindows(task, clip), "clip")[0] for clip in task.clips()[:12]]
     return out | {"EgoMQ features": torch.cat(features).numpy()}, metrics

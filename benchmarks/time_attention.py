@@ -28,6 +28,7 @@ from egokit.config.resolve import resolve
 from egokit.config.schema import Config
 from egokit.data.loader import Samples, build_loader
 from egokit.data.video.transforms import evaluation, normalise
+from egokit.model import weights
 from egokit.model.egovlp import EgoVLP, similarity
 from egokit.tasks import losses
 from egokit.tasks.egoclip import NOUNS as NOUN_CLASSES
@@ -170,7 +171,7 @@ def train(arm: str, seed: int, pairs: list[list[dict]], questions: dict[str, lis
     time_init = "released" if arm == "released" else "zero_output"
     config = resolve("toy/pretrain", "toy",
                      f"{RECIPE} model.vocab_size={len(Words.words)} model.time_init={time_init} seed={seed}")
-    loop.initial_model = initial_model
+    weights.initial_model = initial_model
     start, log, curve = time.process_time(), Log(), []
     trainer = loop.Trainer(config, Drawn(config, pairs), log, "", torch.device("cpu"))
     if arm == "none":

@@ -72,8 +72,8 @@ def opened(config):
     """A model with open gates and random weights, so that every score depends on everything."""
     import torch
 
-    from egokit.train import loop
-    model = loop.initial_model(config).eval()
+    from egokit.model import weights
+    model = weights.initial_model(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("gate"):

@@ -5,9 +5,9 @@ import json
 import numpy as np
 
 from egokit import tasks
+from egokit.model import weights
 from egokit.runs.run_folder import Run
 from egokit.tasks import mq
-from egokit.train import loop
 
 RECIPE = "toy/egomq_features"
 
@@ -15,7 +15,7 @@ RECIPE = "toy/egomq_features"
 def extracted(config, folder, model=None):
     """Extract in this process; return ({clip_uid: features}, manifest)."""
     task = tasks.make(config)
-    metrics = task.extract((model or loop.initial_model(config)).eval(), Run(folder))
+    metrics = task.extract((model or weights.initial_model(config)).eval(), Run(folder))
     manifest = json.loads((folder / "features/manifest.json").read_text())
     assert metrics["clips"] == metrics["samples"] == metrics["expected"] == len(manifest["clips"])
     assert metrics["failed"] == 0

@@ -17,7 +17,8 @@ torch.set_num_threads(1)
 from egokit import tasks  # noqa: E402
 from egokit.config.resolve import resolve  # noqa: E402
 from egokit.data.loader import Samples  # noqa: E402
-from egokit.train import distributed, evaluate, loop  # noqa: E402
+from egokit.model import weights  # noqa: E402
+from egokit.train import distributed, evaluate  # noqa: E402
 
 results, read = {}, {}
 original = Samples.__getitem__
@@ -27,7 +28,7 @@ with distributed.joined(rank, world, folder / "meeting", local=True):
         mine = read[case] = []
         Samples.__getitem__ = lambda self, key, mine=mine: (mine.append(key[1]), original(self, key))[1]
         config = resolve(f"toy/{recipe}", "tiny", f"evaluate.batch_size={size} data.limit=0", "random")
-        metrics, rows, _ = evaluate.evaluate(loop.initial_model(config), tasks.make(config))
+        metrics, rows, _ = evaluate.evaluate(weights.initial_model(config), tasks.make(config))
         del metrics["seconds"]
         results[case] = {"metrics": metrics, "rows": {key: torch.from_numpy(value) for key, value in rows.items()}}
 if rank == 0:

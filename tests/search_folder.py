@@ -7,9 +7,9 @@ import av
 from egokit import tasks
 from egokit.config.build import merge
 from egokit.config.resolve import parse_overrides, resolve
+from egokit.model import weights
 from egokit.prep.video import ffmpeg
 from egokit.runs.run_folder import Run
-from egokit.train import loop
 
 RECIPE = "toy/search"
 
@@ -55,5 +55,5 @@ def searching(folder, runs):
 
     def index(overrides="", name="run"):
         resolved, run = config(overrides), Run(runs / name)
-        return resolved, run, tasks.make(resolved).extract(loop.initial_model(resolved).eval(), run)
+        return resolved, run, tasks.make(resolved).extract(weights.initial_model(resolved).eval(), run)
     return config, index

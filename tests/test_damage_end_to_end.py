@@ -10,6 +10,7 @@ from conftest import MODEL, rarest
 
 from egokit import prep, tasks
 from egokit.data.video import frame_sampling, open_video
+from egokit.model import weights
 from egokit.prep import doctor
 from egokit.runs.run_folder import Run
 from egokit.tasks.egoclip import Clips
@@ -151,7 +152,7 @@ def test_evaluation_on_damaged_videos_is_an_error_and_no_score(files, resolve, c
     for path in (root / folder).glob(pattern):
         shutil.copy(files[name], path)
     config = dataclasses.replace(on_copy(resolve(f"toy/{recipe}", MODEL)), init="")
-    model = loop.initial_model(config)
+    model = weights.initial_model(config)
     with pytest.raises(open_video.VideoError, match=rf"{root / folder}/[\w/.-]+\.(mp4|MP4): "):
         evaluate.evaluate(model, tasks.make(config))
 
@@ -164,7 +165,7 @@ def test_extraction_on_damaged_videos_is_an_error_and_leaves_no_features(files, 
     config = dataclasses.replace(on_copy(resolve("toy/egomq_features", MODEL)), init="")
     run = Run(tmp_path / "run")
     with pytest.raises(open_video.VideoError, match=rf"{root}/Ego4D_256/[\w-]+\.mp4: "):
-        tasks.make(config).extract(loop.initial_model(config).eval(), run)
+        tasks.make(config).extract(weights.initial_model(config).eval(), run)
     assert not (run.path / "features").exists() and run.metrics() == {}
 
 
@@ -189,4 +190,4 @@ def test_a_whole_video_that_is_far_too_short_is_an_error(piece, resolve, copied,
             dataset = task.dataset(split)
             [dataset[0, i] for i in range(len(dataset))]
         else:
-            task.extract(loop.initial_model(task.config).eval(), Run(tmp_path / "run"))
+            task.extract(weights.initial_model(task.config).eval(), Run(tmp_path / "run"))

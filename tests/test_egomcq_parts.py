@@ -18,11 +18,12 @@ from gpu_cost import Counter
 from egokit import tasks
 from egokit.config.schema import Config, EvaluateConfig, ModelConfig
 from egokit.data.loader import build_loader, evaluation_batches, move_to_device
+from egokit.model import weights
 from egokit.model.egovlp import EgoVLP, embed_texts
 from egokit.model.precision import autocast
 from egokit.search.searcher import Searcher
 from egokit.tasks.egomcq import EgoMCQ
-from egokit.train import evaluate, loop
+from egokit.train import evaluate
 
 CPU = torch.device("cpu")
 
@@ -137,10 +138,10 @@ def test_on_a_cpu_pairs_are_scored_with_their_batch_and_nothing_is_padded(monkey
 def test_real_models_and_files_give_the_cpus_scores(checkpoint, resolve):
     """The fused blocks see one number of pairs, and texts of one length."""
     config = resolve("toy/egomcq", "data.limit=0 data.workers=0 evaluate.batch_size=3", run="random")
-    plain = evaluate.evaluate(loop.initial_model(config), tasks.make(config))[1]
+    plain = evaluate.evaluate(weights.initial_model(config), tasks.make(config))[1]
     shapes, lengths = collections.Counter(), set()
     with fake_gpu.on_the_cpu():
-        task, model = tasks.make(config), loop.initial_model(config).to(GPU)
+        task, model = tasks.make(config), weights.initial_model(config).to(GPU)
         model.video.blocks[-1].register_forward_hook(
             lambda block, inputs, output: shapes.update([(len(inputs[0]), inputs[2].shape[1])]) if inputs[2] is not None
             else None)
@@ -165,7 +166,7 @@ def test_a_derived_task_scores_in_its_own_way(checkpoint, resolve):
 
     config = resolve("toy/egomcq", "data.limit=0 data.workers=0 evaluate.batch_size=9", run="random")
     with fake_gpu.on_the_cpu():
-        model = loop.initial_model(config).to(GPU)
+        model = weights.initial_model(config).to(GPU)
         own, plain = (evaluate.evaluate(model, task(config))[1] for task in (Own, EgoMCQ))
     assert np.allclose(own["fusion"], -plain["fusion"], atol=1e-5)
     assert np.allclose(own["dual"], plain["dual"], atol=1e-5)
@@ -177,7 +178,7 @@ def test_progress_counts_batches_that_are_scored(checkpoint, resolve):
     for device in (CPU, GPU):
         done = []
         with fake_gpu.on_the_cpu():
-            evaluate.evaluate(loop.initial_model(config).to(device), tasks.make(config),
+            evaluate.evaluate(weights.initial_model(config).to(device), tasks.make(config),
                               on_batch=lambda *counts, done=done: done.append(counts))
         assert done == [(number, batches) for number in range(batches + 1)]
 
@@ -185,11 +186,11 @@ def test_progress_counts_batches_that_are_scored(checkpoint, resolve):
 def test_texts_come_in_few_shapes_and_their_embeddings_stay(checkpoint, resolve):
     config = resolve("toy/ek100_finetune", run="random")
     texts = tasks.make(config).prompts()[:9]
-    model, shapes = loop.initial_model(config).eval(), set()
+    model, shapes = weights.initial_model(config).eval(), set()
     with torch.no_grad():
         expected = embed_texts(model, texts, 30)
         with fake_gpu.on_the_cpu():
-            model = loop.initial_model(config).eval().to(GPU)
+            model = weights.initial_model(config).eval().to(GPU)
             model.text.layers[0].register_forward_hook(lambda layer, inputs, output: shapes.add(inputs[0].shape[:2]))
             for count in range(1, 10):
                 assert np.allclose(embed_texts(model, texts[:count], 30, batch_size=5), expected[:count], atol=1e-5)
@@ -203,7 +204,7 @@ def test_queries_of_a_search_come_in_few_lengths(checkpoint, resolve):
     for device in (CPU, GPU):
         with fake_gpu.on_the_cpu():
             searcher = Searcher.__new__(Searcher)
-            searcher.model = loop.initial_model(config).to(device)
+            searcher.model = weights.initial_model(config).to(device)
             found[device] = [{key: value.tolist()[0] for key, value in searcher.tokens(query).items()}
                              for query in queries]
     lengths = {device: {len(tokens["input_ids"]) for tokens in of_queries} for device, of_queries in found.items()}

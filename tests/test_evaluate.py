@@ -13,9 +13,10 @@ from test_dist import ranks
 import egokit
 from egokit import tasks
 from egokit.config.resolve import outputs_folder
+from egokit.model import weights
 from egokit.runs.run_folder import Run
 from egokit.tasks import losses, metrics
-from egokit.train import evaluate, loop
+from egokit.train import evaluate
 
 RECIPES = ("egomcq", "ek100_finetune", "charades_finetune")
 
@@ -26,7 +27,7 @@ def test_batch_size_does_not_matter(checkpoint, resolve, name):
     for size in (1, 2, 7):
         config = resolve(f"toy/{name}", f"evaluate.batch_size={size} data.limit=0", run="random")
         task = tasks.make(config)
-        results.append(evaluate.evaluate(loop.initial_model(config), task))
+        results.append(evaluate.evaluate(weights.initial_model(config), task))
     for metrics_of_size, rows, _ in results[1:]:
         for key in rows:
             assert np.allclose(rows[key], results[0][1][key], atol=1e-5), key
@@ -35,7 +36,7 @@ def test_batch_size_does_not_matter(checkpoint, resolve, name):
 
 
 def test_dual_softmax_stands_beside_the_plain_numbers(checkpoint, resolve):
-    model = loop.initial_model(resolve("toy/ek100_finetune", run="random"))
+    model = weights.initial_model(resolve("toy/ek100_finetune", run="random"))
     configs = [resolve("toy/ek100_finetune", f"task.dual_softmax={temperature}", run="random")
                for temperature in (0, 0.05)]
     plain, both = (evaluate.evaluate(model, tasks.make(config)) for config in configs)
@@ -51,7 +52,7 @@ def test_symmetric_multi_similarity_knows_every_pairs_relevancy(checkpoint, reso
     """The relevancy of text i and clip j is the table's, for the sentence drawn for clip i."""
     overrides = "task.retrieval_loss=symmetric_multi_similarity task.similarity_slack=0.01"
     task = tasks.make(resolve("toy/ek100_finetune", overrides, "random"))
-    model, dataset = loop.initial_model(task.config).eval(), task.dataset("train")
+    model, dataset = weights.initial_model(task.config).eval(), task.dataset("train")
     items = [dataset[0, i] for i in range(8)]
     table = dataset.relevancy.array()
     c = torch.tensor([[table[clip["index"], text["sentence"]] for clip in items] for text in items])
@@ -68,7 +69,7 @@ def test_symmetric_multi_similarity_knows_every_pairs_relevancy(checkpoint, reso
 def test_charades_submission_gives_the_same_map(checkpoint, resolve, tmp_path):
     """The file is read and scored in the plain way, and so is the table of labels."""
     task = tasks.make(resolve("toy/charades_finetune", run="random"))
-    reported, rows, prompts_KE = evaluate.evaluate(loop.initial_model(task.config), task)
+    reported, rows, prompts_KE = evaluate.evaluate(weights.initial_model(task.config), task)
     task.save_outputs(Run(tmp_path), "zeroshot", rows, prompts_KE)
     lines = [line.split(" ") for line in (tmp_path / "submission-zeroshot.txt").read_text().splitlines()]
     scores = {uid: [float(score) for score in values] for uid, *values in lines}
@@ -127,7 +128,7 @@ def test_a_job_says_what_it_scored(checkpoint, resolve):
 def test_egomcq_equals_the_plain_way(checkpoint, resolve):
     """Each question by itself, with its five clips, through the model's public methods."""
     config = resolve("toy/egomcq", "data.limit=0", run="random")
-    task, model = tasks.make(config), loop.initial_model(config).eval()
+    task, model = tasks.make(config), weights.initial_model(config).eval()
     reported, rows, _ = evaluate.evaluate(model, task)
     questions = len(task.questions)
     assert reported["samples"] == questions and len(rows["index"]) == task.num_rows() == 5 * questions
@@ -199,7 +200,7 @@ def test_egomcq_passes_are_counted_and_memory_is_bounded(resolve):
 @pytest.mark.parametrize("name, part, value", [("dual", "embed_video", np.nan), ("fusion", "fusion_trunk", np.inf)])
 def test_a_score_that_is_no_number_is_an_error_that_names_it(checkpoint, resolve, monkeypatch, name, part, value):
     config = resolve("toy/egomcq", "evaluate.batch_size=1 data.limit=0", run="random")
-    task, model = tasks.make(config), loop.initial_model(config)
+    task, model = tasks.make(config), weights.initial_model(config)
     original, clips = getattr(model, part), itertools.count()
     monkeypatch.setattr(model, part, lambda frames: original(frames) * (value if next(clips) == 3 else 1))
     message = rf"question \d+, choice \d: the {name} score is nan, of '.*' and clip {task.clips[3][0]} "

@@ -19,7 +19,7 @@ from fake_gpu import GPU
 
 from egokit import tasks
 from egokit.config.resolve import outputs_folder
-from egokit.model import layers
+from egokit.model import layers, weights
 from egokit.runs.run_folder import Run
 from egokit.train import evaluate, loop
 
@@ -103,10 +103,10 @@ def numbers(metrics: dict) -> dict:
 def test_evaluation_of_files_mixes_no_devices(checkpoint, resolve, recipe):
     config = resolve(recipe, "data.limit=0 data.workers=0", run="random")
     half = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, precision="bf16"))
-    expected, rows, _ = evaluate.evaluate(loop.initial_model(config), tasks.make(config))
+    expected, rows, _ = evaluate.evaluate(weights.initial_model(config), tasks.make(config))
     with fake_gpu.on_the_cpu():
-        gpu_metrics, gpu_rows, _ = evaluate.evaluate(loop.initial_model(config).to(GPU), tasks.make(config))
-        halved, *_ = evaluate.evaluate(loop.initial_model(half).to(GPU), tasks.make(half))
+        gpu_metrics, gpu_rows, _ = evaluate.evaluate(weights.initial_model(config).to(GPU), tasks.make(config))
+        halved, *_ = evaluate.evaluate(weights.initial_model(half).to(GPU), tasks.make(half))
     for key in rows:
         assert np.allclose(rows[key], gpu_rows[key], atol=1e-5), key
     assert numbers(gpu_metrics) == pytest.approx(numbers(expected), abs=1e-6)
@@ -122,7 +122,7 @@ def test_extraction_from_files_mixes_no_devices(checkpoint, resolve, tmp_path, r
     config = resolve(recipe, "data.limit=2 data.workers=0", run="random")
 
     def extracted(side, device):
-        metrics = tasks.make(config).extract(loop.initial_model(config).to(device).eval(), Run(tmp_path / side))
+        metrics = tasks.make(config).extract(weights.initial_model(config).to(device).eval(), Run(tmp_path / side))
         files = [path for path in (tmp_path / side / "features").iterdir() if path.suffix in (".pt", ".npy")]
         return numbers(metrics), {path.name: read(path) for path in files}
 

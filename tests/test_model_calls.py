@@ -3,12 +3,12 @@ import pytest
 import torch
 from conftest import MODEL
 
-from egokit.train import loop
+from egokit.model import weights
 
 
 @pytest.fixture
 def model(resolve):
-    return loop.initial_model(resolve(overrides=MODEL))
+    return weights.initial_model(resolve(overrides=MODEL))
 
 
 def test_public_methods_check_their_input(model):

@@ -16,16 +16,15 @@ from mq_features import RECIPE, extracted, same
 from egokit import tasks
 from egokit.data.video import decoding, frame_sampling, open_video
 from egokit.data.video.transforms import normalise
-from egokit.model import checkpoints
+from egokit.model import checkpoints, weights
 from egokit.prep.video import ffmpeg
 from egokit.tasks import mq
 from egokit.toy import read_frame_number
-from egokit.train import loop
 
 
 def test_features_are_those_of_their_frames(checkpoint, resolve, project):
     config = resolve(RECIPE, "data.limit=2 evaluate.batch_size=3", run="random")
-    task, model = tasks.make(config), loop.initial_model(config).eval()
+    task, model = tasks.make(config), weights.initial_model(config).eval()
     clip = task.clips()[0]
     features, damage = task.features(model, clip)
     assert not damage
@@ -65,7 +64,7 @@ def test_train_val_and_test_are_under_one_root_and_described(checkpoint, resolve
 
 def test_a_clip_is_decoded_once_in_order(checkpoint, resolve, monkeypatch):
     config = resolve(RECIPE, "data.limit=0 evaluate.batch_size=2", run="random")
-    task, model, timestamps = tasks.make(config), loop.initial_model(config).eval(), []
+    task, model, timestamps = tasks.make(config), weights.initial_model(config).eval(), []
     monkeypatch.setattr(decoding.Damage, "show", lambda self, number: timestamps.append(number))
     clip = task.clips()[0]
     task.features(model, clip)
@@ -136,7 +135,7 @@ def test_a_json_of_other_clips_and_whole_videos(checkpoint, resolve, copied, tmp
 
 def test_features_of_nan_or_inf_are_an_error(checkpoint, resolve, tmp_path):
     config = resolve(RECIPE, run="random")
-    model = loop.initial_model(config)
+    model = weights.initial_model(config)
     model.video_projection.register_forward_hook(lambda module, inputs, output: output / 0)
     with pytest.raises(ValueError, match=r"clip [\w-]+: NaN or Inf in its features; evaluate.precision is fp32"):
         extracted(config, tmp_path, model)
@@ -175,12 +174,12 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from egokit import tasks
-from egokit.train import loop
+from egokit.model import weights
 from egokit.config.resolve import resolve
 from egokit.runs.run_folder import Run
 config = resolve("egomq_features", "long", sys.argv[2])
 task = tasks.make(config)
-metrics = task.extract(loop.initial_model(config).eval(), Run(sys.argv[1]))
+metrics = task.extract(weights.initial_model(config).eval(), Run(sys.argv[1]))
 print(metrics["features"], next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")),
       resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 """

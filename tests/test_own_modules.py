@@ -108,7 +108,7 @@ def test_modules_of_another_shape_or_another_task(resolve, checkpoint, tmp_path,
 
 def test_vectors_and_numbers_of_own_modules_have_no_weight_decay(resolve, checkpoint):
     config = resolve("toy/charades_finetune", "optim.head_lr_scale=3", run="random")
-    model = loop.initial_model(config)
+    model = weights.initial_model(config)
     model.own = nn.ModuleDict({"a": nn.ParameterDict({"scale": torch.ones(())}), "b": nn.Linear(2, 2)})
     of = {id(parameter): group for group in optim.param_groups(model, config.optim) for parameter in group["params"]}
     scale, weight = of[id(model.own["a"]["scale"])], of[id(model.own["b"].weight)]
@@ -136,7 +136,7 @@ def test_what_is_no_module_by_a_name_is_refused(resolve, checkpoint, made):
     config = resolve("toy/charades_finetune", run="random")
     task = type("Mine", (CharadesEgo,), {"modules": lambda self, model: made})(config)
     with pytest.raises(ConfigError, match=r"Mine.modules gives '.*expected names such as 'head' and modules"):
-        attach(loop.initial_model(config), task)
+        attach(weights.initial_model(config), task)
 
 
 def test_buffers_keep_their_type_and_shared_weights_are_copied(resolve, checkpoint, tmp_path):

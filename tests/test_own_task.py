@@ -11,9 +11,10 @@ import egokit
 from egokit import cli, tasks
 from egokit.config.build import ConfigError, to_dict
 from egokit.jobs import code_snapshot
+from egokit.model import weights
 from egokit.runs import ledger
 from egokit.runs.run_folder import Run
-from egokit.train import evaluate, loop
+from egokit.train import evaluate
 
 EXAMPLE = ROOT / "docs/examples/narration_retrieval"
 
@@ -26,7 +27,7 @@ def mine(project, resolve, tmp_path):
 
 
 def test_its_numbers_are_those_of_a_plain_count(mine, checkpoint):
-    task, model = tasks.make(mine[1]), loop.initial_model(mine[1]).eval()
+    task, model = tasks.make(mine[1]), weights.initial_model(mine[1]).eval()
     metrics, rows, prompts_KE = evaluate.evaluate(model, task)
     unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (rows["video"], prompts_KE)]
     order = np.argsort(-(unit[0] @ unit[1].T), axis=1)
@@ -39,7 +40,7 @@ def test_its_numbers_are_those_of_a_plain_count(mine, checkpoint):
 def test_its_pictures_and_its_browser_come_with_it(mine, checkpoint, tmp_path):
     (_, config), run = mine, Run(tmp_path / "narration_retrieval/mine")
     task = tasks.make(config)
-    _, rows, prompts_KE = evaluate.evaluate(loop.initial_model(config).eval(), task)
+    _, rows, prompts_KE = evaluate.evaluate(weights.initial_model(config).eval(), task)
     task.save_outputs(run, "evaluate", rows, prompts_KE)
     figure = egokit.viz.retrieved(task, run, "evaluate", count=3)
     assert (run.path / "figures/retrieved-evaluate.png").stat().st_size > 10_000

@@ -8,12 +8,11 @@ from conftest import MODEL
 import egokit
 from egokit.model import checkpoints, weights
 from egokit.model.checkpoints import WeightsError
-from egokit.train import loop
 
 
 @pytest.fixture
 def model(resolve):
-    return loop.initial_model(resolve(overrides=MODEL))
+    return weights.initial_model(resolve(overrides=MODEL))
 
 
 @pytest.mark.parametrize(("key", "value"), [

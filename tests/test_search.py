@@ -17,8 +17,8 @@ from search_folder import RECIPE, searching, three_videos
 import egokit
 from egokit import cli, search
 from egokit.data.video import open_video
+from egokit.model import weights
 from egokit.search import command, index_task
-from egokit.train import loop
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def searched(checkpoint, folder, tmp_path):
 def test_hits_are_those_of_a_naive_twin(searched, folder):
     """The twin embeds and compares every clip by itself and drops overlapping ones one by one."""
     config, run, metrics = searched[1]()
-    searcher, model = search.open_index(config, run), loop.initial_model(config).eval()
+    searcher, model = search.open_index(config, run), weights.initial_model(config).eval()
     naive = []
     for path in (folder / "inner/two.MP4", folder / "one.mp4", folder / "short.mkv"):
         reader = open_video.PyAVReader(path)

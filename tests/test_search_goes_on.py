@@ -14,8 +14,8 @@ import pytest
 from search_folder import searching, three_videos, video
 
 from egokit import search
+from egokit.model import weights
 from egokit.search import clip_files, command, index_task, searcher
-from egokit.train import loop
 
 TEXT = "#C C opens the box"
 
@@ -119,7 +119,7 @@ def arguments(folder, tmp_path, **more):
 def indexing(searched, monkeypatch):
     """The command makes the index in this process, without a job."""
     monkeypatch.setattr(command, "submit", lambda config, run: argparse.Namespace(
-        wait=lambda: index_task.Search(config).extract(loop.initial_model(config).eval(), run)))
+        wait=lambda: index_task.Search(config).extract(weights.initial_model(config).eval(), run)))
 
 
 def test_the_command_writes_what_it_can_and_fails_at_the_end(indexing, folder, tmp_path, monkeypatch, capsys):

@@ -11,12 +11,11 @@ import egokit
 from egokit import cli
 from egokit.model import checkpoints, tensor_file, weights
 from egokit.model.checkpoints import WeightsError
-from egokit.train import loop
 
 
 @pytest.fixture
 def model(resolve):
-    return loop.initial_model(resolve(overrides=MODEL))
+    return weights.initial_model(resolve(overrides=MODEL))
 
 
 def test_every_key_has_a_name_on_both_sides(model):

@@ -10,12 +10,11 @@ import egokit
 from egokit.data.plain_data import Dropped
 from egokit.model import checkpoints, weights
 from egokit.model.checkpoints import WeightsError
-from egokit.train import loop
 
 
 @pytest.fixture
 def model(resolve):
-    return loop.initial_model(resolve(overrides=MODEL))
+    return weights.initial_model(resolve(overrides=MODEL))
 
 
 @pytest.mark.parametrize("content", [b"<html>not found</html>", b"", b"PK\x03\x04 cut"])

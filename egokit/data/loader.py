@@ -8,7 +8,7 @@ import functools
 import itertools
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -179,6 +179,20 @@ def build_loader(dataset: Samples, batches: Iterable[list], collate, workers: in
                              "or allow bad files with data.max_bad_fraction")
         open_video.unreadable.add(watchdog.lost)
         del iterator  # ends its workers
+
+
+def stack(items: list[dict], tokenize: Callable[[list[str]], dict]) -> dict:
+    """Return a batch of samples: what a task's `collate` says of it."""
+    batch: dict = {}
+    for key in items[0]:
+        values = [item[key] for item in items]
+        if key == "text":
+            batch |= {"tokens": tokenize(values), "text": values}
+        elif isinstance(values[0], (torch.Tensor, np.ndarray)):
+            batch[key] = torch.stack([torch.as_tensor(value) for value in values])
+        else:
+            batch[key] = torch.tensor(values) if isinstance(values[0], (int, float)) else values
+    return batch
 
 
 def move_to_device(batch, device):

@@ -75,7 +75,7 @@ def evaluate(config: Config, task, run: Run, section: str, device) -> dict:
     """Evaluate the checkpoint `init`, save the outputs, and return the metrics."""
     began = time.perf_counter()
     callbacks = {"on_batch": ProgressFile(run.path / "jobs" / section)} if distributed.rank() == 0 else {}
-    model = loop.initial_model(config, frames=config.data.eval_frames)
+    model = task.initial_model("evaluate")
     fresh = attach(model, task)
     metrics, rows, prompts_KE = evaluate_task(model.to(device), task, **callbacks)
     if distributed.rank() == 0:
@@ -86,7 +86,7 @@ def evaluate(config: Config, task, run: Run, section: str, device) -> dict:
 
 def extract(config: Config, task, run: Run, section: str, device) -> dict:
     """Extract the task's features, and return how many there are."""
-    model = loop.initial_model(config)
+    model = task.initial_model("extract")
     attach(model, task)
     return task.extract(model.to(device).eval(), run)
 

@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from egokit.config.schema import RANDOM, ModelConfig
+from egokit.config.schema import RANDOM, Config, ModelConfig
 from egokit.model import checkpoints
 from egokit.model.checkpoints import WeightsError
 from egokit.model.egovlp import EgoVLP
+from egokit.model.feature_model import FeatureModel
 from egokit.model.own_modules import attach, hold, split_own
 from egokit.model.recorded_shape import read_record, shape_of
 from egokit.model.released_keys import PREFIX, our_keys, rename, unwrap
@@ -101,6 +102,9 @@ def load(path: str | Path, frames: int | None = None, tokenizer: str | None = No
     state, own = split_own(state)
     state, unknown = our_keys(state)
     unknown += second
+    if own and not state and not unknown:
+        raise WeightsError(f"{path} holds a task's own modules alone ({checkpoints.named(sorted(own), 3)}), trained on "
+                           "stored features: evaluate them with their task, whose task.head names the file")
     record = read_record(content, path)
     del content  # and with it what the file holds besides
     if not record and not state:
@@ -138,7 +142,7 @@ def load(path: str | Path, frames: int | None = None, tokenizer: str | None = No
     return (model, keys) if report else model
 
 
-def save(model: EgoVLP, path: str | Path, **extra) -> None:
+def save(model: EgoVLP | FeatureModel, path: str | Path, **extra) -> None:
     """Write an egokit checkpoint: weights, shape, tokenizer, and `extra` plain content.
 
     Raises:
@@ -147,8 +151,10 @@ def save(model: EgoVLP, path: str | Path, **extra) -> None:
     checkpoints.write(path, {"format": checkpoints.FORMAT, **_shape(model), "state_dict": model.state_dict(), **extra})
 
 
-def _shape(model: EgoVLP) -> dict:
-    """The model's shape and tokenizer, as a checkpoint records them."""
+def _shape(model: EgoVLP | FeatureModel) -> dict:
+    """The model's shape and tokenizer, as a checkpoint records them; nothing of one without encoders."""
+    if isinstance(model, FeatureModel):
+        return {}
     return {"model_config": dataclasses.asdict(model.config), "tokenizer": model.tokenizer_source}
 
 
@@ -191,6 +197,24 @@ def initialise(config: ModelConfig, tokenizer: str, seed: int, vit: str = "", ro
         torch.nn.init.zeros_(model.video.temporal_embed)
         model.video.reset_time()  # zero_output copies the space attention that has just been loaded
     return model
+
+
+def initial_model(config: Config, frames: int | None = None):
+    """Return the model to start from: the checkpoint `init`, or fresh weights.
+
+    Args:
+        frames: capacity of the temporal embedding, to which a checkpoint's is resized; None takes model.frames.
+    """
+    tokenizer = load_tokenizer(config.site.tokenizer, fetch=True)
+    if config.init:
+        model = load(config.init, frames=frames or config.model.frames, tokenizer=config.site.tokenizer)
+        if model.config.image_size != config.model.image_size:
+            raise ValueError(f"{config.init} takes frames of {model.config.image_size} px, but model.image_size is "
+                             f"{config.model.image_size}: set it to {model.config.image_size}")
+        model.compute_as(config.model)
+        return model
+    shape = dataclasses.replace(config.model, vocab_size=config.model.vocab_size or tokenizer.vocab_size)
+    return initialise(shape, config.site.tokenizer, config.seed, config.site.vit, config.site.roberta)
 
 
 # parts of the encoders that neither a ViT nor a RoBERTa has: these keep their random weights

@@ -19,13 +19,13 @@ from egokit.config.schema import Config
 from egokit.data.video.open_video import VideoError
 from egokit.data.video.transforms import normalise
 from egokit.jobs import launch
+from egokit.model import weights
 from egokit.model.input_checks import of_few_lengths
 from egokit.model.precision import autocast
 from egokit.runs.run_folder import Run
 from egokit.search import index_task
 from egokit.tasks.windows import reason
 from egokit.toy.build import STAMP
-from egokit.train import loop
 
 LONGEST = 30  # tokens of a query; a longer one is cut
 NOT_THE_TOYS = ("the toy's model ranks videos that are not the toy's: expect no right hits. For your own videos take "
@@ -127,7 +127,7 @@ class Searcher:
             raise ConfigError(f"the index in {run.path} is by an earlier egokit: the same command, or "
                               "egokit.search.submit(config, run).wait(), once more brings it up to date")
         self.vectors = index_task.open_vectors(run.path / "features", self.manifest)
-        self.model = loop.initial_model(task.config).eval().to("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = weights.initial_model(task.config).eval().to("cuda" if torch.cuda.is_available() else "cpu")
         self.notes = [self._contents(), *(note for note in model_notes(task.config) if note)]
 
     def _contents(self) -> str:

@@ -6,16 +6,17 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from egokit.config.access import exists
 from egokit.config.build import ConfigError
 from egokit.config.schema import Config, TaskConfig
+from egokit.data.loader import stack
 from egokit.data.site_checks import PREP, Checks, Finding, how_to_get
 from egokit.data.video import open_video, transforms
 from egokit.model.own_modules import refuse_trained
 from egokit.model.text_encoder import load_tokenizer
+from egokit.model.weights import initial_model
 from egokit.runs.ledger import Result
 from egokit.runs.run_folder import Run
 from egokit.train import distributed
@@ -45,6 +46,8 @@ class Task:
         fixed_length: whether training pads all texts to data.max_tokens, as on GPUs, where a new shape costs time.
         clips_per_sample: rows of batch["video"] for each sample.
         rows_per_sample: rows of `score_batch` for each sample.
+        reads_text: whether its jobs need the site's tokenizer.
+        reports_last: whether a training's result is its last validation, and the best one is told beside it.
     """
     Params = TaskConfig
     notebook = ""
@@ -57,6 +60,8 @@ class Task:
     fixed_length = False
     clips_per_sample = 1
     rows_per_sample = 1
+    reads_text = True
+    reports_last = False
 
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
@@ -76,7 +81,7 @@ class Task:
     def __init__(self, config: Config):
         self.config = config
         self.root = Path(config.site.root)
-        self.tokenizer = load_tokenizer(config.site.tokenizer, fetch=True)
+        self.tokenizer = load_tokenizer(config.site.tokenizer, fetch=True) if self.reads_text else None
         open_video.import_reader(config.data.reader)
 
     @classmethod
@@ -141,6 +146,10 @@ class Task:
             Scalars by name. Each is logged under its name, averaged over ranks.
         """
         raise NotImplementedError(f"{type(self).__name__} is evaluated, not trained")
+
+    def initial_model(self, action: str) -> nn.Module:
+        """Return the model that a job ("train", "evaluate", "extract") starts with: that of `init`, or a fresh one."""
+        return initial_model(self.config, self.config.data.eval_frames if action == "evaluate" else None)
 
     def modules(self, model) -> dict[str, nn.Module]:
         """Return the task's own modules by name: a head, an encoder, an nn.ParameterDict of learnable numbers.
@@ -287,14 +296,4 @@ class Task:
         Tensors and arrays are stacked, numbers become a tensor, "text" is also tokenised to "tokens" (a dict of
         "input_ids" and "attention_mask", each (b, L)); all other values stay lists.
         """
-        batch: dict = {}
-        for key in items[0]:
-            values = [item[key] for item in items]
-            if key == "text":
-                batch["tokens"] = self.tokenizer(values, self.config.data.max_tokens, self.fixed_length)
-                batch["text"] = values
-            elif isinstance(values[0], (Tensor, np.ndarray)):
-                batch[key] = torch.stack([torch.as_tensor(value) for value in values])
-            else:
-                batch[key] = torch.tensor(values) if isinstance(values[0], (int, float)) else values
-        return batch
+        return stack(items, lambda texts: self.tokenizer(texts, self.config.data.max_tokens, self.fixed_length))

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from egokit.config.build import ConfigError
+from egokit.model.egovlp import EgoVLP
+
 
 def compile_blocks(model, backend: str | Callable = "inductor", fixed_shapes: bool | None = None) -> "CompiledBlocks":
     """Let torch.compile compile the blocks of both encoders, each kind on its first use.
@@ -24,8 +27,12 @@ def compile_blocks(model, backend: str | Callable = "inductor", fixed_shapes: bo
         The compiled functions.
 
     Raises:
+        ConfigError: the model has no encoders.
         RuntimeError: torch.compile does not work here, for example because there is no C++ compiler.
     """
+    if not isinstance(model, EgoVLP):
+        raise ConfigError("train.compile compiles the encoders' blocks, but this task trains only a head on stored "
+                          "features: set train.compile=false")
     try:
         torch.compile(lambda x: (x + 1).sin(), backend=backend)(torch.ones(8, device=model.device))
     except Exception as error:  # its class depends on PyTorch's version and on what is missing

@@ -18,13 +18,14 @@ from egokit.data.loader import build_loader, move_to_device, steps_in_epoch, tra
 from egokit.model import checkpoints, weights
 from egokit.model.own_modules import attach
 from egokit.model.precision import deterministic
-from egokit.model.text_encoder import load_tokenizer
 from egokit.runs.run_folder import Run
 from egokit.train import distributed, memory_plan, optim
 from egokit.train.evaluate import evaluate
 from egokit.train.preemption import StopSignal
 from egokit.train.step import Objective
+from egokit.train.weight_average import WeightAverage
 
+BEST_OF = "{}_of_best_validation"  # name of the best validation's metric, beside the last one's
 KEPT_CHECKPOINTS = 2  # of steps, on disk
 STATE = {"state_dict": dict, "optimizer": dict, "scaler": dict, "step": int, "validated": int, "skipped": int,
          "recipe": dict, "best": (dict, type(None))}  # of a training, in its checkpoints; earlier versions had no more
@@ -32,24 +33,6 @@ STATE = {"state_dict": dict, "optimizer": dict, "scaler": dict, "step": int, "va
 
 class TrainingError(RuntimeError):
     """Training can't go on; the message says where and why."""
-
-
-def initial_model(config: Config, frames: int | None = None):
-    """Return the model to start from: the checkpoint `init`, or fresh weights.
-
-    Args:
-        frames: capacity of the temporal embedding, to which a checkpoint's is resized; None takes model.frames.
-    """
-    tokenizer = load_tokenizer(config.site.tokenizer, fetch=True)
-    if config.init:
-        model = weights.load(config.init, frames=frames or config.model.frames, tokenizer=config.site.tokenizer)
-        if model.config.image_size != config.model.image_size:
-            raise ValueError(f"{config.init} takes frames of {model.config.image_size} px, but model.image_size is "
-                             f"{config.model.image_size}: set it to {model.config.image_size}")
-        model.compute_as(config.model)
-        return model
-    shape = dataclasses.replace(config.model, vocab_size=config.model.vocab_size or tokenizer.vocab_size)
-    return weights.initialise(shape, config.site.tokenizer, config.seed, config.site.vit, config.site.roberta)
 
 
 class Trainer:
@@ -70,10 +53,11 @@ class Trainer:
         self.validation = task.validation()
         self.dataset = task.dataset("train")
         self.dataset.tolerant = config.data.max_bad_fraction > 0
-        self.model = initial_model(config).to(device)
+        self.model = task.initial_model("train").to(device)
         attach(self.model, task)
         self.objective = Objective(config, self.model, task)
         self.optimizer = optim.optimizer(self.model, config.optim)
+        self.average = WeightAverage(self.model, config.train.ema_decay)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
         self.stop = StopSignal()
         self.step, self.validated, self.best, self.skipped = 0, -1, None, 0
@@ -93,6 +77,7 @@ class Trainer:
     def content(self) -> dict:
         """Return what a step's checkpoint holds beside the weights."""
         return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(), "step": self.step,
+                "ema": self.average.state_dict(),
                 "validated": self.validated, "best": self.best, "skipped": self.skipped, "bad": self.bad,
                 "bad_in_epoch": self.bad_in_epoch, "world_size": distributed.world_size(),
                 "seconds": time.perf_counter() - self.began,
@@ -126,6 +111,7 @@ class Trainer:
             self.model.load_state_dict(saved["state_dict"])
             self.optimizer.load_state_dict(saved["optimizer"])
             self.scaler.load_state_dict(saved["scaler"])
+            self.average.load_state_dict(saved.get("ema", {}))  # earlier versions had none
         self.step, self.best, self.skipped = saved["step"], saved["best"], saved["skipped"]
         self.validated = saved["validated"]
         self.bad, self.bad_in_epoch = saved.get("bad", 0), saved.get("bad_in_epoch", 0)
@@ -153,7 +139,8 @@ class Trainer:
             epoch, first = divmod(self.step, self.steps_per_epoch)
             due = epoch % self.config.train.evaluate_epochs == 0 or self.step == self.steps
             if first == 0 and self.validated < self.step and due:
-                self.validate()
+                with self.average.in_place():
+                    self.validate()
                 self.save()
             if self.step == self.steps:
                 break
@@ -212,6 +199,7 @@ class Trainer:
                 advice = memory_plan.what_would_fit(self.config, distributed.world_size(), self.task, self.model)
                 raise TrainingError(f"step {self.step + 1}: out of GPU memory. {advice}") from error
             self.step += 1
+            self.average.update(self.step)
             nonfinite_in_a_row = 0 if math.isfinite(norm) else nonfinite_in_a_row + 1
             self.skipped += not math.isfinite(norm)
             if nonfinite_in_a_row >= self.config.train.nonfinite_limit:
@@ -261,13 +249,20 @@ class Trainer:
                           "eta_s": (self.steps - self.step) * step_s, **memory})
 
     def validate(self) -> None:
-        """Score the validation task; keep the weights and outputs of the best model."""
+        """Score the validation task; keep the weights and outputs of the best model, or of the last."""
         metrics, rows, prompts_KE = evaluate(self.model, self.validation)
         score, self.validated = metrics[self.validation.best], self.step
         best = self.best["metrics"][self.validation.best] if self.best else math.nan
         # NaN replaces no number, and any number replaces NaN; while there is no number, the newest model is kept.
         # Step 0 is the start: any trained model is preferred to it.
         better = not math.isfinite(best) or (math.isfinite(score) and (self.best["step"] == 0 or score > best))
+        if self.validation.reports_last:  # the best one is only told beside the last
+            told = self.best["metrics"] if self.best else {}
+            beside = BEST_OF.format(self.validation.best), "best_validation_step"
+            highest = told.get(beside[0], math.nan)
+            metrics |= (dict(zip(beside, (highest, told[beside[1]]), strict=True)) if highest >= score else
+                        dict(zip(beside, (score, self.step), strict=True)))
+            better = True
         if better:
             self.best = {"step": self.step, "metrics": metrics}
         if distributed.rank() == 0:

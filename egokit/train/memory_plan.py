@@ -108,7 +108,7 @@ def card_gib(device: torch.device) -> float:
 
 def told(config: Config, task, plan: BatchPlan, network: EgoVLP) -> dict[str, float]:
     """Print what a training on a GPU is predicted to need, and return it for the log; nothing on a CPU."""
-    if network.device.type != "cuda":
+    if network.device.type != "cuda" or not isinstance(network, EgoVLP):  # nothing was counted of other networks
         return {}
     needed = predicted_gib(config, task, plan.processes, network)
     print(f"memory: about {needed:.0f} of the GPU's {card_gib(network.device):.0f} GiB are predicted to be needed",
@@ -141,7 +141,8 @@ def what_would_fit(config: Config, processes: int, task, network: EgoVLP) -> str
         task, network: see `predicted_gib`; the network says which card it is on.
     """
     plan = plan_batch(config, processes)
-    if gib := card_gib(network.device):
+    gib = card_gib(network.device) if isinstance(network, EgoVLP) else 0
+    if gib:
         advice = _predicted_to_fit(config, processes, task, network, gib)
     else:
         # micro-batches help a share of one sample, too: its passes then run one after the other

@@ -1,0 +1,52 @@
+"""A model without encoders: a task's own modules alone, which read stored features."""
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from egokit.config.schema import ModelConfig
+from egokit.model import checkpoints
+from egokit.model.checkpoints import WeightsError
+from egokit.model.own_modules import hold, split_own
+
+
+class FeatureModel(nn.Module):
+    """What training, evaluation and checkpoints take for a model, where its input is stored features.
+
+    All its parameters are in `own`, as those of a task's modules in an `EgoVLP` are.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.own = nn.ModuleDict()
+        self.register_buffer("_place", torch.zeros(0), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        return self._place.device
+
+    def compute_as(self, settings: ModelConfig) -> None:
+        """Take over nothing: the settings are of encoders."""
+
+    def parameters_by_role(self) -> dict[str, list[str]]:
+        """Return parameters' names by role, as `EgoVLP.parameters_by_role` does: all are the task's own."""
+        return {"fusion": [], "projection": [], "own": [name for name, _ in self.named_parameters()], "backbone": []}
+
+
+def load(path: str | Path) -> FeatureModel:
+    """Return a checkpoint's task modules, which its task gives their code (`own_modules.attach`).
+
+    Args:
+        path: a checkpoint of a training on stored features, or its run folder.
+
+    Raises:
+        WeightsError: there is none, it can't be read, or it holds encoders.
+    """
+    path = checkpoints.find(path)
+    state, own = split_own(checkpoints.state_dict(checkpoints.read(path, everything=False), path))
+    if state or not own:
+        raise WeightsError(f"{path} is no checkpoint of a head on stored features: its keys are such as "
+                           f"{checkpoints.named(sorted(state), 3)}; give a run whose task trained one")
+    model = FeatureModel()
+    hold(model, {key: value.clone() for key, value in own.items()})
+    return model
