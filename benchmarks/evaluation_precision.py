@@ -37,7 +37,7 @@ from egokit.data.video.transforms import normalise
 from egokit.model import cpu_fast_paths, weights
 from egokit.model.egovlp import EgoVLP, similarity
 from egokit.model.precision import autocast
-from egokit.tasks import mq
+from egokit.tasks import clip_features
 from egokit.tasks.windows import embed_windows
 from egokit.train import evaluate
 
@@ -147,7 +147,8 @@ def of_toy(run: str, precision: str, patched=contextlib.nullcontext) -> tuple[di
     task = tasks.make(configured("toy/egomq_features"))
     model = weights.initial_model(task.config).eval()
     with as_on_a_gpu(precision), patched(model):
-        features = [embed_windows(model, mq.ClipWindows(task, clip), "clip")[0] for clip in task.clips()[:12]]
+        features = [embed_windows(model, clip_features.ClipWindows(task, clip), "clip")[0]
+                    for clip in task.clips()[:12]]
     return out | {"EgoMQ features": torch.cat(features).numpy()}, metrics
 
 

@@ -27,7 +27,7 @@ from egokit.runs import ledger
 from egokit.runs.log import History
 from egokit.runs.run_folder import Run
 from egokit.search import index_task, vector_index
-from egokit.tasks import mq
+from egokit.tasks import clip_features
 
 MODEL = "model.width=16 model.heads=1 model.depth=2 model.num_fused_layers=1 model.projection=linear16"
 SMALL = f"data.limit=24 train.batch_size=8 launch.tasks_per_node=1 init= {MODEL}"
@@ -182,8 +182,8 @@ def read_checkpoint(path: Path) -> None:
 
 def make_features(folder: Path, checkpoint: Path) -> None:
     import torch
-    mq.save(folder / "a.npy", torch.rand(5, 8))
-    mq.save(folder / "a.pt", torch.rand(5, 8))
+    clip_features.save(folder / "a.npy", torch.rand(5, 8))
+    clip_features.save(folder / "a.pt", torch.rand(5, 8))
 
 
 def make_index(folder: Path, checkpoint: Path) -> None:
@@ -215,6 +215,6 @@ KINDS = {
     "manifest": Kind(make_manifest, annotation_json.read_manifest, ("*.json",), count=60),
     "relevancy": Kind(make_relevancy, read_relevancy, ("*.pkl", "*.npy", "*.safetensors"), count=300),
     "checkpoint": Kind(make_checkpoints, read_checkpoint, ("*.pth", "*.safetensors", "run/checkpoints/*.pt")),
-    "feature": Kind(make_features, mq.stored, ("*.npy", "*.pt"), count=200),
+    "feature": Kind(make_features, clip_features.stored, ("*.npy", "*.pt"), count=200),
     "index": Kind(make_index, read_index, ("*.npy", "*.json", "approximate/*"), count=200),
 }

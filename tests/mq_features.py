@@ -7,7 +7,7 @@ import numpy as np
 from egokit import tasks
 from egokit.model import weights
 from egokit.runs.run_folder import Run
-from egokit.tasks import mq
+from egokit.tasks import clip_features
 
 RECIPE = "toy/egomq_features"
 
@@ -21,8 +21,9 @@ def extracted(config, folder, model=None):
     assert metrics["failed"] == 0
     assert metrics["data"] == {path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:12]
                                for path in task.lists().values()}
-    return {clip["clip_uid"]: np.array(mq.stored(folder / "features" / f"{clip['clip_uid']}.{manifest['format']}"))
-            for clip in manifest["clips"]}, manifest
+    files = {clip["clip_uid"]: folder / "features" / f"{clip['clip_uid']}.{manifest['format']}"
+             for clip in manifest["clips"]}
+    return {uid: np.array(clip_features.stored(path)) for uid, path in files.items()}, manifest
 
 
 def same(a, b):

@@ -18,7 +18,7 @@ from egokit.data.video import decoding, frame_sampling, open_video
 from egokit.data.video.transforms import normalise
 from egokit.model import checkpoints, weights
 from egokit.prep.video import ffmpeg
-from egokit.tasks import mq
+from egokit.tasks import clip_features
 from egokit.toy import read_frame_number
 
 
@@ -86,7 +86,7 @@ def test_moments_of_a_video_of_variable_rate_are_taken_by_time(checkpoint, resol
     (root / "v.mp4").replace(path)
     video = open_video.open_video(path)
     assert not video.constant
-    windows = mq.ClipWindows(task, clip)
+    windows = clip_features.ClipWindows(task, clip)
     shown = np.array([read_frame_number(frame) for frame in video.read(windows.indices(video).ravel())])
     kept = np.array([n for n in range(200) if n < 40 or n >= 80 or n % 5 == 0])
     assert len(shown) == int(12 * 1.87 * 4 + 1) // 4 * 4
@@ -209,4 +209,4 @@ def test_a_clip_of_480_seconds_gives_897_features_in_less_than_2_gib(project, tm
     assert done.returncode == 0, done.stderr[-3000:]
     features, own, child = map(int, done.stdout.split())
     assert features == 897 and own + child < 2 << 20  # KiB
-    assert mq.stored(tmp_path / "run/features/clip.pt").shape == (897, 4096)
+    assert clip_features.stored(tmp_path / "run/features/clip.pt").shape == (897, 4096)

@@ -14,7 +14,7 @@ from egokit.data.video import open_video
 from egokit.jobs import status
 from egokit.runs.files import processes
 from egokit.runs.run_folder import Run
-from egokit.tasks import mq
+from egokit.tasks import clip_features
 
 
 def test_clips_that_cannot_be_read_are_named_and_the_others_written(checkpoint, resolve, copied, tmp_path):
@@ -109,7 +109,7 @@ def test_killed_and_shared_out_the_files_are_the_same(checkpoint, resolve, tmp_p
         egokit.submit(changed, run, "extract", "features")
     metrics = egokit.submit(config, run, "extract", "features").wait(progress=False)
     expected, manifest = extracted(config, tmp_path / "one")
-    features = {uid: np.array(mq.stored(run.path / f"features/{uid}.pt")) for uid in expected}
+    features = {uid: np.array(clip_features.stored(run.path / f"features/{uid}.pt")) for uid in expected}
     assert same(expected, features)
     assert json.loads((run.path / "features/manifest.json").read_text()) == manifest
     names = {file.name for file in (run.path / "features").iterdir()}

@@ -34,7 +34,7 @@ from egokit.jobs.runs_table import JobRow, NotebookHandle, format_table
 from egokit.prep.source import Unusable, list_videos
 from egokit.runs.run_folder import Run
 from egokit.search import index_task
-from egokit.tasks import mq
+from egokit.tasks import clip_features
 
 OUTSIDE = ["/etc/passwd", "../other", "..", ".", "a/../../b", "a\\b", "./a", "a/"]
 HOSTILE = [*OUTSIDE, "", " ", ".hidden", "a\0b", "a\nb", "a\rb", "\x1b[2Ja", "a\x9bb", "a\u202eb", "a\u2066b",
@@ -209,7 +209,7 @@ def test_features_of_others_are_read_in_their_folder(tmp_path, document):
     (tmp_path / "features").mkdir()
     path = tmp_path / "features/manifest.json"
     path.write_text(json.dumps(document))
-    refused(lambda: mq.read_manifest(Run(tmp_path)), path, "delete it and extract")
+    refused(lambda: clip_features.read_manifest(Run(tmp_path)), path, "delete it and extract")
     refused(lambda: viz.features(Run(tmp_path)), path)
 
 

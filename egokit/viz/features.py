@@ -17,7 +17,7 @@ def features(run: Run, count: int = 3):
         run: A run with a features/ folder, as notebook 06 writes it; the figure is saved there.
         count: How many clips of the manifest to draw, from the first.
     """
-    from egokit.tasks.mq import read_manifest, stored
+    from egokit.tasks.clip_features import read_manifest, stored
     manifest = read_manifest(run)
     clips = manifest["clips"][:count]
     figure = new_figure(figsize=(min(WIDTH, 5 * len(clips)), 4))

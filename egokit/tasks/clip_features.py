@@ -1,0 +1,247 @@
+"""Dense video features of the clips that annotation files list, for localisers; tasks derive from ClipFeatures.
+
+task.feature_clips may name any files that list clips as moments_*.json does, or a list of whole videos.
+
+Source: EgoVLP's recipe.
+"""
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+
+from egokit.config.json_file import LARGEST_LIST, read_json
+from egokit.config.names import check_name
+from egokit.config.schema import Count, Positive, TaskConfig
+from egokit.data import annotation_json
+from egokit.data.annotation_json import SPLITS
+from egokit.data.video import frame_sampling
+from egokit.data.video.open_video import VideoError
+from egokit.model import checkpoints, tensor_file
+from egokit.runs.array_file import read_array
+from egokit.runs.files import atomic_path, remove_abandoned, write_text
+from egokit.runs.run_folder import Run
+from egokit.tasks.base import Task
+from egokit.tasks.windows import Windows, embed_windows, read_damage, write_damage, write_each
+from egokit.train import distributed
+
+Format = Literal["pt", "npy"]
+MANIFEST = {"format": str, "clips": [{"clip_uid": str, "split": str, "start": float, "stop": float}]}
+
+
+class ClipWindows(Windows):
+    """The windows of one clip, one after the other, without overlap."""
+
+    def __init__(self, task: ClipFeatures, clip: dict):
+        super().__init__(task, task.videos / f"{clip['video_uid']}.mp4", task.config.evaluate.batch_size,
+                         what_there_is=task.config.data.max_bad_fraction > 0)
+        self.clip = clip
+
+    def indices(self, video) -> np.ndarray:
+        start, stop, own = self.clip["start"], self.clip["stop"], self.task.config.task
+        if stop > video.seconds + frame_sampling.LATE:  # else the features would be of a still picture, the last frame
+            raise VideoError(f"{self.path}: clip {self.clip['clip_uid']} ends at {stop:.2f} s, but the video ends at "
+                             f"{video.seconds:.2f} s; has it lost its end, or is it another video?")
+        T, rate = own.feature_frames, video.resolution
+        indices = video.frames_of(
+            frame_sampling.mq(int(start * rate), int(stop * rate), own.features_per_second, rate, T))
+        if len(indices) < T:
+            raise VideoError(f"{self.path}: clip {self.clip['clip_uid']} of {stop - start:.2f} s "
+                             "is too short for one feature")
+        return indices[:len(indices) // T * T].reshape(-1, T)
+
+
+class ClipFeatures(Task):
+    """Extracts features of clips, and is neither trained nor scored."""
+
+    class Params(TaskConfig):
+        features_per_second: Positive = 1.87    # features of one second of video
+        feature_frames: Count = 16              # frames of one feature
+        feature_clips: str = "moments_*.json"   # files that list the clips, * stands for the split (NLQ's: nlq_*.json),
+                                                # or one list of whole videos
+        feature_videos: str = "Ego4D_256"       # folder of the videos, resized or original
+        feature_format: Format = "pt"
+
+    @property
+    def videos(self) -> Path:
+        """The folder of the videos."""
+        return self.require_file(self.config.task.feature_videos)
+
+    def lists(self) -> dict[str, Path]:
+        """Return the file that lists each split's clips; a single file is a split named like it."""
+        pattern = self.config.task.feature_clips
+        splits = SPLITS if "*" in pattern else (Path(pattern).stem,)
+        return {split: self.require_file(pattern.replace("*", split)) for split in splits}
+
+    def clips(self) -> list[dict]:
+        """Return the distinct clips of all splits: uids, start and stop in seconds, split."""
+        clips = {}
+        for split, path in self.lists().items():
+            for clip in annotation_json.read_moments(path):
+                if clip["clip_uid"] == "manifest":
+                    raise ValueError(f"{path}: clip 'manifest': expected another clip_uid, as the list of the features "
+                                     "is called so")
+                first = clips.setdefault(clip["clip_uid"], clip | {"split": split})
+                if clip.items() - first.items():
+                    raise ValueError(f"{path}: clip {clip['clip_uid']} has other times or another video "
+                                     "than where it stands before")
+        return [clips[uid] for uid in sorted(clips)][:self.limited(len(clips))]
+
+    def features(self, model, clip: dict) -> tuple[torch.Tensor, dict]:
+        """Return the (features, E) float32 features of one clip, and the damage among its frames.
+
+        Returns:
+            The features; {} or {"share": of the clip's sampled frames, "times": [[start, stop], ...] in seconds}.
+
+        Raises:
+            VideoError: a frame is damaged, and data.max_bad_fraction is 0, or a larger share of the frames than it is.
+        """
+        feature, read = embed_windows(model, ClipWindows(self, clip), f"clip {clip['clip_uid']}")
+        share, limit = float(read["damaged_WT"].mean()), self.config.data.max_bad_fraction
+        if not share:
+            return feature, {}
+        times = [times for times in read["times"] if times[0] < clip["stop"] and times[1] > clip["start"]]
+        if share > limit:
+            raise VideoError(f"{self.videos / clip['video_uid']}.mp4: {share:.1%} of the frames of clip "
+                             f"{clip['clip_uid']} are damaged, the first at {times[0][0]:.2f} s: fetch the video "
+                             f"again, or set data.max_bad_fraction, now {limit:g}, above their share")
+        return feature, {"share": round(share, 6), "times": times}
+
+    def extract(self, model, run: Run) -> dict[str, float]:
+        """Write features/<clip_uid>.pt (or .npy) for every clip that has none yet, and a manifest.
+
+        Each rank writes its share of the clips; rank 0 writes the manifest.
+
+        Returns:
+            On rank 0, the counts and hashes for metrics.json; {} on other ranks.
+
+        Raises:
+            VideoError: some clips cannot be read; the features of all others are written first.
+        """
+        began, data = time.perf_counter(), {path.name: checkpoints.fingerprint(path) for path in self.lists().values()}
+        rank, own = distributed.rank(), self.config.task
+        folder, suffix = run.path / "features", own.feature_format
+        clips = distributed.gather_objects(self.clips())[0]  # rank 0's, because the list may be edited meanwhile
+        unlisted = delete_outdated(run, folder, clips, suffix) if rank == 0 else []
+        distributed.barrier()
+        path_of = {clip["clip_uid"]: folder / f"{clip['clip_uid']}.{suffix}" for clip in clips}
+        digest = checkpoints.fingerprint(checkpoints.find(self.config.init)) if self.config.init and rank == 0 else ""
+
+        def write(clip: dict) -> None:
+            path = path_of[clip["clip_uid"]]
+            if not path.exists():
+                feature, damage = self.features(model, clip)
+                if damage:
+                    write_damage(path, damage)
+                save(path, feature)
+        errors = [reason for _, reason in write_each(run, clips, write)]
+        if errors:
+            if rank == 0:
+                for message in errors:
+                    run.log({"kind": "bad", "said": message})
+            raise VideoError("\n".join([
+                *errors[:10], f"{len(errors)} of {len(clips)} clips have no features, such as these, of which the "
+                              "run's log.jsonl has all; the others are written and will not be made again"]))
+        if rank != 0:
+            return {}
+        remove_abandoned(folder)
+        shapes = {uid: stored(path).shape for uid, path in path_of.items()}
+        damaged = {uid: {"damaged": damage} for uid, path in path_of.items() if (damage := read_damage(path))}
+        manifest = {"init": self.config.init, "init_sha256": digest, "format": suffix,
+                    "features_per_second": own.features_per_second,
+                    "frames": own.feature_frames, "stride": own.feature_frames,
+                    # of the samples, not of a video
+                    "frame_rate": round(own.features_per_second * own.feature_frames, 6),
+                    "layer": "video_projection", "dimension": next(iter(shapes.values()))[1],
+                    "clips": [clip | {"features": shapes[clip["clip_uid"]][0]} | damaged.get(clip["clip_uid"], {})
+                              for clip in clips], "unlisted": unlisted} | ({"damaged": len(damaged)} if damaged else {})
+        write_text(folder / "manifest.json", json.dumps(manifest, indent=1))
+        return {"clips": len(clips), "features": sum(shape[0] for shape in shapes.values()), "unlisted": len(unlisted),
+                "samples": len(clips), "expected": len(clips), "failed": 0, "frames": own.feature_frames,
+                "toy": self.config.site.toy, "data": data, "seconds": time.perf_counter() - began}
+
+
+def delete_outdated(run: Run, folder: Path, clips: list[dict], suffix: str) -> list[str]:
+    """Delete the features of clips whose video or times have changed since.
+
+    The run's clips.json remembers each clip's video and times.
+
+    Returns:
+        The clips that have features but are not listed any more; their features stay.
+    """
+    path = run.path / "clips.json"
+    current = {clip["clip_uid"]: [clip["video_uid"], clip["start"], clip["stop"]] for clip in clips}
+    recorded = read_json(path, {...: list}, "delete it: all features are made again", LARGEST_LIST) or {}
+    made = sorted(file.stem for file in folder.glob(f"[!.]*.{suffix}"))
+    changed = [uid for uid in made if uid in current and recorded.get(uid) != current[uid]]
+    unlisted = [uid for uid in made if uid not in current]
+    if changed or unlisted:
+        run.log({"kind": "clips", "changed": changed, "unlisted": unlisted})
+        print(f"the list of clips has changed: {len(changed)} are made again; "
+              f"{len(unlisted)} are listed no more, and stay", flush=True)
+    for uid in changed:
+        (folder / f"{uid}.json").unlink(missing_ok=True)  # its damage
+        (folder / f"{uid}.{suffix}").unlink()
+    current |= {uid: recorded[uid] for uid in unlisted if uid in recorded}
+    if current != recorded:
+        (folder / "manifest.json").unlink(missing_ok=True)  # it describes another list
+        write_text(path, json.dumps(current))  # last: a kill before it leaves nothing wrong
+    return unlisted
+
+
+def save(path: Path, feature: torch.Tensor) -> None:
+    """Write one clip's (features, E) as .npy or .pt, whole or not at all."""
+    with atomic_path(path) as temporary:
+        if path.suffix == ".npy":
+            np.save(temporary, feature.numpy())
+        else:
+            with open(temporary, "wb") as file:  # a path's name would stand in the file
+                torch.save(feature, file)
+
+
+def read_manifest(run: Run) -> dict:
+    """Return the manifest of a run's features, which may be another user's.
+
+    Raises:
+        FileNotFoundError: the run has none.
+        ValueError: it is damaged; the message names it.
+    """
+    path, fix = run.path / "features" / "manifest.json", "delete it and extract the features again"
+    manifest = read_json(path, MANIFEST, fix, LARGEST_LIST)
+    if manifest is None:
+        raise FileNotFoundError(f"{path} is missing: the run has no features; extract them")
+    try:
+        if not manifest["clips"]:
+            raise ValueError("'clips' is empty, expected at least one")
+        if manifest["format"] not in get_args(Format):
+            raise ValueError(f"format {manifest['format']!r:.80}: expected {' or '.join(get_args(Format))}")
+        for clip in manifest["clips"]:
+            check_name(clip["clip_uid"])
+    except ValueError as error:
+        raise ValueError(f"{path}: not a list of features ({error}); {fix}") from None
+    return manifest
+
+
+def stored(path: Path) -> np.ndarray:
+    """Return one clip's (features, E), memory-mapped.
+
+    Raises:
+        ValueError: the file is damaged; the message names it.
+    """
+    fix = "delete it, and the run's notebook, or 'egokit submit', makes it again"
+    if path.suffix == ".npy":
+        feature = read_array(path, fix)
+    else:
+        try:
+            feature = tensor_file.map_tensor(path)
+        except (FileNotFoundError, PermissionError):
+            raise
+        except Exception as error:  # torch and zipfile raise errors of a dozen kinds
+            raise ValueError(f"{path}: no whole file of features ({type(error).__name__}); {fix}") from None
+    if feature.ndim != 2 or not feature.size or feature.dtype.kind != "f":
+        raise ValueError(f"{path}: {feature.dtype} of shape {feature.shape}, expected (features, dimension); {fix}")
+    return feature
