@@ -8,8 +8,9 @@ import egokit
 from egokit import tasks
 from egokit.config.build import ConfigError, build, comparable, differences, flatten, merge, nest, to_dict
 from egokit.config.registry import TASKS, build_config, restore
-from egokit.config.resolve import parse_overrides, resolve, to_yaml
+from egokit.config.resolve import parse_overrides, resolve
 from egokit.config.schema import RENAMED, Config
+from egokit.config.yaml_file import to_yaml
 
 
 def test_layers_in_order(project):

@@ -32,9 +32,12 @@ class Numbers(Samples):
 
 class Sides(Task):
     """A linear head on vectors; no encoder is built, and the site needs no tokenizer."""
-    reads_text = False
     reports_last = True
     best = "accuracy"
+
+    @classmethod
+    def encodes(cls, action):
+        return False
 
     def initial_model(self, action):
         return feature_model.FeatureModel()

@@ -13,10 +13,8 @@ import stat
 import sys
 from pathlib import Path
 
-import yaml
-
 from egokit.config.access import exists, user_name
-from egokit.config.build import ConfigError, build, check_shape, did_you_mean, flatten, merge, nest, to_dict
+from egokit.config.build import ConfigError, build, check_shape, did_you_mean, flatten, merge, nest
 from egokit.config.json_file import DEEPEST
 from egokit.config.names import LONGEST, shortened
 from egokit.config.registry import TASKS, build_config, find, split_task_file
@@ -153,7 +151,7 @@ def resolve(params: str, site: str = "toy", overrides="", run: str = "demo") -> 
         params: the recipe: a name under params/, or a YAML file.
         site: a name under params/sites/, or a YAML file.
         overrides: see `parse_overrides`.
-        run: name of the run; it replaces {run} in `init`.
+        run: name of the run; it replaces {run} in `init`, and in the task's keys that name a run (run:…).
 
     Raises:
         ConfigError: a file, key, value or run name is wrong.
@@ -191,7 +189,9 @@ def resolve(params: str, site: str = "toy", overrides="", run: str = "demo") -> 
         paths[key] = _absolute(value, root) if "/" in value and is_path else value
     site_config = dataclasses.replace(config.site, name=Path(site).stem, **paths)
     launch = dataclasses.replace(config.launch, cpus_per_task=config.launch.cpus_per_task or 1 + config.data.workers)
-    return dataclasses.replace(config, site=site_config, launch=launch,
+    runs = {key: find_init(value.replace("{run}", run), site_config) for key, value in vars(config.task).items()
+            if isinstance(value, str) and value.startswith("run:")}
+    return dataclasses.replace(config, site=site_config, launch=launch, task=dataclasses.replace(config.task, **runs),
                                init=find_init(config.init.replace("{run}", run), site_config))
 
 
@@ -293,8 +293,3 @@ def check_run_name(run: str) -> None:
         raise ConfigError(f"run {shortened(run)!r}: use letters, digits, '-', '_' and '.' (it names a folder)")
     if (size := len(run.encode())) > LONGEST:
         raise ConfigError(f"run {shortened(run, 60)!r}: {size} bytes, expected {LONGEST} at most (it names a folder)")
-
-
-def to_yaml(config) -> str:
-    """Return a Config as the text of a YAML file."""
-    return yaml.safe_dump(to_dict(config), sort_keys=False)

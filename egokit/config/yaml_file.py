@@ -5,11 +5,12 @@ Only resolve.py reads YAML, through this.
 import re
 from pathlib import Path
 
-from yaml import MappingNode, SafeLoader, ScalarNode, YAMLError
+from yaml import MappingNode, SafeLoader, ScalarNode, YAMLError, safe_dump
 from yaml.composer import ComposerError
 from yaml.events import AliasEvent
 
 from egokit.config.access import exists
+from egokit.config.build import to_dict
 from egokit.config.json_file import DEEPEST
 from egokit.config.names import shortened
 
@@ -91,3 +92,8 @@ def read_yaml_file(path: Path):
         return parse_yaml(text)
     except ValueError as error:
         raise ValueError(f"{path} is {error}") from None
+
+
+def to_yaml(config) -> str:
+    """Return a Config as the text of a YAML file."""
+    return safe_dump(to_dict(config), sort_keys=False)

@@ -52,6 +52,19 @@ def how_to_get(provider: str, site: SiteConfig) -> str:
     return f"get it: {provider}" if provider else "put it there (docs/data.md says where data come from)"
 
 
+def missing_file(path: Path, needed: dict[str, str], config: Config) -> FileNotFoundError:
+    """Return the error for a file under the data root that is not there; it says what gives the file.
+
+    Args:
+        needed: names under the data root, with their providers; the file is one of these or under one.
+    """
+    root = Path(config.site.root)
+    provider = next((provider for name, provider in needed.items() if path.is_relative_to(root / name)),
+                    PREP if video.is_prepared(path) else "")
+    return FileNotFoundError(f"{path} is missing (site {config.site.name!r}, task {config.task.name!r}); "
+                             f"{how_to_get(provider, config.site)}, or correct 'site.root' in its file")
+
+
 def forbidden(part: str, what: str, error: PermissionError) -> Finding:
     """Return the finding of something that may not be read; its fix is the command of `access.explain`."""
     reason, bracket, command = str(error).partition("): ")

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from egokit.config.build import ConfigError, comparable, differences, flatten, nest, to_dict
 from egokit.config.registry import find, restore, split_task_file
-from egokit.config.resolve import to_yaml
 from egokit.config.schema import Config, LaunchConfig
+from egokit.config.yaml_file import to_yaml
 from egokit.jobs import code_snapshot, devices, slurm
 from egokit.jobs.handle import Handle
 from egokit.jobs.handle import JobFailed as JobFailed  # users catch egokit.launch.JobFailed
@@ -59,7 +59,9 @@ def submit(config: Config, run: Run, action: str = "train", section: str | None 
     if action not in ACTIONS:
         raise ValueError(f"action {action!r}: expected one of {', '.join(ACTIONS)}")
     check_batch(config, action)
-    init_sha256, task_sha256 = starting_point(config), code_snapshot.task_sha256(config.task.name)
+    encodes = tasks.find(config.task.name).encodes(action)
+    init_sha256 = starting_point(config) if encodes else ""
+    task_sha256 = code_snapshot.task_sha256(config.task.name)
     handle = Handle(run, section or action)
     run.expect_no_links()
     with locked(handle.folder):

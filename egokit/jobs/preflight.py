@@ -21,8 +21,9 @@ def expect_ready(config: Config, action: str) -> None:
         PermissionError: something may not be read.
     """
     from egokit import tasks
-    expect_tokenizer(config)
     site, task = config.site, tasks.find(config.task.name)
+    if task.encodes(action):
+        expect_tokenizer(config)
     if site.root and not exists(site.root):
         raise ConfigError(f"site.root of site {site.name!r} is {site.root}, which does not exist: " + (
             "notebook 01_data_prep or 'egokit prep' makes the embedded data set" if site.toy else

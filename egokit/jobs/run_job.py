@@ -126,7 +126,7 @@ def provenance(task, spec: dict, world: int, owner: type | None = None) -> dict:
     """
     config = task.config
     entry = {"finished": True, "action": spec["action"], "task": config.task.name, "score": task.best,
-             "init": str(checkpoints.find(config.init)) if config.init else "",
+             "init": task.origin(),
              "init_sha256": spec["init_sha256"], "processes": world, "precision": config.evaluate.precision,
              "versions": {"egokit": spec["version"], "code": code_sha256(), "torch": torch.__version__,
                           "python": platform.python_version()}}

@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from egokit.config.build import ConfigError, did_you_mean
-from egokit.config.resolve import as_submitted, outputs_folder, project_root, resolve, to_yaml
+from egokit.config.resolve import as_submitted, outputs_folder, project_root, resolve
 from egokit.config.schema import Config
+from egokit.config.yaml_file import to_yaml
 from egokit.jobs.launch import Handle, changed_keys, expect_same
 from egokit.notebook.open_run import NOTEBOOK_NAME, PARAMETERS, check_names
 from egokit.runs.files import locked, temporary_folder

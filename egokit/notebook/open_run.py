@@ -7,8 +7,9 @@ from pathlib import Path
 from egokit.config.build import ConfigError, did_you_mean, flatten, nest, to_dict
 from egokit.config.names import printable
 from egokit.config.registry import find, notebook_of
-from egokit.config.resolve import outputs_folder, project_root, resolve, to_yaml
+from egokit.config.resolve import outputs_folder, project_root, resolve
 from egokit.config.schema import Config
+from egokit.config.yaml_file import to_yaml
 from egokit.runs.files import explain_permission, write_text
 from egokit.runs.run_folder import Run
 from egokit.train.batch_plan import plan_batch

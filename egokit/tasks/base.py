@@ -12,8 +12,9 @@ from egokit.config.access import exists
 from egokit.config.build import ConfigError
 from egokit.config.schema import Config, TaskConfig
 from egokit.data.loader import stack
-from egokit.data.site_checks import PREP, Checks, Finding, how_to_get
+from egokit.data.site_checks import Checks, Finding, missing_file
 from egokit.data.video import open_video, transforms
+from egokit.model import checkpoints
 from egokit.model.own_modules import refuse_trained
 from egokit.model.text_encoder import load_tokenizer
 from egokit.model.weights import initial_model
@@ -46,7 +47,6 @@ class Task:
         fixed_length: whether training pads all texts to data.max_tokens, as on GPUs, where a new shape costs time.
         clips_per_sample: rows of batch["video"] for each sample.
         rows_per_sample: rows of `score_batch` for each sample.
-        reads_text: whether its jobs need the site's tokenizer.
         reports_last: whether a training's result is its last validation, and the best one is told beside it.
     """
     Params = TaskConfig
@@ -60,7 +60,6 @@ class Task:
     fixed_length = False
     clips_per_sample = 1
     rows_per_sample = 1
-    reads_text = True
     reports_last = False
 
     def __init_subclass__(cls, **options):
@@ -81,7 +80,7 @@ class Task:
     def __init__(self, config: Config):
         self.config = config
         self.root = Path(config.site.root)
-        self.tokenizer = load_tokenizer(config.site.tokenizer, fetch=True) if self.reads_text else None
+        self.tokenizer = load_tokenizer(config.site.tokenizer, fetch=True) if self.encodes("train") else None
         open_video.import_reader(config.data.reader)
 
     @classmethod
@@ -89,9 +88,9 @@ class Task:
         """Return what its jobs do, each with the job's name; the first is the main one."""
         if cls.sections:
             return cls.sections
-        can = {"evaluate": cls.score_batch is not Task.score_batch, "train": cls.loss is not Task.loss,
-               "extract": hasattr(cls, "extract")}
-        return {action: action for action, able in can.items() if able}
+        return {action: action for action, able in (
+            ("evaluate", cls.score_batch is not Task.score_batch), ("train", cls.loss is not Task.loss),
+            ("extract", hasattr(cls, "extract"))) if able}
 
     @classmethod
     def results(cls) -> list[Result]:
@@ -100,6 +99,15 @@ class Task:
             return list(cls.published)
         return [Result(f"{cls.__name__} {metric}, {section}", section, metric, number)
                 for section in cls.actions().values() for metric, number in cls.published.items()]
+
+    @classmethod
+    def encodes(cls, action: str) -> bool:
+        """Return whether a job runs the encoders, and so needs `init` or initial weights, and the tokenizer."""
+        return True
+
+    def origin(self) -> str:
+        """Return the checkpoint that a result is of: the file of `init`, "" for none."""
+        return str(checkpoints.find(self.config.init)) if self.config.init else ""
 
     @classmethod
     def outdated(cls, config: Config, run: Run) -> bool:
@@ -111,10 +119,10 @@ class Task:
         """Return the samples of a split.
 
         Args:
-            split: "train" in training, "test" in evaluation.
+            split: "train" or "test".
 
         Returns:
-            `Samples` (egokit/data/loader.py); `read` gives one sample as a dict, which `collate` makes batches of.
+            `Samples` (egokit/data/loader.py): `read` gives a sample as a dict, of which `collate` makes batches.
         """
         raise NotImplementedError(f"{type(self).__name__} has no {split} samples")
 
@@ -143,7 +151,7 @@ class Task:
             step: number of the optimizer step, from 0.
 
         Returns:
-            Scalars by name. Each is logged under its name, averaged over ranks.
+            Scalars by name, which are logged averaged over ranks.
         """
         raise NotImplementedError(f"{type(self).__name__} is evaluated, not trained")
 
@@ -154,9 +162,8 @@ class Task:
     def modules(self, model) -> dict[str, nn.Module]:
         """Return the task's own modules by name: a head, an encoder, an nn.ParameterDict of learnable numbers.
 
-        The model holds them as model.own[name]. They are trained with it, at optim.head_lr_scale times the rate,
-        averaged over ranks, saved in its checkpoints, and loaded from them. This is also the place to freeze parts of
-        the model, by requires_grad_(False).
+        The model holds them as model.own[name]: trained with it, at optim.head_lr_scale times the rate, averaged over
+        ranks, saved and loaded. This is also the place to freeze parts of the model, by requires_grad_(False).
 
         Args:
             model: an EgoVLP with its weights loaded.
@@ -248,12 +255,7 @@ class Task:
         """Return the path of a file under the data root, or raise an error that says the fix."""
         path = self.root.joinpath(*parts)
         if not exists(path):
-            needed = self.inputs(self.config, "train").items()
-            provider = next((provider for name, provider in needed if path.is_relative_to(self.root / name)),
-                            PREP if open_video.is_prepared(path) else "")
-            raise FileNotFoundError(f"{path} is missing (site {self.config.site.name!r}, task "
-                                    f"{self.config.task.name!r}); {how_to_get(provider, self.config.site)}, or "
-                                    "correct 'site.root' in its file")
+            raise missing_file(path, self.inputs(self.config, "train"), self.config)
         return path
 
     def transform(self, frames_THWC: np.ndarray, rng: np.random.Generator | None) -> Tensor:
@@ -288,12 +290,11 @@ class Task:
 
     def limited(self, length: int) -> int:
         """Return the number of samples to use: data.limit at most, if it is set."""
-        return min(length, self.config.data.limit) if self.config.data.limit else length
+        return min(length, self.config.data.limit or length)
 
     def collate(self, items: list[dict]) -> dict:
-        """Make a batch of samples.
+        """Make a batch: tensors and arrays are stacked, numbers become a tensor, other values stay lists.
 
-        Tensors and arrays are stacked, numbers become a tensor, "text" is also tokenised to "tokens" (a dict of
-        "input_ids" and "attention_mask", each (b, L)); all other values stay lists.
+        "text" is also tokenised to "tokens": {"input_ids": (b, L), "attention_mask": (b, L)}.
         """
         return stack(items, lambda texts: self.tokenizer(texts, self.config.data.max_tokens, self.fixed_length))
