@@ -10,7 +10,7 @@ from pathlib import Path
 from egokit.runs.files import write_text
 from egokit.toy.schedule import SIZES, make_schedule
 
-VERSION = 7  # of the data: raise it when the same seed gives different files
+VERSION = 8  # of the data: raise it when the same seed gives different files
 STAMP, UNFINISHED = "toy.json", "toy.unfinished.json"
 
 
@@ -71,7 +71,7 @@ def _matches(path: Path, arguments: dict) -> bool:
 
 def _write_files(root: Path, seed: int, size: str, processes: int) -> dict[str, int]:
     """Write the videos, the tables and the tokenizer; return the number of everything."""
-    from egokit.toy import ego4d, questions, transfer, videos, vocabulary
+    from egokit.toy import ego4d, language_queries, moments, questions, transfer, videos, vocabulary
     schedule, amounts = make_schedule(seed, size), SIZES[size]
     videos.render(root, seed, size, processes)
     ego4d_videos = [video for video in schedule if video.corpus == "ego4d"]
@@ -80,11 +80,13 @@ def _write_files(root: Path, seed: int, size: str, processes: int) -> dict[str, 
     malformed = ego4d.write_egoclip(root / "egoclip.csv", train)
     question_counts = questions.write_egomcq(root / "egomcq.json", seed, test, amounts.questions,
                                              amounts.verb_questions)
+    moment_clips = moments.draw_clips(seed, ego4d_videos, amounts)
     return {
         "videos": len(schedule), "frames": sum(video.frames for video in schedule),
         "egoclip_clips": len(train), "egoclip_malformed_rows": malformed, "ego4d_test_clips": len(test),
         **{f"egomcq_{name}": count for name, count in question_counts.items()},
-        "moments_clips": ego4d.write_moments(root, seed, ego4d_videos, VERSION),
+        "moments_clips": len(moment_clips), "moments": moments.write_moments(root, seed, moment_clips, VERSION),
+        "nlq_questions": language_queries.write_nlq(root, seed, moment_clips, VERSION),
         **transfer.write_ek100(root, seed, schedule),
         **transfer.write_charades(root, schedule),
         "vocabulary": vocabulary.write_tokenizer(root / "tokenizer"),

@@ -1,14 +1,13 @@
-"""The tables of Ego4D: egoclip.csv and the three moments_*.json.
+"""EgoClip's table of Ego4D: egoclip.csv.
 
-EgoMCQ's questions are in questions.py. A clip is a dict with the columns of EgoClip; its times are seconds in the full
-video.
+EgoMCQ's questions are in questions.py, EgoMQ's moments in moments.py, EgoNLQ's questions in language_queries.py. A clip
+is a dict with the columns of EgoClip; its times are seconds in the full video.
 """
-import json
 from pathlib import Path
 
 from egokit.runs.files import write_text
-from egokit.toy.schedule import ToyVideo, generator, make_uid
-from egokit.toy.words import VERBS, ego4d_narration
+from egokit.toy.schedule import ToyVideo, generator
+from egokit.toy.words import ego4d_narration
 
 COLUMNS = ("clip_idx", "video_uid", "video_dur", "narration_source", "narration_ind", "narration_time",
            "clip_start", "clip_end", "clip_text", "tag_verb", "tag_noun")
@@ -68,41 +67,3 @@ def _malformed_rows(rows: list[dict]) -> list[str]:
         "\t".join(fields(word, clip_start="unknown")),
         "\t".join(fields(swapped, clip_start=swapped["clip_end"], clip_end=swapped["clip_start"])),
     ]
-
-
-def write_moments(root: Path, seed: int, videos: list[ToyVideo], version: int) -> int:
-    """Write moments_{train,val,test_unannotated}.json.
-
-    Returns:
-        The number of clips in all three.
-    """
-    by_split = {split: [video for video in videos if video.split == split] for split in ("train", "test")}
-    total = 0
-    for split, source, first in (("train", "train", 0), ("val", "test", 0), ("test_unannotated", "test", 2)):
-        chosen = by_split[source][first:first + 2]
-        entries = []
-        for i, video in enumerate(chosen):
-            random = generator(seed, "moments", split, i)
-            spans = []
-            for k in range(2 if i == 0 else 1):
-                length = round(random.uniform(8, 11 if video.seconds < 40 else 16), 2)
-                begin = round(k * video.seconds / 2 + random.uniform(0, 0.5), 2)
-                spans.append((begin, min(begin + length, video.seconds)))
-            annotated = split != "test_unannotated"
-            entries.append({"video_uid": video.uid, "split": split.split("_")[0], "clips": [
-                _moment_clip(make_uid(seed, "moments", split, i, k), video, begin, end, annotated)
-                for k, (begin, end) in enumerate(spans)]})
-            total += len(spans)
-        document = {"version": f"toy-{version}", "description": f"toy moments {split}", "videos": entries}
-        write_text(root / f"moments_{split}.json", json.dumps(document, indent=1))
-    return total
-
-
-def _moment_clip(clip_uid: str, video: ToyVideo, begin: float, end: float, annotated: bool) -> dict:
-    labels = [{"label": VERBS[action.verb].replace(" ", "_"), "primary": True,
-               "start_time": round(action.start - begin, 4), "end_time": round(action.stop - begin, 4),
-               "video_start_time": round(action.start, 4), "video_end_time": round(action.stop, 4)}
-              for action in video.actions if begin <= action.start and action.stop <= end]
-    return {"clip_uid": clip_uid, "video_start_sec": begin, "video_end_sec": round(end, 2),
-            "clip_start_sec": 0.0, "clip_end_sec": round(end - begin, 2),
-            "annotations": [{"annotator_uid": "toy", "labels": labels}] if annotated else []}

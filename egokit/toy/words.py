@@ -1,4 +1,4 @@
-"""The toy's vocabulary, and the three ways in which the data sets narrate an action.
+"""The toy's vocabulary, the three ways in which the data sets narrate an action, and questions about one.
 
 Class ids are positions in NOUNS and VERBS. Verbs stand in opposite pairs: verb ^ 1 is the opposite, verb // 2 the pair.
 Nothing here depends on videos or files.
@@ -60,6 +60,24 @@ def ek100_narration(verb: int, noun: int, colour: int | None, article: bool, nei
 def charades_sentence(verb: int, noun: int) -> str:
     """Return a class name in Charades' style, such as "picking up the cup"."""
     return _phrase(verb, 2, f"the {NOUNS[noun]}")
+
+
+def nlq_questions(verb: int, noun: int, colour: int | None) -> dict[str, str]:
+    """Return {template of EgoNLQ: question} about an action, such as "Where did I put down the red cup?".
+
+    The action is worded as EgoClip narrates it, because the tokenizer has whole tokens for those words alone.
+
+    Args:
+        colour: class id; None leaves the colour out.
+    """
+    thing = " ".join([*([] if colour is None else [COLOURS[colour]]), NOUNS[noun]])
+    done = _phrase(verb, 0, f"the {thing}")
+    if VERBS[verb] == "put down":
+        return {"Place: Where did I put X?": f"Where did I {done}?"}
+    if VERBS[verb] in ("open", "close"):
+        return {"Objects: State of an object": f"Did I {done}?"}
+    return {"Objects: What X did I Y?": f"What {thing} did I {' '.join(_phrase(verb, 0, '').split())}?",
+            "Objects: Where is object X before / after event Y?": f"Where is it after I {done}?"}
 
 
 def charades_classes() -> list[tuple[int, int]]:
