@@ -4,7 +4,7 @@ A damaged file raises ValueError, which names the file, the question or clip, an
 """
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from egokit.config.access import file_exists
@@ -30,7 +30,7 @@ def read_document(path: Path, fix: str = "download it again"):
         raise ValueError(f"{path}: not JSON in UTF-8 text ({error}); the file may be cut off: {fix}") from None
 
 
-def _field(owner: dict, name: str, kind: type, expected: str):
+def field(owner: dict, name: str, kind: type, expected: str):
     """Return a field of the right type, or raise ValueError that says what was expected."""
     value = owner.get(name)
     if not isinstance(value, kind) or (kind is str and any("\ud800" <= character < "\ue000" for character in value)):
@@ -38,9 +38,9 @@ def _field(owner: dict, name: str, kind: type, expected: str):
     return value
 
 
-def _name(owner: dict, name: str, expected: str, check: Callable[[str], str] = check_name) -> str:
+def name_of(owner: dict, name: str, expected: str, check: Callable[[str], str] = check_name) -> str:
     """Return a field that names a file or folder, or raise ValueError that says what was expected."""
-    value = _field(owner, name, str, expected)
+    value = field(owner, name, str, expected)
     try:
         return check(value)
     except ValueError as error:
@@ -53,20 +53,32 @@ def _check_choice(owner: dict, name: str, allowed: tuple) -> None:
         raise ValueError(f"{name!r} is {owner.get(name)!r:.80}; expected one of {', '.join(map(str, allowed))}")
 
 
-def _times(clip: dict, start: str, stop: str) -> tuple[float, float]:
+def seconds_of(owner: dict, name: str) -> float:
+    """Return a field that is a finite number of seconds, or raise ValueError."""
+    try:
+        value = float(field(owner, name, (int, float, str), "seconds"))
+    except (ValueError, OverflowError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"{name!r} is {owner.get(name)!r:.80}; expected seconds")
+    return value
+
+
+def times_of(clip: dict, start: str, stop: str) -> tuple[float, float]:
     """Return a clip's start and stop in seconds; it may begin a moment before its video."""
-    times = []
-    for name in (start, stop):
-        try:
-            value = float(_field(clip, name, (int, float, str), "seconds"))
-        except (ValueError, OverflowError):
-            value = math.nan
-        if not math.isfinite(value):
-            raise ValueError(f"{name!r} is {clip.get(name)!r:.80}; expected seconds")
-        times.append(value)
+    times = seconds_of(clip, start), seconds_of(clip, stop)
     if times[1] < max(times[0], 0.0):
         raise ValueError(f"it ends ({stop} {times[1]:g} s) before it or its video begins ({start} {times[0]:g} s)")
-    return times[0], times[1]
+    return times
+
+
+def moment_of(owner: dict, start: str, stop: str) -> tuple[float, float]:
+    """Return the start and stop of a moment, in seconds of its clip; it may be of length 0."""
+    times = seconds_of(owner, start), seconds_of(owner, stop)
+    if times[1] < times[0]:
+        raise ValueError(f"it ends ({stop} {times[1]:g} s) before it starts ({start} {times[0]:g} s); "
+                         "correct or remove it")
+    return times
 
 
 def read_egomcq(path: Path) -> list[dict]:
@@ -90,22 +102,66 @@ def read_egomcq(path: Path) -> list[dict]:
                 raise ValueError(f"expected a number and the question's fields, found {question!r:.80}")
             _check_choice(question, "answer", tuple(range(CHOICES)))
             _check_choice(question, "types", (1, 2))
-            _field(_field(question, "query", dict, "a clip's fields"), "clip_text", str, "its narration")
-            choices = _field(question, "choices", dict, f"{CHOICES} clips")
+            field(field(question, "query", dict, "a clip's fields"), "clip_text", str, "its narration")
+            choices = field(question, "choices", dict, f"{CHOICES} clips")
             for number in map(str, range(CHOICES)):
                 where = f"{path}, question {key!r}, choice {number}"
-                clip = _field(choices, number, dict, "a clip's fields")
-                _name(clip, "video_uid", "the name of a video", check_path)
-                _times(clip, "clip_start", "clip_end")
+                clip = field(choices, number, dict, "a clip's fields")
+                name_of(clip, "video_uid", "the name of a video", check_path)
+                times_of(clip, "clip_start", "clip_end")
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
     return [questions[key] for key in sorted(questions, key=int)]
 
 
-def read_moments(path: Path) -> list[dict]:
-    """Read the clips of a moments_*.json, or of a file of the same form.
+def each_clip(document, source: str, extents: bool = True) -> Iterator[tuple[str, dict, dict, dict]]:
+    """Yield every clip of a moments_*.json or nlq_*.json, checked as far as both have the same form.
 
     A video with a duration_sec and without clips is one clip named after it: ego4d.json lists all videos in this way.
+
+    Args:
+        document: the file's content.
+        source: the file's name, for messages.
+        extents: whether each clip must say its video and its stretch of it. Else they may be absent, and are None.
+
+    Yields:
+        The place for messages, the video and the clip as they are in the file, and a dict of clip_uid, video_uid, and
+        start and stop in seconds of the video.
+
+    Raises:
+        ValueError: a video or clip is damaged; the message names it.
+    """
+    where = source
+    try:
+        if not isinstance(document, dict):
+            raise ValueError("expected {\"videos\": [{\"video_uid\": …, \"clips\": […]}, …]}, "
+                             f"found {document!r:.80}")
+        for number, video in enumerate(field(document, "videos", list, "a list of videos")):
+            where = f"{source}, video {number}"
+            if not isinstance(video, dict):
+                raise ValueError(f"expected video_uid and clips, found {video!r:.80}")
+            uid = None
+            if extents or "video_uid" in video:
+                uid = name_of(video, "video_uid", "the name of a video", check_path)
+            if "clips" not in video and "duration_sec" in video:
+                whole = {"clip_uid": uid, "video_start_sec": 0, "video_end_sec": video["duration_sec"]}
+                video = {**video, "clips": [whole]}
+            for clip in field(video, "clips", list, "a list of clips"):
+                where = (f"{source}, video {number if uid is None else uid}, "
+                         f"clip {clip.get('clip_uid') if isinstance(clip, dict) else clip!r:.80}")
+                if not isinstance(clip, dict):
+                    raise ValueError("expected clip_uid, video_start_sec and video_end_sec")
+                start = stop = None
+                if extents or "video_start_sec" in clip or "video_end_sec" in clip:
+                    start, stop = times_of(clip, "video_start_sec", "video_end_sec")
+                yield where, video, clip, {"clip_uid": name_of(clip, "clip_uid", "its name"), "video_uid": uid,
+                                           "start": start, "stop": stop}
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def read_moments(path: Path) -> list[dict]:
+    """Read the clips of a moments_*.json, or of a file of the same form.
 
     Returns:
         A dict for each clip: clip_uid, video_uid, and start and stop in seconds of the video.
@@ -113,32 +169,9 @@ def read_moments(path: Path) -> list[dict]:
     Raises:
         ValueError: a video or clip is damaged, or there are no clips; the message names it.
     """
-    document = read_document(path)
-    clips, where = [], str(path)
-    try:
-        if not isinstance(document, dict):
-            raise ValueError("expected {\"videos\": [{\"video_uid\": …, \"clips\": […]}, …]}, "
-                             f"found {document!r:.80}")
-        for number, video in enumerate(_field(document, "videos", list, "a list of videos")):
-            where = f"{path}, video {number}"
-            if not isinstance(video, dict):
-                raise ValueError(f"expected video_uid and clips, found {video!r:.80}")
-            uid = _name(video, "video_uid", "the name of a video", check_path)
-            if "clips" not in video and "duration_sec" in video:
-                whole = {"clip_uid": uid, "video_start_sec": 0, "video_end_sec": video["duration_sec"]}
-                video = {"clips": [whole]}
-            for clip in _field(video, "clips", list, "a list of clips"):
-                where = f"{path}, video {uid}, clip {clip.get('clip_uid') if isinstance(clip, dict) else clip!r:.80}"
-                if not isinstance(clip, dict):
-                    raise ValueError("expected clip_uid, video_start_sec and video_end_sec")
-                start, stop = _times(clip, "video_start_sec", "video_end_sec")
-                clips.append({"clip_uid": _name(clip, "clip_uid", "its name"), "video_uid": uid,
-                              "start": start, "stop": stop})
-        if not clips:
-            where = str(path)
-            raise ValueError("it lists no clips; download it again, or name another list in task.feature_clips")
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+    clips = [clip for _, _, _, clip in each_clip(read_document(path), str(path))]
+    if not clips:
+        raise ValueError(f"{path}: it lists no clips; download it again, or name another list in task.feature_clips")
     return clips
 
 
