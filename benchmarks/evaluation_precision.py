@@ -144,7 +144,7 @@ def of_toy(run: str, precision: str, patched=contextlib.nullcontext) -> tuple[di
         metrics |= {name: value for name, value in found.items() if name.startswith(names)}
         out |= {"EgoMCQ cosines": rows["dual"], "EgoMCQ probabilities": rows["fusion"]} if prompts_KE is None else \
             {"EK-100 cosines": task.score_matrix(rows, prompts_KE), "EK-100 features": rows["video"]}
-    task = tasks.make(configured("toy/egomq_features"))
+    task = tasks.make(configured("toy/egomq"))
     model = weights.initial_model(task.config).eval()
     with as_on_a_gpu(precision), patched(model):
         features = [embed_windows(model, clip_features.ClipWindows(task, clip), "clip")[0]

@@ -24,9 +24,9 @@ FILES = {
     f"{CHARADES}/CharadesEgo_v1_test_only1st.csv": ("charades_finetune", lambda task: task.dataset("test")),
     f"{CHARADES}/Charades_v1_classes.txt": ("charades_finetune", lambda task: task.dataset("test")),
     f"{CHARADES}/metadata_train.csv": ("charades_finetune", lambda task: task.dataset("train")),
-    "moments_train.json": ("egomq_features", lambda task: task.clips()),
-    "moments_val.json": ("egomq_features", lambda task: task.clips()),
-    "moments_test_unannotated.json": ("egomq_features", lambda task: task.clips()),
+    "moments_train.json": ("egomq", lambda task: task.clips()),
+    "moments_val.json": ("egomq", lambda task: task.clips()),
+    "moments_test_unannotated.json": ("egomq", lambda task: task.clips()),
 }
 SHORT = [name.rsplit("/", 1)[-1] for name in FILES]
 EGOCLIP, EGOMCQ, CLIPS, SENTENCES, TRAIN_CLIPS, _, _, VIDEOS, CLASSES, METADATA, MOMENTS, *_ = FILES

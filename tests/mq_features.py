@@ -9,7 +9,7 @@ from egokit.model import weights
 from egokit.runs.run_folder import Run
 from egokit.tasks import clip_features
 
-RECIPE = "toy/egomq_features"
+RECIPE = "toy/egomq"
 
 
 def extracted(config, folder, model=None):

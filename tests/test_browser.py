@@ -133,7 +133,7 @@ def test_wrong_names_and_other_data_are_errors_that_say_what_to_do(evaluated, re
     with pytest.raises(ValueError, match=r"another EPIC_100_retrieval_test\.csv \(000000000000\)"):
         browser(task, run, "stale")
     with pytest.raises(ValueError, match="'mq' retrieves nothing to browse"):
-        browser(tasks.make(resolve("toy/egomq_features", "init=")), run, "zeroshot")
+        browser(tasks.make(resolve("toy/egomq", "init=")), run, "zeroshot")
 
 
 def test_the_first_right_rank_is_that_of_a_stable_sort():

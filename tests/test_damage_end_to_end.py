@@ -162,7 +162,7 @@ def test_extraction_on_damaged_videos_is_an_error_and_leaves_no_features(files, 
     on_copy, root = copied
     for path in (root / "Ego4D_256").glob("*.mp4"):
         shutil.copy(files[name], path)
-    config = dataclasses.replace(on_copy(resolve("toy/egomq_features", MODEL)), init="")
+    config = dataclasses.replace(on_copy(resolve("toy/egomq", MODEL)), init="")
     run = Run(tmp_path / "run")
     with pytest.raises(open_video.VideoError, match=rf"{root}/Ego4D_256/[\w-]+\.mp4: "):
         tasks.make(config).extract(weights.initial_model(config).eval(), run)
@@ -172,7 +172,7 @@ def test_extraction_on_damaged_videos_is_an_error_and_leaves_no_features(files, 
 @pytest.mark.parametrize("recipe, split, pattern", [
     ("ek100_finetune", "test", "EK100/video_ht256px/*/*.MP4"),
     ("charades_finetune", "train", "CharadesEgo/CharadesEgo_v1_480/*.mp4"),
-    ("egomq_features", "", "Ego4D_256/*.mp4"),
+    ("egomq", "", "Ego4D_256/*.mp4"),
     ("egomcq", "test", "Ego4D_Chunked/*/0.mp4")])
 def test_a_whole_video_that_is_far_too_short_is_an_error(piece, resolve, copied, tmp_path, monkeypatch, recipe, split,
                                                          pattern):

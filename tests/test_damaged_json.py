@@ -157,7 +157,7 @@ def test_lists_of_all_videos_may_be_large(tmp_path):
     clip = {"clip_uid": "a", "split": "val", "start": 0, "stop": 1}
     path.write_text(json.dumps({"videos": [], "unreadable": [], "format": "npy", "clips": [clip]}) + " " * (64 << 20))
     assert manifest.read_manifest(path.parent)["videos"] == []
-    assert clip_features.read_manifest(Run(tmp_path))["clips"] == [clip]
+    assert clip_features.read_manifest(tmp_path / "features")["clips"] == [clip]
 
 
 def test_features_without_a_moment_are_named(tmp_path):

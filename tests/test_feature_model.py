@@ -76,7 +76,7 @@ def test_a_head_is_trained_without_encoders_and_its_checkpoint_says_so(tmp_path)
     assert result["accuracy"] >= 90 and result["step"] == 24
     model = feature_model.load(run.path)
     assert attach(model, task) == [] and [*model.state_dict()] == ["own.head.weight", "own.head.bias"]
-    with pytest.raises(WeightsError, match=r"task's own modules alone \(head.bias, head.weight\).*task.head"):
+    with pytest.raises(WeightsError, match=r"task's own modules alone \(head.bias, head.weight\).*task.head_init"):
         egokit.load(run.path)
     with pytest.raises(WeightsError, match=r"no checkpoint of a head.*\[\]|no checkpoint of a head"):
         path = tmp_path / "encoders.pt"

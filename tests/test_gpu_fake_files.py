@@ -117,7 +117,7 @@ def read(path: Path) -> np.ndarray:
     return torch.load(path).numpy() if path.suffix == ".pt" else np.load(path)["vector"].astype(np.float32)
 
 
-@pytest.mark.parametrize("recipe", ["toy/egomq_features", "toy/search"])
+@pytest.mark.parametrize("recipe", ["toy/egomq", "toy/search"])
 def test_extraction_from_files_mixes_no_devices(checkpoint, resolve, tmp_path, recipe):
     config = resolve(recipe, "data.limit=2 data.workers=0", run="random")
 

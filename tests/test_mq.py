@@ -176,7 +176,7 @@ from egokit import tasks
 from egokit.model import weights
 from egokit.config.resolve import resolve
 from egokit.runs.run_folder import Run
-config = resolve("egomq_features", "long", sys.argv[2])
+config = resolve("egomq", "long", sys.argv[2])
 task = tasks.make(config)
 metrics = task.extract(weights.initial_model(config).eval(), Run(sys.argv[1]))
 print(metrics["features"], next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")),

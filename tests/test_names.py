@@ -136,7 +136,7 @@ def test_nothing_is_written_of_a_list_that_leads_outside(use, resolve, copied, t
     video = document["videos"][0]
     video["clips"] = [video["clips"][0] | {"clip_uid": uid} for uid in (f"{tmp_path}/planted/a", "../../planted/b")]
     (root / "moments_val.json").write_text(json.dumps(document))
-    task = tasks.make(on_copy(resolve("toy/egomq_features", run="random")))
+    task = tasks.make(on_copy(resolve("toy/egomq", run="random")))
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(ValueError, match=r"clip_uid.* can name a file") as caught:
         task.extract(None, Run(tmp_path))
@@ -209,7 +209,7 @@ def test_features_of_others_are_read_in_their_folder(tmp_path, document):
     (tmp_path / "features").mkdir()
     path = tmp_path / "features/manifest.json"
     path.write_text(json.dumps(document))
-    refused(lambda: clip_features.read_manifest(Run(tmp_path)), path, "delete it and extract")
+    refused(lambda: clip_features.read_manifest(tmp_path / "features"), path, "delete it and extract")
     refused(lambda: viz.features(Run(tmp_path)), path)
 
 

@@ -53,7 +53,7 @@ def test_a_missing_checkpoint_is_said_before_a_job(resolve, tmp_path, no_job):
 DATA = [(task, name, provider) for task, names in {
     "pretrain": {"egoclip.csv": "showlab", "Ego4D_Chunked": "egokit prep", "egomcq.json": "showlab"},
     "egomcq": {"egomcq.json": "showlab", "Ego4D_Chunked": "egokit prep"},
-    "egomq_features": {"moments_val.json": "ego4d-data.org", "Ego4D_256": "egokit prep"},
+    "egomq": {"moments_val.json": "ego4d-data.org", "Ego4D_256": "egokit prep"},
     "ek100_finetune": {"EK100/video_ht256px": "epic-kitchens-download-scripts",
                        f"{EK100_ANNOTATIONS}/EPIC_100_retrieval_train.csv": "git clone",
                        f"{EK100_ANNOTATIONS}/relevancy": "egokit prep"},
@@ -68,7 +68,7 @@ def test_missing_data_are_said_before_a_job_with_who_provides_them(resolve, copi
                                                                    task, name, provider):
     on_copy, root = copied
     config = on_copy(dataclasses.replace(resolve(f"toy/{task}"), init=str(checkpoint)))
-    action = "extract" if task == "egomq_features" else "evaluate" if task == "egomcq" else "train"
+    action = "extract" if task == "egomq" else "evaluate" if task == "egomcq" else "train"
     preflight.expect_ready(config, action)  # all is there
     shutil.rmtree(root / name) if (root / name).is_dir() else (root / name).unlink()
     with pytest.raises(egokit.ConfigError) as raised:

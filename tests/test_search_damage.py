@@ -154,7 +154,7 @@ def test_an_index_of_an_earlier_reading_is_made_anew(searched, monkeypatch):
 def test_features_of_damaged_videos_are_an_error_or_a_bounded_share(checkpoint, resolve, copied, tmp_path):
     """Half a second of one video can't be read: an error, or named in the manifest."""
     on_copy, root = copied
-    config = on_copy(resolve("toy/egomq_features", "data.limit=0", run="random"))
+    config = on_copy(resolve("toy/egomq", "data.limit=0", run="random"))
     clips = tasks.make(config).clips()
     uid = clips[0]["video_uid"]
     own = [clip for clip in clips if clip["video_uid"] == uid]
@@ -169,7 +169,7 @@ def test_features_of_damaged_videos_are_an_error_or_a_bounded_share(checkpoint, 
     others = {clip["clip_uid"] for clip in clips if not clip["start"] < middle + 0.5 < clip["stop"] or
               clip["video_uid"] != uid}
     assert {file.stem for file in (tmp_path / "strict/features").glob("*.pt")} == others
-    allowed = on_copy(resolve("toy/egomq_features", "data.limit=0 data.max_bad_fraction=0.2", run="random"))
+    allowed = on_copy(resolve("toy/egomq", "data.limit=0 data.max_bad_fraction=0.2", run="random"))
     features, manifest = extracted(allowed, tmp_path / "allowed")
     named = {clip["clip_uid"]: clip["damaged"] for clip in manifest["clips"] if "damaged" in clip}
     assert named.keys() == features.keys() - others and manifest["damaged"] == len(named) > 0
@@ -177,7 +177,7 @@ def test_features_of_damaged_videos_are_an_error_or_a_bounded_share(checkpoint, 
         (start, stop), = line["times"]
         assert 0 < line["share"] < 0.2 and (start, stop) == pytest.approx((middle + 0.5, middle + 1), abs=0.11)
     assert json.loads((tmp_path / f"allowed/features/{min(named)}.json").read_text()) == named[min(named)]
-    little = on_copy(resolve("toy/egomq_features", "data.limit=0 data.max_bad_fraction=0.001", run="random"))
+    little = on_copy(resolve("toy/egomq", "data.limit=0 data.max_bad_fraction=0.001", run="random"))
     with pytest.raises(open_video.VideoError, match=rf"{uid}.mp4: .*% of the frames of clip .*data.max_bad_fraction"):
         extracted(little, tmp_path / "little")
     assert {file.stem for file in (tmp_path / "little/features").glob("*.pt")} == others

@@ -18,7 +18,8 @@ from egokit.config.schema import Config, TaskConfig
 TASKS = {  # to register a task, give it a line here
     "egoclip": "egokit.tasks.egoclip:EgoClip", "ek100": "egokit.tasks.ek100:EK100",
     "charades": "egokit.tasks.charades:CharadesEgo", "egomcq": "egokit.tasks.egomcq:EgoMCQ",
-    "mq": "egokit.tasks.mq:EgoMQ", "search": "egokit.search.index_task:Search",
+    "mq": "egokit.tasks.mq:EgoMQ", "nlq": "egokit.tasks.nlq:EgoNLQ",
+    "search": "egokit.search.index_task:Search",
 }
 
 

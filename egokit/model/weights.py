@@ -104,7 +104,7 @@ def load(path: str | Path, frames: int | None = None, tokenizer: str | None = No
     unknown += second
     if own and not state and not unknown:
         raise WeightsError(f"{path} holds a task's own modules alone ({checkpoints.named(sorted(own), 3)}), trained on "
-                           "stored features: evaluate them with their task, whose task.head names the file")
+                           "stored features: evaluate them with their task, whose task.head_init names the file")
     record = read_record(content, path)
     del content  # and with it what the file holds besides
     if not record and not state:

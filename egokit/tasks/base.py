@@ -80,7 +80,8 @@ class Task:
     def __init__(self, config: Config):
         self.config = config
         self.root = Path(config.site.root)
-        self.tokenizer = load_tokenizer(config.site.tokenizer, fetch=True) if self.encodes("train") else None
+        if self.encodes("train"):
+            self.tokenizer = load_tokenizer(config.site.tokenizer, fetch=True)
         open_video.import_reader(config.data.reader)
 
     @classmethod
@@ -220,8 +221,7 @@ class Task:
         """Return the number of rows of a complete evaluation; any other number is an error."""
         return len(self.dataset("test"))
 
-    def tables(self) -> list[Path]:
-        """Return the annotation files on which the metrics depend; their hashes are recorded."""
+    def tables(self) -> list[Path]:  # the annotation files on which the metrics depend; their hashes are recorded
         return []
 
     def save_outputs(self, run: Run, section: str, rows: dict[str, np.ndarray], prompts_KE: np.ndarray | None) -> None:

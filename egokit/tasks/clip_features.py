@@ -251,17 +251,17 @@ def save(path: Path, feature: torch.Tensor) -> None:
                 torch.save(feature, file)
 
 
-def read_manifest(run: Run) -> dict:
-    """Return the manifest of a run's features, which may be another user's.
+def read_manifest(folder: Path) -> dict:
+    """Return the manifest of a folder of features, which may be another user's.
 
     Raises:
-        FileNotFoundError: the run has none.
+        FileNotFoundError: the folder has none.
         ValueError: it is damaged; the message names it.
     """
-    path, fix = run.path / "features" / "manifest.json", "delete it and extract the features again"
+    path, fix = folder / "manifest.json", "delete it and extract the features again"
     manifest = read_json(path, MANIFEST, fix, LARGEST_LIST)
     if manifest is None:
-        raise FileNotFoundError(f"{path} is missing: the run has no features; extract them")
+        raise FileNotFoundError(f"{path} is missing: the run has no features, or not all of them; extract them")
     try:
         if not manifest["clips"]:
             raise ValueError("'clips' is empty, expected at least one")

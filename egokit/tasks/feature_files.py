@@ -12,7 +12,9 @@ import numpy as np
 from egokit.config.access import exists
 from egokit.config.build import ConfigError
 from egokit.data.video.timeline import VideoError
+from egokit.runs.run_folder import Run
 from egokit.tasks.clip_features import read_manifest, stored
+from egokit.tasks.nlq_features import stored_words
 
 SUFFIXES = (".pt", ".npy")
 SLACK = 0.03     # share by which a clip's number of features may differ from what its length and rate say
@@ -88,6 +90,19 @@ class FeatureFiles:
         self.dimension = stored(next(iter(self.paths.values())), self.axes).shape[-1]
 
     @property
+    def word_dimension(self) -> int:
+        """The dimension of the stored words of questions.
+
+        Raises:
+            FileNotFoundError: there are none.
+        """
+        folder = self.folder.parent / "questions"
+        for path in folder.glob("[!.]*.npy"):
+            return stored(path).shape[1]
+        raise FileNotFoundError(f"{folder} holds no words of questions: let task.words name a run of 08_egonlq that "
+                                "has extracted them")
+
+    @property
     def origin(self) -> str:
         """What made the features: the checkpoint of egokit's, else their folder."""
         return str(self.manifest.get("init") or self.folder) if self.manifest else str(self.folder)
@@ -108,8 +123,8 @@ class FeatureFiles:
         except ValueError as error:
             raise FeatureError(str(error)) from None
         if feature.shape[-1] != self.dimension:
-            raise FeatureError(f"{path} has dimension {feature.shape[-1]}, but others have {self.dimension}: the folder "
-                               "mixes features of several models; keep one model's")
+            raise FeatureError(f"{path} has dimension {feature.shape[-1]}, but others have {self.dimension}: the "
+                               "folder mixes features of several models; keep one model's")
         listed = self.listed.get(clip.uid)
         if listed and abs(listed["start"] - clip.start) + abs(listed["stop"] - clip.stop) > 0.01:
             raise FeatureError(f"{path} is of {listed['start']:g} to {listed['stop']:g} s of the video, but the "
@@ -118,7 +133,7 @@ class FeatureFiles:
             return self._stretch(feature, clip, path)
         N, expected = feature.shape[-2], clip.seconds * self.rate
         if abs(N - expected) > max(EDGE, SLACK * expected):
-            kind = "shorter than its clip" if N < expected else "longer than its clip"
+            kind = "shorter than its clip" if expected > N else "longer than its clip"
             raise FeatureError(f"{path} is {kind}, or of another rate: {N} features, expected about {expected:.0f} for "
                                f"{clip.seconds:.1f} s at {self.rate:g} a second; extract it again, or correct "
                                "task.stored_rate")
@@ -182,17 +197,13 @@ class FeatureFiles:
         Raises:
             FeatureError: the file is missing, damaged, or holds other questions than the manifest lists.
         """
-        path = self.folder.parent / "questions" / f"{clip.uid}.npy"
-        lengths = [entry["tokens"] for entry in self.listed.get(clip.uid, {}).get("questions", ())]
+        listed = self.listed.get(clip.uid, {})
         try:
-            words = stored(path)
-        except (FileNotFoundError, ValueError) as error:
-            raise FeatureError(f"{error}: the words of a clip's questions; extract the features again") from None
-        if question >= len(lengths) or words.ndim != 2 or len(words) != sum(lengths):
-            raise FeatureError(f"{path} holds {len(words)} tokens, expected {sum(lengths)} of {len(lengths)} questions, "
-                               f"of which question {question} was asked for: extract the features again")
-        first = sum(lengths[:question])
-        return np.array(words[first:first + lengths[question]], np.float32)
+            questions = stored_words(Run(self.folder.parent), listed | {"clip_uid": clip.uid})
+            return np.array(questions[question], np.float32)
+        except (FileNotFoundError, ValueError, KeyError, IndexError) as error:
+            raise FeatureError(f"{self.folder.parent}/questions/{clip.uid}.npy: no words of the clip's question "
+                               f"{question} ({error}); extract the features again, from the same annotations") from None
 
 
 def summary(problems: dict[str, str], clips: int) -> str:

@@ -8,6 +8,7 @@ Shapes: B samples of a batch, T features of the longest, N of one clip, E their 
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
@@ -19,7 +20,7 @@ from egokit.config.schema import Config, Count, NotNegative, Positive, Share, Si
 from egokit.data.loader import Samples
 from egokit.model import checkpoints, feature_model
 from egokit.model.feature_model import FeatureModel
-from egokit.model.moment_head import MomentHead, decode, losses, targets
+from egokit.model.moment_head import MomentHead, Points, decode, losses, targets
 from egokit.tasks.base import Task
 from egokit.tasks.feature_files import Clip, FeatureError, FeatureFiles, Grid, summary
 from egokit.train import distributed
@@ -35,7 +36,7 @@ class HeadParams(TaskConfig):
     stored_per: Literal["clip", "video"] = "clip"  # whose names the files of features have
     stored_rate: NotNegative = 0.0             # of features of others, which have no manifest: features a second
     stored_window: NotNegative = 0.0           # seconds of video behind one such feature; 0: up to the next one's start
-    head: str = ""                             # head to evaluate, or to start from: a checkpoint, or a run
+    head_init: str = ""                        # trained head to evaluate, or to start from: a checkpoint, or a run
     dim: Count = 256                           # channels of the head
     levels: number(int, ge=1, le=12) = 8       # of its pyramid, each half as long as the one before
     stem: Size = 2                             # transformer blocks before the pyramid
@@ -54,6 +55,7 @@ class Entry(NamedTuple):
     segments_M2: np.ndarray  # seconds of the clip
     classes_M: np.ndarray    # of each moment, from 0
     question: int | None = None
+    source: object = None    # the annotation, for subclasses
 
 
 class MomentSamples(Samples):
@@ -66,16 +68,15 @@ class MomentSamples(Samples):
     def read(self, index: int, rng: np.random.Generator | None) -> dict:
         entry, task = self.entries[index], self.task
         if rng is None and entry.clip.uid in task.unusable:
-            feature, grid = np.zeros((1, task.files.dimension), np.float32), Grid(1.0, 0.0)
+            feature = np.zeros((1, task.files.dimension), np.float32)
         else:
-            feature = task.files.read(entry.clip, entry.question if task.files.axes == 3 else None)
-            grid = task.files.grid(entry.clip, len(feature))
-        segments = grid.positions(entry.segments_M2).reshape(-1, 2)
+            feature = task.seen(task.files.read(entry.clip, entry.question if task.files.axes == 3 else None))
+        more = task.labels(entry, len(feature))
+        segments = task.grid(entry, len(feature)).positions(entry.segments_M2).reshape(-1, 2)
         if rng is not None and len(feature) > task.config.task.crop:
             feature, segments = self.cropped(feature, segments, rng)
-        item = {"video": torch.from_numpy(feature), "segments": torch.from_numpy(segments),
-                "classes": torch.from_numpy(entry.classes_M), "index": index}
-        return item | ({} if entry.question is None else {"words": torch.from_numpy(task.words(entry))})
+        item = {"video": feature, "segments": segments, "classes": entry.classes_M, "index": index} | more
+        return item | ({} if entry.question is None else {"words": task.question_words(entry)})
 
     def cropped(self, feature: np.ndarray, segments_M2: np.ndarray, rng) -> tuple[np.ndarray, np.ndarray]:
         """Return a random stretch of a clip that shows enough of at least one moment, and the moments in it."""
@@ -125,10 +126,11 @@ class MomentTask(Task):
     def initial_model(self, action: str) -> nn.Module:
         if action == "extract":
             return super().initial_model(action)
-        if action == "evaluate" and not self.config.task.head:
-            raise checkpoints.WeightsError("task.head is empty: give the head to evaluate, a run that has trained one "
-                                           f"(run:{self.notebook}/<run>) or a checkpoint")
-        return feature_model.load(self.config.task.head) if self.config.task.head else FeatureModel()
+        head = self.config.task.head_init
+        if action == "evaluate" and not head:
+            raise checkpoints.WeightsError("task.head_init is empty: give the head to evaluate, a run that has trained "
+                                           f"one (run:{self.notebook}/<run>) or a checkpoint")
+        return feature_model.load(head) if head else FeatureModel()
 
     def modules(self, model) -> dict[str, nn.Module]:
         if not isinstance(model, FeatureModel):  # the encoders of an extraction
@@ -147,7 +149,19 @@ class MomentTask(Task):
         """Return the samples of "train", or of "test": the validation split's, then those to predict."""
         raise NotImplementedError
 
-    def words(self, entry: Entry) -> np.ndarray:
+    def grid(self, entry: Entry, N: int) -> Grid:
+        """Return the clock of the N positions that the head sees of a sample."""
+        return self.files.grid(entry.clip, N)
+
+    def seen(self, feature: np.ndarray) -> np.ndarray:
+        """Return what the head sees of a clip's features."""
+        return feature
+
+    def labels(self, entry: Entry, N: int) -> dict[str, np.ndarray]:
+        """Return further labels of a sample of N positions, by name."""
+        return {}
+
+    def question_words(self, entry: Entry) -> np.ndarray:
         """Return the tokens of an entry's question, (L, D)."""
         raise NotImplementedError
 
@@ -174,16 +188,12 @@ class MomentTask(Task):
         return self._datasets[split]
 
     def collate(self, items: list[dict]) -> dict:
-        """Make a batch: features (B, T, E) with "mask" (B, T), moments padded with class -1, and tokens likewise."""
-        batch = {"index": torch.tensor([item["index"] for item in items]),
-                 "video": padded([item["video"] for item in items]),
-                 "mask": mask_of([len(item["video"]) for item in items]),
-                 "segments": padded([item["segments"] for item in items]),
-                 "classes": padded([item["classes"] for item in items], -1)}
-        if "words" in items[0]:
-            words = [item["words"] for item in items]
-            batch |= {"words": padded(words), "words_mask": mask_of([len(x) for x in words])}
-        return batch
+        """Make a batch: features (B, T, E) with "video_mask" (B, T), words likewise; moments (class -1: padding)."""
+        batch = {key: padded([item[key] for item in items], -1 if key == "classes" else 0)
+                 for key in items[0] if key != "index"}
+        batch |= {f"{key}_mask": mask_of([len(item[key]) for item in items]) for key in ("video", "words")
+                  if key in items[0]}
+        return batch | {"index": torch.tensor([item["index"] for item in items])}
 
     def points(self, model, batch: dict) -> tuple[Tensor, ...]:
         """Return the head's logits, offsets and mask for a batch, and its points (P, 4)."""
@@ -191,14 +201,14 @@ class MomentTask(Task):
 
         def compute(features_BTE: Tensor, mask_BT: Tensor, *words: Tensor):
             return tuple(head(features_BTE.transpose(1, 2), mask_BT, *words))
-        inputs = [batch[key] for key in ("video", "mask", "words", "words_mask") if key in batch]
+        inputs = [batch[key] for key in ("video", "video_mask", "words", "words_mask") if key in batch]
         return *self.in_parts(compute, *inputs), head.points(T, batch["video"].device)
 
     def loss(self, model, batch: dict, step: int) -> dict[str, Tensor]:
         """Return "class" (focal) and "offset" (DIoU): this rank's sums, over a running mean of all ranks' positives."""
         logits, offsets, mask, points_P4 = self.points(model, batch)
         wanted = targets(points_P4, batch["segments"], batch["classes"], self.num_classes)
-        sums = losses((logits, offsets, mask), *wanted)
+        sums = losses(Points(logits, offsets, mask), *wanted)
         ranks = distributed.world_size()
         positives = distributed.mean(sums.positives.float()) * ranks
         share = ranks / model.own["head"].normaliser(positives)
@@ -206,31 +216,40 @@ class MomentTask(Task):
 
     def score_batch(self, model, batch: dict) -> dict[str, np.ndarray]:
         """Return "index" and what `found` gives, a row for each sample."""
-        logits, offsets, mask, points_P4 = self.points(model, batch)
-        own, rows, entries = self.config.task, [], self.dataset("test").entries
-        for at, index in enumerate(batch["index"].tolist()):
+        rows, entries = [], self.dataset("test").entries
+        lengths = batch["video_mask"].sum(1).tolist()
+        for index, N, candidates in zip(batch["index"].tolist(), lengths, self.candidates(model, batch), strict=True):
             entry = entries[index]
-            if entry.clip.uid in self.unusable:
-                segments, scores, classes = np.zeros((0, 2)), np.zeros(0), np.zeros(0, int)
-            else:
-                candidates = decode(logits[at], offsets[at], mask[at], points_P4, own.least_score, own.candidates,
-                                    SHORTEST)
-                segments, scores, classes = (x.cpu().numpy() for x in candidates)
-                grid = self.files.grid(entry.clip, int(batch["mask"][at].sum()))
-                segments = np.clip(grid.seconds(segments), 0, entry.clip.seconds)
+            segments, scores, classes = (x.cpu().double().numpy() for x in candidates)
             if not np.isfinite(segments).all() or not np.isfinite(scores).all():
                 raise ValueError(f"clip {entry.clip.uid}: NaN or Inf in what the head finds (evaluate.precision "
                                  f"{self.config.evaluate.precision}); its training has diverged: lower optim.lr")
-            rows.append({"index": np.array(index)} | self.found(entry, segments, scores.astype(float), classes))
+            if entry.clip.uid in self.unusable:
+                segments, scores, classes = segments[:0], scores[:0], classes[:0]
+            else:
+                segments = np.clip(self.grid(entry, N).seconds(segments), 0, entry.clip.seconds)
+            rows.append({"index": np.array(index)} | self.found(entry, segments, scores, classes.astype(int)))
         return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+
+    def candidates(self, model, batch: dict) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield each sample's candidates: segments (N, 2) in positions, scores (N,) and classes (N,)."""
+        own, (*outputs, points_P4) = self.config.task, self.points(model, batch)
+        for logits_PC, offsets_P2, mask_P in zip(*outputs, strict=True):
+            yield decode(logits_PC, offsets_P2, mask_P, points_P4, own.least_score, own.candidates, SHORTEST)
+
+    @classmethod
+    def inputs(cls, config: Config, action: str) -> dict[str, str]:
+        needed = super().inputs(config, action)
+        return {name: provider for name, provider in needed.items()
+                if action == "extract" or name != config.task.feature_videos}
 
     def tables(self) -> list[Path]:
         return [self.require_file(name) for name in self.inputs(self.config, "evaluate")]
 
 
-def padded(parts: list[Tensor], value: float = 0.0) -> Tensor:
-    """Return tensors of different lengths as one, (B, longest, …)."""
-    return nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=value)
+def padded(parts: list[np.ndarray], value: float = 0.0) -> Tensor:
+    """Return arrays of different lengths as one tensor, (B, longest, …)."""
+    return nn.utils.rnn.pad_sequence([*map(torch.from_numpy, parts)], batch_first=True, padding_value=value)
 
 
 def mask_of(lengths: list[int]) -> Tensor:

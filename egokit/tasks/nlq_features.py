@@ -154,7 +154,8 @@ class NLQFeatures(ClipFeatures):
         if not metrics:
             return {}
         remove_abandoned(run.path / "questions")
-        return metrics | {"questions": sum(len(clip["questions"]) for clip in read_manifest(run)["clips"])}
+        clips = read_manifest(run.path / "features")["clips"]
+        return metrics | {"questions": sum(len(clip["questions"]) for clip in clips)}
 
 
 def words_file(run: Run, clip: dict) -> Path:

@@ -18,7 +18,7 @@ def features(run: Run, count: int = 3):
         count: How many clips of the manifest to draw, from the first.
     """
     from egokit.tasks.clip_features import read_manifest, stored
-    manifest = read_manifest(run)
+    manifest = read_manifest(run.path / "features")
     clips = manifest["clips"][:count]
     figure = new_figure(figsize=(min(WIDTH, 5 * len(clips)), 4))
     axes = figure.subplots(1, len(clips), squeeze=False)

@@ -1,0 +1,235 @@
+"""EgoNLQ (natural-language queries): features, and a head that finds the stretch of a clip that answers a question.
+
+Two heads: the single-stage one that EgoMQ has, with the question's words (model/moment_head.py), and VSLNet
+(task.head=span, span_task.py), with which EgoVLPv2's numbers were published.
+
+Source: Ego4D's natural-language queries; SnAG for the single-stage head with a text.
+"""
+import functools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+from torch import Tensor, nn
+
+from egokit.config.schema import Config, Count, Positive, Scored, Share
+from egokit.data.annotation_json import SPLITS
+from egokit.data.site_checks import EGO4D, Checks, Finding
+from egokit.model.text_encoder import load_tokenizer
+from egokit.runs.files import write_text
+from egokit.runs.ledger import Result
+from egokit.runs.run_folder import Run
+from egokit.tasks import span_task
+from egokit.tasks.feature_files import Clip, FeatureError, FeatureFiles, Grid
+from egokit.tasks.moment_task import Entry, HeadParams, MomentTask
+from egokit.tasks.moments import nlq_annotations, nlq_results, segments, span_labels
+from egokit.tasks.moments.nlq_annotations import Question
+from egokit.tasks.nlq_features import NLQFeatures
+
+ANSWERS = 5  # of a question
+RECALLS = {f"R@{k}_{iou}": (k, iou) for iou in (0.3, 0.5) for k in (1, 3, 5)}
+PUBLISHED = {  # on val, in %: R@1 and R@5 at 0.3, then at 0.5; EgoVLPv2's and EgoVLP's READMEs, snag_release
+    "EgoVLPv2 fused, VSLNet": (12.95, 23.80, 7.91, 16.11), "EgoVLP, VSLNet": (10.84, 18.84, 6.81, 13.45),
+    "EgoVLP, SnAG": (15.53, 38.40, 10.94, 27.70)}
+
+
+class EgoNLQ(MomentTask, NLQFeatures):
+    """Extracts features, and trains and scores a head that answers questions by a stretch of their clip."""
+    notebook = "08_egonlq"
+    sections: ClassVar = {"extract": "features", "train": "grounding", "evaluate": "grounding_scored"}
+    recipe, recipe_sha256 = "egonlq", ""
+    unit, samples = "questions", 0
+    best = "R@1_mean"
+    published: ClassVar = [
+        Result("EgoNLQ clips with features", "features", "clips", key="clips", in_ledger=False),
+        *(Result(f"EgoNLQ {metric.replace('_', ', ')} ({whose})", section, metric, number,
+                 "EgoVLPv2.pth" if "v2" in whose else "", metric,
+                 "" if section == "grounding" else f"{section}.{metric}")
+          for section in ("grounding", "grounding_scored") for whose, numbers in PUBLISHED.items()
+          for metric, number in zip(("R@1_0.3", "R@5_0.3", "R@1_0.5", "R@5_0.5"), numbers, strict=True))]
+    figures = ("answers.png",)
+
+    class Params(HeadParams, NLQFeatures.Params):
+        head: Literal["single_stage", "span"] = "single_stage"  # span: VSLNet, as published with EgoVLPv2
+        words: str = ""                         # run whose extraction holds the questions' words; "": `features`
+        sigma: Scored[Positive] = 0.75          # of the Gaussian that lowers the scores of overlapping candidates
+        vote: Scored[Share] = 0.9               # least IoU of the candidates whose mean an answer becomes
+        positions: Count = 256                  # most positions of a clip that the span head sees
+        highlight_weight: Positive = 5.0        # of the span head's highlight loss
+        span_dropout: Share = 0.2               # in the span head
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        self._questions: dict[str, list[Question]] = {}
+
+    @functools.cached_property
+    def tokenizer(self):
+        """The site's tokenizer, which an extraction needs."""
+        return load_tokenizer(self.config.site.tokenizer, fetch=True)
+
+    @functools.cached_property
+    def word_files(self) -> FeatureFiles:
+        """The extraction that holds the questions' words."""
+        return FeatureFiles(Path(self.config.task.words)) if self.config.task.words else self.files
+
+    @functools.cached_property
+    def place_of(self) -> dict[tuple, tuple[int, str]]:
+        """A question's key -> its place in its clip's stored words, and its text there."""
+        return {(uid, entry["annotation_uid"], entry["query_idx"]): (place, entry["query"])
+                for uid, clip in self.word_files.listed.items()
+                for place, entry in enumerate(clip.get("questions", ()))}
+
+    @property
+    def num_classes(self) -> int:
+        return 1
+
+    @property
+    def text(self) -> int:
+        return self.word_files.word_dimension
+
+    @property
+    def is_span(self) -> bool:
+        """Whether the head is VSLNet."""
+        return self.config.task.head == "span"
+
+    def modules(self, model) -> dict[str, nn.Module]:
+        made = super().modules(model)
+        return {"head": span_task.make(self)} if made and self.is_span else made
+
+    def seen(self, feature: np.ndarray) -> np.ndarray:
+        return span_labels.resample(feature, self.config.task.positions) if self.is_span else feature
+
+    def grid(self, entry: Entry, N: int) -> Grid:
+        return span_task.grid(entry.source, N) if self.is_span else super().grid(entry, N)
+
+    def labels(self, entry: Entry, N: int) -> dict[str, np.ndarray]:
+        return span_task.labels(entry.source, N) if self.is_span else {}
+
+    def loss(self, model, batch: dict, step: int) -> dict[str, Tensor]:
+        return (span_task.loss(self, model.own["head"], batch) if self.is_span else super().loss(model, batch, step))
+
+    def candidates(self, model, batch: dict) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        return (span_task.candidates(model.own["head"], batch, ANSWERS) if self.is_span else
+                super().candidates(model, batch))
+
+    def questions(self, split: str) -> list[Question]:
+        """Return the questions of "train", "val" or "test_unannotated"."""
+        if split not in self._questions:
+            self._questions[split] = nlq_annotations.read_questions(self.lists()[split])
+        return self._questions[split]
+
+    def entries(self, split: str) -> list[Entry]:
+        splits = ["train"] if split == "train" else ["val", *(["test_unannotated"] * self.config.task.predict_test)]
+        questions = [question for each in splits for question in self.questions(each)]
+        if split == "train" and (empty := nlq_annotations.count_empty(questions)):
+            print(f"train: {empty} of {len(questions)} answers have length 0: " + (
+                "their label is the clip's beginning, as in the original" if self.is_span else
+                "they claim no point, so nothing is learnt of them"), flush=True)
+        absent = [question for question in questions if question.key not in self.place_of]
+        other = [question for question in questions
+                 if self.place_of.get(question.key, ("", question.query))[1] != question.query]
+        for problem, found in (("is not among the stored words", absent), ("is another question there", other)):
+            if found:
+                raise FeatureError(f"{self.word_files.folder}/manifest.json: question {found[0].key} "
+                                   f"({found[0].query!r:.80}) {problem}, like {len(found) - 1} others: extract the "
+                                   "features again, from the same annotations")
+        return [self.entry(question) for question in questions]
+
+    def entry(self, question: Question) -> Entry:
+        """Return the sample of a question."""
+        times = np.array([[question.start, question.stop]] if question.start is not None else [], float).reshape(-1, 2)
+        return Entry(Clip(question.clip_uid, question.video_uid, question.clip_start, question.clip_stop), times,
+                     np.zeros(len(times), np.int64), self.place_of[question.key][0], question)
+
+    def question_words(self, entry: Entry) -> np.ndarray:
+        return self.word_files.words(entry.clip, entry.question)
+
+    def found(self, entry: Entry, segments_N2, scores_N, classes_N) -> dict[str, np.ndarray]:
+        """Return "answers", (5, 3): start, stop and score, the best first; NaN after the last one."""
+        own, kept, scores = self.config.task, segments_N2, scores_N
+        if not self.is_span:
+            kept, scores, _ = segments.soft_nms(segments_N2, scores_N, own.sigma, own.least_score, ANSWERS)
+            kept = segments.vote(kept, segments_N2, scores_N, own.vote) if own.vote and len(kept) else kept
+        rows = np.full((ANSWERS, 3), np.nan)
+        rows[:len(kept)] = np.column_stack([kept, scores])
+        return {"answers": rows}
+
+    def predictions_of(self, rows: dict[str, np.ndarray], split: str) -> tuple[dict, list[Question]]:
+        """Return a split's predictions by the questions' keys, and the questions that were asked."""
+        entries, wanted = self.dataset("test").entries, {question.key for question in self.questions(split)}
+        answers = {entries[index].source: part[~np.isnan(part[:, 0])]
+                   for index, part in zip(rows["index"], rows["answers"], strict=True)
+                   if entries[index].source.key in wanted}
+        return {question.key: part[:, :2] for question, part in answers.items()}, list(answers)
+
+    def metrics(self, rows: dict[str, np.ndarray], prompts_KE) -> dict[str, float]:
+        """Return recalls in % (challenge's way, and the original's), the mean IoU of first answers, and counts."""
+        predictions, questions = self.predictions_of(rows, "val")
+        return score(predictions, questions) | {"clips_without_features": len(self.unusable)}
+
+    def chance(self) -> dict[str, float]:
+        """Return the metrics of five random answers, as long as the training split's."""
+        questions, random = self.questions("val"), np.random.default_rng(0)
+        lengths = np.array([question.stop - question.start for question in self.questions("train")])
+        predictions = {}
+        for question in questions:
+            seconds = question.clip_stop - question.clip_start
+            length = np.minimum(random.choice(lengths, ANSWERS), seconds)
+            start = random.uniform(0, 1, ANSWERS) * (seconds - length)
+            predictions[question.key] = np.stack([start, start + length], 1)
+        return score(predictions, questions)
+
+    def save_outputs(self, run: Run, section: str, rows: dict[str, np.ndarray], prompts_KE) -> None:
+        """Write the validation split's predictions and truth, and the test split's submission."""
+        super().save_outputs(run, section, rows, prompts_KE)
+        predictions, questions = self.predictions_of(rows, "val")
+        keys = ("clip_uid", "video_uid", "annotation_uid", "query_idx", "query", "template", "clip_start", "start",
+                "stop", "duration")
+        truth = [{key: getattr(question, key) for key in keys} for question in questions]
+        for name, document in (("nlq_predictions.json", nlq_results.submission(predictions)),
+                               (self.truth_name, {"task": "nlq", "questions": truth})):
+            write_text(run.path / name, json.dumps(document))
+        if self.config.task.predict_test:
+            predictions, _ = self.predictions_of(rows, "test_unannotated")
+            write_text(run.path / "submission.json", json.dumps(nlq_results.submission(predictions)))
+
+    @classmethod
+    def check_site(cls, checks: Checks) -> Iterator[Finding]:
+        """Check the nlq_*.json, and their clips against the resized Ego4D videos."""
+        part, clips = "EgoNLQ", []
+
+        def read(path: Path) -> Iterator[Finding]:
+            found = nlq_annotations.read_clips(path)
+            clips.extend(found)
+            skipped, empty = (sum(counts) for counts in zip(*(
+                (clip.skipped, nlq_annotations.count_empty(clip.questions)) for clip in found), strict=True))
+            yield Finding(part, f"{path.name} questions", "ok", f"{sum(len(clip.questions) for clip in found):,}")
+            if skipped or empty:
+                yield Finding(part, f"{path.name} questions", "note",
+                              f"{skipped:,} have no text and are left out; {empty:,} have an answer of length 0")
+        for split in SPLITS:
+            path = checks.root / f"nlq_{split}.json"
+            table = checks.check_file(part, path, EGO4D.format("annotations"))
+            yield table
+            if table.state == "ok":
+                yield from checks.each(part, path.name, read(path))
+        if clips:
+            names = [f"{clip.video_uid}.mp4" for clip in clips]
+            yield Finding(part, "clips", "ok", f"{len(names):,} of {len(set(names)):,} videos")
+            yield from checks.check_rows(part, "clips", names, checks.root / "Ego4D_256", checks.prep_ego4d,
+                                         [clip.stop for clip in clips])
+
+
+def score(predictions: dict, questions: list[Question]) -> dict[str, float]:
+    """Return recalls and the mean IoU in %, and counts."""
+    found = nlq_results.recalls(predictions, questions)
+    out = {}
+    for prefix, values in (("", found), ("original_", found["original"])):
+        out |= {prefix + name: 100 * float(values["recall"][nlq_results.IOUS.index(iou)][nlq_results.KS.index(k)])
+                for name, (k, iou) in RECALLS.items()}
+        out |= {f"{prefix}R@1_mean": (out[f"{prefix}R@1_0.3"] + out[f"{prefix}R@1_0.5"]) / 2,
+                f"{prefix}mean_iou": 100 * float(values["mean_iou"])}
+    return out | {"questions": found["questions"], "unanswered": found["unanswered"],
+                  "zero_length_answers": found["empty"]}
