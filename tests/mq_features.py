@@ -23,7 +23,7 @@ def extracted(config, folder, model=None):
                                for path in task.lists().values()}
     files = {clip["clip_uid"]: folder / "features" / f"{clip['clip_uid']}.{manifest['format']}"
              for clip in manifest["clips"]}
-    return {uid: np.array(clip_features.stored(path)) for uid, path in files.items()}, manifest
+    return {uid: np.array(clip_features.stored(path, task.axes)) for uid, path in files.items()}, manifest
 
 
 def same(a, b):

@@ -134,7 +134,7 @@ class EgoVLP(nn.Module):
         return self.text_projection(self.text(tokens)).float()
 
     def fuse(self, video_BSD: Tensor, text_BLD: Tensor, attention_mask_BL: Tensor, frames: int,
-             read: str = "all") -> tuple[Tensor | None, Tensor]:
+             read: str = "all") -> tuple[Tensor | None, Tensor | None]:
         """Return the states of videos and texts after the fused layers.
 
         Each encoder reads the other's states from before the layer, not after it.
@@ -145,6 +145,7 @@ class EgoVLP(nn.Module):
             frames: T.
             read: which of the last states the caller reads, as the others need not be computed. "all": (B, S, D) and
                 (B, L, D). "itm": CLS and the first token, each (B, 1, D). "mlm": the text alone, (None, (B, L, D)).
+                "video": CLS alone, ((B, 1, D), None).
         """
         mask_B11L = additive_mask(attention_mask_BL)
         first = self.num_unfused
@@ -152,10 +153,11 @@ class EgoVLP(nn.Module):
         for block, layer in pairs:
             video_BSD, text_BLD = (self.video.run_block(block, video_BSD, frames, text_BLD, mask_B11L),
                                    self.text.run_layer(layer, text_BLD, mask_B11L, video_BSD))
-        first_only = read == "itm"
+        first_only = read in ("itm", "video")
         return (None if read == "mlm"
                 else self.video.run_block(last_block, video_BSD, frames, text_BLD, mask_B11L, first_only),
-                self.text.run_layer(last_layer, text_BLD, mask_B11L, video_BSD, first_only))
+                None if read == "video"
+                else self.text.run_layer(last_layer, text_BLD, mask_B11L, video_BSD, first_only))
 
     def itm_from_states(self, video_BSD: Tensor, text_BLD: Tensor) -> Tensor:
         """Return matching logits (B, 2) of fused states; class 1 is 'match'."""

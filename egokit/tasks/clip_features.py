@@ -7,56 +7,51 @@ Source: EgoVLP's recipe.
 from __future__ import annotations
 
 import json
+import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
 import torch
 
+from egokit.config.build import ConfigError
 from egokit.config.json_file import LARGEST_LIST, read_json
 from egokit.config.names import check_name
-from egokit.config.schema import Count, Positive, TaskConfig
+from egokit.config.schema import Config, Count, Positive, TaskConfig
 from egokit.data import annotation_json
 from egokit.data.annotation_json import SPLITS
-from egokit.data.video import frame_sampling
+from egokit.data.site_checks import EGO4D, PREP
 from egokit.data.video.open_video import VideoError
 from egokit.model import checkpoints, tensor_file
 from egokit.runs.array_file import read_array
 from egokit.runs.files import atomic_path, remove_abandoned, write_text
 from egokit.runs.run_folder import Run
 from egokit.tasks.base import Task
-from egokit.tasks.windows import Windows, embed_windows, read_damage, write_damage, write_each
+from egokit.tasks.windows import ClipWindows, embed_windows, read_damage, write_damage, write_each
 from egokit.train import distributed
 
 Format = Literal["pt", "npy"]
-MANIFEST = {"format": str, "clips": [{"clip_uid": str, "split": str, "start": float, "stop": float}]}
-
-
-class ClipWindows(Windows):
-    """The windows of one clip, one after the other, without overlap."""
-
-    def __init__(self, task: ClipFeatures, clip: dict):
-        super().__init__(task, task.videos / f"{clip['video_uid']}.mp4", task.config.evaluate.batch_size,
-                         what_there_is=task.config.data.max_bad_fraction > 0)
-        self.clip = clip
-
-    def indices(self, video) -> np.ndarray:
-        start, stop, own = self.clip["start"], self.clip["stop"], self.task.config.task
-        if stop > video.seconds + frame_sampling.LATE:  # else the features would be of a still picture, the last frame
-            raise VideoError(f"{self.path}: clip {self.clip['clip_uid']} ends at {stop:.2f} s, but the video ends at "
-                             f"{video.seconds:.2f} s; has it lost its end, or is it another video?")
-        T, rate = own.feature_frames, video.resolution
-        indices = video.frames_of(
-            frame_sampling.mq(int(start * rate), int(stop * rate), own.features_per_second, rate, T))
-        if len(indices) < T:
-            raise VideoError(f"{self.path}: clip {self.clip['clip_uid']} of {stop - start:.2f} s "
-                             "is too short for one feature")
-        return indices[:len(indices) // T * T].reshape(-1, T)
+QUESTION = {"annotation_uid": str, "query_idx": int, "query": str, "tokens": int}
+MANIFEST = {"format": str, "clips": [{"clip_uid": str, "split": str, "start": float, "stop": float,
+                                      "questions": ([QUESTION], ...)}]}
 
 
 class ClipFeatures(Task):
-    """Extracts features of clips, and is neither trained nor scored."""
+    """Extracts features of clips, and is neither trained nor scored.
+
+    Subclasses whose features are others override `embedder`, `bytes_of`, `layer` and `features`.
+
+    Attributes:
+        axes: number of axes of a clip's features, of which the last two are (features, dimension).
+        spread: whether the windows of a clip that ends after its video are spread over what there is of it, as the
+            original does; if not, each keeps its time, and the last ones show the last frame.
+        saving: what makes the features smaller, for the message that there is no room for them.
+    """
+    axes = 2
+    spread = False
+    saving = "or set data.limit"
 
     class Params(TaskConfig):
         features_per_second: Positive = 1.87    # features of one second of video
@@ -91,6 +86,23 @@ class ClipFeatures(Task):
                                      "than where it stands before")
         return [clips[uid] for uid in sorted(clips)][:self.limited(len(clips))]
 
+    def embedder(self, model, clip: dict) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Return the function that makes a row of features of each window of a clip."""
+        return model.embed_video
+
+    def windows_of(self, clip: dict) -> int:
+        """Return how many features a clip is expected to have, as ClipWindows would."""
+        own = self.config.task
+        return int((clip["stop"] - clip["start"]) * own.features_per_second + 1 / own.feature_frames)
+
+    def bytes_of(self, model, clip: dict) -> int:
+        """Return how many bytes `write` is expected to write for a clip."""
+        return self.windows_of(clip) * model.embed_dim * 4
+
+    def layer(self) -> dict[str, str]:
+        """Return what the manifest says of the features' place in the model."""
+        return {"layer": "video_projection"}
+
     def features(self, model, clip: dict) -> tuple[torch.Tensor, dict]:
         """Return the (features, E) float32 features of one clip, and the damage among its frames.
 
@@ -100,7 +112,8 @@ class ClipFeatures(Task):
         Raises:
             VideoError: a frame is damaged, and data.max_bad_fraction is 0, or a larger share of the frames than it is.
         """
-        feature, read = embed_windows(model, ClipWindows(self, clip), f"clip {clip['clip_uid']}")
+        feature, read = embed_windows(model, ClipWindows(self, clip), f"clip {clip['clip_uid']}",
+                                      self.embedder(model, clip))
         share, limit = float(read["damaged_WT"].mean()), self.config.data.max_bad_fraction
         if not share:
             return feature, {}
@@ -111,6 +124,35 @@ class ClipFeatures(Task):
                              f"again, or set data.max_bad_fraction, now {limit:g}, above their share")
         return feature, {"share": round(share, 6), "times": times}
 
+    def file(self, run: Run, clip: dict) -> Path:
+        """Return the path of a clip's features."""
+        return run.path / "features" / f"{clip['clip_uid']}.{self.config.task.feature_format}"
+
+    def is_made(self, run: Run, clip: dict) -> bool:
+        """Return whether all that `write` writes for a clip is there."""
+        return self.file(run, clip).exists()
+
+    def write(self, model, run: Run, clip: dict) -> None:
+        """Write the features of a clip, and before them a small file of its damage."""
+        feature, damage = self.features(model, clip)
+        if damage:
+            write_damage(self.file(run, clip), damage)
+        save(self.file(run, clip), feature)
+
+    def check_room(self, model, run: Run, clips: list[dict]) -> None:
+        """Print how many bytes are still to be written, and how many are free.
+
+        Raises:
+            ConfigError: they do not fit.
+        """
+        needed = sum(self.bytes_of(model, clip) for clip in clips if not self.is_made(run, clip))
+        free, asked = shutil.disk_usage(run.path).free, sum(len(clip.get("questions", ())) for clip in clips)
+        numbers = f"{len(clips):,} clips" + (f", {asked:,} questions" if asked else "")
+        print(f"{numbers}: {needed / 1e9:,.3f} GB of features to write, {free / 1e9:,.3f} GB are free", flush=True)
+        if needed > free:
+            raise ConfigError(f"{run.path / 'features'}: the features of {numbers} need {needed / 1e9:,.3f} GB more, "
+                              f"but {free / 1e9:,.3f} GB are free: make room, {self.saving}")
+
     def extract(self, model, run: Run) -> dict[str, float]:
         """Write features/<clip_uid>.pt (or .npy) for every clip that has none yet, and a manifest.
 
@@ -120,24 +162,21 @@ class ClipFeatures(Task):
             On rank 0, the counts and hashes for metrics.json; {} on other ranks.
 
         Raises:
+            ConfigError: the features do not fit on the disk; nothing is written.
             VideoError: some clips cannot be read; the features of all others are written first.
         """
         began, data = time.perf_counter(), {path.name: checkpoints.fingerprint(path) for path in self.lists().values()}
-        rank, own = distributed.rank(), self.config.task
-        folder, suffix = run.path / "features", own.feature_format
+        rank, own, folder = distributed.rank(), self.config.task, run.path / "features"
         clips = distributed.gather_objects(self.clips())[0]  # rank 0's, because the list may be edited meanwhile
-        unlisted = delete_outdated(run, folder, clips, suffix) if rank == 0 else []
+        unlisted = delete_outdated(run, folder, clips, own.feature_format) if rank == 0 else []
+        if rank == 0:
+            self.check_room(model, run, clips)
         distributed.barrier()
-        path_of = {clip["clip_uid"]: folder / f"{clip['clip_uid']}.{suffix}" for clip in clips}
         digest = checkpoints.fingerprint(checkpoints.find(self.config.init)) if self.config.init and rank == 0 else ""
 
         def write(clip: dict) -> None:
-            path = path_of[clip["clip_uid"]]
-            if not path.exists():
-                feature, damage = self.features(model, clip)
-                if damage:
-                    write_damage(path, damage)
-                save(path, feature)
+            if not self.is_made(run, clip):
+                self.write(model, run, clip)
         errors = [reason for _, reason in write_each(run, clips, write)]
         if errors:
             if rank == 0:
@@ -149,32 +188,41 @@ class ClipFeatures(Task):
         if rank != 0:
             return {}
         remove_abandoned(folder)
-        shapes = {uid: stored(path).shape for uid, path in path_of.items()}
-        damaged = {uid: {"damaged": damage} for uid, path in path_of.items() if (damage := read_damage(path))}
-        manifest = {"init": self.config.init, "init_sha256": digest, "format": suffix,
+        shapes = [stored(self.file(run, clip), self.axes).shape for clip in clips]
+        entries = [clip | {"features": shape[-2]} | ({"damaged": damage} if damage else {}) for clip, shape, damage
+                   in zip(clips, shapes, (read_damage(self.file(run, clip)) for clip in clips), strict=True)]
+        damaged = sum("damaged" in entry for entry in entries)
+        manifest = {"init": self.config.init, "init_sha256": digest, "format": own.feature_format,
                     "features_per_second": own.features_per_second,
                     "frames": own.feature_frames, "stride": own.feature_frames,
                     # of the samples, not of a video
                     "frame_rate": round(own.features_per_second * own.feature_frames, 6),
-                    "layer": "video_projection", "dimension": next(iter(shapes.values()))[1],
-                    "clips": [clip | {"features": shapes[clip["clip_uid"]][0]} | damaged.get(clip["clip_uid"], {})
-                              for clip in clips], "unlisted": unlisted} | ({"damaged": len(damaged)} if damaged else {})
+                    **self.layer(), "dimension": shapes[0][-1],
+                    "clips": entries, "unlisted": unlisted} | ({"damaged": damaged} if damaged else {})
         write_text(folder / "manifest.json", json.dumps(manifest, indent=1))
-        return {"clips": len(clips), "features": sum(shape[0] for shape in shapes.values()), "unlisted": len(unlisted),
+        return {"clips": len(clips), "features": sum(shape[-2] for shape in shapes), "unlisted": len(unlisted),
                 "samples": len(clips), "expected": len(clips), "failed": 0, "frames": own.feature_frames,
                 "toy": self.config.site.toy, "data": data, "seconds": time.perf_counter() - began}
 
+    @classmethod
+    def inputs(cls, config: Config, action: str) -> dict[str, str]:
+        lists, videos = config.task.feature_clips, config.task.feature_videos
+        names = [lists.replace("*", split) for split in (SPLITS if "*" in lists else ("",))]
+        return {name: EGO4D.format("annotations") for name in names} | {
+            videos: PREP if videos == "Ego4D_256" else EGO4D.format("full_scale")}
+
 
 def delete_outdated(run: Run, folder: Path, clips: list[dict], suffix: str) -> list[str]:
-    """Delete the features of clips whose video or times have changed since.
+    """Delete the features of clips whose video, times or questions have changed since.
 
-    The run's clips.json remembers each clip's video and times.
+    The run's clips.json remembers each clip's video, times and questions.
 
     Returns:
         The clips that have features but are not listed any more; their features stay.
     """
     path = run.path / "clips.json"
-    current = {clip["clip_uid"]: [clip["video_uid"], clip["start"], clip["stop"]] for clip in clips}
+    current = {clip["clip_uid"]: [clip["video_uid"], clip["start"], clip["stop"], *clip.get("questions", ())]
+               for clip in clips}
     recorded = read_json(path, {...: list}, "delete it: all features are made again", LARGEST_LIST) or {}
     made = sorted(file.stem for file in folder.glob(f"[!.]*.{suffix}"))
     changed = [uid for uid in made if uid in current and recorded.get(uid) != current[uid]]
@@ -194,7 +242,7 @@ def delete_outdated(run: Run, folder: Path, clips: list[dict], suffix: str) -> l
 
 
 def save(path: Path, feature: torch.Tensor) -> None:
-    """Write one clip's (features, E) as .npy or .pt, whole or not at all."""
+    """Write one clip's features as .npy or .pt, whole or not at all."""
     with atomic_path(path) as temporary:
         if path.suffix == ".npy":
             np.save(temporary, feature.numpy())
@@ -226,8 +274,8 @@ def read_manifest(run: Run) -> dict:
     return manifest
 
 
-def stored(path: Path) -> np.ndarray:
-    """Return one clip's (features, E), memory-mapped.
+def stored(path: Path, axes: int = 2) -> np.ndarray:
+    """Return one clip's (features, E), memory-mapped; with three axes (questions, features, E).
 
     Raises:
         ValueError: the file is damaged; the message names it.
@@ -242,6 +290,7 @@ def stored(path: Path) -> np.ndarray:
             raise
         except Exception as error:  # torch and zipfile raise errors of a dozen kinds
             raise ValueError(f"{path}: no whole file of features ({type(error).__name__}); {fix}") from None
-    if feature.ndim != 2 or not feature.size or feature.dtype.kind != "f":
-        raise ValueError(f"{path}: {feature.dtype} of shape {feature.shape}, expected (features, dimension); {fix}")
+    if feature.ndim != axes or not feature.size or feature.dtype.kind != "f":
+        expected = "(features, dimension)" if axes == 2 else "(questions, features, dimension)"
+        raise ValueError(f"{path}: {feature.dtype} of shape {feature.shape}, expected {expected}; {fix}")
     return feature

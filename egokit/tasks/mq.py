@@ -3,10 +3,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
-from egokit.config.schema import Config
 from egokit.data import annotation_json
 from egokit.data.annotation_json import SPLITS
-from egokit.data.site_checks import EGO4D, PREP, Checks, Finding
+from egokit.data.site_checks import EGO4D, Checks, Finding
 from egokit.runs.ledger import Result
 from egokit.tasks.clip_features import ClipFeatures
 
@@ -17,13 +16,6 @@ class EgoMQ(ClipFeatures):
     sections: ClassVar = {"extract": "features"}
     published: ClassVar = [Result("EgoMQ clips with features", "features", "clips", key="clips", in_ledger=False)]
     figures = ("features.png",)
-
-    @classmethod
-    def inputs(cls, config: Config, action: str) -> dict[str, str]:
-        lists, videos = config.task.feature_clips, config.task.feature_videos
-        names = [lists.replace("*", split) for split in (SPLITS if "*" in lists else ("",))]
-        return {name: EGO4D.format("annotations") for name in names} | {
-            videos: PREP if videos == "Ego4D_256" else EGO4D.format("full_scale")}
 
     @classmethod
     def check_site(cls, checks: Checks) -> Iterator[Finding]:

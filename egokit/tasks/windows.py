@@ -13,7 +13,7 @@ import torch
 
 from egokit.config.json_file import read_json
 from egokit.data.loader import Samples, build_loader, move_to_device
-from egokit.data.video import open_video
+from egokit.data.video import frame_sampling, open_video
 from egokit.data.video.timeline import VideoError, advice
 from egokit.data.video.transforms import normalise
 from egokit.model.precision import autocast
@@ -88,6 +88,29 @@ class Windows(Samples):
             "damaged_WT": in_damage(video, self.time_WT)}}
 
 
+class ClipWindows(Windows):
+    """The windows of one clip of a ClipFeatures task, one after the other, without overlap."""
+
+    def __init__(self, task: Task, clip: dict):
+        super().__init__(task, task.videos / f"{clip['video_uid']}.mp4", task.config.evaluate.batch_size,
+                         what_there_is=task.config.data.max_bad_fraction > 0)
+        self.clip = clip
+
+    def indices(self, video) -> np.ndarray:
+        start, stop, own = self.clip["start"], self.clip["stop"], self.task.config.task
+        if stop > video.seconds + frame_sampling.LATE:  # else the features would be of a still picture, the last frame
+            raise VideoError(f"{self.path}: clip {self.clip['clip_uid']} ends at {stop:.2f} s, but the video ends at "
+                             f"{video.seconds:.2f} s; has it lost its end, or is it another video?")
+        T, rate = own.feature_frames, video.resolution
+        indices = video.frames_of(
+            frame_sampling.mq(int(start * rate), int(stop * rate), own.features_per_second, rate, T,
+                              video.steps if self.task.spread else None))
+        if len(indices) < T:
+            raise VideoError(f"{self.path}: clip {self.clip['clip_uid']} of {stop - start:.2f} s "
+                             "is too short for one feature")
+        return indices[:len(indices) // T * T].reshape(-1, T)
+
+
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Turn whatever a decoder raises into a VideoError; a decoder that has failed is not used again."""
@@ -109,31 +132,32 @@ def in_damage(video, time: np.ndarray) -> np.ndarray:
 
 
 @torch.no_grad()
-def embed_windows(model, windows: Windows, what: str) -> tuple[torch.Tensor, dict]:
+def embed_windows(model, windows: Windows, what: str, embed: Callable | None = None) -> tuple[torch.Tensor, dict]:
     """Embed all windows of a video; a loader process decodes ahead if data.workers is set.
 
     Args:
         model: an EgoVLP in evaluation mode.
         what: names the video in the message of a ValueError.
+        embed: returns a row for each window of a batch (B, T, 3, size, size); by default model.embed_video.
 
     Returns:
-        (embeddings, read): (windows, E) float32 on the CPU, and what was read: "spans" of the windows; "start" and
-        "seconds", where the pictures begin and end on the player's clock; "share" of the video's frames and "times"
-        [start, stop] that are damaged; "damaged_WT", whether each frame of each window is.
+        (embeddings, read): (windows, E) on the CPU, what `embed` returns, and what was read: "spans" of the
+        windows; "start" and "seconds", where the pictures begin and end on the player's clock; "share" of the
+        video's frames and "times" [start, stop] that are damaged; "damaged_WT", whether each frame of each window is.
 
     Raises:
         VideoError: the video cannot be read.
         FileNotFoundError: there is no such video.
         ValueError: an embedding is NaN or Inf.
     """
-    config, out = windows.task.config, []
+    config, out, embed = windows.task.config, [], embed or model.embed_video
     batches = ([(0, number)] for number in itertools.count())
     workers = min(1, config.data.workers)  # the stream of windows lives in one process
     for item in build_loader(windows, batches, lambda items: items[0], workers, config.data.read_timeout):
         if not len(item["video"]):
             break
         with autocast(model.device, config.evaluate.precision):
-            out.append(model.embed_video(normalise(move_to_device(item["video"], model.device))).cpu())
+            out.append(embed(normalise(move_to_device(item["video"], model.device))).cpu())
     embedded = torch.cat(out)
     if not embedded.isfinite().all():
         raise ValueError(f"{what}: NaN or Inf in its features; evaluate.precision is {config.evaluate.precision}")

@@ -77,8 +77,9 @@ def ek100(start: int, stop: int, frames: int, rng: np.random.Generator | None = 
     return rng.integers(low, high + 1)
 
 
-def mq(start: int, stop: int, per_second: float, fps: float, feature_frames: int) -> np.ndarray:
-    """Return the middles of equal parts of [start, stop): EgoMQ's rule.
+def mq(start: int, stop: int, per_second: float, fps: float, feature_frames: int,
+       length: int | None = None) -> np.ndarray:
+    """Return the middles of equal parts of [start, stop): EgoMQ's and EgoNLQ's rule.
 
     Args:
         start: first frame, or time step, of the clip.
@@ -86,12 +87,14 @@ def mq(start: int, stop: int, per_second: float, fps: float, feature_frames: int
         per_second: features per second of video.
         fps: frames, or time steps, per second.
         feature_frames: frames from which one feature is computed.
+        length: frames, or time steps, of the video. The frames of a clip that ends later are then spread over what
+            there is of it, as in the original; without it they lie where they would, beyond the video's end.
 
     Returns:
-        int (n,), n = int(seconds · per_second · feature_frames + 1).
+        int (n,), n = int(seconds · per_second · feature_frames + 1), also where the video ends earlier.
     """
     samples = (stop - start) / fps * per_second * feature_frames + 1
-    return sample_frames(start, stop, int(samples))
+    return sample_frames(start, stop if length is None else max(start, min(stop, length)), int(samples))
 
 
 def pad_indices(indices: np.ndarray, frames: int) -> np.ndarray:
