@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import hostile_tasks
 from hostile import FILES, NAME
 from hostile_tasks import DRAWN, FEW, WORDS, evaluated, job_of, trained, with_files
+from test_moment_figures import mq_run, nlq_run
 
 import egokit
 from egokit import tasks, viz
@@ -13,6 +14,7 @@ from egokit.runs.ledger import Result
 from egokit.runs.run_folder import Run
 
 NAMED = [NAME, f"{NAME}-2"]
+CLASSES = [text for text in DRAWN if "\udcff" not in text]  # which no file of results may have
 RESULT = Result(NAME, NAME, NAME, 1.0, chance=NAME)
 
 
@@ -109,9 +111,28 @@ def browser(folder, own):
     return [*pages, *(file.read_text() for file in folder.glob("outputs/*/*/figures/browser*.html"))], [NAME], ()
 
 
+def detected(folder) -> Run:
+    """Return a run whose classes are hostile."""
+    spans = [[k, k + 0.5, text] for k, text in enumerate(CLASSES)]
+    return mq_run(folder / NAME, {NAME: spans}, {NAME: [(text, 0.5, [start, stop]) for start, stop, text in spans]})
+
+
+def answered(folder) -> Run:
+    """Return a run whose questions and templates are hostile."""
+    return nlq_run(folder / NAME, [{"query": text, "template": text} for text in WORDS], [[[1, 2]]] * len(WORDS))
+
+
+def answers(folder, own):
+    return viz.answers(answered(folder), len(WORDS)), DRAWN, ()
+
+
 FIGURES = {
     "accuracy_by_word": accuracy_by_word, "average_precisions": average_precisions, "batch": batch,
     "curves": lambda folder, own: (viz.curves(trained(folder)), [NAME], [NAME.replace("_", "")]),
+    "answers": answers,
+    "detections": lambda folder, own: (viz.detections(detected(folder)), [NAME, *CLASSES[:20]], ()),
+    "detections_per_class": lambda folder, own: (viz.detections_per_class(detected(folder)), CLASSES, ()),
+    "false_positives": lambda folder, own: (viz.false_positives(detected(folder)), (), ()),
     "features": features, "fusion": fusion, "narrations": narrations,
     "predictions": lambda folder, own: (watched(folder, own)[1], [NAME, *DRAWN], ()),
     "published": lambda folder, own: (viz.published(with_files(folder)), [NAME], ()),
@@ -129,6 +150,7 @@ HTML = {
     "ledger": lambda folder, own: (viz.ledger(with_files(folder).path.parents[1]), [NAME], ()),
     "metrics": lambda folder, own: (viz.metrics(dict.fromkeys(WORDS, 1.5)), [word.replace("_", " ") for word in WORDS],
                                     ()),
+    "recalls_by_template": lambda folder, own: (viz.recalls_by_template(answered(folder)), WORDS, ()),
     "results": lambda folder, own: (viz.results(with_files(folder)), [NAME], ()),
     "table": lambda folder, own: (viz.table([(RESULT, {NAME: {NAME: text}, "chance": {NAME: [text]}})
                                              for text in WORDS]), [NAME, *WORDS], ()),

@@ -8,6 +8,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from test_curves import step_event, validation_event
+from test_moment_figures import moment_figures
 from test_predictions import asked, grey, sought
 
 import egokit
@@ -59,6 +60,7 @@ def figures(resolve, checkpoint, tmp_path):
     write("all", {"video": rng.normal(size=(len(task.ids), 8))}, rng.normal(size=(len(task.classes), 8)))
     yield "few clips", viz.retrieved(task, run, "all")
     yield "average precisions", viz.average_precisions(task, run, "all")
+    yield from moment_figures(tmp_path)
     yield "words", by_word({kind: [[f"puts large {n}"] for n in range(50)] for kind in ("verb", "noun")},
                            {"inter-video": rng.uniform(0, 100, 50)}, "ensemble accuracy, %", "questions", chance=20)
     run, history = logged(tmp_path, *[asked([-.11, .21, .31, .41, .51]) | {"text": LONG}] * 4)

@@ -6,14 +6,18 @@ A picture is saved under the run's figures/ folder.
     predictions.py  held-out samples during training   retrieval.py    questions, retrieved clips, re-ranking
     per_class.py    numbers by class, verb and noun    browser.py      the retrieval browser; its content: queries.py
     attention.py    gates and word attention           features.py     EgoMQ features over time
-    tables.py       numbers and files as tables        style.py        colours, frame strips, saving
+    moments.py      EgoMQ's detections                 answers.py      EgoNLQ's answers
+    moment_files.py the files of both                  tables.py       numbers and files as tables
+    style.py        colours, frame strips, saving
 
 matplotlib is imported where it is used, so importing this package stays light.
 """
+from egokit.viz.answers import answers, recalls_by_template
 from egokit.viz.attention import fusion
 from egokit.viz.browser import browser
 from egokit.viz.curves import curves, watch
 from egokit.viz.features import features
+from egokit.viz.moments import detections, detections_per_class, false_positives
 from egokit.viz.per_class import accuracy_by_word, average_precisions, retrieval_by_word
 from egokit.viz.predictions import predictions
 from egokit.viz.retrieval import question, questions, reranked, retrieved
@@ -21,6 +25,7 @@ from egokit.viz.samples import batch, narrations
 from egokit.viz.style import strip
 from egokit.viz.tables import counts, files, findings, ledger, metrics, published, results, table
 
-__all__ = ["accuracy_by_word", "average_precisions", "batch", "browser", "counts", "curves", "features", "files",
-           "findings", "fusion", "ledger", "metrics", "narrations", "predictions", "published", "question", "questions",
-           "reranked", "results", "retrieval_by_word", "retrieved", "strip", "table", "watch"]
+__all__ = ["accuracy_by_word", "answers", "average_precisions", "batch", "browser", "counts", "curves", "detections",
+           "detections_per_class", "false_positives", "features", "files", "findings", "fusion", "ledger", "metrics",
+           "narrations", "predictions", "published", "question", "questions", "recalls_by_template", "reranked",
+           "results", "retrieval_by_word", "retrieved", "strip", "table", "watch"]
