@@ -231,10 +231,11 @@ def test_damaged_questions_and_answers_are_named(tmp_path):
             ("empty", [], [], "'questions' is empty"),
             ("order", [{"start": 30.0}], [None], "question 0: it stops at 20"),
             ("no length", [{"duration": 0}], [None], "question 0: it stops at 0"),
-            ("text", [{"query": None}], [None], "'questions.query' is None"),
-            ("one time", [{}], [[[1]]], r"'predicted_times' of .* is \[\[1\]\], expected \[start, end\]")):
-        with pytest.raises(ValueError, match=rf"{message}.*evaluate EgoNLQ again"):
+            ("text", [{"query": None}], [None], "'questions.query' is None")):
+        with pytest.raises(ValueError, match=rf"ground_truth\.json.*{message}.*evaluate EgoNLQ again"):
             viz.answers(nlq_run(tmp_path / name, questions, spans))
+    with pytest.raises(ValueError, match=r"nlq_predictions\.json.*\[1\]; expected \[start, end\]"):
+        viz.answers(nlq_run(tmp_path / "one time", [{}], [[[1]]]))
 
 
 def test_legends_and_titles_stay_in_their_figures(tmp_path):

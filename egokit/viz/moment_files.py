@@ -17,6 +17,7 @@ from egokit.config.json_file import LARGEST_LIST, check_fields, read_json
 from egokit.runs.run_folder import Run
 from egokit.tasks.moments.mq_annotations import Moment, MQClip
 from egokit.tasks.moments.mq_results import DETECTION_FILE, Rows, read_results
+from egokit.tasks.moments.nlq_results import read_predictions
 from egokit.tasks.moments.segments import as_segments
 
 TRUTH, ANSWERS = "ground_truth.json", "nlq_predictions.json"
@@ -25,7 +26,6 @@ MQ_SHAPE = {"task": str, "clips": {...: {"video_uid": str, "start": float, "stop
 QUESTION = {"clip_uid": str, "annotation_uid": str, "query_idx": int, "query": str, "template": (str, None),
             "start": float, "stop": float, "duration": float}
 NLQ_SHAPE = {"task": str, "questions": [QUESTION]}
-ANSWERS_SHAPE = {"results": [{"clip_uid": str, "annotation_uid": str, "query_idx": int, "predicted_times": [[float]]}]}
 
 
 class Answered(NamedTuple):
@@ -43,28 +43,26 @@ def _fix(task: str) -> str:
     return f"evaluate {NAMES[task]} again"
 
 
-def _read(run: Run, name: str, task: str, shape):
-    """Return a file of the run, checked; raise FileNotFoundError that says which job writes it."""
-    path = run.path / name
-    content = read_json(path, shape, _fix(task), LARGEST_LIST)
-    if content is None:
-        raise FileNotFoundError(_missing(path, task))
-    return content
-
-
 def _missing(path: Path, task: str) -> str:
     return f"{path} is missing: the run's job that evaluates {NAMES[task]} writes it; run that job first"
 
 
 def _truth(run: Run, task: str, shape) -> dict:
     """Return ground_truth.json, which must be of this task."""
-    found = _read(run, TRUTH, task, {"task": str})["task"]
-    if found != task:
+    path = run.path / TRUTH
+    content = read_json(path, {"task": str}, _fix(task), LARGEST_LIST)
+    if content is None:
+        raise FileNotFoundError(_missing(path, task))
+    if (found := content["task"]) != task:
         functions = "viz.answers and viz.recalls_by_template" if found == "nlq" else \
             "viz.detections, viz.detections_per_class and viz.false_positives"
-        raise ValueError(f"{run.path / TRUTH}: 'task' is {found!r:.80}, expected {task!r}: this is no run of "
+        raise ValueError(f"{path}: 'task' is {found!r:.80}, expected {task!r}: this is no run of "
                          f"{NAMES[task]}" + (f"; draw it with {functions}" if found in NAMES else ""))
-    return _read(run, TRUTH, task, shape)
+    try:
+        check_fields(content, shape)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; {_fix(task)}") from None
+    return content
 
 
 def _check_order(start: float, stop: float, shortest: float = 0) -> None:
@@ -117,12 +115,9 @@ def answered(run: Run) -> list[Answered]:
             _check_order(0, question["duration"], 1e-3)
         except ValueError as error:
             raise ValueError(f"{run.path / TRUTH}: question {number}: {error}; {_fix('nlq')}") from None
-    spans = {}
-    for row in _read(run, ANSWERS, "nlq", ANSWERS_SHAPE)["results"]:
-        key = row["clip_uid"], row["annotation_uid"], row["query_idx"]
-        if any(len(times) != 2 for times in row["predicted_times"]):
-            raise ValueError(f"{run.path / ANSWERS}: 'predicted_times' of {key} is {row['predicted_times']!r:.80}, "
-                             f"expected [start, end] for each; {_fix('nlq')}")
-        spans[key] = as_segments(row["predicted_times"])
+    path = run.path / ANSWERS
+    if not path.is_file():
+        raise FileNotFoundError(_missing(path, "nlq"))
+    spans = read_predictions(path)
     return [Answered(question, spans.get((question["clip_uid"], question["annotation_uid"], question["query_idx"]),
                                          as_segments([]))) for question in questions]
