@@ -275,7 +275,8 @@ def test_a_damaged_row_is_named(read, tmp_path, row, message):
 
 @pytest.mark.parametrize("document, message", [
     ({"results": []}, r"'results' is \[\]; expected"), ({"results": {"k": 3}}, "clip k: it is 3"),
-    ([], r"mine.json: expected .*results"), ({"retrieve_results": None}, "'retrieve_results' is None")])
+    ([], r"mine.json: expected .*results"), ({"retrieve_results": 3}, "'retrieve_results' is 3"),
+    ({"detect_results": {}, "retrieve_results": {}}, r"mine.json: expected .*results")])
 def test_a_file_of_another_form_is_refused(read, document, message):
     with pytest.raises(ValueError, match=message):
         read(document, "mine.json")

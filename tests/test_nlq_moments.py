@@ -73,7 +73,8 @@ def test_scores_need_no_video(document):
 
 @pytest.mark.parametrize("change, message", [
     ({"clip_start_sec": None}, "'clip_start_sec' is None; expected seconds"), ({"query": 7}, "'query' is 7"),
-    ({"clip_end_sec": "inf"}, "'clip_end_sec' is 'inf'"), ({"clip_end_sec": 0.5}, "ends (clip_end_sec 0.5 s) before")])
+    ({"clip_end_sec": "inf"}, "'clip_end_sec' is 'inf'"), ({"clip_end_sec": 1e308}, "'clip_end_sec' is 1e+308"),
+    ({"clip_end_sec": 0.5}, "ends (clip_end_sec 0.5 s) before")])
 def test_a_damaged_question_is_named(document, tmp_path, change, message):
     queries(document)[1] |= change
     path = tmp_path / "nlq_val.json"

@@ -81,7 +81,10 @@ def test_what_does_not_count_is_said(score, root):
                  "1 of 4 detections are of classes that the split does not have"):
         assert note in text
     text = score("mq", {"results": results}, name="retreival_postNMS.json")
-    assert numbers(text, "R@1x") == [[60] * 3] and "mAP" not in text and "1 of 2 clips have no retrievals" in text
+    assert numbers(text, "R@1x") == [[60] * 3] and not numbers(text, "mAP")
+    assert "1 of 2 clips have no retrievals" in text and "the file has no detections, and so no mAP" in text
+    text = score("mq", mq_results.submission({"results": TRUTH}, {"results": {}}))  # a half that was left empty
+    assert "the file has no retrievals, and so no recall" in text and numbers(text, "mAP") == [[83.33] * 6]  # not 70–70
 
 
 def test_both_ways_to_count_unanswered_questions(score):

@@ -110,7 +110,7 @@ class MomentHead(nn.Module):
             raise ValueError(f"features {tuple(features_BET.shape)} and text {given}: expected {self.features} "
                              f"features at each position and {self.text or 'no'} features of each token")
         text = (self.text_layer(text_BLE, text_mask_BL), text_mask_BL) if self.text else None
-        x = self.embed(self.dropout(masked(features_BET.transpose(1, 2), mask_BT)), mask_BT)
+        x = self.embed(self.dropout(features_BET.masked_fill(~mask_BT[:, None], 0.0)).transpose(1, 2), mask_BT)
         for block in self.stem:
             x, mask_BT = block(x, mask_BT, text)
         levels, masks = [x], [mask_BT]

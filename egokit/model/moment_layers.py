@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from egokit.model.layers import Linear
+
 BLOCK = 16  # positions whose banded attention is computed together
 
 
@@ -63,7 +65,7 @@ class Attention(nn.Module):
     def __init__(self, dim: int, heads: int, dropout: float, window: int = 0):
         super().__init__()
         self.heads, self.window, self.dropout = heads, window, dropout
-        self.query, self.key_value, self.out = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim), nn.Linear(dim, dim)
+        self.query, self.key_value, self.out = Linear(dim, dim), Linear(dim, 2 * dim), Linear(dim, dim)
 
     def forward(self, x_BTH: Tensor, source_BSH: Tensor, mask_BS: Tensor) -> Tensor:
         query, key, value = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -78,8 +80,8 @@ class Attention(nn.Module):
 
 def feed_forward(dim: int, dropout: float) -> nn.Sequential:
     """Return a pre-norm MLP, four times as wide inside."""
-    return nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 4 * dim), nn.GELU(), nn.Dropout(dropout),
-                         nn.Linear(4 * dim, dim), nn.Dropout(dropout))
+    return nn.Sequential(nn.LayerNorm(dim), Linear(dim, 4 * dim), nn.GELU(), nn.Dropout(dropout),
+                         Linear(4 * dim, dim), nn.Dropout(dropout))
 
 
 class TextLayer(nn.Module):
@@ -87,7 +89,7 @@ class TextLayer(nn.Module):
 
     def __init__(self, inputs: int, dim: int, heads: int, dropout: float):
         super().__init__()
-        self.embed = nn.Sequential(nn.Linear(inputs, dim), nn.LayerNorm(dim))
+        self.embed = nn.Sequential(Linear(inputs, dim), nn.LayerNorm(dim))
         self.norm, self.attention = nn.LayerNorm(dim), Attention(dim, heads, dropout)
         self.dropout, self.mlp = nn.Dropout(dropout), feed_forward(dim, dropout)
 

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from egokit.model.layers import Linear
+
 MASKED = -1e30  # a logit at padding
 NORM_EPS = 1e-6
 LAYERS = 4  # convolutions of an encoder
@@ -40,9 +42,9 @@ class Encoder(nn.Module):
         self.positions = nn.Embedding(positions, dim)
         self.convolutions = nn.ModuleList(Separable(dim) for _ in range(LAYERS))
         self.norms = nn.ModuleList(nn.LayerNorm(dim, NORM_EPS) for _ in range(LAYERS))
-        self.query, self.key, self.value = nn.Linear(dim, dim), nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.query, self.key, self.value = Linear(dim, dim), Linear(dim, dim), Linear(dim, dim)
         self.attention_norm, self.out_norm = nn.LayerNorm(dim, NORM_EPS), nn.LayerNorm(dim, NORM_EPS)
-        self.out = nn.Linear(dim, dim)
+        self.out = Linear(dim, dim)
 
     def forward(self, x_BPD: Tensor, mask_BP: Tensor) -> Tensor:
         if x_BPD.shape[1] > len(self.positions.weight):
@@ -67,7 +69,7 @@ class Matching(nn.Module):
         super().__init__()
         self.of_video, self.of_text = nn.Parameter(torch.empty(dim, 1)), nn.Parameter(torch.empty(dim, 1))
         self.of_both = nn.Parameter(torch.empty(1, 1, dim))
-        self.join, self.dropout = nn.Linear(4 * dim, dim), nn.Dropout(dropout)
+        self.join, self.dropout = Linear(4 * dim, dim), nn.Dropout(dropout)
 
     def forward(self, video_BPD: Tensor, text_BLD: Tensor, mask_BP: Tensor, text_mask_BL: Tensor) -> Tensor:
         video, text = self.dropout(video_BPD), self.dropout(text_BLD)
@@ -84,7 +86,7 @@ class Pooling(nn.Module):
 
     def __init__(self, dim: int):
         super().__init__()
-        self.weight, self.join = nn.Parameter(torch.empty(dim, 1)), nn.Linear(2 * dim, dim)
+        self.weight, self.join = nn.Parameter(torch.empty(dim, 1)), Linear(2 * dim, dim)
 
     def forward(self, x_BPD: Tensor, text_BLD: Tensor, text_mask_BL: Tensor) -> Tensor:
         weights_BL1 = masked(text_BLD @ self.weight, text_mask_BL[..., None]).softmax(dim=1)
@@ -99,7 +101,7 @@ class Predictor(nn.Module):
         super().__init__()
         self.encoder = Encoder(dim, heads, positions, dropout)
         self.start_norm, self.end_norm = nn.LayerNorm(dim, NORM_EPS), nn.LayerNorm(dim, NORM_EPS)
-        self.start, self.end = (nn.Sequential(nn.Linear(2 * dim, dim), nn.ReLU(), nn.Linear(dim, 1)) for _ in range(2))
+        self.start, self.end = (nn.Sequential(Linear(2 * dim, dim), nn.ReLU(), Linear(dim, 1)) for _ in range(2))
 
     def forward(self, x_BPD: Tensor, mask_BP: Tensor) -> tuple[Tensor, Tensor]:
         start = self.encoder(x_BPD, mask_BP)
@@ -125,12 +127,12 @@ class SpanHead(nn.Module):
     def __init__(self, features: int = 768, text: int = 768, dim: int = 128, heads: int = 8, positions: int = 256,
                  dropout: float = 0.2):
         super().__init__()
-        self.dropout, self.video_layer = nn.Dropout(dropout), nn.Linear(features, dim)
+        self.dropout, self.video_layer = nn.Dropout(dropout), Linear(features, dim)
         self.encoder = Encoder(dim, heads, positions, dropout)
         self.matching, self.pooling = Matching(dim, dropout), Pooling(dim)
-        self.highlight = nn.Linear(dim, 1)
+        self.highlight = Linear(dim, 1)
         self.predictor = Predictor(dim, heads, positions, dropout)
-        self.text_layer = nn.Linear(text, dim)
+        self.text_layer = Linear(text, dim)
         for name, parameter in self.named_parameters():
             if parameter.dim() > 1 and not name.endswith("positions.weight"):  # those are drawn from N(0, 1)
                 nn.init.xavier_uniform_(parameter)

@@ -168,7 +168,8 @@ class Results(NamedTuple):
 def read_results(path: str | Path) -> Results:
     """Read a detection file, a retrieval file or a submission, whoever made it.
 
-    Detection and retrieval files have one form; a file is a retrieval file if its name holds "retr".
+    Detection and retrieval files have one form; a file is a retrieval file if its name holds "retr". An empty part of a
+    submission counts as absent.
 
     Raises:
         ValueError: it is of another form, or a row is damaged; the message names the clip and the row.
@@ -179,11 +180,11 @@ def read_results(path: str | Path) -> Results:
     if isinstance(document, dict) and not any(key in document for key in keys) and "results" in document:
         read = _read_clips(path, document["results"], "results")
         return Results(None, read) if "retr" in path.name.lower() else Results(read, None)
-    if not isinstance(document, dict) or not any(key in document for key in keys):
+    if not isinstance(document, dict) or not any(document.get(key) for key in keys):
         raise ValueError(f"{path}: expected {{\"results\": {{clip_uid: [{{\"label\": …, \"score\": …, \"segment\": "
                          "[start, end]}, …]}}, or a submission with detect_results and retrieve_results, "
                          f"found {document!r:.80}; {FIX}")
-    return Results(*(_read_clips(path, document[key], key) if key in document else None for key in keys))
+    return Results(*(_read_clips(path, document[key], key) if document.get(key) else None for key in keys))
 
 
 def _read_clips(path: Path, results, key: str) -> dict[str, Rows]:

@@ -141,8 +141,11 @@ def format_mq(scored: dict) -> str:
         lines += ["", _row("retrievals: tIoU", [f".{tiou[2:]}" for tiou in by_tiou])]
         lines += [_row(name, [row[name] for row in by_tiou.values()]) for name in next(iter(by_tiou.values()))]
     notes = [_note(scored["empty"], "moments of length 0 can never be found, and count")]
-    for name in ("detections", "retrievals"):
-        if part := scored.get(name):
+    for name, number in (("detections", "mAP"), ("retrievals", "recall")):
+        if name not in scored:
+            notes.append(f"the file has no {name}, and so no {number}")
+        else:
+            part = scored[name]
             notes += [_note(part["without_entry"], f"of {part['clips']:,} clips have no {name}, and find nothing"),
                       _note(part["unknown"], f"clips with {name} are not in the annotations, and don't count"),
                       _note(part["unlabelled"], f"clips with {name} have no moments, and don't count"),
