@@ -56,7 +56,7 @@ class Questioner:
         self.run, self.task = run, tasks.make(config)
         if not self.task.files.manifest:
             raise ConfigError("task.features are files of others: a question that is typed in needs the model that "
-                              "made them; extract features with egokit (action extract)")
+                              "made them; expected egokit's own features (set task.features to a run that extracts)")
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.head = feature_model.load(run.path)
         attach(self.head, self.task)
