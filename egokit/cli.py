@@ -4,13 +4,13 @@
 """
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 
 from egokit.config.build import ConfigError
 from egokit.config.names import printable, protect_terminal
 from egokit.runs.explain import explained
+from egokit.tasks.moments import score
 
 
 def _recipe(parser: argparse.ArgumentParser, params: str | None = None, run: str | None = "demo") -> None:
@@ -35,36 +35,8 @@ def toy(arguments) -> None:
 
 
 def prep(arguments) -> None:
-    from egokit import prep as preparation
-    from egokit.config.build import merge
-    from egokit.config.resolve import expect_own_site, parse_overrides, resolve
-    from egokit.prep.source import site_options
-    overrides = parse_overrides(arguments.overrides)
-    if arguments.root:
-        overrides = merge(overrides, {"site": {"root": os.path.abspath(arguments.root)}})
-    expect_own_site(resolve(arguments.params, arguments.site).site, overrides.get("site", {}), arguments.source)
-    config = resolve(arguments.params, arguments.site, overrides)
-    if arguments.wait and not arguments.array:
-        raise ConfigError("--wait waits for an array of jobs: give --array N, too")
-    if arguments.what != "ego4d" and (arguments.shard or arguments.array or arguments.source):
-        raise ConfigError("--source, --shard and --array are for Ego4D only: egokit prep ego4d …")
-    try:
-        if arguments.what != "ego4d":
-            parts = () if arguments.what == "all" else (arguments.what,)
-            return print(json.dumps(preparation.prepare(config, parts=parts), indent=1))
-        if arguments.array:
-            array = preparation.submit_array(config, arguments.array, arguments.source)
-            print(array or "nothing to submit: every video is verified")
-            if not array or not arguments.wait:
-                return
-            summary = array.wait()
-        else:
-            summary = preparation.ego4d(**site_options(config.site), source=arguments.source, shard=arguments.shard)
-    except preparation.PrepError as error:  # no mistake in the command: data that can't be prepared
-        print(f"egokit: {error}", file=sys.stderr)
-        sys.exit(1)
-    print(json.dumps({key: value for key, value in summary.items() if key != "lines"}, indent=1))
-    sys.exit(1 if summary["failed"] or summary["pending"] else 0)
+    from egokit.prep import command as preparation
+    preparation.prepare(arguments)
 
 
 def shard(text: str) -> tuple[int, int]:
@@ -249,6 +221,10 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--rerank", type=positive, default=0, metavar="N", help="reorder the best N by the fusion encoder")
     sub.add_argument("--csv", metavar="FILE", help="write the hits as a table")
     sub.add_argument("--clips", metavar="FOLDER", help="write each hit as an MP4")
+    sub = add("score", score.run, "Score a result file of EgoMQ or EgoNLQ, whoever made it: mAP, recalls.",
+              "egokit score mq submission.json --site local\n"
+              "  egokit score nlq nlq_submission.json --site local --json > scores.json")
+    score.add_arguments(sub)
     sub = add("runs", runs, "List every run's jobs, newest first: state, step, time left, last metric.", "egokit runs")
     sub.add_argument("--outputs", help="folder of the runs (default: outputs)")
     add("trust", trust, "Let an unfinished run that somebody else made go on with its copy of egokit's code.",

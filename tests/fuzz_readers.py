@@ -28,6 +28,7 @@ from egokit.runs.log import History
 from egokit.runs.run_folder import Run
 from egokit.search import index_task, vector_index
 from egokit.tasks import clip_features
+from egokit.tasks.moments import mq_annotations, nlq_annotations, score
 
 MODEL = "model.width=16 model.heads=1 model.depth=2 model.num_fused_layers=1 model.projection=linear16"
 SMALL = f"data.limit=24 train.batch_size=8 launch.tasks_per_node=1 init= {MODEL}"
@@ -199,6 +200,31 @@ def make_index(folder: Path, checkpoint: Path) -> None:
     index_task.open_vectors(folder, json.loads((folder / "manifest.json").read_text())).build_faiss()
 
 
+def make_moments(folder: Path, checkpoint: Path) -> None:
+    golden = json.loads((Path(__file__).parent / "golden/golden_mq_nlq.json").read_text())
+    documents = golden["mq_convert"]["documents"] | {
+        f"nlq_{split}": document for split, document in golden["nlq_convert"]["documents"].items()}
+    documents["nlq_mine"] = {"results": golden["nlq_metrics"]["predictions"]}
+    clips = list(mq_annotations.read_clips(documents["moments_val"]))
+    results = dict(zip(clips, golden["mq_clips"]["detections"]["results"].values(), strict=False))
+    documents["mine"] = {"detect_results": results, "retrieve_results": results}
+    for name, document in documents.items():
+        (folder / f"{name}.json").write_text(json.dumps(document))
+
+
+def read_moments(path: Path) -> None:
+    """Score the folder's result files, or read annotations that have no scores."""
+    if path.stem in ("moments_val", "mine"):
+        score.format_mq(score.score_mq(path.parent / "mine.json", path.parent / "moments_val.json"))
+    elif path.stem in ("nlq_val", "nlq_mine"):
+        score.format_nlq(score.score_nlq(path.parent / "nlq_mine.json", path.parent / "nlq_val.json"))
+    elif path.stem.startswith("nlq"):
+        clips = nlq_annotations.read_clips(path)
+        nlq_annotations.converted(clips)
+    else:
+        mq_annotations.clip_annotations(mq_annotations.read_clips(path))
+
+
 def read_index(path: Path) -> None:
     folder = path.parent if path.parent.name != "approximate" else path.parents[1]
     manifest = index_task.read_manifest(folder)
@@ -216,5 +242,6 @@ KINDS = {
     "relevancy": Kind(make_relevancy, read_relevancy, ("*.pkl", "*.npy", "*.safetensors"), count=300),
     "checkpoint": Kind(make_checkpoints, read_checkpoint, ("*.pth", "*.safetensors", "run/checkpoints/*.pt")),
     "feature": Kind(make_features, clip_features.stored, ("*.npy", "*.pt"), count=200),
+    "moments": Kind(make_moments, read_moments, ("*.json",), count=200),
     "index": Kind(make_index, read_index, ("*.npy", "*.json", "approximate/*"), count=200),
 }

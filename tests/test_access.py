@@ -17,6 +17,7 @@ from egokit.data.egoclip_table import EgoClipTable
 from egokit.model import checkpoints
 from egokit.model.text_encoder import Tokenizer
 from egokit.runs import files
+from egokit.tasks.moments import mq_annotations, mq_results, nlq_annotations, nlq_results
 
 
 @contextlib.contextmanager
@@ -78,6 +79,8 @@ READERS = {
     "checked.safetensors": lambda path: relevancy.check(path, (2, 2)), "model.pth": checkpoints.find,
     "read.safetensors": checkpoints.read, "egomcq.json": annotation_json.read_egomcq,
     "moments_val.json": annotation_json.read_moments, "prepared.json": annotation_json.read_manifest,
+    "moments_train.json": mq_annotations.read_clips, "nlq_val.json": nlq_annotations.read_clips,
+    "detections.json": mq_results.read_results, "answers.json": nlq_results.read_predictions,
     "egoclip.csv": EgoClipTable, "classes.txt": annotation_tables.charades_classes,
     "metadata_train.csv": annotation_tables.read_metadata,
     "recipe.yaml": lambda path: read_yaml(str(path), path, "recipe"),

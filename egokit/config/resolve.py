@@ -184,11 +184,11 @@ def resolve(params: str, site: str = "toy", overrides="", run: str = "demo") -> 
         values = merge(values, layer | {"task": own | {"name": task_name}})
     config = build_config(values, f" (in {params})", task)
     check_shape(config.model)
-    paths = {key: _absolute(getattr(config.site, key), root) for key in ("root", "weights")}
+    paths = {key: absolute(getattr(config.site, key), root) for key in ("root", "weights")}
     for key in ("tokenizer", "vit", "roberta"):  # a name from a hub, or a folder or file
         value = getattr(config.site, key)
         is_path = value.startswith(("/", "~", ".", "$")) or (root / value.split("/")[0]).is_dir()
-        paths[key] = _absolute(value, root) if "/" in value and is_path else value
+        paths[key] = absolute(value, root) if "/" in value and is_path else value
     site_config = dataclasses.replace(config.site, name=Path(site).stem, **paths)
     launch = dataclasses.replace(config.launch, cpus_per_task=config.launch.cpus_per_task or 1 + config.data.workers)
     return dataclasses.replace(config, site=site_config, launch=launch,
@@ -211,10 +211,10 @@ def _leave_toy(layers: list[tuple[str, dict]], site: str, root: Path) -> None:
     sites = [part if isinstance(part := layer.get("site"), dict) else {} for _, layer in layers]
     own, roots = sites[0], [site.get("root", "") for site in sites]
     given = next((str(path) for path in (roots[2], roots[1]) if path), "")
-    if own.get("toy") is not True or not given or _absolute(given, root) == _absolute(str(roots[0]), root):
+    if own.get("toy") is not True or not given or absolute(given, root) == absolute(str(roots[0]), root):
         return
     own["toy"] = False
-    if not (Path(_absolute(given, root)) / TOY_STAMP).is_file():
+    if not (Path(absolute(given, root)) / TOY_STAMP).is_file():
         left_out = ", ".join(f"site.{key}" for key in own if key not in ("root", "toy"))
         layers[0][1]["site"] = {}
         _say_once(f"site {site} is for the embedded data set alone: site.root is {given}, so its {left_out} are not "
@@ -260,7 +260,7 @@ def find_task(task: str, root: Path, params: str) -> str:
     own_task = split_task_file(task)
     if not own_task:
         return task
-    file, class_name = _absolute(own_task[0], root), own_task[1]
+    file, class_name = absolute(own_task[0], root), own_task[1]
     if not Path(file).is_file():
         raise ConfigError(f"task {task!r}: {file} is missing; write folder/file.py:Class, from the project's folder")
     return f"{file}:{class_name}"
@@ -280,7 +280,7 @@ def find_init(init: str, site) -> str:
     return init
 
 
-def _absolute(path: str, root: Path) -> str:
+def absolute(path: str, root: Path) -> str:
     """Return `path`, expanded and made absolute from `root`; "" stays ""."""
     if not path:
         return ""

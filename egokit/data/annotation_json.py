@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from egokit.config.access import file_exists
-from egokit.config.json_file import parse_json
+from egokit.config.json_file import HUGE, parse_json
 from egokit.config.names import check_name, check_path
 
 CHOICES = 5
@@ -54,12 +54,12 @@ def _check_choice(owner: dict, name: str, allowed: tuple) -> None:
 
 
 def seconds_of(owner: dict, name: str) -> float:
-    """Return a field that is a finite number of seconds, or raise ValueError."""
+    """Return a field that is a number of seconds with which one can calculate, or raise ValueError."""
     try:
         value = float(field(owner, name, (int, float, str), "seconds"))
     except (ValueError, OverflowError):
         value = math.nan
-    if not math.isfinite(value):
+    if not abs(value) < HUGE:
         raise ValueError(f"{name!r} is {owner.get(name)!r:.80}; expected seconds")
     return value
 
