@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import MODEL, ROOT, opened
 from mq_features import RECIPE, extracted, same
 from nlq_site import FUSED, questions_of, save_nlq, site_with_questions
 
@@ -61,9 +61,32 @@ def test_fused_features_are_those_of_whole_pairs(nlq, tmp_path):
         assert torch.allclose(logits, model.itm_logits(frames, tokens), atol=1e-4)
 
 
-def test_reading_the_video_alone_leaves_out_the_last_text_layer(nlq, monkeypatch):
-    config = nlq.config("model.depth=3 model.num_fused_layers=2 init=")
-    model = loop.initial_model(config).eval()
+def test_what_no_question_changes_is_computed_once(nlq, monkeypatch):
+    """A window passes once through the unfused blocks and the first fused block's attention, a question once."""
+    task = tasks.make(nlq.config(f"{FUSED} evaluate.batch_size=4"))
+    model, clip = opened(nlq.config(f"{MODEL} model.depth=3 model.num_fused_layers=2 init=")), task.clips()[0]
+    passed = collections.Counter()
+
+    def count(owner, method: str, name: str):
+        real = getattr(owner, method)
+
+        def counted(first, *rest):
+            passed[name] += len(first["input_ids"] if isinstance(first, dict) else first)
+            return real(first, *rest)
+        monkeypatch.setattr(owner, method, counted)
+    count(model, "fusion_trunk", "windows")
+    count(model, "text_trunk", "questions")
+    for number, block in enumerate(model.video.blocks):
+        count(block, "attention", number)
+    x_QND, _ = task.features(model, clip)
+    Q, N = x_QND.shape[:2]
+    assert (Q, passed) == (3, {"windows": N, "questions": Q, 0: N, 1: N, 2: Q * N})
+
+
+@pytest.mark.parametrize("fused", [1, 2])
+def test_reading_the_video_alone_leaves_out_the_last_text_layer(nlq, monkeypatch, fused):
+    config = nlq.config(f"{MODEL} model.depth=3 model.num_fused_layers={fused} init=")
+    model = opened(config)
     tokens = model.tokens(["what is it?", "where did i put the cup?"])
     with torch.no_grad():
         trunk_BSD, words_BLD = model.fusion_trunk(torch.randn(2, 4, 3, 64, 64)), model.text_trunk(tokens)
@@ -71,7 +94,8 @@ def test_reading_the_video_alone_leaves_out_the_last_text_layer(nlq, monkeypatch
         expected = model.fuse(*parts)[0][:, :1]
         monkeypatch.setattr(model.text.layers[-1], "forward", lambda *args: pytest.fail("the last text layer ran"))
         video_B1D, text = model.fuse(*parts, "video")
-    assert text is None and torch.allclose(video_B1D, expected, atol=1e-6)
+        known = model.fuse(*parts, "video", model.video.blocks[model.num_unfused].attention(trunk_BSD, 4))[0]
+    assert text is None and torch.allclose(video_B1D, expected, atol=1e-6) and torch.equal(known, video_B1D)
 
 
 def test_words_are_the_unfused_text_encoders_last_states(nlq, tmp_path):
@@ -122,7 +146,7 @@ def test_the_manifest_lists_the_questions_of_each_clip_in_order(nlq, tmp_path):
     save_nlq(nlq.root, "val", val)
     config = nlq.config()
     metrics = tasks.make(config).extract(loop.initial_model(config).eval(), Run(tmp_path))
-    manifest = clip_features.read_manifest(tmp_path / "features")
+    manifest = clip_features.read_manifest(Run(tmp_path))
     listed = {clip["clip_uid"]: [(question["annotation_uid"], question["query_idx"]) for question in clip["questions"]]
               for clip in manifest["clips"]}
     number = collections.Counter(map(len, listed.values()))

@@ -31,8 +31,7 @@ def _figure(rank: int, hit: Hit) -> str:
 
     A clip that can't be made is replaced by the reason.
     """
-    scores = f"cosine {hit.cosine:.2f}" + ("" if hit.match is None else f" · match {hit.match:.2f}")
-    name, label = escape(hit.video), escape(f"{rank}: {hit.video}, {hit.time}, {scores}")
+    name, label = escape(hit.video), escape(f"{rank}: {hit.video}, {hit.time}, {hit.scores}")
     try:
         video, picture, shape = _encoded(hit)
         height = round(WIDTH * min(shape, 1.0)) + BAR
@@ -47,10 +46,11 @@ def _figure(rank: int, hit: Hit) -> str:
     note = f" · {escape(hit.note)}" if hit.note else ""
     return (f'<figure style="display:inline-block;vertical-align:top;width:{WIDTH}px;margin:6px">{clip}'
             f'<figcaption style="font-size:13px;line-height:1.4;overflow-wrap:anywhere"><b>{rank}. {hit.time}</b> '
-            f'{name}<br>{scores}{note}</figcaption></figure>')
+            f'{name}<br>{hit.scores}{note}</figcaption></figure>')
 
 
-def _grid(hits: list[Hit]) -> str:
+def grid_html(hits: list[Hit]) -> str:
+    """Return the hits as HTML, with their clips embedded."""
     with ThreadPoolExecutor(cpu_count()) as pool:
         figures = "".join(pool.map(_figure, range(1, len(hits) + 1), hits))
     return f'<div class="{NO_FORMULAS}">{figures}{_notes(hits)}</div>'
@@ -65,7 +65,7 @@ def _notes(hits: list[Hit]) -> str:
 def grid(hits: list[Hit]):
     """Return the hits with their clips embedded, to be displayed in a notebook."""
     from IPython.display import HTML
-    return HTML(_grid(hits))
+    return HTML(grid_html(hits))
 
 
 def table(hits: list[Hit]):
@@ -90,7 +90,7 @@ def browser(searcher: Searcher, text: str, top: int = 12, rerank: int = 0):
         In a live notebook a box for further queries; headless the hits as HTML.
     """
     from IPython.display import HTML
-    content = _grid(searcher(text, top, rerank))
+    content = grid_html(searcher(text, top, rerank))
     title = f"{searcher.folder.name}: {text}"
     name = re.sub(r"\W+", "-", text).strip("-").lower()[:60]
     write_text(searcher.run.figure(f"search-{name}.html"), page(title, f"<h1>{escape(title)}</h1>{content}"))
@@ -108,7 +108,7 @@ def browser(searcher: Searcher, text: str, top: int = 12, rerank: int = 0):
     def search(change) -> None:
         status.value = "searching …"
         try:
-            view.value = _grid(searcher(query.value, results.value, reranked.value))
+            view.value = grid_html(searcher(query.value, results.value, reranked.value))
             status.value = ""
         except (ValueError, RuntimeError, OSError) as error:
             status.value = shown(error)

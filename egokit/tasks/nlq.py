@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from egokit.config.build import ConfigError
 from egokit.config.schema import Config, Count, Positive, Scored, Share
 from egokit.data.annotation_json import SPLITS
+from egokit.data.loader import move_to_device
 from egokit.data.site_checks import EGO4D, Checks, Finding
 from egokit.model.text_encoder import load_tokenizer
 from egokit.runs.files import write_text
@@ -177,6 +179,30 @@ class EgoNLQ(MomentTask, NLQFeatures):
         rows = np.full((ANSWERS, 3), np.nan)
         rows[:len(kept)] = np.column_stack([kept, scores])
         return {"answers": rows}
+
+    @torch.no_grad()
+    def answer(self, head, encoders, clip: Clip, query: str) -> np.ndarray:
+        """Return up to 5 answers to any question about a clip with stored features: start, stop and score, (k, 3).
+
+        Args:
+            head: a FeatureModel with this task's head.
+            encoders: the model that made the features.
+        """
+        text = nlq_annotations.clean(query)
+        tokens = self.tokenizer([text], self.config.data.eval_max_tokens)["input_ids"].shape[1]
+        asked = {"clip_uid": clip.uid, "video_uid": clip.video, "start": clip.start, "stop": clip.stop, "questions": [
+            {"annotation_uid": "", "query_idx": 0, "query": text, "tokens": tokens}]}
+        question = Question(clip.uid, clip.video, "", 0, text, None, clip.start, clip.stop, None, None, 0.0, 0.0,
+                            clip.seconds)
+        feature = (self.features(encoders, asked)[0][0].float().numpy() if self.files.axes == 3 else
+                   self.files.read(clip))
+        entry, feature = Entry(clip, np.zeros((0, 2)), np.zeros(0, np.int64), 0, question), self.seen(feature)
+        batch = self.collate([{"video": feature, "words": self.words(encoders, asked).float().numpy(), "index": 0}])
+        found = next(iter(self.candidates(head, move_to_device(batch, head.device))))
+        segments, scores, classes = (x.cpu().double().numpy() for x in found)
+        segments = np.clip(self.grid(entry, len(feature)).seconds(segments), 0, clip.seconds)
+        rows = self.found(entry, segments, scores, classes)["answers"]
+        return rows[~np.isnan(rows[:, 0])]
 
     def predictions_of(self, rows: dict[str, np.ndarray], split: str) -> tuple[dict, list[Question]]:
         """Return a split's predictions by the questions' keys, and the questions that were asked."""
