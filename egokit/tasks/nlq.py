@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from egokit.config.build import ConfigError
 from egokit.config.schema import Config, Count, Positive, Scored, Share
 from egokit.data.annotation_json import SPLITS
 from egokit.data.loader import move_to_device
@@ -29,6 +30,7 @@ from egokit.tasks.moment_task import Entry, HeadParams, MomentTask
 from egokit.tasks.moments import nlq_annotations, nlq_results, segments, span_labels
 from egokit.tasks.moments.nlq_annotations import Question
 from egokit.tasks.nlq_features import NLQFeatures
+from egokit.train import distributed
 
 ANSWERS = 5  # of a question
 RECALLS = {f"R@{k}_{iou}": (k, iou) for iou in (0.3, 0.5) for k in (1, 3, 5)}
@@ -41,7 +43,7 @@ class EgoNLQ(MomentTask, NLQFeatures):
     """Extracts features, and trains and scores a head that answers questions by a stretch of their clip."""
     notebook = "08_egonlq"
     sections: ClassVar = {"extract": "features", "train": "grounding", "evaluate": "grounding_scored"}
-    recipe, recipe_sha256 = "egonlq", ""
+    recipe, recipe_sha256 = "egonlq", "44c145810c84"
     unit, samples = "questions", 0
     best = "R@1_mean"
     published: ClassVar = [
@@ -79,9 +81,7 @@ class EgoNLQ(MomentTask, NLQFeatures):
     @functools.cached_property
     def place_of(self) -> dict[tuple, tuple[int, str]]:
         """A question's key -> its place in its clip's stored words, and its text there."""
-        return {(uid, entry["annotation_uid"], entry["query_idx"]): (place, entry["query"])
-                for uid, clip in self.word_files.listed.items()
-                for place, entry in enumerate(clip.get("questions", ()))}
+        return places(self.word_files)
 
     @property
     def num_classes(self) -> int:
@@ -95,6 +95,17 @@ class EgoNLQ(MomentTask, NLQFeatures):
     def is_span(self) -> bool:
         """Whether the head is VSLNet."""
         return self.config.task.head == "span"
+
+    @property
+    def crops(self) -> bool:
+        return not self.is_span
+
+    @property
+    def lengths(self) -> dict[str, int]:
+        """The span head's convolutions see padding: its batches all have one length."""
+        own = self.config.task
+        tokens = min(own.positions, self.config.data.eval_max_tokens)
+        return {"video": own.positions, "words": tokens} if self.is_span else {}
 
     def modules(self, model) -> dict[str, nn.Module]:
         made = super().modules(model)
@@ -125,10 +136,13 @@ class EgoNLQ(MomentTask, NLQFeatures):
     def entries(self, split: str) -> list[Entry]:
         splits = ["train"] if split == "train" else ["val", *(["test_unannotated"] * self.config.task.predict_test)]
         questions = [question for each in splits for question in self.questions(each)]
-        if split == "train" and (empty := nlq_annotations.count_empty(questions)):
+        if split == "train" and distributed.rank() == 0 and (empty := nlq_annotations.count_empty(questions)):
             print(f"train: {empty} of {len(questions)} answers have length 0: " + (
                 "their label is the clip's beginning, as in the original" if self.is_span else
                 "they claim no point, so nothing is learnt of them"), flush=True)
+        if not self.place_of:
+            raise ConfigError(f"{self.word_files.folder} holds no words of questions: let task.words name the run of "
+                              f"{self.notebook} that has extracted them")
         absent = [question for question in questions if question.key not in self.place_of]
         other = [question for question in questions
                  if self.place_of.get(question.key, ("", question.query))[1] != question.query]
@@ -137,6 +151,14 @@ class EgoNLQ(MomentTask, NLQFeatures):
                 raise FeatureError(f"{self.word_files.folder}/manifest.json: question {found[0].key} "
                                    f"({found[0].query!r:.80}) {problem}, like {len(found) - 1} others: extract the "
                                    "features again, from the same annotations")
+        if self.files.axes == 3 and self.files is not self.word_files:
+            own = places(self.files)
+            moved = [question for question in questions if own.get(question.key) != self.place_of[question.key]]
+            if moved:
+                raise FeatureError(f"{self.files.folder}/manifest.json: question {moved[0].key} has another place than "
+                                   f"in {self.word_files.folder}/manifest.json, or is absent, like {len(moved) - 1} "
+                                   "others: extract features and words from the same annotations, or leave task.words "
+                                   "empty")
         return [self.entry(question) for question in questions]
 
     def entry(self, question: Question) -> Entry:
@@ -193,7 +215,7 @@ class EgoNLQ(MomentTask, NLQFeatures):
     def metrics(self, rows: dict[str, np.ndarray], prompts_KE) -> dict[str, float]:
         """Return recalls in % (challenge's way, and the original's), the mean IoU of first answers, and counts."""
         predictions, questions = self.predictions_of(rows, "val")
-        return score(predictions, questions) | {"clips_without_features": len(self.unusable)}
+        return score(predictions, questions) | self.counts(rows, {question.clip_uid for question in questions})
 
     def chance(self) -> dict[str, float]:
         """Return the metrics of five random answers, as long as the training split's."""
@@ -246,6 +268,12 @@ class EgoNLQ(MomentTask, NLQFeatures):
             yield Finding(part, "clips", "ok", f"{len(names):,} of {len(set(names)):,} videos")
             yield from checks.check_rows(part, "clips", names, checks.root / "Ego4D_256", checks.prep_ego4d,
                                          [clip.stop for clip in clips])
+
+
+def places(files: FeatureFiles) -> dict[tuple, tuple[int, str]]:
+    """Return each listed question's key -> its place in its clip's list, and its text."""
+    return {(uid, entry["annotation_uid"], entry["query_idx"]): (place, entry["query"])
+            for uid, clip in files.listed.items() for place, entry in enumerate(clip.get("questions", ()))}
 
 
 def score(predictions: dict, questions: list[Question]) -> dict[str, float]:
