@@ -279,7 +279,7 @@ def places(files: FeatureFiles) -> dict[tuple, tuple[int, str]]:
 def score(predictions: dict, questions: list[Question]) -> dict[str, float]:
     """Return recalls and the mean IoU in %, and counts."""
     found = nlq_results.recalls(predictions, questions)
-    out = {}
+    out = {"R@1_mean": 0.0}  # the first that is shown
     for prefix, values in (("", found), ("original_", found["original"])):
         out |= {prefix + name: 100 * float(values["recall"][nlq_results.IOUS.index(iou)][nlq_results.KS.index(k)])
                 for name, (k, iou) in RECALLS.items()}
