@@ -25,6 +25,7 @@ WORDS = {  # wording for a value; the second {} is the plural's s. Other keys ap
     "train.epochs": "trained {} epoch{}", "train.batch_size": "batch {}", "optim.lr": "learning rate {}",
     "data.frames": "trained on {} frame{}", "train.precision": "trained in {}"}
 NOT_PUBLISHED = {"evaluate.precision", "data.reader",  # EgoVLPv2's paper doesn't give them
+                 "task.features", "task.words",  # places; what made the features is said apart
                  "task.dual_softmax"}  # its numbers are rows of their own
 DUAL_SOFTMAX = "_dual_softmax"  # suffix of metrics that are computed with dual softmax; EgoVLPv2's numbers are without
 
@@ -81,10 +82,7 @@ def read(outputs: Path | None = None) -> Ledger:
 
 
 def read_run(path: Path) -> list[LedgerRow]:
-    """Return the ledger's rows of one run.
-
-    Args:
-        path: the run's metrics.json.
+    """Return the ledger's rows of one run, from its metrics.json.
 
     Raises:
         ValueError: the file is damaged; the message names the file and the field.
