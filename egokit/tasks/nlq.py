@@ -14,7 +14,8 @@ from typing import ClassVar, Literal
 import numpy as np
 from torch import Tensor, nn
 
-from egokit.config.schema import Config, Count, Positive, Scored, Share
+from egokit.config.build import ConfigError
+from egokit.config.schema import Config, Count, Input, Positive, Scored, Share
 from egokit.data.annotation_json import SPLITS
 from egokit.data.site_checks import EGO4D, Checks, Finding
 from egokit.model.text_encoder import load_tokenizer
@@ -53,7 +54,9 @@ class EgoNLQ(MomentTask, NLQFeatures):
 
     class Params(HeadParams, NLQFeatures.Params):
         head: Literal["single_stage", "span"] = "single_stage"  # span: VSLNet, as published with EgoVLPv2
-        words: str = ""                         # run whose extraction holds the questions' words; "": `features`
+        words: Input[str] = ""                  # run whose extraction holds the questions' words; "": `features`
+        train_lists: str = "train"              # lists of feature_clips whose questions are trained on, such as
+                                                # nlq_narrations, or train,nlq_narrations
         sigma: Scored[Positive] = 0.75          # of the Gaussian that lowers the scores of overlapping candidates
         vote: Scored[Share] = 0.9               # least IoU of the candidates whose mean an answer becomes
         positions: Count = 256                  # most positions of a clip that the span head sees
@@ -114,14 +117,29 @@ class EgoNLQ(MomentTask, NLQFeatures):
         return (span_task.candidates(model.own["head"], batch, ANSWERS) if self.is_span else
                 super().candidates(model, batch))
 
+    @property
+    def trained_on(self) -> list[str]:
+        """The lists whose questions are trained on.
+
+        Raises:
+            ConfigError: task.feature_clips names no such list.
+        """
+        own, known = self.config.task, self.lists()
+        names = [name.strip() for name in own.train_lists.split(",")]
+        if unknown := [name for name in names if name not in known]:
+            raise ConfigError(f"task.train_lists: {unknown[0]!r:.80} is none of the lists of task.feature_clips, "
+                              f"{own.feature_clips!r:.80}: expected {', '.join(known)}, or several with commas")
+        return list(dict.fromkeys(names))
+
     def questions(self, split: str) -> list[Question]:
-        """Return the questions of "train", "val" or "test_unannotated"."""
+        """Return the questions of a list: "train", "val" or "test_unannotated", or others of task.feature_clips."""
         if split not in self._questions:
             self._questions[split] = nlq_annotations.read_questions(self.lists()[split])
         return self._questions[split]
 
     def entries(self, split: str) -> list[Entry]:
-        splits = ["train"] if split == "train" else ["val", *(["test_unannotated"] * self.config.task.predict_test)]
+        splits = self.trained_on if split == "train" else ["val", *(["test_unannotated"]
+                                                                    * self.config.task.predict_test)]
         questions = [question for each in splits for question in self.questions(each)]
         if split == "train" and (empty := nlq_annotations.count_empty(questions)):
             print(f"train: {empty} of {len(questions)} answers have length 0: " + (
