@@ -231,7 +231,8 @@ class EgoNLQ(MomentTask, NLQFeatures):
     def metrics(self, rows: dict[str, np.ndarray], prompts_KE) -> dict[str, float]:
         """Return recalls in % (challenge's way, and the original's), the mean IoU of first answers, and counts."""
         predictions, questions = self.predictions_of(rows, "val")
-        return nlq_results.percentages(predictions, questions) | self.counts(rows, {question.clip_uid for question in questions})
+        clips = {question.clip_uid for question in questions}
+        return nlq_results.percentages(predictions, questions) | self.counts(rows, clips)
 
     def chance(self) -> dict[str, float]:
         """Return the metrics of five random answers, as long as the training split's."""
