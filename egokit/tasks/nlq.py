@@ -190,8 +190,12 @@ class EgoNLQ(MomentTask, NLQFeatures):
         """Return "answers", (5, 3): start, stop and score, the best first; NaN after the last one."""
         own, kept, scores = self.config.task, segments_N2, scores_N
         if not self.is_span:
-            kept, scores, _ = segments.soft_nms(segments_N2, scores_N, own.sigma, own.least_score, ANSWERS)
-            kept = segments.vote(kept, segments_N2, scores_N, own.vote) if own.vote and len(kept) else kept
+            kept, scores, _ = segments.soft_nms(segments_N2, scores_N, own.sigma, own.least_score, 3 * ANSWERS)
+            if own.vote and len(kept):
+                kept = segments.vote(kept, segments_N2, scores_N, own.vote)
+                different = segments.nms(kept, scores, own.vote)  # votes make the same answer of near ones
+                kept, scores = kept[different], scores[different]
+            kept, scores = kept[:ANSWERS], scores[:ANSWERS]
         rows = np.full((ANSWERS, 3), np.nan)
         rows[:len(kept)] = np.column_stack([kept, scores])
         return {"answers": rows}
