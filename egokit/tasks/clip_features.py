@@ -289,5 +289,5 @@ def stored(path: Path, axes: int = 2) -> np.ndarray:
             raise ValueError(f"{path}: no whole file of features ({type(error).__name__}); {fix}") from None
     if feature.ndim != axes or not feature.size or feature.dtype.kind != "f":
         expected = "(features, dimension)" if axes == 2 else "(questions, features, dimension)"
-        raise ValueError(f"{path}: {feature.dtype} of shape {feature.shape}, expected {expected}; {fix}")
+        raise ValueError(f"{path}: {feature.dtype} of shape {feature.shape}, expected {expected} of floats; {fix}")
     return feature
