@@ -118,7 +118,8 @@ def test_timelines_show_moments_and_as_many_detections(tmp_path):
         assert face[:3] == to_rgba(colours[label])[:3]
     opacities = [face[3] for _, _, face in drawn]
     assert opacities[:4] == [1] * 4 and 1 > opacities[4] > opacities[5] > 0.25
-    assert [collection.get_linewidth()[0] for collection in a.collections] == [0, 0, 0, 2, 0, 0], "a border: right"
+    borders = [collection.get_linewidth()[0] for collection in a.collections]
+    assert borders == [0.8, 0.8, 0.8, 2, 0.8, 0.8], "the right one has one"
     legend, = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["wash", "cut", QUOTED]
 

@@ -68,7 +68,8 @@ def work(folder: Path, spec: dict) -> None:
             if chance := scored.chance():
                 run.write_metrics("chance", chance)
             origin = provenance(scored, spec, distributed.world_size(), type(task))
-            run.write_metrics(spec["section"], result | origin | {"devices": rank_devices})
+            told = {"failed": result["failed"]} if "failed" in result else {}
+            run.write_metrics(spec["section"], result | origin | told | {"devices": rank_devices})
 
 
 def evaluate(config: Config, task, run: Run, section: str, device) -> dict:
@@ -136,7 +137,7 @@ def provenance(task, spec: dict, world: int, owner: type | None = None) -> dict:
         entry |= {"task_sha256": spec["task_sha256"], "published": {
             result.metric: result.published for result in owner.results() if result.section == section}}
     if spec["action"] != "extract":
-        # evaluation aborts at the first unreadable sample, so a written result has 0 failures
+        # evaluation aborts at the first unreadable sample, unless the task's metrics say how many have "failed"
         entry |= {"expected": task.num_rows() // task.rows_per_sample, "failed": 0, "frames": config.data.eval_frames,
                   "toy": config.site.toy, "data": {path.name: checkpoints.fingerprint(path) for path in task.tables()},
                   "recipe": recipe(task, spec["action"] == "train")}
@@ -160,4 +161,5 @@ def recipe(task, trained: bool) -> dict:
     return scored | {key: value for key, value in flat.items() if key.startswith(prefixes)} | {
         "seed": task.config.seed, "selection.metric": task.best,
         "selection.split": "test",  # Task.validation has no other
-        "selection.validations": math.ceil(train.epochs / train.evaluate_epochs)}  # without the one before training
+        # without the one before training
+        "selection.validations": 1 if task.reports_last else math.ceil(train.epochs / train.evaluate_epochs)}

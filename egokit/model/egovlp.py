@@ -133,8 +133,8 @@ class EgoVLP(nn.Module):
         """
         return self.text_projection(self.text(tokens)).float()
 
-    def fuse(self, video_BSD: Tensor, text_BLD: Tensor, attention_mask_BL: Tensor, frames: int,
-             read: str = "all") -> tuple[Tensor | None, Tensor | None]:
+    def fuse(self, video_BSD: Tensor, text_BLD: Tensor, attention_mask_BL: Tensor, frames: int, read: str = "all",
+             attention_BSD: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
         """Return the states of videos and texts after the fused layers.
 
         Each encoder reads the other's states from before the layer, not after it.
@@ -146,16 +146,17 @@ class EgoVLP(nn.Module):
             read: which of the last states the caller reads, as the others need not be computed. "all": (B, S, D) and
                 (B, L, D). "itm": CLS and the first token, each (B, 1, D). "mlm": the text alone, (None, (B, L, D)).
                 "video": CLS alone, ((B, 1, D), None).
+            attention_BSD: of the first fused block's `attention`, if it is known: it is the same for all texts.
         """
-        mask_B11L = additive_mask(attention_mask_BL)
-        first = self.num_unfused
+        mask_B11L, first = additive_mask(attention_mask_BL), self.num_unfused
         *pairs, (last_block, last_layer) = zip(self.video.blocks[first:], self.text.layers[first:], strict=True)
         for block, layer in pairs:
-            video_BSD, text_BLD = (self.video.run_block(block, video_BSD, frames, text_BLD, mask_B11L),
-                                   self.text.run_layer(layer, text_BLD, mask_B11L, video_BSD))
+            video_BSD, text_BLD, attention_BSD = (
+                self.video.run_block(block, video_BSD, frames, text_BLD, mask_B11L, False, attention_BSD),
+                self.text.run_layer(layer, text_BLD, mask_B11L, video_BSD), None)
         first_only = read in ("itm", "video")
-        return (None if read == "mlm"
-                else self.video.run_block(last_block, video_BSD, frames, text_BLD, mask_B11L, first_only),
+        return (None if read == "mlm" else
+                self.video.run_block(last_block, video_BSD, frames, text_BLD, mask_B11L, first_only, attention_BSD),
                 None if read == "video"
                 else self.text.run_layer(last_layer, text_BLD, mask_B11L, video_BSD, first_only))
 

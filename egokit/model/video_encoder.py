@@ -129,18 +129,25 @@ class Block(nn.Module):
         self.fc1 = Linear(width, int(width * mlp_ratio))
         self.fc2 = Linear(int(width * mlp_ratio), width)
 
-    def forward(self, x_BSD: Tensor, frames: int, text_BLD: Tensor | None = None,
-                mask_B11L: Tensor | None = None, cls_only: bool = False) -> Tensor:
+    def attention(self, x_BSD: Tensor, frames: int, cls_only: bool = False) -> Tensor:
+        """Return what divided attention adds to x, (B, S, D), or of CLS alone, (B, 1, D). No text changes it."""
+        half = x_BSD.dtype != torch.float32  # model.half_residual
+        timed = x_BSD + self.time(self.norm_time(x_BSD, half), frames)
+        return self.space(self.norm_space(timed, half), frames, cls_only)
+
+    def forward(self, x_BSD: Tensor, frames: int, text_BLD: Tensor | None = None, mask_B11L: Tensor | None = None,
+                cls_only: bool = False, attention_BSD: Tensor | None = None) -> Tensor:
         """Return the tokens after this block, (B, S, D).
 
         Args:
             text_BLD: the text to read; `mask_B11L` is its additive mask.
             cls_only: return CLS alone, (B, 1, D): nothing reads the patches after a pass's last block, which then
                 saves 10/16 of its arithmetic.
+            attention_BSD: what `attention` returns, if it is known.
         """
         half = x_BSD.dtype != torch.float32  # model.half_residual
-        timed = x_BSD + self.time(self.norm_time(x_BSD, half), frames)
-        space = self.space(self.norm_space(timed, half), frames, cls_only)
+        space = self.attention(x_BSD, frames, cls_only) if attention_BSD is None else \
+            attention_BSD[:, :1 if cls_only else None]
         if text_BLD is not None:
             space = self.text(space, text_BLD, mask_B11L, half)
         x_BSD = x_BSD[:, :space.shape[1]] + space
@@ -263,8 +270,11 @@ class VideoEncoder(nn.Module):
         return x_BSD
 
     def run_block(self, block: Block, x_BSD: Tensor, frames: int, text_BLD: Tensor | None = None,
-                  mask_B11L: Tensor | None = None, cls_only: bool = False) -> Tensor:
+                  mask_B11L: Tensor | None = None, cls_only: bool = False,
+                  attention_BSD: Tensor | None = None) -> Tensor:
         """Return `block`'s output, which the backward pass recomputes if the config says so."""
+        if attention_BSD is not None:
+            return block(x_BSD, frames, text_BLD, mask_B11L, cls_only, attention_BSD)
         if self.config.checkpointing == "none" or not self.training:
             return block(x_BSD, frames, text_BLD, mask_B11L, cls_only)
 

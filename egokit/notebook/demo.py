@@ -93,13 +93,14 @@ def report(name: str, summary: dict[str, float]) -> str:
     """Return the table that ends the demo, and which figures to look at."""
     lines = ["", f"{'benchmark, %':34}{'chance':>8}{'this run':>10}{'published':>11}",
              f"{'':34}{'':>8}{'toy data':>10}{'real data':>11}", "-" * 63]
-    look_at = []
+    look_at, shown = [], set()
     for key, task in zip(TASKS, map(find, TASKS), strict=True):
         look_at += [f"{task.notebook}/{name}/figures/{figure}" for figure in task.figures]
         for result in task.results():
             value = summary.get(summary_key(key, result))
-            if value is None:
+            if value is None or (key, result.metric, result.section) in shown:
                 continue
+            shown.add((key, result.metric, result.section))  # of several published numbers the first
             # a number is None where nothing is published
             cells = ["–" if number is None else f"{number}" if isinstance(number, int) else f"{number:.1f}"
                      for number in (summary.get(f"{key}.chance.{result.chance}"), value, result.published)]

@@ -81,10 +81,7 @@ def read(outputs: Path | None = None) -> Ledger:
 
 
 def read_run(path: Path) -> list[LedgerRow]:
-    """Return the ledger's rows of one run.
-
-    Args:
-        path: the run's metrics.json.
+    """Return the ledger's rows of one run, from its metrics.json.
 
     Raises:
         ValueError: the file is damaged; the message names the file and the field.
@@ -157,7 +154,8 @@ def _of_checkpoint(result: Result, published: list[Result], section: dict) -> Re
     A released fine-tuned checkpoint that is only evaluated belongs beside the fine-tuned number, not the zero-shot one.
     """
     wanted = result.metric, Path(section.get("init", "")).name
-    if section.get("action") != "evaluate":
+    beside = {(other.metric, other.checkpoint) for other in published if other.section == result.section}
+    if section.get("action") != "evaluate" or wanted in beside:  # the section's own row is of that checkpoint
         return result
     return next((candidate for candidate in published if (candidate.metric, candidate.checkpoint) == wanted), result)
 
@@ -180,11 +178,10 @@ def published_recipe(name: str, params: Path) -> Recipe:
 
 
 def recipe_differences(task: type | None, result: Result, section: dict) -> list[str]:
-    """Return in words how a run's recipe differs from the published one.
+    """Return in words how a run's recipe differs from that of a published result.
 
     Args:
         task: the class of a registered task; None for a user's.
-        result: the published result.
         section: the run's section of metrics.json.
     """
     phrases = ["toy data"] if section.get("toy") else []
@@ -204,12 +201,13 @@ def recipe_differences(task: type | None, result: Result, section: dict) -> list
     if result.metric.endswith(DUAL_SOFTMAX):
         phrases.append("dual softmax over the whole test set "
                        f"(temperature {recipe.get('task.dual_softmax')}), published without")
-    start = _checkpoint_name(section["init"])
+    encodes = not task or task.encodes(section["action"])
+    start = ("" if encodes else "features of ") + _checkpoint_name(section["init"])
     if trained:
-        phrases += _training_differences(task, section, recipe, start)
-    elif start != result.checkpoint:
+        phrases += _training_differences(task, section, recipe, start, encodes)
+    elif _checkpoint_name(section["init"]) != result.checkpoint:
         published = f", published for {result.checkpoint}" if result.checkpoint else ""
-        phrases.append(f"checkpoint {start} ({section['init_sha256']}){published}")
+        phrases.append((f"checkpoint {start} ({section['init_sha256']})" if encodes else start) + published)
     if head := recipe.get("task.head_init"):
         phrases.append(f"head {'started from' if trained else 'of'} {_checkpoint_name(head)}")
     if section.get("fresh_modules"):
@@ -222,7 +220,7 @@ def recipe_differences(task: type | None, result: Result, section: dict) -> list
     return phrases
 
 
-def _training_differences(task: type | None, section: dict, recipe: dict, start: str) -> list[str]:
+def _training_differences(task: type | None, section: dict, recipe: dict, start: str, encodes: bool) -> list[str]:
     """Return the same for the training from checkpoint `start`.
 
     The ledger always says that the checkpoint was chosen by its scores on the test set.
@@ -230,7 +228,8 @@ def _training_differences(task: type | None, section: dict, recipe: dict, start:
     if task:
         init = published_recipe(task.recipe, project_root() / "params").values["init"]
         published_start = f", published from {init}" if start != init else ""
-        phrases = [f"fine-tuned here from {start}{published_start}", *compare_recipes(recipe, task, trained=True)]
+        begun = f"fine-tuned here from {start}{published_start}" if encodes else f"a head trained here on {start}"
+        phrases = [begun, *compare_recipes(recipe, task, trained=True)]
     else:
         keys = ("train.epochs", "train.batch_size", "optim.lr")
         phrases = [f"trained here from {start}", *(_in_words(key, recipe.get(key)) for key in keys)]
@@ -243,10 +242,9 @@ def _training_differences(task: type | None, section: dict, recipe: dict, start:
 
 
 def compare_recipes(recipe: dict, task: type, trained: bool) -> list[str]:
-    """Return in words the keys at which a recorded recipe differs from the published one.
+    """Return in words the keys at which a recorded recipe, {"section.key": value}, differs from the published one.
 
     Args:
-        recipe: {"section.key": value}.
         task: the task's class, which names the published recipe.
         trained: compare the keys of the training; otherwise those that an evaluation depends on.
     """

@@ -31,8 +31,7 @@ def _figure(rank: int, hit: Hit) -> str:
 
     A clip that can't be made is replaced by the reason.
     """
-    scores = f"cosine {hit.cosine:.2f}" + ("" if hit.match is None else f" · match {hit.match:.2f}")
-    name, label = escape(hit.video), escape(f"{rank}: {hit.video}, {hit.time}, {scores}")
+    name, label = escape(hit.video), escape(f"{rank}: {hit.video}, {hit.time}, {hit.scores}")
     try:
         video, picture, shape = _encoded(hit)
         height = round(WIDTH * min(shape, 1.0)) + BAR
@@ -47,7 +46,7 @@ def _figure(rank: int, hit: Hit) -> str:
     note = f" · {escape(hit.note)}" if hit.note else ""
     return (f'<figure style="display:inline-block;vertical-align:top;width:{WIDTH}px;margin:6px">{clip}'
             f'<figcaption style="font-size:13px;line-height:1.4;overflow-wrap:anywhere"><b>{rank}. {hit.time}</b> '
-            f'{name}<br>{scores}{note}</figcaption></figure>')
+            f'{name}<br>{hit.scores}{note}</figcaption></figure>')
 
 
 def _grid(hits: list[Hit]) -> str:

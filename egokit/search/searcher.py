@@ -51,6 +51,11 @@ class Hit:
         return f"{timecode(self.start)}–{timecode(self.stop)}"
 
     @property
+    def scores(self) -> str:
+        """Its scores for display."""
+        return f"cosine {self.cosine:.2f}" + ("" if self.match is None else f" · match {self.match:.2f}")
+
+    @property
     def note(self) -> str:
         """Mark for display: 'can't be read', 'damaged part' or ''."""
         return "can't be read" if self.error else "damaged part" if self.damaged else ""

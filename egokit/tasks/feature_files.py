@@ -4,6 +4,7 @@ A clip's features stand on a clock of its own: `Grid` says where.
 
 Shapes: N features of a clip, E their dimension.
 """
+import functools
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,13 +12,16 @@ import numpy as np
 
 from egokit.config.access import exists
 from egokit.config.build import ConfigError
+from egokit.data.video import open_video
 from egokit.data.video.timeline import VideoError
+from egokit.runs.array_file import read_array
 from egokit.runs.run_folder import Run
 from egokit.tasks.clip_features import read_manifest, stored
 from egokit.tasks.nlq_features import stored_words
 
 SUFFIXES = (".pt", ".npy")
 SLACK = 0.03     # share by which a clip's number of features may differ from what its length and rate say
+PROBED = 9       # files whose dimensions are compared, for that of the folder
 EDGE = 2.0       # features that it may differ by in any case: windows at the edges
 
 
@@ -72,8 +76,9 @@ class FeatureFiles:
     def __init__(self, folder: Path, per: str = "clip", rate: float = 0.0, window: float = 0.0):
         own = folder / "features"
         self.folder = own if exists(own) else folder
-        if not exists(self.folder):
-            raise FileNotFoundError(f"{self.folder} does not exist: task.features names a folder of features, or the "
+        if not self.folder.is_dir():
+            is_there = "is no folder" if exists(self.folder) else "does not exist"
+            raise FileNotFoundError(f"{self.folder} {is_there}: task.features names a folder of features, or the "
                                     "run that extracts them (its action 'extract')")
         has_manifest = exists(self.folder / "manifest.json")
         self.manifest = read_manifest(self.folder) if has_manifest and not rate else {}
@@ -82,14 +87,34 @@ class FeatureFiles:
                               "that finish; or, for files of others, give task.stored_rate, their features a second")
         self.per, self.rate = per, rate or float(self.manifest["features_per_second"])
         self.window = window or 1 / self.rate
-        self.paths = {path.stem: path for path in sorted(self.folder.iterdir()) if path.suffix in SUFFIXES}
+        suffixes = (f".{self.manifest['format']}",) if self.manifest else SUFFIXES
+        self.paths: dict[str, Path] = {}
+        for path in sorted(self.folder.glob("[!.]*")):
+            if path.suffix in suffixes:
+                if path.stem in self.paths:
+                    raise ConfigError(f"{self.folder} holds {path.stem} twice, as .npy and .pt: delete one of the two")
+                self.paths[path.stem] = path
         if not self.paths:
-            raise FileNotFoundError(f"{self.folder} holds no features: expected <{per}>.pt or .npy")
+            raise FileNotFoundError(f"{self.folder} holds no features: expected <{per}>{' or '.join(suffixes)}")
         self.listed = {clip["clip_uid"]: clip for clip in self.manifest.get("clips", ())}
         self.axes = 3 if self.manifest.get("kind") == "fused" else 2
-        self.dimension = stored(next(iter(self.paths.values())), self.axes).shape[-1]
+        self.dimension = self._usual_dimension()
 
-    @property
+    def _usual_dimension(self) -> int:
+        """Return the dimension of most of the first files that are whole."""
+        found, reasons = [], []
+        for path in self.paths.values():
+            try:
+                found.append(stored(path, self.axes).shape[-1])
+            except (OSError, ValueError) as error:
+                reasons.append(str(error))
+            if len(found) == PROBED:
+                break
+        if not found:
+            raise FeatureError(f"{self.folder}: none of {len(reasons)} files of features can be read; {reasons[0]}")
+        return max(found, key=found.count)
+
+    @functools.cached_property
     def word_dimension(self) -> int:
         """The dimension of the stored words of questions.
 
@@ -97,8 +122,8 @@ class FeatureFiles:
             FileNotFoundError: there are none.
         """
         folder = self.folder.parent / "questions"
-        for path in folder.glob("[!.]*.npy"):
-            return stored(path).shape[1]
+        for path in sorted(folder.glob("[!.]*.npy"))[:1]:
+            return read_array(path, "delete it, and extract the features again").shape[-1]
         raise FileNotFoundError(f"{folder} holds no words of questions: let task.words name a run of 08_egonlq that "
                                 "has extracted them")
 
@@ -107,25 +132,35 @@ class FeatureFiles:
         """What made the features: the checkpoint of egokit's, else their folder."""
         return str(self.manifest.get("init") or self.folder) if self.manifest else str(self.folder)
 
+    def path_of(self, clip: Clip) -> Path:
+        """Return the path of a clip's features, where they should be if there are none."""
+        name = clip.uid if self.per == "clip" else clip.video
+        suffix = "." + self.manifest.get("format", "pt")
+        return self.paths.get(name, self.folder / f"{name}{suffix}")
+
     def open(self, clip: Clip) -> np.ndarray:
         """Return a clip's features as they are stored, memory-mapped, (N, E), or (questions, N, E) of fused ones.
 
         Raises:
             FeatureError: they are absent, damaged, of another dimension, of other times, or of another length.
         """
-        name = clip.uid if self.per == "clip" else clip.video
-        path = self.paths.get(name)
-        if path is None:
-            raise FeatureError(f"{self.folder}/{name}.pt is missing: there are no features of clip {clip.uid}; extract "
-                               "them, or allow some to be absent with data.max_bad_fraction")
+        path = self.path_of(clip)
+        if path.stem not in self.paths:
+            raise FeatureError(f"{path} is missing: there are no features of clip {clip.uid}; extract them, or allow "
+                               "some to be absent with data.max_bad_fraction")
+        if open_video.on_open:  # the watchdog of the loader's workers names a file at which one hangs
+            open_video.on_open(str(path))
         try:
             feature = stored(path, self.axes)
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             raise FeatureError(str(error)) from None
         if feature.shape[-1] != self.dimension:
             raise FeatureError(f"{path} has dimension {feature.shape[-1]}, but others have {self.dimension}: the "
                                "folder mixes features of several models; keep one model's")
         listed = self.listed.get(clip.uid)
+        if self.listed and not listed and self.per == "clip":
+            raise FeatureError(f"{path} is not listed in {self.folder}/manifest.json, so that its times are unknown: "
+                               "extract the features again, with the annotations that list the clip")
         if listed and abs(listed["start"] - clip.start) + abs(listed["stop"] - clip.stop) > 0.01:
             raise FeatureError(f"{path} is of {listed['start']:g} to {listed['stop']:g} s of the video, but the "
                                f"annotations say {clip.start:g} to {clip.stop:g} s: extract the features again")
@@ -171,15 +206,14 @@ class FeatureFiles:
         """
         feature = self.open(clip)
         if self.axes == 3:
-            if question is None or question >= len(feature):
-                raise FeatureError(f"{self.folder}/{clip.uid}: features of {len(feature)} questions, of which question "
-                                   f"{question} was asked for; expected one file a clip, (N, E): extract them again")
+            if question is None:
+                raise ConfigError(f"{self.folder} holds features that are fused with questions: extract those of clips "
+                                  "alone (task.feature_kind=clip), or let task.features name such")
+            if question >= len(feature):
+                raise FeatureError(f"{self.path_of(clip)}: features of {len(feature)} questions, expected more than "
+                                   f"{question}; extract them again, from the same annotations")
             feature = feature[question]
-        feature = np.array(feature, np.float32)
-        if not np.isfinite(feature.sum()) and not np.isfinite(feature).all():
-            raise FeatureError(f"{self.folder}/{clip.uid}: {np.isnan(feature).sum():,} NaN and "
-                               f"{np.isinf(feature).sum():,} infinite numbers in its features; extract them again")
-        return feature
+        return finite(np.array(feature, np.float32), f"{self.path_of(clip)}, clip {clip.uid}")
 
     def problems(self, clips: list[Clip]) -> dict[str, str]:
         """Return clip_uid -> why its features can't be used; only the files' heads are read."""
@@ -200,10 +234,23 @@ class FeatureFiles:
         listed = self.listed.get(clip.uid, {})
         try:
             questions = stored_words(Run(self.folder.parent), listed | {"clip_uid": clip.uid})
-            return np.array(questions[question], np.float32)
-        except (FileNotFoundError, ValueError, KeyError, IndexError) as error:
+            words = np.array(questions[question], np.float32)
+        except (OSError, ValueError, KeyError, IndexError) as error:
             raise FeatureError(f"{self.folder.parent}/questions/{clip.uid}.npy: no words of the clip's question "
                                f"{question} ({error}); extract the features again, from the same annotations") from None
+        path = self.folder.parent / "questions" / f"{clip.uid}.npy"
+        if words.shape[1] != self.word_dimension:
+            raise FeatureError(f"{path} has dimension {words.shape[1]}, but others have {self.word_dimension}: extract "
+                               "the words again, with one model")
+        return finite(words, f"{path}, question {question}")
+
+
+def finite(values: np.ndarray, where: str) -> np.ndarray:
+    """Return an array, or raise FeatureError if it holds NaN or infinite numbers."""
+    if not np.isfinite(values).all():
+        raise FeatureError(f"{where}: {np.isnan(values).sum():,} NaN and {np.isinf(values).sum():,} infinite numbers; "
+                           "extract the features again")
+    return values
 
 
 def summary(problems: dict[str, str], clips: int) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from egokit.config.build import ConfigError
 from egokit.config.schema import Config, Count, Input, NotNegative, Positive, Share, Size, TaskConfig, number
 from egokit.data.loader import Samples
 from egokit.model import checkpoints, feature_model
@@ -66,17 +67,23 @@ class MomentSamples(Samples):
         self.task, self.entries = task, entries
 
     def read(self, index: int, rng: np.random.Generator | None) -> dict:
-        entry, task = self.entries[index], self.task
-        if rng is None and entry.clip.uid in task.unusable:
-            feature = np.zeros((1, task.files.dimension), np.float32)
-        else:
+        entry, task, unreadable = self.entries[index], self.task, ""
+        try:
+            if entry.clip.uid in task.unusable:
+                raise FeatureError(task.unusable[entry.clip.uid])
             feature = task.seen(task.files.read(entry.clip, entry.question if task.files.axes == 3 else None))
+            words = {} if entry.question is None else {"words": task.question_words(entry)}
+        except FeatureError as error:
+            if rng is not None or not task.config.data.max_bad_fraction:
+                raise
+            unreadable, feature = str(error), np.zeros((1, task.files.dimension), np.float32)
+            words = {} if entry.question is None else {"words": np.zeros((1, task.text), np.float32)}
         more = task.labels(entry, len(feature))
         segments = task.grid(entry, len(feature)).positions(entry.segments_M2).reshape(-1, 2)
-        if rng is not None and len(feature) > task.config.task.crop:
+        if rng is not None and task.crops and len(feature) > task.config.task.crop:
             feature, segments = self.cropped(feature, segments, rng)
-        item = {"video": feature, "segments": segments, "classes": entry.classes_M, "index": index} | more
-        return item | ({} if entry.question is None else {"words": task.question_words(entry)})
+        return {"video": feature, "segments": segments, "classes": entry.classes_M, "index": index,
+                "unreadable": unreadable} | words | more
 
     def cropped(self, feature: np.ndarray, segments_M2: np.ndarray, rng) -> tuple[np.ndarray, np.ndarray]:
         """Return a random stretch of a clip that shows enough of at least one moment, and the moments in it."""
@@ -98,16 +105,21 @@ class MomentTask(Task):
 
     Attributes:
         unusable: clips without features that can be used, and why; none unless data.max_bad_fraction allows some.
+        left_out: how many of them are the training split's.
         text: dimension of a question's tokens; 0 without questions.
+        crops: whether training sees stretches of long clips.
+        lengths: least number of positions ("video") and tokens ("words") of a batch, for a head that sees padding.
     """
     Params = HeadParams
     reports_last = True
-    text = 0
+    text, crops = 0, True
+    lengths: ClassVar[dict[str, int]] = {}
     truth_name: ClassVar[str] = "ground_truth.json"
 
     def __init__(self, config: Config):
         super().__init__(config)
         self.unusable: dict[str, str] = {}
+        self.left_out = 0
         self._datasets: dict[str, MomentSamples] = {}
 
     @classmethod
@@ -118,6 +130,9 @@ class MomentTask(Task):
     def files(self) -> FeatureFiles:
         """The stored features."""
         own = self.config.task
+        if not own.features:
+            raise ConfigError("task.features is empty: give the folder of the features, or the run that extracts them "
+                              f"(run:{self.notebook}/<run>)")
         return FeatureFiles(Path(own.features), own.stored_per, own.stored_rate, own.stored_window)
 
     def origin(self) -> str:
@@ -183,17 +198,20 @@ class MomentTask(Task):
                 print(f"{split}: {len(problems)} of {len(clips)} clips have no features that can be used: "
                       + ("they are left out" if split == "train" else "nothing is found in them"), flush=True)
             if split == "train":
+                self.left_out = len(problems)
                 entries = [entry for entry in entries if entry.clip.uid not in problems]
             self._datasets[split] = MomentSamples(self, entries[:self.limited(len(entries))], split == "train")
         return self._datasets[split]
 
     def collate(self, items: list[dict]) -> dict:
         """Make a batch: features (B, T, E) with "video_mask" (B, T), words likewise; moments (class -1: padding)."""
-        batch = {key: padded([item[key] for item in items], -1 if key == "classes" else 0)
-                 for key in items[0] if key != "index"}
-        batch |= {f"{key}_mask": mask_of([len(item[key]) for item in items]) for key in ("video", "words")
-                  if key in items[0]}
-        return batch | {"index": torch.tensor([item["index"] for item in items])}
+        least = {"highlight": self.lengths.get("video", 0)} | self.lengths
+        batch = {key: padded([item[key] for item in items], -1 if key == "classes" else 0, least.get(key, 0))
+                 for key in items[0] if key not in ("index", "unreadable")}
+        batch |= {f"{key}_mask": mask_of([len(item[key]) for item in items], batch[key].shape[1])
+                  for key in ("video", "words") if key in items[0]}
+        return batch | {"index": torch.tensor([item["index"] for item in items]),
+                        "unreadable": [item["unreadable"] for item in items]}
 
     def points(self, model, batch: dict) -> tuple[Tensor, ...]:
         """Return the head's logits, offsets and mask for a batch, and its points (P, 4)."""
@@ -215,21 +233,43 @@ class MomentTask(Task):
         return {"class": sums.focal * share, "offset": sums.diou * share}
 
     def score_batch(self, model, batch: dict) -> dict[str, np.ndarray]:
-        """Return "index" and what `found` gives, a row for each sample."""
+        """Return "index", whether features were "unreadable", and what `found` gives, a row for each sample."""
         rows, entries = [], self.dataset("test").entries
-        lengths = batch["video_mask"].sum(1).tolist()
-        for index, N, candidates in zip(batch["index"].tolist(), lengths, self.candidates(model, batch), strict=True):
+        told = batch["index"].tolist(), batch["video_mask"].sum(1).tolist(), batch["unreadable"]
+        for index, N, unreadable, candidates in zip(*told, self.candidates(model, batch), strict=True):
             entry = entries[index]
             segments, scores, classes = (x.cpu().double().numpy() for x in candidates)
             if not np.isfinite(segments).all() or not np.isfinite(scores).all():
                 raise ValueError(f"clip {entry.clip.uid}: NaN or Inf in what the head finds (evaluate.precision "
                                  f"{self.config.evaluate.precision}); its training has diverged: lower optim.lr")
-            if entry.clip.uid in self.unusable:
+            if unreadable:
                 segments, scores, classes = segments[:0], scores[:0], classes[:0]
+                if entry.clip.uid not in self.unusable:
+                    print(f"nothing is found in clip {entry.clip.uid}: {unreadable}", flush=True)
             else:
                 segments = np.clip(self.grid(entry, N).seconds(segments), 0, entry.clip.seconds)
-            rows.append({"index": np.array(index)} | self.found(entry, segments, scores, classes.astype(int)))
+            rows.append({"index": np.array(index), "unreadable": np.array(bool(unreadable))}
+                        | self.found(entry, segments, scores, classes.astype(int)))
         return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+
+    def counts(self, rows: dict[str, np.ndarray], scored: set[str]) -> dict[str, int]:
+        """Count the samples and clips in which nothing is found as their features can't be read.
+
+        Args:
+            rows: of a complete evaluation.
+            scored: clip_uids of the split with annotations.
+
+        Raises:
+            FeatureError: there are more such clips than data.max_bad_fraction allows.
+        """
+        clips = [self.dataset("test").entries[index].clip.uid for index in rows["index"]]
+        bad = [uid for uid, unreadable in zip(clips, rows["unreadable"], strict=True) if unreadable]
+        limit = self.config.data.max_bad_fraction
+        if len(set(bad)) > limit * len(set(clips)):
+            raise FeatureError(f"{len(set(bad))} of {len(set(clips))} clips have no features that can be used, such as "
+                               f"{bad[0]}, more than data.max_bad_fraction={limit:g}; the reasons are printed above")
+        return {"failed": sum(uid in scored for uid in bad), "clips_without_features": len({*bad} & scored)} | (
+            {"training_clips_left_out": self.left_out} if self.left_out else {})
 
     def candidates(self, model, batch: dict) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield each sample's candidates: segments (N, 2) in positions, scores (N,) and classes (N,)."""
@@ -244,15 +284,17 @@ class MomentTask(Task):
                 if action == "extract" or name != config.task.feature_videos}
 
     def tables(self) -> list[Path]:
-        return [self.require_file(name) for name in self.inputs(self.config, "evaluate")]
+        lists = [self.require_file(name) for name in self.inputs(self.config, "evaluate")]
+        return [*lists, *([self.files.folder / "manifest.json"] if self.files.manifest else [])]
 
 
-def padded(parts: list[np.ndarray], value: float = 0.0) -> Tensor:
-    """Return arrays of different lengths as one tensor, (B, longest, …)."""
-    return nn.utils.rnn.pad_sequence([*map(torch.from_numpy, parts)], batch_first=True, padding_value=value)
+def padded(parts: list[np.ndarray], value: float = 0.0, least: int = 0) -> Tensor:
+    """Return arrays of different lengths as one tensor, (B, longest, …), which is `least` long at least."""
+    more = [torch.empty((least, *parts[0].shape[1:]), dtype=torch.from_numpy(parts[0]).dtype)] if least else []
+    whole = nn.utils.rnn.pad_sequence([*map(torch.from_numpy, parts), *more], batch_first=True, padding_value=value)
+    return whole[:len(parts)]
 
 
-def mask_of(lengths: list[int]) -> Tensor:
+def mask_of(lengths: list[int], longest: int) -> Tensor:
     """Return (B, longest), True where a row is real."""
-    lengths_B1 = torch.tensor(lengths)[:, None]
-    return torch.arange(int(lengths_B1.max())) < lengths_B1
+    return torch.arange(longest) < torch.tensor(lengths)[:, None]

@@ -21,6 +21,7 @@ from egokit.tasks.feature_files import Clip
 from egokit.tasks.moment_task import Entry, HeadParams, MomentTask
 from egokit.tasks.moments import mq_annotations, mq_metrics, mq_results, segments
 from egokit.tasks.moments.mq_results import Rows
+from egokit.train import distributed
 
 KEPT = mq_results.KEPT
 PUBLISHED = {  # mean mAP on val by features and head: EgoVLPv2's and EgoVLP's READMEs, actionformer_release, OpenTAD
@@ -33,7 +34,7 @@ class EgoMQ(MomentTask, ClipFeatures):
     """Extracts features, and trains and scores a head that detects activities; 110 classes on the real data."""
     notebook = "06_egomq_features"
     sections: ClassVar = {"extract": "features", "train": "detection", "evaluate": "detection_scored"}
-    recipe, recipe_sha256 = "egomq", ""
+    recipe, recipe_sha256 = "egomq", "f1d8f7129efa"
     unit = "clips"
     best = "mAP"
     published: ClassVar = [
@@ -43,7 +44,8 @@ class EgoMQ(MomentTask, ClipFeatures):
           for section in ("detection", "detection_scored") for whose, number in PUBLISHED.items()),
         *(Result(f"EgoMQ mAP at tIoU {tiou} (EgoVLPv2, VSGN)", "detection", f"mAP_{tiou}", number, "EgoVLPv2.pth")
           for tiou, number in AT.items()),
-        Result("EgoMQ recall at 1x, tIoU 0.5", "detection", "recall_1x_0.5", None, chance="recall_1x_0.5")]
+        Result("EgoMQ recall at 1x, tIoU 0.5", "detection", "recall_1x_0.5", None, chance="recall_1x_0.5",
+               in_ledger=False)]
     figures = ("detections.png", "detections-per-class.png")
 
     class Params(HeadParams, ClipFeatures.Params):
@@ -74,7 +76,7 @@ class EgoMQ(MomentTask, ClipFeatures):
         splits = ["train"] if split == "train" else ["val", *(["test_unannotated"] * self.config.task.predict_test)]
         clips = [clip for each in splits for clip in self.annotated(each).values()
                  if clip.moments or each == "test_unannotated"]
-        if split == "train" and (empty := mq_annotations.count_empty(clips)):
+        if split == "train" and distributed.rank() == 0 and (empty := mq_annotations.count_empty(clips)):
             print(f"train: {empty} moments have length 0: they claim no point, so nothing is learnt of them",
                   flush=True)
         return [Entry(Clip(clip.clip_uid, clip.video_uid, clip.start, clip.stop),
@@ -118,7 +120,8 @@ class EgoMQ(MomentTask, ClipFeatures):
         return score(rows_of(detect), rows_of(retrieve), clips) | {
             "clips": len(clips), "moments": sum(len(clip.moments) for clip in clips.values()),
             "classes": len(self.names), "zero_length_moments": mq_annotations.count_empty(clips.values()),
-            "clips_without_features": len(self.unusable)}
+            "untrained_classes": len(self.names) - len(mq_annotations.class_names(self.annotated("train")))} \
+            | self.counts(rows, {*clips})
 
     def chance(self) -> dict[str, float]:
         """Return the metrics of 200 random moments a clip, with the training moments' lengths and classes."""
@@ -173,9 +176,10 @@ def score(detected: dict[str, Rows], retrieved: dict[str, Rows], clips: dict) ->
     """Return the metrics of both kinds of rows, in %."""
     precision = mq_metrics.mean_average_precision(detected, clips)
     recalls = mq_metrics.recall(retrieved, clips)
-    out = {"mAP": 100 * precision["average_map"]}
-    out |= {f"mAP_{tiou}": 100 * value for tiou, value in zip(mq_metrics.TIOUS, precision["map"], strict=True)}
-    return out | {f"recall_{k}x_{tiou}": 100 * value for tiou, row in zip(mq_metrics.RECALL_TIOUS, recalls, strict=True)
+    out = {"mAP": 100 * float(precision["average_map"])}
+    out |= {f"mAP_{tiou}": 100 * float(value) for tiou, value in zip(mq_metrics.TIOUS, precision["map"], strict=True)}
+    return out | {f"recall_{k}x_{tiou}": 100 * float(value)
+                  for tiou, row in zip(mq_metrics.RECALL_TIOUS, recalls, strict=True)
                   for k, value in zip(mq_metrics.KS, row, strict=True)}
 
 

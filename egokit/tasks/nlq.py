@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from egokit.config.build import ConfigError
 from egokit.config.schema import Config, Count, Input, Positive, Scored, Share
-from egokit.data.annotation_json import SPLITS
+from egokit.data.annotation_json import SPLITS, choose_lists
+from egokit.data.loader import move_to_device
 from egokit.data.site_checks import EGO4D, Checks, Finding
 from egokit.model.text_encoder import load_tokenizer
 from egokit.runs.files import write_text
@@ -28,6 +30,7 @@ from egokit.tasks.moment_task import Entry, HeadParams, MomentTask
 from egokit.tasks.moments import nlq_annotations, nlq_results, segments, span_labels
 from egokit.tasks.moments.nlq_annotations import Question
 from egokit.tasks.nlq_features import NLQFeatures
+from egokit.train import distributed
 
 ANSWERS = 5  # of a question
 RECALLS = {f"R@{k}_{iou}": (k, iou) for iou in (0.3, 0.5) for k in (1, 3, 5)}
@@ -40,7 +43,7 @@ class EgoNLQ(MomentTask, NLQFeatures):
     """Extracts features, and trains and scores a head that answers questions by a stretch of their clip."""
     notebook = "08_egonlq"
     sections: ClassVar = {"extract": "features", "train": "grounding", "evaluate": "grounding_scored"}
-    recipe, recipe_sha256 = "egonlq", ""
+    recipe, recipe_sha256 = "egonlq", "44c145810c84"
     unit, samples = "questions", 0
     best = "R@1_mean"
     published: ClassVar = [
@@ -80,9 +83,7 @@ class EgoNLQ(MomentTask, NLQFeatures):
     @functools.cached_property
     def place_of(self) -> dict[tuple, tuple[int, str]]:
         """A question's key -> its place in its clip's stored words, and its text there."""
-        return {(uid, entry["annotation_uid"], entry["query_idx"]): (place, entry["query"])
-                for uid, clip in self.word_files.listed.items()
-                for place, entry in enumerate(clip.get("questions", ()))}
+        return places(self.word_files)
 
     @property
     def num_classes(self) -> int:
@@ -96,6 +97,17 @@ class EgoNLQ(MomentTask, NLQFeatures):
     def is_span(self) -> bool:
         """Whether the head is VSLNet."""
         return self.config.task.head == "span"
+
+    @property
+    def crops(self) -> bool:
+        return not self.is_span
+
+    @property
+    def lengths(self) -> dict[str, int]:
+        """The span head's convolutions see padding: its batches all have one length."""
+        own = self.config.task
+        tokens = min(own.positions, self.config.data.eval_max_tokens)
+        return {"video": own.positions, "words": tokens} if self.is_span else {}
 
     def modules(self, model) -> dict[str, nn.Module]:
         made = super().modules(model)
@@ -117,20 +129,6 @@ class EgoNLQ(MomentTask, NLQFeatures):
         return (span_task.candidates(model.own["head"], batch, ANSWERS) if self.is_span else
                 super().candidates(model, batch))
 
-    @property
-    def trained_on(self) -> list[str]:
-        """The lists whose questions are trained on.
-
-        Raises:
-            ConfigError: task.feature_clips names no such list.
-        """
-        own, known = self.config.task, self.lists()
-        names = [name.strip() for name in own.train_lists.split(",")]
-        if unknown := [name for name in names if name not in known]:
-            raise ConfigError(f"task.train_lists: {unknown[0]!r:.80} is none of the lists of task.feature_clips, "
-                              f"{own.feature_clips!r:.80}: expected {', '.join(known)}, or several with commas")
-        return list(dict.fromkeys(names))
-
     def questions(self, split: str) -> list[Question]:
         """Return the questions of a list: "train", "val" or "test_unannotated", or others of task.feature_clips."""
         if split not in self._questions:
@@ -138,13 +136,16 @@ class EgoNLQ(MomentTask, NLQFeatures):
         return self._questions[split]
 
     def entries(self, split: str) -> list[Entry]:
-        splits = self.trained_on if split == "train" else ["val", *(["test_unannotated"]
-                                                                    * self.config.task.predict_test)]
+        own, splits = self.config.task, ["val", "test_unannotated"]
+        splits = choose_lists(own.train_lists, own.feature_clips) if split == "train" else splits[:1 + own.predict_test]
         questions = [question for each in splits for question in self.questions(each)]
-        if split == "train" and (empty := nlq_annotations.count_empty(questions)):
+        if split == "train" and distributed.rank() == 0 and (empty := nlq_annotations.count_empty(questions)):
             print(f"train: {empty} of {len(questions)} answers have length 0: " + (
                 "their label is the clip's beginning, as in the original" if self.is_span else
                 "they claim no point, so nothing is learnt of them"), flush=True)
+        if not self.place_of:
+            raise ConfigError(f"{self.word_files.folder} holds no words of questions: let task.words name the run of "
+                              f"{self.notebook} that has extracted them")
         absent = [question for question in questions if question.key not in self.place_of]
         other = [question for question in questions
                  if self.place_of.get(question.key, ("", question.query))[1] != question.query]
@@ -153,6 +154,14 @@ class EgoNLQ(MomentTask, NLQFeatures):
                 raise FeatureError(f"{self.word_files.folder}/manifest.json: question {found[0].key} "
                                    f"({found[0].query!r:.80}) {problem}, like {len(found) - 1} others: extract the "
                                    "features again, from the same annotations")
+        if self.files.axes == 3 and self.files is not self.word_files:
+            listed = places(self.files)
+            moved = [question for question in questions if listed.get(question.key) != self.place_of[question.key]]
+            if moved:
+                raise FeatureError(f"{self.files.folder}/manifest.json: question {moved[0].key} has another place than "
+                                   f"in {self.word_files.folder}/manifest.json, or is absent, like {len(moved) - 1} "
+                                   "others: extract features and words from the same annotations, or leave task.words "
+                                   "empty")
         return [self.entry(question) for question in questions]
 
     def entry(self, question: Question) -> Entry:
@@ -174,6 +183,30 @@ class EgoNLQ(MomentTask, NLQFeatures):
         rows[:len(kept)] = np.column_stack([kept, scores])
         return {"answers": rows}
 
+    @torch.no_grad()
+    def answer(self, head, encoders, clip: Clip, query: str) -> np.ndarray:
+        """Return up to 5 answers to any question about a clip with stored features: start, stop and score, (k, 3).
+
+        Args:
+            head: a FeatureModel with this task's head.
+            encoders: the model that made the features.
+        """
+        text = nlq_annotations.clean(query)
+        tokens = self.tokenizer([text], self.config.data.eval_max_tokens)["input_ids"].shape[1]
+        asked = {"clip_uid": clip.uid, "video_uid": clip.video, "start": clip.start, "stop": clip.stop, "questions": [
+            {"annotation_uid": "", "query_idx": 0, "query": text, "tokens": tokens}]}
+        question = Question(clip.uid, clip.video, "", 0, text, None, clip.start, clip.stop, None, None, 0.0, 0.0,
+                            clip.seconds)
+        feature = (self.features(encoders, asked)[0][0].float().numpy() if self.files.axes == 3 else
+                   self.files.read(clip))
+        entry, feature = Entry(clip, np.zeros((0, 2)), np.zeros(0, np.int64), 0, question), self.seen(feature)
+        batch = self.collate([{"video": feature, "words": self.words(encoders, asked).float().numpy(), "index": 0}])
+        found = next(iter(self.candidates(head, move_to_device(batch, head.device))))
+        segments, scores, classes = (x.cpu().double().numpy() for x in found)
+        segments = np.clip(self.grid(entry, len(feature)).seconds(segments), 0, clip.seconds)
+        rows = self.found(entry, segments, scores, classes)["answers"]
+        return rows[~np.isnan(rows[:, 0])]
+
     def predictions_of(self, rows: dict[str, np.ndarray], split: str) -> tuple[dict, list[Question]]:
         """Return a split's predictions by the questions' keys, and the questions that were asked."""
         entries, wanted = self.dataset("test").entries, {question.key for question in self.questions(split)}
@@ -185,7 +218,7 @@ class EgoNLQ(MomentTask, NLQFeatures):
     def metrics(self, rows: dict[str, np.ndarray], prompts_KE) -> dict[str, float]:
         """Return recalls in % (challenge's way, and the original's), the mean IoU of first answers, and counts."""
         predictions, questions = self.predictions_of(rows, "val")
-        return score(predictions, questions) | {"clips_without_features": len(self.unusable)}
+        return score(predictions, questions) | self.counts(rows, {question.clip_uid for question in questions})
 
     def chance(self) -> dict[str, float]:
         """Return the metrics of five random answers, as long as the training split's."""
@@ -240,10 +273,16 @@ class EgoNLQ(MomentTask, NLQFeatures):
                                          [clip.stop for clip in clips])
 
 
+def places(files: FeatureFiles) -> dict[tuple, tuple[int, str]]:
+    """Return each listed question's key -> its place in its clip's list, and its text."""
+    return {(uid, entry["annotation_uid"], entry["query_idx"]): (place, entry["query"])
+            for uid, clip in files.listed.items() for place, entry in enumerate(clip.get("questions", ()))}
+
+
 def score(predictions: dict, questions: list[Question]) -> dict[str, float]:
     """Return recalls and the mean IoU in %, and counts."""
     found = nlq_results.recalls(predictions, questions)
-    out = {}
+    out = {"R@1_mean": 0.0}  # the first that is shown
     for prefix, values in (("", found), ("original_", found["original"])):
         out |= {prefix + name: 100 * float(values["recall"][nlq_results.IOUS.index(iou)][nlq_results.KS.index(k)])
                 for name, (k, iou) in RECALLS.items()}

@@ -114,8 +114,9 @@ class NLQFeatures(ClipFeatures):
         def fused(frames_BTCHW: Tensor) -> Tensor:
             """Return the video's CLS after the fusion with each question, (B, Q, D)."""
             trunk_BSD, (B, T) = model.fusion_trunk(frames_BTCHW), frames_BTCHW.shape[:2]
-            states = [model.fuse(trunk_BSD, text_1LD.expand(B, -1, -1), mask_1L.expand(B, -1), T, "video")[0]
-                      for text_1LD, mask_1L in texts]
+            attention_BSD = model.video.blocks[model.num_unfused].attention(trunk_BSD, T)
+            states = [model.fuse(trunk_BSD, text_1LD.expand(B, -1, -1), mask_1L.expand(B, -1), T, "video",
+                                 attention_BSD)[0] for text_1LD, mask_1L in texts]
             return model.fusion_norm(torch.cat(states, dim=1)).float()
         return fused
 

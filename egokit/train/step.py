@@ -67,7 +67,10 @@ class Objective:
         """
         if not self.warmed_up:
             self.warmed_up = True
+            buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
             self.gradient(batch, step, scaler)
+            for buffer, before in buffers:  # running means of a task's modules
+                buffer.copy_(before)
             self.model.zero_grad(set_to_none=True)
 
     def gradient(self, batch: dict, step: int, scaler: torch.amp.GradScaler) -> dict[str, Tensor]:

@@ -46,7 +46,8 @@ def answers(run: Run, count: int = 4):
         axis.set_yticks(range(number), ["truth", *[f"{'✓' if value > IOU else '✗'} {rank}, IoU {value:.2f}"
                                                    for rank, value in enumerate(overlap, 1)]])
         axis.tick_params(axis="y", length=0)
-        axis.set(xlim=(0, question.question["duration"]), ylim=(number - 0.4, -0.6), xlabel="time in the clip (s)")
+        end = max(question.question["duration"], question.question["stop"])  # a duration is cut to whole features
+        axis.set(xlim=(0, end), ylim=(number - 0.4, -0.6), xlabel="time in the clip (s)")
         axis.set_title(title, loc="left")
     missing = len(questions) - len(with_answer)
     figure.suptitle(f"{len(chosen)} of {len(questions):,} questions"

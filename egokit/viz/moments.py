@@ -57,7 +57,7 @@ def detections(run: Run, count: int = 4):
                 colour, hatch = styles.get(label, (OTHER, ""))
                 axis.broken_barh([(start, max(stop - start, shortest))], (top + lane, 0.86), hatch=hatch,
                                  facecolor=to_rgba(colour, alpha), edgecolor="black" if is_right else "white",
-                                 linewidth=2 if is_right else 0.8 if hatch else 0)
+                                 linewidth=2 if is_right else 0.8 if stop - start > 4 * shortest else 0)
         return int((lanes >= LANES).sum())
 
     def height(segments) -> int:

@@ -14,7 +14,8 @@ def results(run: Run):
     """Return a table of a run's metrics with chance and the published numbers, in %."""
     metrics = run.metrics()
     return table([(result, metrics) for task, result in registered()
-                  if task.notebook == run.path.parent.name and result.metric in metrics.get(result.section, {})])
+                  if task.notebook == run.path.parent.name and result.in_ledger
+                  and result.metric in metrics.get(result.section, {})])
 
 
 def table(pairs: list[tuple]):
@@ -31,8 +32,13 @@ def published(run: Run):
 
     from egokit.viz.per_class import dot_plot
     from egokit.viz.style import new_figure, save_figure
-    results = [(task.notebook, result) for task, result in registered()
-             if result.published is not None and not result.metric.endswith(DUAL_SOFTMAX)]
+    results, seen = [], set()
+    for task, result in registered():  # those of EgoVLPv2's checkpoints; the ledger has other models', too
+        number = task, result.metric, result.checkpoint
+        if result.checkpoint and result.published is not None and not result.metric.endswith(DUAL_SOFTMAX) \
+                and number not in seen:
+            results.append((task.notebook, result))
+            seen.add(number)
     metrics = {name: Run(path).metrics() if (path := run.path.parents[1] / name / run.path.name).is_dir() else {}
                for name in dict.fromkeys(name for name, _ in results)}
     ours = [metrics[name].get(result.section, {}).get(result.metric) for name, result in results]

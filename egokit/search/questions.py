@@ -1,0 +1,135 @@
+"""Questions typed in about a clip with stored features: the head's best answers, and where they lie in the video."""
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import torch
+
+from egokit import tasks
+from egokit.config.build import ConfigError, did_you_mean
+from egokit.model import feature_model
+from egokit.model.own_modules import attach
+from egokit.notebook.open_run import is_live
+from egokit.notebook.safe_html import NO_FORMULAS, escape, page, plain_label, styled
+from egokit.runs.files import write_text
+from egokit.runs.run_folder import Run
+from egokit.runs.shown_text import shown
+from egokit.search.page import grid
+from egokit.search.searcher import Answer, Hit
+from egokit.tasks.feature_files import Clip
+
+
+class Stretch(Hit):
+    """A stretch of a video that answers a question; `cosine` holds the head's score."""
+
+    @property
+    def scores(self) -> str:
+        return f"score {self.cosine:.2f}"
+
+
+class Asked(NamedTuple):
+    """A question of the annotations, as an example to ask."""
+    clip: str
+    query: str
+
+
+class Questioner:
+    """A trained run of EgoNLQ, ready for questions: ask("where is the red box?", clip) -> the best stretches.
+
+    Args:
+        run: a run whose job "grounding" has ended; its config names the features and the model that made them.
+
+    Attributes:
+        clips: clip_uid -> Clip, of the validation and the test split.
+        examples: the validation split's own questions.
+
+    Raises:
+        ConfigError: the run is of another task, or its features are not egokit's own.
+        WeightsError: the run has not trained a head.
+    """
+
+    def __init__(self, run: Run):
+        config = run.config
+        if config.task.name != "nlq":
+            raise ConfigError(f"{run.path}: its task is {config.task.name!r}, expected nlq; open a run of 08_egonlq")
+        self.run, self.task = run, tasks.make(config)
+        if not self.task.files.manifest:
+            raise ConfigError("task.features are files of others: a question that is typed in needs the model that "
+                              "made them; expected egokit's own features (set task.features to a run that extracts)")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.head = feature_model.load(run.path)
+        attach(self.head, self.task)
+        self.head.to(device).eval()
+        self.encoders = self.task.initial_model("extract").to(device).eval()
+        entries = self.task.dataset("test").entries
+        self.clips: dict[str, Clip] = {entry.clip.uid: entry.clip for entry in entries}
+        self.examples = [Asked(entry.clip.uid, entry.source.query) for entry in entries if len(entry.segments_M2)]
+
+    def __call__(self, question: str, clip: str, top: int = 5) -> Answer:
+        """Return the best stretches of a clip for a question.
+
+        Args:
+            question: any text; a clip's words are those of the toy's or Ego4D's narrations.
+            clip: its clip_uid.
+            top: how many answers, at most.
+
+        Raises:
+            ConfigError: there is no such clip, or the question is empty.
+        """
+        if clip not in self.clips:
+            raise ConfigError(f"clip {clip!r:.80}: {did_you_mean(clip, self.clips)}")
+        if not question.strip(" ?"):
+            raise ConfigError("the question is empty: write one, such as "
+                              f"{self.examples[0].query if self.examples else 'where is the red box?'!r}")
+        known = self.clips[clip]
+        path, name = self.task.videos / f"{known.video}.mp4", known.video
+        rows = self.task.answer(self.head, self.encoders, known, question)[:top]
+        return Answer([Stretch(name, known.start + start, known.start + stop, float(score), None, path)
+                       for start, stop, score in rows],
+                      [f"clip {clip}: {known.start:.1f} to {known.stop:.1f} s of its video"])
+
+
+def answer_table(hits: list[Hit]):
+    """Return a question's answers as a table."""
+    rows = [(rank, hit.time, round(hit.stop - hit.start, 1), hit.cosine) for rank, hit in enumerate(hits, 1)]
+    return styled(rows, ["rank", "time in the video", "seconds", "score"], [], {"score": "{:.3f}", "seconds": "{:.1f}"},
+                  getattr(hits, "notes", ()))
+
+
+def ask_browser(asker: Questioner, question: str, clip: str, top: int = 3):
+    """Answer a question, save figures/question-<text>.html and return what to display.
+
+    Args:
+        asker: an open run.
+        question: the question to begin with.
+        clip: the clip to begin with.
+        top: how many answers are played.
+
+    Returns:
+        In a live notebook a box for further questions and clips; headless the answers, which play, as HTML.
+    """
+    from IPython.display import HTML
+    content = grid(asker(question, clip, top)).data
+    name = re.sub(r"\W+", "-", question).strip("-").lower()[:60]
+    write_text(asker.run.figure(f"question-{name}.html"), page(question, f"<h1>{escape(question)}</h1>{content}"))
+    if not is_live():
+        return HTML(f'<p class="{NO_FORMULAS}">{escape(question)}</p>{content}')
+    import ipywidgets
+    wide = {"description_width": "110px"}
+    box = ipywidgets.Text(question, description="question", continuous_update=False,  # answers at Enter
+                          layout={"width": "90%"}, style=wide)
+    chosen = ipywidgets.Dropdown(options=list(asker.clips), value=clip, description="clip", layout={"width": "60%"},
+                                 style=wide)
+    status, view = plain_label(), ipywidgets.HTML(content)
+
+    def ask(change) -> None:
+        status.value = "looking …"
+        try:
+            view.value = grid(asker(box.value, chosen.value, top)).data
+            status.value = ""
+        except (ValueError, RuntimeError, OSError) as error:
+            status.value = shown(error)
+    for control in (box, chosen):
+        control.observe(ask, names="value")
+    return ipywidgets.VBox([box, chosen, status, view])
