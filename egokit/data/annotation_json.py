@@ -133,6 +133,19 @@ def list_names(patterns: str) -> dict[str, str]:
     return names
 
 
+def choose_lists(names: str, patterns: str) -> list[str]:
+    """Return the splits whose lists are trained on, by task.train_lists; `patterns` is task.feature_clips.
+
+    Raises:
+        ConfigError: task.feature_clips names no such list.
+    """
+    known, chosen = list_names(patterns), [name.strip() for name in names.split(",")]
+    if unknown := [name for name in chosen if name not in known]:
+        raise ConfigError(f"task.train_lists: {unknown[0]!r:.80} is none of the lists of task.feature_clips, "
+                          f"{patterns!r:.80}: expected {', '.join(known)}, or several with commas between them")
+    return list(dict.fromkeys(chosen))
+
+
 def each_clip(document, source: str, extents: bool = True) -> Iterator[tuple[str, dict, dict, dict]]:
     """Yield every clip of a moments_*.json or nlq_*.json, checked as far as both have the same form.
 

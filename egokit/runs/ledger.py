@@ -25,7 +25,6 @@ WORDS = {  # wording for a value; the second {} is the plural's s. Other keys ap
     "train.epochs": "trained {} epoch{}", "train.batch_size": "batch {}", "optim.lr": "learning rate {}",
     "data.frames": "trained on {} frame{}", "train.precision": "trained in {}"}
 NOT_PUBLISHED = {"evaluate.precision", "data.reader",  # EgoVLPv2's paper doesn't give them
-                 "task.features", "task.words",  # places; what made the features is said apart
                  "task.dual_softmax"}  # its numbers are rows of their own
 DUAL_SOFTMAX = "_dual_softmax"  # suffix of metrics that are computed with dual softmax; EgoVLPv2's numbers are without
 

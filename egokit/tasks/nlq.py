@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from egokit.config.build import ConfigError
 from egokit.config.schema import Config, Count, Input, Positive, Scored, Share
-from egokit.data.annotation_json import SPLITS
+from egokit.data.annotation_json import SPLITS, choose_lists
 from egokit.data.loader import move_to_device
 from egokit.data.site_checks import EGO4D, Checks, Finding
 from egokit.model.text_encoder import load_tokenizer
@@ -128,20 +128,6 @@ class EgoNLQ(MomentTask, NLQFeatures):
         return (span_task.candidates(model.own["head"], batch, ANSWERS) if self.is_span else
                 super().candidates(model, batch))
 
-    @property
-    def trained_on(self) -> list[str]:
-        """The lists whose questions are trained on.
-
-        Raises:
-            ConfigError: task.feature_clips names no such list.
-        """
-        own, known = self.config.task, self.lists()
-        names = [name.strip() for name in own.train_lists.split(",")]
-        if unknown := [name for name in names if name not in known]:
-            raise ConfigError(f"task.train_lists: {unknown[0]!r:.80} is none of the lists of task.feature_clips, "
-                              f"{own.feature_clips!r:.80}: expected {', '.join(known)}, or several with commas")
-        return list(dict.fromkeys(names))
-
     def questions(self, split: str) -> list[Question]:
         """Return the questions of a list: "train", "val" or "test_unannotated", or others of task.feature_clips."""
         if split not in self._questions:
@@ -149,8 +135,8 @@ class EgoNLQ(MomentTask, NLQFeatures):
         return self._questions[split]
 
     def entries(self, split: str) -> list[Entry]:
-        splits = self.trained_on if split == "train" else ["val", *(["test_unannotated"]
-                                                                    * self.config.task.predict_test)]
+        own, splits = self.config.task, ["val", "test_unannotated"]
+        splits = choose_lists(own.train_lists, own.feature_clips) if split == "train" else splits[:1 + own.predict_test]
         questions = [question for each in splits for question in self.questions(each)]
         if split == "train" and distributed.rank() == 0 and (empty := nlq_annotations.count_empty(questions)):
             print(f"train: {empty} of {len(questions)} answers have length 0: " + (
@@ -168,8 +154,8 @@ class EgoNLQ(MomentTask, NLQFeatures):
                                    f"({found[0].query!r:.80}) {problem}, like {len(found) - 1} others: extract the "
                                    "features again, from the same annotations")
         if self.files.axes == 3 and self.files is not self.word_files:
-            own = places(self.files)
-            moved = [question for question in questions if own.get(question.key) != self.place_of[question.key]]
+            listed = places(self.files)
+            moved = [question for question in questions if listed.get(question.key) != self.place_of[question.key]]
             if moved:
                 raise FeatureError(f"{self.files.folder}/manifest.json: question {moved[0].key} has another place than "
                                    f"in {self.word_files.folder}/manifest.json, or is absent, like {len(moved) - 1} "
