@@ -13,10 +13,10 @@ from egokit import tasks
 from egokit.config.build import ConfigError
 from egokit.data.video import frame_sampling, open_video
 from egokit.data.video.transforms import normalise
+from egokit.model import weights
 from egokit.model.text_encoder import additive_mask
 from egokit.runs.run_folder import Run
 from egokit.tasks import clip_features, nlq_features, windows
-from egokit.train import loop
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def whole_pairs(task, model, clip):
 def test_fused_features_are_those_of_whole_pairs(nlq, tmp_path):
     """Batches of windows end within a clip; questions have other lengths; itm_logits reads the same state."""
     config = nlq.config(f"{FUSED} evaluate.batch_size=4 data.limit=3")
-    task, model = tasks.make(config), loop.initial_model(config).eval()
+    task, model = tasks.make(config), weights.initial_model(config).eval()
     features, manifest = extracted(config, tmp_path / "run", model)
     assert {key: manifest[key] for key in ("kind", "layer", "dtype", "dimension", "frames", "frame_rate")} == {
         "kind": "fused", "layer": "fusion_norm", "dtype": "float32", "dimension": 32, "frames": 4, "frame_rate": 7.48}
@@ -101,7 +101,7 @@ def test_reading_the_video_alone_leaves_out_the_last_text_layer(nlq, monkeypatch
 def test_words_are_the_unfused_text_encoders_last_states(nlq, tmp_path):
     """The first token's is what the dual encoder takes; padding changes nothing; long questions are cut at 30."""
     config, run = nlq.config(), Run(tmp_path / "run")
-    model = loop.initial_model(config).eval()
+    model = weights.initial_model(config).eval()
     _, manifest = extracted(config, run.path, model)
     counts = set()
     for clip in manifest["clips"]:
@@ -126,7 +126,7 @@ def test_words_are_the_unfused_text_encoders_last_states(nlq, tmp_path):
 
 def test_features_of_clips_alone_are_mqs_before_or_after_the_projection(nlq, tmp_path):
     config = nlq.config("data.limit=3")
-    model = loop.initial_model(config).eval()
+    model = weights.initial_model(config).eval()
     features, manifest = extracted(config, tmp_path / "run", model)
     assert (manifest["kind"], manifest["layer"]) == ("clip", "video_projection")
     mq, _ = extracted(nlq.config("data.limit=3", RECIPE), tmp_path / "mq", model)
@@ -145,7 +145,7 @@ def test_the_manifest_lists_the_questions_of_each_clip_in_order(nlq, tmp_path):
     val["videos"].append({"video_uid": train["videos"][0]["video_uid"], "split": "val", "clips": [twice]})
     save_nlq(nlq.root, "val", val)
     config = nlq.config()
-    metrics = tasks.make(config).extract(loop.initial_model(config).eval(), Run(tmp_path))
+    metrics = tasks.make(config).extract(weights.initial_model(config).eval(), Run(tmp_path))
     manifest = clip_features.read_manifest(Run(tmp_path))
     listed = {clip["clip_uid"]: [(question["annotation_uid"], question["query_idx"]) for question in clip["questions"]]
               for clip in manifest["clips"]}
@@ -187,7 +187,7 @@ def test_files_in_half_precision_and_of_numpy(nlq, tmp_path, kind):
     clip = manifest["clips"][0]
     words = [nlq_features.stored_words(Run(tmp_path / name), clip) for name in ("npy", "pt")]
     assert all(np.array_equal(half, full.astype(np.float16)) for half, full in zip(*words, strict=True))
-    model = loop.initial_model(config)
+    model = weights.initial_model(config)
     task = tasks.make(config)
     written = sum(path.stat().st_size - 128 for path in (tmp_path / "npy").glob("[fq]*s/*.npy"))  # without headers
     assert written == sum(task.bytes_of(model, clip) for clip in task.clips())
@@ -200,7 +200,7 @@ def test_files_in_half_precision_and_of_numpy(nlq, tmp_path, kind):
 def test_a_disk_that_is_too_small_is_found_before_the_first_window(nlq, tmp_path, monkeypatch, capsys):
     """What is written already does not count."""
     config = nlq.config(f"{FUSED} data.limit=3")
-    task, model, free = tasks.make(config), loop.initial_model(config).eval(), 0
+    task, model, free = tasks.make(config), weights.initial_model(config).eval(), 0
     usage = collections.namedtuple("Usage", "total used free")
     monkeypatch.setattr(clip_features.shutil, "disk_usage", lambda path: usage(0, 0, free))
     sizes = [task.bytes_of(model, clip) for clip in task.clips()]

@@ -49,8 +49,7 @@ def _figure(rank: int, hit: Hit) -> str:
             f'{name}<br>{hit.scores}{note}</figcaption></figure>')
 
 
-def grid_html(hits: list[Hit]) -> str:
-    """Return the hits as HTML, with their clips embedded."""
+def _grid(hits: list[Hit]) -> str:
     with ThreadPoolExecutor(cpu_count()) as pool:
         figures = "".join(pool.map(_figure, range(1, len(hits) + 1), hits))
     return f'<div class="{NO_FORMULAS}">{figures}{_notes(hits)}</div>'
@@ -65,7 +64,7 @@ def _notes(hits: list[Hit]) -> str:
 def grid(hits: list[Hit]):
     """Return the hits with their clips embedded, to be displayed in a notebook."""
     from IPython.display import HTML
-    return HTML(grid_html(hits))
+    return HTML(_grid(hits))
 
 
 def table(hits: list[Hit]):
@@ -90,7 +89,7 @@ def browser(searcher: Searcher, text: str, top: int = 12, rerank: int = 0):
         In a live notebook a box for further queries; headless the hits as HTML.
     """
     from IPython.display import HTML
-    content = grid_html(searcher(text, top, rerank))
+    content = _grid(searcher(text, top, rerank))
     title = f"{searcher.folder.name}: {text}"
     name = re.sub(r"\W+", "-", text).strip("-").lower()[:60]
     write_text(searcher.run.figure(f"search-{name}.html"), page(title, f"<h1>{escape(title)}</h1>{content}"))
@@ -108,7 +107,7 @@ def browser(searcher: Searcher, text: str, top: int = 12, rerank: int = 0):
     def search(change) -> None:
         status.value = "searching …"
         try:
-            view.value = grid_html(searcher(query.value, results.value, reranked.value))
+            view.value = _grid(searcher(query.value, results.value, reranked.value))
             status.value = ""
         except (ValueError, RuntimeError, OSError) as error:
             status.value = shown(error)

@@ -15,7 +15,7 @@ from egokit.notebook.safe_html import NO_FORMULAS, escape, page, plain_label, st
 from egokit.runs.files import write_text
 from egokit.runs.run_folder import Run
 from egokit.runs.shown_text import shown
-from egokit.search.page import grid_html
+from egokit.search.page import grid
 from egokit.search.searcher import Answer, Hit
 from egokit.tasks.feature_files import Clip
 
@@ -110,7 +110,7 @@ def ask_browser(asker: Questioner, question: str, clip: str, top: int = 3):
         In a live notebook a box for further questions and clips; headless the answers, which play, as HTML.
     """
     from IPython.display import HTML
-    content = grid_html(asker(question, clip, top))
+    content = grid(asker(question, clip, top)).data
     name = re.sub(r"\W+", "-", question).strip("-").lower()[:60]
     write_text(asker.run.figure(f"question-{name}.html"), page(question, f"<h1>{escape(question)}</h1>{content}"))
     if not is_live():
@@ -126,7 +126,7 @@ def ask_browser(asker: Questioner, question: str, clip: str, top: int = 3):
     def ask(change) -> None:
         status.value = "looking …"
         try:
-            view.value = grid_html(asker(box.value, chosen.value, top))
+            view.value = grid(asker(box.value, chosen.value, top)).data
             status.value = ""
         except (ValueError, RuntimeError, OSError) as error:
             status.value = shown(error)
