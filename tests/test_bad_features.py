@@ -163,3 +163,39 @@ def test_stored_questions_of_other_annotations_are_named(tmp_path):
     words = tasks.make(resolve("toy/egonlq", "toy", f"{settings}/features task.stored_rate={RATE} task.words={run}"))
     item = words.dataset("train")[0, 0]
     assert item["words"].shape == (2, 16) and item["video"].shape[1] == 16
+
+
+def test_questions_without_words_are_unanswered_and_counted(tmp_path, capsys):
+    """Words are only known to be bad when they are read: at a question, not at the start."""
+    run = make_nlq(tmp_path, (6, 5))
+    settings = f"init= site.root={tmp_path} task.features={run} task.dim=16 task.levels=3 task.predict_test=false"
+
+    def evaluated(overrides):
+        config = resolve("toy/egonlq", "toy", f"{settings} {overrides}")
+        return run_job.evaluate(config, tasks.make(config), Run(tmp_path / "scored"), "grounding_scored", CPU)
+    config = resolve("toy/egonlq", "toy", settings)
+    weights.save(Trainer(config, tasks.make(config), Run(tmp_path / "fresh"), "x", CPU).model, tmp_path / "fresh.pt")
+    nan(run / "questions/val-2.npy")
+    with pytest.raises(FeatureError, match=r"questions/val-2\.npy, question 0: 32 NaN"):
+        evaluated(f"task.head_init={tmp_path}/fresh.pt")
+    result = evaluated(f"task.head_init={tmp_path}/fresh.pt data.max_bad_fraction=0.2")
+    assert (result["questions"], result["unanswered"], result["failed"], result["clips_without_features"]) == (
+        20, 4, 4, 1)
+    assert capsys.readouterr().out.count("nothing is found in clip val-2") == 4
+
+
+def test_fused_features_and_words_have_one_list_of_questions(tmp_path):
+    """Features that are fused with questions in another order than the words' would be another question's."""
+    run = make_nlq(tmp_path, (3, 2))
+    other = tmp_path / "other/features"
+    other.mkdir(parents=True)
+    manifest = json.loads((run / "features/manifest.json").read_text()) | {"kind": "fused"}
+    for path in (run / "features").glob("*.npy"):
+        np.save(other / path.name, np.stack([np.load(path)] * 4))
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    settings = f"init= site.root={tmp_path} task.features={other.parent} task.words={run}"
+    assert tasks.make(resolve("toy/egonlq", "toy", settings)).dataset("train")[0, 1]["words"].shape == (2, 16)
+    manifest["clips"][0]["questions"].reverse()
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(FeatureError, match=r"question \('train-0', 'a-train-0', 0\) has another place.*annotations"):
+        tasks.make(resolve("toy/egonlq", "toy", settings)).dataset("train")
