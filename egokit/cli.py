@@ -166,10 +166,11 @@ def parser() -> argparse.ArgumentParser:
     sub = add("prep", prep, "Prepare data: resize, cut, metadata, relevancy. Resumable; failed parts are tried again.",
               "egokit prep --site local                                everything on this machine\n"
               "  egokit prep ek100 --site local                          one data set: ego4d, charades or ek100\n"
+              "  egokit prep nlq-narrations --site local --every 10      narrations as questions (not part of all)\n"
               "  egokit prep ego4d --site local --source VIDEOS          full videos of another folder\n"
               "  egokit prep ego4d --site local --shard 3/16             the third of sixteen shares (without SLURM)\n"
               "  egokit prep ego4d --site mycluster --array 16 --wait    sixteen jobs on the site's launch.cluster")
-    sub.add_argument("what", nargs="?", choices=("all", "ego4d", "charades", "ek100"), default="all")
+    sub.add_argument("what", nargs="?", choices=("all", "ego4d", "charades", "ek100", "nlq-narrations"), default="all")
     sub.add_argument("--params", default="toy/pretrain")
     sub.add_argument("--site", default="toy",
                      help="a name under params/sites/ or a YAML file (default: toy, which is for its own root alone)")
@@ -180,6 +181,10 @@ def parser() -> argparse.ArgumentParser:
     share.add_argument("--shard", type=shard, metavar="I/N", help="do only this share of the videos")
     share.add_argument("--array", type=positive, metavar="N",
                        help="submit N shards as jobs; a second time: only the unfinished shards")
+    sub.add_argument("--clip-seconds", type=positive, metavar="S",
+                     help="nlq-narrations: length of the clips that videos are cut into (default: 480)")
+    sub.add_argument("--every", type=positive, metavar="N", help="nlq-narrations: keep one narration of N")
+    sub.add_argument("--videos", type=positive, metavar="N", help="nlq-narrations: N videos, evenly over the table")
     sub.add_argument("--wait", action="store_true",
                      help="with --array: wait until all jobs have ended; exit code 1 if a video failed")
     sub = add("run", run, "Run notebooks with papermill: in order, up to the first that fails, or side by side.\n"

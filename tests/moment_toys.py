@@ -1,6 +1,5 @@
 """Toy data of moments and questions, drawn from a seed, and a plain training loop, soft-NMS and metrics for them."""
 import math
-import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,32 +96,30 @@ def collate(clips: list[Clip]) -> tuple[tuple, torch.Tensor, torch.Tensor]:
     return inputs, pad([clip.segments.astype(np.float32) for clip in clips]), pad([clip.classes for clip in clips], -1)
 
 
-def train(head: MomentHead, clips: list[Clip], seconds: float, batch: int, C: int, rate: float = 1e-3) -> int:
-    """Train with AdamW on a cosine of CPU time, leave the mean of the weights in the head; return the steps."""
-    random, begin, steps = np.random.default_rng(0), time.process_time(), 0
+def train(head: MomentHead, clips: list[Clip], steps: int, batch: int, C: int, rate: float = 1e-3) -> None:
+    """Train with AdamW on a cosine, and leave the running mean of the weights in the head."""
+    random = np.random.default_rng(0)
     scaled = [parameter for parameter in head.parameters() if parameter.dim() > 1]
     rest = [parameter for parameter in head.parameters() if parameter.dim() <= 1]
     optimizer = torch.optim.AdamW([{"params": scaled, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}])
     mean = [parameter.detach().clone() for parameter in head.parameters()]
     order = []
-    while (part := (time.process_time() - begin) / seconds) < 1:
+    for step in range(steps):
         if len(order) < batch:
             order = list(random.permutation(len(clips)))
         inputs, segments, classes = collate([clips[order.pop()] for _ in range(batch)])
         for group in optimizer.param_groups:
-            group["lr"] = rate * min(1, (steps + 1) / 20) * (1 + math.cos(math.pi * part)) / 2
+            group["lr"] = rate * min(1, (step + 1) / 20) * (1 + math.cos(math.pi * step / steps)) / 2
         found = losses(head(*inputs), *targets(head.points(inputs[1].shape[1]), segments, classes, C))
         ((found.focal + found.diou) / head.normaliser(found.positives)).backward()
         torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        steps += 1
         with torch.no_grad():
-            torch._foreach_lerp_(mean, list(head.parameters()), 1 - min(0.999, (1 + steps) / (10 + steps)))
+            torch._foreach_lerp_(mean, list(head.parameters()), 1 - min(0.999, (2 + step) / (11 + step)))
     with torch.no_grad():
         for parameter, value in zip(head.parameters(), mean, strict=True):
             parameter.copy_(value)
-    return steps
 
 
 def overlap(segment: np.ndarray, others: np.ndarray) -> np.ndarray:

@@ -183,3 +183,18 @@ def test_the_live_display_is_updated_in_place(tmp_path, monkeypatch):
     live(history, "failed")
     assert len(shown) == 1 and len(updates) == 2, "the end is always drawn"
     assert updates[-1].data == (run.path / "figures/curves.png").read_bytes()
+
+
+def test_many_validation_numbers_leave_room_for_the_curves(tmp_path):
+    """The first ones are drawn, and the title counts those that are not; the panel keeps its height."""
+    from egokit.viz.curves import MAX_SCORES, draw_validation
+    from egokit.viz.style import new_figure
+    run = Run(tmp_path / "run")
+    run.log(validation_event(0, **{f"score_{number:x}": 10.0 + number for number in range(3, 18)}))
+    history = History(run.path)
+    history.update()
+    axis = new_figure().subplots()
+    draw_validation(axis, history)
+    names = [text for text in axis.get_legend_handles_labels()[1] if text.startswith("score")]
+    assert names == [f"score {number:x}" for number in range(3, 3 + MAX_SCORES)]
+    assert axis.get_title() == f"validation, {MAX_SCORES} of 15 numbers"

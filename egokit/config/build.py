@@ -161,7 +161,7 @@ def differences(before: dict, after: dict) -> list[str]:
 
 
 def marked(mark: str, params: type = TaskConfig) -> set[str]:
-    """Return the keys that are marked "local" or "scored"; a marked section stands for all its keys.
+    """Return the keys that are marked "local", "scored" or "input"; a marked section stands for all its keys.
 
     Args:
         params: the class of the section `task`.

@@ -4,7 +4,8 @@ Sections are frozen pydantic dataclasses. resolve.py reads the files that fill t
 stand in its class, as `Params` (tasks/).
 
 To add a key: (1) give it a line in its section, or in the `Params` of the task that uses it; (2) mark it Scored if an
-evaluation's numbers depend on it, or Local if no numbers do; (3) read it where it acts, as config.<section>.<key>.
+evaluation's numbers depend on it, Local if no numbers do, Input if it names files; (3) read it where it acts, as
+config.<section>.<key>.
 """
 import re
 import unicodedata
@@ -17,6 +18,7 @@ from pydantic.dataclasses import dataclass
 T = TypeVar("T")
 Local = Annotated[T, "local"]    # says where or how a run is computed, not what: it may change within one run
 Scored = Annotated[T, "scored"]  # an evaluation's numbers depend on it
+Input = Annotated[T, "input"]    # names a run, file or folder that is read, a place that no recipe can publish
 
 
 def _as_number(value):

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from egokit.config.access import file_exists
+from egokit.config.build import ConfigError
 from egokit.config.json_file import HUGE, parse_json
 from egokit.config.names import check_name, check_path
 
 CHOICES = 5
 DIGITS = 100  # of a question's number
-SPLITS = ("train", "val", "test_unannotated")  # of moments_*.json
+SPLITS = ("train", "val", "test_unannotated")  # of moments_*.json and nlq_*.json
 
 
 def read_document(path: Path, fix: str = "download it again"):
@@ -112,6 +113,37 @@ def read_egomcq(path: Path) -> list[dict]:
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
     return [questions[key] for key in sorted(questions, key=int)]
+
+
+def list_names(patterns: str) -> dict[str, str]:
+    """Return the name of the file that lists each split's clips, by task.feature_clips.
+
+    Raises:
+        ConfigError: there is none, or two are of one split.
+    """
+    names: dict[str, str] = {}
+    for pattern in filter(None, map(str.strip, patterns.split(","))):
+        for split in SPLITS if "*" in pattern else (Path(pattern).stem,):
+            name = pattern.replace("*", split)
+            if names.setdefault(split, name) != name:
+                raise ConfigError(f"task.feature_clips is {patterns!r:.80}: {names[split]} and {name} both list the "
+                                  f"clips of split {split!r}; expected one list a split")
+    if not names:
+        raise ConfigError(f"task.feature_clips is {patterns!r:.80}: expected files that list clips, such as nlq_*.json")
+    return names
+
+
+def choose_lists(names: str, patterns: str) -> list[str]:
+    """Return the splits whose lists are trained on, by task.train_lists; `patterns` is task.feature_clips.
+
+    Raises:
+        ConfigError: task.feature_clips names no such list.
+    """
+    known, chosen = list_names(patterns), [name.strip() for name in names.split(",")]
+    if unknown := [name for name in chosen if name not in known]:
+        raise ConfigError(f"task.train_lists: {unknown[0]!r:.80} is none of the lists of task.feature_clips, "
+                          f"{patterns!r:.80}: expected {', '.join(known)}, or several with commas between them")
+    return list(dict.fromkeys(chosen))
 
 
 def each_clip(document, source: str, extents: bool = True) -> Iterator[tuple[str, dict, dict, dict]]:

@@ -44,9 +44,11 @@ def how_to_get(provider: str, site: SiteConfig) -> str:
     """Return the advice on a missing file.
 
     Args:
-        provider: PREP, a page or command that gives the file, or "" if that is not known.
+        provider: PREP or a part of it, a page or command that gives the file, or "" if that is not known.
         site: the site that lacks it; everything of the toy's is made.
     """
+    if provider.startswith(f"{PREP} "):
+        return f"run '{provider} --site {site.name}'"
     if site.toy or provider == PREP:
         return f"run notebook 01_data_prep or 'egokit prep --site {site.name}'"
     return f"get it: {provider}" if provider else "put it there (docs/data.md says where data come from)"

@@ -8,6 +8,7 @@ or not at all.
     source.py   all videos of a folder, in shards and in parallel; the manifest
     array.py    the same as an array of jobs
     doctor.py   what a site has and lacks
+    narrations.py  EgoClip's narrations as questions, to pre-train EgoNLQ's head on
     command.py  `egokit prep`
 
 The tables are read in data/annotation_tables.py, and relevancy is defined in data/relevancy.py.

@@ -6,6 +6,7 @@ import sys
 from egokit import prep as preparation
 from egokit.config.build import ConfigError, merge
 from egokit.config.resolve import expect_own_site, parse_overrides, resolve
+from egokit.prep.narrations import nlq_narrations
 from egokit.prep.source import site_options
 
 
@@ -20,7 +21,12 @@ def prepare(arguments) -> None:
         raise ConfigError("--wait waits for an array of jobs: give --array N, too")
     if arguments.what != "ego4d" and (arguments.shard or arguments.array or arguments.source):
         raise ConfigError("--source, --shard and --array are for Ego4D only: egokit prep ego4d …")
+    given = {name: value for name in ("clip_seconds", "every", "videos") if (value := getattr(arguments, name))}
+    if given and arguments.what != "nlq-narrations":
+        raise ConfigError("--clip-seconds, --every and --videos are for narrations only: egokit prep nlq-narrations …")
     try:
+        if arguments.what == "nlq-narrations":
+            return print(json.dumps(nlq_narrations(config, **given), indent=1))
         if arguments.what != "ego4d":
             parts = () if arguments.what == "all" else (arguments.what,)
             return print(json.dumps(preparation.prepare(config, parts=parts), indent=1))

@@ -81,10 +81,7 @@ def read(outputs: Path | None = None) -> Ledger:
 
 
 def read_run(path: Path) -> list[LedgerRow]:
-    """Return the ledger's rows of one run.
-
-    Args:
-        path: the run's metrics.json.
+    """Return the ledger's rows of one run, from its metrics.json.
 
     Raises:
         ValueError: the file is damaged; the message names the file and the field.
@@ -191,8 +188,6 @@ def recipe_differences(task: type | None, result: Result, section: dict) -> list
     if "recipe" not in section:
         return [*phrases, "its recipe is not recorded"]
     recipe, trained = flatten(section["recipe"]), section["action"] == "train"
-    own = [f"{key} {value}" for key, value in section["recipe"].items()
-           if key.startswith("task.") and key != "task.name"]
     if task and task.samples and section["samples"] != task.samples:
         phrases.append(f"{section['samples']:,} {task.unit}, published on {task.samples:,}")
     if task:
@@ -200,7 +195,9 @@ def recipe_differences(task: type | None, result: Result, section: dict) -> list
             phrases.append(f"compared with params/{task.recipe}.yaml as edited here, which is not the published recipe")
         phrases += compare_recipes(recipe, task, trained=False)
     else:
-        phrases += [_in_words("data.eval_frames", section["frames"]), *own]
+        phrases += [_in_words("data.eval_frames", section["frames"]), *(
+            f"{key} {value}" for key, value in section["recipe"].items()
+            if key.startswith("task.") and key not in ("task.name", "task.head_init"))]
     if result.metric.endswith(DUAL_SOFTMAX):
         phrases.append("dual softmax over the whole test set "
                        f"(temperature {recipe.get('task.dual_softmax')}), published without")
@@ -211,6 +208,8 @@ def recipe_differences(task: type | None, result: Result, section: dict) -> list
     elif _checkpoint_name(section["init"]) != result.checkpoint:
         published = f", published for {result.checkpoint}" if result.checkpoint else ""
         phrases.append((f"checkpoint {start} ({section['init_sha256']})" if encodes else start) + published)
+    if head := recipe.get("task.head_init"):
+        phrases.append(f"head {'started from' if trained else 'of'} {_checkpoint_name(head)}")
     if section.get("fresh_modules"):
         phrases.append(f"modules with random weights: {', '.join(section['fresh_modules'])}")
     if section["precision"] != "fp32":
@@ -252,7 +251,7 @@ def compare_recipes(recipe: dict, task: type, trained: bool) -> list[str]:
     values, stated, _ = published_recipe(task.recipe, project_root() / "params")
     training = {key for key in values if key.startswith(("data.", "optim.", "train.", "task.", "model.half_residual"))}
     scored = marked("scored", task.Params)
-    keys = training - scored - {"task.name"} if trained else scored
+    keys = training - scored - {"task.name"} - marked("input", task.Params) if trained else scored
     # a default that was not recorded is older than the key
     different = {key for key in keys - NOT_PUBLISHED if recipe.get(key) != values[key]
                  and (key in recipe or key in stated)}
@@ -266,11 +265,9 @@ def _in_words(key: str, value) -> str:
 
 
 def _checkpoint_name(init: str) -> str:
-    """Return a short name: notebook/run for a run's best.pt, else the file's name."""
-    path = Path(init)
-    if path.parts[-2:] == ("checkpoints", "best.pt"):
-        return "/".join(path.parts[-4:-2])
-    return path.name or "random weights"
+    """Return a short name: notebook/run for a run or its best.pt, else the file's name."""
+    path = Path(init.removesuffix("/checkpoints/best.pt"))
+    return "/".join(path.parts[-1 if path.suffix in (".pt", ".pth", ".safetensors") else -2:]) or "random weights"
 
 
 def format_ledger(ledger: Ledger) -> str:

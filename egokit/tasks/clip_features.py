@@ -21,7 +21,7 @@ from egokit.config.json_file import LARGEST_LIST, read_json
 from egokit.config.names import check_name
 from egokit.config.schema import Config, Count, Positive, TaskConfig
 from egokit.data import annotation_json
-from egokit.data.annotation_json import SPLITS
+from egokit.data.annotation_json import list_names
 from egokit.data.site_checks import EGO4D, PREP
 from egokit.data.video.open_video import VideoError
 from egokit.model import checkpoints, tensor_file
@@ -57,7 +57,7 @@ class ClipFeatures(Task):
         features_per_second: Positive = 1.87    # features of one second of video
         feature_frames: Count = 16              # frames of one feature
         feature_clips: str = "moments_*.json"   # files that list the clips, * stands for the split (NLQ's: nlq_*.json),
-                                                # or one list of whole videos
+                                                # or one list of whole videos; several with commas between them
         feature_videos: str = "Ego4D_256"       # folder of the videos, resized or original
         feature_format: Format = "pt"
 
@@ -68,9 +68,7 @@ class ClipFeatures(Task):
 
     def lists(self) -> dict[str, Path]:
         """Return the file that lists each split's clips; a single file is a split named like it."""
-        pattern = self.config.task.feature_clips
-        splits = SPLITS if "*" in pattern else (Path(pattern).stem,)
-        return {split: self.require_file(pattern.replace("*", split)) for split in splits}
+        return {split: self.require_file(name) for split, name in list_names(self.config.task.feature_clips).items()}
 
     def clips(self) -> list[dict]:
         """Return the distinct clips of all splits: uids, start and stop in seconds, split."""
@@ -206,8 +204,7 @@ class ClipFeatures(Task):
 
     @classmethod
     def inputs(cls, config: Config, action: str) -> dict[str, str]:
-        lists, videos = config.task.feature_clips, config.task.feature_videos
-        names = [lists.replace("*", split) for split in (SPLITS if "*" in lists else ("",))]
+        names, videos = list_names(config.task.feature_clips).values(), config.task.feature_videos
         return {name: EGO4D.format("annotations") for name in names} | {
             videos: PREP if videos == "Ego4D_256" else EGO4D.format("full_scale")}
 
@@ -292,5 +289,5 @@ def stored(path: Path, axes: int = 2) -> np.ndarray:
             raise ValueError(f"{path}: no whole file of features ({type(error).__name__}); {fix}") from None
     if feature.ndim != axes or not feature.size or feature.dtype.kind != "f":
         expected = "(features, dimension)" if axes == 2 else "(questions, features, dimension)"
-        raise ValueError(f"{path}: {feature.dtype} of shape {feature.shape}, expected {expected}; {fix}")
+        raise ValueError(f"{path}: {feature.dtype} of shape {feature.shape}, expected {expected} of floats; {fix}")
     return feature

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from egokit.config.build import ConfigError
-from egokit.config.schema import Config, Count, NotNegative, Positive, Share, Size, TaskConfig, number
+from egokit.config.schema import Config, Count, Input, NotNegative, Positive, Share, Size, TaskConfig, number
 from egokit.data.loader import Samples, mask_of, padded
 from egokit.model import checkpoints, feature_model
 from egokit.model.feature_model import FeatureModel
@@ -33,11 +33,11 @@ SHORTEST = 0.05    # features: shorter candidates are dropped
 
 class HeadParams(TaskConfig):
     """The keys of a head on stored features, and of what becomes of its candidates."""
-    features: str = ""                         # features to read: a folder, or run:<notebook>/<run>
+    features: Input[str] = ""                  # features to read: a folder, or run:<notebook>/<run>
     stored_per: Literal["clip", "video"] = "clip"  # whose names the files of features have
     stored_rate: NotNegative = 0.0             # of features of others, which have no manifest: features a second
     stored_window: NotNegative = 0.0           # seconds of video behind one such feature; 0: up to the next one's start
-    head_init: str = ""                        # trained head to evaluate, or to start from: a checkpoint, or a run
+    head_init: Input[str] = ""                 # trained head to evaluate, or to start from: a checkpoint, or a run
     dim: Count = 256                           # channels of the head
     levels: number(int, ge=1, le=12) = 8       # of its pyramid, each half as long as the one before
     stem: Size = 2                             # transformer blocks before the pyramid

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from egokit.config.build import ConfigError
-from egokit.config.schema import Config, Count, Positive, Scored, Share
-from egokit.data.annotation_json import SPLITS
+from egokit.config.schema import Config, Count, Input, Positive, Scored, Share
+from egokit.data.annotation_json import SPLITS, choose_lists
 from egokit.data.loader import move_to_device
 from egokit.data.site_checks import EGO4D, Checks, Finding
 from egokit.model.precision import autocast
@@ -34,7 +34,6 @@ from egokit.tasks.nlq_features import NLQFeatures
 from egokit.train import distributed
 
 ANSWERS = 5  # of a question
-RECALLS = {f"R@{k}_{iou}": (k, iou) for iou in (0.3, 0.5) for k in (1, 3, 5)}
 PUBLISHED = {  # on val, in %: R@1 and R@5 at 0.3, then at 0.5; EgoVLPv2's and EgoVLP's READMEs, snag_release
     "EgoVLPv2 fused, VSLNet": (12.95, 23.80, 7.91, 16.11), "EgoVLP, VSLNet": (10.84, 18.84, 6.81, 13.45),
     "EgoVLP, SnAG": (15.53, 38.40, 10.94, 27.70)}
@@ -58,7 +57,9 @@ class EgoNLQ(MomentTask, NLQFeatures):
 
     class Params(HeadParams, NLQFeatures.Params):
         head: Literal["single_stage", "span"] = "single_stage"  # span: VSLNet, as published with EgoVLPv2
-        words: str = ""                         # run whose extraction holds the questions' words; "": `features`
+        words: Input[str] = ""                  # run whose extraction holds the questions' words; "": `features`
+        train_lists: str = "train"              # lists of feature_clips whose questions are trained on, such as
+                                                # nlq_narrations, or train,nlq_narrations
         sigma: Scored[Positive] = 0.75          # of the Gaussian that lowers the scores of overlapping candidates
         vote: Scored[Share] = 0.9               # least IoU of the candidates whose mean an answer becomes
         positions: Count = 256                  # most positions of a clip that the span head sees
@@ -129,13 +130,14 @@ class EgoNLQ(MomentTask, NLQFeatures):
                 super().candidates(model, batch))
 
     def questions(self, split: str) -> list[Question]:
-        """Return the questions of "train", "val" or "test_unannotated"."""
+        """Return the questions of a list: "train", "val" or "test_unannotated", or others of task.feature_clips."""
         if split not in self._questions:
             self._questions[split] = nlq_annotations.read_questions(self.lists()[split])
         return self._questions[split]
 
     def entries(self, split: str) -> list[Entry]:
-        splits = ["train"] if split == "train" else ["val", *(["test_unannotated"] * self.config.task.predict_test)]
+        own, splits = self.config.task, ["val", "test_unannotated"]
+        splits = choose_lists(own.train_lists, own.feature_clips) if split == "train" else splits[:1 + own.predict_test]
         questions = [question for each in splits for question in self.questions(each)]
         if split == "train" and distributed.rank() == 0 and (empty := nlq_annotations.count_empty(questions)):
             print(f"train: {empty} of {len(questions)} answers have length 0: " + (
@@ -153,8 +155,8 @@ class EgoNLQ(MomentTask, NLQFeatures):
                                    f"({found[0].query!r:.80}) {problem}, like {len(found) - 1} others: extract the "
                                    "features again, from the same annotations")
         if self.files.axes == 3 and self.files is not self.word_files:
-            own = places(self.files)
-            moved = [question for question in questions if own.get(question.key) != self.place_of[question.key]]
+            listed = places(self.files)
+            moved = [question for question in questions if listed.get(question.key) != self.place_of[question.key]]
             if moved:
                 raise FeatureError(f"{self.files.folder}/manifest.json: question {moved[0].key} has another place than "
                                    f"in {self.word_files.folder}/manifest.json, or is absent, like {len(moved) - 1} "
@@ -175,8 +177,12 @@ class EgoNLQ(MomentTask, NLQFeatures):
         """Return "answers", (5, 3): start, stop and score, the best first; NaN after the last one."""
         own, kept, scores = self.config.task, segments_N2, scores_N
         if not self.is_span:
-            kept, scores, _ = segments.soft_nms(segments_N2, scores_N, own.sigma, own.least_score, ANSWERS)
-            kept = segments.vote(kept, segments_N2, scores_N, own.vote) if own.vote and len(kept) else kept
+            kept, scores, _ = segments.soft_nms(segments_N2, scores_N, own.sigma, own.least_score, 3 * ANSWERS)
+            if own.vote and len(kept):
+                kept = segments.vote(kept, segments_N2, scores_N, own.vote)
+                different = segments.nms(kept, scores, own.vote)  # votes make the same answer of near ones
+                kept, scores = kept[different], scores[different]
+            kept, scores = kept[:ANSWERS], scores[:ANSWERS]
         rows = np.full((ANSWERS, 3), np.nan)
         rows[:len(kept)] = np.column_stack([kept, scores])
         return {"answers": rows}
@@ -218,7 +224,8 @@ class EgoNLQ(MomentTask, NLQFeatures):
     def metrics(self, rows: dict[str, np.ndarray], prompts_KE) -> dict[str, float]:
         """Return recalls in % (challenge's way, and the original's), the mean IoU of first answers, and counts."""
         predictions, questions = self.predictions_of(rows, "val")
-        return score(predictions, questions) | self.counts(rows, {question.clip_uid for question in questions})
+        clips = {question.clip_uid for question in questions}
+        return nlq_results.percentages(predictions, questions) | self.counts(rows, clips)
 
     def chance(self) -> dict[str, float]:
         """Return the metrics of five random answers, as long as the training split's."""
@@ -230,7 +237,7 @@ class EgoNLQ(MomentTask, NLQFeatures):
             length = np.minimum(random.choice(lengths, ANSWERS), seconds)
             start = random.uniform(0, 1, ANSWERS) * (seconds - length)
             predictions[question.key] = np.stack([start, start + length], 1)
-        return score(predictions, questions)
+        return nlq_results.percentages(predictions, questions)
 
     def save_outputs(self, run: Run, section: str, rows: dict[str, np.ndarray], prompts_KE) -> None:
         """Write the validation split's predictions and truth, and the test split's submission."""
@@ -277,16 +284,3 @@ def places(files: FeatureFiles) -> dict[tuple, tuple[int, str]]:
     """Return each listed question's key -> its place in its clip's list, and its text."""
     return {(uid, entry["annotation_uid"], entry["query_idx"]): (place, entry["query"])
             for uid, clip in files.listed.items() for place, entry in enumerate(clip.get("questions", ()))}
-
-
-def score(predictions: dict, questions: list[Question]) -> dict[str, float]:
-    """Return recalls and the mean IoU in %, and counts."""
-    found = nlq_results.recalls(predictions, questions)
-    out = {}
-    for prefix, values in (("", found), ("original_", found["original"])):
-        out |= {prefix + name: 100 * float(values["recall"][nlq_results.IOUS.index(iou)][nlq_results.KS.index(k)])
-                for name, (k, iou) in RECALLS.items()}
-        out |= {f"{prefix}R@1_mean": (out[f"{prefix}R@1_0.3"] + out[f"{prefix}R@1_0.5"]) / 2,
-                f"{prefix}mean_iou": 100 * float(values["mean_iou"])}
-    return out | {"questions": found["questions"], "unanswered": found["unanswered"],
-                  "zero_length_answers": found["empty"]}

@@ -15,14 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from egokit.config.schema import Count
+from egokit.config.schema import Config, Count
+from egokit.data.site_checks import PREP
 from egokit.model.precision import autocast
 from egokit.model.text_encoder import additive_mask
 from egokit.runs.array_file import read_array
 from egokit.runs.files import remove_abandoned
 from egokit.runs.run_folder import Run
 from egokit.tasks.clip_features import ClipFeatures, read_manifest, save
-from egokit.tasks.moments.nlq_annotations import read_questions
+from egokit.tasks.moments.nlq_annotations import NARRATIONS, read_questions
 
 
 class NLQFeatures(ClipFeatures):
@@ -157,6 +158,11 @@ class NLQFeatures(ClipFeatures):
         remove_abandoned(run.path / "questions")
         clips = read_manifest(run.path / "features")["clips"]
         return metrics | {"questions": sum(len(clip["questions"]) for clip in clips)}
+
+    @classmethod
+    def inputs(cls, config: Config, action: str) -> dict[str, str]:
+        needed = super().inputs(config, action)
+        return needed | ({NARRATIONS: f"{PREP} nlq-narrations"} if NARRATIONS in needed else {})
 
 
 def words_file(run: Run, clip: dict) -> Path:

@@ -40,11 +40,11 @@ def loss(task, head: SpanHead, batch: dict) -> dict[str, Tensor]:
         return head(*inputs)
     start_BP, end_BP, highlight_BP = task.in_parts(compute, *_inputs(batch))
     rows = torch.tensor(float(len(start_BP)), device=start_BP.device)
-    share = rows / distributed.mean(rows)  # 1, unless ranks have different shares of the batch
+    share = rows / distributed.mean(rows.clone())  # 1, unless ranks have different shares of the batch
     real = batch["video_mask"]
     positions = real.sum().float()
     return {"span": share * span_loss(start_BP, end_BP, *batch["span"].unbind(1)),
-            "highlight": positions / distributed.mean(positions) * task.config.task.highlight_weight
+            "highlight": positions / distributed.mean(positions.clone()) * task.config.task.highlight_weight
             * highlight_loss(highlight_BP, batch["highlight"], real)}
 
 

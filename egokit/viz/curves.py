@@ -12,6 +12,7 @@ from egokit.viz.predictions import draw_predictions, pictures, predictions
 from egokit.viz.style import CYCLE, WIDTH, WRONG, in_legend, new_figure, save_figure
 
 POINTS = 200       # a longer curve is drawn as the means of this many stretches, with their range behind
+MAX_SCORES = 8  # validation scores that are drawn, in the order of the log
 RECENT = 20        # newest lines of the log, from which throughput and waiting are judged
 DATA_BOUND = 0.3   # share of the step time spent waiting for data, above which training is data-bound
 
@@ -151,12 +152,13 @@ def headline(run: Run, history: History, state: str) -> str:
 
 
 def draw_validation(axis, history: History) -> None:
-    """Draw the validation scores over the steps and mark the best checkpoint."""
+    """Draw the first validation scores over the steps and mark the best checkpoint."""
     names = [name for name in history.validation.names("validation")  # of mAP_V2T and mAP_T2V the mean is shown
              if "2" not in name and name not in ("validation/samples", "validation/seconds")]
     names = [name for name in names if not name.startswith(("validation/dual_", "validation/fusion_"))] or names
-    axis.set(title="validation", ylabel="score (%)", ylim=(0, 100))
-    for number, name in enumerate(names):
+    left_out = f", {MAX_SCORES} of {len(names)} numbers" if len(names) > MAX_SCORES else ""
+    axis.set(title=f"validation{left_out}", ylabel="score (%)", ylim=(0, 100))
+    for number, name in enumerate(names[:MAX_SCORES]):
         axis.plot(history.validation["step"], history.validation[name], marker="o^sDvX"[number % 6], label=label(name))
     if history.best is not None:
         axis.axvline(history.best, color="grey", linestyle=":", linewidth=1, label="best.pt")

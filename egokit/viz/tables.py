@@ -14,7 +14,8 @@ def results(run: Run):
     """Return a table of a run's metrics with chance and the published numbers, in %."""
     metrics = run.metrics()
     return table([(result, metrics) for task, result in registered()
-                  if task.notebook == run.path.parent.name and result.metric in metrics.get(result.section, {})])
+                  if task.notebook == run.path.parent.name and result.in_ledger
+                  and result.metric in metrics.get(result.section, {})])
 
 
 def table(pairs: list[tuple]):

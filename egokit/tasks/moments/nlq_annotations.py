@@ -12,6 +12,7 @@ from typing import NamedTuple
 from egokit.data.annotation_json import each_clip, field, moment_of, read_document
 
 GRID = 30 / 16  # features of a second
+NARRATIONS = "nlq_narrations.json"  # what `egokit prep nlq-narrations` writes: a list of clips like nlq_train.json
 
 
 class Question(NamedTuple):

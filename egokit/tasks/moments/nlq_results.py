@@ -17,6 +17,7 @@ from egokit.tasks.moments.nlq_annotations import Question
 Key = tuple[str, str, int]  # clip_uid, annotation_uid, query_idx: Question.key
 KS = (1, 3, 5)
 IOUS = (0.3, 0.5, 0.01)
+RECALLS = {f"R@{k}_{iou}": (k, iou) for iou in (0.3, 0.5) for k in (1, 3, 5)}
 
 
 def submission(predictions: Mapping[Key, Iterable[Sequence[float]]]) -> dict:
@@ -126,3 +127,16 @@ def _recalls(predictions: Mapping[Key, np.ndarray], questions: Sequence[Question
     return ways[0] | {"original": ways[1], "questions": len(questions), "answered": len(answered),
                       "unanswered": len(questions) - len(answered),
                       "empty": sum(question.start == question.stop for question in questions)}
+
+
+def percentages(predictions: Mapping[Key, np.ndarray], questions: Sequence[Question]) -> dict[str, float]:
+    """Return what `recalls` returns under flat names, as metrics: in %, and counts."""
+    found = recalls(predictions, questions)
+    out = {"R@1_mean": 0.0}  # the first that is shown
+    for prefix, values in (("", found), ("original_", found["original"])):
+        out |= {prefix + name: 100 * float(values["recall"][IOUS.index(iou)][KS.index(k)])
+                for name, (k, iou) in RECALLS.items()}
+        out |= {f"{prefix}R@1_mean": (out[f"{prefix}R@1_0.3"] + out[f"{prefix}R@1_0.5"]) / 2,
+                f"{prefix}mean_iou": 100 * float(values["mean_iou"])}
+    return out | {"questions": found["questions"], "unanswered": found["unanswered"],
+                  "zero_length_answers": found["empty"]}

@@ -1,0 +1,214 @@
+"""EgoMQ and EgoNLQ on stored features: heads learn what is there and nothing else, and every figure is made again."""
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from moment_site import make_mq, make_nlq
+
+from egokit import tasks
+from egokit.config.resolve import resolve
+from egokit.jobs import run_job
+from egokit.model import feature_model
+from egokit.runs import ledger
+from egokit.runs.run_folder import Run
+from egokit.tasks.moments.score import score_mq, score_nlq
+from egokit.train.loop import train
+
+CPU = torch.device("cpu")
+MQ = "train.epochs=8 train.evaluate_epochs=8"
+NLQ = ("optim.lr=4e-3 optim.warmup_epochs=1 train.epochs=12 train.batch_size=8 train.evaluate_epochs=12 task.dim=32 "
+       "task.levels=4 task.dropout=0")
+COST = {"seconds", "evaluation_seconds"}  # and the counts of a training, which an evaluation has not
+OF_TRAINING = COST | {"step", "steps", "skipped_steps", "bad_samples", "best_validation_step"}
+
+
+def settings(recipe, root, features, overrides=""):
+    rate = "" if (features / "features").exists() else "task.stored_rate=1.875"
+    return resolve(recipe, "toy", f"init= site.root={root} task.features={features} {rate} train.log_steps=1000 "
+                                  f"{overrides}")
+
+
+def trained(config, folder, section):
+    """Train; return (task, run, the training's result)."""
+    torch.manual_seed(0)
+    task, run = tasks.make(config), Run(folder)
+    return task, run, train(config, task, run, section, CPU)
+
+
+def evaluated(config, folder, section="scored"):
+    task = tasks.make(config)
+    return task, run_job.evaluate(config, task, Run(folder), section, CPU)
+
+
+def assert_scores_again(result, again):
+    """An evaluation of the trained head gives the training's last figures."""
+    kept = {key: value for key, value in result.items() if key not in OF_TRAINING and "_of_best" not in key}
+    assert kept == {key: value for key, value in again.items() if key not in COST}
+
+
+@pytest.fixture(scope="module")
+def mq(tmp_path_factory):
+    """(root, folder of features, task, run, result) of a head that has learnt to detect."""
+    torch.set_num_threads(1)
+    root = tmp_path_factory.mktemp("mq")
+    vectors = make_mq(root)
+    return root, vectors, *trained(settings("toy/egomq", root, vectors, MQ), root / "outputs/06/run", "detection")
+
+
+@pytest.fixture(scope="module")
+def nlq_site(tmp_path_factory):
+    root = tmp_path_factory.mktemp("nlq")
+    return root, make_nlq(root, (60, 16), objects=4, positions=(48, 64))
+
+
+@pytest.fixture(scope="module")
+def nlq(nlq_site):
+    """(root, run of features, task, run, result) of a head that has learnt to answer."""
+    torch.set_num_threads(1)
+    root, features = nlq_site
+    return root, features, *trained(settings("toy/egonlq", root, features, NLQ), root / "trained", "grounding")
+
+
+def test_detections_are_learnt(mq):
+    _, _, task, _, result = mq
+    chance = task.chance()
+    assert result["mAP"] >= 50 and result["mAP"] > 5 * chance["mAP"]
+    assert result["recall_1x_0.5"] > 2 * chance["recall_1x_0.5"]
+    assert (result["clips"], result["classes"], result["failed"], result["untrained_classes"]) == (16, 4, 0, 0)
+    for numbers in (result, chance):
+        assert {type(value) for value in numbers.values()} <= {float, int}, "numbers of NumPy leak into metrics.json"
+
+
+def test_random_features_teach_nothing(mq, tmp_path):
+    """The same annotations, with features that have no moments in them."""
+    root, vectors, task, _, _ = mq
+    random = np.random.default_rng(5)
+    for path in vectors.glob("*.npy"):
+        np.save(tmp_path / path.name, random.normal(size=np.load(path).shape).astype(np.float32))
+    _, _, result = trained(settings("toy/egomq", root, tmp_path, MQ), tmp_path / "run", "detection")
+    assert result["mAP"] < 3 * task.chance()["mAP"] < 25
+
+
+def test_a_detection_is_evaluated_again(mq, tmp_path):
+    root, vectors, _, run, result = mq
+    config = settings("toy/egomq", root, vectors, f"{MQ} task.head_init={run.path}")
+    assert_scores_again(result, evaluated(config, tmp_path / "again")[1])
+    original = evaluated(settings("toy/egomq", root, vectors, f"{MQ} task.head_init={run.path} "
+                                  "task.postprocess=original"), tmp_path / "original")[1]
+    assert original["mAP"] >= 50 and original["mAP"] != result["mAP"]
+    with pytest.raises(Exception, match=r"task\.head_init.*06_egomq_features"):
+        evaluated(settings("toy/egomq", root, vectors), tmp_path / "none")
+
+
+def test_the_files_of_a_detection_score_as_its_metrics_say(mq):
+    root, _, _, run, result = mq
+    truth = root / "moments_val.json"
+    detected, retrieved, both = (score_mq(run.path / name, truth) for name in (
+        "detections_postNMS.json", "retreival_postNMS.json", "submission_val.json"))
+    assert result["mAP"] == pytest.approx(detected["detections"]["average_map"], abs=1e-9)
+    for tiou, value in detected["detections"]["map"].items():
+        assert result[f"mAP_{tiou}"] == pytest.approx(value, abs=1e-9)
+    for tiou, row in retrieved["retrievals"]["recall"].items():
+        for name, value in row.items():
+            assert result[f"recall_{name[2:]}_{tiou}"] == pytest.approx(value, abs=1e-9)
+    assert (both["detections"], both["retrievals"]) == (detected["detections"], retrieved["retrievals"])
+    truth = json.loads((run.path / "ground_truth.json").read_text())
+    assert truth["task"] == "mq" and sum(len(clip["moments"]) for clip in truth["clips"].values()) == result["moments"]
+    test = json.loads((run.path / "submission.json").read_text())
+    assert {*test["detect_results"]} == {*test["retrieve_results"]} == {"test_unannotated-0", "test_unannotated-1"}
+    assert all(test["detect_results"].values())
+
+
+def test_answers_are_learnt_from_the_words(nlq, tmp_path):
+    """With the words of other questions about other things, the same head finds no more than any of the things."""
+    root, features, task, run, result = nlq
+    assert result["R@5_0.3"] >= 80 and result["R@1_0.3"] >= 70 > 3 * task.chance()["R@1_0.3"]
+    assert {type(value) for value in (result | task.chance()).values()} <= {float, int}
+    shutil.copytree(features, tmp_path / "run")
+    for path in (tmp_path / "run/questions").glob("*.npy"):
+        words = np.load(path)
+        np.save(path, np.roll(words, 2, axis=0))  # two tokens a question: each has the next one's
+    config = settings("toy/egonlq", root, tmp_path / "run", f"{NLQ} task.head_init={run.path}")
+    assert evaluated(config, tmp_path / "shuffled")[1]["R@1_0.3"] < task.chance()["R@1_0.3"] + 10
+
+
+def test_answers_are_evaluated_again_and_their_file_scores_the_same(nlq, tmp_path):
+    root, features, _, run, result = nlq
+    config = settings("toy/egonlq", root, features, f"{NLQ} task.head_init={run.path}")
+    assert_scores_again(result, evaluated(config, tmp_path / "again")[1])
+    scored = score_nlq(run.path / "nlq_predictions.json", root / "nlq_val.json")
+    for prefix, way in (("", scored), ("original_", scored["original"])):
+        assert result[f"{prefix}mean_iou"] == pytest.approx(way["mean_iou"], abs=1e-9)
+        for iou in ("0.3", "0.5"):
+            for name, value in way["recall"][iou].items():
+                assert result[f"{prefix}{name}_{iou}"] == pytest.approx(value, abs=1e-9)
+    assert (scored["questions"], scored["unanswered"]) == (result["questions"], result["unanswered"])
+    truth = json.loads((run.path / "ground_truth.json").read_text())
+    assert truth["task"] == "nlq" and len(truth["questions"]) == result["questions"]
+    asked = {(entry["clip_uid"], entry["query_idx"]) for entry in
+             json.loads((run.path / "submission.json").read_text())["results"]}
+    assert asked == {(f"test_unannotated-{clip}", place) for clip in range(2) for place in range(4)}
+
+
+@pytest.mark.slow
+def test_the_span_head_learns_from_the_words(nlq_site, tmp_path):
+    root, features = nlq_site
+    span = "task.head=span task.span_dropout=0 task.positions=64 optim.weight_decay=0 optim.lr=2e-3 train.epochs=10"
+    run, result = trained(settings("toy/egonlq", root, features, span), tmp_path / "span", "grounding")[1:]
+    assert result["R@1_0.3"] >= 70
+    again = settings("toy/egonlq", root, features, f"{span} task.head_init={run.path}")
+    assert_scores_again(result, evaluated(again, tmp_path / "again")[1])
+    assert score_nlq(run.path / "nlq_predictions.json", root / "nlq_val.json")["recall"]["0.3"]["R@1"] == \
+        pytest.approx(result["R@1_0.3"])
+
+
+@pytest.mark.parametrize("recipe, overrides", [("toy/egomq", ""), ("toy/egonlq", "task.head=span task.positions=48")])
+def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path, recipe, overrides):
+    make = make_mq if recipe == "toy/egomq" else make_nlq
+    features = make(tmp_path, (6, 2), positions=(48, 64))
+    config = settings(recipe, tmp_path, features, f"task.levels=3 task.dim=16 train.epochs=3 train.checkpoint_steps=1 "
+                                                  f"optim.warmup_epochs=1 task.crop=40 train.batch_size=4 {overrides}")
+    whole, cut = (trained(config, tmp_path / name, "x")[1] for name in ("whole", "cut"))
+    steps = sorted(cut.checkpoints.glob("step-*.pt"))
+    assert len(steps) == 2
+    for path in (steps[1], cut.checkpoints / "best.pt"):
+        path.unlink()
+    trained(config, cut.path, "x")
+    first, second = (feature_model.load(each.checkpoints / f"{steps[1].name}").state_dict() for each in (whole, cut))
+    assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+    if recipe == "toy/egomq":
+        assert 0 < first["own.head.positives"] < 99
+    best = [feature_model.load(each.path).state_dict() for each in (whole, cut)]
+    assert all(torch.equal(best[0][key], best[1][key]) for key in best[0])
+
+
+def test_workers_read_what_one_process_reads(mq):
+    """The task goes to the workers with its files; a loader process reads on while another batch is scored."""
+    root, vectors, _, run, result = mq
+    config = settings("toy/egomq", root, vectors, f"task.head_init={run.path} data.workers=2 task.predict_test=false")
+    again = evaluated(config, root / "workers")[1]
+    assert (again["mAP"], again["samples"]) == (result["mAP"], 16)
+
+
+def test_a_finished_detection_stands_in_the_ledger(mq, tmp_path):
+    _, vectors, task, _, result = mq
+    spec = {"action": "train", "init_sha256": "", "version": "0", "task_sha256": ""}
+    entry = run_job.provenance(task, spec, 1)
+    assert entry["init"] == str(vectors) and entry["data"].keys() == {
+        "moments_train.json", "moments_val.json", "moments_test_unannotated.json"}
+    out = Run(tmp_path / "06_egomq_features" / "mine")
+    out.write_metrics("detection", result | entry)
+    scored = run_job.provenance(task, spec | {"action": "evaluate"}, 1)
+    out.write_metrics("detection_scored", result | scored | {"init": "EgoVLPv2.pth"})
+    read = ledger.read(tmp_path)
+    assert read.left_out == []
+    names = [entry.result.name for entry in read.entries]
+    assert len(set(names)) == len(names) - 5, "each number once for either section"
+    assert {"EgoMQ mean mAP (EgoVLPv2, VSGN)", "EgoMQ mAP at tIoU 0.5 (EgoVLPv2, VSGN)"} <= {*names}
+    of_training, of_evaluation = read.entries[0].recipe, read.entries[-1].recipe
+    assert f"a head trained here on features of {vectors.parent.name}/vectors" in of_training
+    assert not any("best of" in line or "task.features" in line for line in of_training)
+    assert not any("fine-tuned" in line for line in of_evaluation)
+    assert "EgoVLPv2, VSGN" in ledger.format_ledger(read)
