@@ -199,3 +199,13 @@ def test_fused_features_and_words_have_one_list_of_questions(tmp_path):
     (other / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(FeatureError, match=r"question \('train-0', 'a-train-0', 0\) has another place.*annotations"):
         tasks.make(resolve("toy/egonlq", "toy", settings)).dataset("train")
+
+
+def test_a_head_of_as_many_other_classes_is_refused(tmp_path):
+    features = make_mq(tmp_path, (6, 3))
+    scored(tmp_path, features)
+    for split in ("train", "val"):
+        rewrite(tmp_path / f"moments_{split}.json", lambda labels: [
+            label.update(label="another") for label in labels if label["label"] == "class_3"])
+    with pytest.raises(weights.WeightsError, match=r"other classes than moments_train\.json.*annotations"):
+        scored_again(tmp_path, features)
