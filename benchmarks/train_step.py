@@ -29,7 +29,7 @@ from plain_schedule import PlainSchedule
 from egokit.config.schema import Config, ModelConfig, OptimConfig, TrainConfig
 from egokit.data.loader import Samples
 from egokit.model.egovlp import EgoVLP
-from egokit.tasks import losses
+from egokit.tasks import base, losses
 from egokit.tasks.base import Task
 from egokit.tasks.egoclip import NOUNS, VERBS, EgoClip
 from egokit.train import loop
@@ -94,7 +94,7 @@ class Trainer(loop.Trainer):
     def __init__(self, config: Config, device: torch.device, model: EgoVLP | None = None,
                  task: type[Task] = Synthetic):
         initial_model = unittest.mock.patch.object(
-            loop, "initial_model", lambda config: model or base_model(config.model, device))
+            base, "initial_model", lambda config, frames: model or base_model(config.model, device))
         with initial_model:
             super().__init__(config, task(config), None, "benchmark", device)
 

@@ -12,6 +12,8 @@ import egokit
 from egokit import tasks, viz
 from egokit.runs.ledger import Result
 from egokit.runs.run_folder import Run
+from egokit.search.questions import Stretch
+from egokit.search.searcher import Answer
 
 NAMED = [NAME, f"{NAME}-2"]
 CLASSES = [text for text in DRAWN if "\udcff" not in text]  # which no file of results may have
@@ -156,7 +158,7 @@ HTML = {
                                              for text in WORDS]), [NAME, *WORDS], ()),
 }
 NO_TEXT = {"strip"}
-SEARCH = {"browser", "grid", "table"}
+SEARCH = {"answer_table", "ask_browser", "browser", "grid", "table"}
 
 
 def markup(shows) -> list[str]:
@@ -174,3 +176,14 @@ def found(folder) -> tuple:
         def __call__(self, text, top, rerank):
             return answer
     return Searcher(**vars(searcher)), answer
+
+
+def asker(folder) -> tuple:
+    """Return what search.ask_browser needs, with hostile answers and clips, and such an answer."""
+    answer = hostile_tasks.answer(folder)
+    stretches = Answer([Stretch(hit.video, 0, 1, 0.5, None, hit.path) for hit in answer], answer.notes)
+
+    class Asker(SimpleNamespace):
+        def __call__(self, question, clip, top):
+            return stretches
+    return Asker(run=Run(folder / "outputs/08" / NAME), clips=dict.fromkeys(WORDS)), stretches

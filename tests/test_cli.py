@@ -22,7 +22,7 @@ def test_help_shows_an_example(command, capsys):
     (["submit", "toy/egomcq", "--site", "tiny", "--run", "never-trained"], "02_pretrain"),
     (["run", "05_egomqc"], "did you mean '05_egomcq'"),
     (["run", "05_egomcq", "--site", "tiny", "--run", "a b"], "use letters, digits"),
-    (["run", "01_data_prep", "05_egomcq:toy/egomqc", "--site", "tiny"], "did you mean 'toy/egomcq'"),
+    (["run", "01_data_prep", "05_egomcq:toy/egomcqq", "--site", "tiny"], "did you mean 'toy/egomcq'"),
     (["prep", "--site", "tiny", "--root", "nowhere-at-all"], "does not exist"),
     (["prep", "ego4d", "--site", "tiny", "--wait"], "give --array N, too"),
     (["prep", "--site", "tiny", "--shard", "1/2"], "--source, --shard and --array are for Ego4D only"),

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from conftest import ROOT
 from hostile import NAME, OUT, TEXTS
-from hostile_shows import HTML, found, markup
+from hostile_shows import HTML, asker, found, markup
 from hostile_tasks import WORDS
 from test_hostile_texts import own as own
 from test_jupyterlab import lab as lab
@@ -116,13 +116,17 @@ def test_nothing_runs_and_no_formula_is_made_in_jupyterlab(lab, project, tmp_pat
     assert not acts and opened.page.title() != "ran"
 
 
-@pytest.mark.parametrize("name", [*HTML, "search"])
+@pytest.mark.parametrize("name", [*HTML, "search", "questions"])
 def test_nothing_runs_in_chromium(name, tmp_path, own, chromium):
     if name == "search":
         searcher, answer = found(tmp_path)
         shows = [search.table(answer), search.grid(answer), search.browser(searcher, NAME)]
         shows += [path.read_text() for path in searcher.run.path.glob("figures/*.html")]
         texts = WORDS
+    elif name == "questions":
+        ask, answer = asker(tmp_path)
+        shows, texts = [search.answer_table(answer), search.ask_browser(ask, NAME, WORDS[0])], WORDS
+        shows += [path.read_text() for path in ask.run.path.glob("figures/*.html")]
     else:
         shows, texts, _ = HTML[name](tmp_path, own)
     for text in markup(shows):

@@ -8,7 +8,7 @@ import pytest
 from browser_pages import every
 from conftest import ROOT
 from hostile import NAME, TEXTS, check_figure, check_html
-from hostile_shows import FIGURES, HTML, NO_TEXT, SEARCH, found, markup
+from hostile_shows import FIGURES, HTML, NO_TEXT, SEARCH, asker, found, markup
 from hostile_tasks import WORDS, evaluated, with_files
 
 from egokit import search, viz
@@ -32,8 +32,9 @@ def own(request, monkeypatch):
 
 def test_everything_public_that_shows_something_is_tried():
     assert {*FIGURES, *HTML, *NO_TEXT} == set(viz.__all__) and len(FIGURES | HTML) == len(FIGURES) + len(HTML)
-    module = ast.parse((ROOT / "egokit/search/page.py").read_text())
-    public = {node.name for node in module.body if isinstance(node, ast.FunctionDef) and node.name[0] != "_"}
+    modules = [ast.parse((ROOT / f"egokit/search/{name}.py").read_text()) for name in ("page", "questions")]
+    public = {node.name for module in modules for node in module.body
+              if isinstance(node, ast.FunctionDef) and node.name[0] != "_"}
     assert public == SEARCH
 
 
@@ -123,6 +124,25 @@ def test_what_is_searched_shows_texts_as_they_are(playing, tmp_path, own, monkey
     live = search.browser(searcher, NAME)
     check_widgets(live)
     live.children[0].value = "another"
+    check_widgets(live)
+
+
+@pytest.mark.parametrize("playing", [True, False])
+def test_what_is_asked_shows_texts_as_they_are(playing, tmp_path, own, monkeypatch):
+    ask, answer = asker(tmp_path)
+    if playing:
+        monkeypatch.setattr(sys.modules["egokit.search.page"], "_encoded", lambda hit: ("AAAA", "AAAA", 0.75))
+    check_html(search.answer_table(answer).to_html(), WORDS)
+    for text in WORDS:
+        check_html(search.ask_browser(ask, text, text).data, [text, *WORDS])
+    pages = list(ask.run.path.glob("figures/question-*.html"))
+    assert len(pages) > 20
+    for path in pages:
+        check_html(path.read_text(), WORDS, typeset=True)
+    monkeypatch.setenv("JPY_SESSION_NAME", "live.ipynb")
+    live = search.ask_browser(ask, NAME, WORDS[0])
+    check_widgets(live)
+    live.children[0].value, live.children[1].value = WORDS[:2]
     check_widgets(live)
 
 

@@ -15,7 +15,8 @@ ALONE, SPREAD = "train.micro_batch=0 evaluate.batch_size=8", "train.micro_batch=
 def cases(tmp_path_factory):
     """Recipe and overrides for each kind of head, on small sites without dropout."""
     root = tmp_path_factory.mktemp("sites")
-    vectors, run = make_mq(root / "mq", (9, 5), positions=(30, 70)), make_nlq(root / "nlq", (4, 3), positions=(48, 70))
+    vectors = make_mq(root / "mq", (9, 5), positions=(30, 70), seed=1)
+    run = make_nlq(root / "nlq", (4, 3), positions=(48, 70))
     small = "task.dropout=0 task.dim=16 task.levels=4"
     nlq = f"site.root={root / 'nlq'} task.features={run} {small}"
     return {"mq": ("toy/egomq", f"site.root={root / 'mq'} task.features={vectors} task.stored_rate=1.875 {small}"),

@@ -208,7 +208,7 @@ def test_a_finished_detection_stands_in_the_ledger(mq, tmp_path):
     assert len(set(names)) == len(names) - 5, "each number once for either section"
     assert {"EgoMQ mean mAP (EgoVLPv2, VSGN)", "EgoMQ mAP at tIoU 0.5 (EgoVLPv2, VSGN)"} <= {*names}
     of_training, of_evaluation = read.entries[0].recipe, read.entries[-1].recipe
-    assert "a head trained here on features of vectors" in of_training
+    assert f"a head trained here on features of {vectors.parent.name}/vectors" in of_training
     assert not any("best of" in line or "task.features" in line for line in of_training)
     assert not any("fine-tuned" in line for line in of_evaluation)
     assert "EgoVLPv2, VSGN" in ledger.format_ledger(read)

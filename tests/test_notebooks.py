@@ -31,6 +31,16 @@ def run_notebook(project):
     return run
 
 
+HEAD = "task.dim=16 task.levels=3 train.epochs=2 train.evaluate_epochs=2"  # of a head on stored features
+
+
+def scored(task: str, path) -> dict:
+    """Return what `egokit score` says of a file of results."""
+    told = subprocess.run([sys.executable, "-m", "egokit.cli", "score", task, str(path), "--site", "tiny", "--json"],
+                          capture_output=True, text=True, check=True, timeout=100)
+    return json.loads(told.stdout)
+
+
 def errors(book):
     return [output for cell in book.cells for output in cell.get("outputs", []) if output.output_type == "error"]
 
@@ -92,7 +102,7 @@ def test_retrieval_notebooks(run_notebook, name):
     assert any("<details" in text for text in html_outputs(book)), "the browser is in the saved notebook"
 
 
-def test_05_egomcq_06_features_07_search_and_00_quickstart(run_notebook):
+def test_05_egomcq_07_search_and_00_quickstart(run_notebook):
     run_notebook("02_pretrain", f"{SMALL} {MODEL} launch.tasks_per_node=2 train.epochs=2")
     book, run = run_notebook("05_egomcq", "launch.tasks_per_node=2")
     metrics = run.metrics()
@@ -100,12 +110,6 @@ def test_05_egomcq_06_features_07_search_and_00_quickstart(run_notebook):
     assert (run.path / "figures/words-egomcq.png").stat().st_size > 10_000
     assert "fusion corrects dual" in (run.path / "figures/browser-egomcq.html").read_text()
     assert metrics["chance"]["inter"] == pytest.approx(20, abs=2)
-    book, run = run_notebook("06_egomq_features", "launch.tasks_per_node=2")
-    manifest = json.loads((run.path / "features/manifest.json").read_text())
-    files = list((run.path / "features").glob("*.pt"))
-    assert not errors(book) and run.metrics()["features"]["clips"] == len(manifest["clips"]) == len(files)
-    shown = str([cell.get("outputs") for cell in book.cells])
-    assert "manifest.json" in shown and "notebook.failed" not in shown, "files of the unfinished run are not listed"
     book, run = run_notebook("07_search_your_videos", "launch.tasks_per_node=2 data.limit=3")
     metrics = run.metrics()["index"]
     assert not errors(book) and metrics["clips"] > 30
@@ -118,6 +122,41 @@ def test_05_egomcq_06_features_07_search_and_00_quickstart(run_notebook):
     assert not errors(book) and len(run.metrics()["quickstart"]["match"]) == 5
     figures = {path.name for path in (run.path / "figures").iterdir()}
     assert figures == {"question.png", "fusion.png", "reranked.png", "published.png"}
+
+
+def test_06_egomq_features_and_detections(run_notebook):
+    run_notebook("02_pretrain", f"{SMALL} {MODEL} launch.tasks_per_node=2 train.epochs=2")
+    book, run = run_notebook("06_egomq_features", f"launch.tasks_per_node=2 {HEAD}")
+    metrics, manifest = run.metrics(), json.loads((run.path / "features/manifest.json").read_text())
+    files = list((run.path / "features").glob("*.pt"))
+    assert not errors(book) and metrics["features"]["clips"] == len(manifest["clips"]) == len(files)
+    shown = str([cell.get("outputs") for cell in book.cells])
+    assert "manifest.json" in shown and "notebook.failed" not in shown, "files of the unfinished run are not listed"
+    trained = metrics["detection"]
+    assert trained["finished"] and trained["steps"] == 2 and 0 <= metrics["chance"]["mAP"] < 100
+    told = scored("mq", run.path / "submission_val.json")["detections"]
+    assert told["average_map"] == pytest.approx(trained["mAP"])
+    assert len(json.loads((run.path / "submission.json").read_text())["detect_results"]) > 0
+    assert {path.name for path in (run.path / "figures").iterdir()} >= {
+        "curves.png", "detections.png", "detections-per-class.png", "false-positives.png"}
+
+
+def test_08_egonlq_answers_questions(run_notebook):
+    run_notebook("02_pretrain", f"{SMALL} {MODEL} launch.tasks_per_node=2 train.epochs=2")
+    book, run = run_notebook("08_egonlq", f"launch.tasks_per_node=2 {HEAD}")
+    metrics = run.metrics()
+    assert not errors(book) and metrics["features"]["questions"] > 30
+    trained = metrics["grounding"]
+    assert trained["finished"] and trained["unanswered"] == 0 and {"R@1_0.3", "original_R@5_0.5"} <= trained.keys()
+    assert 0 < metrics["chance"]["R@5_0.3"] < 100
+    told = scored("nlq", run.path / "nlq_predictions.json")["recall"]["0.3"]
+    assert told == {f"R@{k}": pytest.approx(trained[f"R@{k}_0.3"]) for k in (1, 3, 5)}
+    page, = (run.path / "figures").glob("question-*.html")
+    embedded = [sum(text.count('src="data:video/mp4;base64,') for text in texts)
+                for texts in ([page.read_text()], html_outputs(book))]
+    assert embedded == [3, 3], "the page and the saved notebook play"
+    assert {"curves.png", "answers.png"} <= {path.name for path in (run.path / "figures").iterdir()}
+    assert any("Objects: " in text for text in html_outputs(book)), "recalls by the kind of the question"
 
 
 def test_no_epochs_give_chance(project):

@@ -202,3 +202,16 @@ def move_to_device(batch, device):
     if isinstance(batch, dict):
         return {key: move_to_device(value, device) for key, value in batch.items()}
     return batch
+
+
+def padded(parts: list[np.ndarray], value: float = 0.0, least: int = 0) -> torch.Tensor:
+    """Return arrays of different lengths as one tensor, (B, longest, …), which is `least` long at least."""
+    more = [torch.empty((least, *parts[0].shape[1:]), dtype=torch.from_numpy(parts[0]).dtype)] if least else []
+    parts_and_more = [*map(torch.from_numpy, parts), *more]
+    whole = torch.nn.utils.rnn.pad_sequence(parts_and_more, batch_first=True, padding_value=value)
+    return whole[:len(parts)]
+
+
+def mask_of(lengths: list[int], longest: int) -> torch.Tensor:
+    """Return (B, longest), True where a row is real."""
+    return torch.arange(longest) < torch.tensor(lengths)[:, None]

@@ -232,7 +232,7 @@ def decode(logits_PC: Tensor, offsets_P2: Tensor, mask_P: Tensor, points_P4: Ten
     """Return one clip's candidates before suppression: segments (N, 2) in positions, scores (N,), classes (N,).
 
     Args:
-        least_score: A candidate has more than this probability.
+        least_score: A candidate has more than this probability. What is NaN stays, so that it can be told.
         most: Candidates of a level, the best ones.
         shortest: A candidate is longer, in positions.
     """
@@ -242,8 +242,8 @@ def decode(logits_PC: Tensor, offsets_P2: Tensor, mask_P: Tensor, points_P4: Ten
     scores_PC = torch.sigmoid(logits_PC.float()).masked_fill(~mask_P[:, None], 0.0)
     found = []
     for stride in stride_P.unique():
-        point, number = torch.nonzero((scores_PC > least_score) & (stride_P == stride)[:, None], as_tuple=True)
+        point, number = torch.nonzero(~(scores_PC <= least_score) & (stride_P == stride)[:, None], as_tuple=True)
         best = scores_PC[point, number].topk(min(most, len(point))).indices
-        best = best[segments_P2[point[best]].diff(dim=1).squeeze(1) > shortest]
+        best = best[~(segments_P2[point[best]].diff(dim=1).squeeze(1) <= shortest)]
         found.append((segments_P2[point[best]], scores_PC[point[best], number[best]], number[best]))
     return tuple(torch.cat(parts) for parts in zip(*found, strict=True))

@@ -8,7 +8,7 @@ import torch
 
 from egokit import tasks
 from egokit.config.build import ConfigError, did_you_mean
-from egokit.model import feature_model
+from egokit.model import checkpoints, feature_model
 from egokit.model.own_modules import attach
 from egokit.notebook.open_run import is_live
 from egokit.notebook.safe_html import NO_FORMULAS, escape, page, plain_label, styled
@@ -18,6 +18,9 @@ from egokit.runs.shown_text import shown
 from egokit.search.page import grid
 from egokit.search.searcher import Answer, Hit
 from egokit.tasks.feature_files import Clip
+
+MADE_BY = {"kind": "feature_kind", "frames": "feature_frames",  # keys of a manifest, and of the config
+           "features_per_second": "features_per_second"}
 
 
 class Stretch(Hit):
@@ -41,30 +44,54 @@ class Questioner:
         run: a run whose job "grounding" has ended; its config names the features and the model that made them.
 
     Attributes:
-        clips: clip_uid -> Clip, of the validation and the test split.
+        clips: clip_uid -> Clip, of the validation and the test split, with features that can be used.
         examples: the validation split's own questions.
 
     Raises:
-        ConfigError: the run is of another task, or its features are not egokit's own.
+        ConfigError: the run is of another task; no model is known that makes a question's words, or fused features, as
+            those that the head was trained on.
         WeightsError: the run has not trained a head.
     """
 
     def __init__(self, run: Run):
         config = run.config
+        if config is None:
+            raise ConfigError(f"{run.path}: its config is not known; expected a run of egokit.open_run(params, site, "
+                              "overrides, run_name)")
         if config.task.name != "nlq":
             raise ConfigError(f"{run.path}: its task is {config.task.name!r}, expected nlq; open a run of 08_egonlq")
         self.run, self.task = run, tasks.make(config)
-        if not self.task.files.manifest:
-            raise ConfigError("task.features are files of others: a question that is typed in needs the model that "
-                              "made them; expected egokit's own features (set task.features to a run that extracts)")
+        self._check_model()
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.head = feature_model.load(run.path)
         attach(self.head, self.task)
         self.head.to(device).eval()
         self.encoders = self.task.initial_model("extract").to(device).eval()
         entries = self.task.dataset("test").entries
-        self.clips: dict[str, Clip] = {entry.clip.uid: entry.clip for entry in entries}
-        self.examples = [Asked(entry.clip.uid, entry.source.query) for entry in entries if len(entry.segments_M2)]
+        self.clips: dict[str, Clip] = {entry.clip.uid: entry.clip for entry in entries
+                                       if entry.clip.uid not in self.task.unusable}
+        self.examples = [Asked(entry.clip.uid, entry.source.query) for entry in entries
+                         if len(entry.segments_M2) and entry.clip.uid in self.clips]
+
+    def _check_model(self) -> None:
+        """Raise ConfigError unless `init` and the config would make the stored words, and fused features, again."""
+        config, files, spoken = self.task.config, self.task.files, self.task.word_files
+        if not spoken.manifest:
+            raise ConfigError("task.features are files of others: a question that is typed in needs the model that "
+                              "made the questions' words; set task.features to a run that extracts, or, to read "
+                              "features of others, task.words to such a run")
+        digest = checkpoints.fingerprint(checkpoints.find(config.init)) if config.init else ""
+        for made in [spoken, *([files] if files.axes == 3 else [])]:
+            if made.manifest.get("init_sha256") != digest:
+                by = made.manifest.get("init")
+                raise ConfigError(f"{made.folder} was made by init {by!r} ({made.manifest.get('init_sha256')}), but "
+                                  f"init is {config.init!r} ({digest}): set init={by}, or, if that file has changed "
+                                  "since, extract and train again")
+        for key, name in MADE_BY.items():
+            if files.axes == 3 and files.manifest.get(key) != getattr(config.task, name):
+                raise ConfigError(f"{files.folder} holds features that are fused with questions: its {key} is "
+                                  f"{files.manifest.get(key)!r}, but task.{name}={getattr(config.task, name)}; set it "
+                                  "as there, because a question that is typed in makes features anew")
 
     def __call__(self, question: str, clip: str, top: int = 5) -> Answer:
         """Return the best stretches of a clip for a question.
@@ -76,15 +103,17 @@ class Questioner:
 
         Raises:
             ConfigError: there is no such clip, or the question is empty.
+            FeatureError, VideoError: the clip's features, or fused ones' video, can't be read.
         """
         if clip not in self.clips:
             raise ConfigError(f"clip {clip!r:.80}: {did_you_mean(clip, self.clips)}")
-        if not question.strip(" ?"):
+        if not re.search(r"[^\s?]", question):
             raise ConfigError("the question is empty: write one, such as "
                               f"{self.examples[0].query if self.examples else 'where is the red box?'!r}")
         known = self.clips[clip]
         path, name = self.task.videos / f"{known.video}.mp4", known.video
-        rows = self.task.answer(self.head, self.encoders, known, question)[:top]
+        text = re.sub("[\ud800-\udfff]", "\ufffd", question)  # halves of characters, which no tokenizer takes
+        rows = self.task.answer(self.head, self.encoders, known, text)[:top]
         return Answer([Stretch(name, known.start + start, known.start + stop, float(score), None, path)
                        for start, stop, score in rows],
                       [f"clip {clip}: {known.start:.1f} to {known.stop:.1f} s of its video"])

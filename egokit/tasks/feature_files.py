@@ -92,7 +92,8 @@ class FeatureFiles:
         for path in sorted(self.folder.glob("[!.]*")):
             if path.suffix in suffixes:
                 if path.stem in self.paths:
-                    raise ConfigError(f"{self.folder} holds {path.stem} twice, as .npy and .pt: delete one of the two")
+                    raise ConfigError(f"{self.folder} holds {path.stem} as .npy and as .pt, expected one of the two: "
+                                      "delete the other")
                 self.paths[path.stem] = path
         if not self.paths:
             raise FileNotFoundError(f"{self.folder} holds no features: expected <{per}>{' or '.join(suffixes)}")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from egokit.config.build import ConfigError
 from egokit.config.schema import Config, Count, Input, NotNegative, Positive, Share, Size, TaskConfig, number
-from egokit.data.loader import Samples
+from egokit.data.loader import Samples, mask_of, padded
 from egokit.model import checkpoints, feature_model
 from egokit.model.feature_model import FeatureModel
 from egokit.model.moment_head import MomentHead, Points, decode, losses, targets
@@ -238,19 +238,29 @@ class MomentTask(Task):
         told = batch["index"].tolist(), batch["video_mask"].sum(1).tolist(), batch["unreadable"]
         for index, N, unreadable, candidates in zip(*told, self.candidates(model, batch), strict=True):
             entry = entries[index]
-            segments, scores, classes = (x.cpu().double().numpy() for x in candidates)
-            if not np.isfinite(segments).all() or not np.isfinite(scores).all():
-                raise ValueError(f"clip {entry.clip.uid}: NaN or Inf in what the head finds (evaluate.precision "
-                                 f"{self.config.evaluate.precision}); its training has diverged: lower optim.lr")
+            segments, scores, classes = self.in_seconds(entry, N, candidates)
             if unreadable:
                 segments, scores, classes = segments[:0], scores[:0], classes[:0]
                 if entry.clip.uid not in self.unusable:
                     print(f"nothing is found in clip {entry.clip.uid}: {unreadable}", flush=True)
-            else:
-                segments = np.clip(self.grid(entry, N).seconds(segments), 0, entry.clip.seconds)
             rows.append({"index": np.array(index), "unreadable": np.array(bool(unreadable))}
-                        | self.found(entry, segments, scores, classes.astype(int)))
+                        | self.found(entry, segments, scores, classes))
         return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+
+    def in_seconds(self, entry: Entry, N: int, candidates: tuple[Tensor, ...]) -> tuple[np.ndarray, ...]:
+        """Return a sample's candidates as `found` takes them: segments in seconds, scores and classes.
+
+        Args:
+            N: how many positions the head saw.
+
+        Raises:
+            ValueError: there are NaN or Inf among them.
+        """
+        segments, scores, classes = (x.cpu().double().numpy() for x in candidates)
+        if not np.isfinite(segments).all() or not np.isfinite(scores).all():
+            raise ValueError(f"clip {entry.clip.uid}: NaN or Inf in what the head finds (evaluate.precision "
+                             f"{self.config.evaluate.precision}); its training has diverged: lower optim.lr")
+        return np.clip(self.grid(entry, N).seconds(segments), 0, entry.clip.seconds), scores, classes.astype(int)
 
     def counts(self, rows: dict[str, np.ndarray], scored: set[str]) -> dict[str, int]:
         """Count the samples and clips in which nothing is found as their features can't be read.
@@ -286,15 +296,3 @@ class MomentTask(Task):
     def tables(self) -> list[Path]:
         lists = [self.require_file(name) for name in self.inputs(self.config, "evaluate")]
         return [*lists, *([self.files.folder / "manifest.json"] if self.files.manifest else [])]
-
-
-def padded(parts: list[np.ndarray], value: float = 0.0, least: int = 0) -> Tensor:
-    """Return arrays of different lengths as one tensor, (B, longest, …), which is `least` long at least."""
-    more = [torch.empty((least, *parts[0].shape[1:]), dtype=torch.from_numpy(parts[0]).dtype)] if least else []
-    whole = nn.utils.rnn.pad_sequence([*map(torch.from_numpy, parts), *more], batch_first=True, padding_value=value)
-    return whole[:len(parts)]
-
-
-def mask_of(lengths: list[int], longest: int) -> Tensor:
-    """Return (B, longest), True where a row is real."""
-    return torch.arange(longest) < torch.tensor(lengths)[:, None]

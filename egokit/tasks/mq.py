@@ -2,12 +2,15 @@
 
 Source: Ego4D's moment queries; the head is ActionFormer's kind (model/moment_head.py).
 """
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
+import torch
+from torch import nn
 
 from egokit.config.schema import Config, Scored
 from egokit.data import annotation_json
@@ -70,6 +73,10 @@ class EgoMQ(MomentTask, ClipFeatures):
     @property
     def num_classes(self) -> int:
         return len(self.names)
+
+    def modules(self, model) -> dict[str, nn.Module]:
+        made = super().modules(model)
+        return made | {"classes": ClassNames(self.names)} if made else made
 
     def entries(self, split: str) -> list[Entry]:
         number = {name: place for place, name in enumerate(self.names)}
@@ -170,6 +177,22 @@ class EgoMQ(MomentTask, ClipFeatures):
             yield Finding(part, "clips", "ok", f"{len(names):,} of {len(set(names)):,} videos")
             yield from checks.check_rows(part, "clips", names, checks.root / "Ego4D_256", checks.prep_ego4d,
                                          [clip["stop"] for clip in clips])
+
+
+class ClassNames(nn.Module):
+    """The classes of a head's outputs as a hash in its checkpoint: a head of as many others is not taken for this."""
+
+    def __init__(self, names: list[str]):
+        super().__init__()
+        digest = hashlib.sha256(json.dumps(names).encode()).digest()
+        self.register_buffer("digest", torch.tensor([*digest], dtype=torch.uint8))
+
+    def _load_from_state_dict(self, state: dict, prefix: str, local, strict, missing, unexpected, errors: list) -> None:
+        saved = state.get(f"{prefix}digest")
+        if saved is not None and not torch.equal(saved.cpu(), self.digest.cpu()):
+            errors.append("the head was trained on other classes than moments_train.json and moments_val.json have: "
+                          "give it the annotations with which it was trained")
+        super()._load_from_state_dict(state, prefix, local, strict, missing, unexpected, errors)
 
 
 def score(detected: dict[str, Rows], retrieved: dict[str, Rows], clips: dict) -> dict[str, float]:

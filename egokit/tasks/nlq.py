@@ -20,6 +20,7 @@ from egokit.config.schema import Config, Count, Input, Positive, Scored, Share
 from egokit.data.annotation_json import SPLITS, choose_lists
 from egokit.data.loader import move_to_device
 from egokit.data.site_checks import EGO4D, Checks, Finding
+from egokit.model.precision import autocast
 from egokit.model.text_encoder import load_tokenizer
 from egokit.runs.files import write_text
 from egokit.runs.ledger import Result
@@ -193,21 +194,23 @@ class EgoNLQ(MomentTask, NLQFeatures):
         Args:
             head: a FeatureModel with this task's head.
             encoders: the model that made the features.
+
+        Raises:
+            FeatureError: the clip's features are damaged.
+            VideoError: they are fused, and the clip can't be read.
+            ValueError: the head finds NaN or Inf.
         """
-        text = nlq_annotations.clean(query)
-        tokens = self.tokenizer([text], self.config.data.eval_max_tokens)["input_ids"].shape[1]
-        asked = {"clip_uid": clip.uid, "video_uid": clip.video, "start": clip.start, "stop": clip.stop, "questions": [
-            {"annotation_uid": "", "query_idx": 0, "query": text, "tokens": tokens}]}
-        question = Question(clip.uid, clip.video, "", 0, text, None, clip.start, clip.stop, None, None, 0.0, 0.0,
-                            clip.seconds)
-        feature = (self.features(encoders, asked)[0][0].float().numpy() if self.files.axes == 3 else
-                   self.files.read(clip))
-        entry, feature = Entry(clip, np.zeros((0, 2)), np.zeros(0, np.int64), 0, question), self.seen(feature)
-        batch = self.collate([{"video": feature, "words": self.words(encoders, asked).float().numpy(), "index": 0}])
-        found = next(iter(self.candidates(head, move_to_device(batch, head.device))))
-        segments, scores, classes = (x.cpu().double().numpy() for x in found)
-        segments = np.clip(self.grid(entry, len(feature)).seconds(segments), 0, clip.seconds)
-        rows = self.found(entry, segments, scores, classes)["answers"]
+        question = nlq_annotations.typed_in(clip.uid, clip.video, query, clip.start, clip.stop)
+        asked = {"clip_uid": clip.uid, "video_uid": clip.video, "start": clip.start, "stop": clip.stop,
+                 "questions": [{"query": question.query}]}
+        feature = self.seen(self.features(encoders, asked)[0][0].float().numpy() if self.files.axes == 3 else
+                            self.files.read(clip))
+        entry = Entry(clip, np.zeros((0, 2)), np.zeros(0, np.int64), 0, question)
+        batch = self.collate([{"video": feature, "words": self.words(encoders, asked).float().numpy(), "index": 0,
+                               "unreadable": ""}])
+        with autocast(head.device, self.config.evaluate.precision):  # as an evaluation
+            found = next(iter(self.candidates(head, move_to_device(batch, head.device))))
+        rows = self.found(entry, *self.in_seconds(entry, len(feature), found))["answers"]
         return rows[~np.isnan(rows[:, 0])]
 
     def predictions_of(self, rows: dict[str, np.ndarray], split: str) -> tuple[dict, list[Question]]:

@@ -57,6 +57,13 @@ def clean(query: str) -> str:
     return query.strip(" ").strip("?").lower() + "?"
 
 
+def typed_in(clip_uid: str, video_uid: str, query: str, start: float, stop: float) -> Question:
+    """Return a question of nobody's annotations about a clip from start to stop, in seconds of its video."""
+    clip = NLQClip(clip_uid, video_uid, start, stop, (), 0)
+    return Question(clip_uid, video_uid, "", 0, clean(query), None, start, stop, None, None,
+                    *_on_grid(None, None, clip.features))
+
+
 def read_clips(source: str | Path | dict, extents: bool = True) -> list[NLQClip]:
     """Read the clips and questions of a nlq_*.json.
 
