@@ -226,7 +226,7 @@ def test_windows_are_the_originals():
         indices = frame_sampling.mq(int(start * 30), int(stop * 30), 1.87, 30, T, case["video_length"])
         assert indices.tolist() == case["indices"]
         assert len(indices) // T == case["features"]
-    assert len(cases) > 2 and any(case["video_end_sec"] * 30 > case["video_length"] for case in cases)
+    assert len(cases) > 2
 
 
 def test_windows_of_a_clip_that_ends_after_its_video(nlq):

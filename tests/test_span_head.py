@@ -25,7 +25,7 @@ def masks(lengths, P=None) -> torch.Tensor:
 
 def logits_of_losses() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     case = GOLDEN["nlq_losses"]
-    mask = masks(case["lengths"])
+    mask = masks(case["lengths"], len(case["start_logits"][0]))
     start, end = (torch.tensor(case[key]).masked_fill(~mask, -1e30) for key in ("start_logits", "end_logits"))
     return start, end, mask
 
@@ -45,7 +45,7 @@ def head() -> SpanHead:
 
 def test_the_network_its_losses_and_gradients_equal_the_original_s(head):
     case = GOLDEN["nlq_original_head"]
-    mask = masks(case["lengths"])
+    mask = masks(case["lengths"], len(case["video"][0]))
     start, end, highlight = head(torch.tensor(case["video"]), mask, torch.tensor(case["text"]),
                                  torch.tensor(case["text_mask"]).bool())
     for found, key in ((start, "start_logits"), (end, "end_logits"), (highlight, "highlight")):
@@ -116,8 +116,9 @@ def test_resampled_features_and_highlights_equal_the_golden_ones():
 def test_padding_of_a_text_counts_as_in_the_original(head):
     """The text's last words see its padding through the convolutions, as in the original: 3 of each layer's 7."""
     case = GOLDEN["nlq_original_head"]
-    inputs = torch.tensor(case["video"]), masks(case["lengths"])
-    text, text_mask = torch.tensor(case["text"]), torch.tensor(case["text_mask"]).bool()
+    inputs = torch.tensor(case["video"]), masks(case["lengths"], len(case["video"][0]))
+    text = torch.tensor(case["text"])
+    text_mask = masks([text.shape[1], 4], text.shape[1])
     before = head.eval()(*inputs, text, text_mask)
     other = head(*inputs, text.where(text_mask[..., None], 3.0), text_mask)
     assert torch.equal(before[0][0], other[0][0]) and not torch.equal(before[0][1], other[0][1])
@@ -140,7 +141,7 @@ def test_initial_weights_are_the_original_s():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_gives_nearly_the_same_losses(head, dtype):
     case = GOLDEN["nlq_original_head"]
-    mask = masks(case["lengths"])
+    mask = masks(case["lengths"], len(case["video"][0]))
     with torch.autocast("cpu", dtype):
         start, end, highlight = head(torch.tensor(case["video"]), mask, torch.tensor(case["text"]),
                                      torch.tensor(case["text_mask"]).bool())
@@ -154,6 +155,6 @@ def test_half_precision_gives_nearly_the_same_losses(head, dtype):
     assert all(map(math.isfinite, norms))
 
 
-def test_too_many_positions_are_refused(head):
+def test_too_many_positions_are_refused():
     with pytest.raises(ValueError, match=r"25 positions.*at most 24"):
-        head(torch.zeros(1, 25, 6), masks([25]), torch.zeros(1, 2, 5), masks([2]))
+        SpanHead(6, 5, 16, 4, 24)(torch.zeros(1, 25, 6), masks([25]), torch.zeros(1, 2, 5), masks([2]))
