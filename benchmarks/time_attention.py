@@ -28,7 +28,6 @@ from egokit.config.resolve import resolve
 from egokit.config.schema import Config
 from egokit.data.loader import Samples, build_loader
 from egokit.data.video.transforms import evaluation, normalise
-from egokit.model import weights
 from egokit.model.egovlp import EgoVLP, similarity
 from egokit.tasks import losses
 from egokit.tasks.egoclip import NOUNS as NOUN_CLASSES
@@ -122,6 +121,12 @@ class Drawn(EgoClip):
     def __init__(self, config: Config, pairs: list[list[dict]]):
         self.config, self.pairs, self.tokenizer = config, pairs, Words()
 
+    def initial_model(self, action: str) -> EgoVLP:
+        torch.manual_seed(self.config.seed)
+        model = EgoVLP(self.config.model)
+        model.reset_parameters()
+        return model
+
     def dataset(self, split: str) -> Samples:
         return Pairs(self.config, self.pairs)
 
@@ -144,13 +149,6 @@ class Log(list):
         self.append((event["step"], round(event["loss"], 4)))
 
 
-def initial_model(config: Config) -> EgoVLP:
-    torch.manual_seed(config.seed)
-    model = EgoVLP(config.model)
-    model.reset_parameters()
-    return model
-
-
 @torch.no_grad()
 def accuracy(model: EgoVLP, pairs: list[list[dict]]) -> float:
     """Return the percentage of narrations that are closer to their clip than to the other.
@@ -171,7 +169,6 @@ def train(arm: str, seed: int, pairs: list[list[dict]], questions: dict[str, lis
     time_init = "released" if arm == "released" else "zero_output"
     config = resolve("toy/pretrain", "toy",
                      f"{RECIPE} model.vocab_size={len(Words.words)} model.time_init={time_init} seed={seed}")
-    weights.initial_model = initial_model
     start, log, curve = time.process_time(), Log(), []
     trainer = loop.Trainer(config, Drawn(config, pairs), log, "", torch.device("cpu"))
     if arm == "none":

@@ -146,7 +146,7 @@ def test_the_manifest_lists_the_questions_of_each_clip_in_order(nlq, tmp_path):
     save_nlq(nlq.root, "val", val)
     config = nlq.config()
     metrics = tasks.make(config).extract(weights.initial_model(config).eval(), Run(tmp_path))
-    manifest = clip_features.read_manifest(Run(tmp_path))
+    manifest = clip_features.read_manifest(tmp_path / "features")
     listed = {clip["clip_uid"]: [(question["annotation_uid"], question["query_idx"]) for question in clip["questions"]]
               for clip in manifest["clips"]}
     number = collections.Counter(map(len, listed.values()))
