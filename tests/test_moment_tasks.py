@@ -8,10 +8,12 @@ import torch
 from moment_site import make_mq, make_nlq
 
 from egokit import tasks
+from egokit.config.build import ConfigError
 from egokit.config.resolve import resolve
-from egokit.jobs import run_job
+from egokit.jobs import launch, run_job
 from egokit.model import feature_model
 from egokit.runs import ledger
+from egokit.runs.files import write_text
 from egokit.runs.run_folder import Run
 from egokit.tasks.moments.score import score_mq, score_nlq
 from egokit.train.loop import train
@@ -212,3 +214,18 @@ def test_a_finished_detection_stands_in_the_ledger(mq, tmp_path):
     assert not any("best of" in line or "task.features" in line for line in of_training)
     assert not any("fine-tuned" in line for line in of_evaluation)
     assert "EgoVLPv2, VSGN" in ledger.format_ledger(read)
+
+
+def test_features_that_changed_since_are_no_result_of_the_same_run(tmp_path, monkeypatch):
+    """What a head was trained on, and started from, is part of its job, as `init` is of others'."""
+    monkeypatch.setattr(launch, "start_work", lambda folder, spec, *more: write_text(
+        folder / "spec.json", json.dumps(spec)))
+    folder = make_nlq(tmp_path, clips=(2, 2))
+    config, run = settings("toy/egonlq", tmp_path, folder, "launch.gpus_per_task=0"), Run(tmp_path / "outputs/run")
+    launch.submit(config, run, "train", "grounding")
+    run.write_metrics("grounding", {"finished": True, "R@1_mean": 1.0})
+    assert launch.submit(config, run, "train", "grounding").metrics()["R@1_mean"] == 1.0
+    manifest = folder / "features/manifest.json"
+    manifest.write_text(manifest.read_text() + "\n")
+    with pytest.raises(ConfigError, match=r"manifest\.json itself: \w{12} -> \w{12}.*another run name"):
+        launch.submit(config, run, "train", "grounding")

@@ -22,7 +22,7 @@ from egokit.jobs.handle import JobFailed as JobFailed  # users catch egokit.laun
 from egokit.jobs.preflight import expect_ready, starting_point
 from egokit.jobs.progress import PROGRESS_FILE
 from egokit.jobs.status import naming_spec, read_spec
-from egokit.runs.files import locked, write_text
+from egokit.runs.files import file_sha256, locked, write_text
 from egokit.runs.run_folder import DEVICES, Run
 from egokit.train.batch_plan import check_batch
 
@@ -59,18 +59,20 @@ def submit(config: Config, run: Run, action: str = "train", section: str | None 
     if action not in ACTIONS:
         raise ValueError(f"action {action!r}: expected one of {', '.join(ACTIONS)}")
     check_batch(config, action)
-    encodes = tasks.find(config.task.name).encodes(action)
-    init_sha256 = starting_point(config) if encodes else ""
+    task = tasks.find(config.task.name)
+    sources = [] if task.encodes(action) else task.input_files(config)
+    init_sha256 = (starting_point(config) if task.encodes(action) else
+                   "+".join(file_sha256(path)[:12] for path in sources))
     task_sha256 = code_snapshot.task_sha256(config.task.name)
     handle = Handle(run, section or action)
     run.expect_no_links()
     with locked(handle.folder):
-        if handle.metrics() and tasks.find(config.task.name).outdated(config, run):
+        if handle.metrics() and task.outdated(config, run):
             while handle.alive():
                 time.sleep(0.5)  # the job has written its metrics and is about to end; don't take it for the next one
             shutil.rmtree(handle.folder / "code", ignore_errors=True)  # the present code makes the new result
             run.write_metrics(handle.section, {})
-        expect_same(handle, config, (init_sha256, task_sha256))
+        expect_same(handle, config, (init_sha256, task_sha256), sources=sources)
         exists = handle.metrics() or handle.alive()
         if not exists:
             expect_ready(config, action)
@@ -183,7 +185,8 @@ def changed_keys(folder: Path, config: Config, of: str = "config") -> list[str]:
         return differences(comparable(restore(earlier, task=task)), comparable(config))
 
 
-def expect_same(handle: Handle, config: Config, hashes: tuple[str, str] | None = None, of: str = "config") -> None:
+def expect_same(handle: Handle, config: Config, hashes: tuple[str, str] | None = None, of: str = "config",
+                sources: list[Path] | None = None) -> None:
     """Raise ConfigError if a job that is alive or has left files had other parameters.
 
     Args:
@@ -191,13 +194,15 @@ def expect_same(handle: Handle, config: Config, hashes: tuple[str, str] | None =
         config: what it is to be made with now.
         hashes: of the checkpoint `init` and of the task's file, which are compared, too. None compares neither.
         of: see `changed_keys`.
+        sources: the files that the first hash is of, where it is not `init`'s.
     """
     spec = handle.spec("action", "config", "init_sha256")
     if not spec or not (handle.metrics() or handle.alive() or leftovers(handle.run, spec["action"])):
         return
     changes = changed_keys(handle.folder, config, of)
     earlier = spec["init_sha256"], spec.get("task_sha256", "")
-    names = f"the checkpoint {config.init} itself", f"the file of task {config.task.name} itself"
+    start = ", ".join(map(str, sources)) if sources else f"the checkpoint {config.init}"
+    names = f"{start} itself", f"the file of task {config.task.name} itself"
     changes += differences(dict(zip(names, earlier, strict=True)), dict(zip(names, hashes or earlier, strict=True)))
     if changes:
         raise ConfigError(f"{handle.section} in {handle.run.path} was made with other parameters "

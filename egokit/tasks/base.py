@@ -45,8 +45,7 @@ class Task:
         figures: pictures worth a look, of those that the notebook leaves in its run's figures/.
         uses_fusion: whether the loss trains the fusion encoder. If not, its parameters are frozen.
         fixed_length: whether training pads all texts to data.max_tokens, as on GPUs, where a new shape costs time.
-        clips_per_sample: rows of batch["video"] for each sample.
-        rows_per_sample: rows of `score_batch` for each sample.
+        clips_per_sample, rows_per_sample: rows of batch["video"], and of `score_batch`, for each sample.
         reports_last: whether a training's result is its last validation, and the best one is told beside it.
     """
     Params = TaskConfig
@@ -56,11 +55,8 @@ class Task:
     published: ClassVar[dict[str, float | None] | list[Result]] = {}
     recipe, recipe_sha256, samples, unit = "", "", 0, "samples"
     figures: ClassVar[tuple[str, ...]] = ()
-    uses_fusion = False
-    fixed_length = False
-    clips_per_sample = 1
-    rows_per_sample = 1
-    reports_last = False
+    uses_fusion = fixed_length = reports_last = False
+    clips_per_sample = rows_per_sample = 1
 
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
@@ -105,6 +101,10 @@ class Task:
     def encodes(cls, action: str) -> bool:
         """Return whether a job runs the encoders, and so needs `init` or initial weights, and the tokenizer."""
         return True
+
+    @classmethod
+    def input_files(cls, config: Config) -> list[Path]:  # whose change makes a job without encoders another one
+        return []
 
     def origin(self) -> str:
         """Return the checkpoint that a result is of: the file of `init`, "" for none."""

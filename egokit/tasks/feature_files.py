@@ -254,6 +254,12 @@ def finite(values: np.ndarray, where: str) -> np.ndarray:
     return values
 
 
+def manifests(*folders: str) -> list[Path]:
+    """Return the manifests of folders of features, or of runs, as far as they have one."""
+    paths = [Path(folder, name) for folder in folders if folder for name in ("features/manifest.json", "manifest.json")]
+    return [path for path in paths if exists(path)]
+
+
 def summary(problems: dict[str, str], clips: int) -> str:
     """Return the lines of an error: the first reasons, and how many clips they are of."""
     return "\n".join([*list(problems.values())[:10], f"{len(problems)} of {clips} clips have no features that can be "

@@ -23,7 +23,7 @@ from egokit.model import checkpoints, feature_model
 from egokit.model.feature_model import FeatureModel
 from egokit.model.moment_head import MomentHead, Points, decode, losses, targets
 from egokit.tasks.base import Task
-from egokit.tasks.feature_files import Clip, FeatureError, FeatureFiles, Grid, summary
+from egokit.tasks.feature_files import Clip, FeatureError, FeatureFiles, Grid, manifests, summary
 from egokit.train import distributed
 
 CROPS = 100        # draws of a training crop, of which the last is taken if none shows enough of a moment
@@ -112,19 +112,21 @@ class MomentTask(Task):
     """
     Params = HeadParams
     reports_last = True
-    text, crops = 0, True
+    text, crops, truth_name = 0, True, "ground_truth.json"
     lengths: ClassVar[dict[str, int]] = {}
-    truth_name: ClassVar[str] = "ground_truth.json"
 
     def __init__(self, config: Config):
         super().__init__(config)
-        self.unusable: dict[str, str] = {}
-        self.left_out = 0
-        self._datasets: dict[str, MomentSamples] = {}
+        self.unusable, self.left_out, self._datasets = {}, 0, {}
 
     @classmethod
     def encodes(cls, action: str) -> bool:
         return action == "extract"
+
+    @classmethod
+    def input_files(cls, config: Config) -> list[Path]:
+        heads = [checkpoints.find(config.task.head_init)] if config.task.head_init else []
+        return [*manifests(config.task.features, getattr(config.task, "words", "")), *heads]
 
     @functools.cached_property
     def files(self) -> FeatureFiles:
