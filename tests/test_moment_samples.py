@@ -138,7 +138,11 @@ def test_detections_and_retrievals_of_candidates(mq, asked, count):
 
 def test_answers_of_candidates(nlq):
     """Soft-NMS, then the mean of what overlaps by 0.9, of which each is given once; five at most."""
-    segments, scores, numbers, rows = candidates(3000, 1)
+    random = np.random.default_rng(2)
+    centres = np.array([[3, 9], [20, 40], [31, 33], [45, 70]])[random.integers(4, size=900)]
+    segments, scores = centres + random.normal(0, 0.02, (900, 2)), (random.permutation(900) + 1) / 901
+    numbers = np.zeros(900, int)
+    rows = [*zip(segments.tolist(), scores.tolist(), numbers.tolist(), strict=True)]
     entry = Entry(Clip("c", "v", 0.0, 90.0), np.zeros((0, 2)), np.zeros(0, np.int64), 0)
     task = tasks.make(settings("toy/egonlq", *nlq))
     voted = []
@@ -147,11 +151,21 @@ def test_answers_of_candidates(nlq):
         weights = np.array([row[1] * share for row, share in near])
         voted.append((tuple(weights @ np.array([row[0] for row, _ in near]) / weights.sum()), score, number))
     expected = suppressed(voted, 0.9)
+    assert len(expected) == 4 and len(voted) == 15, "votes make the same answer of near ones"
     found = task.found(entry, segments, scores, numbers)["answers"]
-    np.testing.assert_allclose(found, [[*row[0], row[1]] for row in expected[:5]], rtol=1e-9)
+    np.testing.assert_allclose(found, [[*row[0], row[1]] for row in expected] + [[np.nan] * 3], rtol=1e-9)
     plain = tasks.make(settings("toy/egonlq", *nlq, "task.vote=0")).found(entry, segments, scores, numbers)["answers"]
     np.testing.assert_allclose(plain, [[*row[0], row[1]] for row in softened(rows, 0.75, 5, 0.001)], rtol=1e-9)
-    assert np.abs(plain - found).max() > 1e-3, "the votes change something"
+    assert np.abs(plain - found)[:4].max() > 1e-3, "the votes change something"
+
+
+def test_only_clips_of_the_test_split_may_have_no_moments(mq):
+    task = tasks.make(settings("toy/egomq", *mq))
+    for split in ("train", "val", "test_unannotated"):
+        uid, clip = next(iter(task.annotated(split).items()))
+        task.annotated(split)[uid] = clip._replace(moments=())
+    assert [entry.clip.uid for entry in task.entries("train")] == ["train-1", "train-2"]
+    assert [entry.clip.uid for entry in task.entries("test")] == ["val-1", "test_unannotated-0", "test_unannotated-1"]
 
 
 def test_candidates_are_held_in_the_clip(mq):
@@ -183,6 +197,28 @@ def test_the_span_head_learns_cut_times_and_answers_in_the_clip_s_cut_length(nlq
     terms = span_task.loss(task, head, batch)
     assert terms["highlight"].item() == pytest.approx(5 * 2 * math.log(4)) and terms["span"].item() < 1e-6
     assert not task.crops, "spans are labels of whole clips"
+
+
+def test_a_clip_that_is_shorter_than_a_feature_has_a_span(nlq):
+    """Its length as the original cuts it would be 0."""
+    task = tasks.make(settings("toy/egonlq", *nlq, "task.head=span"))
+    question = task.questions("train")[0]._replace(clip_start=5.0, clip_stop=5.4, duration=0.0, grid_start=0.0,
+                                                   grid_stop=0.0)
+    assert span_task.labels(question, 1)["span"].tolist() == [0, 0]
+    assert span_task.grid(question, 1).seconds([-0.5, 0.5]) == pytest.approx([0, 0.4])
+
+
+def test_answers_without_a_length_are_counted_as_the_head_sees_them(nlq, capsys):
+    """The span head's labels are cut to 1 / 1.875 s: more answers have no length there."""
+    kinds = {"single_stage": "0.2 to 0.2 alone", "span": "and 0.1 to 0.5"}
+    for count, head in enumerate(kinds, 1):
+        task = tasks.make(settings("toy/egonlq", *nlq, f"task.head={head}"))
+        first, second, *rest = task.questions("train")
+        task._questions["train"] = [
+            first._replace(start=0.2, stop=0.2, grid_start=0.0, grid_stop=0.0),
+            second._replace(start=0.1, stop=0.5, grid_start=0.0, grid_stop=0.0), *rest]
+        task.entries("train")
+        assert f"train: {count} of {len(rest) + 2} answers have length 0" in capsys.readouterr().out, kinds[head]
 
 
 @pytest.mark.parametrize("recipe, overrides", [

@@ -258,6 +258,16 @@ def test_a_moment_is_found_once_and_in_the_order_of_scores():
     assert mq_metrics.recall(twice, clip, [1], [0.5, 0.9])[:, 0].tolist() == [1, 0]  # the file's first two rows
 
 
+def test_limits_that_are_met_exactly():
+    """An IoU of the threshold is right for the mAP, not for the recall, and votes; a score of the least one stays."""
+    clip = {"k": MQClip("k", "v", 0.0, 10.0, "val", (Moment(0.0, 8.0, "a"),))}
+    rows = {"k": Rows.of([[0, 4]], [0.5], ["a"])}
+    assert mq_metrics.mean_average_precision(rows, clip, tious=[0.5])["average_map"] == 1
+    assert mq_metrics.recall(rows, clip, [1], [0.5]) == 0
+    assert segments.vote([[0, 8]], [[0, 8], [0, 4]], [1.0, 1.0], 0.5)[0, 1] == pytest.approx((8 + 4 / 2) / 1.5)
+    assert segments.soft_nms([[0, 1], [2, 3]], [0.5, 0.25], 0.9, 0.25, 9)[1].tolist() == [0.5, 0.25]
+
+
 GOOD = {"label": "a", "score": 0.5, "segment": [1.0, 2.0]}
 
 

@@ -51,6 +51,8 @@ def test_skipped_questions_keep_their_index_and_are_counted(document):
     question = clip.questions[0]
     assert (question.query_idx, question.query, question.template) == (2, "is it on?", template["template"])
     assert clip.skipped == 3 and nlq_annotations.count_empty(clip.questions) == 2
+    short = [question._replace(start=3.0, stop=3.1) for question in clip.questions]
+    assert (nlq_annotations.count_empty(short), nlq_annotations.count_empty(short, cut=True)) == (0, 2)
     assert question.key == ("clip-0", "a0", 2) and (question.start, question.grid_start) == (3, 5 / 1.875)
 
 
