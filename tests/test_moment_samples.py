@@ -13,7 +13,10 @@ from egokit.model.own_modules import attach
 from egokit.tasks import span_task
 from egokit.tasks.feature_files import Clip
 from egokit.tasks.moment_task import Entry, MomentSamples
-from egokit.tasks.moments import span_labels
+from egokit.tasks.moments import mq_metrics, span_labels
+from egokit.tasks.moments import segments as overlaps
+from egokit.tasks.moments.mq_annotations import Moment, MQClip
+from egokit.tasks.moments.mq_results import Rows
 from egokit.train import optim
 
 CROP, SHOWN = 40, 0.3
@@ -166,6 +169,16 @@ def test_only_clips_of_the_test_split_may_have_no_moments(mq):
         task.annotated(split)[uid] = clip._replace(moments=())
     assert [entry.clip.uid for entry in task.entries("train")] == ["train-1", "train-2"]
     assert [entry.clip.uid for entry in task.entries("test")] == ["val-1", "test_unannotated-0", "test_unannotated-1"]
+
+
+def test_limits_that_are_met_exactly():
+    """An IoU of the threshold is right for the mAP, not for the recall, and votes; a score of the least one stays."""
+    clip = {"k": MQClip("k", "v", 0.0, 10.0, "val", (Moment(0.0, 8.0, "a"),))}
+    rows = {"k": Rows.of([[0, 4]], [0.5], ["a"])}
+    assert mq_metrics.mean_average_precision(rows, clip, tious=[0.5])["average_map"] == 1
+    assert mq_metrics.recall(rows, clip, [1], [0.5]) == 0
+    assert overlaps.vote([[0, 8]], [[0, 8], [0, 4]], [1.0, 1.0], 0.5)[0, 1] == pytest.approx((8 + 4 / 2) / 1.5)
+    assert overlaps.soft_nms([[0, 1], [2, 3]], [0.5, 0.25], 0.9, 0.25, 9)[1].tolist() == [0.5, 0.25]
 
 
 def test_candidates_are_held_in_the_clip(mq):
