@@ -56,6 +56,14 @@ def test_skipped_questions_keep_their_index_and_are_counted(document):
     assert question.key == ("clip-0", "a0", 2) and (question.start, question.grid_start) == (3, 5 / 1.875)
 
 
+def test_questions_are_cleaned_and_answers_end_with_the_cut_clip(document):
+    """A clip of 239.75 s has 449 features, 239.47 s; marks go at both ends, spaces only outside of them."""
+    queries(document)[1] |= {"query": " ??How MANY Cups ? ?? ", "clip_end_sec": 245.0}
+    question = nlq_annotations.read_questions(document)[0]
+    assert question.query == "how many cups ? ?"
+    assert (question.grid_stop, question.stop) == (pytest.approx(449 / 1.875), 245)
+
+
 def test_the_test_split_has_no_times(document):
     questions = nlq_annotations.read_questions(GOLDEN["nlq_convert"]["documents"]["test"])
     assert {(question.start, question.stop) for question in questions} == {(None, None)}
