@@ -100,8 +100,8 @@ def test_the_head_equals_its_twin(pyramid, text, T, stem):
     torch.testing.assert_close(found.offsets_BP2[0], offsets, rtol=1e-4, atol=1e-5)
 
 
-def test_initial_scales_band_and_dropout_are_those_of_the_recipe():
-    """Blocks start near the identity, texts with a tenth; each position sees 9; features are dropped, too."""
+def test_initial_values_band_and_dropout_are_those_of_the_recipe():
+    """Blocks start near the identity, texts with a tenth; biases are 0; a position sees 9; features are dropped."""
     head = MomentHead(5, 3, dim=8, text=6, pyramid="attention")
     values = {name.rpartition(".")[2]: parameter for name, parameter in head.stem[0].named_parameters()}
     for name, value in (("scale", 1e-4), ("mlp_scale", 1e-4), ("text_scale", 0.1)):
@@ -109,6 +109,8 @@ def test_initial_scales_band_and_dropout_are_those_of_the_recipe():
     assert (head.offset_scale == 1).all() and len(head.stem) == 2 and len(head.pyramid) == 7
     assert all(block.attention.window == 9 and block.attention.heads == 4 for block in [*head.stem, *head.pyramid])
     assert (head.stem[0].text_attention.heads, head.stem[0].text_attention.window) == (4, 0)
+    biases = {name: value for name, value in head.named_parameters() if name.endswith("bias")}
+    assert (biases.pop("class_layer.bias") == -math.log(99)).all() and not any(value.any() for value in biases.values())
     plain, mask = MomentHead(5, 3, dim=8, stem=0, dropout=0.5), torch.ones(1, 9, dtype=torch.bool)
     first, second = (plain(torch.ones(1, 5, 9), mask).logits_BPC for _ in range(2))
     assert not torch.equal(first, second), "without a block, the features' own dropout is the only one"

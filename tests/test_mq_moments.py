@@ -226,7 +226,7 @@ def test_the_ground_truth_finds_itself(clips):
 
 
 def test_what_does_not_count(document):
-    """A clip without an entry finds nothing; other clips and classes change nothing, but are counted."""
+    """A clip without an entry finds nothing; other classes change nothing; detections of other clips are wrong ones."""
     clips = mq_annotations.read_clips(document)
     rows = as_rows(clips)
     missing = rows.pop("val-0-1")
@@ -235,7 +235,11 @@ def test_what_does_not_count(document):
     precision = mq_metrics.mean_average_precision(rows, clips)["average_map"]
     assert precision == pytest.approx((1 + 2 / 3 + 1) / 3)
     clips["bare"] = MQClip("bare", "video-9", 0.0, 10.0, "val", ())
-    rows |= {"bare": missing, "elsewhere": missing}
+    for uid in ("bare", "elsewhere"):
+        wrong = rows | {uid: missing._replace(scores=np.ones(1))}  # read_book's best: 1/2, 2/3 of 3 moments
+        found = mq_metrics.mean_average_precision(wrong, clips)["average_map"]
+        assert found == pytest.approx((1 + 2 / 3 * 2 / 3 + 1) / 3)
+    rows |= {"bare": missing, "elsewhere": missing}  # of a low score
     rows["val-0-0"] = Rows.of([*rows["val-0-0"].segments, [0, 9]], [*rows["val-0-0"].scores, 1.0],
                               [*rows["val-0-0"].labels, "never_seen"])
     assert mq_metrics.mean_average_precision(rows, clips)["average_map"] == precision

@@ -51,7 +51,17 @@ def test_skipped_questions_keep_their_index_and_are_counted(document):
     question = clip.questions[0]
     assert (question.query_idx, question.query, question.template) == (2, "is it on?", template["template"])
     assert clip.skipped == 3 and nlq_annotations.count_empty(clip.questions) == 2
+    short = [question._replace(start=3.0, stop=3.1) for question in clip.questions]
+    assert (nlq_annotations.count_empty(short), nlq_annotations.count_empty(short, cut=True)) == (0, 2)
     assert question.key == ("clip-0", "a0", 2) and (question.start, question.grid_start) == (3, 5 / 1.875)
+
+
+def test_questions_are_cleaned_and_answers_end_with_the_cut_clip(document):
+    """A clip of 239.75 s has 449 features, 239.47 s; marks go at both ends, spaces only outside of them."""
+    queries(document)[1] |= {"query": " ??How MANY Cups ? ?? ", "clip_end_sec": 245.0}
+    question = nlq_annotations.read_questions(document)[0]
+    assert question.query == "how many cups ? ?"
+    assert (question.grid_stop, question.stop) == (pytest.approx(449 / 1.875), 245)
 
 
 def test_the_test_split_has_no_times(document):

@@ -139,9 +139,10 @@ class EgoNLQ(MomentTask, NLQFeatures):
         own, splits = self.config.task, ["val", "test_unannotated"]
         splits = choose_lists(own.train_lists, own.feature_clips) if split == "train" else splits[:1 + own.predict_test]
         questions = [question for each in splits for question in self.questions(each)]
-        if split == "train" and distributed.rank() == 0 and (empty := nlq_annotations.count_empty(questions)):
+        if split == "train" and distributed.rank() == 0 and (
+                empty := nlq_annotations.count_empty(questions, cut=self.is_span)):
             print(f"train: {empty} of {len(questions)} answers have length 0: " + (
-                "their label is the clip's beginning, as in the original" if self.is_span else
+                "cut to features, their label is the clip's beginning, as in the original" if self.is_span else
                 "they claim no point, so nothing is learnt of them"), flush=True)
         if not self.place_of:
             raise ConfigError(f"{self.word_files.folder} holds no words of questions: let task.words name the run of "

@@ -25,12 +25,18 @@ def make(task) -> SpanHead:
 
 def grid(question: Question, P: int) -> Grid:
     """Return the clock of P positions that share the clip's length, as the original cuts it."""
-    return Grid(P / question.duration, question.duration / P / 2)
+    seconds = _seconds(question)
+    return Grid(P / seconds, seconds / P / 2)
+
+
+def _seconds(question: Question) -> float:
+    """Return the clip's length as the original cuts it; its own, where it is shorter than a feature."""
+    return question.duration or question.clip_stop - question.clip_start
 
 
 def labels(question: Question, P: int) -> dict[str, np.ndarray]:
     """Return "span", the answer's first and last position (2,), and "highlight" (P,); (0, 0) without an answer."""
-    first, last = span_labels.span_label(question.grid_start, question.grid_stop, P, question.duration)
+    first, last = span_labels.span_label(question.grid_start, question.grid_stop, P, _seconds(question))
     return {"span": np.array([first, last]), "highlight": span_labels.highlight_label(first, last, P)}
 
 

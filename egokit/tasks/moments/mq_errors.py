@@ -40,7 +40,7 @@ def kinds_of_clip(rows: Rows, moments: Sequence[Moment], tiou: float = 0.5) -> n
 def kinds_by_score(results: Mapping[str, Rows], clips: Mapping[str, MQClip], tiou: float = 0.5) -> np.ndarray:
     """Return the kinds of all detections, as numbers in KINDS, by falling score.
 
-    As in the mAP, clips without a moment don't count.
+    Clips without a moment, of which an evaluation here detects nothing, don't count.
     """
     pairs = [(rows, clips[uid].moments) for uid, rows in results.items() if uid in clips and clips[uid].moments]
     kinds = [kinds_of_clip(rows, moments, tiou) for rows, moments in pairs]

@@ -1,7 +1,7 @@
 """EgoMQ's metrics: detection mAP and recall.
 
-Clips without a moment don't count, as in the original, nor do predictions of clips or classes outside the ground truth;
-`coverage` counts them.
+As in the original, detections of clips without a moment, or outside the ground truth, are wrong ones of their class;
+retrievals of these, and predictions of classes outside the ground truth, don't count. `coverage` counts them all.
 
 Source: EgoVLPv2's EgoMQ, eval_detection.py (ActivityNet's) and get_retrieval_performance.py.
 """
@@ -52,12 +52,10 @@ def mean_average_precision(results: Mapping[str, Rows], clips: Mapping[str, MQCl
     classes = sorted(truth) if classes is None else list(classes)
     if not classes:
         raise ValueError("there are no moments to be found; expected a split with annotations")
-    labelled = {uid for uid, clip in clips.items() if clip.moments}
     predicted = {label: [] for label in classes}
     for uid, rows in results.items():
-        if uid in labelled:
-            for label in predicted.keys() & set(rows.labels):
-                predicted[label].append((uid, rows.take(np.flatnonzero(rows.labels == label))))
+        for label in predicted.keys() & set(rows.labels):
+            predicted[label].append((uid, rows.take(np.flatnonzero(rows.labels == label))))
     ap = np.array([_average_precision(predicted[label], truth.get(label, {}), tious) for label in classes])
     return {"classes": classes, "ap": ap, "map": ap.mean(axis=0), "average_map": float(ap.mean())}
 
@@ -128,7 +126,7 @@ def coverage(results: Mapping[str, Rows], clips: Mapping[str, MQClip], whose: st
 
     Returns:
         "clips" of the ground truth with a moment, those "without_entry"; the file's clips that are "unlabelled"
-        (listed, but without a moment) and "unknown" (not listed); the "rows" of clips that count, and those
+        (listed, but without a moment) and "unknown" (not listed); the "rows" of clips with a moment, and those
         "of_other_classes".
 
     Raises:

@@ -140,9 +140,14 @@ def _on_grid(start: float | None, stop: float | None, features: int | None) -> t
     return start, min(stop, features / GRID), features / GRID
 
 
-def count_empty(questions: Iterable[Question]) -> int:
-    """Return the number of answers of length 0, which no prediction can overlap."""
-    return sum(question.start is not None and question.start == question.stop for question in questions)
+def count_empty(questions: Iterable[Question], cut: bool = False) -> int:
+    """Return the number of answers of length 0, which no prediction can overlap.
+
+    Args:
+        cut: count those of length 0 once step 2 has cut them; the original trains on these.
+    """
+    return sum(question.start is not None and (question.grid_start >= question.grid_stop if cut else
+                                               question.start == question.stop) for question in questions)
 
 
 def converted(clips: Iterable[NLQClip]) -> dict[str, dict]:

@@ -146,9 +146,10 @@ def format_mq(scored: dict) -> str:
             notes.append(f"the file has no {name}, and so no {number}")
         else:
             part = scored[name]
+            fate = ", and don't count" if name == "retrievals" else ": these are wrong, as in the original"
             notes += [_note(part["without_entry"], f"of {part['clips']:,} clips have no {name}, and find nothing"),
-                      _note(part["unknown"], f"clips with {name} are not in the annotations, and don't count"),
-                      _note(part["unlabelled"], f"clips with {name} have no moments, and don't count"),
+                      _note(part["unknown"], f"clips with {name} are not in the annotations{fate}"),
+                      _note(part["unlabelled"], f"clips with {name} have no moments{fate}"),
                       _note(part["of_other_classes"], f"of {part['rows']:,} {name} are of classes that the split "
                                                       "does not have, and don't count")]
     return "\n".join([*lines, *_notes(notes)])
