@@ -3,6 +3,7 @@
 Source: Ego4D's moment queries; the head is ActionFormer's kind (model/moment_head.py).
 """
 import hashlib
+import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,7 +66,7 @@ class EgoMQ(MomentTask, ClipFeatures):
             self._clips[split] = mq_annotations.read_clips(self.lists()[split])
         return self._clips[split]
 
-    @property
+    @functools.cached_property
     def names(self) -> list[str]:
         """The names of the classes, in the order of the head's outputs."""
         return mq_annotations.class_names(self.annotated("train"), self.annotated("val"))
