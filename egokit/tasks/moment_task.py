@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from egokit.config.build import ConfigError
 from egokit.config.schema import Config, Count, Input, NotNegative, Positive, Share, Size, TaskConfig, number
+from egokit.data.annotation_json import SPLITS, list_names
 from egokit.data.loader import Samples, mask_of, padded
 from egokit.model import checkpoints, feature_model
 from egokit.model.feature_model import FeatureModel
@@ -111,8 +112,7 @@ class MomentTask(Task):
         lengths: least number of positions ("video") and tokens ("words") of a batch, for a head that sees padding.
     """
     Params = HeadParams
-    reports_last = True
-    text, crops = 0, True
+    text, crops, reports_last = 0, True, True
     lengths: ClassVar[dict[str, int]] = {}
     truth_name: ClassVar[str] = "ground_truth.json"
 
@@ -289,9 +289,11 @@ class MomentTask(Task):
 
     @classmethod
     def inputs(cls, config: Config, action: str) -> dict[str, str]:
-        needed = super().inputs(config, action)
-        return {name: provider for name, provider in needed.items()
-                if action == "extract" or name != config.task.feature_videos}
+        needed, own = super().inputs(config, action), config.task
+        test = list_names(own.feature_clips).get(SPLITS[-1])
+        return needed if action == "extract" else {
+            name: provider + "; or task.predict_test=false, without a submission" * (name == test)
+            for name, provider in needed.items() if name != own.feature_videos and (own.predict_test or name != test)}
 
     def tables(self) -> list[Path]:
         lists = [self.require_file(name) for name in self.inputs(self.config, "evaluate")]
