@@ -242,3 +242,13 @@ def test_a_head_of_other_keys_is_named_by_its_own_checkpoint(mq, tmp_path):
     config = settings("toy/egomq", root, vectors, f"task.head_init={run.path} task.dim=32 init={tmp_path}/encoders.pth")
     with pytest.raises(WeightsError, match=f"fit its weights in {run.path}/checkpoints/.*keys of task.*params.yaml"):
         evaluated(config, tmp_path / "again")
+
+
+@pytest.mark.parametrize("features", ["", "run:06_egomq_features/gone"])
+def test_an_extraction_is_of_its_own_model(mq, tmp_path, features):
+    """An older recipe names no features; a recipe may name another run's."""
+    root = mq[0]
+    (tmp_path / "encoders.pth").touch()
+    config = resolve("toy/egomq", "toy", f"site.root={root} task.features={features} init={tmp_path}/encoders.pth")
+    spec = {"action": "extract", "init_sha256": "", "version": "", "task_sha256": ""}
+    assert run_job.provenance(tasks.make(config), spec, 1)["init"] == f"{tmp_path}/encoders.pth"

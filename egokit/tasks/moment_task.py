@@ -135,8 +135,8 @@ class MomentTask(Task):
                               f"(run:{self.notebook}/<run>)")
         return FeatureFiles(Path(own.features), own.stored_per, own.stored_rate, own.stored_window)
 
-    def origin(self) -> str:
-        return self.files.origin
+    def origin(self, action: str) -> str:
+        return super().origin(action) if action == "extract" else self.files.origin
 
     def initial_model(self, action: str) -> nn.Module:
         if action == "extract":
