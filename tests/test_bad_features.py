@@ -78,7 +78,7 @@ def test_training_leaves_out_what_is_absent_and_counts_what_it_can_not_read(tmp_
     assert len(said) == result["bad_samples"] >= 2  # once an epoch, and where it is drawn in another's place
     assert all("train-3.npy" in message and "NaN" in message for message in said)
     config, task = mq_task(tmp_path, features)
-    with pytest.raises(FeatureError, match=r"train-2\.pt is missing.*\n1 of 8 clips have no features"):
+    with pytest.raises(FeatureError, match=r"1 of 8 clips have no features.*\n.*train-2\.pt is missing"):
         train(config, task, Run(tmp_path / "strict"), "detection", CPU)
     config, task = mq_task(tmp_path, features, "data.max_bad_fraction=0.13")
     with pytest.raises(TrainingError, match=r"data\.max_bad_fraction=0\.13.*train-3\.npy"):
@@ -209,3 +209,24 @@ def test_a_head_of_as_many_other_classes_is_refused(tmp_path):
             label.update(label="another") for label in labels if label["label"] == "class_3"])
     with pytest.raises(weights.WeightsError, match=r"other classes than moments_train\.json.*annotations"):
         scored_again(tmp_path, features)
+
+
+@pytest.mark.parametrize("made, reason", [
+    (lambda x: {"features": x}, "holds a dict, expected one tensor"), (lambda x: x.bfloat16(), "tensor of bfloat16"),
+    (lambda x: x.T.contiguous().T, "its tensor is not in one piece")], ids=["dict", "bfloat16", "transposed"])
+def test_files_of_others_in_another_form_are_not_to_be_deleted(tmp_path, made, reason):
+    features = make_mq(tmp_path, (6, 2))
+    for path in features.glob("*.npy"):
+        torch.save(made(torch.from_numpy(np.load(path))), path.with_suffix(".pt"))
+        path.unlink()
+    with pytest.raises(FeatureError, match=f"none of 10 files.*{reason}.*if egokit extracted it.*else save one"):
+        mq_task(tmp_path, features)[1].dataset("train")
+
+
+def test_an_error_of_many_files_begins_with_their_number(tmp_path):
+    features = make_mq(tmp_path, (20, 2))
+    for number in range(15):
+        (features / f"train-{number}.npy").unlink()
+    with pytest.raises(FeatureError, match=r"^15 of 20 clips have no features") as caught:
+        mq_task(tmp_path, features)[1].dataset("train")
+    assert len(str(caught.value).splitlines()) == 11

@@ -80,6 +80,8 @@ def test_every_number_has_its_bounds():
 def test_wrong_file_names_name_the_closest_match(project):
     with pytest.raises(ConfigError, match="did you mean 'toy/pretrain'"):
         resolve("toy/pretrian", "tiny")
+    with pytest.raises(ConfigError, match="did you mean 'charades_finetune'"):
+        resolve("charades_finetune_of_an_older_egokit_version", "tiny")
     with pytest.raises(ConfigError, match="did you mean 'tiny'"):
         resolve("toy/pretrain", "tinny")
     with pytest.raises(ConfigError, match="names a folder"):

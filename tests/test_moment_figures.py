@@ -248,3 +248,12 @@ def test_legends_and_titles_stay_in_their_figures(tmp_path):
             assert not any(box.overlaps(axis.get_tightbbox()) for axis in figure.axes), name
         below = [axis.get_tightbbox() for axis in figure.axes]
         assert all(upper.y0 >= lower.y1 - 1 for upper, lower in itertools.pairwise(below)), name
+
+
+def test_many_features_do_not_hide_the_result_files(tmp_path):
+    run = Run(tmp_path / "06_egomq_features/run")
+    (run.path / "features").mkdir(parents=True)
+    for name in ("submission.json", *(f"features/{number}.pt" for number in range(60))):
+        (run.path / name).touch()
+    shown = viz.files(run).to_html()
+    assert "submission.json" in shown and "and 21 more" in shown

@@ -11,7 +11,9 @@ from egokit import tasks
 from egokit.config.build import ConfigError
 from egokit.config.resolve import resolve
 from egokit.jobs import launch, run_job
+from egokit.jobs.preflight import expect_ready
 from egokit.model import feature_model
+from egokit.model.checkpoints import WeightsError
 from egokit.runs import ledger
 from egokit.runs.files import write_text
 from egokit.runs.run_folder import Run
@@ -229,3 +231,40 @@ def test_features_that_changed_since_are_no_result_of_the_same_run(tmp_path, mon
     manifest.write_text(manifest.read_text() + "\n")
     with pytest.raises(ConfigError, match=r"manifest\.json itself: \w{12} -> \w{12}.*another run name"):
         launch.submit(config, run, "train", "grounding")
+
+
+@pytest.mark.parametrize("recipe", ["toy/egomq", "toy/egonlq"])
+def test_the_test_splits_list_is_only_for_a_submission(recipe, tmp_path):
+    features = (make_mq if recipe == "toy/egomq" else make_nlq)(tmp_path, (6, 2))
+    [path] = tmp_path.glob("*_test_unannotated.json")
+    path.unlink()
+
+    def config(overrides=""):
+        return settings(recipe, tmp_path, features, f"site.toy=false train.epochs=1 task.dim=8 {overrides}")
+    with pytest.raises(ConfigError, match=f"{path.name} is missing.*task.predict_test=false"):
+        expect_ready(config(), "train")
+    without = config("task.predict_test=false")
+    expect_ready(without, "train")
+    _, run, result = trained(without, tmp_path / "trained", "section")
+    assert result["samples"] and not (run.path / "submission.json").exists()
+    expect_ready(config(f"task.predict_test=false task.head_init={run.path}"), "evaluate")
+    with pytest.raises(ConfigError, match=r"names the lists \w+_train, \w+_val and none of split"):
+        split = path.name.replace("test_unannotated", "{}").format
+        tasks.make(config(f"task.feature_clips={split('train')},{split('val')}")).entries("test")
+
+
+def test_a_head_of_other_keys_is_named_by_its_own_checkpoint(mq, tmp_path):
+    root, vectors, _, run, _ = mq
+    config = settings("toy/egomq", root, vectors, f"task.head_init={run.path} task.dim=32 init={tmp_path}/encoders.pth")
+    with pytest.raises(WeightsError, match=f"fit its weights in {run.path}/checkpoints/.*keys of task.*params.yaml"):
+        evaluated(config, tmp_path / "again")
+
+
+@pytest.mark.parametrize("features", ["", "run:06_egomq_features/gone"])
+def test_an_extraction_is_of_its_own_model(mq, tmp_path, features):
+    """An older recipe names no features; a recipe may name another run's."""
+    root = mq[0]
+    (tmp_path / "encoders.pth").touch()
+    config = resolve("toy/egomq", "toy", f"site.root={root} task.features={features} init={tmp_path}/encoders.pth")
+    spec = {"action": "extract", "init_sha256": "", "version": "", "task_sha256": ""}
+    assert run_job.provenance(tasks.make(config), spec, 1)["init"] == f"{tmp_path}/encoders.pth"

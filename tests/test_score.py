@@ -103,6 +103,7 @@ def test_both_ways_to_count_unanswered_questions(score):
 
 @pytest.mark.parametrize("arguments, message", [
     (["mq", "none.json"], "none.json is missing; name a result file that is there"),
+    (["nlq", "."], ". is a folder; name a result file in it"),
     (["mq", "ours.json", "--split", "train"], "moments_train.json is missing; docs/data.md"),
     (["mq", "moments_val.json"], "expected {\"results\""), (["nlq", "ours.json"], "expected {\"results\": [{"),
     (["mq", "other.json"], "none of its 1 clips is in the annotations, such as 'x'"),

@@ -30,7 +30,8 @@ def did_you_mean(word: str, known) -> str:
         known: an iterable of the names that exist.
     """
     names = sorted(str(name) for name in known)
-    close = difflib.get_close_matches(str(word), names, n=1)
+    close = difflib.get_close_matches(str(word), names, n=1) or [
+        name for name in names if str(word).startswith(f"{name}_")]  # a longer, older name
     return f"did you mean {close[0]!r}?" if close else "known: " + ", ".join(names)
 
 

@@ -133,6 +133,20 @@ def list_names(patterns: str) -> dict[str, str]:
     return names
 
 
+def list_of(split: str, patterns: str) -> str:
+    """Return the name of the file that lists a split's clips; `patterns` is task.feature_clips.
+
+    Raises:
+        ConfigError: it names no such file.
+    """
+    known = list_names(patterns)
+    if split not in known:
+        raise ConfigError(f"task.feature_clips is {patterns!r:.80}, which names the lists {', '.join(known)} and none "
+                          f"of split {split!r}: expected a name with * for the split, such as moments_*.json; without "
+                          "the test split's list, add task.predict_test=false")
+    return known[split]
+
+
 def choose_lists(names: str, patterns: str) -> list[str]:
     """Return the splits whose lists are trained on, by task.train_lists; `patterns` is task.feature_clips.
 

@@ -65,7 +65,7 @@ def work(folder: Path, spec: dict) -> None:
         result = perform(config, task, run, spec["section"], device)
         if distributed.rank() == 0:
             scored = task.validation()  # made once, because pre-training's reads its annotations each time
-            if chance := scored.chance():
+            if spec["action"] != "extract" and (chance := scored.chance()):
                 run.write_metrics("chance", chance)
             origin = provenance(scored, spec, distributed.world_size(), type(task))
             told = {"failed": result["failed"]} if "failed" in result else {}
@@ -127,7 +127,7 @@ def provenance(task, spec: dict, world: int, owner: type | None = None) -> dict:
     """
     config = task.config
     entry = {"finished": True, "action": spec["action"], "task": config.task.name, "score": task.best,
-             "init": task.origin(),
+             "init": task.origin(spec["action"]),
              "init_sha256": spec["init_sha256"], "processes": world, "precision": config.evaluate.precision,
              "versions": {"egokit": spec["version"], "code": code_sha256(), "torch": torch.__version__,
                           "python": platform.python_version()}}

@@ -14,11 +14,15 @@ class FeatureModel(nn.Module):
     """What training, evaluation and checkpoints take for a model, where its input is stored features.
 
     All its parameters are in `own`, as those of a task's modules in an `EgoVLP` are.
+
+    Attributes:
+        source: the checkpoint that it was loaded from, for messages; "" if it was not.
     """
 
     def __init__(self):
         super().__init__()
         self.own = nn.ModuleDict()
+        self.source = ""
         self.register_buffer("_place", torch.zeros(0), persistent=False)
 
     @property
@@ -48,5 +52,6 @@ def load(path: str | Path) -> FeatureModel:
         raise WeightsError(f"{path} is no checkpoint of a head on stored features: its keys are such as "
                            f"{checkpoints.named(sorted(state), 3)}; give a run whose task trained one")
     model = FeatureModel()
+    model.source = str(path)
     hold(model, {key: value.clone() for key, value in own.items()})
     return model

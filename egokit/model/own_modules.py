@@ -80,8 +80,10 @@ def attach(model, task) -> list[str]:
         try:
             module.load_state_dict(state)
         except RuntimeError as error:
+            source = getattr(model, "source", "") or task.config.init or "the checkpoint"
             raise WeightsError(f"module {name!r} of task {task.config.task.name!r} does not fit its weights in "
-                               f"{task.config.init or 'the checkpoint'}: {error}") from error
+                               f"{source}: give the keys of task with which it was trained (they are in its run's "
+                               f"params.yaml); {error}") from error
     if other := sorted({key.partition(".")[0] for key in saved} - modules.keys()):
         print(f"the checkpoint's modules of another task are left out: {', '.join(other)}", flush=True)
     model.own = modules.to(model.device)

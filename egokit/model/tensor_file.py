@@ -161,6 +161,9 @@ def map_tensor(path: Path) -> np.ndarray:
     """
     with open(path, "rb") as file:
         tensor = open_lazily(file)
+        if not isinstance(tensor, Stored) or tensor.storage.dtype == torch.bfloat16:
+            kind = "a tensor of bfloat16" if isinstance(tensor, Stored) else f"a {type(tensor).__name__}"
+            raise Refused(f"it holds {kind}, expected one tensor of a type that NumPy has")
         begins = tensor.storage.place() + tensor.offset * tensor.storage.dtype.itemsize
         is_dense = tensor.stride == torch.empty(tensor.size, device="meta").stride()
         if not is_dense or begins + tensor.bytes > file.seek(0, 2):

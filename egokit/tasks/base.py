@@ -106,8 +106,8 @@ class Task:
     def input_files(cls, config: Config) -> list[Path]:  # whose change makes a job without encoders another one
         return []
 
-    def origin(self) -> str:
-        """Return the checkpoint that a result is of: the file of `init`, "" for none."""
+    def origin(self, action: str) -> str:
+        """Return the checkpoint that an action's result is of: the file of `init`, "" for none."""
         return str(checkpoints.find(self.config.init)) if self.config.init else ""
 
     @classmethod

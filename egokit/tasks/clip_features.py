@@ -22,6 +22,7 @@ from egokit.config.names import check_name
 from egokit.config.schema import Config, Count, Positive, TaskConfig
 from egokit.data import annotation_json
 from egokit.data.annotation_json import list_names
+from egokit.data.plain_data import Refused
 from egokit.data.site_checks import EGO4D, PREP
 from egokit.data.video.open_video import VideoError
 from egokit.model import checkpoints, tensor_file
@@ -277,7 +278,8 @@ def stored(path: Path, axes: int = 2) -> np.ndarray:
     Raises:
         ValueError: the file is damaged; the message names it.
     """
-    fix = "delete it, and the run's notebook, or 'egokit submit', makes it again"
+    fix = ("if egokit extracted it, delete it, and the same extraction makes it again; else save one tensor anew, "
+           "features.float().contiguous()")
     if path.suffix == ".npy":
         feature = read_array(path, fix)
     else:
@@ -286,7 +288,8 @@ def stored(path: Path, axes: int = 2) -> np.ndarray:
         except (FileNotFoundError, PermissionError):
             raise
         except Exception as error:  # torch and zipfile raise errors of a dozen kinds
-            raise ValueError(f"{path}: no whole file of features ({type(error).__name__}); {fix}") from None
+            reason = error if isinstance(error, Refused) else type(error).__name__
+            raise ValueError(f"{path}: no whole file of features ({reason}); {fix}") from None
     if feature.ndim != axes or not feature.size or feature.dtype.kind != "f":
         expected = "(features, dimension)" if axes == 2 else "(questions, features, dimension)"
         raise ValueError(f"{path}: {feature.dtype} of shape {feature.shape}, expected {expected} of floats; {fix}")

@@ -261,6 +261,6 @@ def manifests(*folders: str) -> list[Path]:
 
 
 def summary(problems: dict[str, str], clips: int) -> str:
-    """Return the lines of an error: the first reasons, and how many clips they are of."""
-    return "\n".join([*list(problems.values())[:10], f"{len(problems)} of {clips} clips have no features that can be "
-                      "used, such as these; data.max_bad_fraction allows a share of them"])
+    """Return the lines of an error: how many clips it is of, and the first reasons."""
+    return "\n".join([f"{len(problems)} of {clips} clips have no features that can be used, such as those below; "
+                      "data.max_bad_fraction allows a share of them", *list(problems.values())[:10]])

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from egokit.config.build import ConfigError
 from egokit.config.schema import Config, Count, Input, NotNegative, Positive, Share, Size, TaskConfig, number
+from egokit.data.annotation_json import SPLITS, list_names
 from egokit.data.loader import Samples, mask_of, padded
 from egokit.model import checkpoints, feature_model
 from egokit.model.feature_model import FeatureModel
@@ -111,8 +112,7 @@ class MomentTask(Task):
         lengths: least number of positions ("video") and tokens ("words") of a batch, for a head that sees padding.
     """
     Params = HeadParams
-    reports_last = True
-    text, crops, truth_name = 0, True, "ground_truth.json"
+    reports_last, text, crops, truth_name = True, 0, True, "ground_truth.json"
     lengths: ClassVar[dict[str, int]] = {}
 
     def __init__(self, config: Config):
@@ -137,8 +137,8 @@ class MomentTask(Task):
                               f"(run:{self.notebook}/<run>)")
         return FeatureFiles(Path(own.features), own.stored_per, own.stored_rate, own.stored_window)
 
-    def origin(self) -> str:
-        return self.files.origin
+    def origin(self, action: str) -> str:
+        return super().origin(action) if action == "extract" else self.files.origin
 
     def initial_model(self, action: str) -> nn.Module:
         if action == "extract":
@@ -156,7 +156,6 @@ class MomentTask(Task):
         return {"head": MomentHead(self.files.dimension, self.num_classes, dim=own.dim, levels=own.levels,
                                    stem=own.stem, pyramid=own.pyramid, text=self.text, dropout=own.dropout)}
 
-    # given by a subclass
     @property
     def num_classes(self) -> int:
         """How many classes the head has."""
@@ -187,7 +186,6 @@ class MomentTask(Task):
         """Return the row of one sample, arrays of fixed shapes, from its candidates in seconds."""
         raise NotImplementedError
 
-    # shared
     def dataset(self, split: str) -> MomentSamples:
         if split not in self._datasets:
             entries = self.entries(split)
@@ -291,9 +289,11 @@ class MomentTask(Task):
 
     @classmethod
     def inputs(cls, config: Config, action: str) -> dict[str, str]:
-        needed = super().inputs(config, action)
-        return {name: provider for name, provider in needed.items()
-                if action == "extract" or name != config.task.feature_videos}
+        needed, own = super().inputs(config, action), config.task
+        test = list_names(own.feature_clips).get(SPLITS[-1])
+        return needed if action == "extract" else {
+            name: provider + "; or task.predict_test=false, without a submission" * (name == test)
+            for name, provider in needed.items() if name != own.feature_videos and (own.predict_test or name != test)}
 
     def tables(self) -> list[Path]:
         lists = [self.require_file(name) for name in self.inputs(self.config, "evaluate")]

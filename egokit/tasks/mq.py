@@ -2,8 +2,8 @@
 
 Source: Ego4D's moment queries; the head is ActionFormer's kind (model/moment_head.py).
 """
-import hashlib
 import functools
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,7 +63,8 @@ class EgoMQ(MomentTask, ClipFeatures):
     def annotated(self, split: str) -> dict[str, mq_annotations.MQClip]:
         """Return the clips of "train", "val" or "test_unannotated" with their moments."""
         if split not in self._clips:
-            self._clips[split] = mq_annotations.read_clips(self.lists()[split])
+            path = self.require_file(annotation_json.list_of(split, self.config.task.feature_clips))
+            self._clips[split] = mq_annotations.read_clips(path)
         return self._clips[split]
 
     @functools.cached_property

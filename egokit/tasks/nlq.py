@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from egokit.config.build import ConfigError
 from egokit.config.schema import Config, Count, Input, Positive, Scored, Share
-from egokit.data.annotation_json import SPLITS, choose_lists
+from egokit.data.annotation_json import SPLITS, choose_lists, list_of
 from egokit.data.loader import move_to_device
 from egokit.data.site_checks import EGO4D, Checks, Finding
 from egokit.model.precision import autocast
@@ -132,7 +132,8 @@ class EgoNLQ(MomentTask, NLQFeatures):
     def questions(self, split: str) -> list[Question]:
         """Return the questions of a list: "train", "val" or "test_unannotated", or others of task.feature_clips."""
         if split not in self._questions:
-            self._questions[split] = nlq_annotations.read_questions(self.lists()[split])
+            path = self.require_file(list_of(split, self.config.task.feature_clips))
+            self._questions[split] = nlq_annotations.read_questions(path)
         return self._questions[split]
 
     def entries(self, split: str) -> list[Entry]:

@@ -111,11 +111,12 @@ def _named_numbers(groups: dict[str, dict]):
 
 
 def files(run: Run):
-    """Return the files of a run folder with their sizes, as a table.
+    """Return the files of a run folder with their sizes, as a table; those of its folders last.
 
     What exists only while a notebook runs headless is left out, as are jobs/ and batch/.
     """
-    paths = [path for path in sorted(run.path.rglob("*")) if path.is_file() and not path.name.startswith(".")
+    found = sorted(run.path.rglob("*"), key=lambda path: (len(path.relative_to(run.path).parts), path))
+    paths = [path for path in found if path.is_file() and not path.name.startswith(".")
              and not {"jobs", "batch", "lock", FAILED_NOTEBOOK} & set(path.relative_to(run.path).parts)]
     rows = [(str(path.relative_to(run.path)), f"{path.stat().st_size / 1024:,.0f} kB") for path in paths[:MAX_FILES]]
     rows += [(f"… and {len(paths) - MAX_FILES} more", "")] if len(paths) > MAX_FILES else []

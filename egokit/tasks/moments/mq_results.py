@@ -156,6 +156,8 @@ def read_result_file(path: Path):
     """Return the content of a result file of either task; raise what `read_document` raises."""
     if not file_exists(path):
         raise FileNotFoundError(f"{path} is missing; name a result file that is there")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name a result file in it")
     return read_document(path, FIX)
 
 
