@@ -224,6 +224,8 @@ def test_features_that_changed_since_are_no_result_of_the_same_run(tmp_path, mon
         folder / "spec.json", json.dumps(spec)))
     folder = make_nlq(tmp_path, clips=(2, 2))
     config, run = settings("toy/egonlq", tmp_path, folder, "launch.gpus_per_task=0"), Run(tmp_path / "outputs/run")
+    with pytest.raises(FileNotFoundError, match=r"nowhere does not exist.*action 'extract'"):  # before any queue
+        launch.submit(settings("toy/egonlq", tmp_path, tmp_path / "nowhere"), run, "train", "grounding")
     launch.submit(config, run, "train", "grounding")
     run.write_metrics("grounding", {"finished": True, "R@1_mean": 1.0})
     assert launch.submit(config, run, "train", "grounding").metrics()["R@1_mean"] == 1.0

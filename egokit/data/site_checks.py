@@ -20,7 +20,7 @@ from egokit.data.video import open_video as video
 
 SAMPLE = 40  # videos opened per table; 0 opens all
 EGO4D = ("sign the licence at https://ego4d-data.org, then: "
-         "pip install ego4d && ego4d --datasets {} --benchmarks mq -o DIR")
+         "pip install ego4d && ego4d --datasets {} --benchmarks mq nlq -o DIR")
 EGOCLIP, EGOMCQ = (f"https://github.com/showlab/EgoVLP (section '{name}')" for name in ("EgoClip", "EgoMCQ"))
 PREP = "egokit prep"  # provider of what is made of other files
 LISTED = 20_000  # most files that are looked at in search of misplaced videos

@@ -76,10 +76,7 @@ class FeatureFiles:
     def __init__(self, folder: Path, per: str = "clip", rate: float = 0.0, window: float = 0.0):
         own = folder / "features"
         self.folder = own if exists(own) else folder
-        if not self.folder.is_dir():
-            is_there = "is no folder" if exists(self.folder) else "does not exist"
-            raise FileNotFoundError(f"{self.folder} {is_there}: task.features names a folder of features, or the "
-                                    "run that extracts them (its action 'extract')")
+        require_folder(self.folder)
         has_manifest = exists(self.folder / "manifest.json")
         self.manifest = read_manifest(self.folder) if has_manifest and not rate else {}
         if not self.manifest and not rate:
@@ -254,8 +251,22 @@ def finite(values: np.ndarray, where: str) -> np.ndarray:
     return values
 
 
+def require_folder(folder: Path) -> None:
+    """Raise FileNotFoundError if a folder of features is not there."""
+    if not folder.is_dir():
+        is_there = "is no folder" if exists(folder) else "does not exist"
+        raise FileNotFoundError(f"{folder} {is_there}: task.features names a folder of features, or the run that "
+                                "extracts them (its action 'extract')")
+
+
 def manifests(*folders: str) -> list[Path]:
-    """Return the manifests of folders of features, or of runs, as far as they have one."""
+    """Return the manifests of folders of features, or of runs, as far as they have one.
+
+    Raises:
+        FileNotFoundError: a folder does not exist.
+    """
+    for folder in filter(None, folders):
+        require_folder(Path(folder))
     paths = [Path(folder, name) for folder in folders if folder for name in ("features/manifest.json", "manifest.json")]
     return [path for path in paths if exists(path)]
 
