@@ -61,8 +61,7 @@ def submit(config: Config, run: Run, action: str = "train", section: str | None 
     check_batch(config, action)
     task = tasks.find(config.task.name)
     sources = [] if task.encodes(action) else task.input_files(config)
-    init_sha256 = (starting_point(config) if task.encodes(action) else
-                   "+".join(file_sha256(path)[:12] for path in sources))
+    init_sha256 = starting_point(config) if task.encodes(action) else sha256_of(sources)
     task_sha256 = code_snapshot.task_sha256(config.task.name)
     handle = Handle(run, section or action)
     run.expect_no_links()
@@ -105,6 +104,11 @@ def submit(config: Config, run: Run, action: str = "train", section: str | None 
     notices = (notice for notice in (cpu_notice, choice.notice) if notice)
     print(end="".join(f"{handle.section} {notice}\n" for notice in notices), flush=True)
     return handle
+
+
+def sha256_of(files: list[Path]) -> str:
+    """Return the hashes of files in one text, which names the start of a job."""
+    return "+".join(file_sha256(path)[:12] for path in files)
 
 
 def sbatch_script(config: Config, run: Run | Path, action: str = "train", section: str | None = None) -> str:

@@ -14,10 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from egokit.config.build import ConfigError, did_you_mean
+from egokit.config.registry import find
 from egokit.config.resolve import as_submitted, outputs_folder, project_root, resolve
 from egokit.config.schema import Config
 from egokit.config.yaml_file import to_yaml
-from egokit.jobs.launch import Handle, changed_keys, expect_same
+from egokit.jobs.launch import Handle, changed_keys, expect_same, sha256_of
 from egokit.notebook.open_run import NOTEBOOK_NAME, PARAMETERS, check_names
 from egokit.runs.files import locked, temporary_folder
 from egokit.runs.run_folder import FAILED_NOTEBOOK, NOTEBOOK, Run
@@ -98,22 +99,26 @@ def resolve_notebook(path: Path, parameters: dict) -> tuple[Config, Path]:
 def finished(name: str, parameters: dict) -> bool:
     """Whether the notebook has run to its end with these parameters, and nothing has changed.
 
-    The notebook's cells, the config and the checkpoint `init` are compared.
+    The notebook's cells, the config, and the files that its jobs started from, such as `init`, are compared.
     """
     path = notebook_path(name)
     config, folder = resolve_notebook(path, parameters)
     if not (folder / NOTEBOOK).is_file() or cell_sources(path) != cell_sources(folder / NOTEBOOK):
         return False
-    used = {section.get("init_sha256") for section in Run(folder).metrics().values()} - {None, ""}
+    used = {(section["init_sha256"], find(config.task.name).encodes(section.get("action", "extract")))
+            for section in Run(folder).metrics().values() if section.get("init_sha256")}
     if used:
         from egokit.model import checkpoints
         try:
-            used -= {checkpoints.fingerprint(checkpoints.find(config.init))}
-        except checkpoints.WeightsError:
+            for recorded, encodes in used:
+                files = [checkpoints.find(config.init)] if encodes else find(config.task.name).input_files(config)
+                if recorded != sha256_of(files):
+                    return False
+        except (checkpoints.WeightsError, FileNotFoundError):
             return False
     changed = any(changed_keys(spec.parent, config, "opened")
                   for spec in (folder / "jobs").glob("*/spec.json"))
-    return not used and not changed and (folder / "params.yaml").read_text() == to_yaml(config)
+    return not changed and (folder / "params.yaml").read_text() == to_yaml(config)
 
 
 def execute(name: str, parameters: dict, timeout: float | None = None) -> Path:
