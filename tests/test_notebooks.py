@@ -41,6 +41,17 @@ def scored(task: str, path) -> dict:
     return json.loads(told.stdout)
 
 
+def assert_finished(name: str, run) -> None:
+    """Assert that the demo would not run the notebook again, but if the features were others."""
+    parameters = {"site": "tiny", "run_name": "small", "overrides": f"launch.tasks_per_node=2 {HEAD}"}
+    assert headless.finished(name, parameters)
+    manifest = run.path / "features/manifest.json"
+    text = manifest.read_text()
+    manifest.write_text(text + "\n")
+    assert not headless.finished(name, parameters)
+    manifest.write_text(text)
+
+
 def errors(book):
     return [output for cell in book.cells for output in cell.get("outputs", []) if output.output_type == "error"]
 
@@ -139,6 +150,7 @@ def test_06_egomq_features_and_detections(run_notebook):
     assert len(json.loads((run.path / "submission.json").read_text())["detect_results"]) > 0
     assert {path.name for path in (run.path / "figures").iterdir()} >= {
         "curves.png", "detections.png", "detections-per-class.png", "false-positives.png"}
+    assert_finished("06_egomq_features", run)
 
 
 def test_08_egonlq_answers_questions(run_notebook):
@@ -157,6 +169,7 @@ def test_08_egonlq_answers_questions(run_notebook):
     assert embedded == [3, 3], "the page and the saved notebook play"
     assert {"curves.png", "answers.png"} <= {path.name for path in (run.path / "figures").iterdir()}
     assert any("Objects: " in text for text in html_outputs(book)), "recalls by the kind of the question"
+    assert_finished("08_egonlq", run)
 
 
 def test_no_epochs_give_chance(project):
