@@ -186,6 +186,25 @@ class Checks:
         exists(path)
         return before + video.open_video(path, self.config.data.reader).seconds
 
+    def check_clip_lists(self, part: str, pattern: str, read: Callable[[Path], Iterable[Finding]],
+                         clips: list[tuple[str, float]]) -> Iterator[Finding]:
+        """Check the lists of a benchmark's clips, and the clips against the resized Ego4D videos.
+
+        Args:
+            read: yields findings of a list, and adds each clip's video and stop (s) to `clips`; `pattern` names lists.
+        """
+        for split in annotation_json.SPLITS:
+            path = self.root / pattern.replace("*", split)
+            table = self.check_file(part, path, EGO4D.format("annotations"))
+            yield table
+            if table.state == "ok":
+                yield from self.each(part, path.name, read(path))
+        if clips:
+            uids, stops = zip(*clips, strict=True)
+            yield Finding(part, "clips", "ok", f"{len(uids):,} of {len(set(uids)):,} videos")
+            yield from self.check_rows(part, "clips", [f"{uid}.mp4" for uid in uids], self.root / "Ego4D_256",
+                                       self.prep_ego4d, stops)
+
     def check_rows(self, part: str, rows: str, names: Collection[str], folder: Path, fix: str,
                    stops: Collection[float] = (), seconds: Callable[[Path], float] | None = None) -> Iterator[Finding]:
         """Compare the rows of a table with the videos under `folder`.

@@ -8,7 +8,7 @@ import functools
 import hashlib
 import html
 import numbers
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from egokit.runs.shown_text import MAX_SHOWN, shown
 
@@ -82,6 +82,29 @@ def page(title: str, body: str, script: str = "") -> str:
             f"<title>{escape(title)}</title>"
             '<body style="font:16px sans-serif;max-width:1200px;margin:1em auto;padding:0 1em">'
             f"{body}</body></html>")
+
+
+def live_view(controls: Sequence, content: str, busy: str, answer: Callable[[], str]) -> tuple:
+    """Return two widgets, a line of status and a view, which shows `answer()` whenever a control has changed.
+
+    Args:
+        controls: Widgets with a value.
+        content: HTML to begin with; `answer` gives such HTML. Its error is told in the line of status.
+        busy: What the line says while `answer` works.
+    """
+    import ipywidgets
+    status, view = plain_label(), ipywidgets.HTML(content)
+
+    def show(change) -> None:
+        status.value = busy
+        try:
+            view.value = answer()
+            status.value = ""
+        except (ValueError, RuntimeError, OSError) as error:
+            status.value = shown(error)
+    for control in controls:
+        control.observe(show, names="value")
+    return status, view
 
 
 def plain_label(text: str = ""):

@@ -9,9 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from os import cpu_count
 
 from egokit.notebook.open_run import is_live
-from egokit.notebook.safe_html import NO_FORMULAS, escape, page, plain_label, styled
+from egokit.notebook.safe_html import NO_FORMULAS, escape, live_view, page, styled
 from egokit.runs.files import write_text
-from egokit.runs.shown_text import shown
 from egokit.search.clip_files import encode_preview
 from egokit.search.searcher import Hit, Searcher
 from egokit.tasks.windows import reason
@@ -102,15 +101,6 @@ def browser(searcher: Searcher, text: str, top: int = 12, rerank: int = 0):
     results = ipywidgets.IntSlider(top, 1, 48, description="results", continuous_update=False, style=wide)
     reranked = ipywidgets.IntSlider(rerank, 0, 200, 10, description="re-rank the best", continuous_update=False,
                                     style=wide)
-    status, view = plain_label(), ipywidgets.HTML(content)
-
-    def search(change) -> None:
-        status.value = "searching …"
-        try:
-            view.value = _grid(searcher(query.value, results.value, reranked.value))
-            status.value = ""
-        except (ValueError, RuntimeError, OSError) as error:
-            status.value = shown(error)
-    for control in (query, results, reranked):
-        control.observe(search, names="value")
+    status, view = live_view((query, results, reranked), content, "searching …",
+                             lambda: _grid(searcher(query.value, results.value, reranked.value)))
     return ipywidgets.VBox([query, ipywidgets.HBox([results, reranked]), status, view])

@@ -11,10 +11,9 @@ from egokit.config.build import ConfigError, did_you_mean
 from egokit.model import checkpoints, feature_model
 from egokit.model.own_modules import attach
 from egokit.notebook.open_run import is_live
-from egokit.notebook.safe_html import NO_FORMULAS, escape, page, plain_label, styled
+from egokit.notebook.safe_html import NO_FORMULAS, escape, live_view, page, styled
 from egokit.runs.files import write_text
 from egokit.runs.run_folder import Run
-from egokit.runs.shown_text import shown
 from egokit.search.page import grid
 from egokit.search.searcher import Answer, Hit
 from egokit.tasks.feature_files import Clip
@@ -150,15 +149,6 @@ def ask_browser(asker: Questioner, question: str, clip: str, top: int = 3):
                           layout={"width": "90%"}, style=wide)
     chosen = ipywidgets.Dropdown(options=list(asker.clips), value=clip, description="clip", layout={"width": "60%"},
                                  style=wide)
-    status, view = plain_label(), ipywidgets.HTML(content)
-
-    def ask(change) -> None:
-        status.value = "looking …"
-        try:
-            view.value = grid(asker(box.value, chosen.value, top)).data
-            status.value = ""
-        except (ValueError, RuntimeError, OSError) as error:
-            status.value = shown(error)
-    for control in (box, chosen):
-        control.observe(ask, names="value")
+    status, view = live_view((box, chosen), content, "looking …",
+                             lambda: grid(asker(box.value, chosen.value, top)).data)
     return ipywidgets.VBox([box, chosen, status, view])

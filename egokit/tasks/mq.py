@@ -15,8 +15,7 @@ from torch import nn
 
 from egokit.config.schema import Config, Scored
 from egokit.data import annotation_json
-from egokit.data.annotation_json import SPLITS
-from egokit.data.site_checks import EGO4D, Checks, Finding
+from egokit.data.site_checks import Checks, Finding
 from egokit.runs.files import write_text
 from egokit.runs.ledger import Result
 from egokit.runs.run_folder import Run
@@ -166,19 +165,9 @@ class EgoMQ(MomentTask, ClipFeatures):
         part, clips = "EgoMQ", []
 
         def read(path: Path) -> Iterator[Finding]:
-            clips.extend(annotation_json.read_moments(path))
+            clips.extend((clip["video_uid"], clip["stop"]) for clip in annotation_json.read_moments(path))
             yield from ()
-        for split in SPLITS:
-            path = checks.root / f"moments_{split}.json"
-            table = checks.check_file(part, path, EGO4D.format("annotations"))
-            yield table
-            if table.state == "ok":
-                yield from checks.each(part, path.name, read(path))
-        if clips:
-            names = [f"{clip['video_uid']}.mp4" for clip in clips]
-            yield Finding(part, "clips", "ok", f"{len(names):,} of {len(set(names)):,} videos")
-            yield from checks.check_rows(part, "clips", names, checks.root / "Ego4D_256", checks.prep_ego4d,
-                                         [clip["stop"] for clip in clips])
+        yield from checks.check_clip_lists(part, "moments_*.json", read, clips)
 
 
 class ClassNames(nn.Module):

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from egokit.config.build import ConfigError
 from egokit.config.schema import Config, Count, Input, Positive, Scored, Share
-from egokit.data.annotation_json import SPLITS, choose_lists, list_of
+from egokit.data.annotation_json import choose_lists, list_of
 from egokit.data.loader import move_to_device
-from egokit.data.site_checks import EGO4D, Checks, Finding
+from egokit.data.site_checks import Checks, Finding
 from egokit.model.precision import autocast
 from egokit.model.text_encoder import load_tokenizer
 from egokit.runs.files import write_text
@@ -262,24 +262,14 @@ class EgoNLQ(MomentTask, NLQFeatures):
 
         def read(path: Path) -> Iterator[Finding]:
             found = nlq_annotations.read_clips(path)
-            clips.extend(found)
+            clips.extend((clip.video_uid, clip.stop) for clip in found)
             skipped, empty = (sum(counts) for counts in zip(*(
                 (clip.skipped, nlq_annotations.count_empty(clip.questions)) for clip in found), strict=True))
             yield Finding(part, f"{path.name} questions", "ok", f"{sum(len(clip.questions) for clip in found):,}")
             if skipped or empty:
                 yield Finding(part, f"{path.name} questions", "note",
                               f"{skipped:,} have no text and are left out; {empty:,} have an answer of length 0")
-        for split in SPLITS:
-            path = checks.root / f"nlq_{split}.json"
-            table = checks.check_file(part, path, EGO4D.format("annotations"))
-            yield table
-            if table.state == "ok":
-                yield from checks.each(part, path.name, read(path))
-        if clips:
-            names = [f"{clip.video_uid}.mp4" for clip in clips]
-            yield Finding(part, "clips", "ok", f"{len(names):,} of {len(set(names)):,} videos")
-            yield from checks.check_rows(part, "clips", names, checks.root / "Ego4D_256", checks.prep_ego4d,
-                                         [clip.stop for clip in clips])
+        yield from checks.check_clip_lists(part, "nlq_*.json", read, clips)
 
 
 def places(files: FeatureFiles) -> dict[tuple, tuple[int, str]]:
