@@ -209,7 +209,7 @@ def _read_state(state: dict, path: Path) -> dict:
         tensors[key] = tensor = copy.deepcopy(value, memo)
         told = memo.pop("finite", False)  # mostly, reading it has
         if isinstance(tensor, Tensor) and not told and not is_finite(tensor) and (
-                "own" not in str(key).split(".") or tensor.isnan().any()):
+                not {"own", "head"} & {*str(key).split(".")} or tensor.isnan().any()):
             broken.append(str(key))
     if broken:
         raise WeightsError(f"{path} has weights that are NaN or infinite, in {len(broken)} of {len(tensors)} tensors: "

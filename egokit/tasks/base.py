@@ -154,7 +154,7 @@ class Task(TaskTools):
         Random draws behind a global value must be equal on all ranks: rank 0 draws from (seed, step) and
         `distributed.broadcast` hands it on. Wrap what takes memory in `self.in_parts`. Every parameter that is trained
         needs a gradient in every step, because DDP waits for it; see `unused`. Parameters of the task's own come
-        from `modules`. What is to be logged but not minimised comes from `watched`.
+        from `head` and `modules`. What is to be logged but not minimised comes from `watched`.
 
         Args:
             model: an EgoVLP in training mode, under autocast in train.precision.
@@ -170,14 +170,15 @@ class Task(TaskTools):
         """Return the model that a job ("train", "evaluate", "extract") starts with: that of `init`, or a fresh one."""
         return initial_model(self.config, self.config.data.eval_frames if action == "evaluate" else None)
 
+    def head(self, model) -> nn.Module | None:
+        """Return the task's head, which the model holds as model.head, or None; else as `modules`."""
+
     def modules(self, model) -> dict[str, nn.Module]:
-        """Return the task's own modules by name: a head, an encoder, an nn.ParameterDict of learnable numbers.
+        """Return the task's other modules by name: an encoder, an nn.ParameterDict of learnable numbers.
 
         The model holds them as model.own[name]: trained with it, at optim.head_lr_scale times the rate, averaged over
-        ranks, saved and loaded. This is also the place to freeze parts of the model, by requires_grad_(False).
-
-        Args:
-            model: an EgoVLP with its weights loaded.
+        ranks, saved and loaded. This, or `head`, is the place to freeze parts of the model, by requires_grad_(False);
+        the model has its weights.
         """
         return {}
 
@@ -242,8 +243,7 @@ class Task(TaskTools):
         """Write what an evaluation leaves in the run folder beside its metrics."""
         run.write_rows(section, rows, prompts_KE)
 
-    def chance(self) -> dict[str, float]:
-        """Return the metrics of random scores on the same labels."""
+    def chance(self) -> dict[str, float]:  # the metrics of random scores on the same labels
         return {}
 
     def validation(self) -> Task:
