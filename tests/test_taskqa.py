@@ -8,7 +8,7 @@ from golden_inputs import golden
 from taskqa_site import ANSWERS, entry, make_questions
 
 from egokit.config.schema import OptimConfig
-from egokit.data.video.frame_sampling import pad_indices, whole_video
+from egokit.data.video.frame_sampling import whole_video
 from egokit.tasks.taskqa import accuracy, annotations, vocabulary
 from egokit.train.optim import learning_rate
 
@@ -194,7 +194,8 @@ def test_a_damaged_file_is_named(tmp_path, text):
     assert len(str(caught.value).splitlines()) == 1 and len(str(caught.value)) < 700
 
 
-@pytest.mark.parametrize("text", ["", "\n", "yes\n", "a\n\nb\n", "a\nb\na\n", "a\nb\x1b\n", "a\n" + "b" * 600, "\x80\n"])
+@pytest.mark.parametrize("text", ["", "\n", "yes\n", "a\n\nb\n", "a\nb\na\n", "a\nb\x1b\n", "a\n" + "b" * 600,
+                                  "\x80\n"])
 def test_a_damaged_vocabulary_is_named(tmp_path, text):
     path = tmp_path / "answer_set.txt"
     path.write_bytes(text.encode("latin-1"))

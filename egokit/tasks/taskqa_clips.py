@@ -113,8 +113,15 @@ class ClipFiles:
         clip = ClipName.parse(name)
         return self.path(name), clip.seconds if self.places == {"clip"} else clip.stop / FPS
 
-    def expect_folder(self) -> None:
-        """Raise FileNotFoundError if the folder above all clips is missing."""
-        if not self.folder.is_dir():
-            raise FileNotFoundError(f"{self.folder} is missing, the folder of task.clips ({self.pattern}): put "
-                                    "EgoTaskQA's clips there, or correct task.clips")
+    def expect(self, names: list[str], tolerant: bool) -> None:
+        """Raise FileNotFoundError if clips are not there, before anything is computed.
+
+        Args:
+            tolerant: allow some to be missing, which the reader of each will notice, but not all.
+        """
+        absent = self.absent(names)
+        if absent and (not tolerant or len(absent) == len(names)):
+            frame = max(0, ClipName.parse(absent[0]).start) if "frame" in self.places else 0
+            raise FileNotFoundError(f"{self.path(absent[0], frame)} is missing, and so are {len(absent) - 1} of the "
+                                    f"{len(names) - 1} other clips: put them there, or correct task.clips, "
+                                    f"{self.pattern!r:.120}")
