@@ -42,18 +42,18 @@ class Sides(Task):
     def initial_model(self, action):
         return feature_model.FeatureModel()
 
-    def modules(self, model):
-        return {"head": nn.Linear(8, 1)}
+    def head(self, model):
+        return nn.Linear(8, 1)
 
     def dataset(self, split):
         return Numbers(16, self.config.seed, split == "train")
 
     def loss(self, model, batch, step):
         target = (batch["video"].sum(1) > 0).float()
-        return {"bce": nn.functional.binary_cross_entropy_with_logits(model.own["head"](batch["video"])[:, 0], target)}
+        return {"bce": nn.functional.binary_cross_entropy_with_logits(model.head(batch["video"])[:, 0], target)}
 
     def score_batch(self, model, batch):
-        right = (model.own["head"](batch["video"])[:, 0] > 0) == (batch["video"].sum(1) > 0)
+        right = (model.head(batch["video"])[:, 0] > 0) == (batch["video"].sum(1) > 0)
         return {"index": batch["index"].numpy(), "right": right.numpy()}
 
     def metrics(self, rows, prompts_KE):
@@ -75,7 +75,7 @@ def test_a_head_is_trained_without_encoders_and_its_checkpoint_says_so(tmp_path)
     run, task, result = sections(tmp_path)
     assert result["accuracy"] >= 90 and result["step"] == 24
     model = feature_model.load(run.path)
-    assert attach(model, task) == [] and [*model.state_dict()] == ["own.head.weight", "own.head.bias"]
+    assert attach(model, task) == [] and [*model.state_dict()] == ["head.weight", "head.bias"]
     with pytest.raises(WeightsError, match=r"task's own modules alone \(head.bias, head.weight\).*task.head_init"):
         egokit.load(run.path)
     with pytest.raises(WeightsError, match=r"no checkpoint of a head.*\[\]|no checkpoint of a head"):
@@ -98,18 +98,18 @@ def test_validation_and_best_pt_have_the_averaged_weights(tmp_path):
 
     class Watched(Sides):
         def watched(self, model):
-            seen.append(model.own["head"].weight.detach().clone())
+            seen.append(model.head.weight.detach().clone())
             return {}
     run, config = Run(tmp_path / "run"), settings("train.ema_decay=0.8 train.log_steps=1")
-    trainer_start = Trainer(config, Watched(config), run, "train", CPU).model.own["head"].weight.detach().clone()
+    trainer_start = Trainer(config, Watched(config), run, "train", CPU).model.head.weight.detach().clone()
     train(config, Watched(config), run, "train", CPU)
     mean = trainer_start
     for step, weight in enumerate(seen, 1):
         decay = min(0.8, (1 + step) / (10 + step))
         mean = decay * mean + (1 - decay) * weight
-    best = feature_model.load(run.path / "checkpoints/best.pt").state_dict()["own.head.weight"]
+    best = feature_model.load(run.path / "checkpoints/best.pt").state_dict()["head.weight"]
     assert torch.allclose(best, mean, atol=1e-6) and not torch.allclose(best, seen[-1], atol=1e-3)
-    newest = feature_model.load(run.path / "checkpoints/step-0000024.pt").state_dict()["own.head.weight"]
+    newest = feature_model.load(run.path / "checkpoints/step-0000024.pt").state_dict()["head.weight"]
     assert torch.equal(newest, seen[-1])  # a step's checkpoint goes on with the weights themselves
 
 

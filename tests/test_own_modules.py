@@ -10,7 +10,7 @@ from egokit.config.build import ConfigError
 from egokit.config.resolve import resolve as resolve_recipe
 from egokit.data.loader import build_loader
 from egokit.model import weights
-from egokit.model.own_modules import attach
+from egokit.model.own_modules import attach, in_place, named, saved_state
 from egokit.runs import ledger
 from egokit.runs.log import History
 from egokit.runs.run_folder import Run
@@ -28,12 +28,12 @@ class Head(CharadesEgo):
     class Params(CharadesEgo.Params):
         dropout: float = 0.0
 
-    def modules(self, model):
+    def head(self, model):
         model.requires_grad_(False)
-        return {"head": nn.Linear(model.embed_dim, len(self.classes))}
+        return nn.Linear(model.embed_dim, len(self.classes))
 
     def loss(self, model, batch, step):
-        return {"sum": model.own["head"](self.embed_video(model, batch["video"])).square().mean()}
+        return {"sum": model.head(self.embed_video(model, batch["video"])).square().mean()}
 
 
 def trainer_of(kind, resolve, tmp_path, overrides=""):
@@ -57,7 +57,7 @@ def test_own_modules_are_trained_and_frozen_parameters_are_not(resolve, checkpoi
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     step(trainer, batch)
     changed = {name for name, value in trainer.model.state_dict().items() if not torch.equal(value, before[name])}
-    assert changed == {"own.head.weight", "own.head.bias"}, "all but the head is frozen"
+    assert changed == {"head.weight", "head.bias"}, "all but the head is frozen"
 
 
 def test_frozen_parts_get_no_gradient_inside_micro_batches_either(resolve, checkpoint, tmp_path):
@@ -79,12 +79,13 @@ def test_a_checkpoint_holds_own_modules_and_load_takes_it(resolve, checkpoint, t
     weights.save(trainer.model, path)
     plain, loaded = egokit.load(path), egokit.load(path, task=task)
     for model in (plain, loaded):
-        assert torch.equal(model.state_dict()["own.head.weight"], trainer.model.own["head"].weight)
-    assert isinstance(loaded.own["head"], nn.Linear) and not list(plain.own.parameters())
+        assert torch.equal(model.state_dict()["head.weight"], trainer.model.head.weight)
+    assert isinstance(loaded.head, nn.Linear) and not list(plain.head.parameters())
     weights.save(plain, tmp_path / "again.safetensors")  # convert loses nothing
-    assert "own.head.bias" in egokit.load(tmp_path / "again.safetensors").state_dict()
+    assert "head.bias" in egokit.load(tmp_path / "again.safetensors").state_dict()
     weights.export(plain, tmp_path / "exported.pth")
-    assert not any("own" in key for key in torch.load(tmp_path / "exported.pth", weights_only=True)["state_dict"])
+    exported = torch.load(tmp_path / "exported.pth", weights_only=True)["state_dict"]
+    assert not any("head" in key.split(".") or "own" in key for key in exported)
 
 
 def test_modules_of_another_shape_or_another_task(resolve, checkpoint, tmp_path, capsys):
@@ -92,10 +93,10 @@ def test_modules_of_another_shape_or_another_task(resolve, checkpoint, tmp_path,
     weights.save(trainer.model, tmp_path / "best.pt")
 
     class Wider(Head):
-        def modules(self, model):
-            return {"head": nn.Linear(model.embed_dim, 2)}
+        def head(self, model):
+            return nn.Linear(model.embed_dim, 2)
 
-    class Other(Head):
+    class Other(CharadesEgo):
         def modules(self, model):
             return {"another": nn.ParameterDict({"scale": torch.ones(())})}
     config = trainer.config
@@ -103,7 +104,7 @@ def test_modules_of_another_shape_or_another_task(resolve, checkpoint, tmp_path,
         egokit.load(tmp_path / "best.pt", task=Wider(config))
     model = egokit.load(tmp_path / "best.pt")
     assert attach(model, Other(config)) == ["another"], "it starts fresh, which an evaluation records"
-    assert "left out: head" in capsys.readouterr().out and model.own.keys() == {"another"}
+    assert "left out: head" in capsys.readouterr().out and model.own.keys() == {"another"} and model.head is None
 
 
 def test_vectors_and_numbers_of_own_modules_have_no_weight_decay(resolve, checkpoint):
@@ -124,7 +125,7 @@ def test_a_parameter_on_the_task_is_refused(resolve, checkpoint, value):
             super().__init__(config)
             self.criterion = nn.CrossEntropyLoss()  # has no weights
             self.scale = value
-    with pytest.raises(ConfigError, match=r"Lost\.scale is a \w+ on the task.*return it from .*`modules`"):
+    with pytest.raises(ConfigError, match=r"Lost\.scale is a \w+ on the task.*return it from .*`head`.*`modules`"):
         Lost(resolve("toy/charades_finetune", run="random"))
     with pytest.raises(ConfigError, match=r"Kept\.scale is a"):
         type("Kept", (CharadesEgo,), {"scale": value})
@@ -135,8 +136,19 @@ def test_a_parameter_on_the_task_is_refused(resolve, checkpoint, value):
 def test_what_is_no_module_by_a_name_is_refused(resolve, checkpoint, made):
     config = resolve("toy/charades_finetune", run="random")
     task = type("Mine", (CharadesEgo,), {"modules": lambda self, model: made})(config)
-    with pytest.raises(ConfigError, match=r"Mine.modules gives '.*expected names such as 'head' and modules"):
+    with pytest.raises(ConfigError, match=r"Mine.modules gives '.*expected names such as 'encoder' and modules"):
         attach(weights.initial_model(config), task)
+
+
+def test_a_head_is_returned_from_head(resolve, checkpoint):
+    config = resolve("toy/charades_finetune", run="random")
+    model = weights.initial_model(config)
+    with pytest.raises(ConfigError, match=r"Mine\.modules gives 'head': return it from the method `head\(model\)`"):
+        attach(model, type("Mine", (CharadesEgo,), {"modules": lambda self, model: {"head": nn.Linear(2, 2)}})(config))
+    for made in ({"head": nn.Linear(2, 2)}, nn.Parameter(torch.ones(()))):
+        task = type("Mine", (CharadesEgo,), {"head": lambda self, model, made=made: made})(config)
+        with pytest.raises(ConfigError, match=r"Mine\.head gives a \w+: expected a module, or None"):
+            attach(model, task)
 
 
 def test_buffers_keep_their_type_and_shared_weights_are_copied(resolve, checkpoint, tmp_path):
@@ -243,15 +255,15 @@ def test_an_example_is_trained_saved_loaded_and_shown(project, checkpoint, name,
 
     task = tasks.make(run.config)
     loaded, start = egokit.load(run.path, task=task), egokit.load(run.config.init, run.config.model.frames)
-    assert loaded.own.keys() == own and not len(start.own)
+    assert named(loaded).keys() == own and not named(start)
     with torch.random.fork_rng():
         fresh = egokit.load(run.config.init, task=task)
-    before = fresh.own.state_dict()
-    moved = {key for key, value in loaded.own.state_dict().items() if not torch.equal(value, before[key])}
-    assert moved == {key for key, _ in loaded.own.named_parameters()}, "each of its parameters is trained"
+    before, roles = saved_state(fresh), loaded.parameters_by_role()
+    moved = {in_place(key) for key, value in saved_state(loaded).items() if not torch.equal(value, before[key])}
+    assert moved == {*roles["head"], *roles["own"]}, "each of its parameters is trained"
     if name == "linear_head":
         assert all(torch.equal(value, start.state_dict()[key]) for key, value in loaded.state_dict().items()
-                   if not key.startswith("own.")), "what is frozen is what it was, to the bit"
+                   if not key.startswith("head.")), "what is frozen is what it was, to the bit"
     if name == "siglip":
         history = History(run.path)
         history.update()

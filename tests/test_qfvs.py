@@ -171,8 +171,8 @@ def test_scores_of_rows(tmp_path):
     assert [*rows] == [*baselines.ROWS] and set(rows["random shots"]) == {"P01", "P02"}
     assert set(rows["one person"]) == set(rows["another query's oracle"]) == {"P01"}
     # of Book_Street one person is the oracle, the other has (Book, Street) for (Book,Hands), (Book), (Book,Street)
-    of_street = (np.array([1, 1, 1]) + [1.5 / 2, 1.5 / 3, 2 * 1.5 / 5]) / 2
-    of_hands = [1, 0.5, 2 / 3]
+    of_street = np.array([1 + 1.5 / 2, 1 + 1.5 / 3, 1 + 2 * 1.5 / 5]) / 2
+    of_hands = np.array([1, 0.5, 2 / 3])
     assert rows["one person"]["P01"] == pytest.approx(tuple((of_street + of_hands) / 2))
     assert rows["the oracle, cut to the budget"]["P02"] == pytest.approx((1, 0.5, 2 / 3))
 

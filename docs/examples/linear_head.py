@@ -12,22 +12,21 @@ class LinearHead(CharadesEgo):
     class Params(CharadesEgo.Params):
         dropout: Share = 0.1  # of the features
 
-    def modules(self, model):
+    def head(self, model):
         model.requires_grad_(False)
-        return {"head": nn.Sequential(nn.Dropout(self.config.task.dropout),
-                                      nn.Linear(model.embed_dim, len(self.classes)))}
+        return nn.Sequential(nn.Dropout(self.config.task.dropout), nn.Linear(model.embed_dim, len(self.classes)))
 
     def loss(self, model, batch, step):
         with torch.no_grad():
             video_bE = self.embed_video(model, batch["video"])
-        logits_bK = model.own["head"](video_bE).float()
+        logits_bK = model.head(video_bE).float()
         class_b = torch.tensor([self.prompts().index(text) for text in batch["text"]], device=logits_bK.device)
         counts = distributed.sizes(len(class_b), class_b.device)  # samples of every rank: a share of the global mean
         total = F.cross_entropy(logits_bK, class_b, reduction="sum")
         return {"cross_entropy": total * distributed.world_size() / sum(counts)}
 
     def score_batch(self, model, batch):
-        logits_bK = model.own["head"](self.embed_video(model, batch["video"]))
+        logits_bK = model.head(self.embed_video(model, batch["video"]))
         return {"index": batch["index"].numpy(force=True), "video": logits_bK.float().softmax(-1).numpy(force=True)}
 
     def score_matrix(self, rows, prompts_KE):

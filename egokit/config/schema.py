@@ -163,6 +163,7 @@ class TrainConfig(Section):
     checkpoint_steps: Local[Count] = 500           # steps between two checkpoints
     log_steps: Local[Count] = 10                   # steps between two lines of the log
     evaluate_epochs: Count = 1                     # epochs between two validations
+    only_head: StrictBool = False                  # train the task's head, and other modules of its own, alone
     ema_decay: number(float, ge=0, lt=1) = 0.0     # of a running mean of the weights, which validation and best.pt
                                                    # use in their place; 0: none
     nonfinite_limit: Local[Count] = 20             # skipped (NaN or infinite) steps in a row that stop the run

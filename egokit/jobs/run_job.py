@@ -64,7 +64,8 @@ def work(folder: Path, spec: dict) -> None:
         perform = {"train": loop.train, "evaluate": evaluate, "extract": extract}[spec["action"]]
         result = perform(config, task, run, spec["section"], device)
         if distributed.rank() == 0:
-            scored = task.validation()  # made once, because pre-training's reads its annotations each time
+            # made once, because pre-training's reads its annotations each time
+            scored = task.held_out() or task.validation() if trains else task
             if spec["action"] != "extract" and (chance := scored.chance()):
                 run.write_metrics("chance", chance)
             origin = provenance(scored, spec, distributed.world_size(), type(task))
@@ -160,6 +161,6 @@ def recipe(task, trained: bool) -> dict:
     train = task.config.train
     return scored | {key: value for key, value in flat.items() if key.startswith(prefixes)} | {
         "seed": task.config.seed, "selection.metric": task.best,
-        "selection.split": "test",  # Task.validation has no other
+        "selection.split": task.selection_split,
         # without the one before training
         "selection.validations": 1 if task.reports_last else math.ceil(train.epochs / train.evaluate_epochs)}

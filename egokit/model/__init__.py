@@ -2,6 +2,8 @@
 
 egovlp.py          EgoVLP: video and text encoders with fusion in the backbone, and what users call
 video_encoder.py   ViT-B/16 with divided space-time attention;  text_encoder.py  RoBERTa, and the tokenizer
+class_head.py      a head of classes, such as answers;  own_modules.py  heads and other modules that tasks add
+roles.py           which parameters do what;  pairs.py  pairs of clips and texts
 layers.py          linear layers and attention of both encoders;  heads.py  projections, poolers, the MLM head
 cpu_fast_paths.py  what only makes a CPU faster
 input_checks.py    checks of frames and texts that users give, and parts that fit in memory

@@ -137,6 +137,17 @@ def restoring(path: Path) -> Iterator[None]:
                            "it, and the run goes on from the one before") from error
 
 
+def restore(model, path: Path) -> None:
+    """Give a model in training the weights of one of its checkpoints.
+
+    Raises:
+        WeightsError: the file is missing or damaged, or of another model.
+    """
+    state = read(find(path), everything=False).get("state_dict")
+    with restoring(path):
+        model.load_state_dict(state)
+
+
 def set_aside(damaged: list[Path], instead: Path) -> None:
     """Rename damaged step checkpoints, so that they count no more, and say so."""
     for path in damaged:
@@ -198,7 +209,7 @@ def _read_state(state: dict, path: Path) -> dict:
         tensors[key] = tensor = copy.deepcopy(value, memo)
         told = memo.pop("finite", False)  # mostly, reading it has
         if isinstance(tensor, Tensor) and not told and not is_finite(tensor) and (
-                "own" not in str(key).split(".") or tensor.isnan().any()):
+                not {"own", "head"} & {*str(key).split(".")} or tensor.isnan().any()):
             broken.append(str(key))
     if broken:
         raise WeightsError(f"{path} has weights that are NaN or infinite, in {len(broken)} of {len(tensors)} tensors: "

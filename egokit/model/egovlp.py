@@ -9,13 +9,12 @@ Shapes: B pairs, T frames, S = 1 + T*N video tokens, L text tokens, D width, E e
 
 Source: EgoVLPv2 (ICCV 2023), section 3.
 """
-import re
-
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from egokit.config.schema import ModelConfig
+from egokit.model import roles
 from egokit.model.heads import MLMHead, Pooler, build_projection
 from egokit.model.input_checks import (
     TEXTS_AT_ONCE,
@@ -27,6 +26,7 @@ from egokit.model.input_checks import (
     of_few_lengths,
 )
 from egokit.model.layers import Linear, init_std
+from egokit.model.pairs import fused_outputs
 from egokit.model.text_encoder import TextEncoder, additive_mask
 from egokit.model.video_encoder import VideoEncoder
 
@@ -56,7 +56,8 @@ class EgoVLP(nn.Module):
         self.text_pooler, self.video_pooler = Pooler(width), Pooler(width)
         self.itm_head = Linear(2 * width, 2)
         self.word_head = MLMHead(width, config.vocab_size)
-        self.own = nn.ModuleDict()  # a task's modules (own_modules.py)
+        self.register_module("head", None)  # a task's head
+        self.own = nn.ModuleDict()  # and its other modules (own_modules.py)
 
     def reset_parameters(self) -> None:
         """Draw all initial weights, from PyTorch's current random state."""
@@ -95,15 +96,12 @@ class EgoVLP(nn.Module):
         return self.config.depth - self.config.num_fused_layers
 
     def parameters_by_role(self) -> dict[str, list[str]]:
-        """Return parameters' names by role: 'fusion' (ITM and MLM), 'projection', 'own' (a task's), 'backbone'."""
-        roles: dict[str, list[str]] = {"fusion": [], "projection": [], "own": [], "backbone": []}
-        fusion = re.compile(r"fusion_|itm_head|word_head|(text|video)_(transform|pooler)|video\.blocks\.\d+\.text\.|"
-                            r"text\.layers\.\d+\.(video\.|gate)")
-        for name, _ in self.named_parameters():
-            role = ("own" if name.startswith("own.") else "fusion" if fusion.match(name) else
-                    "projection" if "_projection." in name else "backbone")
-            roles[role].append(name)
-        return roles
+        """Return parameters' names by role: 'fusion' (ITM, MLM), 'projection', 'head', 'own' (a task's), 'backbone'."""
+        return roles.by_role(name for name, _ in self.named_parameters())
+
+    def unused_parameters(self, trains: str) -> set[str]:
+        """Return the names of parameters that get no gradient from a loss that reads `trains`: see `roles.unused`."""
+        return roles.unused([name for name, _ in self.named_parameters()], trains, self.config.depth)
 
     # Parts, for training and evaluation: prepared input on the model's device, computed in one piece
 
@@ -159,6 +157,15 @@ class EgoVLP(nn.Module):
                 self.video.run_block(last_block, video_BSD, frames, text_BLD, mask_B11L, first_only, attention_BSD),
                 None if read == "video"
                 else self.text.run_layer(last_layer, text_BLD, mask_B11L, video_BSD, first_only))
+
+    def fused_video(self, trunk_BSD: Tensor, tokens: dict[str, Tensor], frames: int) -> Tensor:
+        """Return the fused states (B, D) float32 of clips with a text each, which a head reads.
+
+        Args:
+            trunk_BSD: of `fusion_trunk`; frames: T.
+        """
+        video_B1D, _ = self.fuse(trunk_BSD, self.text_trunk(tokens), tokens["attention_mask"], frames, read="video")
+        return self.fusion_norm(video_B1D)[:, 0].float()
 
     def itm_from_states(self, video_BSD: Tensor, text_BLD: Tensor) -> Tensor:
         """Return matching logits (B, 2) of fused states; class 1 is 'match'."""
@@ -242,34 +249,16 @@ class EgoVLP(nn.Module):
 
     def itm_logits(self, frames_BTCHW: Tensor, text) -> Tensor:
         """Return matching logits (B, 2) float32; class 1 is 'match'. Arguments: as of `match`."""
-        return self._fused_outputs(frames_BTCHW, text, "itm",
-                                   lambda video_BSD, text_BLD: self.itm_from_states(video_BSD, text_BLD).float())
+        return fused_outputs(self, frames_BTCHW, text, "itm",
+                             lambda video_BSD, text_BLD: self.itm_from_states(video_BSD, text_BLD).float())
 
     def mlm_logits(self, frames_BTCHW: Tensor, text) -> Tensor:
         """Return vocabulary logits (B, L, V) float32 at every token, given the clips.
 
         Arguments are those of `match`; words to predict are mask tokens in `text`, which is best given as tokens.
         """
-        return self._fused_outputs(frames_BTCHW, text, "mlm",
-                                   lambda _, text_BLD: self.mlm_from_states(text_BLD).float())
-
-    def _fused_outputs(self, frames_BTCHW: Tensor, text, read: str, head) -> Tensor:
-        """`head` of fused states, pair by pair; a clip or text for all is encoded once."""
-        tokens, (clips, size) = self.tokens(text), clips_at_once(frames_BTCHW, self.config, self.device)
-        texts, T = len(tokens["input_ids"]), frames_BTCHW.shape[1]
-        if clips != texts and 1 not in (clips, texts):
-            raise ValueError(f"{clips} clips but {texts} texts: give one text for each clip, "
-                             "or one clip or text for all")
-        trunk = self.fusion_trunk(self.frames(frames_BTCHW)) if clips == 1 else None
-        words = self.text_trunk(tokens) if texts == 1 else None
-
-        def part(rows: slice) -> Tensor:
-            n = rows.stop - rows.start
-            part_tokens = {key: value.expand(n, -1) if texts == 1 else value[rows] for key, value in tokens.items()}
-            video_BSD = self.fusion_trunk(self.frames(frames_BTCHW[rows])) if trunk is None else trunk.expand(n, -1, -1)
-            text_BLD = self.text_trunk(part_tokens) if words is None else words.expand(n, -1, -1)
-            return head(*self.fuse(video_BSD, text_BLD, part_tokens["attention_mask"], T, read))
-        return in_parts(part, max(clips, texts) if clips and texts else 0, size)
+        return fused_outputs(self, frames_BTCHW, text, "mlm",
+                             lambda _, text_BLD: self.mlm_from_states(text_BLD).float())
 
 
 def similarity(one_BE: Tensor, other_BE: Tensor) -> Tensor:

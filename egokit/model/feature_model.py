@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from egokit.config.schema import ModelConfig
-from egokit.model import checkpoints
+from egokit.model import checkpoints, roles
 from egokit.model.checkpoints import WeightsError
 from egokit.model.own_modules import hold, split_own
 
@@ -13,7 +13,7 @@ from egokit.model.own_modules import hold, split_own
 class FeatureModel(nn.Module):
     """What training, evaluation and checkpoints take for a model, where its input is stored features.
 
-    All its parameters are in `own`, as those of a task's modules in an `EgoVLP` are.
+    All its parameters are in `head` and `own`, as those of a task in an `EgoVLP` are.
 
     Attributes:
         source: the checkpoint that it was loaded from, for messages; "" if it was not.
@@ -21,6 +21,7 @@ class FeatureModel(nn.Module):
 
     def __init__(self):
         super().__init__()
+        self.register_module("head", None)
         self.own = nn.ModuleDict()
         self.source = ""
         self.register_buffer("_place", torch.zeros(0), persistent=False)
@@ -33,8 +34,12 @@ class FeatureModel(nn.Module):
         """Take over nothing: the settings are of encoders."""
 
     def parameters_by_role(self) -> dict[str, list[str]]:
-        """Return parameters' names by role, as `EgoVLP.parameters_by_role` does: all are the task's own."""
-        return {"fusion": [], "projection": [], "own": [name for name, _ in self.named_parameters()], "backbone": []}
+        """Return parameters' names by role, as `EgoVLP.parameters_by_role` does: all are the task's."""
+        return roles.by_role(name for name, _ in self.named_parameters())
+
+    def unused_parameters(self, trains: str) -> set[str]:
+        """Return no names: a loss on stored features reaches all that there is."""
+        return set()
 
 
 def load(path: str | Path) -> FeatureModel:

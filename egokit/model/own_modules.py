@@ -1,13 +1,14 @@
-"""Modules that a task adds to the model, such as a head or a learnable temperature.
+"""Modules that a task adds to the model: its head, and others, such as a learnable temperature.
 
-The model holds them as `model.own`, so that they are trained, averaged over ranks, saved and loaded with it.
+The model holds them as `model.head` and `model.own`, so that they are trained, averaged over ranks, saved and loaded
+with it. By name, the head is the module HEAD here.
 """
 import torch
 from torch import Tensor, nn
 
 from egokit.config.build import ConfigError
 from egokit.model.checkpoints import WeightsError
-from egokit.model.released_keys import PREFIX
+from egokit.model.released_keys import HEAD, PREFIX
 
 DEEPEST = 32  # modules within modules
 
@@ -19,59 +20,102 @@ def refuse_trained(task: type, name: str, value) -> None:
         has_parameters = isinstance(item, nn.Module) and any(True for _ in item.parameters())
         if has_parameters or (isinstance(item, Tensor) and item.requires_grad):
             raise ConfigError(f"{task.__name__}.{name} is a {type(item).__name__} on the task, which nothing would "
-                              "train or save: return it from the method `modules`, and use it as model.own[name]")
+                              "train or save: return it from the method `head`, and use it as model.head, or from "
+                              "`modules`, and use it as model.own[name]")
 
 
 def split_own(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return a state dict in two parts: the model's keys, and those of own modules without PREFIX."""
-    own = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
-    return {key: value for key, value in state.items() if not key.startswith(PREFIX)}, own
+    """Return a state dict in two parts: the model's keys, and those of a task's modules by `<module>.<parameter>`.
+
+    A head has the name HEAD; earlier versions had it under PREFIX.
+    """
+    ours = (PREFIX, f"{HEAD}.")
+    own = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(ours)}
+    return {key: value for key, value in state.items() if not key.startswith(ours)}, own
+
+
+def current(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a model's state dict under today's keys: earlier versions had a task's head under PREFIX."""
+    old = f"{PREFIX}{HEAD}."
+    return {key.removeprefix(PREFIX) if key.startswith(old) else key: value for key, value in state.items()}
+
+
+def in_place(key: str) -> str:
+    """Return the key that a model's state dict has for the key of a task's module."""
+    return key if key.partition(".")[0] == HEAD else PREFIX + key
+
+
+class Held(nn.Module):
+    """The tensors of a module whose code is not at hand, as buffers by their names."""
 
 
 def hold(model, own: dict[str, Tensor]) -> None:
-    """Let a model hold the tensors of own modules whose code is not at hand, as plain buffers by their names.
+    """Let a model hold the tensors of a task's modules whose code is not at hand.
 
     Raises:
         WeightsError: a key is no place in modules.
     """
-    model.own = nn.ModuleDict()
+    model.head, model.own = None, nn.ModuleDict()
     for key, value in own.items():
         *path, leaf = key.split(".")
-        place = model.own
+        if path[:1] == [HEAD]:
+            model.head = place = model.head or Held()
+            path = path[1:]
+        else:
+            place = model.own
         try:
             for name in path if len(path) <= DEEPEST else [""]:
                 if name not in place._modules:
-                    place.add_module(name, nn.Module())
+                    place.add_module(name, Held())
                 place = place._modules[name]
             place.register_buffer(leaf, value)
         except KeyError as error:  # PyTorch's, for a name that is empty or taken
-            raise WeightsError(f"{PREFIX}{key[:80]} is no key of a task's own module ({error.args[0]}): expected "
-                               f"{PREFIX}<module>.<parameter>, of at most {DEEPEST} modules in each other") from None
+            raise WeightsError(f"{in_place(key)[:80]} is no key of a task's own module ({error.args[0]}): expected "
+                               f"{HEAD}.<parameter> or {PREFIX}<module>.<parameter>, of at most {DEEPEST} modules in "
+                               "each other") from None
+
+
+def saved_state(model) -> dict[str, Tensor]:
+    """Return the tensors of a model's head and own modules, by `<module>.<parameter>`."""
+    return {f"{name}.{key}": value for name, module in named(model).items()
+            for key, value in module.state_dict().items()}
+
+
+def named(model) -> dict[str, nn.Module]:
+    """Return the modules of a model's task by name, its head as HEAD."""
+    return ({HEAD: model.head} if model.head is not None else {}) | dict(model.own.items())
 
 
 def attach(model, task) -> list[str]:
-    """Give a model the modules of a task, with the weights that the model's checkpoint has for them.
+    """Give a model the head and modules of a task, with the weights that the model's checkpoint has for them.
 
     Args:
-        model: an EgoVLP; modules that its checkpoint has of another task are left out, and named.
-        task: `task.modules(model)` makes them; the random numbers in it depend on the seed alone.
+        model: an EgoVLP or a FeatureModel; what its checkpoint has of another task is left out, and named.
+        task: `task.head(model)` and `task.modules(model)` make them; the random numbers in it depend on the seed alone.
 
     Returns:
         The names of modules that start fresh, because the checkpoint has no weights for them.
 
     Raises:
-        ConfigError: `task.modules` gives something else than modules by names.
+        ConfigError: `task.head` or `task.modules` gives something else than a module, or modules by names.
         WeightsError: a module does not fit the checkpoint's weights.
     """
-    saved, fresh = model.own.state_dict(), []
+    saved, fresh = saved_state(model), []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(task.config.seed)
+        head = task.head(model)
         made = task.modules(model)
+    kind = type(task).__name__
+    if head is not None and not isinstance(head, nn.Module):
+        raise ConfigError(f"{kind}.head gives a {type(head).__name__}: expected a module, or None")
+    if HEAD in made:
+        raise ConfigError(f"{kind}.modules gives {HEAD!r}: return it from the method `head(model)` instead, and use it "
+                          "as model.head")
     for name, module in made.items():
         if not isinstance(module, nn.Module) or not name.isidentifier() or hasattr(nn.ModuleDict, name):
-            raise ConfigError(f"{type(task).__name__}.modules gives {name!r}, a {type(module).__name__}: expected "
-                              "names such as 'head' and modules (for numbers, nn.ParameterDict)")
-    modules = nn.ModuleDict(made)
+            raise ConfigError(f"{kind}.modules gives {name!r}, a {type(module).__name__}: expected "
+                              "names such as 'encoder' and modules (for numbers, nn.ParameterDict)")
+    modules = ({} if head is None else {HEAD: head}) | made
     for name, module in modules.items():
         state = {key.partition(".")[2]: value for key, value in saved.items() if key.startswith(f"{name}.")}
         if not state:
@@ -86,5 +130,6 @@ def attach(model, task) -> list[str]:
                                f"params.yaml); {error}") from error
     if other := sorted({key.partition(".")[0] for key in saved} - modules.keys()):
         print(f"the checkpoint's modules of another task are left out: {', '.join(other)}", flush=True)
-    model.own = modules.to(model.device)
+    model.head = None if head is None else head.to(model.device)
+    model.own = nn.ModuleDict(made).to(model.device)
     return fresh

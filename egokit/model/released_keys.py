@@ -51,7 +51,7 @@ TABLE = [
 HARMLESS = re.compile(r"(.*\.)?position_ids")  # a buffer that some versions of transformers save
 # names that DistributedDataParallel, torch.compile, checkpointing and FSDP put into keys
 WRAPPERS = ("module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
-PREFIX = "own."  # of the keys of a task's own modules
+PREFIX, HEAD = "own.", "head"  # where a model has its task's modules, and its task's head
 LEAF = r"(weight|bias|(query|key|value|fc1|fc2|dense|qkv|proj|\d+)\.(weight|bias))"
 
 
@@ -86,14 +86,14 @@ def unwrap(state: dict) -> tuple[dict, list[str]]:
     """Return a state dict without the names that wrappers put into its keys, and the keys that then are second ones.
 
     Args:
-        state: keys with or without names of WRAPPERS, in any place, order and number. A task's own modules, under
-            PREFIX, may have parts that are called so; of theirs only those before PREFIX and torch.compile's go.
+        state: keys with or without names of WRAPPERS, in any place, order and number. A task's modules, under PREFIX
+            and HEAD, may have parts that are called so; of theirs only those before these and torch.compile's go.
     """
     bare, second = {}, []
     for key, value in state.items():
         parts = key.split(".")
         start = next((i for i, part in enumerate(parts) if part not in WRAPPERS), 0)
-        inner = WRAPPERS[1:] if parts[start] == PREFIX.removesuffix(".") else WRAPPERS
+        inner = WRAPPERS[1:] if parts[start] in (PREFIX.removesuffix("."), HEAD) else WRAPPERS
         name = ".".join(part for part in parts[start:] if part not in inner)
         if name in bare:
             second.append(f"{key} (a second one for {name})")

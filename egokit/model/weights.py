@@ -17,9 +17,9 @@ from egokit.model import checkpoints
 from egokit.model.checkpoints import WeightsError
 from egokit.model.egovlp import EgoVLP
 from egokit.model.feature_model import FeatureModel
-from egokit.model.own_modules import attach, hold, split_own
+from egokit.model.own_modules import attach, hold, named, split_own
 from egokit.model.recorded_shape import read_record, shape_of
-from egokit.model.released_keys import PREFIX, our_keys, rename, unwrap
+from egokit.model.released_keys import HEAD, PREFIX, our_keys, rename, unwrap
 from egokit.model.text_encoder import load_tokenizer
 
 
@@ -164,10 +164,10 @@ def export(model: EgoVLP, path: str | Path) -> None:
     Its key names are under 'module.', and it has the buffer of position ids that the original code expects. Modules of
     a task's own are left out, and named, because the original code refuses what it doesn't know.
     """
-    if len(model.own._modules):
-        print(f"left out, as the original code doesn't know them: {', '.join(model.own._modules)}", flush=True)
+    if left_out := list(named(model)):
+        print(f"left out, as the original code doesn't know them: {', '.join(left_out)}", flush=True)
     state = {f"module.{rename(key, 'released')}": value for key, value in model.state_dict().items()
-             if not key.startswith(PREFIX)}
+             if not key.startswith((PREFIX, f"{HEAD}."))}
     state["module.text_model.embeddings.position_ids"] = torch.arange(model.config.max_positions, device="cpu")[None]
     checkpoints.write(path, {"arch": "DistributedDataParallel", "epoch": 0, "state_dict": state, "monitor_best": 0.0,
                              "config": {"egokit": _shape(model)}})

@@ -20,6 +20,7 @@ PUBLIC_NAMES = {  # for a task of one's own: name -> module, imported on first u
     "read_chunked": "data.video.clips", "sample_frames": "data.video.frame_sampling",
     "normalise": "data.video.transforms", "TaskConfig": "config.schema", "Count": "config.schema",
     "Positive": "config.schema", "NotNegative": "config.schema", "Share": "config.schema", "check_name": "config.names",
+    "ClassHead": "model.class_head",
 }
 __all__ = ["TASKS", "find", "make", *PUBLIC_NAMES]
 

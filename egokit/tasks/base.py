@@ -1,18 +1,16 @@
 """Task: what a benchmark gives, and what all tasks share."""
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 from torch import Tensor, nn
 
-from egokit.config.access import exists
 from egokit.config.build import ConfigError
 from egokit.config.schema import Config, TaskConfig
-from egokit.data.loader import stack
-from egokit.data.site_checks import Checks, Finding, missing_file
+from egokit.data.site_checks import Checks, Finding
 from egokit.data.video import open_video, transforms
 from egokit.model import checkpoints
 from egokit.model.own_modules import refuse_trained
@@ -20,15 +18,15 @@ from egokit.model.text_encoder import load_tokenizer
 from egokit.model.weights import initial_model
 from egokit.runs.ledger import Result
 from egokit.runs.run_folder import Run
-from egokit.train import distributed
-from egokit.train.gradient_cache import by_micro_batches
+from egokit.tasks.tools import TaskTools
 
 RENAMED = {"score": "score_batch", "scores": "score_matrix", "expected": "num_rows", "keep": "save_outputs",
-           "rows_in_sample": "rows_per_sample", "clips_in_sample": "clips_per_sample"}  # earlier names
+           "rows_in_sample": "rows_per_sample", "clips_in_sample": "clips_per_sample",
+           "uses_fusion": 'trains ("all" for True, "embeddings" for False)'}  # earlier names
 WATCHED = 4  # held-out samples whose predictions are logged at each validation
 
 
-class Task:
+class Task(TaskTools):
     """A benchmark or a training task; subclasses override what they need.
 
     To be evaluated, a task gives `dataset`, `score_batch` and `metrics`; to be trained, `dataset`, `loss` and `best`.
@@ -43,7 +41,9 @@ class Task:
         recipe: the published recipe, a file under params/; recipe_sha256: its hash, so that the ledger notices an edit.
         samples: how many the real data set has, 0 if that is unknown; `unit` is what they are called.
         figures: pictures worth a look, of those that the notebook leaves in its run's figures/.
-        uses_fusion: whether the loss trains the fusion encoder. If not, its parameters are frozen.
+        trains: which outputs of the model the loss reads, as `EgoVLP.unused_parameters` names them; what gives none of
+            them is frozen. "embeddings": the dual encoder's; "all": the fusion encoder's, too.
+        selection_split: name of the split on which `validation` chooses the best checkpoint.
         fixed_length: whether training pads all texts to data.max_tokens, as on GPUs, where a new shape costs time.
         clips_per_sample, rows_per_sample: rows of batch["video"], and of `score_batch`, for each sample.
         reports_last: whether a training's result is its last validation, and the best one is told beside it.
@@ -55,7 +55,8 @@ class Task:
     published: ClassVar[dict[str, float | None] | list[Result]] = {}
     recipe, recipe_sha256, samples, unit = "", "", 0, "samples"
     figures: ClassVar[tuple[str, ...]] = ()
-    uses_fusion = fixed_length = reports_last = False
+    trains, selection_split = "embeddings", "test"
+    fixed_length = reports_last = False
     clips_per_sample = rows_per_sample = 1
 
     def __init_subclass__(cls, **options):
@@ -96,6 +97,15 @@ class Task:
             return list(cls.published)
         return [Result(f"{cls.__name__} {metric}, {section}", section, metric, number)
                 for section in cls.actions().values() for metric, number in cls.published.items()]
+
+    @classmethod
+    def published_recipe(cls, recipe: dict) -> tuple[str, str]:
+        """Return the name and the hash of the published recipe to compare a run's with.
+
+        Args:
+            recipe: the run's, {"section.key": value}.
+        """
+        return cls.recipe, cls.recipe_sha256
 
     @classmethod
     def encodes(cls, action: str) -> bool:
@@ -143,8 +153,8 @@ class Task:
 
         Random draws behind a global value must be equal on all ranks: rank 0 draws from (seed, step) and
         `distributed.broadcast` hands it on. Wrap what takes memory in `self.in_parts`. Every parameter that is trained
-        needs a gradient in every step, because DDP waits for it; see `uses_fusion`. Parameters of the task's own come
-        from `modules`. What is to be logged but not minimised comes from `watched`.
+        needs a gradient in every step, because DDP waits for it; see `unused`. Parameters of the task's own come
+        from `head` and `modules`. What is to be logged but not minimised comes from `watched`.
 
         Args:
             model: an EgoVLP in training mode, under autocast in train.precision.
@@ -160,16 +170,21 @@ class Task:
         """Return the model that a job ("train", "evaluate", "extract") starts with: that of `init`, or a fresh one."""
         return initial_model(self.config, self.config.data.eval_frames if action == "evaluate" else None)
 
+    def head(self, model) -> nn.Module | None:
+        """Return the task's head, which the model holds as model.head, or None; else as `modules`."""
+
     def modules(self, model) -> dict[str, nn.Module]:
-        """Return the task's own modules by name: a head, an encoder, an nn.ParameterDict of learnable numbers.
+        """Return the task's other modules by name: an encoder, an nn.ParameterDict of learnable numbers.
 
         The model holds them as model.own[name]: trained with it, at optim.head_lr_scale times the rate, averaged over
-        ranks, saved and loaded. This is also the place to freeze parts of the model, by requires_grad_(False).
-
-        Args:
-            model: an EgoVLP with its weights loaded.
+        ranks, saved and loaded. This, or `head`, is the place to freeze parts of the model, by requires_grad_(False);
+        the model has its weights.
         """
         return {}
+
+    def unused(self, model) -> set[str]:
+        """Return the names of the parameters that the loss gives no gradient: training freezes them."""
+        return model.unused_parameters(self.trains)
 
     def watched(self, model) -> dict[str, float | Tensor]:
         """Return numbers to log beside the loss, by name, such as a learned temperature; they are not minimised."""
@@ -228,13 +243,19 @@ class Task:
         """Write what an evaluation leaves in the run folder beside its metrics."""
         run.write_rows(section, rows, prompts_KE)
 
-    def chance(self) -> dict[str, float]:
-        """Return the metrics of random scores on the same labels."""
+    def chance(self) -> dict[str, float]:  # the metrics of random scores on the same labels
         return {}
 
     def validation(self) -> Task:
         """Return the task that is evaluated between epochs of training."""
         return self
+
+    def held_out(self) -> Task | None:
+        """Return the task on which the best checkpoint is scored once, after training; None takes `validation`'s score.
+
+        Its metrics are then the training's result, and those of the validation stand beside them as "val_…".
+        """
+        return None
 
     @classmethod
     def inputs(cls, config: Config, action: str) -> dict[str, str]:
@@ -249,52 +270,3 @@ class Task:
             checks: the site's config and data root, and checks that tasks share, such as `check_file`.
         """
         yield from ()
-
-    # shared
-    def require_file(self, *parts: str) -> Path:
-        """Return the path of a file under the data root, or raise an error that says the fix."""
-        path = self.root.joinpath(*parts)
-        if not exists(path):
-            raise missing_file(path, self.inputs(self.config, "train"), self.config)
-        return path
-
-    def transform(self, frames_THWC: np.ndarray, rng: np.random.Generator | None) -> Tensor:
-        """Crop and resize uint8 frames to (T, 3, size, size): at random with an rng."""
-        size, data = self.config.model.image_size, self.config.data
-        if rng is None:
-            return transforms.evaluation(frames_THWC, size, data.eval_resize)
-        return transforms.training(frames_THWC, size, data.crop_scale, data.flip, rng)
-
-    def in_parts(self, function: Callable, *inputs: Tensor):
-        """Return function(*inputs), computed train.micro_batch samples at a time.
-
-        See `gradient_cache.by_micro_batches`: the function must neither mix rows nor talk to other ranks.
-        """
-        return by_micro_batches(function, self.config.train.micro_batch * self.clips_per_sample, *inputs)
-
-    def embeddings(self, model, batch: dict, counts: list[int] | None = None) -> tuple[Tensor, Tensor]:
-        """Return the video and text embeddings of the global batch, each (B, E), with gradients.
-
-        Args:
-            batch: this rank's "video" (b, T, 3, size, size) and "tokens".
-            counts: every rank's b, if known.
-        """
-        def embed(frames: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-            # Texts first: the backward pass then frees the clips' activations before it makes the words' large gradient
-            text_bE = model.embed_text({"input_ids": ids, "attention_mask": mask})
-            return self.embed_video(model, frames), text_bE
-
-        tokens = batch["tokens"]
-        video_bE, text_bE = self.in_parts(embed, batch["video"], tokens["input_ids"], tokens["attention_mask"])
-        return distributed.gather(video_bE, counts), distributed.gather(text_bE, counts)
-
-    def limited(self, length: int) -> int:
-        """Return the number of samples to use: data.limit at most, if it is set."""
-        return min(length, self.config.data.limit or length)
-
-    def collate(self, items: list[dict]) -> dict:
-        """Make a batch: tensors and arrays are stacked, numbers become a tensor, other values stay lists.
-
-        "text" is also tokenised to "tokens": {"input_ids": (b, L), "attention_mask": (b, L)}.
-        """
-        return stack(items, lambda texts: self.tokenizer(texts, self.config.data.max_tokens, self.fixed_length))

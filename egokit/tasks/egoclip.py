@@ -84,7 +84,7 @@ class EgoClip(Task):
         val_frames: Count = 4                  # frames of a clip in EgoMCQ between epochs
 
     best = "ensemble_intra"
-    uses_fusion = True
+    trains = "all"
     clips_per_sample = 2  # a clip and its negative
 
     def dataset(self, split: str) -> Clips:

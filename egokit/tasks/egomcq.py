@@ -87,7 +87,6 @@ class EgoMCQ(ChoiceTask):
     best = "ensemble_intra"
     meanings: ClassVar = {"dual": "cosine", "fusion": "matching probability", "ensemble": "their sum"}
     partly_relevant = "the same verb or the same noun"
-    uses_fusion = True
     rows_per_sample = CHOICES  # a sample is a question, a row its pair with one clip
 
     def __init__(self, config):

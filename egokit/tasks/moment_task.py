@@ -149,16 +149,16 @@ class MomentTask(Task):
                                            f"one (run:{self.notebook}/<run>) or a checkpoint")
         return feature_model.load(head) if head else FeatureModel()
 
-    def modules(self, model) -> dict[str, nn.Module]:
-        if not isinstance(model, FeatureModel):  # the encoders of an extraction
-            return {}
+    def head(self, model) -> nn.Module | None:
+        return self.fresh_head() if isinstance(model, FeatureModel) else None  # not of the encoders of an extraction
+
+    def fresh_head(self) -> nn.Module:  # for the task's features and classes, with its initial weights
         own = self.config.task
-        return {"head": MomentHead(self.files.dimension, self.num_classes, dim=own.dim, levels=own.levels,
-                                   stem=own.stem, pyramid=own.pyramid, text=self.text, dropout=own.dropout)}
+        return MomentHead(self.files.dimension, self.num_classes, dim=own.dim, levels=own.levels,
+                          stem=own.stem, pyramid=own.pyramid, text=self.text, dropout=own.dropout)
 
     @property
-    def num_classes(self) -> int:
-        """How many classes the head has."""
+    def num_classes(self) -> int:  # of the head
         raise NotImplementedError
 
     def entries(self, split: str) -> list[Entry]:
@@ -215,7 +215,7 @@ class MomentTask(Task):
 
     def points(self, model, batch: dict) -> tuple[Tensor, ...]:
         """Return the head's logits, offsets and mask for a batch, and its points (P, 4)."""
-        head, T = model.own["head"], batch["video"].shape[1]
+        head, T = model.head, batch["video"].shape[1]
 
         def compute(features_BTE: Tensor, mask_BT: Tensor, *words: Tensor):
             return tuple(head(features_BTE.transpose(1, 2), mask_BT, *words))
@@ -229,7 +229,7 @@ class MomentTask(Task):
         sums = losses(Points(logits, offsets, mask), *wanted)
         ranks = distributed.world_size()
         positives = distributed.mean(sums.positives.float()) * ranks
-        share = ranks / model.own["head"].normaliser(positives)
+        share = ranks / model.head.normaliser(positives)
         return {"class": sums.focal * share, "offset": sums.diou * share}
 
     def score_batch(self, model, batch: dict) -> dict[str, np.ndarray]:

@@ -16,6 +16,7 @@ from torch import nn
 from egokit.config.schema import Config, Scored
 from egokit.data import annotation_json
 from egokit.data.site_checks import Checks, Finding
+from egokit.model.feature_model import FeatureModel
 from egokit.runs.files import write_text
 from egokit.runs.ledger import Result
 from egokit.runs.run_folder import Run
@@ -76,8 +77,7 @@ class EgoMQ(MomentTask, ClipFeatures):
         return len(self.names)
 
     def modules(self, model) -> dict[str, nn.Module]:
-        made = super().modules(model)
-        return made | {"classes": ClassNames(self.names)} if made else made
+        return {"classes": ClassNames(self.names)} if isinstance(model, FeatureModel) else {}
 
     def entries(self, split: str) -> list[Entry]:
         number = {name: place for place, name in enumerate(self.names)}

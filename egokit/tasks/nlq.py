@@ -109,9 +109,8 @@ class EgoNLQ(MomentTask, NLQFeatures):
         tokens = min(own.positions, self.config.data.eval_max_tokens)
         return {"video": own.positions, "words": tokens} if self.is_span else {}
 
-    def modules(self, model) -> dict[str, nn.Module]:
-        made = super().modules(model)
-        return {"head": span_task.make(self)} if made and self.is_span else made
+    def fresh_head(self) -> nn.Module:
+        return span_task.make(self) if self.is_span else super().fresh_head()
 
     def seen(self, feature: np.ndarray) -> np.ndarray:
         return span_labels.resample(feature, self.config.task.positions) if self.is_span else feature
@@ -123,10 +122,10 @@ class EgoNLQ(MomentTask, NLQFeatures):
         return span_task.labels(entry.source, N) if self.is_span else {}
 
     def loss(self, model, batch: dict, step: int) -> dict[str, Tensor]:
-        return (span_task.loss(self, model.own["head"], batch) if self.is_span else super().loss(model, batch, step))
+        return (span_task.loss(self, model.head, batch) if self.is_span else super().loss(model, batch, step))
 
     def candidates(self, model, batch: dict) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        return (span_task.candidates(model.own["head"], batch, ANSWERS) if self.is_span else
+        return (span_task.candidates(model.head, batch, ANSWERS) if self.is_span else
                 super().candidates(model, batch))
 
     def questions(self, split: str) -> list[Question]:

@@ -10,8 +10,10 @@ import numpy as np
 import torch
 
 from egokit.data.loader import build_loader, evaluation_batches, move_to_device
+from egokit.model import checkpoints
 from egokit.model.egovlp import embed_texts
 from egokit.model.precision import autocast
+from egokit.runs.run_folder import Run
 from egokit.train import distributed
 
 
@@ -80,3 +82,21 @@ def evaluate(model, task, split: str = "test", on_batch: Callable[[int, int], No
     metrics = task.metrics(rows, prompts_KE)
     samples = len(rows["index"]) // task.rows_per_sample
     return metrics | {"samples": samples, "seconds": time.perf_counter() - began}, rows, prompts_KE
+
+
+def score_held_out(model, task, run: Run, section: str, chosen: dict) -> dict:
+    """Return what a training reports: `chosen`; where its task holds samples out, the best model's metrics on them.
+
+    Args:
+        model: takes the weights of the run's best.pt if there are samples to score.
+        task: its `held_out` is scored, once, and its outputs are saved.
+        chosen: metrics of the validation that chose the model; they then get the prefix "val_".
+    """
+    held_out = task.held_out()
+    if held_out is None:
+        return chosen
+    checkpoints.restore(model, run.checkpoints / "best.pt")
+    metrics, *outputs = evaluate(model, held_out)
+    if distributed.rank() == 0:
+        held_out.save_outputs(run, section, *outputs)
+    return metrics | {f"val_{name}": value for name, value in chosen.items()}

@@ -20,7 +20,7 @@ from egokit.model.own_modules import attach
 from egokit.model.precision import deterministic
 from egokit.runs.run_folder import Run
 from egokit.train import distributed, memory_plan, optim
-from egokit.train.evaluate import evaluate
+from egokit.train.evaluate import evaluate, score_held_out
 from egokit.train.preemption import StopSignal
 from egokit.train.step import Objective
 from egokit.train.weight_average import WeightAverage
@@ -149,7 +149,8 @@ class Trainer:
             with self.stop.deferred():
                 self.epoch(epoch, itertools.islice(batches, self.steps_per_epoch - first))
                 self.save()
-        return self.best["metrics"] | {"step": self.best["step"], "steps": self.steps, "skipped_steps": self.skipped,
+        result = score_held_out(self.model, self.task, self.run, self.section, self.best["metrics"])
+        return result | {"step": self.best["step"], "steps": self.steps, "skipped_steps": self.skipped,
                                        "bad_samples": self.bad, "evaluation_seconds": self.best["metrics"]["seconds"],
                                        "seconds": time.perf_counter() - self.began}
 
@@ -187,7 +188,7 @@ class Trainer:
             arrived = time.perf_counter()
             self.unreported += batch.pop("bad", [])
             batch = move_to_device(batch, self.device)
-            self.model.train()
+            self.objective.training_mode()
             stop_requested = self.stop.ask_ranks()
             rate = optim.learning_rate(self.step, self.steps, self.steps_per_epoch, self.config.optim)
             try:

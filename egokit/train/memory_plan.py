@@ -54,14 +54,13 @@ FLOAT32 = {"none": 1.8, "cheap": 1.9, "full": 1.55}  # what is kept in fp32, as 
 
 
 @functools.lru_cache(maxsize=8)
-def network_of(model: ModelConfig, uses_fusion: bool) -> EgoVLP:
+def network_of(model: ModelConfig, trains: str) -> EgoVLP:
     """Return a network of a shape that takes no memory, with what is trained marked."""
     with torch.device("meta"):
         network = EgoVLP(dataclasses.replace(model, vocab_size=model.vocab_size or ModelConfig.vocab_size))
-    if not uses_fusion:
-        frozen = set(network.parameters_by_role()["fusion"])
-        for name, parameter in network.named_parameters():
-            parameter.requires_grad_(name not in frozen)
+    frozen = network.unused_parameters(trains)
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(name not in frozen)
     return network
 
 
@@ -76,13 +75,13 @@ def predicted_gib(config: Config, task, processes: int, network: EgoVLP | None =
 
     Args:
         network: the network that is trained, whose shape a checkpoint may have given; None takes the config's.
-        task: the task or its class: whether it uses fusion, and how many clips a sample has.
+        task: the task or its class: what it trains, and how many clips a sample has.
         processes: over which the batch is spread.
     """
     plan = plan_batch(config, processes)
     half = config.train.precision in ("fp16", "bf16")
     model = config.model if network is None else network.config.computed_as(config.model)
-    all_weights, trained = parameter_bytes(network or network_of(model, task.uses_fusion))
+    all_weights, trained = parameter_bytes(network or network_of(model, task.trains))
     kernels = "triton" if model.attention == "triton" else "sdpa"
     mode = "none" if config.train.compile and model.checkpointing == "cheap" else model.checkpointing
     kept = COUNTED[kernels, model.half_residual and half][mode]
@@ -90,9 +89,11 @@ def predicted_gib(config: Config, task, processes: int, network: EgoVLP | None =
     value *= 1 if half else FLOAT32[mode]
     clips, share = (samples * task.clips_per_sample for samples in (plan.micro_batch, plan.largest_share))
     activations = clips * (model.depth * kept.block + kept.dual)
-    if task.uses_fusion and config.train.micro_batch:  # one pass at a time
+    if task.trains == "fused_video":  # a single pass
+        activations += clips * model.num_fused_layers * (kept.fused - kept.block)
+    elif task.trains == "all" and config.train.micro_batch:  # one pass at a time
         activations = max(activations, clips * (model.num_fused_layers * kept.fused + kept.dual) + share * SHARED)
-    elif task.uses_fusion:
+    elif task.trains == "all":
         activations = clips * ((2 * model.depth - model.num_fused_layers) * kept.block
                                + 2 * model.num_fused_layers * kept.fused + kept.rest)
     kept_bytes = trained // 2 * half + value * activations
@@ -126,7 +127,7 @@ def smaller_settings(config: Config, task, processes: int) -> list[dict[str, dic
         modes = tuple(mode for mode in modes if mode != "cheap")
     size = plan_batch(config, processes).micro_batch
     # of the whole share, too, because stages are then computed one after the other
-    sizes = [size] if task.uses_fusion and not config.train.micro_batch else []
+    sizes = [size] if task.trains == "all" and not config.train.micro_batch else []
     while size := size // 2:
         sizes.append(size)
     micro_batches = [{"train": {"micro_batch": size}} for size in sizes]

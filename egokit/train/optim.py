@@ -19,12 +19,12 @@ def param_groups(model, config: OptimConfig) -> list[dict]:
         At most four groups; "scale" is the factor on the learning rate, which `set_rate` reads.
     """
     roles = model.parameters_by_role()
-    heads = {name for role in ("fusion", "projection", "own") for name in roles[role]}
+    heads = {name for role in ("fusion", "projection", "head", "own") for name in roles[role]}
     groups: dict[tuple[bool, bool], list] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             no_decay = (name.endswith("bias") or "norm" in name.rpartition(".")[0].rpartition(".")[2]
-                        or (parameter.ndim < 2 and name in roles["own"]))
+                        or (parameter.ndim < 2 and name in roles["head"] + roles["own"]))
             groups.setdefault((name in heads, no_decay), []).append(parameter)
     return [{"params": parameters, "scale": config.head_lr_scale if is_head else 1.0,
              "weight_decay": 0.0 if no_decay else config.weight_decay}

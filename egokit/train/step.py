@@ -28,11 +28,36 @@ class Loss(nn.Module):
         return sum(terms.values()), {name: value.detach() for name, value in terms.items()}
 
 
+def freeze(model, task, only_head: bool) -> bool:
+    """Freeze what is not trained; what the task has frozen stays frozen.
+
+    Args:
+        only_head: train the task's own modules alone.
+
+    Returns:
+        Whether all but the task's own modules is frozen, so that it need not be in training mode.
+
+    Raises:
+        ConfigError: only the head is to be trained, but the task has none.
+    """
+    roles, unused = model.parameters_by_role(), task.unused(model)
+    own = {*roles["head"], *roles["own"]}
+    if only_head and not own:
+        raise ConfigError(f"train.only_head is true, but task {task.config.task.name!r} has no head: set it to false, "
+                          "or give the task a head (Task.head)")
+    for name, parameter in model.named_parameters():
+        # DDP waits for every gradient that is asked for: the loss gives the unused ones none
+        if name in unused or (only_head and name not in own):
+            parameter.requires_grad_(False)
+    return only_head
+
+
 class Objective:
     """What training minimises, and how its gradient is computed.
 
     Attributes:
         plan: how the batch is spread over processes and micro-batches.
+        frozen: whether all but the task's own modules is frozen (train.only_head).
         micro_batched: whether train.micro_batch is set. It may hold a rank's whole share: that halves the memory,
             because the passes of the loss are recomputed one after the other in the backward pass.
     """
@@ -40,11 +65,7 @@ class Objective:
     def __init__(self, config: Config, model, task):
         self.model, self.precision = model, config.train.precision
         self.plan = plan_batch(config, distributed.world_size())
-        if not task.uses_fusion:  # DDP waits for every gradient: freeze what the loss doesn't use
-            unused = set(model.parameters_by_role()["fusion"])
-            for name, parameter in model.named_parameters():
-                if name in unused:  # what the task has frozen stays frozen
-                    parameter.requires_grad_(False)
+        self.frozen = freeze(model, task, config.train.only_head)
         if config.train.compile:
             compile_blocks(model)
         self.loss = Loss(model, task)
@@ -57,6 +78,14 @@ class Objective:
             self.loss = nn.parallel.DistributedDataParallel(
                 self.loss, device_ids=[model.device] if model.device.type == "cuda" else None,
                 gradient_as_bucket_view=True)
+
+    def training_mode(self) -> None:
+        """Put the model into training mode: frozen encoders without dropout, as stored features are made."""
+        self.model.train(not self.frozen)
+        if self.frozen:
+            self.model.own.train()
+            if self.model.head is not None:
+                self.model.head.train()
 
     def warm_up_ddp(self, batch: dict, step: int, scaler: torch.amp.GradScaler) -> None:
         """Run one throw-away backward pass after each (re)start, before the first step.
