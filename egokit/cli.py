@@ -133,7 +133,7 @@ def ledger(arguments) -> None:
 def convert(arguments) -> None:
     from egokit.model import weights
     out = Path(arguments.out)
-    suffixes = (".pth", ".pt") if arguments.command == "export" else (".safetensors", ".pt", ".pth")
+    suffixes = (".pth", ".pt", ".tar") if arguments.command == "export" else (".safetensors", ".pt", ".pth")
     if out.suffix not in suffixes:
         raise weights.WeightsError(f"{out}: expected a name that ends in {', '.join(suffixes)}")
     if out.exists() and not arguments.force:
