@@ -41,7 +41,7 @@ from egokit.tasks.taskqa_vectors import FOLDER, VectorFiles, VectorSamples, read
 from egokit.train import distributed
 
 SPLITS = ("direct", "indirect")
-RECIPES = {"direct": ("egotaskqa_head", "000000000000"), "indirect": ("egotaskqa_head_indirect", "000000000000")}
+RECIPES = {"direct": ("egotaskqa_head", "13b21b55a1f5"), "indirect": ("egotaskqa_head_indirect", "1a2a880ab62b")}
 PUBLISHED = {"direct": (26.59, 69.10, 37.87, None), "indirect": (22.11, 57.19, 35.20, None)}
 
 
