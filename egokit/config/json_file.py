@@ -7,6 +7,7 @@ A shape is a type, or one of these:
     (shape, None)        a value that may be null; (shape, ...): a field that may be absent
 """
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from egokit.config.access import exists
@@ -22,18 +23,23 @@ WORDS = {str: "text", bool: "true or false", dict: "an object", list: "a list", 
          int: "a whole number"}
 
 
-def parse_json(text: str | bytes):
+def parse_json(text: str | bytes, most: int = MOST, hook: Callable[[dict], object] | None = None):
     """Return the value of a JSON text.
+
+    Args:
+        most: how many lists and objects it may have.
+        hook: called with each object as soon as it is read, it returns what takes its place; so a large text's needless
+            fields never fill the memory.
 
     Raises:
         ValueError: it is not JSON, nested too deeply, or has too many lists and objects; the message is one line, and
             names no file.
     """
     brackets = sum(map(text.count, "[{" if isinstance(text, str) else b"[{"))
-    if brackets > MOST:
-        raise ValueError(f"more than {MOST:,} lists and objects, expected fewer")
+    if brackets > most:
+        raise ValueError(f"more than {most:,} lists and objects, expected fewer")
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_hook=hook)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON, {error}") from None
     if brackets <= DEEPEST:  # most texts

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from egokit.config.access import file_exists
 from egokit.config.build import ConfigError
-from egokit.config.json_file import HUGE, parse_json
+from egokit.config.json_file import HUGE, MOST, parse_json
 from egokit.config.names import check_name, check_path
 
 CHOICES = 5
@@ -17,16 +17,18 @@ DIGITS = 100  # of a question's number
 SPLITS = ("train", "val", "test_unannotated")  # of moments_*.json and nlq_*.json
 
 
-def read_document(path: Path, fix: str = "download it again"):
+def read_document(path: Path, fix: str = "download it again", most: int = MOST,
+                  hook: Callable[[dict], object] | None = None):
     """Read a JSON file in UTF-8, with or without a byte order mark, or raise what `read_csv` raises.
 
     Args:
         fix: what to do about a damaged file.
+        most, hook: as of `parse_json`.
     """
     if not file_exists(path):
         raise FileNotFoundError(f"{path} is missing; docs/data.md says where it comes from")
     try:
-        return parse_json(path.read_text(encoding="utf-8-sig"))
+        return parse_json(path.read_text(encoding="utf-8-sig"), most, hook)
     except ValueError as error:
         raise ValueError(f"{path}: not JSON in UTF-8 text ({error}); the file may be cut off: {fix}") from None
 

@@ -148,4 +148,5 @@ def _in_words(key: str, value) -> str:
 def _checkpoint_name(init: str) -> str:
     """Return a short name: notebook/run for a run or its best.pt, else the file's name."""
     path = Path(init.removesuffix("/checkpoints/best.pt"))
-    return "/".join(path.parts[-1 if path.suffix in (".pt", ".pth", ".safetensors") else -2:]) or "random weights"
+    is_file = path.suffix in (".pt", ".pth", ".tar", ".safetensors")
+    return "/".join(path.parts[-1 if is_file else -2:]) or "random weights"
