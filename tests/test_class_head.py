@@ -77,7 +77,8 @@ def test_only_heads_of_known_kinds_are_built_without_their_task(model, tmp_path)
 
 @pytest.mark.parametrize(("key", "value"), [
     ("width", 10**12), ("width", 0), ("width", "x"), ("width", True), ("classes", 10**9), ("classes", 0),
-    ("classes", []), ("classes", "yes"), ("classes", ["a", 3]), ("classes", ["a\nb", "c", "d", "e"]), ("classes", ["a"] * (LARGEST + 1)),
+    ("classes", []),
+    ("classes", "yes"), ("classes", ["a", 3]), ("classes", ["a\nb", "c", "d", "e"]), ("classes", ["a"] * (LARGEST + 1)),
     ("classes", ["a" * 10**6] * 4), ("classes", ["a", "\x1b[2J", "b", "c"]), ("classes", {"a": 1}), ("classes", None),
     ("hidden", -1), ("hidden", 2**70), ("hidden", 1.5), ("dropout", 7), ("dropout", "x"), ("dropout", float("nan")),
     ("reads", "text"), ("reads", ["fusion"]), ("unknown", 3), (1, 2), ("kind", 3), ("kind", None), ("", []), ("", "x"),
