@@ -1,4 +1,4 @@
-"""EgoTaskQA end to end on tiny files: samples, answers clip by clip, what can't be read, checkpoints of other answers."""
+"""EgoTaskQA end to end on tiny files: samples, answers clip by clip, unreadable clips, other vocabularies."""
 import json
 import re
 
@@ -155,8 +155,8 @@ def test_two_ranks_and_micro_batches_give_one_result(project, root, tmp_path):
         first["gradients"].keys()
     assert all(gradient.norm() > 0 for name, gradient in first["gradients"].items() if "key.bias" not in name)
     parts = measure("egotaskqa_direct", f"{overrides} train.micro_batch=2", tmp_path / "parts", "tiny")
-    ranks("rank_moments.py", 2, tmp_path, json.dumps([
-        ("egotaskqa_direct", f"{overrides} evaluate.batch_size=1 train.micro_batch={size}", "tiny") for size in (0, 3)]))
+    asked = [f"{overrides} evaluate.batch_size=1 train.micro_batch={size}" for size in (0, 3)]
+    ranks("rank_moments.py", 2, tmp_path, json.dumps([("egotaskqa_direct", each, "tiny") for each in asked]))
     for what, other in zip(("parts", "ranks", "both"), [parts, *torch.load(tmp_path / "results.pt")], strict=True):
         assert_same(other, first, what)
         assert other["metrics"] == pytest.approx(first["metrics"], abs=1e-4), what
@@ -194,8 +194,8 @@ def test_unreadable_clips_are_errors_or_counted(made, root, tmp_path, capsys):
     lost = [question.clip in (CLIPS[1], CLIPS[3]) for question in task.asked]
     assert rows["unreadable"].tolist() == lost and (rows["classes"][lost] == -1).all()
     assert metrics["failed"] == metrics["unreadable_questions"] == 4 and metrics["samples"] == 11
-    assert metrics["direct_all"] == pytest.approx(
-        100 * np.mean([guess == question.answer for guess, question in zip(rows["classes"][:, 0], task.asked)]))
+    right = rows["classes"][:, 0] == [question.answer for question in task.asked]
+    assert metrics["direct_all"] == pytest.approx(100 * right.mean())
     out = capsys.readouterr().out
     assert CLIPS[1] in out and CLIPS[3] in out and "count as wrong" in out
     whole = evaluate(model, made())[1]
