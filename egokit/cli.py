@@ -10,7 +10,7 @@ from pathlib import Path
 from egokit.config.build import ConfigError
 from egokit.config.names import printable, protect_terminal
 from egokit.runs.explain import explained
-from egokit.tasks.moments import score
+from egokit.tasks import score
 
 
 def _recipe(parser: argparse.ArgumentParser, params: str | None = None, run: str | None = "demo") -> None:
@@ -133,7 +133,7 @@ def ledger(arguments) -> None:
 def convert(arguments) -> None:
     from egokit.model import weights
     out = Path(arguments.out)
-    suffixes = (".pth", ".pt") if arguments.command == "export" else (".safetensors", ".pt", ".pth")
+    suffixes = (".pth", ".pt", ".tar") if arguments.command == "export" else (".safetensors", ".pt", ".pth")
     if out.suffix not in suffixes:
         raise weights.WeightsError(f"{out}: expected a name that ends in {', '.join(suffixes)}")
     if out.exists() and not arguments.force:
@@ -226,9 +226,10 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--rerank", type=positive, default=0, metavar="N", help="reorder the best N by the fusion encoder")
     sub.add_argument("--csv", metavar="FILE", help="write the hits as a table")
     sub.add_argument("--clips", metavar="FOLDER", help="write each hit as an MP4")
-    sub = add("score", score.run, "Score a result file of EgoMQ or EgoNLQ, whoever made it: mAP, recalls.",
+    sub = add("score", score.run, "Score a result file of EgoMQ, EgoNLQ or QFVS, whoever made it: mAP, recalls, F1.",
               "egokit score mq submission.json --site local\n"
-              "  egokit score nlq nlq_submission.json --site local --json > scores.json")
+              "  egokit score nlq nlq_submission.json --site local --json > scores.json\n"
+              "  egokit score qfvs summaries.json --root ~/QFVS")
     score.add_arguments(sub)
     sub = add("runs", runs, "List every run's jobs, newest first: state, step, time left, last metric.", "egokit runs")
     sub.add_argument("--outputs", help="folder of the runs (default: outputs)")

@@ -1,6 +1,8 @@
 """Files in the released format with seeded weights, and the inputs that golden/ is for."""
 import importlib.util
 import json
+import sys
+import types
 from pathlib import Path
 
 import torch
@@ -30,6 +32,35 @@ def release(folder, kind, seed="A"):
 def release_state(kind, seed="A"):
     """Return the tensors of that file, without 'module.' in their names."""
     return _release.state_dict(str(KEYS[kind]), seed)
+
+
+def taskqa_head(seed, answers, width=768):
+    """Return the tensors of a released EgoTaskQA head."""
+    shapes = {"projector_1.weight": (answers, width), "projector_1.bias": (answers,),
+              "projector_2.weight": (answers, answers), "projector_2.bias": (answers,)}
+    return {key: torch.from_numpy(weight(seed, key, shape)) for key, shape in shapes.items()}
+
+
+def taskqa_release(path, state):
+    """Write a file in the layout of EgoTaskQA_finetune_direct.tar, with objects of foreign classes and code to run.
+
+    Args:
+        state: tensors by released names, without 'module.'.
+    """
+    frames = torch.nn.functional.interpolate(state["video_model.temporal_embed"][None], (16, state[
+        "video_model.temporal_embed"].shape[-1]), mode="bilinear", align_corners=True)[0]
+    state = {f"module.{key}": value for key, value in (state | {"video_model.temporal_embed": frames}).items()}
+    foreign = types.ModuleType("transformers_schedule")
+    foreign.Schedule = type("Schedule", (), {"__module__": foreign.__name__, "__reduce__": lambda self: (
+        foreign.Schedule, (1e-4,))})
+    foreign.Schedule.__init__ = lambda self, *rate: None
+    sys.modules[foreign.__name__] = foreign
+    torch.save({"model_state_dict": state, "global_step": 3024, "loss": torch.tensor(3.2, requires_grad=True),
+                "optimizer_state_dict": {"state": {0: {"step": torch.tensor(1.0), "exp_avg": torch.zeros(3)}},
+                                         "param_groups": [{"lr": 2e-4, "params": [0]}]},
+                "scheduler_state_dict": {"last_epoch": 3024, "lr_lambdas": [foreign.Schedule()]}}, path)
+    del sys.modules[foreign.__name__]
+    return path
 
 
 def inputs(figures):

@@ -16,7 +16,7 @@ from egokit.data.video.transforms import normalise
 from egokit.model import weights
 from egokit.model.text_encoder import additive_mask
 from egokit.runs.run_folder import Run
-from egokit.tasks import clip_features, nlq_features, windows
+from egokit.tasks import clip_features, extraction, nlq_features, windows
 
 
 @pytest.fixture
@@ -202,7 +202,7 @@ def test_a_disk_that_is_too_small_is_found_before_the_first_window(nlq, tmp_path
     config = nlq.config(f"{FUSED} data.limit=3")
     task, model, free = tasks.make(config), weights.initial_model(config).eval(), 0
     usage = collections.namedtuple("Usage", "total used free")
-    monkeypatch.setattr(clip_features.shutil, "disk_usage", lambda path: usage(0, 0, free))
+    monkeypatch.setattr(extraction.shutil, "disk_usage", lambda path: usage(0, 0, free))
     sizes = [task.bytes_of(model, clip) for clip in task.clips()]
     free = sum(sizes) - 1
     with pytest.raises(ConfigError, match=rf"{tmp_path}/run/features: the features of 3 clips, 9 questions need "

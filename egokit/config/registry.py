@@ -20,6 +20,7 @@ TASKS = {  # to register a task, give it a line here
     "charades": "egokit.tasks.charades:CharadesEgo", "egomcq": "egokit.tasks.egomcq:EgoMCQ",
     "mq": "egokit.tasks.mq:EgoMQ", "nlq": "egokit.tasks.nlq:EgoNLQ",
     "egotaskqa": "egokit.tasks.egotaskqa:EgoTaskQA",
+    "egotaskqa_head": "egokit.tasks.egotaskqa_head:EgoTaskQAHead",
     "search": "egokit.search.index_task:Search",
 }
 

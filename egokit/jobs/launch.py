@@ -27,6 +27,7 @@ from egokit.runs.run_folder import DEVICES, Run
 from egokit.train.batch_plan import check_batch
 
 ACTIONS = ("train", "evaluate", "extract")
+EXTRACTED = ("features", "vectors")  # folders that extractions fill
 
 
 class NotSubmitted(RuntimeError):
@@ -135,10 +136,10 @@ def sbatch_script(config: Config, run: Run | Path, action: str = "train", sectio
 
 
 def leftovers(run: Run, action: str) -> list[Path]:
-    """Return the files from which an unfinished job resumes: checkpoints, or features."""
+    """Return the files from which an unfinished job resumes: checkpoints, or what was extracted."""
     if action == "train":
         return [*run.checkpoints.glob("*.pt")]
-    return [*run.path.glob("features/*")] if action == "extract" else []
+    return [file for name in EXTRACTED for file in run.path.glob(f"{name}/*")] if action == "extract" else []
 
 
 def downgrade_config(config: dict, earlier: dict) -> dict:

@@ -19,7 +19,7 @@ from egokit.runs.files import atomic_path, file_sha256
 from egokit.runs.shown_text import shown
 
 FORMAT = "egokit-1"
-STATES = ("state_dict", "model")  # where files have their tensors, unless these are the content itself
+STATES = ("state_dict", "model", "model_state_dict")  # where files have tensors, unless they are the content itself
 
 
 class WeightsError(ValueError):
@@ -45,8 +45,7 @@ def read(path: str | Path, everything: bool = True) -> dict:
     try:
         with open(path, "rb") as file:
             content = tensor_file.open_lazily(file)
-            state = next((key for key in STATES if isinstance(content, dict) and isinstance(content.get(key), dict)),
-                         None)
+            state = _place(content)
             if everything:
                 return copy.deepcopy(content)
             if state is None:
@@ -155,15 +154,19 @@ def set_aside(damaged: list[Path], instead: Path) -> None:
         path.rename(f"{path}.damaged")
 
 
-def state_dict(content, path) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint's content.
+def _place(content) -> str | None:
+    """The key under which a checkpoint's content has its tensors; None if it is the tensors."""
+    return next((key for key in STATES if isinstance(content, dict) and isinstance(content.get(key), dict)), None)
 
-    They are under "state_dict", under "model", or the content itself.
+
+def state_dict(content, path) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint's content: those under one of STATES, or the content itself.
 
     Raises:
         WeightsError: there are none, or the file of that path holds something else.
     """
-    state = content.get("state_dict", content.get("model", content)) if isinstance(content, dict) else None
+    place = _place(content)
+    state = content if place is None else content[place]
     if (not isinstance(state, dict) or not state
             or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items())):
         raise WeightsError(f"{path} holds no state_dict of tensors: expected a released or an egokit checkpoint")
@@ -236,7 +239,7 @@ def write(path: str | Path, content: dict) -> None:
                 with open(temporary, "wb") as file:  # PyTorch would write the temporary file's name into the file
                     torch.save(content, file)
     except (OSError, RuntimeError) as error:  # torch.save says RuntimeError when the disk is full
-        needed = sum(tensor.nbytes for tensor in content["state_dict"].values()) / 2**20
+        needed = sum(tensor.nbytes for tensor in content[_place(content)].values()) / 2**20
         free = shutil.disk_usage(path.parent).free / 2**20
         cause = next((each for each in (error, error.__context__) if isinstance(each, OSError) and each.strerror), None)
         reason = cause.strerror if cause else "No space left on device" if free < needed else \

@@ -9,7 +9,11 @@ from typing import ClassVar, Literal, get_args
 
 from torch import Tensor, nn
 
+from egokit.config.names import is_hidden, shortened
+
 Reads = Literal["fusion", "video"]
+LARGEST = 100_000  # number of classes, and width of a layer
+LONGEST = 500      # characters of a class's name
 
 
 class ClassHead(nn.Module):
@@ -37,18 +41,25 @@ class ClassHead(nn.Module):
             dropout: share of the last layer's input that training leaves out.
 
         Raises:
-            ValueError: there are no classes, or `reads` is neither "fusion" nor "video".
+            ValueError: a size is out of bounds, a name is no text of one line, or `reads` is something else.
         """
         super().__init__()
-        self.classes = () if isinstance(classes, int) else tuple(classes)
+        self.classes = () if isinstance(classes, int) else checked_names(classes)
         self.num_classes = classes if isinstance(classes, int) else len(self.classes)
-        if self.num_classes < 1 or reads not in get_args(Reads):
-            raise ValueError(f"a head of {self.num_classes} classes that reads {reads!r}: expected one class or more, "
-                             "and 'fusion' or 'video'")
+        for what, size, least in (("classes", self.num_classes, 1), ("width", width, 1), ("hidden", hidden, 0)):
+            if type(size) is not int or not least <= size <= LARGEST:
+                raise ValueError(f"a head's {what}: expected a whole number from {least} to {LARGEST:,}, got {size!r}")
+        if reads not in get_args(Reads):
+            raise ValueError(f"a head reads {reads!r}: expected 'fusion' or 'video'")
         self.reads = reads
         self.fc1 = nn.Linear(width, hidden) if hidden else None
         self.dropout = nn.Dropout(dropout)
         self.fc2 = nn.Linear(hidden or width, self.num_classes)
+
+    @property
+    def in_features(self) -> int:
+        """D, the width of the states."""
+        return (self.fc2 if self.fc1 is None else self.fc1).in_features
 
     def forward(self, states_BD: Tensor) -> Tensor:
         """Return the classes' logits, (B, K)."""
@@ -58,6 +69,34 @@ class ClassHead(nn.Module):
 
     def settings(self) -> dict:
         """Return the arguments that make a head of this shape, as plain values."""
-        first = self.fc1 or self.fc2
-        return {"width": first.in_features, "classes": list(self.classes) or self.num_classes,
-                "hidden": self.fc1.out_features if self.fc1 else 0, "dropout": self.dropout.p, "reads": self.reads}
+        hidden = 0 if self.fc1 is None else self.fc1.out_features
+        return {"width": self.in_features, "classes": list(self.classes) or self.num_classes, "hidden": hidden,
+                "dropout": self.dropout.p, "reads": self.reads}
+
+
+def checked_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of classes.
+
+    Raises:
+        ValueError: they are too many, or one is no text of one line; the message names it.
+    """
+    if isinstance(names, str) or not isinstance(names, Sequence) or len(names) > LARGEST:
+        raise ValueError(f"names of classes: expected at most {LARGEST:,} texts, got {shortened(names, 80)!r}")
+    for number, name in enumerate(names):
+        if not isinstance(name, str) or not name.strip() or len(name) > LONGEST or any(map(is_hidden, name)):
+            raise ValueError(f"class {number} is called {shortened(name, 80)!r}: expected a text of one line, of at "
+                             f"most {LONGEST} characters")
+    return tuple(names)
+
+
+def difference(saved: ClassHead, given: ClassHead) -> str:
+    """Return how the classes, or the input, of two heads differ; "" if weights of one can be those of the other."""
+    if saved.reads != given.reads:
+        return f"it reads {saved.reads!r}, not {given.reads!r}"
+    sizes = f"it has {saved.num_classes:,} classes, not {given.num_classes:,}"
+    pairs = enumerate(zip(saved.classes, given.classes, strict=False))
+    if first := next(((number, pair) for number, pair in pairs if pair[0] != pair[1]), None):
+        number, (theirs, ours) = first
+        same = sizes if saved.num_classes != given.num_classes else f"both have {saved.num_classes:,} classes"
+        return f"its class {number} is {shortened(theirs, 80)!r}, not {shortened(ours, 80)!r} ({same})"
+    return sizes if saved.num_classes != given.num_classes else ""

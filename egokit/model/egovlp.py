@@ -1,9 +1,9 @@
 """EgoVLP: the dual encoder, the fusion encoder, and the public methods of the model.
 
-encode_text, encode_video, match, itm_logits and mlm_logits are for users: they check their input, move it to the
-model's device, and work through batches of any size. embed_text, embed_video, fuse and the like are their parts, for
-training and evaluation, whose input is prepared: they check nothing, and compute a batch in one piece. Both keep
-gradients unless the caller is under `torch.no_grad()`.
+encode_text, encode_video, match, itm_logits, mlm_logits and answer are for users: they check their input, move it to
+the model's device, and work through batches of any size. embed_text, embed_video, fuse and the like are their parts,
+for training and evaluation, whose input is prepared: they check nothing, and compute a batch in one piece. All but
+answer keep gradients unless the caller is under `torch.no_grad()`.
 
 Shapes: B pairs, T frames, S = 1 + T*N video tokens, L text tokens, D width, E embedding, V vocabulary.
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from egokit.config.schema import ModelConfig
-from egokit.model import roles
+from egokit.model import answering, roles
 from egokit.model.heads import MLMHead, Pooler, build_projection
 from egokit.model.input_checks import (
     TEXTS_AT_ONCE,
@@ -259,6 +259,21 @@ class EgoVLP(nn.Module):
         """
         return fused_outputs(self, frames_BTCHW, text, "mlm",
                              lambda _, text_BLD: self.mlm_from_states(text_BLD).float())
+
+    def answer(self, frames_BTCHW: Tensor, question=None, k: int = 5) -> list[list[tuple[str, float]]]:
+        """Return the k most probable answers of the model's head, a list of (word, probability), best first, for each.
+
+        Example:
+            told = model.answer(frames_BTCHW, "what is the person holding?")
+
+        Args:
+            frames_BTCHW, question: clips and texts as `match` takes them; None for a head that reads the clip alone.
+            k: how many answers; all, if there are fewer.
+
+        Raises:
+            ValueError: as `match`; or the model's head can't answer this; the message says what to do.
+        """
+        return answering.answer(self, frames_BTCHW, question, k)
 
 
 def similarity(one_BE: Tensor, other_BE: Tensor) -> Tensor:

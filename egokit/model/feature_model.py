@@ -5,9 +5,10 @@ import torch
 from torch import nn
 
 from egokit.config.schema import ModelConfig
-from egokit.model import checkpoints, roles
+from egokit.model import checkpoints, recorded_head, roles
 from egokit.model.checkpoints import WeightsError
 from egokit.model.own_modules import hold, split_own
+from egokit.model.recorded_shape import check
 
 
 class FeatureModel(nn.Module):
@@ -45,18 +46,25 @@ class FeatureModel(nn.Module):
 def load(path: str | Path) -> FeatureModel:
     """Return a checkpoint's task modules, which its task gives their code (`own_modules.attach`).
 
+    A `ClassHead` is built, in eval mode.
+
     Args:
         path: a checkpoint of a training on stored features, or its run folder.
 
     Raises:
-        WeightsError: there is none, it can't be read, or it holds encoders.
+        WeightsError: there is none, it can't be read, it holds encoders, or its head does not fit its record.
     """
     path = checkpoints.find(path)
-    state, own = split_own(checkpoints.state_dict(checkpoints.read(path, everything=False), path))
+    content = checkpoints.read(path, everything=False)
+    state, own = split_own(checkpoints.state_dict(content, path))
     if state or not own:
         raise WeightsError(f"{path} is no checkpoint of a head on stored features: its keys are such as "
                            f"{checkpoints.named(sorted(state), 3)}; give a run whose task trained one")
     model = FeatureModel()
-    model.source = str(path)
+    model.source, model.head = str(path), recorded_head.take(content, state, own, [], 0, path)
+    check(model, state, [], path)
+    if model.head is not None:
+        model.load_state_dict(checkpoints.own_memory(state), assign=True)
+        model.head.eval()
     hold(model, {key: value.clone() for key, value in own.items()})
     return model

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from egokit.config.build import ConfigError
 from egokit.model.checkpoints import WeightsError
+from egokit.model.class_head import ClassHead, difference
 from egokit.model.released_keys import HEAD, PREFIX
 
 DEEPEST = 32  # modules within modules
@@ -55,12 +56,13 @@ def hold(model, own: dict[str, Tensor]) -> None:
     Raises:
         WeightsError: a key is no place in modules.
     """
-    model.head, model.own = None, nn.ModuleDict()
+    model.own = nn.ModuleDict()
+    if any(key.startswith(f"{HEAD}.") for key in own):
+        model.head = Held()
     for key, value in own.items():
         *path, leaf = key.split(".")
         if path[:1] == [HEAD]:
-            model.head = place = model.head or Held()
-            path = path[1:]
+            place, path = model.head, path[1:]
         else:
             place = model.own
         try:
@@ -121,10 +123,12 @@ def attach(model, task) -> list[str]:
         if not state:
             fresh += [name] if module.state_dict() else []
             continue
+        source = getattr(model, "source", "") or task.config.init or "the checkpoint"
+        if name == HEAD:
+            _check_classes(model.head, module, source)
         try:
             module.load_state_dict(state)
         except RuntimeError as error:
-            source = getattr(model, "source", "") or task.config.init or "the checkpoint"
             raise WeightsError(f"module {name!r} of task {task.config.task.name!r} does not fit its weights in "
                                f"{source}: give the keys of task with which it was trained (they are in its run's "
                                f"params.yaml); {error}") from error
@@ -133,3 +137,13 @@ def attach(model, task) -> list[str]:
     model.head = None if head is None else head.to(model.device)
     model.own = nn.ModuleDict(made).to(model.device)
     return fresh
+
+
+def _check_classes(saved: nn.Module, given: nn.Module, source: str) -> None:
+    """Check that a head has the classes of the one whose weights it takes; without words of its own it takes these."""
+    if not (isinstance(saved, ClassHead) and isinstance(given, ClassHead)):
+        return
+    if problem := difference(saved, given):
+        raise WeightsError(f"the head in {source} is not the task's: {problem}; give the answers with which it was "
+                           "trained, or a checkpoint without a head")
+    given.classes = given.classes or saved.classes

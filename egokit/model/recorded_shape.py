@@ -1,5 +1,10 @@
 """The shape of a checkpoint's network: as the file records it, or as its tensors tell it."""
+import contextlib
+from collections.abc import Iterator
+
+import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from egokit.config.build import build, check_shape, flatten, nest
 from egokit.config.schema import ModelConfig
@@ -56,14 +61,66 @@ def shape_of(record: dict | None, state: dict[str, Tensor], path) -> ModelConfig
                            "expected an egokit or a released checkpoint") from error
 
 
-def read_record(content: dict, path) -> dict | None:
-    """The model's shape and tokenizer in a file that egokit wrote; None for other files."""
+def record_of_egokit(content: dict):
+    """Return what egokit recorded in a file, of its own or in the released layout; None for other files."""
     released = content.get("config")  # an inert object in the original's files
     exported = released.get("egokit") if isinstance(released, dict) else None
-    record = content if content.get("format") == checkpoints.FORMAT else exported
+    return content if content.get("format") == checkpoints.FORMAT else exported
+
+
+def read_record(content: dict, path) -> dict | None:
+    """Return the model's shape and tokenizer in a file that egokit wrote; None for other files.
+
+    Raises:
+        WeightsError: the record is damaged.
+    """
+    record = record_of_egokit(content)
     if record is None:
         return None
     if not (isinstance(record, dict) and isinstance(record.get("model_config"), dict)
             and isinstance(record.get("tokenizer"), str)):
         raise WeightsError(f"{path}: its record of the model is damaged: expected model_config and tokenizer")
     return record
+
+
+class _SkipInit(TorchFunctionMode):
+    """Skips torch.nn.init, which imports sympy (150 MB) on the meta device."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def without_weights() -> Iterator[None]:
+    """Make modules on the meta device within the block: they have shapes, but take no memory."""
+    with torch.device("meta"), _SkipInit():
+        yield
+
+
+def compare(model, state: dict[str, Tensor], unknown: list[str]) -> dict[str, list[str]]:
+    """Return keys by kind: loaded, missing, unexpected (`unknown` ones, too) and misshapen."""
+    expected = model.state_dict()
+    misshapen = [f"{key}: {tuple(state[key].shape)} instead of {tuple(expected[key].shape)}"
+                 for key in expected if key in state and state[key].shape != expected[key].shape]
+    loaded = sorted(key for key in expected if key in state and state[key].shape == expected[key].shape)
+    return {"loaded": loaded, "missing": sorted(expected.keys() - state.keys()),
+            "unexpected": sorted([*unknown, *(state.keys() - expected.keys())]), "misshapen": misshapen}
+
+
+def check(model, state: dict[str, Tensor], unknown: list[str], path) -> dict[str, list[str]]:
+    """Return what `compare` returns, if all keys fit.
+
+    Raises:
+        WeightsError: keys are missing, unexpected or misshapen; its `report` is what `compare` returned.
+    """
+    report = compare(model, state, unknown)
+    problems = [f"  {kind} ({len(report[kind])}): {checkpoints.named(report[kind], 12)}"
+                for kind in ("missing", "unexpected", "misshapen") if report[kind]]
+    if problems:
+        error = WeightsError(f"{path} does not fit this model (all keys: egokit.load(path, report=True)):\n"
+                             + "\n".join(problems))
+        error.report = report
+        raise error
+    return report

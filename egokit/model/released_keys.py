@@ -47,6 +47,8 @@ TABLE = [
     ("mlm_score.transform.LayerNorm.", "word_head.norm."),
     ("mlm_score.decoder.", "word_head.decoder."),
     ("mlm_score.bias", "word_head.bias"),
+    ("projector_1.", "head.fc1."),  # EgoTaskQA's
+    ("projector_2.", "head.fc2."),
 ]
 HARMLESS = re.compile(r"(.*\.)?position_ids")  # a buffer that some versions of transformers save
 # names that DistributedDataParallel, torch.compile, checkpointing and FSDP put into keys

@@ -5,20 +5,21 @@ tensor_file.py opens files without executing anything in them.
 """
 import dataclasses
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from egokit.config.schema import RANDOM, Config, ModelConfig
-from egokit.model import checkpoints
+from egokit.model import checkpoints, feature_model, recorded_head
 from egokit.model.checkpoints import WeightsError
+from egokit.model.class_head import ClassHead
 from egokit.model.egovlp import EgoVLP
 from egokit.model.feature_model import FeatureModel
 from egokit.model.own_modules import attach, hold, named, split_own
-from egokit.model.recorded_shape import read_record, shape_of
+from egokit.model.recorded_shape import check, read_record, shape_of, without_weights
 from egokit.model.released_keys import HEAD, PREFIX, our_keys, rename, unwrap
 from egokit.model.text_encoder import load_tokenizer
 
@@ -35,64 +36,32 @@ def resize_temporal(embed_1TD: Tensor, frames: int) -> Tensor:
     return resized[0].to(embed_1TD.dtype)
 
 
-def compare(model: EgoVLP, state: dict[str, Tensor], unknown: list[str]) -> dict[str, list[str]]:
-    """Return keys by kind: loaded, missing, unexpected (`unknown` ones, too) and misshapen."""
-    expected = model.state_dict()
-    misshapen = [f"{key}: {tuple(state[key].shape)} instead of {tuple(expected[key].shape)}"
-                 for key in expected if key in state and state[key].shape != expected[key].shape]
-    loaded = sorted(key for key in expected if key in state and state[key].shape == expected[key].shape)
-    return {"loaded": loaded, "missing": sorted(expected.keys() - state.keys()),
-            "unexpected": sorted([*unknown, *(state.keys() - expected.keys())]), "misshapen": misshapen}
-
-
-def check(model: EgoVLP, state: dict[str, Tensor], unknown: list[str], path) -> dict[str, list[str]]:
-    """Return what `compare` returns, if all keys fit.
-
-    Raises:
-        WeightsError: keys are missing, unexpected or misshapen; its `report` is what `compare` returned.
-    """
-    report = compare(model, state, unknown)
-    problems = [f"  {kind} ({len(report[kind])}): {checkpoints.named(report[kind], 12)}"
-                for kind in ("missing", "unexpected", "misshapen") if report[kind]]
-    if problems:
-        error = WeightsError(f"{path} does not fit this model (all keys: egokit.load(path, report=True)):\n"
-                             + "\n".join(problems))
-        error.report = report
-        raise error
-    return report
-
-
-class _SkipInit(TorchFunctionMode):
-    """Skips torch.nn.init, which imports sympy (150 MB) on the meta device."""
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if getattr(function, "__module__", None) == "torch.nn.init":
-            return args[0] if args else kwargs["tensor"]
-        return function(*args, **(kwargs or {}))
-
-
-def load(path: str | Path, frames: int | None = None, tokenizer: str | None = None, report: bool = False, task=None):
+def load(path: str | Path, frames: int | None = None, tokenizer: str | None = None, report: bool = False, task=None,
+         answers: str | Path | Sequence[str] | None = None, head: str | Path | None = None):
     """Return a checkpoint's model: an `EgoVLP` on the CPU, in eval mode, in float32.
 
     The network's shape is read from the file. A model is loaded whole or not at all; nothing in a file is executed.
 
     Example:
         model = egokit.load("EgoVLPv2.pth", frames=16)
+        model = egokit.load("EgoTaskQA_finetune_direct.tar", answers="qa/direct/answer_set.txt")
 
     Args:
-        path: a released .pth, an egokit checkpoint, a .safetensors file, or a run folder (its best.pt, else its newest
-            step).
+        path: a released .pth or .tar, an egokit checkpoint, a .safetensors file, or a run folder (its best.pt, else
+            its newest step).
         frames: resize the temporal embedding, so that the model takes clips of up to so many frames.
         tokenizer: name or folder of the tokenizer; by default the checkpoint's own, else roberta-base. A name is
             fetched from its hub only if it is given here, or roberta-base.
         report: return (model, keys by kind: "loaded", "missing", "unexpected", "misshapen"). The model is None where
             the keys do not fit, instead of an error.
-        task: a task whose own modules the checkpoint has: they are made by it. Without it, `model.own` only holds
-            their tensors.
+        task: a task whose head and own modules the checkpoint has: they are made by it. Without it, `model.own` only
+            holds their tensors, and so does `model.head`, unless it is a `ClassHead`.
+        answers: the words of the head's classes: a file with one a line, such as answer_set.txt, or the words.
+        head: a checkpoint or run of a head that was trained on vectors of this model; the model has none.
 
     Raises:
         WeightsError: no such file, not a checkpoint of this model, keys that don't fit, or weights that are NaN or
-            infinite; the message names them.
+            infinite; answers or a head that don't fit. The message names them.
     """
     if frames is not None and (not isinstance(frames, int) or frames < 1):
         raise WeightsError(f"frames={frames!r}: expected a whole number of at least 1")
@@ -104,13 +73,15 @@ def load(path: str | Path, frames: int | None = None, tokenizer: str | None = No
     unknown += second
     if own and not state and not unknown:
         raise WeightsError(f"{path} holds a task's own modules alone ({checkpoints.named(sorted(own), 3)}), trained on "
-                           "stored features: evaluate them with their task, whose task.head_init names the file")
+                           "stored features: evaluate them with their task, whose task.head_init names the file, or "
+                           "give a head of classes to the model that made the features, egokit.load(model, head=…)")
     record = read_record(content, path)
-    del content  # and with it what the file holds besides
     if not record and not state:
         raise WeightsError(f"{path} is not an EgoVLPv2 checkpoint: "
                            f"its keys begin with {checkpoints.named(sorted(unknown), 5)}")
     config = shape_of(record, state, path)
+    class_head = recorded_head.take(content, state, own, unknown, config.width, path)
+    del content  # and with it what the file holds besides
     temporal = state.get("video.temporal_embed")
     if frames is not None and frames != config.frames:
         if temporal is not None and temporal.ndim == 3:
@@ -120,11 +91,12 @@ def load(path: str | Path, frames: int | None = None, tokenizer: str | None = No
         load_tokenizer(tokenizer, fetch=True)
     tokenizer = tokenizer or (record["tokenizer"] if record else "roberta-base")
     try:
-        with torch.device("meta"), _SkipInit():
+        with without_weights():
             model = EgoVLP(config.computed_as(ModelConfig()), tokenizer)
     except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
         raise WeightsError(f"{path}: no model can have the shape that it tells ({str(error).splitlines()[0][:150]}); "
                            "expected an egokit or a released checkpoint") from error
+    model.head = class_head
     try:
         keys = check(model, state, unknown, path)
     except WeightsError as error:
@@ -136,10 +108,27 @@ def load(path: str | Path, frames: int | None = None, tokenizer: str | None = No
         hold(model, {key: value.clone() for key, value in own.items()})
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from None
+    if head is not None:
+        _give_head(model, head, path)
+    if answers is not None:
+        recorded_head.name_classes(model.head, answers, path)
     if task:
         attach(model, task)
     model.eval()
     return (model, keys) if report else model
+
+
+def _give_head(model: EgoVLP, source: str | Path, path: Path) -> None:
+    """Give a model a head that was trained on its stored vectors."""
+    if model.head is not None:
+        raise WeightsError(f"{path} has a head already, and head={source} would replace it: give the checkpoint from "
+                           "which the vectors were extracted")
+    stored = feature_model.load(source)
+    if not isinstance(stored.head, ClassHead):
+        raise WeightsError(f"{stored.source} has no head of classes that egokit can build, such as one of "
+                           "egotaskqa_head: evaluate it with its task, whose task.head_init names the file")
+    model.head = stored.head
+    recorded_head.check_width(model, stored.source)
 
 
 def save(model: EgoVLP | FeatureModel, path: str | Path, **extra) -> None:
@@ -152,25 +141,31 @@ def save(model: EgoVLP | FeatureModel, path: str | Path, **extra) -> None:
 
 
 def _shape(model: EgoVLP | FeatureModel) -> dict:
-    """The model's shape and tokenizer, as a checkpoint records them; nothing of one without encoders."""
+    """What a checkpoint records: the model's shape and tokenizer, unless it has no encoders; and its head."""
+    head = recorded_head.record_of(model)
     if isinstance(model, FeatureModel):
-        return {}
-    return {"model_config": dataclasses.asdict(model.config), "tokenizer": model.tokenizer_source}
+        return head
+    return {"model_config": dataclasses.asdict(model.config), "tokenizer": model.tokenizer_source, **head}
 
 
 def export(model: EgoVLP, path: str | Path) -> None:
     """Write a checkpoint in the released layout, for the original code to load.
 
-    Its key names are under 'module.', and it has the buffer of position ids that the original code expects. Modules of
-    a task's own are left out, and named, because the original code refuses what it doesn't know.
+    Its key names are under 'module.', and it has the buffer of position ids that the original code expects. A head of
+    EgoTaskQA's shape is written as the original's, with the model, in the layout of its EgoTaskQA checkpoints. Another
+    head, and modules of a task's own, are left out, and named, because the original code refuses what it doesn't know.
     """
-    if left_out := list(named(model)):
+    has_head = recorded_head.is_released_kind(model)
+    if left_out := [name for name in named(model) if name != HEAD or not has_head]:
         print(f"left out, as the original code doesn't know them: {', '.join(left_out)}", flush=True)
     state = {f"module.{rename(key, 'released')}": value for key, value in model.state_dict().items()
-             if not key.startswith((PREFIX, f"{HEAD}."))}
+             if not key.startswith(PREFIX) and (has_head or not key.startswith(f"{HEAD}."))}
     state["module.text_model.embeddings.position_ids"] = torch.arange(model.config.max_positions, device="cpu")[None]
-    checkpoints.write(path, {"arch": "DistributedDataParallel", "epoch": 0, "state_dict": state, "monitor_best": 0.0,
-                             "config": {"egokit": _shape(model)}})
+    record = {"egokit": {key: value for key, value in _shape(model).items() if key != HEAD or has_head}}
+    checkpoints.write(path, {
+        "model_state_dict": state, "optimizer_state_dict": {}, "scheduler_state_dict": {}, "loss": torch.zeros(()),
+        "global_step": 0, "config": record} if has_head else {
+        "arch": "DistributedDataParallel", "epoch": 0, "state_dict": state, "monitor_best": 0.0, "config": record})
 
 
 def initialise(config: ModelConfig, tokenizer: str, seed: int, vit: str = "", roberta: str = "") -> EgoVLP:

@@ -6,9 +6,6 @@ Source: EgoVLP's recipe.
 """
 from __future__ import annotations
 
-import json
-import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, get_args
@@ -16,7 +13,6 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
-from egokit.config.build import ConfigError
 from egokit.config.json_file import LARGEST_LIST, read_json
 from egokit.config.names import check_name
 from egokit.config.schema import Config, Count, Positive, TaskConfig
@@ -25,13 +21,11 @@ from egokit.data.annotation_json import list_names
 from egokit.data.plain_data import Refused
 from egokit.data.site_checks import EGO4D, PREP
 from egokit.data.video.open_video import VideoError
-from egokit.model import checkpoints, tensor_file
+from egokit.model import tensor_file
 from egokit.runs.array_file import read_array
-from egokit.runs.files import atomic_path, remove_abandoned, write_text
 from egokit.runs.run_folder import Run
-from egokit.tasks.base import Task
-from egokit.tasks.windows import ClipWindows, embed_windows, read_damage, write_damage, write_each
-from egokit.train import distributed
+from egokit.tasks.extraction import Extraction, save
+from egokit.tasks.windows import ClipWindows, embed_windows, read_damage, write_damage
 
 Format = Literal["pt", "npy"]
 QUESTION = {"annotation_uid": str, "query_idx": int, "query": str, "tokens": int}
@@ -39,7 +33,7 @@ MANIFEST = {"format": str, "clips": [{"clip_uid": str, "split": str, "start": fl
                                       "questions": ([QUESTION], ...)}]}
 
 
-class ClipFeatures(Task):
+class ClipFeatures(Extraction):
     """Extracts features of clips, and is neither trained nor scored.
 
     Subclasses whose features are others override `embedder`, `bytes_of`, `layer` and `features`.
@@ -48,11 +42,9 @@ class ClipFeatures(Task):
         axes: number of axes of a clip's features, of which the last two are (features, dimension).
         spread: whether the windows of a clip that ends after its video are spread over what there is of it, as the
             original does; if not, each keeps its time, and the last ones show the last frame.
-        saving: what makes the features smaller, for the message that there is no room for them.
     """
     axes = 2
     spread = False
-    saving = "or set data.limit"
 
     class Params(TaskConfig):
         features_per_second: Positive = 1.87    # features of one second of video
@@ -70,6 +62,16 @@ class ClipFeatures(Task):
     def lists(self) -> dict[str, Path]:
         """Return the file that lists each split's clips; a single file is a split named like it."""
         return {split: self.require_file(name) for split, name in list_names(self.config.task.feature_clips).items()}
+
+    def sources(self) -> dict[str, Path]:
+        return {path.name: path for path in self.lists().values()}
+
+    @property
+    def suffix(self) -> str:
+        return self.config.task.feature_format
+
+    def identity(self, clip: dict) -> list:
+        return [clip["video_uid"], clip["start"], clip["stop"], *clip.get("questions", ())]
 
     def clips(self) -> list[dict]:
         """Return the distinct clips of all splits: uids, start and stop in seconds, split."""
@@ -123,14 +125,6 @@ class ClipFeatures(Task):
                              f"again, or set data.max_bad_fraction, now {limit:g}, above their share")
         return feature, {"share": round(share, 6), "times": times}
 
-    def file(self, run: Run, clip: dict) -> Path:
-        """Return the path of a clip's features."""
-        return run.path / "features" / f"{clip['clip_uid']}.{self.config.task.feature_format}"
-
-    def is_made(self, run: Run, clip: dict) -> bool:
-        """Return whether all that `write` writes for a clip is there."""
-        return self.file(run, clip).exists()
-
     def write(self, model, run: Run, clip: dict) -> None:
         """Write the features of a clip, and before them a small file of its damage."""
         feature, damage = self.features(model, clip)
@@ -138,115 +132,25 @@ class ClipFeatures(Task):
             write_damage(self.file(run, clip), damage)
         save(self.file(run, clip), feature)
 
-    def check_room(self, model, run: Run, clips: list[dict]) -> None:
-        """Print how many bytes are still to be written, and how many are free.
-
-        Raises:
-            ConfigError: they do not fit.
-        """
-        needed = sum(self.bytes_of(model, clip) for clip in clips if not self.is_made(run, clip))
-        free, asked = shutil.disk_usage(run.path).free, sum(len(clip.get("questions", ())) for clip in clips)
-        numbers = f"{len(clips):,} clips" + (f", {asked:,} questions" if asked else "")
-        print(f"{numbers}: {needed / 1e9:,.3f} GB of features to write, {free / 1e9:,.3f} GB are free", flush=True)
-        if needed > free:
-            raise ConfigError(f"{run.path / 'features'}: the features of {numbers} need {needed / 1e9:,.3f} GB more, "
-                              f"but {free / 1e9:,.3f} GB are free: make room, {self.saving}")
-
-    def extract(self, model, run: Run) -> dict[str, float]:
-        """Write features/<clip_uid>.pt (or .npy) for every clip that has none yet, and a manifest.
-
-        Each rank writes its share of the clips; rank 0 writes the manifest.
-
-        Returns:
-            On rank 0, the counts and hashes for metrics.json; {} on other ranks.
-
-        Raises:
-            ConfigError: the features do not fit on the disk; nothing is written.
-            VideoError: some clips cannot be read; the features of all others are written first.
-        """
-        began, data = time.perf_counter(), {path.name: checkpoints.fingerprint(path) for path in self.lists().values()}
-        rank, own, folder = distributed.rank(), self.config.task, run.path / "features"
-        clips = distributed.gather_objects(self.clips())[0]  # rank 0's, because the list may be edited meanwhile
-        unlisted = delete_outdated(run, folder, clips, own.feature_format) if rank == 0 else []
-        if rank == 0:
-            self.check_room(model, run, clips)
-        distributed.barrier()
-        digest = checkpoints.fingerprint(checkpoints.find(self.config.init)) if self.config.init and rank == 0 else ""
-
-        def write(clip: dict) -> None:
-            if not self.is_made(run, clip):
-                self.write(model, run, clip)
-        errors = [reason for _, reason in write_each(run, clips, write)]
-        if errors:
-            if rank == 0:
-                for message in errors:
-                    run.log({"kind": "bad", "said": message})
-            raise VideoError("\n".join([
-                *errors[:10], f"{len(errors)} of {len(clips)} clips have no features, such as these, of which the "
-                              "run's log.jsonl has all; the others are written and will not be made again"]))
-        if rank != 0:
-            return {}
-        remove_abandoned(folder)
+    def manifest(self, run: Run, clips: list[dict]) -> tuple[dict, dict]:
+        own = self.config.task
         shapes = [stored(self.file(run, clip), self.axes).shape for clip in clips]
         entries = [clip | {"features": shape[-2]} | ({"damaged": damage} if damage else {}) for clip, shape, damage
                    in zip(clips, shapes, (read_damage(self.file(run, clip)) for clip in clips), strict=True)]
         damaged = sum("damaged" in entry for entry in entries)
-        manifest = {"init": self.config.init, "init_sha256": digest, "format": own.feature_format,
-                    "features_per_second": own.features_per_second,
+        manifest = {"format": own.feature_format, "features_per_second": own.features_per_second,
                     "frames": own.feature_frames, "stride": own.feature_frames,
                     # of the samples, not of a video
                     "frame_rate": round(own.features_per_second * own.feature_frames, 6),
-                    **self.layer(), "dimension": shapes[0][-1],
-                    "clips": entries, "unlisted": unlisted} | ({"damaged": damaged} if damaged else {})
-        write_text(folder / "manifest.json", json.dumps(manifest, indent=1))
-        return {"clips": len(clips), "features": sum(shape[-2] for shape in shapes), "unlisted": len(unlisted),
-                "samples": len(clips), "expected": len(clips), "failed": 0, "frames": own.feature_frames,
-                "toy": self.config.site.toy, "data": data, "seconds": time.perf_counter() - began}
+                    **self.layer(), "dimension": shapes[0][-1], "clips": entries}
+        return manifest | ({"damaged": damaged} if damaged else {}), {
+            "clips": len(clips), "features": sum(shape[-2] for shape in shapes), "frames": own.feature_frames}
 
     @classmethod
     def inputs(cls, config: Config, action: str) -> dict[str, str]:
         names, videos = list_names(config.task.feature_clips).values(), config.task.feature_videos
         return {name: EGO4D.format("annotations") for name in names} | {
             videos: PREP if videos == "Ego4D_256" else EGO4D.format("full_scale")}
-
-
-def delete_outdated(run: Run, folder: Path, clips: list[dict], suffix: str) -> list[str]:
-    """Delete the features of clips whose video, times or questions have changed since.
-
-    The run's clips.json remembers each clip's video, times and questions.
-
-    Returns:
-        The clips that have features but are not listed any more; their features stay.
-    """
-    path = run.path / "clips.json"
-    current = {clip["clip_uid"]: [clip["video_uid"], clip["start"], clip["stop"], *clip.get("questions", ())]
-               for clip in clips}
-    recorded = read_json(path, {...: list}, "delete it: all features are made again", LARGEST_LIST) or {}
-    made = sorted(file.stem for file in folder.glob(f"[!.]*.{suffix}"))
-    changed = [uid for uid in made if uid in current and recorded.get(uid) != current[uid]]
-    unlisted = [uid for uid in made if uid not in current]
-    if changed or unlisted:
-        run.log({"kind": "clips", "changed": changed, "unlisted": unlisted})
-        print(f"the list of clips has changed: {len(changed)} are made again; "
-              f"{len(unlisted)} are listed no more, and stay", flush=True)
-    for uid in changed:
-        (folder / f"{uid}.json").unlink(missing_ok=True)  # its damage
-        (folder / f"{uid}.{suffix}").unlink()
-    current |= {uid: recorded[uid] for uid in unlisted if uid in recorded}
-    if current != recorded:
-        (folder / "manifest.json").unlink(missing_ok=True)  # it describes another list
-        write_text(path, json.dumps(current))  # last: a kill before it leaves nothing wrong
-    return unlisted
-
-
-def save(path: Path, feature: torch.Tensor) -> None:
-    """Write one clip's features as .npy or .pt, whole or not at all."""
-    with atomic_path(path) as temporary:
-        if path.suffix == ".npy":
-            np.save(temporary, feature.numpy())
-        else:
-            with open(temporary, "wb") as file:  # a path's name would stand in the file
-                torch.save(feature, file)
 
 
 def read_manifest(folder: Path) -> dict:

@@ -22,7 +22,8 @@ from egokit.model.text_encoder import additive_mask
 from egokit.runs.array_file import read_array
 from egokit.runs.files import remove_abandoned
 from egokit.runs.run_folder import Run
-from egokit.tasks.clip_features import ClipFeatures, read_manifest, save
+from egokit.tasks.clip_features import ClipFeatures, read_manifest
+from egokit.tasks.extraction import save
 from egokit.tasks.moments.nlq_annotations import NARRATIONS, read_questions
 
 

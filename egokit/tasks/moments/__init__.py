@@ -6,7 +6,7 @@ mq_results.py        EgoMQ's detection file, retrieval file and submission: made
 mq_metrics.py        EgoMQ's mAP and recall
 nlq_annotations.py   nlq_*.json -> questions, and the original's conversion in two steps
 nlq_results.py       EgoNLQ's submission: made, read and scored
-score.py             `egokit score`: the numbers of anybody's file
+score.py             the numbers of anybody's file, for `egokit score`
 
 Nothing here imports torch, so that `egokit score` starts at once.
 """

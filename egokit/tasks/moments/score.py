@@ -1,54 +1,21 @@
-"""`egokit score`: the numbers of anybody's file of EgoMQ or EgoNLQ, against a site's annotations.
+"""The numbers of anybody's file of EgoMQ or EgoNLQ, for `egokit score`.
 
 What the command line needs to parse it is light; the rest is imported when it runs. No part of it imports torch.
 """
 import argparse
-import json
+from collections.abc import Callable
 from pathlib import Path
+
+from egokit.tasks.score import data_root, note, notes, percent, row
 
 ANNOTATIONS = {"mq": "moments_{}.json", "nlq": "nlq_{}.json"}
 
 
-def add_arguments(sub: argparse.ArgumentParser) -> None:
-    """Add the arguments of `egokit score`."""
-    sub.add_argument("task", choices=tuple(ANNOTATIONS))
-    sub.add_argument("predictions", metavar="PREDICTIONS",
-                     help="mq: a submission, a detection file or a retrieval file (named …retr…); nlq: a submission")
-    sub.add_argument("--site", default="toy", help="a name under params/sites/ or a YAML file (default: toy)")
-    sub.add_argument("--root", help="folder of the annotations (default: the site's root)")
-    sub.add_argument("--split", default="val", help="ROOT/moments_SPLIT.json or ROOT/nlq_SPLIT.json (default: val)")
-    sub.add_argument("--json", action="store_true", help="print all numbers as JSON, in %%")
-
-
-def run(arguments: argparse.Namespace) -> None:
-    """Score a file and print the numbers."""
+def score(arguments: argparse.Namespace) -> tuple[dict, Callable[[dict], str]]:
+    """Return the numbers of a file, and the function that makes a table of them."""
     truth = data_root(arguments.site, arguments.root) / ANNOTATIONS[arguments.task].format(arguments.split)
-    scored = (score_mq if arguments.task == "mq" else score_nlq)(Path(arguments.predictions), truth, arguments.split)
-    if arguments.json:
-        print(json.dumps(scored, indent=1))
-    else:
-        print((format_mq if arguments.task == "mq" else format_nlq)(scored))
-
-
-def data_root(site: str, root: str | None = None) -> Path:
-    """Return the root of a site's data, without the recipe that a config needs.
-
-    Args:
-        site: a name under params/sites/, or a YAML file.
-        root: another root in its place.
-
-    Raises:
-        ConfigError: there is no such site, or it names no root.
-    """
-    from egokit.config.build import ConfigError, flatten
-    from egokit.config.resolve import absolute, project_root, read_yaml
-    if root:
-        return Path(root).expanduser()
-    project = project_root()
-    value = flatten(read_yaml(site, project / "params" / "sites", "site"), f" (in site {site})").get("site.root")
-    if not value or not isinstance(value, str):
-        raise ConfigError(f"site {site}: site.root is {value!r}; set it to the folder of the data, or give --root")
-    return Path(absolute(value, project))
+    score_file, as_text = {"mq": (score_mq, format_mq), "nlq": (score_nlq, format_nlq)}[arguments.task]
+    return score_file(Path(arguments.predictions), truth, arguments.split), as_text
 
 
 def score_mq(predictions: Path, truth: Path, split: str = "val") -> dict:
@@ -124,35 +91,29 @@ def score_nlq(predictions: Path, truth: Path, split: str = "val") -> dict:
             "original": numbers(found["original"]), "skipped": sum(clip.skipped for clip in clips)}
 
 
-def percent(shares):
-    """Return a share, or an array of them, in %: a float, or nested lists of floats."""
-    import numpy as np
-    return (100 * np.asarray(shares, dtype=np.float64)).tolist()
-
-
 def format_mq(scored: dict) -> str:
     """Return the numbers of `score_mq` as a table of text."""
     lines = [f"{scored['file']}, against {scored['truth']}: {scored['moments']:,} moments"]
     if part := scored.get("detections"):
-        lines += ["", _row("detections: tIoU", [f".{tiou[2:]}" for tiou in part["map"]] + ["mean"]),
-                  _row("mAP", [*part["map"].values(), part["average_map"]])]
+        lines += ["", row("detections: tIoU", [f".{tiou[2:]}" for tiou in part["map"]] + ["mean"]),
+                  row("mAP", [*part["map"].values(), part["average_map"]])]
     if retrieved := scored.get("retrievals"):
         by_tiou = retrieved["recall"]
-        lines += ["", _row("retrievals: tIoU", [f".{tiou[2:]}" for tiou in by_tiou])]
-        lines += [_row(name, [row[name] for row in by_tiou.values()]) for name in next(iter(by_tiou.values()))]
-    notes = [_note(scored["empty"], "moments of length 0 can never be found, and count")]
+        lines += ["", row("retrievals: tIoU", [f".{tiou[2:]}" for tiou in by_tiou])]
+        lines += [row(name, [shares[name] for shares in by_tiou.values()]) for name in next(iter(by_tiou.values()))]
+    remarks = [note(scored["empty"], "moments of length 0 can never be found, and count")]
     for name, number in (("detections", "mAP"), ("retrievals", "recall")):
         if name not in scored:
-            notes.append(f"the file has no {name}, and so no {number}")
+            remarks.append(f"the file has no {name}, and so no {number}")
         else:
             part = scored[name]
             fate = ", and don't count" if name == "retrievals" else ": these are wrong, as in the original"
-            notes += [_note(part["without_entry"], f"of {part['clips']:,} clips have no {name}, and find nothing"),
-                      _note(part["unknown"], f"clips with {name} are not in the annotations{fate}"),
-                      _note(part["unlabelled"], f"clips with {name} have no moments{fate}"),
-                      _note(part["of_other_classes"], f"of {part['rows']:,} {name} are of classes that the split "
+            remarks += [note(part["without_entry"], f"of {part['clips']:,} clips have no {name}, and find nothing"),
+                      note(part["unknown"], f"clips with {name} are not in the annotations{fate}"),
+                      note(part["unlabelled"], f"clips with {name} have no moments{fate}"),
+                      note(part["of_other_classes"], f"of {part['rows']:,} {name} are of classes that the split "
                                                       "does not have, and don't count")]
-    return "\n".join([*lines, *_notes(notes)])
+    return "\n".join([*lines, *notes(remarks)])
 
 
 def format_nlq(scored: dict) -> str:
@@ -160,28 +121,12 @@ def format_nlq(scored: dict) -> str:
     names = ["R@1", "R@3", "R@5"]
     lines = [f"{scored['file']}, against {scored['truth']}: {scored['questions']:,} questions"]
     for title, way in (("all questions", scored), (f"the {scored['answered']:,} answered", scored["original"])):
-        lines += ["", _row(title, names), *(_row(f"IoU .{iou[2:]}", [way["recall"][iou][name] for name in names])
-                                            for iou in ("0.3", "0.5")),
-                  _row("mean R@1", [way["mean_r1"]]), _row("mIoU of the first", [way["mean_iou"]])]
-    return "\n".join([*lines, *_notes([
-        _note(scored["unanswered"], "questions are unanswered: they count against you in the challenge (first table), "
-                                    "not in the original's evaluation (second)"),
-        _note(scored["unknown"], "predictions are for questions that are not in the annotations, and don't count"),
-        _note(scored["empty"], "answers have length 0, and can never be right"),
-        _note(scored["skipped"], "questions of the annotations have no text, and are not asked")])])
-
-
-def _row(name: str, values: list) -> str:
-    """Return a line of a table: a name, and numbers in % or headings."""
-    return f"{name:20}" + "".join(f"{value:>8}" if isinstance(value, str) else f"{value:8.2f}" for value in values)
-
-
-def _note(count: int, text: str) -> str:
-    """Return a note about a number of things, or "" if there are none."""
-    return f"{count:,} {text}" if count else ""
-
-
-def _notes(notes: list[str]) -> list[str]:
-    """Return the notes that say something, after an empty line."""
-    notes = [note for note in notes if note]
-    return ["", *notes] if notes else []
+        lines += ["", row(title, names), *(row(f"IoU .{iou[2:]}", [way["recall"][iou][name] for name in names])
+                                           for iou in ("0.3", "0.5")),
+                  row("mean R@1", [way["mean_r1"]]), row("mIoU of the first", [way["mean_iou"]])]
+    return "\n".join([*lines, *notes([
+        note(scored["unanswered"], "questions are unanswered: they count against you in the challenge (first table), "
+                                   "not in the original's evaluation (second)"),
+        note(scored["unknown"], "predictions are for questions that are not in the annotations, and don't count"),
+        note(scored["empty"], "answers have length 0, and can never be right"),
+        note(scored["skipped"], "questions of the annotations have no text, and are not asked")])])
