@@ -8,7 +8,7 @@ from egokit.config.build import comparable, marked
 from egokit.config.registry import TASKS
 from egokit.config.resolve import project_root, resolve
 from egokit.jobs.run_job import recipe
-from egokit.runs import ledger
+from egokit.runs import ledger, recipe_differences
 from egokit.runs.run_folder import Run
 from egokit.viz import tables
 
@@ -26,7 +26,7 @@ def _recipes(project):
 def evaluated(notebook, **changes):
     """A section of metrics.json: an evaluation with the published recipe, but for `changes`."""
     task = tasks.find(TASK[notebook])
-    values, _, _ = ledger.published_recipe(task.recipe, project_root() / "params")
+    values, _, _ = recipe_differences.published_recipe(task.recipe, project_root() / "params")
     scored = {key: value for key, value in values.items() if key in marked("scored")}
     return REAL | {"task": TASK[notebook], "recipe": scored | {"task.dual_softmax": 0} | changes}
 
@@ -34,7 +34,7 @@ def evaluated(notebook, **changes):
 def fine_tuned(notebook, init, **changes):
     """A section of metrics.json: a fine-tuning with the published recipe, but for `changes`."""
     task = tasks.find(TASK[notebook])
-    values, _, _ = ledger.published_recipe(task.recipe, project_root() / "params")
+    values, _, _ = recipe_differences.published_recipe(task.recipe, project_root() / "params")
     training = {key: value for key, value in values.items() if key.startswith(("data.", "optim.", "train.", "task."))}
     recipe = training | CHOSEN | {"selection.validations": 100} | changes
     return evaluated(notebook, **recipe) | {"action": "train", "init": init}
@@ -113,10 +113,10 @@ def test_the_recipes_of_params_are_the_published_ones(project, name):
     def differences(overrides=""):
         class Scored:
             config, best = resolve(task.recipe, "example", overrides), "mAP"
-            reports_last = task.reports_last
+            reports_last, selection_split = task.reports_last, task.selection_split
         recorded = json.loads(json.dumps(recipe(Scored, "train" in task.sections)))
         return [line for trained in (False, "train" in task.sections)
-                for line in ledger.compare_recipes(recorded, task, trained)]
+                for line in recipe_differences.compare_recipes(recorded, task, trained)]
     assert list(dict.fromkeys(differences())) == []
     line = differences("data.eval_frames=1")[0]
     assert line == f"1 frame, {'by default' if name in ('mq', 'nlq') else 'published'} 16"

@@ -129,7 +129,7 @@ def test_the_toy_is_made_in_a_folder_of_any_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     entry = min(schedule.make_schedule(0, "tiny"), key=lambda entry: entry.seconds)
     Path("data:x").mkdir()
-    videos.encode(entry, Path("data:x/pipe:.mp4"))
+    videos.encode(videos.draw_frames(entry), Path("data:x/pipe:.mp4"))
     assert os.listdir("data:x") == ["pipe:.mp4"]
 
 

@@ -62,10 +62,10 @@ def test_parameters_are_counted_without_building_the_model():
     fusion = {*network.parameters_by_role()["fusion"]}
     sizes = {name: parameter.nbytes for name, parameter in network.named_parameters()}
     everything, dual = sum(sizes.values()), sum(size for name, size in sizes.items() if name not in fusion)
-    assert parameter_bytes(network_of(model, True)) == (everything, everything)
-    assert parameter_bytes(network_of(model, False)) == (everything, dual) and dual < everything
+    assert parameter_bytes(network_of(model, "all")) == (everything, everything)
+    assert parameter_bytes(network_of(model, "embeddings")) == (everything, dual) and dual < everything
     assert torch.equal(torch.get_rng_state(), state)  # building on "meta" draws nothing
-    assert parameter_bytes(network_of(dataclasses.replace(model, vocab_size=0), True))[0] > everything
+    assert parameter_bytes(network_of(dataclasses.replace(model, vocab_size=0), "all"))[0] > everything
 
 
 def test_tasks_differ_by_clips_and_fusion():
@@ -89,7 +89,7 @@ def card(monkeypatch):
 
 def test_the_plan_says_what_is_predicted(card, capsys):
     config = of_the_base_model("cheap")
-    network, gib = network_of(config.model, True), predicted_gib(config, EgoClip, 1)
+    network, gib = network_of(config.model, "all"), predicted_gib(config, EgoClip, 1)
     plan = plan_batch(config, 1)
     assert memory_plan.card_gib(CPU) == 0 and memory_plan.told(config, EgoClip, plan, EgoVLP(TINY)) == {}
     assert not capsys.readouterr().out
@@ -111,7 +111,7 @@ def test_compiled_blocks_are_never_advised_what_does_nothing_for_them(card):
     """The compiler itself chooses what to compute again."""
     config = of_the_base_model("none")
     compiled = dataclasses.replace(config, train=dataclasses.replace(config.train, compile=True))
-    network = card(network_of(config.model, True), 79)
+    network = card(network_of(config.model, "all"), 79)
     assert "set model.checkpointing=cheap" in what_would_fit(config, 1, EgoClip, network)
     assert "set model.checkpointing=full" in what_would_fit(compiled, 1, EgoClip, network)
     cheap = dataclasses.replace(compiled, model=dataclasses.replace(config.model, checkpointing="cheap"))
@@ -129,5 +129,5 @@ def test_compiled_blocks_are_never_advised_what_does_nothing_for_them(card):
                                    r"train.micro_batch=1 needs least, \d GiB.*launch.tasks_per_node"),
 ])
 def test_advice_is_the_first_setting_that_is_predicted_to_fit(card, config, gib, advice):
-    message = what_would_fit(config, 1, EgoClip, card(network_of(config.model, True), gib))
+    message = what_would_fit(config, 1, EgoClip, card(network_of(config.model, "all"), gib))
     assert re.search(advice, message), message

@@ -24,7 +24,8 @@ from egokit.data.loader import Samples
 from egokit.data.site_checks import PREP, Checks, Finding
 from egokit.data.video import clips, frame_sampling, open_video
 from egokit.model.egovlp import similarity
-from egokit.runs.ledger import DUAL_SOFTMAX, Result
+from egokit.runs.ledger import Result
+from egokit.runs.recipe_differences import DUAL_SOFTMAX
 from egokit.tasks import class_names, losses, metrics
 from egokit.tasks.metrics import cosine
 from egokit.tasks.retrieval import RetrievalTask

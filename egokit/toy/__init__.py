@@ -14,6 +14,7 @@
     questions.py         egomcq.json
     moments.py           the moments_*.json
     language_queries.py  the nlq_*.json
+    task_questions.py    EgoTaskQA's clips and questions
     transfer.py          the tables of EK-100 and Charades-Ego
     vocabulary.py        the tokenizer
     build.py             make(): all of it, once, resumable

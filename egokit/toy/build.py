@@ -10,7 +10,7 @@ from pathlib import Path
 from egokit.runs.files import write_text
 from egokit.toy.schedule import SIZES, make_schedule
 
-VERSION = 8  # of the data: raise it when the same seed gives different files
+VERSION = 9  # of the data: raise it when the same seed gives different files
 STAMP, UNFINISHED = "toy.json", "toy.unfinished.json"
 
 
@@ -40,7 +40,7 @@ def make(root: str | os.PathLike, seed: int = 0, size: str = "demo", processes: 
     if _matches(root / STAMP, arguments):
         return root
     if not _matches(root / UNFINISHED, arguments):
-        for name in ("egoclip.csv", "Ego4D", "EK100", "CharadesEgo"):
+        for name in ("egoclip.csv", "Ego4D", "EK100", "CharadesEgo", "EgoTaskQA"):
             if (root / name).exists():
                 raise ValueError(f"{root / name} exists but no {STAMP} stands beside it: this root holds "
                                  "other data. Give the toy a root of its own.")
@@ -71,7 +71,7 @@ def _matches(path: Path, arguments: dict) -> bool:
 
 def _write_files(root: Path, seed: int, size: str, processes: int) -> dict[str, int]:
     """Write the videos, the tables and the tokenizer; return the number of everything."""
-    from egokit.toy import ego4d, language_queries, moments, questions, transfer, videos, vocabulary
+    from egokit.toy import ego4d, language_queries, moments, questions, task_questions, transfer, videos, vocabulary
     schedule, amounts = make_schedule(seed, size), SIZES[size]
     videos.render(root, seed, size, processes)
     ego4d_videos = [video for video in schedule if video.corpus == "ego4d"]
@@ -87,6 +87,7 @@ def _write_files(root: Path, seed: int, size: str, processes: int) -> dict[str, 
         **{f"egomcq_{name}": count for name, count in question_counts.items()},
         "moments_clips": len(moment_clips), "moments": moments.write_moments(root, seed, moment_clips, VERSION),
         "nlq_questions": language_queries.write_nlq(root, seed, moment_clips, VERSION),
+        **task_questions.write_egotaskqa(root, seed, task_questions.draw_clips(seed, schedule, size)),
         **transfer.write_ek100(root, seed, schedule),
         **transfer.write_charades(root, schedule),
         "vocabulary": vocabulary.write_tokenizer(root / "tokenizer"),

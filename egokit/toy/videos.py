@@ -1,5 +1,7 @@
 """Turn the schedule into MP4 files: draw, number and encode frames, in several processes.
 
+Clips of EgoTaskQA are files of their own, cut out of Ego4D's videos: they carry the numbers of the video's frames.
+
     python -m egokit.toy.videos ROOT SEED SIZE UID...      # encode these videos
 
 Finished files are renamed into place and kept, so an interrupted run continues where it stopped. Workers are plain
@@ -8,7 +10,7 @@ subprocesses that draw the schedule again: nothing is pickled, and a caller need
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from egokit.toy import stage
 from egokit.toy.frame_number import write_frame_number
 from egokit.toy.motion import pose_at
 from egokit.toy.schedule import FPS, Action, Scene, ToyVideo, make_schedule
+from egokit.toy.task_questions import draw_clips
 
 
 def draw_frames(video: ToyVideo) -> Iterator[np.ndarray]:
@@ -50,8 +53,8 @@ def _nearest_action(scene: Scene, now: float) -> Action | None:
     return min(scene.actions, key=distance, default=None)
 
 
-def encode(video: ToyVideo, path: Path) -> None:
-    """Write one video as H.264 MP4.
+def encode(frames: Iterable[np.ndarray], path: Path) -> None:
+    """Write frames as H.264 MP4.
 
     The encoder has one thread, so that the same frames give the same bytes.
     """
@@ -60,18 +63,29 @@ def encode(video: ToyVideo, path: Path) -> None:
         stream = container.add_stream("libx264", rate=FPS)
         stream.width, stream.height, stream.pix_fmt = stage.WIDTH, stage.HEIGHT, "yuv420p"
         stream.options = {"crf": "20", "preset": "veryfast", "threads": "1", "g": "40"}
-        for frame_HWC in draw_frames(video):
+        for frame_HWC in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame_HWC, format="rgb24")))
         container.mux(stream.encode())
 
 
-def encode_missing(root: Path, videos: list[ToyVideo], keep_going=lambda: True) -> None:
-    """Encode those of `videos` that have no file yet, while `keep_going()` is true."""
-    for video in videos:
-        path = root / video.path
-        if not path.exists() and keep_going():
-            with atomic_path(path) as temporary:
-                encode(video, temporary)
+def plan(seed: int, size: str) -> list[tuple[ToyVideo, dict[str, slice]]]:
+    """Return every video with its files: {path under the data root: the frames of the video that it has}."""
+    videos = make_schedule(seed, size)
+    files = {video.uid: {video.path: slice(None)} for video in videos}
+    for clip in draw_clips(seed, videos, size):
+        files[clip.video.uid][clip.path] = slice(clip.first, clip.end)
+    return [(video, files[video.uid]) for video in videos]
+
+
+def encode_missing(root: Path, planned: list[tuple[ToyVideo, dict[str, slice]]], keep_going=lambda: True) -> None:
+    """Encode those files that are not there yet, while `keep_going()` is true."""
+    for video, files in planned:
+        missing = {path: cut for path, cut in files.items() if not (root / path).exists()}
+        if missing and keep_going():
+            frames = list(draw_frames(video))
+            for path, cut in missing.items():
+                with atomic_path(root / path) as temporary:
+                    encode(frames[cut], temporary)
 
 
 def render(root: Path, seed: int, size: str, processes: int) -> None:
@@ -79,13 +93,13 @@ def render(root: Path, seed: int, size: str, processes: int) -> None:
     package_parent = str(Path(__file__).resolve().parents[2])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(
         filter(None, [package_parent, os.environ.get("PYTHONPATH")]))}
-    videos = make_schedule(seed, size)
+    planned = plan(seed, size)
     # resumed work is divided again, or one process might be left with all of it
-    missing = [video for video in videos if not (root / video.path).exists()]
+    missing = [(video, files) for video, files in planned if not all((root / path).exists() for path in files)]
     processes = max(1, min(processes, len(missing) // 4))
     workers = [subprocess.Popen(
         [sys.executable, "-m", "egokit.toy.videos", str(root), str(seed), size,
-         *(video.uid for video in missing[share::processes])],
+         *(video.uid for video, _ in missing[share::processes])],
         env=environment, stderr=subprocess.PIPE, text=True) for share in range(1, processes)]
     try:
         encode_missing(root, missing[::processes])
@@ -98,7 +112,7 @@ def render(root: Path, seed: int, size: str, processes: int) -> None:
             if worker.poll() is None:
                 worker.terminate()
                 worker.communicate()
-    for folder in {(root / video.path).parent for video in videos}:
+    for folder in {(root / path).parent for _, files in planned for path in files}:
         remove_abandoned(folder)  # half-written files of a make that was killed
 
 
@@ -107,7 +121,7 @@ def main(arguments: list[str]) -> None:
     root, seed, size, *uids = arguments
     parent, wanted = os.getppid(), set(uids)
     # workers stop when their parent was killed
-    encode_missing(Path(root), [video for video in make_schedule(int(seed), size) if video.uid in wanted],
+    encode_missing(Path(root), [item for item in plan(int(seed), size) if item[0].uid in wanted],
                    keep_going=lambda: os.getppid() == parent)
 
 

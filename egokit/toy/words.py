@@ -80,6 +80,27 @@ def nlq_questions(verb: int, noun: int, colour: int | None) -> dict[str, str]:
             "Objects: Where is object X before / after event Y?": f"Where is it after I {done}?"}
 
 
+def task_question(kind: str, verb: int = 0, noun: int = 0) -> str:
+    """Return a question of EgoTaskQA about an action, such as "What is the hand doing with the cup?".
+
+    Verbs are worded as in narrations, for the reason that `nlq_questions` tells.
+
+    Args:
+        kind: what is asked for: "action", "object", "state" (a colour) or "binary"; "first", "second" and "next" ask
+            for an action or a thing by its place in the clip.
+    """
+    doing = " ".join(_phrase(verb, 2, "").split())
+    return {
+        "action": f"What is the hand doing with the {NOUNS[noun]}?",
+        "object": f"What is the hand {doing}?",
+        "state": f"What colour is the thing the hand is {doing}?",
+        "binary": f"Is the hand {_phrase(verb, 2, f'the {NOUNS[noun]}')}?",
+        "first": "What is the hand doing first?",
+        "second": "What is in the hand second?",
+        "next": "What will be in the hand next?",
+    }[kind]
+
+
 def charades_classes() -> list[tuple[int, int]]:
     """Return the 24 (verb, noun) classes c000..c023: every noun twice, every verb three times.
 

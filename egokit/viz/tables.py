@@ -2,7 +2,8 @@
 import collections
 
 from egokit.notebook.safe_html import styled
-from egokit.runs.ledger import DUAL_SOFTMAX, registered
+from egokit.runs.ledger import registered
+from egokit.runs.recipe_differences import DUAL_SOFTMAX
 from egokit.runs.run_folder import FAILED_NOTEBOOK, Run
 from egokit.runs.shown_text import shown
 
