@@ -119,7 +119,7 @@ class EgoTaskQAHead(Extraction, EgoTaskQA):
         name = clip["clip_uid"]
         batch = next(batch for batch in self._frames if self._reading[int(batch["index"])] == name)
         if reason := batch["unreadable"][0]:
-            raise VideoError(f"clip {name}: {reason}")
+            raise VideoError(f"clip {name} can't be read, put a whole file in its place: {reason}")
         with autocast(model.device, self.config.evaluate.precision):
             vectors_KD = self.fused_vectors(model, move_to_device(batch["video"], model.device), clip["questions"])
         if not vectors_KD.isfinite().all():
