@@ -1,4 +1,4 @@
-"""One rank of test_moment_ranks.py and test_egotaskqa.py: the gradients of heads' first steps, and evaluations of the fresh heads."""
+"""One rank of test_moment_ranks.py and test_egotaskqa.py: gradients of first steps, evaluations of fresh heads."""
 import json
 import sys
 from pathlib import Path

@@ -188,8 +188,9 @@ def test_the_layout_is_what_the_toy_and_preparation_make(project):
 def test_the_table_of_recipes_is_what_resolves(project):
     from egokit.config.resolve import resolve
     text = (ROOT / "docs/recipes.md").read_text()
-    rows = re.findall(r"^\| `(\w+)\.(\w+)` \| (.*?) \| (.*?) \| (.*?) \|", text, re.MULTILINE)
-    resolved = [resolve(name, "example") for name in ("pretrain", "ek100_finetune", "charades_finetune")]
+    names = "pretrain", "ek100_finetune", "charades_finetune", "egotaskqa_direct", "egotaskqa_indirect"
+    rows = re.findall(r"^\| `(\w+)\.(\w+)`" + r" \| (.*?)" * len(names) + r" \|", text, re.MULTILINE)
+    resolved = [resolve(name, "example") for name in names]
     assert len(rows) > 20
     for section, key, *cells in rows:
         for config, cell in zip(resolved, cells, strict=True):

@@ -1,4 +1,4 @@
-"""EgoTaskQA end to end on tiny files: samples, answers clip by clip, what can't be read, checkpoints of other answers."""
+"""EgoTaskQA end to end on tiny files: samples, answers clip by clip, unreadable clips, other vocabularies."""
 import json
 import re
 
@@ -19,8 +19,11 @@ from egokit.model import own_modules, weights
 from egokit.model.checkpoints import WeightsError
 from egokit.model.class_head import ClassHead
 from egokit.model.egovlp import EgoVLP
+from egokit.runs.run_folder import Run
+from egokit.tasks.egotaskqa import EgoTaskQA
 from egokit.tasks.taskqa import accuracy, annotations
 from egokit.train.evaluate import evaluate
+from egokit.train.loop import train
 
 SMALL = (f"{MODEL} model.image_size=32 model.frames=4 model.vocab_size=0 model.dropout=0 init= data.frames=4 "
          "data.eval_frames=4 data.eval_resize=40 data.workers=0 train.precision=fp32 task.head_dropout=0")
@@ -147,6 +150,7 @@ def test_metrics_of_both_splits(made, split, capsys):
     assert chance[f"{split}_open"] == pytest.approx(100 * 3 / 6) and chance[f"{split}_binary"] == pytest.approx(60)
 
 
+@pytest.mark.slow
 def test_two_ranks_and_micro_batches_give_one_result(project, root, tmp_path):
     """Shares of a batch are uneven (4 and 3 questions), as those of the evaluation (3 and 2 clips)."""
     overrides = f"{SMALL} site.root={root}"
@@ -155,13 +159,33 @@ def test_two_ranks_and_micro_batches_give_one_result(project, root, tmp_path):
         first["gradients"].keys()
     assert all(gradient.norm() > 0 for name, gradient in first["gradients"].items() if "key.bias" not in name)
     parts = measure("egotaskqa_direct", f"{overrides} train.micro_batch=2", tmp_path / "parts", "tiny")
-    ranks("rank_moments.py", 2, tmp_path, json.dumps([
-        ("egotaskqa_direct", f"{overrides} evaluate.batch_size=1 train.micro_batch={size}", "tiny") for size in (0, 3)]))
+    asked = [f"{overrides} evaluate.batch_size=1 train.micro_batch={size}" for size in (0, 3)]
+    ranks("rank_moments.py", 2, tmp_path, json.dumps([("egotaskqa_direct", each, "tiny") for each in asked]))
     for what, other in zip(("parts", "ranks", "both"), [parts, *torch.load(tmp_path / "results.pt")], strict=True):
         assert_same(other, first, what)
         assert other["metrics"] == pytest.approx(first["metrics"], abs=1e-4), what
         assert all(torch.allclose(other["rows"][name].double(), value.double(), atol=1e-4)
                    for name, value in first["rows"].items()), what
+
+
+@pytest.mark.parametrize("recipe", ["egotaskqa_direct", "egotaskqa_indirect train.only_head=true task.head=linear"])
+def test_training_is_chosen_on_val_and_scored_once_on_test(made, monkeypatch, tmp_path, recipe):
+    recipe, _, overrides = recipe.partition(" ")
+    task = made(f"train.epochs=2 train.batch_size=5 train.log_steps=1 {overrides}", recipe)
+    scored, metrics = [], EgoTaskQA.metrics
+    monkeypatch.setattr(EgoTaskQA, "metrics", lambda self, *rows: scored.append(self.config.task.scored_on)
+                        or metrics(self, *rows))
+    run = Run(tmp_path / "run")
+    result = train(task.config, task, run, "finetune", torch.device("cpu"))
+    split = task.config.task.split
+    assert scored == ["val", "val", "val", "test"]  # before, after each epoch, and the best model
+    assert result["samples"] == 11 and result["val_samples"] == 6 and f"val_{split}_all" in result
+    model = weights.load(run.checkpoints / "best.pt", task=task)
+    again = evaluate(model, task)[0]
+    assert {key: result[key] for key in again if key != "seconds"} == {
+        key: value for key, value in again.items() if key != "seconds"}
+    losses = [event["cross_entropy"] for event in run.read_log() if event["kind"] == "step"]
+    assert len(losses) == 4 and all(np.isfinite(losses))
 
 
 def damaged(root, folder, *clips):
@@ -194,8 +218,8 @@ def test_unreadable_clips_are_errors_or_counted(made, root, tmp_path, capsys):
     lost = [question.clip in (CLIPS[1], CLIPS[3]) for question in task.asked]
     assert rows["unreadable"].tolist() == lost and (rows["classes"][lost] == -1).all()
     assert metrics["failed"] == metrics["unreadable_questions"] == 4 and metrics["samples"] == 11
-    assert metrics["direct_all"] == pytest.approx(
-        100 * np.mean([guess == question.answer for guess, question in zip(rows["classes"][:, 0], task.asked)]))
+    right = rows["classes"][:, 0] == [question.answer for question in task.asked]
+    assert metrics["direct_all"] == pytest.approx(100 * right.mean())
     out = capsys.readouterr().out
     assert CLIPS[1] in out and CLIPS[3] in out and "count as wrong" in out
     whole = evaluate(model, made())[1]

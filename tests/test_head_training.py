@@ -111,7 +111,8 @@ def test_held_out_samples_are_scored_once_by_the_best_model(resolve, checkpoint,
 
 
 def test_the_memory_of_fused_video_lies_between_the_dual_encoders_and_pre_trainings(resolve):
-    config = dataclasses.replace(resolve("toy/charades_finetune", run="random"), model=ModelConfig(projection="linear256"))
+    model = ModelConfig(projection="linear256")
+    config = dataclasses.replace(resolve("toy/charades_finetune", run="random"), model=model)
     needs = {}
     for trains in ("embeddings", "fused_video", "all"):
         task = type("Any", (CharadesEgo,), {"trains": trains})

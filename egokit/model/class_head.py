@@ -49,6 +49,8 @@ class ClassHead(nn.Module):
         for what, size, least in (("classes", self.num_classes, 1), ("width", width, 1), ("hidden", hidden, 0)):
             if type(size) is not int or not least <= size <= LARGEST:
                 raise ValueError(f"a head's {what}: expected a whole number from {least} to {LARGEST:,}, got {size!r}")
+        if not 0 <= dropout <= 1:
+            raise ValueError(f"a head's dropout: expected a number between 0 and 1, got {dropout!r}")
         if reads not in get_args(Reads):
             raise ValueError(f"a head reads {reads!r}: expected 'fusion' or 'video'")
         self.reads = reads

@@ -263,9 +263,6 @@ class EgoVLP(nn.Module):
     def answer(self, frames_BTCHW: Tensor, question=None, k: int = 5) -> list[list[tuple[str, float]]]:
         """Return the k most probable answers of the model's head, a list of (word, probability), best first, for each.
 
-        Example:
-            told = model.answer(frames_BTCHW, "what is the person holding?")
-
         Args:
             frames_BTCHW, question: clips and texts as `match` takes them; None for a head that reads the clip alone.
             k: how many answers; all, if there are fewer.

@@ -56,7 +56,7 @@ def load(path: str | Path) -> FeatureModel:
     """
     path = checkpoints.find(path)
     content = checkpoints.read(path, everything=False)
-    state, own = split_own(checkpoints.state_dict(content, path))
+    state, own = split_own(checkpoints.state_dict(content, path), path)
     if state or not own:
         raise WeightsError(f"{path} is no checkpoint of a head on stored features: its keys are such as "
                            f"{checkpoints.named(sorted(state), 3)}; give a run whose task trained one")

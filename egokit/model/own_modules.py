@@ -10,6 +10,7 @@ from egokit.config.build import ConfigError
 from egokit.model.checkpoints import WeightsError
 from egokit.model.class_head import ClassHead, difference
 from egokit.model.released_keys import HEAD, PREFIX
+from egokit.runs.shown_text import shown
 
 DEEPEST = 32  # modules within modules
 
@@ -25,14 +26,25 @@ def refuse_trained(task: type, name: str, value) -> None:
                               "`modules`, and use it as model.own[name]")
 
 
-def split_own(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def split_own(state: dict[str, Tensor], path="the checkpoint") -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return a state dict in two parts: the model's keys, and those of a task's modules by `<module>.<parameter>`.
 
     A head has the name HEAD; earlier versions had it under PREFIX.
+
+    Raises:
+        WeightsError: a key of the head is there by both names.
     """
-    ours = (PREFIX, f"{HEAD}.")
-    own = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(ours)}
-    return {key: value for key, value in state.items() if not key.startswith(ours)}, own
+    theirs, own = {}, {}
+    for key, value in state.items():
+        name = key.removeprefix(PREFIX)
+        if not key.startswith((PREFIX, f"{HEAD}.")):
+            theirs[key] = value
+        elif name in own:
+            first = shown(name, 80)
+            raise WeightsError(f"{path}: {PREFIX}{first} is a second one for {first}; delete one of them")
+        else:
+            own[name] = value
+    return theirs, own
 
 
 def current(state: dict[str, Tensor]) -> dict[str, Tensor]:

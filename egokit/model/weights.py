@@ -68,7 +68,7 @@ def load(path: str | Path, frames: int | None = None, tokenizer: str | None = No
     path = checkpoints.find(path)
     content = checkpoints.read(path, everything=False)
     state, second = unwrap(checkpoints.state_dict(content, path))
-    state, own = split_own(state)
+    state, own = split_own(state, path)
     state, unknown = our_keys(state)
     unknown += second
     if own and not state and not unknown:

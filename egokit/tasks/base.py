@@ -171,7 +171,12 @@ class Task(TaskTools):
         return initial_model(self.config, self.config.data.eval_frames if action == "evaluate" else None)
 
     def head(self, model) -> nn.Module | None:
-        """Return the task's head, which the model holds as model.head, or None; else as `modules`."""
+        """Return the task's head, or None: a `ClassHead`, or any module.
+
+        The model holds it as model.head, and does with it what it does with `modules`. The sizes and names of a
+        ClassHead stand in checkpoints, so that `egokit.load` builds it without the task.
+        """
+        return None
 
     def modules(self, model) -> dict[str, nn.Module]:
         """Return the task's other modules by name: an encoder, an nn.ParameterDict of learnable numbers.

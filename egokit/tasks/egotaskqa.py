@@ -13,7 +13,7 @@ import collections
 import copy
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -187,25 +187,34 @@ class EgoTaskQA(Task):
 
     def score_batch(self, model, batch: dict) -> dict[str, np.ndarray]:
         """Answer all questions about a batch's clips; rows are as `rows_of` returns them."""
-        names, frames = list(self.about), batch["video"].shape[1]
-        pairs = [(q, b) for b, clip in enumerate(batch["index"].tolist()) for q in self.about[names[clip]]]
-        lost = {clip: reason for clip, reason in zip(batch["index"].tolist(), batch["unreadable"], strict=True)
-                if reason}
-        for clip, reason in lost.items():
-            print(f"the questions about clip {names[clip]} count as wrong: {reason}", flush=True)
-        trunk_BSD = model.fusion_trunk(normalise(batch["video"]))
-        size, parts = self.questions_at_once(frames, model.device), []
-        for at in range(0, len(pairs), size):
-            part = pairs[at:at + size]
-            texts = in_few_numbers([self.asked[q].text for q, _ in part], model.device)
-            longest = self.config.data.eval_max_tokens
-            tokens = of_few_lengths(model.tokens(texts, longest), longest)
-            own_P = torch.tensor([b for _, b in part] + [part[-1][1]] * (len(texts) - len(part)), device=model.device)
-            state_PD = model.fused_video(trunk_BSD[own_P], tokens, frames)
-            parts.append(model.head(state_PD)[:len(part)].float())
-        index = np.array([q for q, _ in pairs], int)
-        unreadable = np.array([bool(batch["unreadable"][b]) for _, b in pairs], bool)
-        return self.rows_of(index, torch.cat(parts), unreadable)
+        names, reasons = list(self.about), batch["unreadable"]
+        clips = [names[number] for number in batch["index"].tolist()]
+        for clip, reason in zip(clips, reasons, strict=True):
+            if reason:
+                print(f"the questions about clip {clip} count as wrong: {reason}", flush=True)
+        pairs = [(q, b) for b, clip in enumerate(clips) for q in self.about[clip]]
+        index, own = np.array(pairs, int).T
+        states_PD = self.fused_states(model, batch["video"], own, [self.asked[q].text for q in index])
+        unreadable = np.array([bool(reasons[b]) for b in own], bool)
+        return self.rows_of(index, model.head(states_PD).float(), unreadable)
+
+    def fused_states(self, model, video: Tensor, own_P: Sequence[int], texts: list[str]) -> Tensor:
+        """Return what the head reads, float32 (P, D), of P questions; each clip's unfused half is computed once.
+
+        Args:
+            video: clips, uint8 (B, T, 3, size, size).
+            own_P: the clip of each question, its number in `video`.
+            texts: the questions.
+        """
+        trunk_BSD, frames = model.fusion_trunk(normalise(video)), video.shape[1]
+        size, longest, parts = self.questions_at_once(frames, model.device), self.config.data.eval_max_tokens, []
+        for at in range(0, len(texts), size):
+            part, own = texts[at:at + size], list(own_P[at:at + size])
+            padded = in_few_numbers(part, model.device)
+            tokens = of_few_lengths(model.tokens(padded, longest), longest)
+            rows = torch.tensor(own + own[-1:] * (len(padded) - len(part)), device=model.device)
+            parts.append(model.fused_video(trunk_BSD[rows], tokens, frames)[:len(part)].float())
+        return torch.cat(parts)
 
     def rows_of(self, index: np.ndarray, logits_BK: Tensor, unreadable: np.ndarray | None = None,
                 ) -> dict[str, np.ndarray]:

@@ -16,7 +16,7 @@ import torch
 from egokit.config.schema import Config
 from egokit.data.loader import build_loader, move_to_device, steps_in_epoch, training_batches
 from egokit.model import checkpoints, weights
-from egokit.model.own_modules import attach
+from egokit.model.own_modules import attach, current
 from egokit.model.precision import deterministic
 from egokit.runs.run_folder import Run
 from egokit.train import distributed, memory_plan, optim
@@ -106,6 +106,7 @@ class Trainer:
         if saved["recipe"] != (recipe := self.content()["recipe"]):
             raise TrainingError(f"{path} belongs to another recipe ({saved['recipe']}, now {recipe}): "
                                 "choose another run name, or delete the run's folder to start again")
+        saved["state_dict"] = current(saved["state_dict"])
         weights.check(self.model, saved["state_dict"], [], path)
         with checkpoints.restoring(path):
             self.model.load_state_dict(saved["state_dict"])

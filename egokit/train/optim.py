@@ -13,18 +13,19 @@ def param_groups(model, config: OptimConfig) -> list[dict]:
     """Return AdamW's groups of the trainable parameters.
 
     Projections, heads, cross-modal parameters and a task's own modules learn at optim.head_lr_scale times the rate.
-    Biases, parameters of norms, and vectors and numbers of own modules have no weight decay.
+    Biases, parameters of norms, and vectors and numbers of a task's head and own modules have no weight decay.
 
     Returns:
         At most four groups; "scale" is the factor on the learning rate, which `set_rate` reads.
     """
     roles = model.parameters_by_role()
     heads = {name for role in ("fusion", "projection", "head", "own") for name in roles[role]}
+    of_task = {*roles["head"], *roles["own"]}
     groups: dict[tuple[bool, bool], list] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             no_decay = (name.endswith("bias") or "norm" in name.rpartition(".")[0].rpartition(".")[2]
-                        or (parameter.ndim < 2 and name in roles["head"] + roles["own"]))
+                        or (parameter.ndim < 2 and name in of_task))
             groups.setdefault((name in heads, no_decay), []).append(parameter)
     return [{"params": parameters, "scale": config.head_lr_scale if is_head else 1.0,
              "weight_decay": 0.0 if no_decay else config.weight_decay}

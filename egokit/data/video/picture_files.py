@@ -52,7 +52,7 @@ def _read(path: Path) -> np.ndarray:
     try:
         with Image.open(path, formats=FORMATS) as picture:
             check_size(*picture.size)
-            return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+            return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
     except Refused as error:
         raise VideoError(f"{path}: {error}") from None
     except Exception as error:  # Pillow's decoders raise errors of a dozen kinds
