@@ -1,30 +1,31 @@
-"""EgoTaskQA's vectors: they are the fused states of all questions, made once, shared by both splits, and resumed."""
-import collections
+"""Heads on EgoTaskQA's stored vectors: what they learn and answer; what is damaged, stale or not given is named."""
+import dataclasses
 import json
-import os
-import signal
-import time
+import shutil
 
 import numpy as np
 import pytest
 import torch
-from taskqa_site import ANSWERS, CLIPS, make_site
-from test_egotaskqa import replaced
+from conftest import opened
+from rank_moments import measure
+from taskqa_site import ANSWERS, CLIPS
+from test_dist import assert_same, ranks
+from test_egotaskqa import SMALL, replaced
 from vector_site import CPU, extracted_site
 
 import egokit
 from egokit import tasks
 from egokit.config.build import ConfigError
-from egokit.data.video.open_video import VideoError
 from egokit.data.video.transforms import normalise
-from egokit.jobs import status
-from egokit.model import checkpoints
-from egokit.model.egovlp import EgoVLP
+from egokit.jobs import run_job
+from egokit.model import weights
+from egokit.model.checkpoints import WeightsError
 from egokit.runs.run_folder import Run
-from egokit.tasks import extraction
+from egokit.tasks import taskqa_vectors
 from egokit.tasks.feature_files import FeatureError
-from egokit.tasks.taskqa import annotations
 from egokit.train.loop import train
+
+LEARNS = "train.epochs=30 train.batch_size=4 optim.lr=0.05 train.evaluate_epochs=15 train.log_steps=1000"
 
 
 @pytest.fixture(scope="module")
@@ -32,132 +33,158 @@ def site(project, tmp_path_factory):
     return extracted_site(tmp_path_factory.mktemp("heads"))
 
 
-def asked(root, splits=("direct", "indirect")):
-    """clip -> its distinct questions, over all files."""
-    found = collections.defaultdict(set)
-    for split in splits:
-        for part in annotations.SPLITS:
-            for question in annotations.read_questions(root / f"EgoTaskQA/qa/{split}/{annotations.file_of(part)}",
-                                                       len(ANSWERS)):
-                found[question.clip].add(question.text)
-    return found
+@pytest.fixture
+def copied(site, tmp_path):
+    """A copy of the extracted run, to damage."""
+    shutil.copytree(site.vectors, tmp_path / "copy")
+    return tmp_path / "copy"
 
 
-def test_vectors_are_the_fused_states_of_every_question(site):
-    """Against one pass for each pair of a clip and a question."""
-    model, task = egokit.load(site.init, frames=4), tasks.make(site.config())
-    expected = asked(site.root)
-    assert {clip["clip_uid"]: set(clip["questions"]) for clip in site.manifest["clips"]} == expected
-    for clip in site.manifest["clips"]:
-        frames = normalise(task.transform(task.read_clip(clip["clip_uid"]), None))[None]
-        vectors = np.load(site.vectors / f"vectors/{clip['clip_uid']}.npy")
-        assert vectors.dtype == np.float32 and vectors.shape == (len(clip["questions"]), site.manifest["dimension"])
-        for vector, text in zip(vectors, clip["questions"], strict=True):
-            with torch.no_grad():
-                state = model.fused_video(model.fusion_trunk(frames), model.tokens([text]), 4)[0]
-            assert np.allclose(vector, state, atol=1e-5)
-    count = sum(map(len, expected.values()))
-    assert (site.metrics["clips"], site.metrics["questions"], site.metrics["failed"]) == (len(CLIPS), count, 0)
-    assert site.metrics["data"].keys() == {f"{split}/{annotations.file_of(part)}" for split in ("direct", "indirect")
-                                           for part in annotations.SPLITS}
-    assert site.manifest["init_sha256"] == checkpoints.fingerprint(site.init) and site.manifest["frames"] == 4
-
-
-@pytest.mark.parametrize("batch_size", [1, 3])
-def test_a_clips_trunk_is_computed_once(site, tmp_path, monkeypatch, batch_size):
-    trunks, pairs = [], []
-    trunk, fused = EgoVLP.fusion_trunk, EgoVLP.fused_video
-    monkeypatch.setattr(EgoVLP, "fusion_trunk", lambda self, frames: trunks.append(len(frames)) or trunk(self, frames))
-    monkeypatch.setattr(EgoVLP, "fused_video", lambda self, states, tokens, frames:
-                        pairs.append(len(states)) or fused(self, states, tokens, frames))
-    metrics, _ = site.extract(tmp_path / "run", f"evaluate.batch_size={batch_size} data.workers=1")
-    assert trunks == [1] * len(CLIPS) and sum(pairs) == metrics["questions"] and max(pairs) <= batch_size
-    for path in (tmp_path / "run/vectors").glob("*.npy"):
-        assert np.allclose(np.load(path), np.load(site.vectors / "vectors" / path.name), atol=1e-5)
-
-
-def test_a_split_alone_suffices_and_the_other_adds_its_questions(site, tmp_path):
-    """Only clips with further questions are made again."""
-    def edit(entries):
-        return [entry | {"question": "Who is there?"} if entry["interval"] == CLIPS[0] and entry["answer"] == "yes"
-                else entry for entry in entries]
-    root = replaced(site.root, tmp_path / "root", edit)
-    other = root / "EgoTaskQA/qa/indirect"
-    other.rename(tmp_path / "away")
-    whole = site.root / "EgoTaskQA/qa/direct"
-    for path in whole.iterdir():
-        (root / "EgoTaskQA/qa/direct" / path.name).write_text(path.read_text())
-    _, manifest = site.extract(tmp_path / "run", root=root)
-    assert {clip["clip_uid"]: set(clip["questions"]) for clip in manifest["clips"]} == asked(root, ["direct"])
-    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run/vectors").glob("*.npy")}
-    (tmp_path / "away").rename(other)
-    _, manifest = site.extract(tmp_path / "run", root=root)
-    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run/vectors").glob("*.npy")}
-    changed = {name for name in before if after[name] != before[name]}
-    assert changed == {f"{clip}.npy" for clip, texts in asked(root).items() if texts - asked(root, ["direct"])[clip]}
-    assert f"{CLIPS[0]}.npy" in changed and len(changed) < len(CLIPS)
-
-
-def test_too_small_a_disk_is_found_before_the_first_clip(site, tmp_path, monkeypatch, capsys):
-    needed, free = site.metrics["questions"] * site.manifest["dimension"] * 4, 0
-    usage = collections.namedtuple("Usage", "total used free")
-    monkeypatch.setattr(extraction.shutil, "disk_usage", lambda path: usage(0, 0, free))
-    free = needed - 1
-    with pytest.raises(ConfigError, match=rf"the vectors of {len(CLIPS)} clips, {site.metrics['questions']} questions"):
-        site.extract(tmp_path)
-    assert not list(tmp_path.glob("vectors/*.npy"))
-    free = needed
-    site.extract(tmp_path)
-    assert "GB of vectors to write" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_clips_that_cant_be_read_are_named_and_the_others_written(site, tmp_path, workers):
-    """They end the job unless data.max_bad_fraction allows them, and are left out of training, and wrong, then."""
-    root = make_site(tmp_path / "root")
-    (root / f"EgoTaskQA/qa_videos/{CLIPS[1]}.mp4").write_bytes(b"no video")
-    (root / f"EgoTaskQA/qa_videos/{CLIPS[3]}.mp4").unlink()
-    with pytest.raises(VideoError, match="2 of 5 clips have no vectors") as raised:
-        site.extract(tmp_path / "run", f"data.workers={workers}", root)
-    assert all(f"clip {clip}" in str(raised.value) for clip in (CLIPS[1], CLIPS[3]))
-    written = {path.name for path in (tmp_path / "run/vectors").glob("*")}
-    assert written == {f"{clip}.npy" for clip in CLIPS} - {f"{CLIPS[1]}.npy", f"{CLIPS[3]}.npy"}
-    with pytest.raises(FileNotFoundError, match=r"manifest\.json is missing: .* let the extraction finish"):
-        tasks.make(site.config(f"task.vectors={tmp_path / 'run'}")).dataset("train")
-    tolerant = f"data.workers={workers} data.max_bad_fraction=0.4"
-    metrics, manifest = site.extract(tmp_path / "run", tolerant, root)
-    assert manifest["unreadable"].keys() == {CLIPS[1], CLIPS[3]} and metrics["failed"] == 2
-    read = f"task.vectors={tmp_path / 'run'} train.epochs=1 train.batch_size=4"
-    with pytest.raises(FeatureError, match=r"2 of 5 clips .*data\.max_bad_fraction"):
-        tasks.make(site.config(read)).dataset("train")
-    config = site.config(f"{read} data.max_bad_fraction=0.5")
+@pytest.fixture(scope="module")
+def trained(site):
+    """(task, run, result) of a head that was trained on the stored vectors."""
+    torch.manual_seed(0)
+    config, run = site.config(LEARNS), Run(site.folder / "trained")
     task = tasks.make(config)
-    bad = {CLIPS[1], CLIPS[3]}
-    lost = sum(question.clip in bad for question in task.asked)
-    assert len(task.dataset("train")) == sum(question.clip not in bad for question in task.questions_of("train")) < 11
-    result = train(config, task, Run(tmp_path / "trained"), "headtune", CPU)
-    assert result["failed"] == result["unreadable_questions"] == lost > 0
+    return task, run, train(config, task, run, "headtune", CPU)
 
 
-@pytest.mark.slow
-def test_killed_and_shared_out_the_vectors_are_the_same(site, tmp_path):
-    """Two processes, killed with kill -9, go on and write what one process writes."""
-    config = site.config("launch.tasks_per_node=2")
-    run = Run(tmp_path / "two")
-    handle = egokit.submit(config, run, "extract", "vectors")
-    deadline = time.monotonic() + 240
-    while not (before := {file.name: file.stat().st_mtime_ns for file in run.path.glob("vectors/[!.]*.npy")}):
-        assert time.monotonic() < deadline and handle.alive()
-        time.sleep(0.001)
-    for process in status.processes(handle.folder):
-        os.kill(process, signal.SIGKILL)
-    while handle.alive():
-        time.sleep(0.05)
-    assert len([*run.path.glob("vectors/[!.]*.npy")]) < len(CLIPS)
-    metrics = egokit.submit(config, run, "extract", "vectors").wait(progress=False)
-    for clip in CLIPS:
-        assert np.array_equal(np.load(run.path / f"vectors/{clip}.npy"), np.load(site.vectors / f"vectors/{clip}.npy"))
-    assert {file.name for file in (run.path / "vectors").iterdir()} == {"manifest.json", *(f"{c}.npy" for c in CLIPS)}
-    assert all((run.path / "vectors" / name).stat().st_mtime_ns == at for name, at in before.items())
-    assert json.loads((run.path / "vectors/manifest.json").read_text()) == site.manifest
-    assert metrics["processes"] == 2 and metrics["clips"] == metrics["samples"] == metrics["expected"] == len(CLIPS)
+def coded(site, folder, shuffled=False):
+    """Vectors that say which question is asked, which in this site decides its answer; or others' vectors."""
+    codes, numbers = {}, np.random.default_rng(0)
+    (folder / "vectors").mkdir(parents=True)
+    (folder / "vectors/manifest.json").write_text(json.dumps(site.manifest))
+    texts = [text for clip in site.manifest["clips"] for text in clip["questions"]]
+    told = iter(numbers.permutation(texts).tolist() if shuffled else texts)
+    for clip in site.manifest["clips"]:
+        rows = [codes.setdefault(next(told), numbers.normal(size=site.manifest["dimension"]))
+                for _ in clip["questions"]]
+        np.save(folder / f"vectors/{clip['clip_uid']}.npy", np.array(rows, np.float32))
+    return folder
+
+
+def test_a_head_learns_and_reads_no_video(site, tmp_path):
+    """Vectors that say the answer teach all of it, those of other questions do not; the head is scored again."""
+    results = {}
+    for shuffled in (False, True):
+        config = site.config(f"{LEARNS} task.vectors={coded(site, tmp_path / f'vectors-{shuffled}', shuffled)}")
+        torch.manual_seed(0)
+        results[shuffled] = train(config, tasks.make(config), Run(tmp_path / f"run-{shuffled}"), "headtune", CPU)
+    result = results[False]
+    assert result["direct_all"] == 100 and results[True]["direct_all"] < 80 and result["samples"] == 11
+    assert {"val_direct_all", "direct_open", "direct_binary", "direct_as_published"} <= result.keys()
+    moved = tmp_path / "questions only"
+    (moved / "EgoTaskQA").mkdir(parents=True)
+    (moved / "EgoTaskQA/qa").symlink_to(site.root / "EgoTaskQA/qa")
+    config = site.config(f"task.head_init={tmp_path / 'run-False'} task.vectors={tmp_path / 'vectors-False'}")
+    config = dataclasses.replace(config, site=dataclasses.replace(config.site, root=str(moved)))
+    again = run_job.evaluate(config, tasks.make(config), Run(tmp_path / "again"), "head", CPU)
+    same = {key for key in again if key.startswith(("direct_", "accuracy/", "questions"))}
+    assert len(same) > 5 and {key: again[key] for key in same} == {key: result[key] for key in same}
+
+
+def test_the_model_with_the_head_answers_as_the_evaluation(site, trained):
+    """egokit.load gives the head to the model that made the vectors."""
+    task, run, _ = trained
+    model = egokit.load(site.init, frames=4, head=run.path)
+    rows, _ = run.read_rows("headtune")
+    for number, question in enumerate(task.asked):
+        frames = normalise(task.transform(task.read_clip(question.clip), None))[None]
+        (answers,) = model.answer(frames, question.question, k=5)
+        words, chances = zip(*answers, strict=True)
+        assert np.allclose(chances, rows["chances"][number], atol=1e-4)
+        if np.diff(rows["chances"][number]).max() < -1e-4:  # without ties
+            assert words == tuple(ANSWERS[place] for place in rows["classes"][number])
+    with pytest.raises(WeightsError, match=r"own modules alone.*head="):
+        egokit.load(run.path)
+
+
+def test_ranks_micro_batches_and_batch_sizes_change_nothing(site, tmp_path):
+    shared = ("egotaskqa_head", f"{SMALL} site.root={site.root} task.vectors={site.vectors} train.batch_size=7")
+    one = measure(*shared, tmp_path, "tiny")
+    assert one["terms"].keys() == {"cross_entropy"} and one["metrics"]["samples"] == 11
+    assert set(one["gradients"]) == {"head.fc2.weight", "head.fc2.bias"}
+    assert_same(measure(shared[0], f"{shared[1]} train.micro_batch=2 evaluate.batch_size=3", tmp_path, "tiny"), one,
+                "micro-batches")
+    ranks("rank_moments.py", 3, tmp_path, json.dumps([(*shared, "tiny")]))
+    (three,) = torch.load(tmp_path / "results.pt")
+    assert_same(three, one, "ranks")
+    assert np.allclose(three["rows"]["chances"], one["rows"]["chances"], atol=1e-6)
+
+
+def damage(path, how):
+    vectors = np.load(path)
+    if how == "cut":
+        path.write_bytes(path.read_bytes()[:-9])
+    elif how == "absent":
+        path.unlink()
+    elif how == "text":
+        path.write_text("no array")
+    else:
+        np.save(path, {"of another dimension": vectors[:, :-1], "of fewer questions": vectors[:-1],
+                       "half": vectors.astype(np.float16), "nan": vectors * np.nan}[how])
+
+
+@pytest.mark.parametrize("how, message", [
+    ("cut", "may be cut off"), ("absent", "is missing: extract the vectors again"), ("text", "no .npy file"),
+    ("of another dimension", "expected float32 of"), ("of fewer questions", "expected float32 of"),
+    ("half", "float16 of shape"), ("nan", "NaN")])
+def test_damaged_vectors_are_named(site, copied, how, message):
+    path = copied / f"vectors/{CLIPS[0]}.npy"
+    damage(path, how)
+    task = tasks.make(site.config(f"task.vectors={copied}"))
+    with pytest.raises(FeatureError) as raised:
+        samples = task.dataset("train")
+        assert how == "nan", "the file's head is looked at before training"
+        for index in range(len(samples)):
+            samples[0, index]
+    assert message in str(raised.value) and str(path) in str(raised.value)
+
+
+@pytest.mark.parametrize("edit, message", [
+    (lambda manifest: manifest.pop("frames"), "'frames' is missing"),
+    (lambda manifest: manifest.update(dimension=0), "'dimension' is 0"),
+    (lambda manifest: manifest["clips"][0].update(clip_uid="../../room-1|P1|0|48"), "clip '../../room-1"),
+    (lambda manifest: manifest["clips"][0].update(questions=[]), "with one question or more"),
+    (lambda manifest: manifest["clips"].append(manifest["clips"][0]), "expected it once"),
+    (lambda manifest: manifest["clips"][0]["questions"].append(3), "is 3, expected text")])
+def test_a_damaged_manifest_is_named(copied, edit, message):
+    path = copied / "vectors/manifest.json"
+    manifest = json.loads(path.read_text())
+    edit(manifest)
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(ValueError) as raised:
+        taskqa_vectors.VectorFiles(copied)
+    assert str(path) in str(raised.value) and message in str(raised.value) and "delete it" in str(raised.value)
+
+
+def test_vectors_of_something_else_are_named_before_training(site, tmp_path):
+    weights.save(opened(site.config("init= seed=3")), tmp_path / "other.pt")
+    with pytest.raises(FeatureError, match=r"vectors of .*base\.pt .*, but init is .*other\.pt .*extract them again"):
+        tasks.make(site.config(f"init={tmp_path / 'other.pt'}")).dataset("train")
+    tasks.make(site.config("init=away.pt")).dataset("train")  # which isn't here: nothing to compare with
+    with pytest.raises(FeatureError, match=r"vectors of 4 frames, but data\.eval_frames is 2"):
+        tasks.make(site.config("data.eval_frames=2")).dataset("train")
+    root = replaced(site.root, tmp_path / "root", lambda entries: [
+        entry | {"question": "Who is it?"} if number == 1 else entry for number, entry in enumerate(entries)])
+    with pytest.raises(FeatureError, match=r"lists no vector of 1 questions, such as 'who is it\?' about clip room-1"):
+        tasks.make(site.config(root=root)).dataset("train")
+
+
+def test_what_is_not_given_is_named(site, tmp_path):
+    with pytest.raises(ConfigError, match=r"task\.vectors is empty: name the run that extracts them"):
+        tasks.make(site.config("task.vectors=")).dataset("train")
+    with pytest.raises(FileNotFoundError, match=r"task\.vectors names the run"):
+        tasks.make(site.config(f"task.vectors={tmp_path / 'none'}")).dataset("train")
+    with pytest.raises(WeightsError, match=r"task\.head_init is empty"):
+        tasks.make(site.config()).initial_model("evaluate")
+
+
+def test_a_head_of_other_answers_is_refused(site, trained, tmp_path):
+    _, run, _ = trained
+    root = replaced(site.root, tmp_path / "root", lambda entries: entries)
+    for path in root.rglob("answer_set.txt"):
+        path.write_text(path.read_text().replace("red", "blue"))
+    config = site.config(f"task.head_init={run.path}", root)
+    with pytest.raises(WeightsError, match=r"'red'.*'blue'"):
+        run_job.evaluate(config, tasks.make(config), Run(tmp_path / "run"), "head", CPU)

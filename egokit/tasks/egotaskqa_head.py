@@ -2,7 +2,7 @@
 
 A vector is what the head reads, of the middle frames. The questions of both splits share the vectors of their clips.
 
-Shapes: B questions, K questions of a clip, T frames, D width.
+Shapes: B questions, K questions of a clip, D width.
 
 Source: EgoVLPv2 (arXiv 2307.05463), table 5, "head-tuned"; no code of it is released.
 """
@@ -22,11 +22,9 @@ from egokit.config.schema import Config, Input
 from egokit.data.loader import build_loader, move_to_device
 from egokit.data.site_checks import Checks, Finding
 from egokit.data.video.timeline import VideoError
-from egokit.data.video.transforms import normalise
 from egokit.model import checkpoints, feature_model
 from egokit.model.class_head import ClassHead
 from egokit.model.feature_model import FeatureModel
-from egokit.model.input_checks import in_few_numbers, of_few_lengths
 from egokit.model.precision import autocast
 from egokit.model.weights import initial_model
 from egokit.runs.ledger import Result
@@ -121,27 +119,12 @@ class EgoTaskQAHead(Extraction, EgoTaskQA):
         if reason := batch["unreadable"][0]:
             raise VideoError(f"clip {name} can't be read, put a whole file in its place: {reason}")
         with autocast(model.device, self.config.evaluate.precision):
-            vectors_KD = self.fused_vectors(model, move_to_device(batch["video"], model.device), clip["questions"])
+            video, texts = move_to_device(batch["video"], model.device), clip["questions"]
+            vectors_KD = self.fused_states(model, video, [0] * len(texts), texts)
         if not vectors_KD.isfinite().all():
             raise ValueError(f"clip {name}: NaN or Inf in its vectors; evaluate.precision is "
                              f"{self.config.evaluate.precision}: set fp32, or use another checkpoint")
         save(self.file(run, clip), vectors_KD.cpu())
-
-    def fused_vectors(self, model, video: Tensor, texts: list[str]) -> Tensor:
-        """Return the fused states of one clip with each question, float32 (K, D); its unfused half is computed once.
-
-        Args:
-            video: uint8 (1, T, 3, size, size).
-            texts: the questions.
-        """
-        trunk_1SD, frames = model.fusion_trunk(normalise(video)), video.shape[1]
-        size, longest, parts = self.questions_at_once(frames, model.device), self.config.data.eval_max_tokens, []
-        for at in range(0, len(texts), size):
-            part = texts[at:at + size]
-            tokens = of_few_lengths(model.tokens(in_few_numbers(part, model.device), longest), longest)
-            trunk_BSD = trunk_1SD.expand(len(tokens["input_ids"]), -1, -1)
-            parts.append(model.fused_video(trunk_BSD, tokens, frames)[:len(part)].float())
-        return torch.cat(parts)
 
     def manifest(self, run: Run, clips: list[dict]) -> tuple[dict, dict]:
         dimension = np.load(self.file(run, clips[0]), mmap_mode="r").shape[-1]
