@@ -33,12 +33,12 @@ SIZES = {
     "demo": Size({"ego4d": {"train": (33, 96), "test": (6, 96)}, "ek100": {"train": (10, 60), "test": (6, 66)},
                   "charades": {"train": (120, 0), "test": (192, 0)}}, 120, 32,
                  {"train": ("train", 0, 33), "val": ("test", 0, 4), "test_unannotated": ("test", 4, 6)}, (44, 47),
-                 {"train": 7, "test": 12}),
+                 {"train": 14, "test": 24}),
     # five test videos, because an inter-video question takes its five choices from five videos
     "tiny": Size({"ego4d": {"train": (4, 45), "test": (5, 24)}, "ek100": {"train": (2, 20), "test": (1, 20)},
                   "charades": {"train": (6, 0), "test": (4, 0)}}, 12, 4,
                  {"train": ("train", 0, 2), "val": ("test", 0, 2), "test_unannotated": ("test", 2, 3)}, (8, 11),
-                 {"train": 3, "test": 2}),
+                 {"train": 4, "test": 3}),
 }
 
 

@@ -1,14 +1,18 @@
 """EgoTaskQA's clips and questions: EgoTaskQA/qa_videos and EgoTaskQA/qa, in the formats of the real ones.
 
-A clip shows a few actions and ends as the hand reaches for the next thing. It is cut out of a video of Ego4D and named
-<video>|P1|<start>|<end>, with numbers of frames at 24 a second, though the toy's videos have 10. Questions for training
-are about train videos. In the indirect split, those that point at an action by its place among the others are kept out
-of training, but for one template. videos.py cuts the clips.
+A clip shows one action or two. It is cut out of a video of Ego4D and named <video>|P1|<start>|<end>, with numbers of
+frames at 24 a second, though the toy's videos have 10. Questions for training are about train videos. In the indirect
+split, those that point at an action by its place among the others are kept out of training, but for one template.
+videos.py cuts the clips.
+
+Two actions of a clip are mostly on one thing: the fused state that a frozen model gives tells colours, things and verbs
+of what it sees, but hardly which of two things the question means.
 
 Of the real files' fields only the letters of the words (`question_char_encode`) are missing.
 """
 import collections
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,9 +25,8 @@ from egokit.toy.words import COLOURS, NOUNS, VERBS, task_question
 
 FOLDER = "EgoTaskQA"
 REACHED = 0.13          # the share of the next action that a clip still shows: the hand arrives (motion.APPROACH)
-ACTIONS = (2, 4)        # fewest and most that a clip shows
-SECONDS = 8.0           # longest clip
-QUESTIONS_A_CLIP = 8    # at most, of those that could be asked
+MIXED = 0.2             # the share of actions to which the next one is added although it is on another thing
+COMING = 0.25           # the share of clips that end as the hand reaches for the next thing
 LABELS = ("descriptive", "predictive", "explanatory", "counterfactual", "world", "intent", "multi-agent",
           "object", "action", "state", "change", "query", "verify", "direct", "indirect")
 LONGEST = 50            # words of `question_encode`, 0 where there is none
@@ -65,15 +68,16 @@ def draw_clips(seed: int, videos: list[ToyVideo], size: str) -> list[TaskClip]:
         found = []
         for scene in video.scenes:
             left = list(scene.actions)
-            while len(left) >= ACTIONS[0]:
-                count = int(random.integers(ACTIONS[0], ACTIONS[1] + 1))
+            while left:
+                together = len({action.thing.noun for action in left[:2]}) == 1 or random.random() < MIXED
+                count = 2 if together and len(left) > 1 else 1
                 shown, left = left[:count], left[count:]
+                coming = left[0] if left and random.random() < COMING else None
                 # things change halfway between two actions, so a clip shows nothing of the action before it
                 first = int(np.ceil((shown[0].start - shown[0].gap_before / 2) * FPS))
-                stop = (left[0].start + REACHED * (left[0].stop - left[0].start) if left
+                stop = (coming.start + REACHED * (coming.stop - coming.start) if coming
                         else shown[-1].stop + shown[-1].gap_after / 2)
-                if ACTIONS[0] <= len(shown) and int(stop * FPS) - first <= SECONDS * FPS:
-                    found.append(TaskClip(split, video, first, int(stop * FPS), tuple(shown), (left or [None])[0]))
+                found.append(TaskClip(split, video, first, int(stop * FPS), tuple(shown), coming))
         chosen = random.permutation(len(found))[:SIZES[size].task_clips[video.split]]
         clips += [found[i] for i in sorted(chosen.tolist())]
     return clips
@@ -82,14 +86,16 @@ def draw_clips(seed: int, videos: list[ToyVideo], size: str) -> list[TaskClip]:
 def write_egotaskqa(root: Path, seed: int, clips: list[TaskClip]) -> dict[str, int]:
     """Write EgoTaskQA/qa/{direct,indirect}; return the number of questions of each of their files."""
     asked: dict[str, list[dict]] = {split: [] for split in annotations.SPLITS}
+    yes = {split: _as_often(generator(seed, "task answers", split)) for split in asked}
     for clip in clips:
-        asked[clip.split] += ask(seed, clip)
+        asked[clip.split] += ask(seed, clip, yes[clip.split])
     _spoil(asked["val"])
     random, counts = generator(seed, "task splits"), {}
     indirect = [row for split in ("val", "test") for row in asked[split] if row["reference"] == "indirect"]
     half = set(random.permutation(len(indirect))[::2].tolist())
     of_split = {"direct": asked, "indirect": {
-        "train": [row for row in asked["train"] if row["reference"] == "direct" or "iterate_until" in row["program"]],
+        "train": [row for row in asked["train"] if row["reference"] == "direct"
+                  or row["program"].startswith("query([hoi], iterate_until(")],
         "val": [row for i, row in enumerate(indirect) if i in half],
         "test": [row for i, row in enumerate(indirect) if i not in half]}}
     for name, files in of_split.items():
@@ -109,39 +115,58 @@ def write_egotaskqa(root: Path, seed: int, clips: list[TaskClip]) -> dict[str, i
     return counts
 
 
-def ask(seed: int, clip: TaskClip) -> list[dict]:
-    """Return the questions about a clip, with the fields that don't depend on a split's vocabulary."""
+def ask(seed: int, clip: TaskClip, yes: Iterator[bool]) -> list[dict]:
+    """Return the questions about a clip, with the fields that don't depend on a split's vocabulary.
+
+    Args:
+        yes: says whether the answer of the next binary question is yes.
+    """
     random = generator(seed, "task questions", clip.name)
-    verbs, nouns = [action.verb for action in clip.actions], [action.thing.noun for action in clip.actions]
-    done, rows = set(zip(verbs, nouns, strict=True)), []
-    for verb, thing in ((action.verb, action.thing) for action in clip.actions):
-        if nouns.count(thing.noun) == 1:
-            rows.append(_row("action", VERBS[verb], task_question("action", verb, thing.noun), "query([action], hoi)"))
-        if verbs.count(verb) == 1:
-            rows.append(_row("object", NOUNS[thing.noun], task_question("object", verb, thing.noun),
-                             "query([object], hoi)"))
-            rows.append(_row("state", COLOURS[thing.colour], task_question("state", verb, thing.noun),
-                             "query([colour], hoi)"))
-        if (verb ^ 1, thing.noun) not in done:  # what was not done is asked as often as what was
-            asked, answer = ((verb, "yes"), (verb ^ 1, "no"))[int(random.integers(2))]
-            rows.append(_row("action", answer, task_question("binary", asked, thing.noun), "verify(hoi)",
-                             structural="verify"))
-    first, second = clip.actions[:2]
-    rows.append(_row("action", VERBS[first.verb], task_question("first", 0, 0), "query([hoi], iterate_until(first))",
-                     reference="indirect"))
-    rows.append(_row("object", NOUNS[second.thing.noun], task_question("second", 0, 0), "query([object], after(first))",
-                     reference="indirect"))
+    meanings = [(action.verb, action.thing.noun, action.thing.colour) for action in clip.actions]
+    verbs, nouns, _ = zip(*meanings, strict=True)
+    rows = []
+    for meaning in meanings:
+        kinds = ["action"] * (nouns.count(meaning[1]) == 1) + ["object", "state"] * (verbs.count(meaning[0]) == 1)
+        rows += [_row(kind, meaning) for kind in kinds] + [_yes_or_no(random, meaning, meanings, yes)]
+    if len(meanings) > 1:
+        rows += [_row(kind, meanings[0], first=True) for kind in ("action", "object", "state")]
+        rows.append(_yes_or_no(random, meanings[0], meanings, yes, first=True))
     if clip.coming:
-        rows.append(_row("object", NOUNS[clip.coming.thing.noun], task_question("next", 0, 0), "query([object], next)",
-                         kind="predictive"))
+        rows.append(_row("next", (clip.coming.verb, clip.coming.thing.noun, clip.coming.thing.colour)))
     return [row | {"interval": clip.name, "video_id": clip.video.uid} for row in rows]
 
 
-def _row(semantic: str, answer: str, question: str, program: str, kind: str = "descriptive", structural: str = "query",
-         reference: str = "direct") -> dict:
-    return {"question": question, "answer": answer, "type": [kind], "category": ["world"], "semantic": semantic,
-            "structural": structural, "reference": reference, "program": program, "step": program.count("(") + 1,
-            "reasoning_type": "$".join([kind, "world", semantic, structural, reference])}
+def _as_often(random: np.random.Generator) -> Iterator[bool]:
+    """Yield True and False in a random order, of every two one."""
+    while True:
+        yield from random.permutation([True, False]).tolist()
+
+
+def _yes_or_no(random: np.random.Generator, meaning: tuple[int, int, int], done: list[tuple], yes: Iterator[bool],
+               first: bool = False) -> dict:
+    """Ask whether an action is done, or one of another verb, thing or colour, which is not done."""
+    verb, noun, colour = meaning
+    others = [other for other in (
+        (verb ^ 1, noun, colour), (int(verb + random.integers(2, len(VERBS))) % len(VERBS), noun, colour),
+        (verb, int(noun + random.integers(1, len(NOUNS))) % len(NOUNS), colour),
+        (verb, noun, int(colour + random.integers(1, len(COLOURS))) % len(COLOURS))) if other not in done]
+    other = others[int(random.integers(len(others)))]
+    return _row("binary", meaning, "yes", first) if next(yes) else _row("binary", other, "no", first)
+
+
+def _row(kind: str, meaning: tuple[int, int, int], answer: str = "", first: bool = False) -> dict:
+    """Return a question's fields; `answer` is given for a binary one."""
+    verb, noun, colour = meaning
+    answer = answer or {"action": VERBS[verb], "state": COLOURS[colour]}.get(kind, NOUNS[noun])
+    semantic = {"binary": "action", "next": "object"}.get(kind, kind)
+    labels = {"type": ["predictive" if kind == "next" else "descriptive"], "category": ["world"], "semantic": semantic,
+              "structural": "verify" if kind == "binary" else "query", "reference": "indirect" if first else "direct"}
+    # of indirect questions, those of this program are in the indirect split's training, too
+    wanted = "hoi" if kind == "action" and first else kind
+    program = f"{labels['structural']}([{wanted}], {'iterate_until(video, first)' if first else 'filter(video)'})"
+    return {"question": task_question(kind, verb, noun, colour, first), "answer": answer, **labels, "program": program,
+            "step": program.count("("), "reasoning_type": "$".join(
+                [*labels["type"], *labels["category"], semantic, labels["structural"], labels["reference"]])}
 
 
 def _spoil(rows: list[dict]) -> None:

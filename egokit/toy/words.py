@@ -19,6 +19,8 @@ _FORMS = (
     ("mov|e", "mov|es", "mov|ing", "", " to the right"),
 )
 
+_DONE = ("picked up", "put down", "opened", "closed", "pushed", "pulled", "moved to the left", "moved to the right")
+
 
 def _phrase(verb: int, form: int, thing: str) -> str:
     words = _FORMS[verb]
@@ -80,25 +82,27 @@ def nlq_questions(verb: int, noun: int, colour: int | None) -> dict[str, str]:
             "Objects: Where is object X before / after event Y?": f"Where is it after I {done}?"}
 
 
-def task_question(kind: str, verb: int = 0, noun: int = 0) -> str:
+def task_question(kind: str, verb: int, noun: int, colour: int, first: bool = False) -> str:
     """Return a question of EgoTaskQA about an action, such as "What is the hand doing with the cup?".
 
-    Verbs are worded as in narrations, for the reason that `nlq_questions` tells.
+    Most words are those of narrations, for the reason that `nlq_questions` tells: of the others the text encoder learns
+    too little for them to steer what the video encoder sees.
 
     Args:
-        kind: what is asked for: "action", "object", "state" (a colour) or "binary"; "first", "second" and "next" ask
-            for an action or a thing by its place in the clip.
+        kind: what is asked for: "action", "object", "state" (a colour), "binary" or "next" (the next thing).
+        first: ask about the first action of several, whichever it is; a binary question names it, too.
     """
-    doing = " ".join(_phrase(verb, 2, "").split())
-    return {
-        "action": f"What is the hand doing with the {NOUNS[noun]}?",
-        "object": f"What is the hand {doing}?",
-        "state": f"What colour is the thing the hand is {doing}?",
-        "binary": f"Is the hand {_phrase(verb, 2, f'the {NOUNS[noun]}')}?",
-        "first": "What is the hand doing first?",
-        "second": "What is in the hand second?",
-        "next": "What will be in the hand next?",
-    }[kind]
+    shades = f"{', '.join(COLOURS[:-1])} or {COLOURS[-1]}"
+    done = _DONE[verb]
+    if kind == "next":
+        return "Which object is next?"
+    if first:
+        return {"action": "What is the hand doing first?", "object": f"Which object is {done} first?",
+                "state": f"Is the first object {shades}?",
+                "binary": f"Is the hand first {_phrase(verb, 2, f'the {COLOURS[colour]} {NOUNS[noun]}')}?"}[kind]
+    return {"action": f"What is the hand doing with the {NOUNS[noun]}?", "object": f"Which object is {done}?",
+            "state": f"Is the {NOUNS[noun]} {shades}?",
+            "binary": f"Is the hand {_phrase(verb, 2, f'the {COLOURS[colour]} {NOUNS[noun]}')}?"}[kind]
 
 
 def charades_classes() -> list[tuple[int, int]]:
