@@ -20,6 +20,7 @@ from egokit import tasks
 from egokit.config.json_file import read_json
 from egokit.config.resolve import resolve
 from egokit.data import annotation_json, relevancy
+from egokit.data.video.timeline import VideoError
 from egokit.jobs import requeue, runs_table
 from egokit.jobs.handle import Handle
 from egokit.model import checkpoints, weights
@@ -27,8 +28,9 @@ from egokit.runs import ledger
 from egokit.runs.log import History
 from egokit.runs.run_folder import Run
 from egokit.search import index_task, vector_index
-from egokit.tasks import clip_features
+from egokit.tasks import clip_features, taskqa_vectors
 from egokit.tasks.moments import mq_annotations, nlq_annotations, score
+from egokit.tasks.qfvs import score as qfvs_score
 from egokit.tasks.taskqa import accuracy, vocabulary
 from egokit.tasks.taskqa import annotations as taskqa
 
@@ -227,6 +229,37 @@ def read_moments(path: Path) -> None:
         mq_annotations.clip_annotations(mq_annotations.read_clips(path))
 
 
+def make_qfvs(folder: Path, checkpoint: Path) -> None:
+    import qfvs_site
+    qfvs_site.write(folder)
+    (folder / "mine.json").write_text(json.dumps({"P01": {"Book_Street": {"scores": [0.1] * 10},
+                                                          "Car_Hands": {"shots": [2, 9]}}}))
+
+
+def read_qfvs(path: Path) -> None:
+    root = next(folder for folder in path.parents if (folder / "mine.json").exists())
+    qfvs_score.format_qfvs(qfvs_score.score_qfvs(root / "mine.json", root))
+
+
+def make_vectors(folder: Path, checkpoint: Path) -> None:
+    import torch
+    clips = [{"clip_uid": f"room|P1|{number}|{number + 9}", "questions": ["what?", "who?"]} for number in range(2)]
+    (folder / "vectors").mkdir()
+    for clip in clips:
+        clip_features.save(folder / f"vectors/{clip['clip_uid']}.npy", torch.rand(2, 8))
+    (folder / "vectors/manifest.json").write_text(json.dumps({
+        "init": "a.pth", "init_sha256": "0", "frames": 4, "dimension": 8, "clips": clips, "unlisted": [],
+        "unreadable": {"room|P2|0|9": "lost"}}))
+
+
+def read_vectors(path: Path) -> None:
+    files = taskqa_vectors.VectorFiles(path.parents[1])
+    questions = [taskqa.Question(name, text, 2, (), "") for name, rows in files.row_of.items() for text in rows]
+    files.expect(questions)
+    for question in questions:
+        files.vector(question)
+
+
 def make_taskqa(folder: Path, checkpoint: Path) -> None:
     import taskqa_site
     taskqa_site.make_questions(folder, splits=("direct",))
@@ -259,5 +292,7 @@ KINDS = {
     "feature": Kind(make_features, clip_features.stored, ("*.npy", "*.pt"), count=200),
     "moments": Kind(make_moments, read_moments, ("*.json",), count=200),
     "taskqa": Kind(make_taskqa, read_taskqa, ("direct/*.json", "direct/*.txt"), count=200),
+    "qfvs": Kind(make_qfvs, read_qfvs, ("mine.json", "*/*.txt", "*/*/*.txt", "*/*/*/*.txt"), count=200),
+    "vectors": Kind(make_vectors, read_vectors, ("vectors/*",), (ValueError, FileNotFoundError, VideoError), 200),
     "index": Kind(make_index, read_index, ("*.npy", "*.json", "approximate/*"), count=200),
 }

@@ -2,7 +2,7 @@
 
 base.py     Task: what a benchmark gives;  retrieval.py, multiple_choice.py, windows.py  what several share
 egoclip.py  pre-training;  egomcq.py  ek100.py  charades.py  mq.py  the benchmarks
-clip_features.py  features of clips, of which EgoMQ's are made
+extraction.py  what encoders make of clips, stored for heads;  clip_features.py  features of clips, as EgoMQ's
 losses.py   EgoNCE, InfoNCE, max-margin, multi-similarity, masking, hard negatives;  metrics.py  accuracies, mAP, nDCG
 
 A task of your own is a class in a file of your own, which needs one import:
