@@ -23,7 +23,8 @@ from egokit.data import annotation_json, relevancy
 from egokit.data.video.timeline import VideoError
 from egokit.jobs import requeue, runs_table
 from egokit.jobs.handle import Handle
-from egokit.model import checkpoints, weights
+from egokit.model import checkpoints, recorded_head, weights
+from egokit.model.class_head import ClassHead
 from egokit.runs import ledger
 from egokit.runs.log import History
 from egokit.runs.run_folder import Run
@@ -175,9 +176,15 @@ def make_checkpoints(folder: Path, checkpoint: Path) -> None:
     weights.export(model, folder / "released.pth")
     content = torch.load(folder / "released.pth", weights_only=False)
     torch.save(content, folder / "older.pth", _use_new_zipfile_serialization=False)
+    model.head = ClassHead(16, ["yes", "no"], hidden=2)  # EgoTaskQA's, which stands in records
+    weights.save(model, folder / "headed.pth")
+    weights.export(model, folder / "released.tar")
+    (folder / "answer_set.txt").write_text("yes\nno\n")
 
 
 def read_checkpoint(path: Path) -> None:
+    if path.suffix == ".txt":
+        return recorded_head.name_classes(ClassHead(16, 2), path, "a.pt")
     source = path.parents[1] if path.parent.name == "checkpoints" else path
     weights.load(source)
     checkpoints.read(path)
@@ -288,7 +295,8 @@ KINDS = {
     "annotation": Kind(make_annotations, read_annotations, tuple(FILES), count=150),
     "manifest": Kind(make_manifest, annotation_json.read_manifest, ("*.json",), count=60),
     "relevancy": Kind(make_relevancy, read_relevancy, ("*.pkl", "*.npy", "*.safetensors"), count=300),
-    "checkpoint": Kind(make_checkpoints, read_checkpoint, ("*.pth", "*.safetensors", "run/checkpoints/*.pt")),
+    "checkpoint": Kind(make_checkpoints, read_checkpoint, ("*.pth", "*.tar", "*.txt", "*.safetensors",
+                                                           "run/checkpoints/*.pt"), count=150),
     "feature": Kind(make_features, clip_features.stored, ("*.npy", "*.pt"), count=200),
     "moments": Kind(make_moments, read_moments, ("*.json",), count=200),
     "taskqa": Kind(make_taskqa, read_taskqa, ("direct/*.json", "direct/*.txt"), count=200),

@@ -126,7 +126,7 @@ def test_keys_exist(path, monkeypatch):
     for span in re.findall(r"`([^`\n]+)`", prose(path.read_text())):
         for section, key in re.findall(rf"(?<![\w./])({'|'.join(keys())})\.(\w+)", span):
             earlier = path.name == "CHANGELOG.md" and f"{section}.{key}" in RENAMED
-            attribute = section == "model" and key in ("own", "head")
+            attribute = section == "model" and key in ("own", "head", "answer")
             assert key in keys()[section] or key in ("py", "pkl") or earlier or attribute, span
     for block in blocks(path.read_text(), "yaml"):
         for values in yaml.safe_load_all(block):

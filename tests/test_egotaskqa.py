@@ -1,14 +1,18 @@
 """EgoTaskQA end to end on tiny files: samples, answers clip by clip, unreadable clips, other vocabularies."""
 import json
 import re
+import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import MODEL, opened
+from conftest import MODEL, ROOT, opened
 from rank_moments import measure
 from taskqa_site import ANSWERS, CLIPS, make_site, number_of
 from test_dist import assert_same, ranks
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import fake_gpu
 
 from egokit import tasks
 from egokit.config.registry import TASKS
@@ -109,6 +113,21 @@ def test_each_clip_is_encoded_once_and_all_its_questions_are_answered(made, monk
     report = accuracy.report(rows["classes"][:, 0], task.questions_of("test"), ANSWERS, "direct")
     assert report.items() <= metrics.items() and metrics["samples"] == 11 and metrics["failed"] == 0
     assert not any("unreadable" in name for name in metrics)
+
+
+def test_a_gpu_sees_few_shapes_and_gives_the_same_answers(made):
+    """The device is pretended; what is computed is the CPU's."""
+    task, shapes = made("evaluate.batch_size=2"), set()
+    plain = evaluate(model_of(task), task)[1]
+    model = model_of(task)
+    with fake_gpu.on_the_cpu():
+        model = model.to(fake_gpu.GPU)
+        model.text.layers[0].register_forward_hook(lambda layer, inputs, output: shapes.add(tuple(inputs[0].shape[:2])))
+        rows = evaluate(model, task)[1]
+    assert all(number % 8 == 0 and length in (8, 16, 24, 30) for number, length in shapes) and len(shapes) <= 2
+    assert rows["index"].tolist() == plain["index"].tolist()
+    assert np.allclose(rows["chances"], plain["chances"], atol=1e-5)
+    assert task.questions_at_once(16, fake_gpu.GPU) == 2 and task.questions_at_once(4, fake_gpu.GPU) == 8
 
 
 def test_other_answers_give_other_accuracies(made, root, tmp_path):

@@ -23,11 +23,11 @@ WORDS = {str: "text", bool: "true or false", dict: "an object", list: "a list", 
          int: "a whole number"}
 
 
-def parse_json(text: str | bytes, most: int = MOST, hook: Callable[[dict], object] | None = None):
+def parse_json(text: str | bytes, most: int | None = None, hook: Callable[[dict], object] | None = None):
     """Return the value of a JSON text.
 
     Args:
-        most: how many lists and objects it may have.
+        most: how many lists and objects it may have; None for MOST.
         hook: called with each object as soon as it is read, it returns what takes its place; so a large text's needless
             fields never fill the memory.
 
@@ -36,6 +36,7 @@ def parse_json(text: str | bytes, most: int = MOST, hook: Callable[[dict], objec
             names no file.
     """
     brackets = sum(map(text.count, "[{" if isinstance(text, str) else b"[{"))
+    most = MOST if most is None else most
     if brackets > most:
         raise ValueError(f"more than {most:,} lists and objects, expected fewer")
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from egokit.config.access import file_exists
 from egokit.config.build import ConfigError
-from egokit.config.json_file import HUGE, MOST, parse_json
+from egokit.config.json_file import HUGE, parse_json
 from egokit.config.names import check_name, check_path
 
 CHOICES = 5
@@ -17,7 +17,7 @@ DIGITS = 100  # of a question's number
 SPLITS = ("train", "val", "test_unannotated")  # of moments_*.json and nlq_*.json
 
 
-def read_document(path: Path, fix: str = "download it again", most: int = MOST,
+def read_document(path: Path, fix: str = "download it again", most: int | None = None,
                   hook: Callable[[dict], object] | None = None):
     """Read a JSON file in UTF-8, with or without a byte order mark, or raise what `read_csv` raises.
 

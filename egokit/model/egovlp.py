@@ -162,7 +162,7 @@ class EgoVLP(nn.Module):
         """Return the fused states (B, D) float32 of clips with a text each, which a head reads.
 
         Args:
-            trunk_BSD: of `fusion_trunk`; frames: T.
+            trunk_BSD: of `fusion_trunk`; `tokens` as `embed_text` takes them; `frames` is T.
         """
         video_B1D, _ = self.fuse(trunk_BSD, self.text_trunk(tokens), tokens["attention_mask"], frames, read="video")
         return self.fusion_norm(video_B1D)[:, 0].float()

@@ -157,5 +157,5 @@ def _check_classes(saved: nn.Module, given: nn.Module, source: str) -> None:
         return
     if problem := difference(saved, given):
         raise WeightsError(f"the head in {source} is not the task's: {problem}; give the answers with which it was "
-                           "trained, or a checkpoint without a head")
+                           "trained, or start from the checkpoint without its head (docs/checkpoints.md)")
     given.classes = given.classes or saved.classes

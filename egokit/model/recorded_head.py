@@ -120,7 +120,7 @@ def _words(answers) -> tuple[str, tuple[str, ...]]:
             raise WeightsError(f"answers: {path} does not exist; expected the answer_set.txt of the questions with "
                                "which the head was trained, or its words as a list")
         if (size := path.stat().st_size) > LARGEST * LONGEST:
-            raise ValueError(f"{size:,} bytes")
+            raise WeightsError(f"{path}: {size:,} bytes; expected a file with an answer a line")
         lines = path.read_text(encoding="utf-8-sig").split("\n")
         return str(path), checked_names([line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])])
     except WeightsError:
