@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow.compute  # what a reader imports at its first use is no sign of a file's doing
 import pyarrow.csv  # noqa: F401
 from annotation_files import FILES
+from fuzz_questions import make_qfvs, make_taskqa, make_vectors, read_qfvs, read_taskqa, read_vectors
 
 from egokit import tasks
 from egokit.config.json_file import read_json
@@ -29,11 +30,8 @@ from egokit.runs import ledger
 from egokit.runs.log import History
 from egokit.runs.run_folder import Run
 from egokit.search import index_task, vector_index
-from egokit.tasks import clip_features, taskqa_vectors
+from egokit.tasks import clip_features
 from egokit.tasks.moments import mq_annotations, nlq_annotations, score
-from egokit.tasks.qfvs import score as qfvs_score
-from egokit.tasks.taskqa import accuracy, vocabulary
-from egokit.tasks.taskqa import annotations as taskqa
 
 MODEL = "model.width=16 model.heads=1 model.depth=2 model.num_fused_layers=1 model.projection=linear16"
 SMALL = f"data.limit=24 train.batch_size=8 launch.tasks_per_node=1 init= {MODEL}"
@@ -234,50 +232,6 @@ def read_moments(path: Path) -> None:
         nlq_annotations.converted(clips)
     else:
         mq_annotations.clip_annotations(mq_annotations.read_clips(path))
-
-
-def make_qfvs(folder: Path, checkpoint: Path) -> None:
-    import qfvs_site
-    qfvs_site.write(folder)
-    (folder / "mine.json").write_text(json.dumps({"P01": {"Book_Street": {"scores": [0.1] * 10},
-                                                          "Car_Hands": {"shots": [2, 9]}}}))
-
-
-def read_qfvs(path: Path) -> None:
-    root = next(folder for folder in path.parents if (folder / "mine.json").exists())
-    qfvs_score.format_qfvs(qfvs_score.score_qfvs(root / "mine.json", root))
-
-
-def make_vectors(folder: Path, checkpoint: Path) -> None:
-    import torch
-    clips = [{"clip_uid": f"room|P1|{number}|{number + 9}", "questions": ["what?", "who?"]} for number in range(2)]
-    (folder / "vectors").mkdir()
-    for clip in clips:
-        clip_features.save(folder / f"vectors/{clip['clip_uid']}.npy", torch.rand(2, 8))
-    (folder / "vectors/manifest.json").write_text(json.dumps({
-        "init": "a.pth", "init_sha256": "0", "frames": 4, "dimension": 8, "clips": clips, "unlisted": [],
-        "unreadable": {"room|P2|0|9": "lost"}}))
-
-
-def read_vectors(path: Path) -> None:
-    files = taskqa_vectors.VectorFiles(path.parents[1])
-    questions = [taskqa.Question(name, text, 2, (), "") for name, rows in files.row_of.items() for text in rows]
-    files.expect(questions)
-    for question in questions:
-        files.vector(question)
-
-
-def make_taskqa(folder: Path, checkpoint: Path) -> None:
-    import taskqa_site
-    taskqa_site.make_questions(folder, splits=("direct",))
-
-
-def read_taskqa(path: Path) -> None:
-    """Count the questions of all files of the folder, as the doctor and the evaluation do."""
-    words = vocabulary.read(path.with_name(vocabulary.FILE))
-    train, val, test = (taskqa.read_questions(path.with_name(taskqa.file_of(split)), len(words))
-                        for split in taskqa.SPLITS)
-    accuracy.report(accuracy.most_frequent(train, val + test, words), val + test, words, "direct")
 
 
 def read_index(path: Path) -> None:
