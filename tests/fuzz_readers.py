@@ -15,11 +15,13 @@ import numpy as np
 import pyarrow.compute  # what a reader imports at its first use is no sign of a file's doing
 import pyarrow.csv  # noqa: F401
 from annotation_files import FILES
+from fuzz_questions import make_qfvs, make_taskqa, make_vectors, read_qfvs, read_taskqa, read_vectors
 
 from egokit import tasks
 from egokit.config.json_file import read_json
 from egokit.config.resolve import resolve
 from egokit.data import annotation_json, relevancy
+from egokit.data.video.timeline import VideoError
 from egokit.jobs import requeue, runs_table
 from egokit.jobs.handle import Handle
 from egokit.model import checkpoints, recorded_head, weights
@@ -30,8 +32,6 @@ from egokit.runs.run_folder import Run
 from egokit.search import index_task, vector_index
 from egokit.tasks import clip_features
 from egokit.tasks.moments import mq_annotations, nlq_annotations, score
-from egokit.tasks.taskqa import accuracy, vocabulary
-from egokit.tasks.taskqa import annotations as taskqa
 
 MODEL = "model.width=16 model.heads=1 model.depth=2 model.num_fused_layers=1 model.projection=linear16"
 SMALL = f"data.limit=24 train.batch_size=8 launch.tasks_per_node=1 init= {MODEL}"
@@ -234,19 +234,6 @@ def read_moments(path: Path) -> None:
         mq_annotations.clip_annotations(mq_annotations.read_clips(path))
 
 
-def make_taskqa(folder: Path, checkpoint: Path) -> None:
-    import taskqa_site
-    taskqa_site.make_questions(folder, splits=("direct",))
-
-
-def read_taskqa(path: Path) -> None:
-    """Count the questions of all files of the folder, as the doctor and the evaluation do."""
-    words = vocabulary.read(path.with_name(vocabulary.FILE))
-    train, val, test = (taskqa.read_questions(path.with_name(taskqa.file_of(split)), len(words))
-                        for split in taskqa.SPLITS)
-    accuracy.report(accuracy.most_frequent(train, val + test, words), val + test, words, "direct")
-
-
 def read_index(path: Path) -> None:
     folder = path.parent if path.parent.name != "approximate" else path.parents[1]
     manifest = index_task.read_manifest(folder)
@@ -267,5 +254,7 @@ KINDS = {
     "feature": Kind(make_features, clip_features.stored, ("*.npy", "*.pt"), count=200),
     "moments": Kind(make_moments, read_moments, ("*.json",), count=200),
     "taskqa": Kind(make_taskqa, read_taskqa, ("direct/*.json", "direct/*.txt"), count=200),
+    "qfvs": Kind(make_qfvs, read_qfvs, ("mine.json", "*/*.txt", "*/*/*.txt", "*/*/*/*.txt"), count=200),
+    "vectors": Kind(make_vectors, read_vectors, ("vectors/*",), (ValueError, FileNotFoundError, VideoError), 200),
     "index": Kind(make_index, read_index, ("*.npy", "*.json", "approximate/*"), count=200),
 }

@@ -20,6 +20,7 @@ from egokit.data.video.transforms import normalise
 from egokit.jobs import status
 from egokit.model import checkpoints
 from egokit.model.egovlp import EgoVLP
+from egokit.runs import ledger
 from egokit.runs.run_folder import Run
 from egokit.tasks import extraction
 from egokit.tasks.feature_files import FeatureError
@@ -161,3 +162,20 @@ def test_killed_and_shared_out_the_vectors_are_the_same(site, tmp_path):
     assert all((run.path / "vectors" / name).stat().st_mtime_ns == at for name, at in before.items())
     assert json.loads((run.path / "vectors/manifest.json").read_text()) == site.manifest
     assert metrics["processes"] == 2 and metrics["clips"] == metrics["samples"] == metrics["expected"] == len(CLIPS)
+
+
+@pytest.mark.slow
+def test_jobs_extract_train_and_evaluate(project, site):
+    """As users submit them; the ledger says in what the result differs from the published one."""
+    run = Run(project / "outputs/09_egotaskqa/jobs")
+    config = site.config("task.vectors=run:09_egotaskqa/jobs train.epochs=2 launch.tasks_per_node=1")
+    egokit.submit(config, run, "extract", "vectors").wait(progress=False)
+    metrics = egokit.submit(config, run, "train", "headtune").wait(progress=False)
+    assert metrics["expected"] == metrics["samples"] == 11 and metrics["init"] == str(site.init)
+    assert metrics["data"].keys() == {annotations.file_of("test"), "answer_set.txt", "manifest.json"}
+    entries = {entry.result.name: entry for entry in ledger.read_run(run.path / "metrics.json")}
+    entry = entries["EgoTaskQA direct open, head-tuned"]
+    assert entry.value == metrics["direct_open"] and entry.result.published == 26.59
+    told = "; ".join(entry.recipe)
+    assert "trained 2 epochs" in told and "a head trained here on features of base.pt" in told
+    assert "published for the checkpoint of the best test accuracy" in told and "lr" not in told

@@ -2,7 +2,8 @@
 
 base.py     Task: what a benchmark gives;  retrieval.py, multiple_choice.py, windows.py  what several share
 egoclip.py  pre-training;  egomcq.py  ek100.py  charades.py  mq.py  nlq.py  egotaskqa.py  the benchmarks
-clip_features.py  features of clips, of which EgoMQ's are made
+extraction.py  what encoders make of clips, stored for heads;  clip_features.py  features of clips, as EgoMQ's
+egotaskqa_head.py  heads on stored vectors (taskqa_vectors.py);  qfvs/  QFVS's metric;  score.py  `egokit score`
 taskqa/     EgoTaskQA's files and accuracies;  taskqa_clips.py, taskqa_samples.py, taskqa_site.py  its clips and checks
 losses.py   EgoNCE, InfoNCE, max-margin, multi-similarity, masking, hard negatives;  metrics.py  accuracies, mAP, nDCG
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from egokit.config.schema import Config, Scored, Share, TaskConfig
+from egokit.config.schema import Config, Input, Scored, Share, TaskConfig
 from egokit.data.loader import Samples
 from egokit.data.site_checks import Checks, Finding
 from egokit.data.video.timeline import VideoError
@@ -70,9 +70,9 @@ class EgoTaskQA(Task):
 
     class Params(TaskConfig):
         split: Scored[Literal["direct", "indirect"]] = "direct"  # which questions, and which vocabulary of answers
-        questions: str = "EgoTaskQA/qa"         # folder of the splits' folders, under the data root
-        clips: str = "EgoTaskQA/qa_videos/{clip}.mp4"  # where clips are; or LEMMA's videos, …/{video}/{view}.mp4, or
-                                                # their frames, …/{video}/{view}/img_{frame:05d}.jpg
+        questions: Input[str] = "EgoTaskQA/qa"  # folder of the splits' folders, under the data root
+        clips: Input[str] = "EgoTaskQA/qa_videos/{clip}.mp4"  # where clips are; or LEMMA's videos, such as
+                                                # LEMMA/{video}/{view}.mp4, or frames, …/{view}/img_{frame:05d}.jpg
         head: Literal["mlp", "linear"] = "mlp"  # layers: two, as fine-tuned, or one, as in the paper's head-tuning
         head_dropout: Share = 0.2               # before the head's last layer
         scored_on: Scored[Literal["test", "val"]] = "test"  # questions of an evaluation; training is validated on val,

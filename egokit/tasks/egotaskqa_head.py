@@ -27,6 +27,7 @@ from egokit.model.class_head import ClassHead
 from egokit.model.feature_model import FeatureModel
 from egokit.model.precision import autocast
 from egokit.model.weights import initial_model
+from egokit.runs.array_file import read_array
 from egokit.runs.ledger import Result
 from egokit.runs.run_folder import Run
 from egokit.tasks import taskqa_site
@@ -35,7 +36,7 @@ from egokit.tasks.extraction import Extraction, save
 from egokit.tasks.feature_files import FeatureError, summary
 from egokit.tasks.taskqa import annotations, vocabulary
 from egokit.tasks.taskqa_samples import AskedClips
-from egokit.tasks.taskqa_vectors import FOLDER, VectorFiles, VectorSamples, read_vectors
+from egokit.tasks.taskqa_vectors import DAMAGED, FOLDER, VectorFiles, VectorSamples, read_vectors
 from egokit.train import distributed
 
 SPLITS = ("direct", "indirect")
@@ -116,6 +117,8 @@ class EgoTaskQAHead(Extraction, EgoTaskQA):
     def write(self, model, run: Run, clip: dict) -> None:
         name = clip["clip_uid"]
         batch = next(batch for batch in self._frames if self._reading[int(batch["index"])] == name)
+        if name == self._reading[-1]:
+            self._frames.close()  # ends the loader's workers
         if reason := batch["unreadable"][0]:
             raise VideoError(f"clip {name} can't be read, put a whole file in its place: {reason}")
         with autocast(model.device, self.config.evaluate.precision):
@@ -127,7 +130,8 @@ class EgoTaskQAHead(Extraction, EgoTaskQA):
         save(self.file(run, clip), vectors_KD.cpu())
 
     def manifest(self, run: Run, clips: list[dict]) -> tuple[dict, dict]:
-        dimension = np.load(self.file(run, clips[0]), mmap_mode="r").shape[-1]
+        first = read_array(self.file(run, clips[0]), DAMAGED)
+        dimension = first.shape[1] if first.ndim == 2 else 0
         for clip in clips:
             read_vectors(self.file(run, clip), len(clip["questions"]), dimension)
         frames, asked = self.config.data.eval_frames, sum(len(clip["questions"]) for clip in clips)
