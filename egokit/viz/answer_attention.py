@@ -3,7 +3,7 @@ import numpy as np
 
 from egokit.runs.run_folder import Run
 from egokit.runs.shown_text import shown
-from egokit.viz.style import WIDTH, draw_frame, new_figure, save_figure, wrapped
+from egokit.viz.style import WIDTH, draw_frame, draw_heading, new_figure, save_figure
 
 MAX_FRAMES = 6  # of the clip
 
@@ -22,7 +22,7 @@ def answer_attention(model, frames_TCHW, questions: list[str], run: Run | None =
     times = np.linspace(0, len(frames_TCHW) - 1, min(MAX_FRAMES, len(frames_TCHW))).round().astype(int)
     pictures = np.asarray(frames_TCHW).transpose(0, 2, 3, 1)
     maps_QTNN, answers = zip(*(cls_map(model, frames, question) for question in questions), strict=True)
-    figure = new_figure(figsize=(WIDTH, 0.4 + (0.75 + WIDTH / len(times)) * len(questions)))
+    figure = new_figure(figsize=(WIDTH, 0.4 + (0.6 + 0.9 * WIDTH / len(times)) * len(questions)))
     axes = figure.subplots(len(questions), len(times), squeeze=False)
     for line, question, map_TNN, answer in zip(axes, questions, maps_QTNN, answers, strict=True):
         for axis, t in zip(line, times.tolist(), strict=True):
@@ -31,7 +31,7 @@ def answer_attention(model, frames_TCHW, questions: list[str], run: Run | None =
             shade[..., 3] = 0.8 * (1 - map_TNN[t] / map_TNN.max())
             axis.imshow(shade, interpolation="bilinear", extent=axis.images[0].get_extent())
         said = ", ".join(f"{shown(word, 30)} {chance:.2f}" for word, chance in answer)
-        line[0].set_title(wrapped(f"{question} → {said}", 110, 330), loc="left", fontsize=12)
+        draw_heading(line[0], shown(f"{question} → {said}"))
     figure.suptitle("Bright: where the fused state looks in the last layer; shares of its attention to all patches",
                     fontsize=12)
     return save_figure(figure, run, "answer-attention")
