@@ -64,7 +64,7 @@ class Answerer:
         self.model.to("cuda" if torch.cuda.is_available() else "cpu")
         self.clips = list(self.task.about)
         words = self.task.vocabulary
-        self.examples = [Asked(question.clip, question.question, words[question.answer])
+        self.examples = [Asked(question.clip, question.question, question.answer_text or words[question.answer])
                          for question in self.task.asked]
 
     def frames(self, clip: str) -> torch.Tensor:

@@ -63,7 +63,8 @@ class AnswerQueries(Queries):
         return shown(self.task.vocabulary[number]) if number >= 0 else "no answer"
 
     def summary(self, s: int, k: int) -> str:
-        return f"right: {self.word(self.right_K[k])}; {', '.join(self.tags['kind'][k])}"
+        right = shown(self.task.asked[k].answer_text) or self.word(self.right_K[k])
+        return f"right: {right}; {', '.join(self.tags['kind'][k])}"
 
     def hits(self, s: int, k: int) -> list[ShownClip]:
         classes, chances = (values[k] for values in self.answers_S[s])

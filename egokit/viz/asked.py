@@ -30,7 +30,8 @@ def asked_clips(task, run: Run, count: int = 2, split: str = "train"):
     for clip in chosen:
         frames = task.read_clip(clip)
         numbers = np.linspace(0, len(frames) - 1, min(PICTURES, len(frames))).round().astype(int)
-        lines = [f"{question.text} — {task.vocabulary[question.answer]}" for question in about[clip][:LISTED]]
+        lines = [f"{question.text} — {question.answer_text or task.vocabulary[question.answer]}"
+                 for question in about[clip][:LISTED]]
         more = len(about[clip]) - len(lines)
         rows.append((" · ".join(lines) + (f" · and {more} more" if more else ""), None, [
                      Picture(frames[number], f"frame {number + 1}") for number in numbers]))
@@ -61,7 +62,8 @@ def accuracy_by_kind(run: Run, section: str):
     axis.set_yticks(lines, [shown(name, MAX_NAME) for name in names])
     for line, (value, (key, counted)) in enumerate(zip(values, names.values(), strict=True)):
         count = metrics.get(counted, metrics.get("samples", 0))
-        axis.text(max(value, chance.get(key, 0)) + 1.5, line, f"{value:.1f}   of {int(count):,}", va="center", fontsize=11)
+        axis.text(max(value, chance.get(key, 0)) + 1.5, line, f"{value:.1f}   of {int(count):,}", va="center",
+                  fontsize=11)
     axis.axhline(len(names) - len(kinds[:KINDS]) - 0.5, color="0.6", linewidth=1)
     axis.invert_yaxis()
     axis.set(xlim=(0, 115), xlabel="questions answered right, %")
