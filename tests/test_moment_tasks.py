@@ -12,7 +12,7 @@ from egokit.config.build import ConfigError
 from egokit.config.resolve import resolve
 from egokit.jobs import launch, run_job
 from egokit.jobs.preflight import expect_ready
-from egokit.model import feature_model
+from egokit.model import checkpoints, feature_model
 from egokit.model.checkpoints import WeightsError
 from egokit.runs import ledger
 from egokit.runs.files import write_text
@@ -168,8 +168,10 @@ def test_the_span_head_learns_from_the_words(nlq_site, tmp_path):
         pytest.approx(result["R@1_0.3"])
 
 
-@pytest.mark.parametrize("recipe, overrides", [("toy/egomq", ""), ("toy/egonlq", "task.head=span task.positions=48")])
-def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path, recipe, overrides):
+@pytest.mark.parametrize("recipe, overrides, earlier", [
+    ("toy/egomq", "", False), ("toy/egonlq", "task.head=span task.positions=48", False), ("toy/egomq", "", True)])
+def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path, recipe, overrides, earlier):
+    """Earlier versions had the head and its running mean under own.head."""
     make = make_mq if recipe == "toy/egomq" else make_nlq
     features = make(tmp_path, (6, 2), positions=(48, 64))
     config = settings(recipe, tmp_path, features, f"task.levels=3 task.dim=16 train.epochs=3 train.checkpoint_steps=1 "
@@ -179,6 +181,12 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path, recipe, o
     assert len(steps) == 2
     for path in (steps[1], cut.checkpoints / "best.pt"):
         path.unlink()
+    if earlier:
+        content = checkpoints.read(steps[0])
+        for part in ("state_dict", "ema"):
+            content[part] = {f"own.{key}" if key.startswith("head.") else key: value
+                             for key, value in content[part].items()}
+        checkpoints.write(steps[0], content)
     trained(config, cut.path, "x")
     first, second = (feature_model.load(each.checkpoints / f"{steps[1].name}").state_dict() for each in (whole, cut))
     assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)

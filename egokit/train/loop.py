@@ -112,7 +112,7 @@ class Trainer:
             self.model.load_state_dict(saved["state_dict"])
             self.optimizer.load_state_dict(saved["optimizer"])
             self.scaler.load_state_dict(saved["scaler"])
-            self.average.load_state_dict(saved.get("ema", {}))  # earlier versions had none
+            self.average.load_state_dict(current(saved.get("ema", {})))  # earlier versions had none
         self.step, self.best, self.skipped = saved["step"], saved["best"], saved["skipped"]
         self.validated = saved["validated"]
         self.bad, self.bad_in_epoch = saved.get("bad", 0), saved.get("bad_in_epoch", 0)
