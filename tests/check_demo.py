@@ -1,10 +1,26 @@
 """Check the result of `make demo`, for .ci/run: held-out numbers, files, a second run."""
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+import numpy as np
+
+
+def shuffle_vectors(folder: Path, target: Path) -> Path:
+    """Copy stored vectors, each to the place of another question's."""
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(folder, target)
+    paths = sorted(target.glob("*.npy"))
+    arrays = [np.load(path) for path in paths]
+    mixed = np.random.default_rng(0).permutation(np.concatenate(arrays))
+    for path, rows in zip(paths, np.split(mixed, np.cumsum([len(array) for array in arrays])[:-1]), strict=True):
+        np.save(path, rows)
+    return target
+
 
 ROOT = Path(__file__).parents[1]
 summary = json.loads((ROOT / "outputs/demo/summary.json").read_text())
@@ -15,7 +31,10 @@ AT_LEAST = {"egomcq.ensemble.inter": 85, "egomcq.ensemble.intra": 60, "egomcq.en
             "ek100.finetune.nDCG": summary["ek100.zeroshot.nDCG"] + 1e-9,
             "charades.finetune.mAP": summary["charades.zeroshot.mAP"] + 1e-9, "mq.clips": 1,
             "mq.detection.mAP": 5 * summary["mq.chance.mAP"],
-            "nlq.grounding.R@5_0.3": 3 * summary["nlq.chance.R@5_0.3"]}
+            "nlq.grounding.R@5_0.3": 3 * summary["nlq.chance.R@5_0.3"],
+            "egotaskqa_head.headtune.direct_open": 4 * summary["egotaskqa_head.chance.direct_open"],
+            "egotaskqa_head.headtune.direct_binary": 1 + summary["egotaskqa_head.chance.direct_binary"],
+            "egotaskqa_head.headtune.direct_all": 1.8 * summary["egotaskqa_head.chance.direct_all"]}
 wrong = [f"{name} is {summary[name]:.1f}, below {least:.1f}"
          for name, least in AT_LEAST.items() if summary[name] < least]
 if summary["seconds"] > 900:
@@ -25,7 +44,9 @@ if summary["seconds"] > 1350:  # up to half as much again can be a busy machine;
 for pattern in ("0*/demo/notebook.ipynb", "0*/demo/metrics.json", "05_egomcq/demo/figures/questions-egomcq.png",
                 "0[34]*/demo/figures/retrieved-*.png", "0[678]*/demo/features/manifest.json", "07*/demo/clips/*.mp4",
                 "07*/demo/figures/search-*.html", "06*/demo/figures/detections*.png", "08*/demo/figures/answers.png",
-                "0[68]*/demo/submission.json", "08*/demo/figures/question-*.html"):
+                "0[68]*/demo/submission.json", "0[89]*/demo/figures/question-*.html", "09*/demo/vectors/manifest.json",
+                "09*/demo/figures/kinds-headtune.png", "09*/demo/figures/answer-attention.png",
+                "09*/demo/figures/browser-headtune.html"):
     if not list((ROOT / "outputs").glob(pattern)):
         wrong.append(f"nothing at outputs/{pattern}")
 # every snippet of these documents that needs no more than the demo's files, verbatim; tests/test_docs.py parses the
@@ -50,10 +71,22 @@ for kind, command in [("python", snippet) for snippet in python] + [("shell", li
         wrong.append(f"the documents' {command[:200]}: {process.stderr[-500:]}")
 if len(python) < 1 or len(shell) < 9:
     wrong.append("the documents have fewer snippets than this check expects")
+# a head on other questions' vectors learns nothing but how often an answer is right
+shuffled = shuffle_vectors(ROOT / "outputs/09_egotaskqa/demo/vectors", ROOT / "outputs/shuffled_vectors")
+trained = subprocess.run([sys.executable, "-m", "egokit.cli", "submit", "toy/egotaskqa_head", "--run", "shuffled",
+                          "--action", "train", "--overrides", f"task.vectors={shuffled}", "--wait"],
+                         cwd=ROOT, capture_output=True, text=True)
+if trained.returncode:
+    wrong.append(f"training on shuffled vectors failed: {trained.stderr[-500:]}")
+else:
+    of_shuffled = json.loads((ROOT / "outputs/09_egotaskqa/shuffled/metrics.json").read_text())["headtune"]
+    for name in ("direct_all", "direct_open"):
+        if of_shuffled[name] > summary[f"egotaskqa_head.chance.{name}"] + 5:
+            wrong.append(f"{name} on shuffled vectors is {of_shuffled[name]:.1f}, above chance")
 began = time.perf_counter()
 again = subprocess.run(["make", "demo"], cwd=ROOT, capture_output=True, text=True)
 took = time.perf_counter() - began
-if again.returncode or took > 60 or again.stdout.count("done before") != 9:
+if again.returncode or took > 60 or again.stdout.count("done before") != 10:
     wrong.append(f"the second make demo: exit {again.returncode}, {took:.0f} s, {again.stdout[-500:]}")
 print("\n".join(wrong) or f"the demo holds: {len(AT_LEAST)} numbers in place, {summary['seconds']:.0f} s, "
                           f"again in {took:.0f} s")

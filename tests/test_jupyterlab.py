@@ -34,6 +34,7 @@ OVERRIDES = {
     "04_charades_ego": f"{TRAINED} {SMALL} data.limit=16",
     "06_egomq_features": f"{TRAINED} train.epochs=4",
     "08_egonlq": f"{TRAINED} train.epochs=4",
+    "09_egotaskqa": f"{TRAINED} train.epochs=4",
 }
 SETTINGS = {  # without JupyterLab's own dialogs and requests
     "@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
@@ -260,6 +261,22 @@ def test_a_question_typed_in_plays_its_answers(lab):
     widgets.locator("select").select_option(index=2)  # of another clip than the first question's
     book.page.wait_for_function(f"before => {{ const now = ({PLAYED})(); return now && now !== before }}", arg=before)
     question = widgets.locator("input[type=text]").first
+    question.fill("?")
+    question.press("Enter")
+    widgets.get_by_text("the question is empty").wait_for()
+    assert not book.errors
+
+
+def test_a_question_typed_in_is_answered_in_words(lab):
+    book = lab("09_egotaskqa")
+    look_through(book, run_all(book))
+    visit(book, "search.answer_box(")
+    widgets = book.page.locator(".jp-Notebook .jp-OutputArea .jupyter-widgets:has(select):has(video)").last
+    question = widgets.locator("input[type=text]").first
+    question.fill("Is the hand opening the green box?")
+    question.press("Enter")
+    widgets.get_by_text("Is the hand opening the green box?").first.wait_for()
+    screenshot(book, "answers")
     question.fill("?")
     question.press("Enter")
     widgets.get_by_text("the question is empty").wait_for()

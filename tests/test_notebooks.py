@@ -172,6 +172,26 @@ def test_08_egonlq_answers_questions(run_notebook):
     assert_finished("08_egonlq", run)
 
 
+def test_09_egotaskqa_answers_in_words(run_notebook):
+    run_notebook("02_pretrain", f"{SMALL} {MODEL} launch.tasks_per_node=2 train.epochs=2")
+    overrides = "launch.tasks_per_node=2 train.epochs=2 train.evaluate_epochs=1"
+    book, run = run_notebook("09_egotaskqa", overrides)
+    metrics = run.metrics()
+    assert not errors(book) and metrics["vectors"]["questions"] > 100
+    trained, chance = metrics["headtune"], metrics["chance"]
+    assert trained["finished"] and {"direct_open", "direct_binary", "val_direct_all"} <= trained.keys()
+    counts = {name: value for name, value in trained.items() if name.startswith("questions/")}
+    assert counts and counts == {name: chance[name] for name in counts}
+    assert {"asked-train.png", "curves.png", "kinds-headtune.png", "answer-attention.png"} <= {
+        path.name for path in (run.path / "figures").iterdir()}
+    page, = (run.path / "figures").glob("question-*.html")
+    embedded = [sum(text.count('src="data:video/mp4;base64,') for text in texts)
+                for texts in ([page.read_text()], html_outputs(book))]
+    assert embedded == [1, 5], "four answered questions and the typed one play"
+    assert any("taken for" in text for text in html_outputs(book))
+    assert headless.finished("09_egotaskqa", {"site": "tiny", "run_name": "small", "overrides": overrides})
+
+
 def test_no_epochs_give_chance(project):
     """Without training, the same notebook reaches chance: its numbers do come from training."""
     import numpy as np

@@ -4,12 +4,14 @@
     manifest.py      what an index holds
     searcher.py      queries against the index of a run        command.py       `egokit search`
     clip_files.py    hits as MP4 files and CSV                 page.py          hits in a notebook or an HTML page
-    questions.py     questions about a clip, answered by EgoNLQ's head
+    questions.py     questions about a clip, answered by EgoNLQ's head with stretches
+    answers.py       questions about a clip, answered by EgoTaskQA's head in words
 """
+from egokit.search.answers import Answerer, answer_box, answer_cards
 from egokit.search.clip_files import ExportError, export, write_csv
 from egokit.search.page import browser, grid, table
 from egokit.search.questions import Questioner, answer_table, ask_browser
 from egokit.search.searcher import Answer, Hit, Searcher, open_index, submit
 
-__all__ = ["Answer", "ExportError", "Hit", "Questioner", "Searcher", "answer_table", "ask_browser", "browser", "export",
-           "grid", "open_index", "submit", "table", "write_csv"]
+__all__ = ["Answer", "Answerer", "ExportError", "Hit", "Questioner", "Searcher", "answer_box", "answer_cards",
+           "answer_table", "ask_browser", "browser", "export", "grid", "open_index", "submit", "table", "write_csv"]

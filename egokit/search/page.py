@@ -25,7 +25,7 @@ def _encoded(hit: Hit) -> tuple[str, str, float]:
     return *(base64.b64encode(data).decode() for data in files), shape
 
 
-def _figure(rank: int, hit: Hit) -> str:
+def figure(rank: int, hit: Hit) -> str:
     """Return a hit as HTML: its clip, which plays by mouse or keyboard, and a caption.
 
     A clip that can't be made is replaced by the reason.
@@ -50,7 +50,7 @@ def _figure(rank: int, hit: Hit) -> str:
 
 def _grid(hits: list[Hit]) -> str:
     with ThreadPoolExecutor(cpu_count()) as pool:
-        figures = "".join(pool.map(_figure, range(1, len(hits) + 1), hits))
+        figures = "".join(pool.map(figure, range(1, len(hits) + 1), hits))
     return f'<div class="{NO_FORMULAS}">{figures}{_notes(hits)}</div>'
 
 

@@ -49,6 +49,7 @@ class EgoTaskQAHead(Extraction, EgoTaskQA):
     sections: ClassVar = {"extract": FOLDER, "train": "headtune", "evaluate": "head"}
     recipe, recipe_sha256 = RECIPES["direct"]
     stored, clips_may_fail = FOLDER, True
+    figures = ("kinds-headtune.png", "answer-attention.png", "answered.html")
     published: ClassVar = [  # EgoVLPv2 (ICCV 2023), table 5
         Result(f"EgoTaskQA {split} {words}, head-tuned", section, f"{split}_{metric}", number, "EgoVLPv2.pth",
                f"{split}_{metric}", in_ledger=number is not None,

@@ -144,12 +144,17 @@ def _as_often(random: np.random.Generator) -> Iterator[bool]:
 
 def _yes_or_no(random: np.random.Generator, meaning: tuple[int, int, int], done: list[tuple], yes: Iterator[bool],
                first: bool = False) -> dict:
-    """Ask whether an action is done, or one of another verb, thing or colour, which is not done."""
+    """Ask whether an action is done, or another one, which is not done.
+
+    Half of the others share nothing with it; each of the rest has another verb, its opposite, another thing or colour.
+    """
     verb, noun, colour = meaning
-    others = [other for other in (
-        (verb ^ 1, noun, colour), (int(verb + random.integers(2, len(VERBS))) % len(VERBS), noun, colour),
-        (verb, int(noun + random.integers(1, len(NOUNS))) % len(NOUNS), colour),
-        (verb, noun, int(colour + random.integers(1, len(COLOURS))) % len(COLOURS))) if other not in done]
+    other_verb = int(verb + random.integers(2, len(VERBS))) % len(VERBS)
+    other_noun, other_colour = (int(value + random.integers(1, len(names))) % len(names)
+                                for value, names in ((noun, NOUNS), (colour, COLOURS)))
+    others = [(other_verb, other_noun, other_colour)] * 4 + [
+        (verb ^ 1, noun, colour), (other_verb, noun, colour), (verb, other_noun, colour), (verb, noun, other_colour)]
+    others = [other for other in others if other not in done]
     other = others[int(random.integers(len(others)))]
     return _row("binary", meaning, "yes", first) if next(yes) else _row("binary", other, "no", first)
 

@@ -39,8 +39,7 @@ def browser(task, run: Run, section: str, against=None):
         HTML to display. In a live notebook the widgets are displayed first, and the page is folded below them.
     """
     content = queries.make_queries(task, queries.sides(run, section, against))
-    dataset = task.dataset("test")
-    picture = functools.lru_cache(maxsize=4 * MAX_CLIPS)(lambda v: jpeg(dataset[0, v]["video"]))
+    picture = functools.lru_cache(maxsize=4 * MAX_CLIPS)(lambda v: jpeg(content.frames(v)))
     title = f"{run.path.parent.name}/{run.path.name}: " + " against ".join(content.sides)
     part = page(content, picture, title)
     write_text(run.figure(f"browser-{section}.html"), safe_html.page(title, part, SCRIPT.read_text()))
@@ -76,7 +75,7 @@ def card(content, k: int, picture=None) -> str:
         figures = []
         for hit in content.hits(s, k):
             _, colour, line = grade_style(hit.grade)
-            what = escape(content.task.describe_clip(hit.clip))
+            what = escape(content.describe_clip(hit.clip))
             scores = ", ".join(f"{escape(name)} {score:.2f}" for name, score in hit.scores.items())
             image = f'src="data:image/jpeg;base64,{picture(hit.clip)}"' if picture else f'data-clip="{hit.clip}"'
             figures.append(f'<figure style="display:inline-block;vertical-align:top;width:205px;margin:4px">'

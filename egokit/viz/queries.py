@@ -5,6 +5,7 @@ pages and pictures of them.
 """
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -66,6 +67,9 @@ def make_queries(task, compared: list[Side]) -> Queries:
     for base, content in ((RetrievalTask, RetrievalQueries), (ChoiceTask, QuestionQueries)):
         if isinstance(task, base):
             return content(task, compared)
+    if hasattr(task, "questions_of"):
+        from egokit.viz.answer_queries import AnswerQueries
+        return AnswerQueries(task, compared)
     raise ValueError(f"task {task.config.task.name!r} retrieves nothing to browse: expected a class derived from "
                      "RetrievalTask or ChoiceTask of egokit.tasks")
 
@@ -93,6 +97,18 @@ class Queries:
         ranked = [first_right(self.deciding(scores), right_VK) for scores in self.scores_S]
         self.rank_SK, self.margin_SK = zip(*ranked, strict=True)
         self.right_SK = [rank_K == 1 for rank_K in self.rank_SK]
+
+    @functools.cached_property
+    def dataset(self):
+        """The task's samples, of which clips are shown."""
+        return self.task.dataset("test")
+
+    def frames(self, v: int):
+        """Return the frames of a clip, uint8 (T, 3, H, W)."""
+        return self.dataset[0, v]["video"]
+
+    def describe_clip(self, v: int) -> str:
+        return self.task.describe_clip(v)
 
     def line(self, k: int) -> str:
         """Return the query's line in a list."""

@@ -56,7 +56,13 @@ def save_figure(figure, run: Run | None, name: str):
 
 
 def checked_scores(task, run: Run, section: str):
-    """Return the task's `score_matrix` of an evaluated section, checked to be of this task's data.
+    """Return the task's `score_matrix` of an evaluated section, checked as by `checked_rows`."""
+    rows, prompts_KE = checked_rows(task, run, section)
+    return task.score_matrix(rows) if prompts_KE is None else task.score_matrix(rows, prompts_KE)
+
+
+def checked_rows(task, run: Run, section: str) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+    """Return the rows of an evaluated section and its texts' embeddings, checked to be of this task's data.
 
     Raises:
         FileNotFoundError: The section has not been evaluated.
@@ -85,7 +91,7 @@ def checked_scores(task, run: Run, section: str):
             if recorded.get(table.name) != fingerprint(table):
                 raise ValueError(f"{path} was scored with another {table.name} ({recorded.get(table.name)}) than "
                                  f"{table} ({fingerprint(table)}): {fix}")
-    return task.score_matrix(rows, prompts_KE) if texts else task.score_matrix(rows)
+    return rows, prompts_KE
 
 
 def strip(frames_TCHW, count: int | None = None, rows: int = 1) -> np.ndarray:

@@ -1,0 +1,162 @@
+"""Questions typed in about a clip, answered in words by a model with a head; the clip plays beside the answers."""
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import torch
+
+from egokit import tasks
+from egokit.config.build import ConfigError, did_you_mean
+from egokit.data.video.transforms import normalise
+from egokit.model import weights
+from egokit.notebook.open_run import is_live
+from egokit.notebook.safe_html import NO_FORMULAS, escape, live_view, page
+from egokit.runs.files import write_text
+from egokit.runs.run_folder import Run
+from egokit.search.page import figure
+from egokit.search.searcher import Hit
+from egokit.tasks.taskqa.annotations import FPS, ClipName
+
+
+class Film(Hit):
+    """A clip to play; it has no score."""
+
+    @property
+    def scores(self) -> str:
+        return ""
+
+
+class Asked(NamedTuple):
+    """A question of the annotations, with its right answer."""
+    clip: str
+    query: str
+    answer: str
+
+
+class Answerer:
+    """A trained run of EgoTaskQA, ready for questions: ask("is the cup open?", clip) -> [(word, chance), …].
+
+    Args:
+        run: a run that has fine-tuned a model, or a head on vectors; of the latter `init` made the vectors.
+
+    Attributes:
+        model: the model with its head, on a GPU if there is one.
+        clips: names of the clips that the evaluation's questions are about.
+        examples: the evaluation's own questions.
+
+    Raises:
+        ConfigError: the run is of another task, or its config isn't known.
+        WeightsError: the run has not trained a head, or it doesn't fit the model.
+    """
+
+    def __init__(self, run: Run):
+        config = run.config
+        if config is None:
+            raise ConfigError(f"{run.path}: its config is not known; expected a run of egokit.open_run(params, site, "
+                              "overrides, run_name)")
+        if config.task.name not in ("egotaskqa", "egotaskqa_head"):
+            raise ConfigError(f"{run.path}: its task is {config.task.name!r}, expected egotaskqa or egotaskqa_head; "
+                              "open a run of 09_egotaskqa")
+        self.run, self.task, T = run, tasks.make(config), config.data.eval_frames
+        self.model = (weights.load(run.path) if config.task.name == "egotaskqa" else
+                      weights.load(config.init, frames=T, head=run.path))
+        self.model.to("cuda" if torch.cuda.is_available() else "cpu")
+        self.clips = list(self.task.about)
+        words = self.task.vocabulary
+        self.examples = [Asked(question.clip, question.question, question.answer_text or words[question.answer])
+                         for question in self.task.asked]
+
+    def frames(self, clip: str) -> torch.Tensor:
+        """Return the frames that the model reads of a clip, uint8 (T, 3, H, W).
+
+        Raises:
+            ConfigError: there is no such clip.
+            FileNotFoundError, VideoError: it can't be read.
+        """
+        if clip not in self.clips:
+            raise ConfigError(f"clip {clip!r:.80}: {did_you_mean(clip, self.clips)}")
+        return self.task.transform(self.task.read_clip(clip), None)
+
+    @torch.no_grad()
+    def __call__(self, question: str, clip: str, top: int = 5) -> list[tuple[str, float]]:
+        """Return the best answers to a question, (word, chance), best first.
+
+        Args:
+            question: any text.
+            clip: the name of one of `clips`.
+
+        Raises:
+            ConfigError: there is no such clip, or the question is empty.
+        """
+        if not re.search(r"[^\s?]", question):
+            raise ConfigError("the question is empty: write one, such as "
+                              f"{self.examples[0].query if self.examples else 'what is opened?'!r}")
+        text = re.sub("[\ud800-\udfff]", "\ufffd", question)  # halves of characters, which no tokenizer takes
+        return self.model.answer(normalise(self.frames(clip))[None], text, top)[0]
+
+    def film(self, clip: str) -> Film:
+        """Return the clip as a hit, which a page plays."""
+        name, files = ClipName.parse(clip), self.task.files
+        start = 0.0 if files.places == {"clip"} else name.start / FPS
+        return Film(clip, start, start + name.seconds, 0.0, None, files.path(clip))
+
+
+def card(asker: Answerer, question: str, clip: str, right: str = "", top: int = 5) -> str:
+    """Return a question as HTML: its clip, which plays, and the best answers with their chances as bars.
+
+    Args:
+        right: the right answer, which is marked; "" if it isn't known.
+    """
+    bars = []
+    for word, chance in asker(question, clip, top):
+        mark = "✓ " if word == right else ""
+        colour = "#009E73" if word == right else "#0072B2"
+        bars.append(f'<tr><td style="text-align:right;padding:2px 8px">{mark}{escape(word)}</td><td>'
+                    f'<span style="display:inline-block;height:14px;width:{2 * 100 * chance:.0f}px;'
+                    f'background:{colour}"></span> {100 * chance:.1f} %</td></tr>')
+    known = f"<br>right: {escape(right)}" if right else ""
+    return (f'<div class="{NO_FORMULAS}" style="display:flex;flex-wrap:wrap;gap:12px;align-items:center">'
+            f"{figure(1, asker.film(clip))}<div><p><b>{escape(question)}</b>{known}</p>"
+            f'<table style="border-collapse:collapse;font-size:14px">{"".join(bars)}</table></div></div>')
+
+
+def answer_cards(asker: Answerer, count: int = 4, top: int = 5):
+    """Answer some of the evaluation's own questions, save figures/answered.html and return it for display.
+
+    Args:
+        count: how many, evenly spaced.
+    """
+    from IPython.display import HTML
+    step = max(1, len(asker.examples) // max(1, count))
+    content = "".join(card(asker, asked.query, asked.clip, asked.answer, top)
+                      for asked in asker.examples[step // 2::step][:count])
+    write_text(asker.run.figure("answered.html"), page("questions and answers", content))
+    return HTML(content)
+
+
+def answer_box(asker: Answerer, question: str, clip: str, top: int = 5):
+    """Answer a question about a clip, save figures/question-<text>.html and return what to display.
+
+    Args:
+        question: the question to begin with.
+        clip: the clip to begin with.
+
+    Returns:
+        In a live notebook a box for further questions and clips; headless the answers, as HTML.
+    """
+    from IPython.display import HTML
+    content = card(asker, question, clip, top=top)
+    name = re.sub(r"\W+", "-", question).strip("-").lower()[:60]
+    write_text(asker.run.figure(f"question-{name}.html"), page(question, content))
+    if not is_live():
+        return HTML(content)
+    import ipywidgets
+    wide = {"description_width": "110px"}
+    box = ipywidgets.Text(question, description="question", continuous_update=False,  # answers at Enter
+                          layout={"width": "90%"}, style=wide)
+    chosen = ipywidgets.Dropdown(options=asker.clips, value=clip, description="clip", layout={"width": "60%"},
+                                 style=wide)
+    status, view = live_view((box, chosen), content, "looking …",
+                             lambda: card(asker, box.value, chosen.value, top=top))
+    return ipywidgets.VBox([box, chosen, status, view])
