@@ -167,7 +167,7 @@ def test_vectors_of_something_else_are_named_before_training(site, tmp_path):
         tasks.make(site.config("data.eval_frames=2")).dataset("train")
     root = replaced(site.root, tmp_path / "root", lambda entries: [
         entry | {"question": "Who is it?"} if number == 1 else entry for number, entry in enumerate(entries)])
-    with pytest.raises(FeatureError, match=r"lists no vector of 1 questions, such as 'who is it\?' about clip room-1"):
+    with pytest.raises(FeatureError, match=r"lists no vector of 2 questions, such as 'who is it\?' about clip room-1"):
         tasks.make(site.config(root=root)).dataset("train")
 
 

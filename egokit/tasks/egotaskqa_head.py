@@ -187,7 +187,7 @@ class EgoTaskQAHead(Extraction, EgoTaskQA):
     def dataset(self, split: str) -> VectorSamples:
         trains = split == "train"
         questions = self.questions_of("train") if trains else self.asked
-        self.vectors.expect(questions)
+        self.vectors.expect([*questions, *self.asked])  # training ends with an evaluation
         clips = sorted({question.clip for question in questions})
         problems = self.vectors.problems(clips)
         if len(problems) > self.config.data.max_bad_fraction * len(clips):
