@@ -7,6 +7,7 @@ import numpy as np
 from egokit.tasks.qfvs import score as qfvs_score
 from egokit.tasks.taskqa import accuracy, vocabulary
 from egokit.tasks.taskqa import annotations as taskqa
+from egokit.tasks.taskqa.vectors import VectorFiles
 
 
 def make_qfvs(folder: Path, checkpoint: Path) -> None:
