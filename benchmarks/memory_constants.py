@@ -36,7 +36,7 @@ def activations(checkpointing: str, **model) -> tuple[Activations, float]:
         """Return the bytes for each token, unit of width and clip of the batch, beside weights and moments."""
         shape = shape | model
         config = configured(precision, **shape).model
-        trained = parameter_bytes(network_of(config, True))[1]
+        trained = parameter_bytes(network_of(config, "all"))[1]
         tokens = 1 + config.frames * (config.image_size // 16) ** 2
         weights = trained * (3.5 if precision == "fp16" else 3)
         return (peak_gib(CLIPS, precision, checkpointing, micro_batch, **shape) * GIB - weights) / (

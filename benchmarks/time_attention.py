@@ -116,7 +116,7 @@ class Pairs(Samples):
 
 class Drawn(EgoClip):
     """EgoClip's pairs and EgoNCE, without files and without the fusion encoder."""
-    uses_fusion = False
+    trains = "embeddings"
 
     def __init__(self, config: Config, pairs: list[list[dict]]):
         self.config, self.pairs, self.tokenizer = config, pairs, Words()

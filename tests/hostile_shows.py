@@ -3,6 +3,7 @@ import json
 import sys
 from types import SimpleNamespace
 
+import hostile_answers
 import hostile_tasks
 from hostile import FILES, NAME
 from hostile_tasks import DRAWN, FEW, WORDS, evaluated, job_of, trained, with_files
@@ -129,6 +130,7 @@ def answers(folder, own):
 
 
 FIGURES = {
+    **{name: getattr(hostile_answers, name) for name in ("accuracy_by_kind", "answer_attention", "asked_clips")},
     "accuracy_by_word": accuracy_by_word, "average_precisions": average_precisions, "batch": batch,
     "curves": lambda folder, own: (viz.curves(trained(folder)), [NAME], [NAME.replace("_", "")]),
     "answers": answers,
@@ -145,7 +147,7 @@ FIGURES = {
     "watch": lambda folder, own: (watched(folder, own), [], ()),
 }
 HTML = {
-    "browser": browser,
+    "browser": browser, "confusions": hostile_answers.confusions,
     "counts": lambda folder, own: (viz.counts(dict.fromkeys(WORDS, 1)), [word.replace("_", " ") for word in WORDS], ()),
     "files": lambda folder, own: (viz.files(with_files(folder)), [*FILES, NAME], ()),
     "findings": lambda folder, own: (viz.findings(hostile_tasks.findings()), WORDS, ()),
@@ -158,7 +160,7 @@ HTML = {
                                              for text in WORDS]), [NAME, *WORDS], ()),
 }
 NO_TEXT = {"strip"}
-SEARCH = {"answer_table", "ask_browser", "browser", "grid", "table"}
+SEARCH = {"answer_box", "answer_cards", "answer_table", "ask_browser", "browser", "card", "figure", "grid", "table"}
 
 
 def markup(shows) -> list[str]:

@@ -110,7 +110,8 @@ def test_a_released_file_is_loaded_and_written_back(small_release, tmp_path):
     path = taskqa_release(tmp_path / "EgoTaskQA_finetune_direct.tar", small_release)
     model = egokit.load(path)
     assert model.config.frames == 16 and model.head.classes == () and not model.head.training
-    assert model.head.settings() == {"width": 64, "classes": 5, "hidden": 5, "dropout": 0.2, "reads": "fusion"}
+    assert model.head.settings() == {"width": 64, "classes": 5, "hidden": 5, "dropout": 0.2, "reads": "fusion",
+                                     "model_id": ""}
     assert torch.equal(model.head.fc2.weight, small_release["projector_2.weight"])
 
     weights.export(model, tmp_path / "exported.tar")

@@ -167,7 +167,7 @@ def test_vectors_of_something_else_are_named_before_training(site, tmp_path):
         tasks.make(site.config("data.eval_frames=2")).dataset("train")
     root = replaced(site.root, tmp_path / "root", lambda entries: [
         entry | {"question": "Who is it?"} if number == 1 else entry for number, entry in enumerate(entries)])
-    with pytest.raises(FeatureError, match=r"lists no vector of 1 questions, such as 'who is it\?' about clip room-1"):
+    with pytest.raises(FeatureError, match=r"lists no vector of 2 questions, such as 'who is it\?' about clip room-1"):
         tasks.make(site.config(root=root)).dataset("train")
 
 
@@ -187,4 +187,21 @@ def test_a_head_of_other_answers_is_refused(site, trained, tmp_path):
         path.write_text(path.read_text().replace("red", "blue"))
     config = site.config(f"task.head_init={run.path}", root)
     with pytest.raises(WeightsError, match=r"'red'.*'blue'"):
+        run_job.evaluate(config, tasks.make(config), Run(tmp_path / "run"), "head", CPU)
+
+
+def test_a_head_belongs_to_the_model_of_its_vectors(site, trained, copied, tmp_path):
+    """Not to its file: the same weights in another file are that model, others of the same shape are not."""
+    _, run, _ = trained
+    model = egokit.load(site.init)
+    weights.export(model, tmp_path / "same.pth")
+    assert egokit.load(tmp_path / "same.pth", frames=8, head=run.path).head.model_id == site.manifest["model_id"]
+    with torch.no_grad():
+        model.fusion_norm.weight += 1
+    weights.save(model, tmp_path / "other.pt")
+    with pytest.raises(WeightsError, match=r"the vectors of another model \(\w{12}, but this one is \w{12}\)"):
+        egokit.load(tmp_path / "other.pt", head=run.path)
+    (copied / "vectors/manifest.json").write_text(json.dumps(site.manifest | {"model_id": "0" * 12}))
+    config = site.config(f"task.head_init={run.path} task.vectors={copied}")
+    with pytest.raises(WeightsError, match=r"vectors of another model \(\w{12}\) than those in .*\(000000000000\)"):
         run_job.evaluate(config, tasks.make(config), Run(tmp_path / "run"), "head", CPU)

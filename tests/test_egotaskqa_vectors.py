@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 from taskqa_site import ANSWERS, CLIPS, make_site
-from test_egotaskqa import replaced
+from test_egotaskqa import SMALL, replaced
 from vector_site import CPU, extracted_site
 
 import egokit
 from egokit import tasks
 from egokit.config.build import ConfigError
+from egokit.config.resolve import resolve
 from egokit.data.video.open_video import VideoError
 from egokit.data.video.transforms import normalise
 from egokit.jobs import status
@@ -179,3 +180,39 @@ def test_jobs_extract_train_and_evaluate(project, site):
     told = "; ".join(entry.recipe)
     assert "trained 2 epochs" in told and "a head trained here on features of base.pt" in told
     assert "published for the checkpoint of the best test accuracy" in told and "lr" not in told
+
+
+@pytest.mark.slow
+def test_a_finished_extraction_is_made_again_when_files_or_questions_have_changed(project, site, tmp_path):
+    """The same job again does what messages say that it does: it makes what is not there."""
+    def edit(entries):
+        return [entry | {"question": "Who is there?"} if entry["interval"] == CLIPS[0] else entry for entry in entries]
+    root = replaced(site.root, tmp_path / "root", lambda entries: entries)
+    run, config = Run(project / "outputs/09_egotaskqa/again"), site.config("launch.tasks_per_node=1", root)
+
+    def extract():
+        egokit.submit(config, run, "extract", "vectors").wait(progress=False)
+        files = {path.name: path.stat().st_mtime_ns for path in (run.path / "vectors").glob("*.npy")}
+        return files, (run.path / "metrics.json").stat().st_mtime_ns
+    first = extract()
+    assert extract() == first, "what is whole stays"
+    (run.path / f"vectors/{CLIPS[1]}.npy").unlink()
+    second, _ = extract()
+    assert {name for name in second if second[name] != first[0][name]} == {f"{CLIPS[1]}.npy"}
+    path = root / "EgoTaskQA/qa/indirect" / annotations.file_of("test")
+    path.write_text(json.dumps(edit(json.loads(path.read_text()))))
+    third, _ = extract()
+    assert {name for name in third if third[name] != second[name]} == {f"{CLIPS[0]}.npy"}
+    root.rename(tmp_path / "away")
+    assert extract()[0] == third, "without its data it is as it was"
+
+
+def test_what_the_last_evaluation_reads_is_missed_before_training(site, tmp_path):
+    root = replaced(site.root, tmp_path / "root", lambda entries: entries)
+    path = root / "EgoTaskQA/qa/direct" / annotations.file_of("test")
+    path.write_text(path.read_text().replace(CLIPS[0], "room-9|P1|0|48"))
+    with pytest.raises(FeatureError, match=r"no vector of \d questions, .* about clip room-9"):
+        tasks.make(site.config(root=root)).dataset("train")
+    whole = resolve("egotaskqa_direct", "tiny", f"{SMALL} site.root={root}")
+    with pytest.raises(FileNotFoundError, match=r"room-9\|P1\|0\|48\.mp4 is missing"):
+        tasks.make(whole).dataset("train")

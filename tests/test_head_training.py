@@ -164,3 +164,11 @@ def test_the_example_of_ones_own_clips_learns_is_loaded_and_answers(project, res
     assert np.all(np.diff([chance for _, chance in answers]) <= 0)
     recorded = json.loads((run.path / "metrics.json").read_text())["train"]
     assert recorded["published"] == {"top1": None, "top5": None}
+
+
+def test_the_example_of_ones_own_clips_reads_names_as_they_are_written(resolve, checkpoint, tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.csv").write_text("\ufeffid,t_start,t_end,narration\n001,0,1,None\n002,0.5,1,3\n")
+    task = tasks.make(resolve(str(OWN_CLIPS.with_suffix(".yaml")), f"task={OWN_CLIPS}.py:OwnClips "
+                              f"task.table={tmp_path}/{{split}}.csv", run="random"))
+    assert list(task.rows["train"]["id"]) == ["001", "002"] and list(task.number) == ["3", "None"]

@@ -8,6 +8,7 @@ import pytest
 from browser_pages import every
 from conftest import ROOT
 from hostile import NAME, TEXTS, check_figure, check_html
+from hostile_answers import answerer, asked
 from hostile_shows import FIGURES, HTML, NO_TEXT, SEARCH, asker, found, markup
 from hostile_tasks import WORDS, evaluated, with_files
 
@@ -32,7 +33,7 @@ def own(request, monkeypatch):
 
 def test_everything_public_that_shows_something_is_tried():
     assert {*FIGURES, *HTML, *NO_TEXT} == set(viz.__all__) and len(FIGURES | HTML) == len(FIGURES) + len(HTML)
-    modules = [ast.parse((ROOT / f"egokit/search/{name}.py").read_text()) for name in ("page", "questions")]
+    modules = [ast.parse((ROOT / f"egokit/search/{name}.py").read_text()) for name in ("page", "questions", "answers")]
     public = {node.name for module in modules for node in module.body
               if isinstance(node, ast.FunctionDef) and node.name[0] != "_"}
     assert public == SEARCH
@@ -89,8 +90,10 @@ def test_tables_and_pages_show_texts_as_they_are(name, tmp_path, own):
 
 def test_the_browsers_data_and_widgets_show_texts_as_they_are(tmp_path, own):
     task, choice, run, other = evaluated(tmp_path)
+    asking, words = asked(tmp_path)
     for content in (queries.make_queries(task, queries.sides(run, NAME, f"{NAME}-2")),
-                    queries.make_queries(choice, queries.sides(other, NAME, None))):
+                    queries.make_queries(choice, queries.sides(other, NAME, None)),
+                    queries.make_queries(asking, queries.sides(words, NAME, None))):
         for k, text in enumerate(WORDS):
             check_html(f'<p class="mathjax_ignore">{card(content, k, lambda v: "")}</p>', [text])
         check_widgets(widgets(content, lambda v: ""))
@@ -141,6 +144,23 @@ def test_what_is_asked_shows_texts_as_they_are(playing, tmp_path, own, monkeypat
         check_html(path.read_text(), WORDS, typeset=True)
     monkeypatch.setenv("JPY_SESSION_NAME", "live.ipynb")
     live = search.ask_browser(ask, NAME, WORDS[0])
+    check_widgets(live)
+    live.children[0].value, live.children[1].value = WORDS[:2]
+    check_widgets(live)
+
+
+@pytest.mark.parametrize("playing", [True, False])
+def test_what_is_answered_in_words_shows_texts_as_they_are(playing, tmp_path, own, monkeypatch):
+    ask = answerer(tmp_path)
+    if playing:
+        monkeypatch.setattr(sys.modules["egokit.search.page"], "_encoded", lambda hit: ("AAAA", "AAAA", 0.75))
+    check_html(search.answer_cards(ask, len(WORDS)).data, WORDS)
+    for text in WORDS:
+        check_html(search.answer_box(ask, text, text).data, [text, *WORDS])
+    for path in ask.run.path.glob("figures/*.html"):
+        check_html(path.read_text(), WORDS, typeset=True)
+    monkeypatch.setenv("JPY_SESSION_NAME", "live.ipynb")
+    live = search.answer_box(ask, NAME, WORDS[0])
     check_widgets(live)
     live.children[0].value, live.children[1].value = WORDS[:2]
     check_widgets(live)

@@ -226,7 +226,7 @@ def test_out_of_memory_says_what_would_fit(resolve, run, monkeypatch):
         loop.train(config, task, run, "pretrain", CPU)
     single = resolve(overrides=f"{MODEL} model.checkpointing=true train.batch_size=1")
     monkeypatch.undo()
-    network = memory_plan.network_of(single.model, True)
+    network = memory_plan.network_of(single.model, task.trains)
     assert "set train.micro_batch=1;" in what_would_fit(single, 1, task, network)
     least = resolve(overrides=f"{MODEL} model.checkpointing=true train.micro_batch=1")
     assert "use more processes (launch.tasks_per_node), or a GPU with more memory" in what_would_fit(

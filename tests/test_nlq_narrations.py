@@ -14,7 +14,7 @@ from egokit.config.names import check_name
 from egokit.data.annotation_json import list_names
 from egokit.data.egoclip_table import COLUMNS
 from egokit.model import checkpoints
-from egokit.model.own_modules import attach, split_own
+from egokit.model.own_modules import attach, saved_state, split_own
 from egokit.prep import narrations
 from egokit.prep.narrations import nlq_narrations
 from egokit.runs import ledger
@@ -227,7 +227,7 @@ def test_a_head_goes_on_from_narrations_and_the_ledger_says_so(site, project):
     task, best = tasks.make(tuned), runs[0] / "checkpoints/best.pt"
     start, (_, stored) = task.initial_model("train"), split_own(checkpoints.state_dict(checkpoints.read(best), best))
     assert attach(start, task) == [] and stored
-    given = start.own.state_dict()
+    given = saved_state(start)
     assert all(torch.equal(value, given[key]) for key, value in stored.items())
     said = {entry.run: entry.recipe for entry in ledger.read(project / "outputs").entries}
     narr, tuned = said["08_egonlq/narr"], said["08_egonlq/tuned"]

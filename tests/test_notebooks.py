@@ -215,8 +215,8 @@ def test_no_epochs_give_chance(project):
 def test_unknown_parameters_and_values_stop_before_anything_runs(project):
     with pytest.raises(ConfigError, match="'parms': did you mean 'params'"):
         headless.execute("05_egomcq", {"parms": "toy/egomcq"})
-    with pytest.raises(ConfigError, match="no notebook '09'"):
-        headless.execute("09", {})
+    with pytest.raises(ConfigError, match="no notebook '19'"):
+        headless.execute("19", {})
     with pytest.raises(ConfigError, match=r"train\.epoch.*did you mean 'epochs'"):
         headless.execute("05_egomcq", {"site": "tiny", "overrides": "train.epoch=1"})
     book = nbformat.read(project / "notebooks/05_egomcq.ipynb", as_version=4)

@@ -40,7 +40,9 @@ class OwnClips(Task):
     def __init__(self, config):
         super().__init__(config)
         self.videos = self.require_file(config.task.videos)
-        self.rows = {split: pd.read_csv(path, sep=None, engine="python") for split, path in self.paths().items()}
+        words = {"dtype": {VIDEO: str, CLASS: str}, "keep_default_na": False}  # "001" is no number, "None" not nothing
+        self.rows = {split: pd.read_csv(path, sep=None, engine="python", encoding="utf-8-sig", **words)
+                     for split, path in self.paths().items()}
         self.number = {name: number for number, name in enumerate(sorted(set(self.rows["train"][CLASS])))}
         if unknown := sorted(set(self.rows["test"][CLASS]) - set(self.number)):
             raise ValueError(f"{self.paths()['test']}: class {unknown[0]!r} is not in the training table")

@@ -67,7 +67,7 @@ def submit(config: Config, run: Run, action: str = "train", section: str | None 
     handle = Handle(run, section or action)
     run.expect_no_links()
     with locked(handle.folder):
-        if handle.metrics() and task.outdated(config, run):
+        if action == "extract" and handle.metrics() and task.outdated(config, run):
             while handle.alive():
                 time.sleep(0.5)  # the job has written its metrics and is about to end; don't take it for the next one
             shutil.rmtree(handle.folder / "code", ignore_errors=True)  # the present code makes the new result

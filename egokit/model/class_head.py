@@ -27,11 +27,13 @@ class ClassHead(nn.Module):
         classes: the classes' names, () if only their number is known.
         reads: what the state is: "fusion", the fused state of clip and text (`EgoVLP.fused_video`), or "video", the
             clip's embedding alone (`EgoVLP.embed_video`).
+        model_id: `recorded_head.model_id` of the model whose stored states it was trained on; "" if it was trained
+            with its model.
     """
     kind: ClassVar[str] = "class"  # what a checkpoint's record calls it
 
     def __init__(self, width: int, classes: Sequence[str] | int, hidden: int = 0, dropout: float = 0.2,
-                 reads: Reads = "fusion"):
+                 reads: Reads = "fusion", model_id: str = ""):
         """Make a head with PyTorch's initial weights.
 
         Args:
@@ -39,6 +41,7 @@ class ClassHead(nn.Module):
             classes: the names of the K classes, or K.
             hidden: width of the layer before the last one; 0 for none.
             dropout: share of the last layer's input that training leaves out.
+            reads, model_id: see the class.
 
         Raises:
             ValueError: a size is out of bounds, a name is no text of one line, or `reads` is something else.
@@ -53,7 +56,9 @@ class ClassHead(nn.Module):
             raise ValueError(f"a head's dropout: expected a number between 0 and 1, got {dropout!r}")
         if reads not in get_args(Reads):
             raise ValueError(f"a head reads {reads!r}: expected 'fusion' or 'video'")
-        self.reads = reads
+        if not isinstance(model_id, str) or len(model_id) > LONGEST:
+            raise ValueError(f"a head's model_id: expected a short text, got {shortened(model_id, 80)!r}")
+        self.reads, self.model_id = reads, model_id
         self.fc1 = nn.Linear(width, hidden) if hidden else None
         self.dropout = nn.Dropout(dropout)
         self.fc2 = nn.Linear(hidden or width, self.num_classes)
@@ -73,7 +78,7 @@ class ClassHead(nn.Module):
         """Return the arguments that make a head of this shape, as plain values."""
         hidden = 0 if self.fc1 is None else self.fc1.out_features
         return {"width": self.in_features, "classes": list(self.classes) or self.num_classes, "hidden": hidden,
-                "dropout": self.dropout.p, "reads": self.reads}
+                "dropout": self.dropout.p, "reads": self.reads, "model_id": self.model_id}
 
 
 def checked_names(names: Sequence[str]) -> tuple[str, ...]:

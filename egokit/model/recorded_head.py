@@ -1,4 +1,5 @@
 """The head of a checkpoint's model: as the file records it, or as its tensors tell it; and the words of its classes."""
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -129,17 +130,31 @@ def _words(answers) -> tuple[str, tuple[str, ...]]:
         raise WeightsError(f"{path}: {shortened(error)}; expected a file with an answer a line") from None
 
 
-def check_width(model, source) -> None:
+def model_id(model) -> str:
+    """Return 12 digits that tell models apart by their weights, whatever file they are in and for any frames.
+
+    They are the hash of the last layers before the fused state and the clip's embedding, which every training moves.
+    """
+    digest = hashlib.sha256()
+    for parameter in (*model.fusion_norm.parameters(), *model.video.norm.parameters(), model.fusion_cls_token):
+        digest.update(parameter.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def check_fits(model, source) -> None:
     """Check that a model's head reads states of the model.
 
     Args:
         source: where the head is from, for the message.
 
     Raises:
-        WeightsError: it reads states of another width.
+        WeightsError: it reads states of another width, or was trained on those of another model.
     """
     head = model.head
     width, has = head.in_features, model.config.width if head.reads == "fusion" else model.embed_dim
     if width != has:
         raise WeightsError(f"{source}: its head reads {head.reads!r} states of width {width}, but the model's have "
                            f"{has}: give the model that made the vectors on which it was trained")
+    if head.model_id and head.model_id != (own := model_id(model)):
+        raise WeightsError(f"{source}: its head was trained on the vectors of another model ({head.model_id}, but this "
+                           f"one is {own}): give the checkpoint that extracted them, or extract and train again")

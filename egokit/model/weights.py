@@ -128,7 +128,7 @@ def _give_head(model: EgoVLP, source: str | Path, path: Path) -> None:
         raise WeightsError(f"{stored.source} has no head of classes that egokit can build, such as one of "
                            "egotaskqa_head: evaluate it with its task, whose task.head_init names the file")
     model.head = stored.head
-    recorded_head.check_width(model, stored.source)
+    recorded_head.check_fits(model, stored.source)
 
 
 def save(model: EgoVLP | FeatureModel, path: str | Path, **extra) -> None:

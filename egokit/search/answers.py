@@ -115,8 +115,8 @@ def card(asker: Answerer, question: str, clip: str, right: str = "", top: int = 
         mark = "✓ " if word == right else ""
         colour = "#009E73" if word == right else "#0072B2"
         bars.append(f'<tr><td style="text-align:right;padding:2px 8px">{mark}{escape(word)}</td><td>'
-                    f'<span style="display:inline-block;height:14px;width:{2 * 100 * chance:.0f}px;'
-                    f'background:{colour}"></span> {100 * chance:.1f} %</td></tr>')
+                    f'<div style="display:inline-block;height:14px;width:{2 * 100 * chance:.0f}px;'
+                    f'background:{colour}"></div> {100 * chance:.1f} %</td></tr>')
     known = f"<br>right: {escape(right)}" if right else ""
     return (f'<div class="{NO_FORMULAS}" style="display:flex;flex-wrap:wrap;gap:12px;align-items:center">'
             f"{figure(1, asker.film(clip))}<div><p><b>{escape(question)}</b>{known}</p>"

@@ -122,7 +122,7 @@ class Task(TaskTools):
 
     @classmethod
     def outdated(cls, config: Config, run: Run) -> bool:
-        """Return whether the run's finished result is of an earlier state of the data: it is then made anew."""
+        """Return whether the run's finished extraction is of an earlier state of the data: it is then made anew."""
         return False
 
     # to be given by a task

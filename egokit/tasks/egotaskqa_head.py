@@ -26,6 +26,7 @@ from egokit.model import checkpoints, feature_model
 from egokit.model.class_head import ClassHead
 from egokit.model.feature_model import FeatureModel
 from egokit.model.precision import autocast
+from egokit.model.recorded_head import model_id
 from egokit.model.weights import initial_model
 from egokit.runs.array_file import read_array
 from egokit.runs.ledger import Result
@@ -130,6 +131,10 @@ class EgoTaskQAHead(Extraction, EgoTaskQA):
                              f"{self.config.evaluate.precision}: set fp32, or use another checkpoint")
         save(self.file(run, clip), vectors_KD.cpu())
 
+    def extract(self, model, run: Run) -> dict[str, float]:
+        self.model_id = model_id(model)
+        return super().extract(model, run)
+
     def manifest(self, run: Run, clips: list[dict]) -> tuple[dict, dict]:
         first = read_array(self.file(run, clips[0]), DAMAGED)
         dimension = first.shape[1] if first.ndim == 2 else 0
@@ -137,7 +142,7 @@ class EgoTaskQAHead(Extraction, EgoTaskQA):
             read_vectors(self.file(run, clip), len(clip["questions"]), dimension)
         frames, asked = self.config.data.eval_frames, sum(len(clip["questions"]) for clip in clips)
         return {"frames": frames, "max_tokens": self.config.data.eval_max_tokens, "dimension": dimension,
-                "clips": clips}, {"clips": len(clips), "questions": asked, "frames": frames}
+                "model_id": self.model_id, "clips": clips}, {"clips": len(clips), "questions": asked, "frames": frames}
 
     # training and evaluation
     @functools.cached_property
@@ -180,14 +185,19 @@ class EgoTaskQAHead(Extraction, EgoTaskQA):
         if not isinstance(model, FeatureModel):
             return None  # of the encoders of an extraction
         self.expect_same_answers(model)
-        own, answers = self.config.task, self.vocabulary
+        own, answers, made_by = self.config.task, self.vocabulary, self.vectors.manifest.get("model_id", "")
+        trained_on = getattr(model.head, "model_id", "")
+        if trained_on and made_by and trained_on != made_by:
+            raise checkpoints.WeightsError(f"{model.source}: its head was trained on vectors of another model "
+                                           f"({trained_on}) than those in {self.vectors.folder} ({made_by}): let "
+                                           "task.vectors name those on which it was trained, or train a head on these")
         return ClassHead(self.vectors.dimension, answers, len(answers) if own.head == "mlp" else 0, own.head_dropout,
-                         "fusion")
+                         "fusion", made_by)
 
     def dataset(self, split: str) -> VectorSamples:
         trains = split == "train"
         questions = self.questions_of("train") if trains else self.asked
-        self.vectors.expect(questions)
+        self.vectors.expect([*questions, *self.asked])  # training ends with an evaluation
         clips = sorted({question.clip for question in questions})
         problems = self.vectors.problems(clips)
         if len(problems) > self.config.data.max_bad_fraction * len(clips):

@@ -13,6 +13,7 @@ import torch
 
 from egokit.config.build import ConfigError
 from egokit.config.json_file import LARGEST_LIST, read_json
+from egokit.config.schema import Config
 from egokit.data.video.timeline import VideoError
 from egokit.model import checkpoints
 from egokit.runs.files import atomic_path, remove_abandoned, write_text
@@ -35,6 +36,32 @@ class Extraction(Task):
     stored = "features"
     saving = "or set data.limit"
     clips_may_fail = False
+
+    @classmethod
+    def outdated(cls, config: Config, run: Run) -> bool:
+        """Return whether a finished extraction lacks files, or its annotations have changed since.
+
+        It is as it was if its folder or the annotations are not here.
+        """
+        folder = run.path / cls.stored
+        if not folder.is_dir():
+            return False
+        try:
+            manifest = read_json(folder / "manifest.json", {"clips": [{"clip_uid": str}]}, "", LARGEST_LIST)
+        except ValueError:
+            manifest = None
+        made = {file.stem for file in folder.iterdir() if file.suffix in (".npy", ".pt")}
+        if manifest is None or not made.issuperset(clip["clip_uid"] for clip in manifest["clips"]):
+            return True
+        try:
+            present = cls(config).fingerprints()
+        except (OSError, ValueError):
+            return False
+        return present != run.metrics()[cls.actions()["extract"]].get("data", present)
+
+    def fingerprints(self) -> dict[str, str]:
+        """Return the hashes of the annotation files."""
+        return {name: checkpoints.fingerprint(path) for name, path in self.sources().items()}
 
     def sources(self) -> dict[str, Path]:
         """Return the annotation files that say what is extracted, by the names that metrics.json has for them."""
@@ -110,8 +137,7 @@ class Extraction(Task):
             ConfigError: the files do not fit on the disk; nothing is written.
             VideoError: clips cannot be read, more than may fail; the files of all others are written first.
         """
-        began, data = time.perf_counter(), {name: checkpoints.fingerprint(path) for name, path in
-                                            self.sources().items()}
+        began, data = time.perf_counter(), self.fingerprints()
         rank, folder, init = distributed.rank(), run.path / self.stored, self.config.init
         clips = distributed.gather_objects(self.clips())[0]  # rank 0's, because the list may be edited meanwhile
         identities = {clip["clip_uid"]: self.identity(clip) for clip in clips}

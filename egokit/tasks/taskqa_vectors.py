@@ -17,7 +17,8 @@ from egokit.tasks.taskqa.annotations import ClipName, Question
 FOLDER = "vectors"
 WIDEST = 1_000_000
 MANIFEST = {"init": str, "init_sha256": str, "frames": COUNT, "dimension": range(1, WIDEST + 1),
-            "clips": [{"clip_uid": str, "questions": [str]}], "unreadable": ({...: str}, ...)}
+            "model_id": (str, ...), "clips": [{"clip_uid": str, "questions": [str]}],
+            "unreadable": ({...: str}, ...)}
 AGAIN = "extract the vectors again (action extract), from the same questions"
 DAMAGED = "delete it, and the same extraction makes it again"
 

@@ -28,7 +28,7 @@ def answer_attention(model, frames_TCHW, questions: list[str], run: Run | None =
         for axis, t in zip(line, times.tolist(), strict=True):
             draw_frame(axis, pictures[t], f"frame {t + 1}: {100 * map_TNN[t].sum():.0f} %")
             shade = np.zeros((*map_TNN.shape[1:], 4))  # a spotlight: dark where it doesn't look
-            shade[..., 3] = 0.8 * (1 - map_TNN[t] / map_TNN.max())
+            shade[..., 3] = 0.7 * (1 - map_TNN[t] / map_TNN.max())
             axis.imshow(shade, interpolation="bilinear", extent=axis.images[0].get_extent())
         said = ", ".join(f"{shown(word, 30)} {chance:.2f}" for word, chance in answer)
         draw_heading(line[0], shown(f"{question} → {said}"))

@@ -61,7 +61,7 @@ class AnswerQueries(Queries):
             self.rank_SK.append(rank_K)
             self.margin_SK.append(own_K - other_K)
             self.right_SK.append(rank_K == 1)
-            self.ranks.append([f" {self.word(first)}" for first in classes[:, 0]])
+            self.ranks.append([f" {self.word(first)}  ·" for first in classes[:, 0]])
         self.legend = ("Solid green ✓: the best answer is right. Dashed red ✗: it is wrong. Numbers are the chances "
                        "that the model gives its five best answers.")
         self.tags = {"kind": [list(map(shown, question.labels)) for question in asked],
