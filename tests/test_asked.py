@@ -1,4 +1,5 @@
 """Questions answered in words: the browser's content, pictures, and questions that are typed in."""
+import dataclasses
 import json
 import re
 
@@ -9,6 +10,7 @@ import torch
 import egokit
 from egokit import search, tasks, viz
 from egokit.config.build import ConfigError
+from egokit.data.video.timeline import VideoError
 from egokit.data.video.transforms import normalise
 from egokit.jobs import run_job
 from egokit.runs.run_folder import Run
@@ -76,6 +78,38 @@ def test_pictures_show_the_numbers_of_the_metrics(trained):
     wrong = round(len(task.asked) * (1 - metrics["direct_all"] / 100))
     assert sum(table["questions"]) == wrong and (table["right answer"] != table["taken for"]).all()
     assert len(viz.asked_clips(task, run, 2, "val").axes) == 16
+
+
+def test_a_label_called_like_a_form_of_answers_has_a_line_of_its_own(trained, tmp_path):
+    metrics = trained[1].metrics()["headtune"] | {"accuracy/open": 1.0, "questions/open": 3}
+    run = Run(tmp_path / "09_egotaskqa/labels")
+    run.write_metrics("headtune", metrics)
+    axis, = viz.accuracy_by_kind(run, "headtune").axes
+    names, widths = [label.get_text() for label in axis.get_yticklabels()], [bar.get_width() for bar in axis.patches]
+    assert names.count("open") == 2 and widths[1] == metrics["direct_open"] and widths[-1] == 1.0
+    for section in ("finetune", "chance"):
+        run.write_metrics("chance", {})
+        with pytest.raises(ValueError, match=f"metrics.json: section '{section}' has no accuracy of all questions"):
+            viz.accuracy_by_kind(run, section)
+
+
+def test_a_clip_that_cannot_be_read_hides_no_other(trained, asker, monkeypatch):
+    task, run = trained
+    lost, read = asker.clips[0], type(task).read_clip
+
+    def read_clip(self, name):
+        if name == lost:
+            raise VideoError(f"{name}: broken <b>")
+        return read(self, name)
+    monkeypatch.setattr(type(task), "read_clip", read_clip)
+    with pytest.raises(VideoError, match="broken"):
+        viz.browser(task, run, "headtune")
+    data = dataclasses.replace(task.config.data, max_bad_fraction=0.5)
+    tolerant = tasks.make(dataclasses.replace(task.config, data=data))
+    assert json.loads(re.search(r'json">(.*?)</script>', viz.browser(tolerant, run, "headtune").data, re.DOTALL)[1])
+    assert viz.asked_clips(tolerant, run, 100, "test").axes
+    html = search.answer_cards(asker, len(asker.examples)).data
+    assert "no answer: " in html and "broken &lt;b&gt;" in html and html.count("<video") < len(asker.examples)
 
 
 def test_attention_is_of_the_clip_that_is_asked_about(asker):

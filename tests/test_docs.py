@@ -217,6 +217,19 @@ def test_the_examples_are_quoted_word_for_word():
         assert file.read_text() in blocks(text, "python" if file.suffix == ".py" else "yaml"), file.name
 
 
+def test_examples_that_are_trained_are_submitted_to_train():
+    text, trained = "\n".join(path.read_text() for path in DOCUMENTS), 0
+    for recipe in sorted((ROOT / "docs/examples").glob("*.yaml")):
+        keys, name = yaml.safe_load(recipe.read_text()), f"docs/examples/{recipe.name}"
+        task = keys["task"] if isinstance(keys["task"], str) else keys["task"]["name"]
+        for command in re.findall(rf"^\.venv/bin/egokit submit {name} (.*)", text, re.MULTILINE)[:1]:
+            action = re.search(r"--action (\w+)", command)
+            main = action[1] if action else next(iter(find(task).actions()))
+            assert main == ("train" if "train" in keys else "evaluate"), f"{name}: {command}"
+            trained += main == "train"
+    assert trained >= 3
+
+
 def test_citation():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     from egokit import __version__

@@ -253,6 +253,16 @@ def test_a_damaged_result_is_one_line(score, capsys, document, message):
     assert stopped.value.code == 2 and message in error and "mine.json" in error and len(error.splitlines()) == 1
 
 
+def test_long_names_of_videos_stay_apart(tmp_path, capsys):
+    root = qfvs_site.write(tmp_path)
+    for path in sorted(root.rglob("P0*"), key=lambda path: -len(path.parts)):
+        path.rename(path.with_name(f"kitchen_{path.name}"))
+    (tmp_path / "mine.json").write_text('{"kitchen_P01": {"Book_Street": {"shots": [1]}}}')
+    cli.main(["score", "qfvs", str(tmp_path / "mine.json"), "--root", str(root)])
+    lines = [line for line in capsys.readouterr().out.splitlines() if "mean" in line]
+    assert len(lines) == 3 and all(line.split()[-3:] == ["kitchen_P01", "kitchen_P02", "mean"] for line in lines)
+
+
 @pytest.mark.parametrize("share", ["0", "1.1", "nan", "some"])
 def test_the_share_is_checked(score, capsys, share):
     with pytest.raises(SystemExit, match="2"):

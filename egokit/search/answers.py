@@ -8,6 +8,7 @@ import torch
 
 from egokit import tasks
 from egokit.config.build import ConfigError, did_you_mean
+from egokit.data.video.timeline import VideoError
 from egokit.data.video.transforms import normalise
 from egokit.model import weights
 from egokit.notebook.open_run import is_live
@@ -43,7 +44,7 @@ class Answerer:
     Attributes:
         model: the model with its head, on a GPU if there is one.
         clips: names of the clips that the evaluation's questions are about.
-        examples: the evaluation's own questions.
+        examples: the evaluation's own questions about clips that are there.
 
     Raises:
         ConfigError: the run is of another task, or its config isn't known.
@@ -64,8 +65,9 @@ class Answerer:
         self.model.to("cuda" if torch.cuda.is_available() else "cpu")
         self.clips = list(self.task.about)
         words = self.task.vocabulary
+        absent = set(self.task.files.absent(self.clips))  # data.max_bad_fraction may allow some
         self.examples = [Asked(question.clip, question.question, question.answer_text or words[question.answer])
-                         for question in self.task.asked]
+                         for question in self.task.asked if question.clip not in absent]
 
     def frames(self, clip: str) -> torch.Tensor:
         """Return the frames that the model reads of a clip, uint8 (T, 3, H, W).
@@ -129,8 +131,12 @@ def answer_cards(asker: Answerer, count: int = 4, top: int = 5):
     """
     from IPython.display import HTML
     step = max(1, len(asker.examples) // max(1, count))
-    content = "".join(card(asker, asked.query, asked.clip, asked.answer, top)
-                      for asked in asker.examples[step // 2::step][:count])
+    content = ""
+    for asked in asker.examples[step // 2::step][:count]:
+        try:
+            content += card(asker, asked.query, asked.clip, asked.answer, top)
+        except (FileNotFoundError, VideoError) as error:  # the other questions are answered all the same
+            content += f"<p><b>{escape(asked.query)}</b><br>no answer: {escape(error)}</p>"
     write_text(asker.run.figure("answered.html"), page("questions and answers", content))
     return HTML(content)
 

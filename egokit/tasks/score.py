@@ -70,9 +70,10 @@ def percent(shares):
     return (100 * np.asarray(shares, dtype=np.float64)).tolist()
 
 
-def row(name: str, values: list, width: int = 20) -> str:
+def row(name: str, values: list, width: int = 20, column: int = 8) -> str:
     """Return a line of a table: a name, and numbers in % or headings."""
-    return f"{name:{width}}" + "".join(f"{value:>8}" if isinstance(value, str) else f"{value:8.2f}" for value in values)
+    return f"{name:{width}}" + "".join(f" {value:>{column - 1}}" if isinstance(value, str) else f"{value:{column}.2f}"
+                                       for value in values)
 
 
 def note(count: int, text: str) -> str:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from egokit.data.video.timeline import VideoError
 from egokit.runs.shown_text import shown
 from egokit.viz.queries import Queries, ShownClip, Side
 from egokit.viz.style import checked_rows
@@ -27,6 +28,17 @@ def section_answers(task, run, section: str) -> Answers:
     rows, _ = checked_rows(task, run, section)
     order = np.argsort(rows["index"], kind="stable")
     return Answers(rows["classes"][order], rows["chances"][order])
+
+
+def clip_frames(task, name: str) -> np.ndarray:
+    """Return the frames of a clip, uint8 (T, H, W, 3); black ones if it can't be read and the config allows that."""
+    try:
+        return task.read_clip(name)
+    except (VideoError, FileNotFoundError):
+        if not task.config.data.max_bad_fraction:
+            raise
+        size = task.config.model.image_size
+        return np.zeros((task.config.data.eval_frames, size, size, 3), np.uint8)
 
 
 class AnswerQueries(Queries):
@@ -76,7 +88,7 @@ class AnswerQueries(Queries):
 
     def frames(self, v: int):
         """Return the frames of a clip, uint8 (T, 3, H, W)."""
-        return self.task.transform(self.task.read_clip(self.names[v]), None)
+        return self.task.transform(clip_frames(self.task, self.names[v]), None)
 
     def describe_clip(self, v: int) -> str:
         return self.names[v]

@@ -6,7 +6,7 @@ import numpy as np
 from egokit.notebook.safe_html import styled
 from egokit.runs.run_folder import Run
 from egokit.runs.shown_text import shown
-from egokit.viz.answer_queries import confused, section_answers
+from egokit.viz.answer_queries import clip_frames, confused, section_answers
 from egokit.viz.style import MAX_NAME, NEUTRAL, WIDTH, Picture, clip_grid, new_figure, save_figure
 
 LISTED = 6     # questions under a clip
@@ -28,14 +28,15 @@ def asked_clips(task, run: Run, count: int = 2, split: str = "train"):
     chosen = sorted(about, key=lambda clip: (-len(about[clip]), clip))[:count]
     rows = []
     for clip in chosen:
-        frames = task.read_clip(clip)
+        frames = clip_frames(task, clip)
         numbers = np.linspace(0, len(frames) - 1, min(PICTURES, len(frames))).round().astype(int)
         lines = [f"{question.text} — {question.answer_text or task.vocabulary[question.answer]}"
                  for question in about[clip][:LISTED]]
         more = len(about[clip]) - len(lines)
         rows.append((" · ".join(lines) + (f" · and {more} more" if more else ""), None, [
                      Picture(frames[number], f"frame {number + 1}") for number in numbers]))
-    figure, _ = clip_grid(rows, f"{count} of {len(about):,} clips of {split} with their questions and right answers")
+    title = f"{len(chosen)} of {len(about):,} clips of {split} with their questions and right answers"
+    figure, _ = clip_grid(rows, title)
     return save_figure(figure, run, f"asked-{split}")
 
 
@@ -44,26 +45,34 @@ def accuracy_by_kind(run: Run, section: str):
 
     Args:
         run: its metrics.json has "accuracy/<kind>" and "questions/<kind>" in this section and in "chance".
+
+    Raises:
+        ValueError: The section has no such metrics.
     """
-    metrics, chance = run.metrics()[section], run.metrics().get("chance", {})
-    split = next(name.removesuffix("_all") for name in metrics if name.endswith("_all") and not name.startswith("val_"))
-    names = {"all": (f"{split}_all", None)}
-    names |= {form: (f"{split}_{form}", f"questions_{form}") for form in ("open", "binary")
-              if f"{split}_{form}" in metrics}
+    metrics, chance = run.metrics().get(section, {}), run.metrics().get("chance", {})
+    split = next((name.removesuffix("_all") for name in metrics
+                  if name.endswith("_all") and not name.startswith("val_")), None)
+    if split is None:
+        raise ValueError(f"{run.path / 'metrics.json'}: section {section!r:.80} has no accuracy of all questions; "
+                         "expected a section of an evaluated run of 09_egotaskqa: run the notebook's cells in order")
+    # a list, as a label may be called like a form
+    lines_of = [("all", f"{split}_all", "samples")]
+    lines_of += [(form, f"{split}_{form}", f"questions_{form}") for form in ("open", "binary")
+                 if f"{split}_{form}" in metrics]
     kinds = sorted((name.removeprefix("accuracy/") for name in metrics if name.startswith("accuracy/")),
                    key=lambda kind: (-metrics[f"questions/{kind}"], kind))
-    names |= {kind: (f"accuracy/{kind}", f"questions/{kind}") for kind in kinds[:KINDS]}
-    values = [metrics[key] for key, _ in names.values()]
+    lines_of += [(kind, f"accuracy/{kind}", f"questions/{kind}") for kind in kinds[:KINDS]]
+    names, keys, counts = zip(*lines_of, strict=True)
+    values = [metrics[key] for key in keys]
     figure = new_figure(figsize=(WIDTH, 1.4 + 0.36 * len(names)))
     axis, lines = figure.subplots(), np.arange(len(names))
     axis.barh(lines, values, height=0.6, color=NEUTRAL, label="this run")
-    axis.plot([chance.get(key, np.nan) for key, _ in names.values()], lines, "|", color="black", markersize=16,
+    axis.plot([chance.get(key, np.nan) for key in keys], lines, "|", color="black", markersize=16,
               markeredgewidth=2, label="chance: the most frequent answer of training, to open or binary questions")
     axis.set_yticks(lines, [shown(name, MAX_NAME) for name in names])
-    for line, (value, (key, counted)) in enumerate(zip(values, names.values(), strict=True)):
-        count = metrics.get(counted, metrics.get("samples", 0))
-        axis.text(max(value, chance.get(key, 0)) + 1.5, line, f"{value:.1f}   of {int(count):,}", va="center",
-                  fontsize=11)
+    for line, (value, key, counted) in enumerate(zip(values, keys, counts, strict=True)):
+        axis.text(max(value, chance.get(key, 0)) + 1.5, line, f"{value:.1f}   of {int(metrics.get(counted, 0)):,}",
+                  va="center", fontsize=11)
     axis.axhline(len(names) - len(kinds[:KINDS]) - 0.5, color="0.6", linewidth=1)
     axis.invert_yaxis()
     axis.set(xlim=(0, 115), xlabel="questions answered right, %")

@@ -56,18 +56,22 @@ def score_qfvs(predictions: Path, root: Path, share: float = 0.02) -> dict:
 def format_qfvs(scored: dict) -> str:
     """Return the numbers of `score_qfvs` as tables of text."""
     names, width = [*scored["videos"]], 32
+    column = max(8, *(len(name) + 1 for name in names))
 
     def line(title: str, way: dict, number: str) -> str:
         values = [way["videos"][name][number] if name in way["videos"] else "–" for name in names]
-        return row(title, [*values, way["mean"][number]], width)
+        return row(title, [*values, way["mean"][number]], width, column)
+
+    def head(title: str) -> str:
+        return row(title, [*names, "mean"], width, column)
     lines = [f"{scored['file']}, against {scored['truth']}: {scored['queries']:,} queries",
              f"a summary has {scored['share']:g} of the shots: "
              + ", ".join(f"{name} {count}" for name, count in scored["budget"].items()),
-             "", row("all queries", [*names, "mean"], width), *(line(number, scored, number) for number in NUMBERS)]
+             "", head("all queries"), *(line(number, scored, number) for number in NUMBERS)]
     if scored["missing"]:
-        lines += ["", row("the answered queries", [*names, "mean"], width),
+        lines += ["", head("the answered queries"),
                   *(line(number, scored["answered"], number) for number in NUMBERS)]
-    lines += ["", row("other shots: f1", [*names, "mean"], width),
+    lines += ["", head("other shots: f1"),
               *(line(title, way, "f1") for title, way in scored["rows"].items())]
     return "\n".join([*lines, *notes([
         note(scored["missing"], "queries are not in the file: they count as 0 in the first table, and not in the "
