@@ -11,11 +11,11 @@ from egokit.config.build import ConfigError, did_you_mean
 from egokit.data.video.timeline import VideoError
 from egokit.data.video.transforms import normalise
 from egokit.model import weights
-from egokit.notebook.open_run import is_live
-from egokit.notebook.safe_html import NO_FORMULAS, escape, live_view, page
+from egokit.notebook.safe_html import NO_FORMULAS, escape, page
 from egokit.runs.files import write_text
 from egokit.runs.run_folder import Run
 from egokit.search.page import figure
+from egokit.search.questions import question_box
 from egokit.search.searcher import Hit
 from egokit.tasks.taskqa.annotations import FPS, ClipName
 
@@ -142,27 +142,11 @@ def answer_cards(asker: Answerer, count: int = 4, top: int = 5):
 
 
 def answer_box(asker: Answerer, question: str, clip: str, top: int = 5):
-    """Answer a question about a clip, save figures/question-<text>.html and return what to display.
+    """Answer a question in words: see `questions.question_box`.
 
     Args:
         question: the question to begin with.
         clip: the clip to begin with.
-
-    Returns:
-        In a live notebook a box for further questions and clips; headless the answers, as HTML.
+        top: how many answers are shown.
     """
-    from IPython.display import HTML
-    content = card(asker, question, clip, top=top)
-    name = re.sub(r"\W+", "-", question).strip("-").lower()[:60]
-    write_text(asker.run.figure(f"question-{name}.html"), page(question, content))
-    if not is_live():
-        return HTML(content)
-    import ipywidgets
-    wide = {"description_width": "110px"}
-    box = ipywidgets.Text(question, description="question", continuous_update=False,  # answers at Enter
-                          layout={"width": "90%"}, style=wide)
-    chosen = ipywidgets.Dropdown(options=asker.clips, value=clip, description="clip", layout={"width": "60%"},
-                                 style=wide)
-    status, view = live_view((box, chosen), content, "looking …",
-                             lambda: card(asker, box.value, chosen.value, top=top))
-    return ipywidgets.VBox([box, chosen, status, view])
+    return question_box(asker, question, clip, lambda text, name: card(asker, text, name, top=top))

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -125,30 +126,43 @@ def answer_table(hits: list[Hit]):
                   getattr(hits, "notes", ()))
 
 
-def ask_browser(asker: Questioner, question: str, clip: str, top: int = 3):
-    """Answer a question, save figures/question-<text>.html and return what to display.
+def question_box(asker, question: str, clip: str, answered: Callable[[str, str], str]):
+    """Answer a question about a clip, save figures/question-<text>.html and return what to display.
 
     Args:
-        asker: an open run.
+        asker: has the `clips` that can be asked about, by name, and the `run` whose figures are written.
         question: the question to begin with.
         clip: the clip to begin with.
-        top: how many answers are played.
+        answered: returns the answers to a question about a clip as HTML.
 
     Returns:
-        In a live notebook a box for further questions and clips; headless the answers, which play, as HTML.
+        In a live notebook a box for further questions and clips; headless the answers, as HTML.
     """
     from IPython.display import HTML
-    content = grid(asker(question, clip, top)).data
+    content = answered(question, clip)
     name = re.sub(r"\W+", "-", question).strip("-").lower()[:60]
-    write_text(asker.run.figure(f"question-{name}.html"), page(question, f"<h1>{escape(question)}</h1>{content}"))
+    write_text(asker.run.figure(f"question-{name}.html"), page(question, content))
     if not is_live():
-        return HTML(f'<p class="{NO_FORMULAS}">{escape(question)}</p>{content}')
+        return HTML(content)
     import ipywidgets
     wide = {"description_width": "110px"}
     box = ipywidgets.Text(question, description="question", continuous_update=False,  # answers at Enter
                           layout={"width": "90%"}, style=wide)
     chosen = ipywidgets.Dropdown(options=list(asker.clips), value=clip, description="clip", layout={"width": "60%"},
                                  style=wide)
-    status, view = live_view((box, chosen), content, "looking …",
-                             lambda: grid(asker(box.value, chosen.value, top)).data)
+    status, view = live_view((box, chosen), content, "looking …", lambda: answered(box.value, chosen.value))
     return ipywidgets.VBox([box, chosen, status, view])
+
+
+def ask_browser(asker: Questioner, question: str, clip: str, top: int = 3):
+    """Answer a question by moments that play: see `question_box`.
+
+    Args:
+        asker: an open run.
+        question: the question to begin with.
+        clip: the clip to begin with.
+        top: how many answers are played.
+    """
+    def answered(text: str, name: str) -> str:
+        return f'<p class="{NO_FORMULAS}">{escape(text)}</p>{grid(asker(text, name, top)).data}'
+    return question_box(asker, question, clip, answered)
