@@ -30,7 +30,7 @@ from egokit.model.class_head import ClassHead
 from egokit.model.egovlp import EgoVLP
 from egokit.tasks.egotaskqa import EgoTaskQA
 from egokit.tasks.taskqa.annotations import Question
-from egokit.tasks.taskqa_vectors import VectorFiles
+from egokit.tasks.taskqa.vectors import VectorFiles
 
 MODEL = ModelConfig(width=192, heads=3, image_size=96, frames=16, vocab_size=1000, projection="linear256")
 QUESTIONS, FRAMES = 20, 16

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from egokit.tasks import taskqa_vectors
 from egokit.tasks.qfvs import score as qfvs_score
 from egokit.tasks.taskqa import accuracy, vocabulary
 from egokit.tasks.taskqa import annotations as taskqa
+from egokit.tasks.taskqa.vectors import VectorFiles
 
 
 def make_qfvs(folder: Path, checkpoint: Path) -> None:
@@ -33,7 +33,7 @@ def make_vectors(folder: Path, checkpoint: Path) -> None:
 
 
 def read_vectors(path: Path) -> None:
-    files = taskqa_vectors.VectorFiles(path.parents[1])
+    files = VectorFiles(path.parents[1])
     questions = [taskqa.Question(name, text, 2, (), "") for name, rows in files.row_of.items() for text in rows]
     files.expect(questions)
     for question in questions:

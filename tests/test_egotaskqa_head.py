@@ -21,8 +21,8 @@ from egokit.jobs import run_job
 from egokit.model import weights
 from egokit.model.checkpoints import WeightsError
 from egokit.runs.run_folder import Run
-from egokit.tasks import taskqa_vectors
 from egokit.tasks.feature_files import FeatureError
+from egokit.tasks.taskqa.vectors import VectorFiles
 from egokit.train.loop import train
 
 LEARNS = "train.epochs=30 train.batch_size=4 optim.lr=0.05 train.evaluate_epochs=15 train.log_steps=1000"
@@ -154,7 +154,7 @@ def test_a_damaged_manifest_is_named(copied, edit, message):
     edit(manifest)
     path.write_text(json.dumps(manifest))
     with pytest.raises(ValueError) as raised:
-        taskqa_vectors.VectorFiles(copied)
+        VectorFiles(copied)
     assert str(path) in str(raised.value) and message in str(raised.value) and "delete it" in str(raised.value)
 
 

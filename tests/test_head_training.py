@@ -151,6 +151,7 @@ def test_the_example_of_ones_own_clips_learns_is_loaded_and_answers(project, res
                  "train.precision=fp32")
     config = resolve(str(OWN_CLIPS.with_suffix(".yaml")), overrides, run="random")
     run = Run(tmp_path / "own_clips/mine")
+    assert next(iter(tasks.find(config.task.name).actions())) == "train", "what its command in docs/extending.md starts"
     metrics = egokit.submit(config, run, "train").wait()
     assert 0 <= metrics["top1"] <= metrics["top5"] <= 100 and metrics["init"]
     task, model = tasks.make(config), egokit.load(run.path)

@@ -13,7 +13,7 @@ from egokit.data.site_checks import Checks
 from egokit.data.video import frame_sampling
 from egokit.data.video.timeline import VideoError
 from egokit.tasks.taskqa.annotations import ClipName
-from egokit.tasks.taskqa_clips import ClipFiles
+from egokit.tasks.taskqa.clips import ClipFiles
 
 CUT, WHOLE, FRAMES = ("EgoTaskQA/qa_videos/{clip}.mp4", "LEMMA/{video}/{view}.mp4",
                       "LEMMA/{video}/{view}/img_{frame:05d}.jpg")

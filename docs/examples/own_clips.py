@@ -33,6 +33,7 @@ class OwnClips(Task):
         table: str = "CharadesEgo/CharadesEgo/metadata_{split}.csv"  # under site.root; split: train and test
         videos: str = "CharadesEgo/CharadesEgo_v1_480"
 
+    sections = {"train": "train", "evaluate": "evaluate"}  # what `egokit submit` does first, and can do
     trains = "video"                       # the loss reads the video encoder alone: all else is frozen
     best = "top1"
     published = {"top1": None, "top5": None}

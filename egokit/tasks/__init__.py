@@ -3,12 +3,12 @@
 base.py     Task: what a benchmark gives;  retrieval.py, multiple_choice.py, windows.py  what several share
 egoclip.py  pre-training;  egomcq.py  ek100.py  charades.py  mq.py  nlq.py  egotaskqa.py  the benchmarks
 extraction.py  what encoders make of clips, stored for heads;  clip_features.py  features of clips, as EgoMQ's
-egotaskqa_head.py  heads on stored vectors (taskqa_vectors.py);  qfvs/  QFVS's metric;  score.py  `egokit score`
-taskqa/     EgoTaskQA's files and accuracies;  taskqa_clips.py, taskqa_samples.py, taskqa_site.py  its clips and checks
+egotaskqa_head.py  heads on stored vectors;  taskqa/, moments/, qfvs/  files and metrics;  score.py  `egokit score`
+tools.py    what every task can use in its methods
 losses.py   EgoNCE, InfoNCE, max-margin, multi-similarity, masking, hard negatives;  metrics.py  accuracies, mAP, nDCG
 
 A task of your own is a class in a file of your own, which needs one import:
-from egokit.tasks import Task, RetrievalTask, ChoiceTask, Samples, read_chunked, sample_frames, cosine, normalise
+from egokit.tasks import Task, RetrievalTask, ChoiceTask, Samples, read_chunked, sample_frames, normalise, ClassHead
 A recipe selects it by `task: folder/file.py:Class`, and `egokit submit RECIPE.yaml --wait` runs it (docs/extending.md).
 """
 import importlib

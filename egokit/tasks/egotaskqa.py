@@ -30,12 +30,11 @@ from egokit.model.checkpoints import WeightsError
 from egokit.model.class_head import ClassHead
 from egokit.model.input_checks import in_few_numbers, of_few_lengths
 from egokit.runs.ledger import Result
-from egokit.tasks import taskqa_site
 from egokit.tasks.base import Task
-from egokit.tasks.taskqa import accuracy, annotations, vocabulary
+from egokit.tasks.taskqa import accuracy, annotations, site, vocabulary
 from egokit.tasks.taskqa.annotations import Question
-from egokit.tasks.taskqa_clips import ClipFiles
-from egokit.tasks.taskqa_samples import AskedClips, TrainingQuestions
+from egokit.tasks.taskqa.clips import ClipFiles
+from egokit.tasks.taskqa.samples import AskedClips, TrainingQuestions
 from egokit.train import distributed
 
 BEST_ANSWERS = 5   # of a question, that an evaluation keeps
@@ -286,12 +285,12 @@ class EgoTaskQA(Task):
 
     @classmethod
     def inputs(cls, config: Config, action: str) -> dict[str, str]:
-        return taskqa_site.inputs(config, action)
+        return site.inputs(config, action)
 
     @classmethod
     def check_site(cls, checks: Checks) -> Iterator[Finding]:
         """Check the question files and vocabularies of both splits, and the clips that they are about."""
         own = checks.config.task if isinstance(checks.config.task, cls.Params) else cls.Params()
-        yield from taskqa_site.check(checks, own)
+        yield from site.check(checks, own)
 
 

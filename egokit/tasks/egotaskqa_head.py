@@ -31,13 +31,12 @@ from egokit.model.weights import initial_model
 from egokit.runs.array_file import read_array
 from egokit.runs.ledger import Result
 from egokit.runs.run_folder import Run
-from egokit.tasks import taskqa_site
 from egokit.tasks.egotaskqa import AS_PUBLISHED, CHOSEN, EgoTaskQA
 from egokit.tasks.extraction import Extraction, save
 from egokit.tasks.feature_files import FeatureError, summary
-from egokit.tasks.taskqa import annotations, vocabulary
-from egokit.tasks.taskqa_samples import AskedClips
-from egokit.tasks.taskqa_vectors import DAMAGED, FOLDER, VectorFiles, VectorSamples, read_vectors
+from egokit.tasks.taskqa import annotations, site, vocabulary
+from egokit.tasks.taskqa.samples import AskedClips
+from egokit.tasks.taskqa.vectors import DAMAGED, FOLDER, VectorFiles, VectorSamples, read_vectors
 from egokit.train import distributed
 
 SPLITS = ("direct", "indirect")
@@ -231,8 +230,8 @@ class EgoTaskQAHead(Extraction, EgoTaskQA):
         needed, own = super().inputs(config, action), config.task
         if action == "extract":  # all question files that are there
             return {name: provider for name, provider in needed.items()
-                    if provider == taskqa_site.CLIPS or name == "/".join(cls.names(own, vocabulary.FILE))}
-        return {name: provider for name, provider in needed.items() if provider != taskqa_site.CLIPS}
+                    if provider == site.CLIPS or name == "/".join(cls.names(own, vocabulary.FILE))}
+        return {name: provider for name, provider in needed.items() if provider != site.CLIPS}
 
     @classmethod
     def check_site(cls, checks: Checks) -> Iterator[Finding]:

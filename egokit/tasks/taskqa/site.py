@@ -5,7 +5,7 @@ from pathlib import Path
 from egokit.config.schema import Config, TaskConfig
 from egokit.data.site_checks import Checks, Finding
 from egokit.tasks.taskqa import annotations, vocabulary
-from egokit.tasks.taskqa_clips import ClipFiles
+from egokit.tasks.taskqa.clips import ClipFiles
 
 SOURCE = "https://sites.google.com/view/egotaskqa  (questions into ROOT/EgoTaskQA/qa/)"
 CLIPS = ("EgoVLPv2's qa_videos.tgz, www.cis.jhu.edu/~shraman/EgoVLPv2/datasets/EgoTaskQA/  (into ROOT/EgoTaskQA/), or "
