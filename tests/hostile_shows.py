@@ -160,8 +160,8 @@ HTML = {
                                              for text in WORDS]), [NAME, *WORDS], ()),
 }
 NO_TEXT = {"strip"}
-SEARCH = {"answer_box", "answer_cards", "answer_table", "ask_browser", "browser", "card", "figure", "grid", "question_box",
-          "table"}
+SEARCH = {"answer_box", "answer_cards", "answer_table", "ask_browser", "browser", "card", "figure", "grid",
+          "question_box", "table"}
 
 
 def markup(shows) -> list[str]:
