@@ -164,7 +164,8 @@ def test_a_training_on_a_disk_that_fills_up_says_how_much_is_needed(resolve, sma
 def test_kill_9_is_given_as_the_reason(resolve, request, victim):
     run = run_of(request)
     job = egokit.submit(resolve(overrides=f"{MODEL} train.epochs=99 data.workers=1 launch.cpus_per_task=1"), run)
-    wait_for(run.read_log)
+    # the log's first line comes before the loader's process; later ones are of validations, and end by themselves
+    wait_for(lambda: any(event["kind"] == "step" for event in run.read_log()))
 
     def parent(process):
         with open(f"/proc/{process}/stat") as file:
@@ -173,7 +174,7 @@ def test_kill_9_is_given_as_the_reason(resolve, request, victim):
     controller, = (process for process in processes if parent(process) not in processes)
     rank, = (process for process in processes if parent(process) == controller)
     loaders = [process for process in status.processes(job.folder) if parent(process) == rank]
-    os.kill(rank if victim == "rank" else loaders[0], signal.SIGKILL)
+    os.kill(rank if victim == "rank" else min(loaders), signal.SIGKILL)
     with pytest.raises(egokit.launch.JobFailed, match=r"process ended without a word \(signal 9: out of memory\?\)"):
         job.wait(progress=False)
     state, reason = job.status()

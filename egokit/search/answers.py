@@ -104,11 +104,12 @@ class Answerer:
         return Film(clip, start, start + name.seconds, 0.0, None, files.path(clip))
 
 
-def card(asker: Answerer, question: str, clip: str, right: str = "", top: int = 5) -> str:
+def card(asker: Answerer, question: str, clip: str, right: str = "", top: int = 5, heading: bool = True) -> str:
     """Return a question as HTML: its clip, which plays, and the best answers with their chances as bars.
 
     Args:
         right: the right answer, which is marked; "" if it isn't known.
+        heading: whether the question, and the right answer, stand above the answers.
     """
     bars = []
     for word, chance in asker(question, clip, top):
@@ -118,8 +119,9 @@ def card(asker: Answerer, question: str, clip: str, right: str = "", top: int = 
                     f'<div style="display:inline-block;height:14px;width:{2 * 100 * chance:.0f}px;'
                     f'background:{colour}"></div> {100 * chance:.1f} %</td></tr>')
     known = f"<br>right: {escape(right)}" if right else ""
+    above = f"<p><b>{escape(question)}</b>{known}</p>" if heading else ""
     return (f'<div class="{NO_FORMULAS}" style="display:flex;flex-wrap:wrap;gap:12px;align-items:center">'
-            f"{figure(1, asker.film(clip))}<div><p><b>{escape(question)}</b>{known}</p>"
+            f"{figure(1, asker.film(clip))}<div>{above}"
             f'<table style="border-collapse:collapse;font-size:14px">{"".join(bars)}</table></div></div>')
 
 
@@ -149,4 +151,4 @@ def answer_box(asker: Answerer, question: str, clip: str, top: int = 5):
         clip: the clip to begin with.
         top: how many answers are shown.
     """
-    return question_box(asker, question, clip, lambda text, name: card(asker, text, name, top=top))
+    return question_box(asker, question, clip, lambda text, name: card(asker, text, name, top=top, heading=False))

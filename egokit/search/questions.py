@@ -141,9 +141,9 @@ def question_box(asker, question: str, clip: str, answered: Callable[[str, str],
     from IPython.display import HTML
     content = answered(question, clip)
     name = re.sub(r"\W+", "-", question).strip("-").lower()[:60]
-    write_text(asker.run.figure(f"question-{name}.html"), page(question, content))
+    write_text(asker.run.figure(f"question-{name}.html"), page(question, f"<h1>{escape(question)}</h1>{content}"))
     if not is_live():
-        return HTML(content)
+        return HTML(f'<p class="{NO_FORMULAS}">{escape(question)}</p>{content}')
     import ipywidgets
     wide = {"description_width": "110px"}
     box = ipywidgets.Text(question, description="question", continuous_update=False,  # answers at Enter
@@ -163,6 +163,4 @@ def ask_browser(asker: Questioner, question: str, clip: str, top: int = 3):
         clip: the clip to begin with.
         top: how many answers are played.
     """
-    def answered(text: str, name: str) -> str:
-        return f'<p class="{NO_FORMULAS}">{escape(text)}</p>{grid(asker(text, name, top)).data}'
-    return question_box(asker, question, clip, answered)
+    return question_box(asker, question, clip, lambda text, name: grid(asker(text, name, top)).data)
