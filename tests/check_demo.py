@@ -38,7 +38,7 @@ wrong = [f"{name} is {summary[name]:.1f}, below {least:.1f}"
          for name, least in AT_LEAST.items() if summary[name] < least]
 if summary["seconds"] > 900:
     print(f"the demo took {summary['seconds']:.0f} s, more than the 15 minutes it should")
-if summary["seconds"] > 1350:  # up to half as much again can be a busy machine; more is the code
+if summary["seconds"] > 1800:  # some machines' bf16 takes three times as long for the same steps; more is the code
     wrong.append("the demo has become too slow")
 for pattern in ("0*/demo/notebook.ipynb", "0*/demo/metrics.json", "05_egomcq/demo/figures/questions-egomcq.png",
                 "0[34]*/demo/figures/retrieved-*.png", "0[678]*/demo/features/manifest.json", "07*/demo/clips/*.mp4",

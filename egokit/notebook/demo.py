@@ -91,8 +91,8 @@ def summarise(name: str) -> dict[str, float]:
 
 def report(name: str, summary: dict[str, float]) -> str:
     """Return the table that ends the demo, and which figures to look at."""
-    lines = ["", f"{'benchmark, %':34}{'chance':>8}{'this run':>10}{'published':>11}",
-             f"{'':34}{'':>8}{'toy data':>10}{'real data':>11}", "-" * 63]
+    lines = ["", f"{'benchmark, %':44}{'chance':>8}{'this run':>10}{'published':>11}",
+             f"{'':44}{'':>8}{'toy data':>10}{'real data':>11}", "-" * 73]
     look_at, shown = [], set()
     for key, task in zip(TASKS, map(find, TASKS), strict=True):
         look_at += [f"{task.notebook}/{name}/figures/{figure}" for figure in task.figures]
@@ -104,7 +104,7 @@ def report(name: str, summary: dict[str, float]) -> str:
             # a number is None where nothing is published
             cells = ["–" if number is None else f"{number}" if isinstance(number, int) else f"{number:.1f}"
                      for number in (summary.get(f"{key}.chance.{result.chance}"), value, result.published)]
-            lines.append(f"{result.name:34}{cells[0]:>8}{cells[1]:>10}{cells[2]:>11}")
+            lines.append(f"{result.name:44}{cells[0]:>8}{cells[1]:>10}{cells[2]:>11}")
     lines += ["", "The published numbers are of the real data sets and the full-size model; "
               "they are not to be reached by a toy.", "", "Look at:",
               *(f"  outputs/{path}" for path in (*look_at, f"{QUICKSTART}/{name}/figures/fusion.png")),
