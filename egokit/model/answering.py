@@ -28,10 +28,9 @@ def checked_head(model, question, k) -> ClassHead:
     if head.reads == "fusion" and question is None:
         raise ValueError("this model's head answers a question about the clip: give one, model.answer(frames, "
                          "question)")
-    width, has = head.in_features, model.config.width if head.reads == "fusion" else model.embed_dim
-    if width != has:
-        raise ValueError(f"this model's head reads states of width {width}, but the model's {head.reads!r} states have "
-                         f"{has}: ask the task that it belongs to")
+    if head.in_features != (has := head.width_of(model)):
+        raise ValueError(f"this model's head reads states of width {head.in_features}, but the model's {head.reads!r} "
+                         f"states have {has}: ask the task that it belongs to")
     if type(k) is not int or k < 1:
         raise ValueError(f"k={k!r}: expected a whole number of at least 1, of the answers to return")
     return head

@@ -68,6 +68,10 @@ class ClassHead(nn.Module):
         """D, the width of the states."""
         return (self.fc2 if self.fc1 is None else self.fc1).in_features
 
+    def width_of(self, model) -> int:
+        """Return the width of the states that an EgoVLP has for the head to read: it should be `in_features`."""
+        return model.config.width if self.reads == "fusion" else model.embed_dim
+
     def forward(self, states_BD: Tensor) -> Tensor:
         """Return the classes' logits, (B, K)."""
         if self.fc1 is not None:

@@ -151,9 +151,8 @@ def check_fits(model, source) -> None:
         WeightsError: it reads states of another width, or was trained on those of another model.
     """
     head = model.head
-    width, has = head.in_features, model.config.width if head.reads == "fusion" else model.embed_dim
-    if width != has:
-        raise WeightsError(f"{source}: its head reads {head.reads!r} states of width {width}, but the model's have "
+    if head.in_features != (has := head.width_of(model)):
+        raise WeightsError(f"{source}: its head reads {head.reads!r} states of width {head.in_features}, but the model's have "
                            f"{has}: give the model that made the vectors on which it was trained")
     if head.model_id and head.model_id != (own := model_id(model)):
         raise WeightsError(f"{source}: its head was trained on the vectors of another model ({head.model_id}, but this "

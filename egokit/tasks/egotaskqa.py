@@ -213,7 +213,7 @@ class EgoTaskQA(Task):
             padded = in_few_numbers(part, model.device)
             tokens = of_few_lengths(model.tokens(padded, longest), longest)
             rows = torch.tensor(own + own[-1:] * (len(padded) - len(part)), device=model.device)
-            parts.append(model.fused_video(trunk_BSD[rows], tokens, frames)[:len(part)].float())
+            parts.append(model.fused_video(trunk_BSD[rows], tokens, frames)[:len(part)])
         return torch.cat(parts)
 
     def rows_of(self, index: np.ndarray, logits_BK: Tensor, unreadable: np.ndarray | None = None,

@@ -152,8 +152,8 @@ class Trainer:
                 self.save()
         result = score_held_out(self.model, self.task, self.run, self.section, self.best["metrics"])
         return result | {"step": self.best["step"], "steps": self.steps, "skipped_steps": self.skipped,
-                                       "bad_samples": self.bad, "evaluation_seconds": self.best["metrics"]["seconds"],
-                                       "seconds": time.perf_counter() - self.began}
+                         "bad_samples": self.bad, "evaluation_seconds": self.best["metrics"]["seconds"],
+                         "seconds": time.perf_counter() - self.began}
 
     def log_plan(self) -> None:
         """Log how the batch is spread, if that differs from the log's last entry."""
