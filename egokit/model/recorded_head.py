@@ -152,8 +152,8 @@ def check_fits(model, source) -> None:
     """
     head = model.head
     if head.in_features != (has := head.width_of(model)):
-        raise WeightsError(f"{source}: its head reads {head.reads!r} states of width {head.in_features}, but the model's have "
-                           f"{has}: give the model that made the vectors on which it was trained")
+        raise WeightsError(f"{source}: its head reads {head.reads!r} states of width {head.in_features}, but the "
+                           f"model's have {has}: give the model that made the vectors on which it was trained")
     if head.model_id and head.model_id != (own := model_id(model)):
         raise WeightsError(f"{source}: its head was trained on the vectors of another model ({head.model_id}, but this "
                            f"one is {own}): give the checkpoint that extracted them, or extract and train again")
