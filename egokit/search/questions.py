@@ -139,18 +139,21 @@ def question_box(asker, question: str, clip: str, answered: Callable[[str, str],
         In a live notebook a box for further questions and clips; headless the answers, as HTML.
     """
     from IPython.display import HTML
-    content = answered(question, clip)
+    def asked_and_answered(text: str, name: str) -> str:  # the box may hold another text by then
+        return f'<h1 class="{NO_FORMULAS}" style="font-size:1.3em">{escape(text)}</h1>{answered(text, name)}'
+    content = asked_and_answered(question, clip)
     name = re.sub(r"\W+", "-", question).strip("-").lower()[:60]
-    write_text(asker.run.figure(f"question-{name}.html"), page(question, f"<h1>{escape(question)}</h1>{content}"))
+    write_text(asker.run.figure(f"question-{name}.html"), page(question, content))
     if not is_live():
-        return HTML(f'<p class="{NO_FORMULAS}">{escape(question)}</p>{content}')
+        return HTML(content)
     import ipywidgets
     wide = {"description_width": "110px"}
     box = ipywidgets.Text(question, description="question", continuous_update=False,  # answers at Enter
                           layout={"width": "90%"}, style=wide)
     chosen = ipywidgets.Dropdown(options=list(asker.clips), value=clip, description="clip", layout={"width": "60%"},
                                  style=wide)
-    status, view = live_view((box, chosen), content, "looking …", lambda: answered(box.value, chosen.value))
+    status, view = live_view((box, chosen), content, "looking …",
+                             lambda: asked_and_answered(box.value, chosen.value))
     return ipywidgets.VBox([box, chosen, status, view])
 
 
