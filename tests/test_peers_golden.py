@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from test_model_golden import close
+from tiny_folders import tiny_folder
 from tiny_peers import GOLDEN, fake_peers
 
 import egokit
 from egokit.data.video import frame_sampling
 from egokit.data.video.transforms import normalise
 from egokit.model import peers
+from egokit.model.checkpoints import WeightsError
 from egokit.model.peers.families import resize_time
 from egokit.model.peers.peer import SLIPPED_MEAN, SLIPPED_STD
 
@@ -89,3 +91,32 @@ def test_frames_and_pixels():
     slipped = [[value / 255 for value in values] for values in (SLIPPED_MEAN, SLIPPED_STD)]
     close(normalise(pixels, *slipped), figures["lavila_avion"]["normalised"])
     close(normalise(pixels), figures["egovlp_and_lavilas_egovlp"]["normalised"])
+
+
+@pytest.mark.parametrize("name", [name for name, case in FIGURES["hugging_face"].items()
+                                  if isinstance(case, dict) and case["config"]["model_type"] in ("clip", "siglip")])
+def test_hugging_face_folders(name, tmp_path):
+    case = FIGURES["hugging_face"][name]
+    model = peers.load_folder(tiny_folder(tmp_path / name, case["config"], SEED, tokenizer=False))
+    clips, frames, size = case["clips"]
+    frames_BTCHW = torch.from_numpy(fake_peers.clips(SEED, clips, frames, size))
+    padded = {"input_ids": torch.tensor(case.get("tokens_padded_to_16", []))}
+    texts = tokens(case["tokens"]) if "tokens" in case else padded
+    with torch.no_grad():
+        video_BE, text_BE = model.encode_video(frames_BTCHW), model.encode_text(texts)
+        rows_equal(video_BE, case["video_mean_of_raw"])
+        rows_equal(model.encode_video(frames_BTCHW[0][:, None]), case["frame_embeddings_first_clip"])
+        rows_equal(text_BE, case["text"])
+        close(egokit.similarity(text_BE, video_BE), case["cosine_text_video_mean_of_raw"], scale=1.0)
+    for wrong in case.get("text_0_without_padding_which_is_wrong", []):
+        assert (text_BE[0, :16] - torch.tensor(wrong["first"])).abs().max() > 0.1
+        with pytest.raises(ValueError, match="pad the texts on the right to 16"):
+            model.encode_text({"input_ids": texts["input_ids"][:1, :3]})
+
+
+@pytest.mark.parametrize("name", [name for name, case in FIGURES["hugging_face"].items()
+                                  if isinstance(case, dict) and case["config"]["model_type"] not in ("clip", "siglip")])
+def test_what_is_no_plain_dual_encoder_is_refused(name, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(FIGURES["hugging_face"][name]["config"]))
+    with pytest.raises(WeightsError, match=r"config\.json is of a.*(NaFlex.*fixed size|X-CLIP.*use a CLIP)"):
+        peers.load_folder(tmp_path)

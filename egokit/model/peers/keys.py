@@ -16,7 +16,8 @@ PREFIXES = {
     "lavila": [("transformer.resblocks.", "textual.blocks."), ("token_embedding.", "textual.token_embedding."),
                ("positional_embedding", "textual.positional_embedding"), ("ln_final.", "textual.ln_final.")],
     "avion": [("visual.transformer.resblocks.", "visual.blocks."),
-              ("textual.transformer.resblocks.", "textual.blocks."), ("visual.image_projection", "image_projection"), ("textual.text_projection", "text_projection")],
+              ("textual.transformer.resblocks.", "textual.blocks."),
+              ("visual.image_projection", "image_projection"), ("textual.text_projection", "text_projection")],
 }
 # of a block of CLIP: (OpenAI's, ours), then (flash attention's, ours), which AVION's visual blocks have
 SPELLINGS = [("attn.in_proj_", "qkv."), ("attn.out_proj.", "proj."), ("mlp.c_fc.", "fc1."), ("mlp.c_proj.", "fc2.")]
