@@ -88,6 +88,8 @@ def _shape_of(family: str, shapes: Mapping[str, tuple[int, ...]]) -> PeerShape:
 def _config(part: str, width: int, depth: int, hidden: int, **others) -> ModelConfig:
     if width % HEAD or not width:
         raise ValueError(f"{part} is {width} wide, expected a multiple of {HEAD}, the dimensions of a head")
+    if not others.get("vocab_size", 1):
+        raise ValueError(f"{part} knows no word, expected token embeddings")
     config = ModelConfig(width=width, heads=width // HEAD, depth=depth, num_fused_layers=1, mlp_ratio=hidden / width,
                          **others)
     check_shape(config)

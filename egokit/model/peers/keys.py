@@ -75,7 +75,7 @@ def our_names(family: str, keys: Iterable[str]) -> tuple[dict[str, str], list[st
             continue
         name = _ours(family, key)
         if name in names:
-            second.append(f"{key} (a second one for {names[name]})")
+            second.append(f"{key} (a second one)")
         else:
             names[name] = key
     return names, second
