@@ -23,6 +23,8 @@ def expect_ready(config: Config, action: str) -> None:
     from egokit import tasks
     site, task = config.site, tasks.find(config.task.name)
     if task.encodes(action):
+        if what := task.needs_fusion(config, action):
+            expect_fusion(config.init, what)
         expect_tokenizer(config)
     if site.root and not exists(site.root):
         raise ConfigError(f"site.root of site {site.name!r} is {site.root}, which does not exist: " + (
@@ -32,6 +34,20 @@ def expect_ready(config: Config, action: str) -> None:
         if not exists(Path(site.root, name)):
             raise ConfigError(f"{Path(site.root, name)} is missing (site {site.name!r}, task {config.task.name!r}): "
                               f"give site.root its place, or {how_to_get(provider, site)}")
+
+
+def expect_fusion(init: str, what: str) -> None:
+    """Raise FusionError if the model that `init` names has no fusion encoder, which `what` needs."""
+    from egokit.config.own_code import split_model_file
+    from egokit.model import own_model, sources
+    from egokit.model.dual import FusionError
+    if not init:
+        return
+    known = sources.describe(init)
+    fuses = own_model.find_class(*split_model_file(init)[:2]).fuses if known.fuses is None else known.fuses
+    if not fuses:
+        raise FusionError(f"{sources.name(init)} ({known.family}) has no fusion encoder, which {what} needs: use an "
+                          f"EgoVLPv2 checkpoint as init, or leave {what} out")
 
 
 def expect_tokenizer(config: Config) -> None:

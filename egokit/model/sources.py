@@ -14,6 +14,7 @@ from egokit.model import checkpoints, hub
 from egokit.model.checkpoints import WeightsError
 from egokit.runs.files import file_sha256
 
+
 @dataclasses.dataclass(frozen=True)
 class Source:
     """Where a model is.

@@ -1,6 +1,7 @@
 """TaskTools: what every task can use in its methods; a task's own file need not know more of egokit than this."""
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from egokit.config.schema import Config
 from egokit.data.loader import stack
 from egokit.data.site_checks import missing_file
 from egokit.data.video import transforms
+from egokit.model.text_encoder import Tokenizer, load_tokenizer
 from egokit.train import distributed
 from egokit.train.gradient_cache import by_micro_batches
 
@@ -23,10 +25,14 @@ class TaskTools:
     Attributes:
         config: the resolved recipe.
         root: the data root.
-        tokenizer: of the site; only tasks whose training encodes texts have it.
     """
     config: Config
     root: Path
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The site's tokenizer, EgoVLPv2's, with which training encodes texts; a model's `tokens` has its own."""
+        return load_tokenizer(self.config.site.tokenizer, fetch=True)
 
     def require_file(self, *parts: str) -> Path:
         """Return the path of a file under the data root, or raise an error that says the fix."""
