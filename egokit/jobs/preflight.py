@@ -80,8 +80,8 @@ def starting_point(config: Config) -> str:
         ConfigError: the ViT or the RoBERTa that a recipe without `init` starts from is missing.
     """
     if config.init:
-        from egokit.model import checkpoints
-        return checkpoints.fingerprint(checkpoints.find(config.init))
+        from egokit.model import sources
+        return sources.fingerprint(config.init)
     for key, meaning in (("vit", "a ViT-B/16: a timm name or a file"), ("roberta", "a RoBERTa: a name or a folder")):
         source = getattr(config.site, key)
         is_path = Path(source).is_absolute() or Path(source).suffix in WEIGHTS

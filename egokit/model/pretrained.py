@@ -189,12 +189,13 @@ def _results(run: Run) -> list[str]:
             continue
         where = [f"task {_public(entry.get('task', ''))}", f"{entry.get('frames', '?')} frames",
                  f"{entry.get('expected', '?')} samples", *(["the embedded toy data set"] if entry.get("toy") else [])]
-        lines += ["", f"## Results: {shown(section, 60)}", "", f"On {', '.join(where)}.", "", "| metric | |", "|---|---|"]
+        lines += ["", f"## Results: {shown(section, 60)}", "", f"On {', '.join(where)}.", "", "| metric | |",
+                  "|---|---|"]
         lines += [f"| {shown(key, 60).replace('|', ' ')} | {value:.4g} |" for key, value in metrics.items()]
         recipe = {key: value for key, value in (entry.get("recipe") or {}).items() if value == _public(value)}
         if recipe:
             text = yaml.safe_dump(recipe, sort_keys=True, allow_unicode=True).strip()
-            lines += ["", "Its recipe:", "", "```yaml", *(line.replace("```", "'''") for line in text.split("\n")), "```"]
+            lines += ["", "Its recipe:", "", "```yaml", text.replace("```", "'''"), "```"]
     return lines
 
 

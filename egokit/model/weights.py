@@ -249,7 +249,5 @@ def initial_model(config: Config, frames: int | None = None, code: Path | None =
 
 
 def tokenizer_of(config: Config, described: sources.Described) -> str | None:
-    """Return the site's tokenizer for a model, by name or as a folder; None for a model that brings its own."""
-    site = config.site
-    return {"roberta": site.tokenizer, "clip": site.clip_tokenizer, "bert": site.bert_tokenizer}.get(
-        described.tokenizer)
+    """Return the site's tokenizer for a model, a name or folder; None for a model that brings its own."""
+    return getattr(config.site, described.tokenizer_key) if described.tokenizer_key else None

@@ -12,7 +12,7 @@ from egokit.config.build import ConfigError
 from egokit.config.schema import Config, TaskConfig
 from egokit.data.site_checks import Checks, Finding
 from egokit.data.video import open_video
-from egokit.model import checkpoints
+from egokit.model import sources
 from egokit.model.dual import Dual
 from egokit.model.own_modules import refuse_trained
 from egokit.model.weights import initial_model
@@ -46,6 +46,7 @@ class Task(TaskTools):
         selection_split: name of the split on which `validation` chooses the best checkpoint.
         fixed_length: whether training pads all texts to data.max_tokens, as on GPUs, where a new shape costs time.
         clips_per_sample, rows_per_sample: rows of batch["video"], and of `score_batch`, for each sample.
+        code: a job's copy of egokit, with the files of a user's task and model; None in no job.
         reports_last: whether a training's result is its last validation, and the best one is told beside it.
     """
     Params = TaskConfig
@@ -58,6 +59,7 @@ class Task(TaskTools):
     trains, selection_split = "embeddings", "test"
     fixed_length = reports_last = False
     clips_per_sample = rows_per_sample = 1
+    code: Path | None = None
 
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
@@ -121,7 +123,11 @@ class Task(TaskTools):
 
     def origin(self, action: str) -> str:
         """Return the checkpoint that an action's result is of: the file of `init`, "" for none."""
-        return str(checkpoints.find(self.config.init)) if self.config.init else ""
+        return sources.origin(self.config.init)
+
+    def init_sha256(self) -> str:
+        """Return the hash of `init`, and of the code that this job executes if that is a user's class; "" for none."""
+        return sources.fingerprint(self.config.init, self.code)
 
     @classmethod
     def outdated(cls, config: Config, run: Run) -> bool:
@@ -171,7 +177,7 @@ class Task(TaskTools):
 
     def initial_model(self, action: str) -> nn.Module:
         """Return the model that a job ("train", "evaluate", "extract") starts with: that of `init`, or a fresh one."""
-        model = initial_model(self.config, self.config.data.eval_frames if action == "evaluate" else None)
+        model = initial_model(self.config, self.config.data.eval_frames if action == "evaluate" else None, self.code)
         self.expect_fusion(model, action)
         return model
 

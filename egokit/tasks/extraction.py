@@ -146,7 +146,7 @@ class Extraction(Task):
         if rank == 0:
             self.check_room(model, run, clips)
         distributed.barrier()
-        digest = checkpoints.fingerprint(checkpoints.find(init)) if init and rank == 0 else ""
+        digest = self.init_sha256() if rank == 0 else ""
 
         self.read_ahead([clip for clip in clips[rank::distributed.world_size()] if not self.is_made(run, clip)])
 
