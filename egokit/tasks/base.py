@@ -13,7 +13,6 @@ from egokit.config.schema import Config, TaskConfig
 from egokit.data.site_checks import Checks, Finding
 from egokit.data.video import open_video
 from egokit.model import sources
-from egokit.model.dual import Dual
 from egokit.model.own_modules import refuse_trained
 from egokit.model.weights import initial_model
 from egokit.runs.ledger import Result
@@ -181,11 +180,6 @@ class Task(TaskTools):
         self.expect_fusion(model, action)
         return model
 
-    def expect_fusion(self, model, action: str) -> None:
-        """Raise FusionError if an action needs a fusion encoder, which the model has not; called before data is read."""
-        if (what := self.needs_fusion(self.config, action)) and isinstance(model, Dual):
-            model.require_fusion(what)
-
     def head(self, model) -> nn.Module | None:
         """Return the task's head, or None: a `ClassHead`, or any module.
 
@@ -223,7 +217,8 @@ class Task(TaskTools):
         """Score one batch of an evaluation.
 
         Args:
-            model: an EgoVLP, or another Dual, in evaluation mode, under autocast in evaluate.precision, without gradients.
+            model: an EgoVLP, or another Dual, in evaluation mode, under autocast in evaluate.precision, without
+                gradients.
             batch: as `collate` makes it, on the model's device.
 
         Returns:
