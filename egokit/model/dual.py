@@ -172,12 +172,12 @@ class Dual(nn.Module):
         """Return embeddings of clips, (B, E) float32, not normalised.
 
         Example:
-            video_BE = model.encode_video(torch.stack([egokit.read_clip("video.mp4", 3.0, 5.0, frames=4)]))
+            video_BE = model.encode_video(torch.stack([egokit.read_clip("video.mp4", 3.0, 5.0, model=model)]))
 
         Args:
-            frames_BTCHW: B clips of T frames, (B, T, 3, size, size), normalised as `model.normalise` does (EgoVLPv2: by
-                ImageNet's mean and standard deviation, as `egokit.read_clip` gives them). T is at most `model.frames`;
-                `egokit.load(path, frames=T)` makes room for more.
+            frames_BTCHW: B clips of T frames, (B, T, 3, size, size), normalised as `model.normalise` and
+                `egokit.read_clip(…, model=model)` do; EgoVLPv2's by ImageNet's mean and standard deviation. T is at
+                most `model.frames`; `egokit.load(path, frames=T)` makes room for more.
 
         Raises:
             ValueError: shape, number of frames or values are not as expected; the message says what to change.

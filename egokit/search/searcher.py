@@ -18,7 +18,7 @@ from egokit.config.resolve import outputs_folder
 from egokit.config.schema import Config
 from egokit.data.video.open_video import VideoError
 from egokit.jobs import launch
-from egokit.model import weights
+from egokit.model import sources, weights
 from egokit.model.precision import autocast
 from egokit.runs.run_folder import Run
 from egokit.search import index_task
@@ -102,7 +102,8 @@ def model_notes(config: Config) -> tuple[str, str]:
     init, folder = Path(config.init), index_task.video_folder(config).resolve()
     name = f"run:{init.relative_to(outputs_folder())}" if init.is_relative_to(outputs_folder()) else config.init
     name = name or "random weights"
-    if not (Path(config.site.tokenizer).parent / STAMP).is_file():  # the toy's model has the toy's own vocabulary
+    has_its_words = (Path(config.site.tokenizer).parent / STAMP).is_file()  # the toy's model has the toy's vocabulary
+    if not has_its_words or (config.init and sources.describe(config.init).family != "egovlpv2"):
         return f"ranked by {name}", ""
     is_toy = any((parent / STAMP).is_file() for parent in (folder, *folder.parents))
     return f"ranked by {name} (the toy's model: it knows only the toy's videos)", "" if is_toy else NOT_THE_TOYS
