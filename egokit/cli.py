@@ -126,7 +126,8 @@ def doctor(arguments) -> None:
 
 
 def ledger(arguments) -> None:
-    from egokit.runs.ledger import format_ledger, read
+    from egokit.runs.ledger import read
+    from egokit.runs.ledger_table import format_ledger
     print(format_ledger(read(arguments.outputs)))
 
 

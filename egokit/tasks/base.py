@@ -37,7 +37,9 @@ class Task(TaskTools):
         sections: action ("train", "evaluate", "extract") -> name of its job and of its section of metrics.json. The
             first is the one that `egokit submit` starts. Empty: those that the class can do, named like the action.
         best: the metric that chooses the best checkpoint; larger is better.
+        title: the benchmark's name, with which the names of its Results begin; "": the class's.
         published: {metric: published number or None} for the ledger, or Results.
+        peers: Results that were published for other models' files, as tasks/published/ has them.
         recipe: the published recipe, a file under params/; recipe_sha256: its hash, so that the ledger notices an edit.
         samples: how many the real data set has, 0 if that is unknown; `unit` is what they are called.
         figures: pictures worth a look, of those that the notebook leaves in its run's figures/.
@@ -52,7 +54,9 @@ class Task(TaskTools):
     notebook = ""
     sections: ClassVar[dict[str, str]] = {}
     best = ""
+    title = ""
     published: ClassVar[dict[str, float | None] | list[Result]] = {}
+    peers: ClassVar[list[Result]] = []
     recipe, recipe_sha256, samples, unit = "", "", 0, "samples"
     figures: ClassVar[tuple[str, ...]] = ()
     trains, selection_split = "embeddings", "test"
@@ -228,6 +232,18 @@ class Task(TaskTools):
             prompts_KE: embeddings of `prompts()`, (K, E); None if there are none.
         """
         raise NotImplementedError(f"{type(self).__name__} has no metrics")
+
+    def per_query(self, rows: dict[str, np.ndarray], prompts_KE: np.ndarray | None) -> dict[str, list[np.ndarray]]:
+        """Return what each query contributes to the metrics, for the significance of differences.
+
+        Args:
+            rows, prompts_KE: as for `metrics`.
+
+        Returns:
+            {metric: groups}: in %, one number for each query of a group. The metric is the mean over the groups of
+            their means. {} if the task doesn't say.
+        """
+        return {}
 
     def predictions(self, rows: dict[str, np.ndarray], prompts_KE: np.ndarray | None) -> list[dict]:
         """Return what the model predicts for WATCHED samples, always the same ones, for log.jsonl.
