@@ -35,7 +35,8 @@ from egokit.config.resolve import resolve
 from egokit.config.schema import Config, ModelConfig
 from egokit.data.video.transforms import normalise
 from egokit.model import cpu_fast_paths, weights
-from egokit.model.egovlp import EgoVLP, similarity
+from egokit.model.dual import similarity
+from egokit.model.egovlp import EgoVLP
 from egokit.model.precision import autocast
 from egokit.tasks import clip_features
 from egokit.tasks.windows import embed_windows

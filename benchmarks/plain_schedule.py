@@ -6,7 +6,8 @@ from torch.utils.checkpoint import checkpoint
 
 from egokit.config.schema import Config
 from egokit.data.video.transforms import normalise
-from egokit.model.egovlp import EgoVLP, similarity
+from egokit.model.dual import similarity
+from egokit.model.egovlp import EgoVLP
 from egokit.model.released_keys import rename
 from egokit.tasks import losses
 from egokit.train import optim

@@ -28,7 +28,8 @@ from egokit.config.resolve import resolve
 from egokit.config.schema import Config
 from egokit.data.loader import Samples, build_loader
 from egokit.data.video.transforms import evaluation, normalise
-from egokit.model.egovlp import EgoVLP, similarity
+from egokit.model.dual import similarity
+from egokit.model.egovlp import EgoVLP
 from egokit.tasks import losses
 from egokit.tasks.egoclip import NOUNS as NOUN_CLASSES
 from egokit.tasks.egoclip import VERBS as VERB_CLASSES

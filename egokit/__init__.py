@@ -7,7 +7,8 @@ import importlib
 __version__ = "0.1.0"
 
 _PUBLIC = {  # name: its module
-    "load": "model.weights", "similarity": "model.egovlp", "read_clip": "data.video.clips",
+    "load": "model.weights", "similarity": "model.dual", "read_clip": "data.video.clips",
+    "Dual": "model.dual",
     "describe": "notebook.open_run", "open_run": "notebook.open_run", "submit": "jobs.launch",
     "runs_table": "jobs.runs_table", "ConfigError": "config.build", "WeightsError": "model.checkpoints",
 }

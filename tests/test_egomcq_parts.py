@@ -19,7 +19,8 @@ from egokit import tasks
 from egokit.config.schema import Config, EvaluateConfig, ModelConfig
 from egokit.data.loader import build_loader, evaluation_batches, move_to_device
 from egokit.model import weights
-from egokit.model.egovlp import EgoVLP, embed_texts
+from egokit.model.dual import embed_texts
+from egokit.model.egovlp import EgoVLP
 from egokit.model.precision import autocast
 from egokit.search.searcher import Searcher
 from egokit.tasks.egomcq import EgoMCQ

@@ -19,7 +19,8 @@ from fake_gpu import GPU
 from egokit.config.schema import Config, DataConfig, EvaluateConfig, ModelConfig, TrainConfig
 from egokit.data.loader import move_to_device
 from egokit.model import input_checks
-from egokit.model.egovlp import EgoVLP, embed_texts
+from egokit.model.dual import embed_texts
+from egokit.model.egovlp import EgoVLP
 from egokit.model.precision import autocast
 from egokit.tasks import windows
 from egokit.tasks.charades import CharadesEgo

@@ -52,7 +52,7 @@ def files(vit, roberta, tmp_path_factory):
 @pytest.mark.parametrize("time_init", ["released", "zero_output"])
 def test_one_frame_is_the_vit(vit, files, time_init):
     config = ModelConfig(time_init=time_init, projection="linear256")
-    model = weights.initialise(config, "", seed=0, vit=str(files / "jx_vit_base_p16_224-80ecf9dd.pth")).eval()
+    model = backbones.initialise(config, "", seed=0, vit=str(files / "jx_vit_base_p16_224-80ecf9dd.pth")).eval()
     frames = torch.randn(2, 3, 224, 224)
     with torch.no_grad():
         ours = model.video(frames[:, None])
@@ -69,7 +69,7 @@ def test_one_frame_is_the_vit(vit, files, time_init):
 
 
 def test_text_alone_is_roberta(roberta, files):
-    model = weights.initialise(ModelConfig(projection="linear256"), "", seed=0, roberta=str(files / "roberta-base"))
+    model = backbones.initialise(ModelConfig(projection="linear256"), "", seed=0, roberta=str(files / "roberta-base"))
     model.eval()
     ids = torch.randint(3, 50000, (3, 12))
     mask = torch.ones_like(ids)
@@ -85,24 +85,24 @@ def test_a_vit_as_a_wrapper_saved_it(vit, tmp_path):
     state = {f"module._orig_mod.{key.replace('blocks.', 'blocks._orig_mod.')}": value
              for key, value in vit.state_dict().items()}
     torch.save(state, tmp_path / "vit.pth")
-    model = weights.initialise(ModelConfig(projection="linear256"), "", seed=0, vit=str(tmp_path / "vit.pth"))
+    model = backbones.initialise(ModelConfig(projection="linear256"), "", seed=0, vit=str(tmp_path / "vit.pth"))
     assert torch.equal(model.video.blocks[3].space.qkv.weight, vit.blocks[3].attn.qkv.weight)
     state["module.norm.weight"] = vit.norm.weight + 1
     torch.save(state, tmp_path / "vit.pth")
     with pytest.raises(WeightsError, match=r"1 keys that this model has no place for, such as module\.norm\.weight"):
-        weights.initialise(ModelConfig(projection="linear256"), "", seed=0, vit=str(tmp_path / "vit.pth"))
+        backbones.initialise(ModelConfig(projection="linear256"), "", seed=0, vit=str(tmp_path / "vit.pth"))
     del state["module.norm.weight"]
     state["module._orig_mod.norm.weight"] = torch.full_like(vit.norm.weight, torch.nan)
     torch.save(state, tmp_path / "vit.pth")
     with pytest.raises(WeightsError, match=r"vit\.pth has weights that are NaN .*: module\._orig_mod\.norm\.weight;"):
-        weights.initialise(ModelConfig(projection="linear256"), "", seed=0, vit=str(tmp_path / "vit.pth"))
+        backbones.initialise(ModelConfig(projection="linear256"), "", seed=0, vit=str(tmp_path / "vit.pth"))
 
 
 def test_a_vit_by_name(vit, monkeypatch):
     """The name goes to timm, which would download it; only other tasks' heads are left over."""
     calls = []
     monkeypatch.setattr(timm, "create_model", lambda name, pretrained: calls.append((name, pretrained)) or vit)
-    model = weights.initialise(ModelConfig(projection="linear256"), "", seed=0, vit="vit_base_patch16_224")
+    model = backbones.initialise(ModelConfig(projection="linear256"), "", seed=0, vit="vit_base_patch16_224")
     assert calls == [("vit_base_patch16_224", True)]
     assert torch.equal(model.video.blocks[3].space.qkv.weight, vit.blocks[3].attn.qkv.weight)
     assert not model.video.temporal_embed.any()
@@ -110,7 +110,7 @@ def test_a_vit_by_name(vit, monkeypatch):
 
 def test_errors_name_what_to_give(tmp_path, monkeypatch):
     config = ModelConfig(width=64, heads=1, depth=2, num_fused_layers=1, vocab_size=20, projection="linear8")
-    tiny = functools.partial(weights.initialise, config, "", 0)
+    tiny = functools.partial(backbones.initialise, config, "", 0)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(WeightsError, match=r"site\.vit: 'vit_of_nobody' is no file.*local path \(jx_vit"):
         tiny(vit="vit_of_nobody")

@@ -2,17 +2,12 @@
 
 The config is built here, because the keys of its section `task` are those of the task's class.
 """
-import hashlib
 import importlib
-import os
-import re
-import sys
-import types
 from pathlib import Path
 
-from egokit.config import trust
 from egokit.config.build import ConfigError, build, did_you_mean, flatten, nest
 from egokit.config.names import shortened
+from egokit.config.own_code import expect_known, run_file, split_task_file
 from egokit.config.schema import Config, TaskConfig
 
 TASKS = {  # to register a task, give it a line here
@@ -23,18 +18,6 @@ TASKS = {  # to register a task, give it a line here
     "egotaskqa_head": "egokit.tasks.egotaskqa_head:EgoTaskQAHead",
     "search": "egokit.search.index_task:Search",
 }
-
-
-def split_task_file(name: str) -> tuple[str, str] | None:
-    """Return (file, class) of a user's task "folder/file.py:Class"; None for one of egokit's.
-
-    Raises:
-        ConfigError: the name, which may be out of a run's file, is no text.
-    """
-    if not isinstance(name, str):
-        raise ConfigError(f"task.name: expected text, got {shortened(repr(name))}")
-    match = re.fullmatch(r"(.+\.py):(\w+)", name)
-    return (match[1], match[2]) if match else None
 
 
 def find(name: str, code: Path | None = None) -> type:
@@ -54,21 +37,11 @@ def find(name: str, code: Path | None = None) -> type:
         module_name, _, class_name = TASKS[name].partition(":")
         return getattr(importlib.import_module(module_name), class_name)
     file, class_name = user_task
-    path = Path(file) if code is None else code / "task" / Path(file).name
-    module = types.ModuleType(f"egokit_task_{path.stem}")
-    module.__file__ = str(path)
-    sys.modules[module.__name__] = module  # dataclasses and pickles look for the module there
-    try:
-        exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
-    except FileNotFoundError as error:
-        raise ConfigError(f"task {name!r}: {error.filename} is missing; write folder/file.py:Class") from error
-    except ImportError as error:
-        raise ConfigError(f"{path} can't be imported: {error}. Install what is missing; if it is a name of egokit, use "
-                          "the one that CHANGELOG.md gives for it") from error
+    module = run_file("task", file, code)
     classes = {key: value for key, value in vars(module).items()
                if isinstance(getattr(value, "Params", None), type) and value.__module__ != "egokit.tasks.base"}
     if class_name not in classes:
-        raise ConfigError(f"{path} has no task {class_name!r}, a class derived from egokit.tasks.Task: "
+        raise ConfigError(f"{module.__file__} has no task {class_name!r}, a class derived from egokit.tasks.Task: "
                           f"{did_you_mean(class_name, classes)}")
     return classes[class_name]
 
@@ -107,23 +80,14 @@ def restore(plain: dict, code: Path | None = None, task: type | None = None) -> 
         task: the task's class; None finds it by its name.
 
     Raises:
-        ConfigError: the config names a task file that this user has run in no job; it is not executed.
+        ConfigError: the config names a task's or a model's file that this user has run in no job; it is not executed.
     """
     flat = flatten(plain)
     name = flat.get("task.name")
+    if not task and code is None:
+        expect_known(name or "", flat.get("init", ""))
     if name and not task:
-        if code is None:
-            _expect_known(name)
         task = find(name, code)
     own = {f"task.{key}" for key in (task.Params if task else TaskConfig).__pydantic_fields__}
     return build_config({name: value for name, value in flat.items() if not name.startswith("task.") or name in own},
                         task=task)
-
-
-def _expect_known(name: str) -> None:
-    """Raise ConfigError if a run's task is a file of unknown code, which whoever made the run may have written."""
-    file, _ = split_task_file(name) or ("", "")
-    if os.path.isfile(file) and not trust.is_known(hashlib.sha256(Path(file).read_bytes()).hexdigest()):
-        raise ConfigError(f"the run names the task {name!r}, whose file has been in none of this user's jobs as it is "
-                          "now: it is not executed. Submit the job with the config that names this file, or put back "
-                          "the file that the run was made with")

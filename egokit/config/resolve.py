@@ -15,9 +15,11 @@ from pathlib import Path
 
 from egokit.config.access import exists, user_name
 from egokit.config.build import ConfigError, build, check_shape, did_you_mean, flatten, merge, nest
+from egokit.config.init_forms import find_init
 from egokit.config.json_file import DEEPEST
 from egokit.config.names import LONGEST, shortened
-from egokit.config.registry import TASKS, build_config, find, split_task_file
+from egokit.config.own_code import split_task_file
+from egokit.config.registry import TASKS, build_config, find
 from egokit.config.schema import RENAMED, Config
 from egokit.config.yaml_file import parse_yaml, read_yaml_file
 
@@ -189,10 +191,13 @@ def resolve(params: str, site: str = "toy", overrides="", run: str = "demo") -> 
         paths[key] = absolute(value, root) if "/" in value and is_path else value
     site_config = dataclasses.replace(config.site, name=Path(site).stem, **paths)
     launch = dataclasses.replace(config.launch, cpus_per_task=config.launch.cpus_per_task or 1 + config.data.workers)
-    runs = {key: find_init(value.replace("{run}", run), site_config) for key, value in vars(config.task).items()
+
+    def found(value: str) -> str:
+        return find_init(value.replace("{run}", run), site_config, root, outputs_folder())
+    runs = {key: found(value) for key, value in vars(config.task).items()
             if isinstance(value, str) and value.startswith("run:")}
     return dataclasses.replace(config, site=site_config, launch=launch, task=dataclasses.replace(config.task, **runs),
-                               init=find_init(config.init.replace("{run}", run), site_config))
+                               init=found(config.init))
 
 
 TOY_STAMP = "toy.json"  # in every root that holds an embedded data set
@@ -264,20 +269,6 @@ def find_task(task: str, root: Path, params: str) -> str:
     if not Path(file).is_file():
         raise ConfigError(f"task {task!r}: {file} is missing; write folder/file.py:Class, from the project's folder")
     return f"{file}:{class_name}"
-
-
-def find_init(init: str, site) -> str:
-    """Return `init` as a path.
-
-    Args:
-        init: run:<notebook>/<run> (relative to the outputs folder), a file in site.weights, or any path.
-        site: the SiteConfig.
-    """
-    if init.startswith("run:"):
-        return str(outputs_folder() / init.removeprefix("run:"))
-    if init and site.weights and not Path(init).exists():
-        return str(Path(site.weights) / init)
-    return init
 
 
 def absolute(path: str, root: Path) -> str:

@@ -214,7 +214,8 @@ class LaunchConfig(Section):
 class Config(Section):
     """The whole configuration of a run."""
     task: TaskConfig = field(default_factory=TaskConfig)  # which task, and its own parameters
-    init: str = ""                                 # checkpoint: a file, run:<notebook>/<run>, or a name in site.weights
+    init: str = ""                                 # model to start from: a file, run:<notebook>/<run>, a name in
+                                                   # site.weights, hf:NAME, or file.py:Class (init_forms.py)
     seed: Size = 0                                 # of every random draw
     site: SiteConfig = field(default_factory=SiteConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -1,4 +1,4 @@
-"""Copy what a job runs: egokit, a user's task, notebooks and their parameters.
+"""Copy what a job runs: egokit, a user's task and model, notebooks and their parameters.
 
 What is edited after the submission reaches no queued job. A run that resumes goes on with its copy only if that is the
 present code, if this user's egokit has made such a copy before, or if the user trusts it: the run folder may be
@@ -15,7 +15,7 @@ from pathlib import Path
 from egokit.config import trust
 from egokit.config.access import user_name
 from egokit.config.build import ConfigError
-from egokit.config.registry import split_task_file
+from egokit.config.own_code import files_of, split_task_file
 from egokit.config.resolve import as_submitted
 from egokit.runs.files import atomic_folder
 from egokit.runs.run_folder import Run
@@ -25,14 +25,15 @@ MOST = 5000           # files and folders, and
 DEEPEST = 20          # levels of a copy that is read: egokit's own has far less of each
 
 
-def snapshot_code(folder: Path, keep: bool, task: str = "") -> Path:
-    """Copy this egokit, and the file of a user's task, to folder/code.
+def snapshot_code(folder: Path, keep: bool, task: str = "", init: str = "") -> Path:
+    """Copy this egokit, and the files of a user's task and model, to folder/code.
 
     Args:
         folder: the job's folder.
         keep: go on with the code of a copy that is already there, because a run that resumes keeps the code it began
             with. Otherwise the present code replaces it.
         task: the config's task; "path/file.py:Class" for a user's.
+        init: the config's init, which may name a user's model alike.
 
     Returns:
         The folder of the copy.
@@ -44,9 +45,9 @@ def snapshot_code(folder: Path, keep: bool, task: str = "") -> Path:
     target = folder / "code"
     expect_own_folders(folder)
     if keep and os.path.lexists(target):
-        write_code(expect_trusted(target, task), target)
+        write_code(expect_trusted(target, task, init), target)
         return target
-    code = present_code(task)
+    code = present_code(task, init)
     write_code(code, target)
     try:
         remember(code)
@@ -86,7 +87,7 @@ def _owner_of_new_files(folder: Path) -> int:
         return os.geteuid()
 
 
-def expect_trusted(copy: Path, task: str) -> dict[str, bytes]:
+def expect_trusted(copy: Path, task: str, init: str = "") -> dict[str, bytes]:
     """Return a copy's code if it may be executed.
 
     What is executed is written anew from the returned bytes: whoever has put compiled files there, or still has a file
@@ -95,13 +96,14 @@ def expect_trusted(copy: Path, task: str) -> dict[str, bytes]:
     Args:
         copy: the folder jobs/<section>/code.
         task: the config's task.
+        init: the config's init.
 
     Raises:
         ConfigError: it is neither the present code nor any that this user has run or trusts.
     """
     code = read_copy(copy)
     sha256 = content_sha256(code)
-    if not code or trust.is_known(sha256) or sha256 == content_sha256(present_code(task)):
+    if not code or trust.is_known(sha256) or sha256 == content_sha256(present_code(task, init)):
         return code
     others = {path.lstat().st_uid for path in [copy, *copy.rglob("*")]} - {os.geteuid()}
     owner = f", in files of user {user_name(min(others))}" if others else ""
@@ -143,20 +145,18 @@ def trust_code(folder: Path) -> list[str]:
 
 
 def remember(code: dict[str, bytes]) -> None:
-    """Record that this code may be executed: all of it together, and a user's task by itself."""
+    """Record that this code may be executed: all of it together, and a user's task and model by themselves."""
     trust.remember(content_sha256(code))
     for name, content in code.items():
-        if name.startswith("task/"):
+        if name.startswith(("task/", "model/")):
             trust.remember(hashlib.sha256(content).hexdigest())
 
 
-def present_code(task: str) -> dict[str, bytes]:
-    """Return what a new copy holds: this egokit, and the file of a user's task."""
+def present_code(task: str, init: str = "") -> dict[str, bytes]:
+    """Return what a new copy holds: this egokit, and the files of a user's task and model."""
     code = {f"egokit/{name}": content for name, content in read_folder(Path(__file__).parents[1]).items()}
-    if task_file := split_task_file(task):
-        # not beside egokit: the job would import a file called json.py in place of Python's
-        code[f"task/{Path(task_file[0]).name}"] = Path(task_file[0]).read_bytes()
-    return code
+    # not beside egokit: the job would import a file called json.py in place of Python's
+    return code | {f"{folder}/{file.name}": file.read_bytes() for folder, file in files_of(task, init).items()}
 
 
 def read_folder(folder: Path) -> dict[str, bytes]:

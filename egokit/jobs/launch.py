@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 
 from egokit.config.build import ConfigError, comparable, differences, flatten, nest, to_dict
-from egokit.config.registry import find, restore, split_task_file
+from egokit.config.own_code import split_task_file
+from egokit.config.registry import find, restore
 from egokit.config.schema import Config, LaunchConfig
 from egokit.config.yaml_file import to_yaml
 from egokit.jobs import code_snapshot, devices, slurm
@@ -82,7 +83,7 @@ def submit(config: Config, run: Run, action: str = "train", section: str | None 
         copy, present = handle.folder / "code", code_snapshot.code_sha256()
         keeps_copy = resumed and os.path.lexists(copy)
         if keeps_copy and not exists:
-            code_snapshot.expect_trusted(copy, config.task.name)
+            code_snapshot.expect_trusted(copy, config.task.name, config.init)
         opened = run.config or config
         write_text(run.path / "params.yaml", to_yaml(opened))  # after all checks: a refused caller must not change it
         shown = (exists or resumed) and (copy / "egokit").is_dir()
@@ -101,7 +102,7 @@ def submit(config: Config, run: Run, action: str = "train", section: str | None 
                     "opened": to_dict(opened), "run": str(run.path.resolve()), "action": action,
                     "section": handle.section, "version": __version__, "init_sha256": init_sha256,
                     "task_sha256": task_sha256, "gpus": choice.uuids}
-            start_work(handle.folder, spec, config.launch, resumed, config.task.name)
+            start_work(handle.folder, spec, config.launch, resumed, config.task.name, config.init)
     notices = (notice for notice in (cpu_notice, choice.notice) if notice)
     print(end="".join(f"{handle.section} {notice}\n" for notice in notices), flush=True)
     return handle
@@ -215,7 +216,8 @@ def expect_same(handle: Handle, config: Config, hashes: tuple[str, str] | None =
                           "delete that folder to start again")
 
 
-def start_work(folder: Path, spec: dict, launch: LaunchConfig, keep_code: bool = False, task: str = "") -> None:
+def start_work(folder: Path, spec: dict, launch: LaunchConfig, keep_code: bool = False, task: str = "",
+               init: str = "") -> None:
     """Write a job's spec.json, copy the code that it runs, and start the job in place of the folder's earlier one.
 
     Args:
@@ -224,12 +226,13 @@ def start_work(folder: Path, spec: dict, launch: LaunchConfig, keep_code: bool =
         launch: where the job runs.
         keep_code: see `snapshot_code`.
         task: see `snapshot_code`.
+        init: see `snapshot_code`.
 
     Raises:
         NotSubmitted, ConfigError: as `start_job`. The earlier job's spec.json, which says how the run was made, is left
             then.
     """
-    code, spec_path = code_snapshot.snapshot_code(folder, keep_code, task), folder / "spec.json"
+    code, spec_path = code_snapshot.snapshot_code(folder, keep_code, task, init), folder / "spec.json"
     for name in ("job.json", "failures.json", PROGRESS_FILE, DEVICES):  # they must not count against this job
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / "failures", ignore_errors=True)

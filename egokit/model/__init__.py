@@ -1,5 +1,6 @@
 """The network, its checkpoint files, and how exactly it computes.
 
+dual.py            Dual, the base of every model that embeds clips and texts
 egovlp.py          EgoVLP: video and text encoders with fusion in the backbone, and what users call
 video_encoder.py   ViT-B/16 with divided space-time attention;  text_encoder.py  RoBERTa, and the tokenizer
 class_head.py      a head of classes, such as answers;  own_modules.py  heads and other modules that tasks add

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from egokit.model.class_head import ClassHead
-from egokit.model.input_checks import clips_at_once, in_parts
+from egokit.model.input_checks import in_parts
 from egokit.model.pairs import fused_outputs
 
 
@@ -41,9 +41,9 @@ def answer(model, frames_BTCHW: Tensor, question, k: int) -> list[list[tuple[str
     head = checked_head(model, question, k)
     with torch.no_grad():
         if question is None:
-            count_and_size = clips_at_once(frames_BTCHW, model.config, model.device)
-            logits_BK = in_parts(lambda rows: _logits(head, model.embed_video(model.frames(frames_BTCHW[rows]))),
-                                 *count_and_size)
+            def part(rows: slice) -> Tensor:
+                return _logits(head, model.embed_video(model.prepared_frames(frames_BTCHW[rows])))
+            logits_BK = in_parts(part, *model.clips_at_once(frames_BTCHW))
         else:
             logits_BK = fused_outputs(
                 model, frames_BTCHW, as_asked(question), "video",

@@ -7,7 +7,7 @@ import copy
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -39,18 +39,44 @@ def read(path: str | Path, everything: bool = True) -> dict:
         WeightsError: the file is cut off, damaged, of another kind, or its weights are NaN or infinite.
         PermissionError: this user may not read it.
     """
-    path = Path(path)
+    def content(lazy, path: Path):
+        state = _place(lazy)
+        if everything:
+            return copy.deepcopy(lazy)
+        if state is None:
+            return _read_state(lazy, path) if isinstance(lazy, dict) else copy.deepcopy(lazy)
+        return lazy | {state: _read_state(lazy[state], path)}
+    return _opened(Path(path), content)
+
+
+def outline(path: str | Path) -> dict:
+    """Return the content of a checkpoint file without reading its tensors: those of its state dict have shapes alone.
+
+    They are on the meta device.
+
+    Raises:
+        WeightsError, PermissionError: as `read`.
+    """
+    def shape(value):
+        return torch.empty(value.size, dtype=value.storage.dtype, device="meta") if isinstance(
+            value, tensor_file.Stored) else value
+
+    def content(lazy, path: Path):
+        state = _place(lazy)
+        if not isinstance(lazy, dict):
+            return lazy
+        inner = {key: shape(value) for key, value in (lazy if state is None else lazy[state]).items()}
+        return inner if state is None else lazy | {state: inner}
+    return _opened(Path(path), content)
+
+
+def _opened(path: Path, content: Callable[[object, Path], dict]) -> dict:
+    """What a function makes of a file that is open, with the errors of `read`."""
     if exists(path) and not path.is_file():  # opening a pipe would block
         raise WeightsError(f"{path} is not a checkpoint that can be read: it is no regular file; give one")
     try:
         with open(path, "rb") as file:
-            content = tensor_file.open_lazily(file)
-            state = _place(content)
-            if everything:
-                return copy.deepcopy(content)
-            if state is None:
-                return _read_state(content, path) if isinstance(content, dict) else copy.deepcopy(content)
-            return content | {state: _read_state(content[state], path)}
+            return content(tensor_file.open_lazily(file), path)
     except WeightsError:
         raise
     except Exception as error:
@@ -77,7 +103,8 @@ def find(path: str | Path) -> Path:
         raise WeightsError(f"{path} holds no checkpoint: expected checkpoints/best.pt (a run that has trained) "
                            "or give a file")
     raise WeightsError(f"checkpoint {path} does not exist: give a released .pth, a .safetensors, an egokit checkpoint, "
-                       "or the folder of a run that has trained (the toy's is made by notebook 02_pretrain)")
+                       "the folder of a run that has trained (the toy's is made by notebook 02_pretrain), a folder "
+                       "with config.json and *.safetensors, or hf:NAME")
 
 
 def of_steps(folder: Path) -> list[Path]:

@@ -9,30 +9,22 @@ Shapes: B pairs, T frames, S = 1 + T*N video tokens, L text tokens, D width, E e
 
 Source: EgoVLPv2 (ICCV 2023), section 3.
 """
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from egokit.config.schema import ModelConfig
 from egokit.model import answering, roles
+from egokit.model.dual import Dual
 from egokit.model.heads import MLMHead, Pooler, build_projection
-from egokit.model.input_checks import (
-    TEXTS_AT_ONCE,
-    checked_frames,
-    checked_tokens,
-    clips_at_once,
-    in_few_numbers,
-    in_parts,
-    of_few_lengths,
-)
+from egokit.model.input_checks import checked_tokens, of_few_lengths
 from egokit.model.layers import Linear, init_std
 from egokit.model.pairs import fused_outputs
 from egokit.model.text_encoder import TextEncoder, additive_mask
 from egokit.model.video_encoder import VideoEncoder
 
 
-class EgoVLP(nn.Module):
-    """A dual encoder for retrieval and a fusion encoder for matching and masked words.
+class EgoVLP(Dual):
+    """EgoVLPv2: a dual encoder for retrieval and a fusion encoder for matching and masked words.
 
     They share a pair of backbones. `egokit.load` makes one from a checkpoint.
 
@@ -41,6 +33,8 @@ class EgoVLP(nn.Module):
         frames = egokit.read_clip("video.mp4", 3.0, 5.0, frames=4)[None]           # (1, 4, 3, 224, 224)
         probability = model.match(frames, ["#C C cuts the onion", "#C C drinks"])  # (2,)
     """
+
+    fuses, family, max_tokens = True, "EgoVLPv2", 30
 
     def __init__(self, config: ModelConfig, tokenizer: str = "roberta-base"):
         super().__init__()
@@ -71,9 +65,18 @@ class EgoVLP(nn.Module):
         self.text.reset_parameters()
         self.video.reset_parameters()
 
+    def _anchor(self) -> Tensor:
+        return self.itm_head.weight
+
     @property
-    def device(self) -> torch.device:
-        return self.itm_head.weight.device
+    def image_size(self) -> int:
+        """Side of a frame in pixels."""
+        return self.config.image_size
+
+    @property
+    def frames(self) -> int:
+        """Most frames of a clip: what the temporal embedding holds."""
+        return self.config.frames
 
     @property
     def embed_dim(self) -> int:
@@ -180,7 +183,7 @@ class EgoVLP(nn.Module):
     # Public methods: input is checked, and may come from any device in batches of any size
 
     def tokens(self, text, longest: int = 30) -> dict[str, Tensor]:
-        """Return {"input_ids": (B, L), "attention_mask": (B, L)} on the model's device.
+        """Return {"input_ids": (B, L), "attention_mask": (B, L)} on the model's device, on a GPU of few lengths L.
 
         Args:
             text: a string, strings, or such tokens.
@@ -189,48 +192,14 @@ class EgoVLP(nn.Module):
         Raises:
             ValueError: `text` is nothing of these, or does not fit the model.
         """
-        tokens = checked_tokens(text, self.config, self.tokenizer_source, longest)
+        return of_few_lengths(self.prepared_tokens(text, longest), longest)
+
+    def prepared_tokens(self, text, longest: int | None = None) -> dict[str, Tensor]:
+        """Return what `tokens` returns, no longer than the longest text."""
+        config = self.config
+        tokens = checked_tokens(text, config.max_positions - 2, config.vocab_size, self.tokenizer_source,
+                                longest or self.max_tokens)
         return {key: value.to(self.device) for key, value in tokens.items()}
-
-    def frames(self, frames_BTCHW: Tensor) -> Tensor:
-        """Return checked frames on the model's device and in its data type."""
-        return checked_frames(frames_BTCHW, self.config).to(self.itm_head.weight)
-
-    def encode_text(self, text) -> Tensor:
-        """Return the dual encoder's embeddings of texts, (B, E) float32, not normalised.
-
-        Their cosine with those of `encode_video` says how well text and clip fit (`egokit.similarity`).
-
-        Example:
-            text_BE = model.encode_text(["#C C cuts the onion", "#C C opens the fridge"])
-
-        Args:
-            text: a string, B strings, or tokens {"input_ids": (B, L), "attention_mask": (B, L)}. Strings are cut after
-                30 tokens.
-
-        Raises:
-            ValueError: `text` is nothing of these, or does not fit the model; the message says what to change.
-        """
-        tokens = self.tokens(text)
-        return in_parts(lambda rows: self.embed_text({key: value[rows] for key, value in tokens.items()}),
-                        len(tokens["input_ids"]), TEXTS_AT_ONCE)
-
-    def encode_video(self, frames_BTCHW: Tensor) -> Tensor:
-        """Return the dual encoder's embeddings of clips, (B, E) float32, not normalised.
-
-        Example:
-            video_BE = model.encode_video(torch.stack([egokit.read_clip("video.mp4", 3.0, 5.0, frames=4)]))
-
-        Args:
-            frames_BTCHW: B clips of T frames, (B, T, 3, size, size), normalised by ImageNet's mean and standard
-                deviation, as `egokit.read_clip` gives them. T is at most config.frames; `egokit.load(path, frames=T)`
-                makes room for more.
-
-        Raises:
-            ValueError: shape, number of frames or values are not as expected; the message says what to change.
-        """
-        count_and_size = clips_at_once(frames_BTCHW, self.config, self.device)
-        return in_parts(lambda rows: self.embed_video(self.frames(frames_BTCHW[rows])), *count_and_size)
 
     def match(self, frames_BTCHW: Tensor, text) -> Tensor:
         """Return the fusion encoder's probability (B,) that each clip matches its text.
@@ -271,30 +240,3 @@ class EgoVLP(nn.Module):
             ValueError: as `match`; or the model's head can't answer this; the message says what to do.
         """
         return answering.answer(self, frames_BTCHW, question, k)
-
-
-def similarity(one_BE: Tensor, other_BE: Tensor) -> Tensor:
-    """Return the cosine of every row with every row, (B, B') float32, between -1 and 1.
-
-    Example:
-        egokit.similarity(model.encode_text(texts), model.encode_video(frames))  # (texts, clips)
-
-    It is computed in float32 under autocast, too: half precision has steps of 0.004 near 1, which a temperature of 0.05
-    makes a difference of 0.08 in the logits. Norms count as at least 1e-8.
-
-    Args:
-        one_BE: embeddings (B, E); `other_BE` are (B', E).
-    """
-    with torch.autocast(one_BE.device.type, enabled=False):
-        one_unit, other_unit = (x.float() / x.float().norm(dim=-1, keepdim=True).clamp_min(1e-8)
-                                for x in (one_BE, other_BE))
-        return one_unit @ other_unit.T
-
-
-def embed_texts(model: EgoVLP, texts: list[str], longest: int, batch_size: int = 256) -> np.ndarray:
-    """Return embeddings (K, E) float32 of K texts, each cut after `longest` tokens."""
-    batches, parts = [texts[start:start + batch_size] for start in range(0, len(texts), batch_size)], []
-    for batch in batches:
-        tokens = model.tokens(in_few_numbers(batch, model.device), longest)
-        parts.append(model.embed_text(of_few_lengths(tokens, longest))[:len(batch)].cpu())
-    return torch.cat(parts).numpy()

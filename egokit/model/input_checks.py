@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from egokit.config.schema import ModelConfig
 from egokit.model.text_encoder import PADDING, load_tokenizer
 
 # of one pass through the public methods: bounds their memory, and on a CPU keeps a layer's output within its caches
@@ -18,24 +17,48 @@ FEW_SHAPES = 8  # on a GPU, lengths and numbers of texts are padded to its multi
 LARGEST = 20.0  # normalised frames stay within 2.7 of zero; pixels of 0-255 don't
 
 
-def checked_tokens(text, config: ModelConfig, tokenizer: str, longest: int) -> dict[str, Tensor]:
+def checked_strings(text) -> list[str]:
+    """Return a string or several as a list.
+
+    Raises:
+        ValueError: it is neither, or there are none.
+    """
+    if isinstance(text, str):
+        return [text]
+    if (not isinstance(text, collections.abc.Sequence) or not len(text)
+            or not all(isinstance(entry, str) for entry in text)):
+        raise ValueError(f"text: expected one string or several, or a dict of tokens; got {text!r:.80}")
+    return list(text)
+
+
+def checked_rows(tokens: collections.abc.Mapping) -> dict[str, Tensor]:
+    """Return a dict of tokens as tensors that have a row for each text.
+
+    Raises:
+        ValueError: there are none, one has no rows, or they differ in number.
+    """
+    rows = {key: torch.as_tensor(value) for key, value in tokens.items()}
+    if not rows or any(value.ndim < 1 for value in rows.values()) or len({len(value) for value in rows.values()}) > 1:
+        raise ValueError(f"tokens: expected tensors (B, …) of the same number of texts, got "
+                         f"{ {key: tuple(value.shape) for key, value in rows.items()} }; give strings, or what "
+                         "model.tokens returns")
+    return rows
+
+
+def checked_tokens(text, positions: int, vocabulary: int, tokenizer: str, longest: int) -> dict[str, Tensor]:
     """Return checked tokens: {"input_ids": (B, L), "attention_mask": (B, L)}, int64.
 
     Args:
         text: a string, strings, or such tokens.
+        positions: how many tokens of a text the model takes; `vocabulary` is how many words it knows.
         tokenizer: name or folder; it is loaded for strings only.
         longest: how many tokens of a string are kept.
 
     Raises:
         ValueError: `text` is nothing of these, or does not fit the model.
     """
-    if isinstance(text, str):
-        text = [text]
     if not isinstance(text, collections.abc.Mapping):
-        if (not isinstance(text, collections.abc.Sequence) or not len(text)
-                or not all(isinstance(entry, str) for entry in text)):
-            raise ValueError(f"text: expected one string or several, or a dict of tokens; got {text!r:.80}")
-        text = load_tokenizer(tokenizer)(list(text), longest)
+        text = load_tokenizer(tokenizer)(checked_strings(text), longest)
     missing = {"input_ids", "attention_mask"} - set(text)
     if missing:
         raise ValueError(f"tokens: missing {sorted(missing)}; "
@@ -48,11 +71,10 @@ def checked_tokens(text, config: ModelConfig, tokenizer: str, longest: int) -> d
     if ((mask != 0) & (mask != 1)).any():
         raise ValueError(f"tokens: attention_mask has values from {mask.min()} to {mask.max()}; "
                          "expected 1 for words and 0 for padding")
-    if ids.shape[1] > config.max_positions - 2:
-        raise ValueError(f"tokens: {ids.shape[1]} a text, but the model has {config.max_positions - 2} positions; "
-                         "cut them")
-    if ids.numel() and not 0 <= ids.min() <= ids.max() < config.vocab_size:
-        raise ValueError(f"tokens: ids from {ids.min()} to {ids.max()}, but the model knows {config.vocab_size} words: "
+    if ids.shape[1] > positions:
+        raise ValueError(f"tokens: {ids.shape[1]} a text, but the model has {positions} positions; cut them")
+    if ids.numel() and not 0 <= ids.min() <= ids.max() < vocabulary:
+        raise ValueError(f"tokens: ids from {ids.min()} to {ids.max()}, but the model knows {vocabulary} words: "
                          f"was another tokenizer used than its own, {tokenizer}?")
     return {"input_ids": ids.long(), "attention_mask": mask.long()}
 
@@ -77,13 +99,15 @@ def of_few_lengths(tokens: dict[str, Tensor], longest: int) -> dict[str, Tensor]
     return {"input_ids": F.pad(ids, padding, value=PADDING), "attention_mask": F.pad(tokens["attention_mask"], padding)}
 
 
-def checked_frames(frames_BTCHW, config: ModelConfig) -> Tensor:
+def checked_frames(frames_BTCHW, size: int, max_frames: int | None) -> Tensor:
     """Return normalised frames (B, T, 3, size, size), a tensor or an array, as a tensor.
+
+    Args:
+        max_frames: most frames of a clip; None: any number.
 
     Raises:
         ValueError: shape, number of frames or values are not as expected; the message hints at the usual mistakes.
     """
-    size, max_frames = config.image_size, config.frames
     x = torch.as_tensor(frames_BTCHW)
     shape = tuple(x.shape)
     if len(shape) != 5 or shape[2:] != (3, size, size):
@@ -91,21 +115,22 @@ def checked_frames(frames_BTCHW, config: ModelConfig) -> Tensor:
                 else "channels come before height: frames.movedim(-1, 2)" if shape[-1:] == (3,)
                 else "frames come before channels: frames.transpose(1, 2)" if shape[1:2] == (3,) else "")
         raise ValueError(f"frames: expected (B, T, 3, {size}, {size}), got {shape}" + (f"; {hint}" if hint else ""))
-    if not 1 <= shape[1] <= max_frames:
-        raise ValueError(f"frames: {shape[1]} a clip, but the temporal embedding holds {max_frames}"
+    if not 1 <= shape[1] <= (max_frames or shape[1]):
+        holds = f"the temporal embedding holds {max_frames}" if max_frames else "the model takes at least one"
+        raise ValueError(f"frames: {shape[1]} a clip, but {holds}"
                          + (f"; load with egokit.load(path, frames={shape[1]})" if shape[1] else ""))
     low, high = (x.aminmax() if x.numel() else (0.0, 0.0))
     if not x.is_floating_point() or not (low >= -LARGEST and high <= LARGEST):
-        raise ValueError("frames: expected normalised floats (ImageNet mean and standard deviation), got "
+        raise ValueError("frames: expected normalised floats (by the model's mean and standard deviation), got "
                          f"{x.dtype} from {float(low):.4g} to {float(high):.4g}; use egokit.read_clip "
-                         "or, for pixels of 0-255, egokit.transforms.normalise")
+                         "or, for pixels of 0-255, model.normalise")
     if low >= 0 and 0 < high <= 1:
         warnings.warn(f"frames lie between {float(low):.2f} and {float(high):.2f}, which looks like pixels of 0-1 "
-                      "before normalisation: egokit.transforms.normalise takes pixels of 0-255", stacklevel=3)
+                      "before normalisation: model.normalise takes pixels of 0-255", stacklevel=3)
     return x
 
 
-def clips_at_once(frames_BTCHW, config: ModelConfig, device: torch.device) -> tuple[int, int]:
+def clips_at_once(frames_BTCHW, size: int, max_frames: int | None, device: torch.device) -> tuple[int, int]:
     """Return the number of clips, and how many of them go through the model at once.
 
     Raises:
@@ -116,7 +141,7 @@ def clips_at_once(frames_BTCHW, config: ModelConfig, device: torch.device) -> tu
         if not hasattr(frames_BTCHW, "shape"):
             raise ValueError(f"frames: expected a tensor (B, T, 3, height, width), got {type(frames_BTCHW).__name__}; "
                              "torch.stack puts clips of read_clip together")
-        checked_frames(frames_BTCHW, config)  # raises, saying what is expected
+        checked_frames(frames_BTCHW, size, max_frames)  # raises, saying what is expected
     return shape[0], max(1, (FRAMES_ON_CPU if device.type == "cpu" else FRAMES_ON_GPU) // max(1, shape[1]))
 
 

@@ -1,10 +1,9 @@
-"""Load, save, export and initialise models.
+"""Load, save and export models, and the model that a config starts from.
 
-Loading is strict; an initial model starts from a ViT and a RoBERTa. released_keys.py translates key names;
-tensor_file.py opens files without executing anything in them.
+Loading is strict. `load` finds a model's family in its file and leaves peers to peers/; released_keys.py translates
+EgoVLPv2's key names; tensor_file.py opens files without executing anything in them.
 """
 import dataclasses
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,10 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from egokit.config.schema import RANDOM, Config, ModelConfig
-from egokit.model import checkpoints, feature_model, recorded_head
+from egokit.config.own_code import split_model_file
+from egokit.config.schema import Config, ModelConfig
+from egokit.model import checkpoints, feature_model, hub, own_model, peers, pretrained, recorded_head, sources
+from egokit.model.backbones import initialise
 from egokit.model.checkpoints import WeightsError
 from egokit.model.class_head import ClassHead
+from egokit.model.dual import Dual
 from egokit.model.egovlp import EgoVLP
 from egokit.model.feature_model import FeatureModel
 from egokit.model.own_modules import attach, hold, named, split_own
@@ -38,9 +40,10 @@ def resize_temporal(embed_1TD: Tensor, frames: int) -> Tensor:
 
 def load(path: str | Path, frames: int | None = None, tokenizer: str | None = None, report: bool = False, task=None,
          answers: str | Path | Sequence[str] | None = None, head: str | Path | None = None):
-    """Return a checkpoint's model: an `EgoVLP` on the CPU, in eval mode, in float32.
+    """Return a checkpoint's model on the CPU, in eval mode, in float32: an `EgoVLP`, or another `Dual`.
 
-    The network's shape is read from the file. A model is loaded whole or not at all; nothing in a file is executed.
+    Its family and the network's shape are read from the file. A model is loaded whole or not at all; nothing in a file
+    of weights is executed.
 
     Example:
         model = egokit.load("EgoVLPv2.pth", frames=16)
@@ -48,7 +51,8 @@ def load(path: str | Path, frames: int | None = None, tokenizer: str | None = No
 
     Args:
         path: a released .pth or .tar, an egokit checkpoint, a .safetensors file, or a run folder (its best.pt, else
-            its newest step).
+            its newest step); a released file of EgoVLP, LaViLa or AVION; a folder in the Hugging Face hub's layout, or
+            "hf:NAME"; "folder/file.py:Class", a user's own model, whose file is executed.
         frames: resize the temporal embedding, so that the model takes clips of up to so many frames.
         tokenizer: name or folder of the tokenizer; by default the checkpoint's own, else roberta-base. A name is
             fetched from its hub only if it is given here, or roberta-base.
@@ -60,16 +64,58 @@ def load(path: str | Path, frames: int | None = None, tokenizer: str | None = No
         head: a checkpoint or run of a head that was trained on vectors of this model; the model has none.
 
     Raises:
-        WeightsError: no such file, not a checkpoint of this model, keys that don't fit, or weights that are NaN or
+        WeightsError: no such file, not a checkpoint of a known model, keys that don't fit, or weights that are NaN or
             infinite; answers or a head that don't fit. The message names them.
     """
     if frames is not None and (not isinstance(frames, int) or frames < 1):
         raise WeightsError(f"frames={frames!r}: expected a whole number of at least 1")
-    path = checkpoints.find(path)
-    content = checkpoints.read(path, everything=False)
+    source, given = sources.find(path), {"report": report, "task": task, "answers": answers, "head": head}
+    if source.kind == "own":
+        _expect_none(given, path)
+        return own_model.build(str(source.path), source.class_name, source.weights, frames)
+    path = source.path
+    if source.kind == "folder":
+        config = hub.read_config(path)
+        if config["model_type"] != pretrained.MODEL_TYPE:
+            _expect_none(given, path)
+            return peers.load_folder(path, tokenizer)
+        path, content = pretrained.read(path, config)
+    else:
+        content = checkpoints.read(path, everything=False)
     state, second = unwrap(checkpoints.state_dict(content, path))
-    state, own = split_own(state, path)
+    if family := peers.family_of(state):
+        if second:
+            raise WeightsError(f"{path} names weights twice: {checkpoints.named(second, 5)}; expected each once")
+        _expect_none(given, path)
+        content.clear()  # and with it what the file holds besides
+        return peers.build(family, state, path, frames, tokenizer)
+    model, keys = _egovlpv2(content, state, second, path, frames, tokenizer, report)
+    if model is None:
+        return None, keys
+    if head is not None:
+        _give_head(model, head, path)
+    if answers is not None:
+        recorded_head.name_classes(model.head, answers, path)
+    if task:
+        attach(model, task)
+    model.eval()
+    model.source = str(path)
+    return (model, keys) if report else model
+
+
+def _egovlpv2(content: dict, state: dict[str, Tensor], second: list[str], path: Path, frames: int | None,
+              tokenizer: str | None, report: bool) -> tuple[EgoVLP | None, dict[str, list[str]]]:
+    """Return the model of an EgoVLPv2 checkpoint, with its own head and modules, and its keys by kind.
+
+    Args:
+        content: of the file; it and `state` are emptied, to save memory.
+        state: its tensors, as `unwrap` leaves them; `second` are keys that name a weight again.
+        report: return None for a model whose keys do not fit.
+    """
+    given = state
+    state, own = split_own(given, path)
     state, unknown = our_keys(state)
+    given.clear()
     unknown += second
     if own and not state and not unknown:
         raise WeightsError(f"{path} holds a task's own modules alone ({checkpoints.named(sorted(own), 3)}), trained on "
@@ -77,11 +123,12 @@ def load(path: str | Path, frames: int | None = None, tokenizer: str | None = No
                            "give a head of classes to the model that made the features, egokit.load(model, head=…)")
     record = read_record(content, path)
     if not record and not state:
+        peers.refuse(unknown, path)
         raise WeightsError(f"{path} is not an EgoVLPv2 checkpoint: "
                            f"its keys begin with {checkpoints.named(sorted(unknown), 5)}")
     config = shape_of(record, state, path)
     class_head = recorded_head.take(content, state, own, unknown, config.width, path)
-    del content  # and with it what the file holds besides
+    content.clear()
     temporal = state.get("video.temporal_embed")
     if frames is not None and frames != config.frames:
         if temporal is not None and temporal.ndim == 3:
@@ -108,14 +155,15 @@ def load(path: str | Path, frames: int | None = None, tokenizer: str | None = No
         hold(model, {key: value.clone() for key, value in own.items()})
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from None
-    if head is not None:
-        _give_head(model, head, path)
-    if answers is not None:
-        recorded_head.name_classes(model.head, answers, path)
-    if task:
-        attach(model, task)
-    model.eval()
-    return (model, keys) if report else model
+    return model, keys
+
+
+def _expect_none(given: dict, path) -> None:
+    """Raise WeightsError for arguments of `load` that only EgoVLPv2 models have a use for."""
+    if named := [f"{key}=" for key, value in given.items() if value not in (None, False)]:
+        raise WeightsError(f"{path} is no EgoVLPv2 model, and {', '.join(named)} {'is' if len(named) == 1 else 'are'} for "
+                           "those alone: leave it out, as another model is loaded whole, without heads, a task's "
+                           "modules or a report")
 
 
 def _give_head(model: EgoVLP, source: str | Path, path: Path) -> None:
@@ -137,15 +185,18 @@ def save(model: EgoVLP | FeatureModel, path: str | Path, **extra) -> None:
     Raises:
         WeightsError: it can't be written, such as on a full disk; what was there before is whole.
     """
-    checkpoints.write(path, {"format": checkpoints.FORMAT, **_shape(model), "state_dict": model.state_dict(), **extra})
+    if not isinstance(model, (EgoVLP, FeatureModel)):
+        raise WeightsError(f"{path}: a checkpoint of egokit holds an EgoVLPv2 model, not a {type(model).__name__}: keep "
+                           "the file that it was loaded from")
+    checkpoints.write(path, record_of(model) | {"state_dict": model.state_dict(), **extra})
 
 
-def _shape(model: EgoVLP | FeatureModel) -> dict:
-    """What a checkpoint records: the model's shape and tokenizer, unless it has no encoders; and its head."""
-    head = recorded_head.record_of(model)
+def record_of(model: EgoVLP | FeatureModel) -> dict:
+    """Return what a checkpoint records: the model's shape and tokenizer, unless it has no encoders; and its head."""
+    head = {"format": checkpoints.FORMAT} | recorded_head.record_of(model)
     if isinstance(model, FeatureModel):
         return head
-    return {"model_config": dataclasses.asdict(model.config), "tokenizer": model.tokenizer_source, **head}
+    return head | {"model_config": dataclasses.asdict(model.config), "tokenizer": model.tokenizer_source}
 
 
 def export(model: EgoVLP, path: str | Path) -> None:
@@ -161,111 +212,44 @@ def export(model: EgoVLP, path: str | Path) -> None:
     state = {f"module.{rename(key, 'released')}": value for key, value in model.state_dict().items()
              if not key.startswith(PREFIX) and (has_head or not key.startswith(f"{HEAD}."))}
     state["module.text_model.embeddings.position_ids"] = torch.arange(model.config.max_positions, device="cpu")[None]
-    record = {"egokit": {key: value for key, value in _shape(model).items() if key != HEAD or has_head}}
+    record = {"egokit": {key: value for key, value in record_of(model).items()
+                         if key != "format" and (key != HEAD or has_head)}}
     checkpoints.write(path, {
         "model_state_dict": state, "optimizer_state_dict": {}, "scheduler_state_dict": {}, "loss": torch.zeros(()),
         "global_step": 0, "config": record} if has_head else {
         "arch": "DistributedDataParallel", "epoch": 0, "state_dict": state, "monitor_best": 0.0, "config": record})
 
 
-def initialise(config: ModelConfig, tokenizer: str, seed: int, vit: str = "", roberta: str = "") -> EgoVLP:
-    """Return a model for the start of pre-training.
-
-    Args:
-        tokenizer: name or folder.
-        seed: of the random weights; PyTorch's own random state stays as it is.
-        vit: a ViT-B/16 for the video encoder, by timm's name or as a file; "" or "random": none.
-        roberta: a RoBERTa for the text encoder, by name, or as a folder or file; "" or "random": none.
-
-    Raises:
-        WeightsError: a ViT or RoBERTa can't be had or does not fit.
-    """
-    vit, roberta = ("" if source == RANDOM else source for source in (vit, roberta))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = EgoVLP(config, tokenizer)
-        model.reset_parameters()
-    for source, released_prefix, prefix in ((vit, "video_model.", "video."), (roberta, "text_model.", "text.")):
-        if source:
-            load_backbone(model, source, released_prefix, prefix)
-    if vit:
-        torch.nn.init.zeros_(model.video.temporal_embed)
-        model.video.reset_time()  # zero_output copies the space attention that has just been loaded
-    return model
-
-
-def initial_model(config: Config, frames: int | None = None):
-    """Return the model to start from: the checkpoint `init`, or fresh weights.
+def initial_model(config: Config, frames: int | None = None, code: Path | None = None) -> Dual:
+    """Return the model to start from: that of `init`, or fresh weights.
 
     Args:
         frames: capacity of the temporal embedding, to which a checkpoint's is resized; None takes model.frames.
-    """
-    tokenizer = load_tokenizer(config.site.tokenizer, fetch=True)
-    if config.init:
-        model = load(config.init, frames=frames or config.model.frames, tokenizer=config.site.tokenizer)
-        if model.config.image_size != config.model.image_size:
-            raise ValueError(f"{config.init} takes frames of {model.config.image_size} px, but model.image_size is "
-                             f"{config.model.image_size}: set it to {model.config.image_size}")
-        model.compute_as(config.model)
-        return model
-    shape = dataclasses.replace(config.model, vocab_size=config.model.vocab_size or tokenizer.vocab_size)
-    return initialise(shape, config.site.tokenizer, config.seed, config.site.vit, config.site.roberta)
-
-
-# parts of the encoders that neither a ViT nor a RoBERTa has: these keep their random weights
-NEW_PARTS = re.compile(r"video\.(temporal_embed|blocks\.\d+\.(time|norm_time|text)\.)|"
-                       r"text\.layers\.\d+\.(video\.|gate)|(?!video\.|text\.)")
-
-# heads of other tasks in a ViT or a RoBERTa: they are left out
-OTHER_HEADS = re.compile(r"(head|head_dist|pre_logits|fc_norm|lm_head|classifier|pooler|roberta\.pooler)\.|"
-                         r"(.*\.)?position_ids$")
-
-
-def load_backbone(model: EgoVLP, source: str, released_prefix: str, prefix: str) -> None:
-    """Copy all weights of a ViT-B/16 or a RoBERTa into one of the model's encoders.
-
-    Args:
-        source: a file; else a name for timm (ViT), or a name or folder for transformers (RoBERTa).
-        released_prefix: of the encoder's keys in released files: video_model. or text_model.
-        prefix: of our keys: video. or text.
+        code: a job's copy of egokit, which holds the file of a user's model.
 
     Raises:
-        WeightsError: the weights can't be had, have keys without a place, or lack keys of the encoder.
+        ValueError: the model takes frames of another size than model.image_size.
     """
-    if Path(source).is_file():
-        state = checkpoints.state_dict(checkpoints.read(source, everything=False), source)
+    if not config.init:
+        tokenizer = load_tokenizer(config.site.tokenizer, fetch=True)
+        shape = dataclasses.replace(config.model, vocab_size=config.model.vocab_size or tokenizer.vocab_size)
+        return initialise(shape, config.site.tokenizer, config.seed, config.site.vit, config.site.roberta)
+    frames = frames or config.model.frames
+    if own := split_model_file(config.init):
+        model = own_model.build(*own, frames, code)
     else:
-        state = _download(source, vit=prefix == "video.")
-    state, surplus = unwrap(state)
-    expected, backbone = model.state_dict(), {}
-    for key, value in state.items():
-        name = rename(released_prefix + key.removeprefix("roberta."), "ours")
-        if name in expected and name not in backbone:
-            backbone[name] = value
-        elif not OTHER_HEADS.match(key):
-            surplus.append(key)
-    if surplus:
-        raise WeightsError(f"{source}: {len(surplus)} keys that this model has no place for, such as "
-                           f"{checkpoints.named(surplus, 6)}; expected a plain ViT or RoBERTa of the model's size")
-    unfit = [key for key in expected if key.startswith(prefix) and not NEW_PARTS.match(key)
-             and (key not in backbone or backbone[key].shape != expected[key].shape)]
-    if unfit:
-        raise WeightsError(f"{source}: {len(unfit)} keys are missing or of another shape, such as "
-                           f"{', '.join(unfit[:6])}; expected a ViT or RoBERTa of the model's size")
-    model.load_state_dict(backbone, strict=False)
+        tokenizer = tokenizer_of(config, sources.describe(config.init))
+        model = load(config.init, frames=frames, tokenizer=tokenizer)
+    if model.image_size != config.model.image_size:
+        raise ValueError(f"{config.init} takes frames of {model.image_size} px, but model.image_size is "
+                         f"{config.model.image_size}: set it to {model.image_size}")
+    if isinstance(model, EgoVLP):
+        model.compute_as(config.model)
+    return model
 
 
-def _download(source: str, vit: bool) -> dict[str, Tensor]:
-    """Weights by timm's or transformers' name or folder; both cache what they download."""
-    setting, file = (("site.vit", "jx_vit_base_p16_224-80ecf9dd.pth") if vit
-                     else ("site.roberta", "a folder with config.json and weights"))
-    try:
-        if vit:
-            import timm  # only for a ViT by name
-            return timm.create_model(source, pretrained=True).state_dict()
-        from transformers import AutoModel  # only for a RoBERTa by name or folder
-        return AutoModel.from_pretrained(source).state_dict()
-    except Exception as error:  # each library raises its own kinds for an unknown name, no network and a bad file
-        raise WeightsError(f"{setting}: {source!r} is no file, and could not be downloaded by that name "
-                           f"({type(error).__name__}: {str(error).splitlines()[0][:150]}); give a local path ({file}), "
-                           "or go online once") from error
+def tokenizer_of(config: Config, described: sources.Described) -> str | None:
+    """Return the site's tokenizer for a model, by name or as a folder; None for a model that brings its own."""
+    site = config.site
+    return {"roberta": site.tokenizer, "clip": site.clip_tokenizer, "bert": site.bert_tokenizer}.get(
+        described.tokenizer)

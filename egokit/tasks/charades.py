@@ -18,7 +18,7 @@ from egokit.data.annotation_tables import charades_classes, charades_videos, rea
 from egokit.data.loader import Samples
 from egokit.data.site_checks import PREP, Checks, Finding
 from egokit.data.video import clips, frame_sampling
-from egokit.model.egovlp import similarity
+from egokit.model.dual import similarity
 from egokit.runs.files import write_text
 from egokit.runs.ledger import Result
 from egokit.runs.run_folder import Run

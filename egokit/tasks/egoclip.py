@@ -22,7 +22,7 @@ from egokit.data.loader import Samples
 from egokit.data.site_checks import EGOCLIP, EGOMCQ, PREP, Checks, Finding
 from egokit.data.video import clips, frame_sampling
 from egokit.data.video.transforms import normalise
-from egokit.model.egovlp import similarity
+from egokit.model.dual import similarity
 from egokit.tasks import losses
 from egokit.tasks.base import Task
 from egokit.train import distributed

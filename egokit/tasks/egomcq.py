@@ -25,7 +25,7 @@ from egokit.data.loader import Samples
 from egokit.data.site_checks import EGOMCQ, PREP, Checks, Finding
 from egokit.data.video import clips, frame_sampling
 from egokit.data.video.transforms import normalise
-from egokit.model.egovlp import similarity
+from egokit.model.dual import similarity
 from egokit.model.input_checks import in_few_numbers, of_few_lengths, rounded_up
 from egokit.runs.ledger import Result
 from egokit.tasks import class_names, metrics

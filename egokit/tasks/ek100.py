@@ -23,7 +23,7 @@ from egokit.data.annotation_tables import EK100_ANNOTATIONS, ek100_annotations, 
 from egokit.data.loader import Samples
 from egokit.data.site_checks import PREP, Checks, Finding
 from egokit.data.video import clips, frame_sampling, open_video
-from egokit.model.egovlp import similarity
+from egokit.model.dual import similarity
 from egokit.runs.ledger import Result
 from egokit.runs.recipe_differences import DUAL_SOFTMAX
 from egokit.tasks import class_names, losses, metrics

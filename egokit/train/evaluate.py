@@ -11,7 +11,7 @@ import torch
 
 from egokit.data.loader import build_loader, evaluation_batches, move_to_device
 from egokit.model import checkpoints
-from egokit.model.egovlp import embed_texts
+from egokit.model.dual import embed_texts
 from egokit.model.precision import autocast
 from egokit.runs.run_folder import Run
 from egokit.train import distributed

@@ -83,7 +83,7 @@ def reranked(model, task, text: str, run: Run | None = None, clips: int = 300, c
     import torch
 
     from egokit.data.video.transforms import normalise
-    from egokit.model.egovlp import similarity
+    from egokit.model.dual import similarity
     dataset, grades_V, lines = task.dataset("test"), task.relevancy_to(text), []
     searched = np.linspace(0, len(dataset) - 1, min(clips, len(dataset))).round().astype(int).tolist()
     with torch.no_grad():

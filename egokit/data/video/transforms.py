@@ -3,6 +3,7 @@
 All frames of a clip get the same random crop and flip.
 """
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -12,19 +13,22 @@ from torch import Tensor
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of R, G and B in 0..1
 
 
-def normalise(frames_TCHW: Tensor) -> Tensor:
-    """Normalise pixels by ImageNet's mean and standard deviation.
+def normalise(frames_TCHW: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:
+    """Normalise pixels by a mean and a standard deviation, ImageNet's unless others are given.
 
     Args:
         frames_TCHW: uint8 (…, 3, H, W), RGB, 0 to 255, on any device.
+        mean: of red, green and blue, in 0..1; `std` are the standard deviations.
 
     Returns:
-        float32 of the same shape, on the same device: (pixel / 255 - MEAN) / STD for each channel.
+        float32 of the same shape, on the same device: (pixel / 255 - mean) / std for each channel.
     """
     # built on the CPU and copied asynchronously: torch.tensor(…, device=…) would wait for the GPU's stream
-    mean, std = (torch.tensor(v, device="cpu").view(3, 1, 1).mul(255).to(frames_TCHW.device, non_blocking=True)
-                 for v in (MEAN, STD))
-    return (frames_TCHW.float() - mean) / std
+    mean_C11, std_C11 = (
+        torch.tensor(v, dtype=torch.float32, device="cpu").view(3, 1, 1).mul(255).to(frames_TCHW.device,
+                                                                                     non_blocking=True)
+        for v in (mean, std))
+    return (frames_TCHW.float() - mean_C11) / std_C11
 
 
 def _resize(frames_TCHW: Tensor, height: int, width: int) -> Tensor:

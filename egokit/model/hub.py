@@ -1,0 +1,118 @@
+"""Folders in the layout of the Hugging Face hub, and its cache on this machine: found, fetched, and checked.
+
+Only config.json, tokenizers' files and *.safetensors are fetched or read; nothing in such a folder is executed.
+"""
+import os
+from pathlib import Path
+
+from egokit.config.json_file import read_json
+from egokit.config.names import shortened
+from egokit.model.checkpoints import WeightsError
+from egokit.runs.shown_text import shown
+
+CONFIG, TENSORS = "config.json", "model.safetensors"
+LARGEST = 1 << 20  # bytes of a config.json
+# beside config.json and the tensors, what changes a model's numbers
+HASHED = ("preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+          "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model")
+FETCHED = ("*.json", "*.safetensors", "vocab.txt", "merges.txt", "*.model", "README.md")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
+
+
+def is_folder(path: Path) -> bool:
+    """Return whether a path is a folder in the hub's layout: one with a config.json."""
+    return path.is_dir() and (path / CONFIG).is_file()
+
+
+def snapshot(name: str, revision: str = "", cache_dir: str | Path | None = None, token: str | bool | None = None,
+             fetch: bool = True) -> Path:
+    """Return the folder of a model of the hub: the cache's, which is filled from the hub if it lacks the model.
+
+    Args:
+        name: OWNER/NAME, or NAME.
+        revision: a branch, tag or commit; "" is the main branch, as it was when the cache was filled.
+        cache_dir: the cache; None takes huggingface_hub's ($HF_HUB_CACHE, else $HF_HOME/hub).
+        token: as of huggingface_hub.
+        fetch: whether the hub may be asked.
+
+    Raises:
+        WeightsError: it is not in the cache, and can't be fetched.
+    """
+    from huggingface_hub import constants, snapshot_download
+    cache = Path(cache_dir or constants.HF_HUB_CACHE)
+    options = {"revision": revision or None, "cache_dir": cache, "token": token}
+    reason = "no network was asked, as HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "no network was asked"
+    folder = None
+    try:
+        folder = Path(snapshot_download(name, local_files_only=True, **options))
+        if is_folder(folder) and any(folder.glob("*.safetensors")):
+            return folder
+    except Exception as error:  # the library's own kinds: no such entry, a name that it refuses
+        if "HFValidationError" in [kind.__name__ for kind in type(error).__mro__]:
+            raise WeightsError(f"hf:{name}: {str(error).splitlines()[0][:200]}; expected hf:OWNER/NAME") from None
+    if fetch and not constants.HF_HUB_OFFLINE:
+        try:
+            folder = Path(snapshot_download(name, allow_patterns=list(FETCHED), **options))
+            return folder
+        except Exception as error:  # it raises the kinds of several libraries for no network, no such name, no right
+            reason = f"it could not be fetched, {type(error).__name__}: {str(error).strip().splitlines()[0][:150]}"
+    at = f" at revision {revision!r}" if revision else ""
+    found = f"is in the cache {cache} without {_lacking(folder)}" if folder else f"is not in the cache {cache}"
+    raise WeightsError(f"hf:{name}{at} {found} ({reason}): correct the name, go online once, or give a folder with "
+                       f"{CONFIG} and *.safetensors in its place; another cache is named by HF_HOME")
+
+
+def _lacking(folder: Path) -> str:
+    """What a folder lacks of config.json and tensors, in words."""
+    return " and ".join(name for name in (CONFIG, "*.safetensors") if not any(folder.glob(name)))
+
+
+def tensor_files(folder: Path) -> list[Path]:
+    """Return the *.safetensors of a folder, by name.
+
+    Raises:
+        WeightsError: there are none; pickles in their place are not read.
+    """
+    if files := sorted(folder.glob("*.safetensors")):
+        return files
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
+    has = f"has its weights in pickles alone ({shown(', '.join(pickles[:3]), 100)}), which may hold code and are not " \
+          "read" if pickles else "holds no *.safetensors"
+    raise WeightsError(f"{folder} {has}: give a folder with {CONFIG} and *.safetensors (transformers writes such a one "
+                       "by save_pretrained), or a file that egokit.load knows")
+
+
+def hashed_files(folder: Path) -> list[Path]:
+    """Return the files of a folder that make a model's numbers: config.json first, then the rest by name.
+
+    Raises:
+        WeightsError: it has no *.safetensors.
+    """
+    others = [folder / name for name in HASHED if (folder / name).is_file()]
+    return [folder / CONFIG, *others, *tensor_files(folder)]
+
+
+def read_config(folder: Path) -> dict:
+    """Return a folder's config.json.
+
+    What it may say of code, such as auto_map, is ignored.
+
+    Raises:
+        WeightsError: it is damaged, enormous, or does not name the kind of model.
+    """
+    fix = "expected the config.json of a model that transformers or egokit has written"
+    path = folder / CONFIG
+    try:
+        config = read_json(path, {"model_type": str}, fix, LARGEST)
+    except (ValueError, OSError) as error:
+        if isinstance(error, PermissionError):
+            raise
+        raise WeightsError(shortened(error, 400)) from None
+    if config is None:
+        raise WeightsError(f"{path} is missing; {fix}")
+    return config
+
+
+def is_repository(path: str | os.PathLike) -> bool:
+    """Return whether a text is no folder of this machine, so that `from_pretrained` takes it for a name of the hub."""
+    return not os.path.exists(path) and not os.path.isabs(path)

@@ -1,0 +1,97 @@
+"""The peers' tokenizers, loaded at the first text: a model that embeds videos alone needs none."""
+import functools
+import os
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from egokit.config.access import exists
+from egokit.model.checkpoints import WeightsError
+from egokit.model.input_checks import rounded_up
+from egokit.runs.shown_text import shown
+
+# key of the section `site`: (the name by default, the tokenizer's name for messages, files of its folder)
+DEFAULTS = {
+    "clip_tokenizer": ("openai/clip-vit-base-patch16", "CLIP's tokenizer", "vocab.json and merges.txt"),
+    "bert_tokenizer": ("distilbert-base-uncased", "DistilBERT's tokenizer", "vocab.txt"),
+}
+
+
+def tokenizer_of(source: str | None, key: str, owner: str):
+    """Return transformers' tokenizer of a peer; a process loads it once.
+
+    Args:
+        source: a folder or a name, which is fetched if it is not on this machine; None for the one by default.
+        key: of DEFAULTS.
+        owner: the model, for messages.
+
+    Raises:
+        WeightsError: it can't be had; the message says which, of which model, where it was looked for, and what to do.
+    """
+    name, kind, files = DEFAULTS[key]
+    source = source or name
+    fix = (f"set site.{key}, or tokenizer= of egokit.load, to a folder with tokenizer.json or with {files}; "
+           f"or go online once, to fetch {name!r}")
+    return load(source, f"{owner} reads texts by {kind}", fix)
+
+
+@functools.lru_cache(maxsize=8)
+def load(source: str, purpose: str, fix: str, fetch: bool = True):
+    """Return transformers' tokenizer of a folder or name.
+
+    Args:
+        purpose: whose it is and `fix` what to do, for the message.
+        fetch: fetch a name that is not on this machine.
+
+    Raises:
+        WeightsError: it can't be had.
+        PermissionError: this user may not read the folder or one of its files.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # read at import; forked loaders warn without it
+    from transformers import AutoTokenizer
+    is_folder = exists(source) and Path(source).is_dir()
+    if is_folder:
+        for file in Path(source).iterdir():
+            exists(file)  # raises PermissionError
+    elif Path(source).is_absolute():
+        raise WeightsError(f"{purpose}: there is no folder {shown(source, 300)}; {fix}")
+    reasons = []
+    for local in (True,) if is_folder or not fetch else (True, False):  # what is here is not asked of the hub
+        try:
+            return AutoTokenizer.from_pretrained(source, trust_remote_code=False, local_files_only=local)
+        except Exception as error:  # tokenizers raises bare Exceptions for damaged files
+            reasons.append(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+    where = "in this folder" if is_folder else "in this machine's cache of the hub" + (
+        ", then on the hub" if len(reasons) > 1 else "")
+    raise WeightsError(f"{purpose}, but {shown(source, 300)!r} could not be loaded, looked for {where} "
+                       f"({shown(reasons[-1], 300)}); {fix}")
+
+
+def padded(tokenizer, texts: list[str], longest: int, device: torch.device, words: int,
+           end_is_last: bool) -> dict[str, Tensor]:
+    """Return {"input_ids": (B, L), "attention_mask": (B, L)} of B texts on a device, on a GPU of few lengths L.
+
+    A text that is too long is cut before its end token.
+
+    Args:
+        words: how many token embeddings the model has.
+        end_is_last: the model finds a text's end by its id, the largest of all.
+
+    Raises:
+        WeightsError: this is another tokenizer than the model's.
+    """
+    encoding = tokenizer(list(texts), truncation=True, max_length=longest)
+    rows = [torch.tensor(ids, dtype=torch.long) for ids in encoding["input_ids"]]
+    largest = max((int(ids.max()) for ids in rows if len(ids)), default=0)
+    ends = {int(ids[-1]) for ids in rows if len(ids)}
+    if largest >= words or not all(map(len, rows)) or (end_is_last and ends != {words - 1}):
+        expected = f"each text's end has the largest, {words - 1}" if end_is_last else "it is a BERT's"
+        raise WeightsError(f"tokenizer {shown(tokenizer.name_or_path, 300)!r} is not this model's: it gives ids up to "
+                           f"{largest}, expected fewer than {words}, and that {expected}; give the model's own as "
+                           "tokenizer= of egokit.load, or in the section site")
+    length = min(longest, rounded_up(max(map(len, rows), default=1), device))
+    ids_BL = torch.stack([F.pad(ids, (0, length - len(ids))) for ids in rows])
+    mask_BL = torch.stack([F.pad(torch.ones_like(ids), (0, length - len(ids))) for ids in rows])
+    return {"input_ids": ids_BL.to(device), "attention_mask": mask_BL.to(device)}
