@@ -180,6 +180,10 @@ def _in_words(key: str, value) -> str:
 
 def checkpoint_name(init: str) -> str:
     """Return a short name: notebook/run for a run or its best.pt, else the file's name."""
+    if init.startswith("hf:"):
+        return init
+    if own := re.fullmatch(r"(.+\.py):(\w+)(:.+)?", init):  # a class of a user's file
+        return f"{Path(own[1]).name}:{own[2]}" + (f":{checkpoint_name(own[3][1:])}" if own[3] else "")
     path = Path(init.removesuffix("/checkpoints/best.pt"))
     is_file = path.suffix in (".pt", ".pth", ".tar", ".safetensors")
     return "/".join(path.parts[-1 if is_file else -2:]) or "random weights"

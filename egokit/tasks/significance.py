@@ -111,28 +111,38 @@ def of_runs(task, evaluated: dict[str, tuple[Run, str]], metrics: list[str]) -> 
     Raises:
         NotPaired, FileNotFoundError, ValueError: as `queries_of`.
     """
-    each = {name: queries_of(task, *at) for name, at in evaluated.items()}
+    return differences({name: queries_of(task, *at) for name, at in evaluated.items()}, metrics)
+
+
+def differences(each: dict[str, dict[str, list[np.ndarray]]],
+                metrics: list[str]) -> list[tuple[str, str, str, Difference]]:
+    """Return the same from {name: what its queries contribute}, as `queries_of` returns that."""
     pairs = [*combinations(each, 2)] if len(each) <= ALL_PAIRS else [(next(iter(each)), other) for other in
                                                                      [*each][1:]]
     return [(metric, first, second, paired_bootstrap(each[first][metric], each[second][metric]))
             for metric in metrics for first, second in pairs if metric in each[first] and metric in each[second]]
 
 
-def format_differences(differences: list[tuple[str, str, str, Difference]]) -> str:
-    """Return the differences as a table of text."""
-    if not differences:
-        return ""
-    queries = sorted({difference.queries for *_, difference in differences})
+def title(found: list[tuple[str, str, str, Difference]]) -> str:
+    """Return what a table of differences shows, in words."""
+    queries = sorted({difference.queries for *_, difference in found})
     count = f"{queries[0]:,}" + (f" to {queries[-1]:,}" if len(queries) > 1 else "")
+    return f"paired bootstrap over {count} queries, {DRAWS:,} draws; differences in points of %"
+
+
+def format_differences(found: list[tuple[str, str, str, Difference]]) -> str:
+    """Return the differences as a table of text."""
+    if not found:
+        return ""
     lines = [(metric, f"{second} – {first}", f"{difference.value:+.2f}",
               f"[{difference.low:+.2f}, {difference.high:+.2f}]", p_value(difference.p))
-             for metric, first, second, difference in differences]
-    heads = ("metric", "difference of", "points", "95 % interval", "p")
+             for metric, first, second, difference in found]
+    heads = ("metric", "models", "difference", "95 % interval", "p")
     widths = [max(map(len, column)) for column in zip(heads, *lines, strict=True)]
     text = ["  ".join(cell.ljust(width) if number < 2 else cell.rjust(width)
                       for number, (cell, width) in enumerate(zip(line, widths, strict=True))).rstrip()
             for line in (heads, *lines)]
-    return "\n".join([f"paired bootstrap over {count} queries, {DRAWS:,} draws:", *text])
+    return "\n".join([f"{title(found)}:", *text])
 
 
 def p_value(p: float) -> str:
