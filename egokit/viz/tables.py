@@ -1,7 +1,7 @@
 """Numbers and files as tables, and the published numbers as a chart."""
 import collections
 
-from egokit.notebook.safe_html import NO_FORMULAS, WRAPPED, escape, styled
+from egokit.notebook.safe_html import Tables, styled
 from egokit.runs.ledger import registered
 from egokit.runs.recipe_differences import DUAL_SOFTMAX
 from egokit.runs.run_folder import FAILED_NOTEBOOK, Run
@@ -86,20 +86,6 @@ def benchmark_table(benchmark: str, rows: list):
     style = styled(lines, columns, [metric, "model", "run", "differs in"],
                    {"published": "{:.1f}", "here": "{:.1f}", "difference": "{:+.1f}"})
     return style.set_properties(subset=[metric, "model", "run"], **{"white-space": "nowrap"})
-
-
-class Tables:
-    """Several tables below one another, and lines of text below them, for a notebook."""
-
-    def __init__(self, tables: list, below: list[str] | tuple[str, ...] = ()):
-        self.tables, self.below = tables, below
-
-    def to_html(self) -> str:
-        """Return them as HTML."""
-        lines = [f'<p style="{WRAPPED}" class="{NO_FORMULAS}">{escape(line)}</p>' for line in self.below]
-        return "".join([*(table.to_html() for table in self.tables), *lines])
-
-    _repr_html_ = to_html
 
 
 def counts(values: dict):
