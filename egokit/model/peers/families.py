@@ -10,7 +10,7 @@ from egokit.config.schema import ModelConfig
 from egokit.model import checkpoints
 from egokit.model.checkpoints import WeightsError
 from egokit.model.peers import keys
-from egokit.model.peers.peer import NAMES, Peer, PeerShape
+from egokit.model.peers.peer import NAMES, Peer, PeerShape, fill_positions
 from egokit.model.recorded_shape import without_weights
 
 HEAD = 64  # dimensions of an attention head, in every released file
@@ -107,6 +107,7 @@ def build(family: str, state: dict[str, Tensor], path: Path, frames: int | None 
             shape = shape.with_frames(frames)
         with without_weights():
             model = Peer(family, shape, tokenizer)
+        fill_positions(model)
     except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
         raise WeightsError(f"{path}: no {NAMES[family]} can have the shape that its weights tell "
                            f"({str(error).splitlines()[0][:200]}); expected a released file, or one of its layout"

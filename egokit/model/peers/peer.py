@@ -104,8 +104,9 @@ class Peer(Dual):
             WeightsError: the tokenizer can't be had, or is not the model's.
         """
         tokenizer = tokenizer_of(self.tokenizer_source, self.tokenizer_key, self.family)
-        return padded(tokenizer, texts, min(longest, self.shape.text.max_positions), self.device,
-                      words=self.shape.text.vocab_size, end_is_last=not self.shape.distilbert)
+        text = self.shape.text
+        return padded(tokenizer, texts, min(longest, text.max_positions), self.device, text.vocab_size,
+                      end=None if self.shape.distilbert else text.vocab_size - 1)  # CLIP's end has the largest id
 
     def embed_text(self, tokens: dict[str, Tensor]) -> Tensor:
         """Return embeddings of texts, (B, E) float32."""
@@ -126,12 +127,20 @@ def _project(state_BD: Tensor, projection: nn.Module | nn.Parameter) -> Tensor:
 
 
 def distilbert(config: ModelConfig) -> nn.Module:
-    """Return transformers' DistilBERT, whose weights have the released names."""
+    """Return transformers' DistilBERT without weights, whose parameters have the released names."""
     from transformers import DistilBertConfig, DistilBertModel
-    positions = config.max_positions
-    model = DistilBertModel(DistilBertConfig(
-        vocab_size=config.vocab_size, max_position_embeddings=positions, dim=config.width, n_heads=config.heads,
-        n_layers=config.depth, hidden_dim=int(config.width * config.mlp_ratio)))
-    # no weight, and no part of the file: it must not stay on the meta device
-    model.embeddings.register_buffer("position_ids", torch.arange(positions, device="cpu")[None], persistent=False)
-    return model
+    return DistilBertModel(DistilBertConfig(
+        vocab_size=config.vocab_size, max_position_embeddings=config.max_positions, dim=config.width,
+        n_heads=config.heads, n_layers=config.depth, hidden_dim=int(config.width * config.mlp_ratio)))
+
+
+def fill_positions(model: nn.Module) -> None:
+    """Give transformers' modules that were built without weights their numbers of positions, which no file has."""
+    for name, buffer in list(model.named_buffers()):
+        if buffer.is_meta:
+            owner, _, leaf = name.rpartition(".")
+            if leaf != "position_ids":
+                raise ValueError(f"{name} is a buffer that no file has, expected position_ids alone: use another "
+                                 "version of transformers")
+            model.get_submodule(owner).register_buffer(
+                leaf, torch.arange(buffer.shape[-1], device="cpu").expand(buffer.shape), persistent=False)
