@@ -60,8 +60,8 @@ def expect_model(config: Config, action: str, task: type) -> None:
                           "features with, but does not train: train an EgoVLPv2 checkpoint, or give this model to an "
                           "evaluation or an extraction")
     if not fuses and (what := task.needs_fusion(config, action)):
-        raise FusionError(f"init {config.init!r} is {article(described.family)} and has no fusion encoder, which {what} "
-                          f"needs: use an EgoVLPv2 checkpoint, or leave {what} out")
+        raise FusionError(f"init {config.init!r} is {article(described.family)} and has no fusion encoder, which "
+                          f"{what} needs: use an EgoVLPv2 checkpoint, or leave {what} out")
     if isinstance(size, int) and size != config.model.image_size:
         raise ConfigError(f"init {config.init!r} takes frames of {size} px, but model.image_size is "
                           f"{config.model.image_size}: set model.image_size={size}")
