@@ -207,7 +207,7 @@ def test_normalisation_is_the_folders_own(tmp_path):
 
 
 @pytest.mark.parametrize("name, content, words", [
-    ("config.json", '{"model_type": "bert"}', "'bert': expected 'clip' or 'siglip'"),
+    ("config.json", '{"model_type": "bert"}', "'bert'; expected 'clip' or 'siglip'"),
     ("config.json", '{"model_type": "clip", "text_config": 7}', "'text_config' is 7"),
     ("config.json", '{"model_type": "clip", "vision_config": {"hidden_size": -1}}', "'vision_config.hidden_size'"),
     ("config.json", '{"model_type": "clip", "vision_config": {"num_hidden_layers": 100000}}', "num_hidden_layers"),

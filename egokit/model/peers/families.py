@@ -120,7 +120,7 @@ def build(family: str, state: dict[str, Tensor], path: Path, frames: int | None 
             model = Peer(family, shape, tokenizer)
         fill_positions(model)
     except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
-        raise WeightsError(f"{path}: {str(error).splitlines()[0][:400]}") from error
+        raise WeightsError(f"{path} can't be loaded: {str(error).splitlines()[0][:400]}") from error
     names, second = keys.our_names(family, state)
     ours = {name: state[key] for name, key in names.items() if key not in keys.UNUSED}
     _reshape(ours, shape)

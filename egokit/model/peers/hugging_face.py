@@ -69,8 +69,8 @@ def shape_of_folder(folder: Path) -> FolderShape:
         content = hub.read_config(path.parent)
         family = content["model_type"]
         if family not in NAMES:
-            what = KNOWN.get(family, f"a model of type {shown(family, 60)!r}: expected 'clip' or 'siglip'")
-            raise WeightsError(f"{path} is of {what}")
+            what = KNOWN.get(family, f"a model of type {shown(family, 60)!r}")
+            raise WeightsError(f"{path} is of {what}; expected 'clip' or 'siglip'")
         settings = {part: _fields(content, part) for part in FIELDS}
         if family == "clip":
             check_fields(content, {"projection_dim": (SIZE, ...)})
