@@ -54,9 +54,9 @@ class PeerShape:
         return dataclasses.replace(self, video=dataclasses.replace(self.video, frames=frames))
 
     @property
-    def tokenizer(self) -> str:
-        """Which tokenizer its texts need, "bert" or "clip"; the site names it by bert_tokenizer or clip_tokenizer."""
-        return "bert" if self.distilbert else "clip"
+    def tokenizer_key(self) -> str:
+        """The key of the section `site` that names the tokenizer of its texts."""
+        return "bert_tokenizer" if self.distilbert else "clip_tokenizer"
 
 
 class Peer(Dual):
@@ -102,7 +102,7 @@ class Peer(Dual):
         Raises:
             WeightsError: the tokenizer can't be had, or is not the model's.
         """
-        tokenizer = tokenizer_of(self.tokenizer_source, self.shape.tokenizer, self.family)
+        tokenizer = tokenizer_of(self.tokenizer_source, self.shape.tokenizer_key, self.family)
         text = self.shape.text
         return padded(tokenizer, texts, min(longest, text.max_positions), self.device, text.vocab_size, self.family,
                       end=None if self.shape.distilbert else text.vocab_size - 1)  # CLIP's end has the largest id

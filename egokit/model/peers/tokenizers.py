@@ -14,26 +14,26 @@ from egokit.model.checkpoints import WeightsError
 from egokit.model.input_checks import rounded_up
 from egokit.runs.shown_text import shown
 
-KINDS = {  # kind: (its name for messages, files of its folder); the section `site` has a key <kind>_tokenizer
-    "clip": ("CLIP's tokenizer", "vocab.json and merges.txt"),
-    "bert": ("DistilBERT's tokenizer", "vocab.txt"),
+KINDS = {  # key of the section `site`: (the tokenizer's name for messages, files of its folder)
+    "clip_tokenizer": ("CLIP's tokenizer", "vocab.json and merges.txt"),
+    "bert_tokenizer": ("DistilBERT's tokenizer", "vocab.txt"),
 }
 FILES = ("tokenizer.json", "vocab.json", "vocab.txt")  # a folder has one of these
 
 
-def tokenizer_of(source: str | None, kind: str, owner: str):
+def tokenizer_of(source: str | None, key: str, owner: str):
     """Return transformers' tokenizer of a peer; a process loads it once.
 
     Args:
         source: a folder or a name, which is fetched if it is not on this machine; None for the one by default.
-        kind: a key of KINDS.
+        key: of KINDS.
         owner: the model, for messages.
 
     Raises:
         WeightsError: it can't be had; the message says which, of which model, where it was looked for, and what to do.
     """
-    (what, files), name = KINDS[kind], getattr(SiteConfig, f"{kind}_tokenizer")  # the default
-    fix = (f"set site.{kind}_tokenizer, or tokenizer= of egokit.load, to a folder with tokenizer.json or with {files}; "
+    (what, files), name = KINDS[key], getattr(SiteConfig, key)  # the default
+    fix = (f"set site.{key}, or tokenizer= of egokit.load, to a folder with tokenizer.json or with {files}; "
            f"or go online once, to fetch {name!r}")
     return load(source or name, f"{owner} reads texts by {what}", fix)
 
