@@ -86,9 +86,9 @@ def load(path: str | Path, frames: int | None = None, tokenizer: str | None = No
     if family := peers.family_of(state):
         if second:
             raise WeightsError(f"{path} names weights twice: {checkpoints.named(second, 5)}; expected each once")
-        _expect_none(given, path)
+        _expect_none(given | {"report": False}, path)
         content.clear()  # and with it what the file holds besides
-        return peers.build(family, state, path, frames, tokenizer)
+        return peers.build(family, state, path, frames, tokenizer, report)
     model, keys = _egovlpv2(content, state, second, path, frames, tokenizer, report)
     if model is None:
         return None, keys

@@ -6,6 +6,7 @@ parts; and the tokenizer. No code of the folder is run, and nothing is fetched.
 Shapes: B clips or texts, T frames, L tokens, E embedding.
 """
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -148,6 +149,12 @@ class ImageModel(Dual):
         end = self.text_config.eos_token_id
         return tokenizers.padded(tokenizer, texts, min(longest, limit), self.device, words, self.family,
                                  end=words - 1 if end in (None, 2) else end)  # 2: transformers takes the largest id
+
+    def prepared_tokens(self, text, longest: int | None = None) -> dict[str, Tensor]:
+        if isinstance(text, Mapping):
+            words, limit = self.text_config.vocab_size, self.text_config.max_position_embeddings
+            text = tokenizers.checked(text, limit, words, self.tokenizer_source, padding=None)
+        return super().prepared_tokens(text, longest)
 
     def embed_text(self, tokens: dict[str, Tensor]) -> Tensor:
         """Return embeddings of texts, (B, E) float32.

@@ -3,6 +3,7 @@
 Shapes: B clips or texts, T frames, L tokens, D width, E embedding.
 """
 import dataclasses
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from egokit.model.dual import Dual
 from egokit.model.heads import build_projection
 from egokit.model.input_checks import clips_at_once, in_parts
 from egokit.model.peers.clip_blocks import ClipText
-from egokit.model.peers.tokenizers import padded, tokenizer_of
+from egokit.model.peers.tokenizers import checked, padded, tokenizer_of
 from egokit.model.peers.video_encoders import JointVideo, TimeSformer
 
 NAMES = {"egovlp": "EgoVLP", "lavila": "LaViLa", "avion": "AVION"}
@@ -106,6 +107,13 @@ class Peer(Dual):
         text = self.shape.text
         return padded(tokenizer, texts, min(longest, text.max_positions), self.device, text.vocab_size, self.family,
                       end=None if self.shape.distilbert else text.vocab_size - 1)  # CLIP's end has the largest id
+
+    def prepared_tokens(self, text, longest: int | None = None) -> dict[str, Tensor]:
+        text_config = self.shape.text
+        if isinstance(text, Mapping):
+            text = checked(text, text_config.max_positions, text_config.vocab_size, self.shape.tokenizer_key,
+                           padding=0 if self.shape.distilbert else None)
+        return super().prepared_tokens(text, longest)
 
     def embed_text(self, tokens: dict[str, Tensor]) -> Tensor:
         """Return embeddings of texts, (B, E) float32."""

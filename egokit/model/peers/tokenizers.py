@@ -1,6 +1,7 @@
 """The peers' tokenizers, loaded at the first text: a model that embeds videos alone needs none."""
 import functools
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from egokit.config.access import exists
 from egokit.config.build import ConfigError
 from egokit.config.schema import SiteConfig
 from egokit.model.checkpoints import WeightsError
-from egokit.model.input_checks import rounded_up
+from egokit.model.input_checks import checked_tokens, rounded_up
 from egokit.runs.shown_text import shown
 
 KINDS = {  # key of the section `site`: (the tokenizer's name for messages, files of its folder)
@@ -91,6 +92,24 @@ def load(source: str, purpose: str, fix: str, fetch: bool = True):
         ", then on the hub" if len(reasons) > 1 else "")
     raise WeightsError(f"{purpose}, but {shown(source, 300)!r} could not be loaded, looked for {where} "
                        f"({shown(reasons[-1], 300)}); {fix}")
+
+
+def checked(tokens: Mapping, positions: int, words: int, source: str, padding: int | None) -> dict[str, Tensor]:
+    """Return a user's tokens, {"input_ids": (B, L), "attention_mask": (B, L)}.
+
+    Args:
+        tokens: with or without a mask.
+        positions: how many tokens of a text the model takes; `words` is how many it knows.
+        source: the tokenizer's name, for messages.
+        padding: id that has no mask where none is given; None masks nothing.
+
+    Raises:
+        ValueError: they don't fit the model.
+    """
+    if "input_ids" in tokens and "attention_mask" not in tokens:
+        ids = torch.as_tensor(tokens["input_ids"])
+        tokens = {**tokens, "attention_mask": torch.ones_like(ids) if padding is None else (ids != padding).long()}
+    return checked_tokens(tokens, positions, words, source, positions)
 
 
 def padded(tokenizer, texts: list[str], longest: int, device: torch.device, words: int, owner: str,
