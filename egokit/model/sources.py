@@ -176,9 +176,21 @@ def describe(init: str | Path) -> Described:
     state, unknown = our_keys(state)
     record = recorded_shape.read_record(content, source.path)
     if not record and not state:
-        peers.refuse(state | dict.fromkeys(unknown), source.path)
+        refuse(unknown, source.path)
     config = recorded_shape.shape_of(record, state, source.path)
     return Described("egovlpv2", config.image_size, config.frames, tokenizer_key="tokenizer", fuses=True)
+
+
+def refuse(keys: list[str], path: Path) -> None:
+    """Raise WeightsError for a file of no known family, with a sentence for those that are known to be something else.
+
+    Args:
+        keys: of its tensors, without the names of wrappers.
+    """
+    from egokit.model import peers
+    peers.refuse(keys, path)
+    raise WeightsError(f"{path} is not an EgoVLPv2 checkpoint, nor one of EgoVLP, LaViLa or AVION: its keys begin with "
+                       f"{checkpoints.named(sorted(keys), 5)}")
 
 
 def _describe_folder(folder: Path) -> Described:

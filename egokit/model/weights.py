@@ -123,9 +123,7 @@ def _egovlpv2(content: dict, state: dict[str, Tensor], second: list[str], path: 
                            "give a head of classes to the model that made the features, egokit.load(model, head=…)")
     record = read_record(content, path)
     if not record and not state:
-        peers.refuse(unknown, path)
-        raise WeightsError(f"{path} is not an EgoVLPv2 checkpoint: "
-                           f"its keys begin with {checkpoints.named(sorted(unknown), 5)}")
+        sources.refuse(unknown, path)
     config = shape_of(record, state, path)
     class_head = recorded_head.take(content, state, own, unknown, config.width, path)
     tokenizer, named = tokenizer or (record["tokenizer"] if record else "roberta-base"), tokenizer
