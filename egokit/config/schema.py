@@ -181,6 +181,8 @@ class SiteConfig(Section):
     name: OneLine = ""                             # the site's name; resolve sets it
     root: OneLine = ""                             # the data root; docs/data.md shows its layout
     tokenizer: OneLine = "roberta-base"            # a name, or a folder
+    clip_tokenizer: OneLine = "openai/clip-vit-base-patch16"  # of LaViLa and AVION: a name, or a folder
+    bert_tokenizer: OneLine = "distilbert-base-uncased"  # of EgoVLP: a name, or a folder
     vit: OneLine = ""                              # ViT-B/16 to start from: a timm name, a file, or random
     roberta: OneLine = ""                          # RoBERTa to start from: a name, a folder, or random
     weights: OneLine = ""                          # folder of the released checkpoints

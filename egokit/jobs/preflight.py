@@ -44,9 +44,11 @@ def expect_model(config: Config, action: str, task: type) -> None:
     Raises:
         ConfigError: it trains, and the model is none of EgoVLPv2's; the image size is another than the recipe's; the
             tokenizer is missing; or the file of a user's model is wrong.
+        FusionError: the job needs a fusion encoder, and the model has none.
         WeightsError: the model's file is damaged, or a peer's tokenizer is missing.
     """
     from egokit.model import own_model, sources
+    from egokit.model.dual import FusionError
     described, size, fuses = sources.describe(config.init), None, None
     if described.family == "own":
         file, class_name, _ = split_model_file(config.init)
@@ -57,6 +59,9 @@ def expect_model(config: Config, action: str, task: type) -> None:
         raise ConfigError(f"init {config.init!r} is {article(described.family)}, which egokit evaluates and extracts "
                           "features with, but does not train: train an EgoVLPv2 checkpoint, or give this model to an "
                           "evaluation or an extraction")
+    if not fuses and (what := task.needs_fusion(config, action)):
+        raise FusionError(f"init {config.init!r} is {article(described.family)} and has no fusion encoder, which "
+                          f"{what} needs: use an EgoVLPv2 checkpoint, or leave {what} out")
     if isinstance(size, int) and size != config.model.image_size:
         raise ConfigError(f"init {config.init!r} takes frames of {size} px, but model.image_size is "
                           f"{config.model.image_size}: set model.image_size={size}")

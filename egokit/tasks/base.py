@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from egokit.config.build import ConfigError
 from egokit.config.schema import Config, TaskConfig
 from egokit.data.site_checks import Checks, Finding
-from egokit.data.video import open_video, transforms
+from egokit.data.video import open_video
 from egokit.model import sources
 from egokit.model.own_modules import refuse_trained
-from egokit.model.text_encoder import load_tokenizer
 from egokit.model.weights import initial_model
 from egokit.runs.ledger import Result
 from egokit.runs.run_folder import Run
@@ -37,7 +36,9 @@ class Task(TaskTools):
         sections: action ("train", "evaluate", "extract") -> name of its job and of its section of metrics.json. The
             first is the one that `egokit submit` starts. Empty: those that the class can do, named like the action.
         best: the metric that chooses the best checkpoint; larger is better.
+        title: the benchmark's name, with which the names of its Results begin; "": the class's.
         published: {metric: published number or None} for the ledger, or Results.
+        peers: Results that were published for other models' files, as tasks/published/ has them.
         recipe: the published recipe, a file under params/; recipe_sha256: its hash, so that the ledger notices an edit.
         samples: how many the real data set has, 0 if that is unknown; `unit` is what they are called.
         figures: pictures worth a look, of those that the notebook leaves in its run's figures/.
@@ -53,7 +54,9 @@ class Task(TaskTools):
     notebook = ""
     sections: ClassVar[dict[str, str]] = {}
     best = ""
+    title = ""
     published: ClassVar[dict[str, float | None] | list[Result]] = {}
+    peers: ClassVar[list[Result]] = []
     recipe, recipe_sha256, samples, unit = "", "", 0, "samples"
     figures: ClassVar[tuple[str, ...]] = ()
     trains, selection_split = "embeddings", "test"
@@ -79,8 +82,6 @@ class Task(TaskTools):
     def __init__(self, config: Config):
         self.config = config
         self.root = Path(config.site.root)
-        if self.encodes("train"):
-            self.tokenizer = load_tokenizer(config.site.tokenizer, fetch=True)
         open_video.import_reader(config.data.reader)
 
     @classmethod
@@ -102,17 +103,18 @@ class Task(TaskTools):
 
     @classmethod
     def published_recipe(cls, recipe: dict) -> tuple[str, str]:
-        """Return the name and the hash of the published recipe to compare a run's with.
-
-        Args:
-            recipe: the run's, {"section.key": value}.
-        """
+        """Return the name and the hash of the published recipe for a run's recipe, {"section.key": value}."""
         return cls.recipe, cls.recipe_sha256
 
     @classmethod
     def encodes(cls, action: str) -> bool:
         """Return whether a job runs the encoders, and so needs `init` or initial weights, and the tokenizer."""
         return True
+
+    @classmethod
+    def needs_fusion(cls, config: Config, action: str) -> str:
+        """Return what of an action needs the model's fusion encoder, for messages; "" if nothing does."""
+        return ""
 
     @classmethod
     def input_files(cls, config: Config) -> list[Path]:  # whose change makes a job without encoders another one
@@ -174,7 +176,9 @@ class Task(TaskTools):
 
     def initial_model(self, action: str) -> nn.Module:
         """Return the model that a job ("train", "evaluate", "extract") starts with: that of `init`, or a fresh one."""
-        return initial_model(self.config, self.config.data.eval_frames if action == "evaluate" else None, self.code)
+        model = initial_model(self.config, self.config.data.eval_frames if action == "evaluate" else None, self.code)
+        self.expect_fusion(model, action)
+        return model
 
     def head(self, model) -> nn.Module | None:
         """Return the task's head, or None: a `ClassHead`, or any module.
@@ -203,7 +207,7 @@ class Task(TaskTools):
 
     def embed_video(self, model, frames: Tensor) -> Tensor:
         """Return the embeddings (B, E) of clips, uint8 (B, T, 3, size, size), for losses and retrieval."""
-        return model.embed_video(transforms.normalise(frames))
+        return model.embed_video(model.normalise(frames))
 
     def prompts(self) -> list[str]:
         """Return the K texts that every sample is compared with; an evaluation encodes them once."""
@@ -213,7 +217,8 @@ class Task(TaskTools):
         """Score one batch of an evaluation.
 
         Args:
-            model: an EgoVLP in evaluation mode, under autocast in evaluate.precision, without gradients.
+            model: an EgoVLP, or another Dual, in evaluation mode, under autocast in evaluate.precision, without
+                gradients.
             batch: as `collate` makes it, on the model's device.
 
         Returns:
@@ -234,6 +239,18 @@ class Task(TaskTools):
             prompts_KE: embeddings of `prompts()`, (K, E); None if there are none.
         """
         raise NotImplementedError(f"{type(self).__name__} has no metrics")
+
+    def score_of(self, metrics: dict[str, float]) -> str:
+        """Return which of an evaluation's metrics stands for its result: `best`, unless the model has it not."""
+        return self.best
+
+    def per_query(self, rows: dict[str, np.ndarray], prompts_KE: np.ndarray | None) -> dict[str, list[np.ndarray]]:
+        """Return what each query contributes to the metrics in %, for the significance of differences.
+
+        Returns:
+            {metric: groups of numbers, one a query}: the metric is the mean of the groups' means. {}: it isn't said.
+        """
+        return {}
 
     def predictions(self, rows: dict[str, np.ndarray], prompts_KE: np.ndarray | None) -> list[dict]:
         """Return what the model predicts for WATCHED samples, always the same ones, for log.jsonl.

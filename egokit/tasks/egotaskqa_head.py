@@ -173,7 +173,9 @@ class EgoTaskQAHead(Extraction, EgoTaskQA):
 
     def initial_model(self, action: str) -> nn.Module:
         if action == "extract":
-            return initial_model(self.config, self.config.data.eval_frames, self.code)
+            model = initial_model(self.config, self.config.data.eval_frames, self.code)
+            self.expect_fusion(model, action)
+            return model
         head = self.config.task.head_init
         if action == "evaluate" and not head:
             raise checkpoints.WeightsError("task.head_init is empty: give the head to evaluate, a run that has trained "

@@ -137,6 +137,7 @@ class Extraction(Task):
             ConfigError: the files do not fit on the disk; nothing is written.
             VideoError: clips cannot be read, more than may fail; the files of all others are written first.
         """
+        self.expect_fusion(model, "extract")
         began, data = time.perf_counter(), self.fingerprints()
         rank, folder, init = distributed.rank(), run.path / self.stored, self.config.init
         clips = distributed.gather_objects(self.clips())[0]  # rank 0's, because the list may be edited meanwhile

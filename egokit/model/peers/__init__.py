@@ -11,10 +11,16 @@ docs/models.md says which released file is for what.
 from egokit.model.peers.families import build, recommended, shape_of
 from egokit.model.peers.keys import family_of, refuse
 
-__all__ = ["build", "family_of", "load_folder", "recommended", "refuse", "shape_of"]
+__all__ = ["build", "family_of", "load_folder", "recommended", "refuse", "shape_of", "shape_of_folder"]
 
 
 def load_folder(folder, tokenizer=None):
     """Return the CLIP or SigLIP of a Hugging Face folder: see `hugging_face.load_folder`."""
     from egokit.model.peers import hugging_face
     return hugging_face.load_folder(folder, tokenizer)
+
+
+def shape_of_folder(folder):
+    """Return family, image_size and more of a Hugging Face folder: see `hugging_face.shape_of_folder`."""
+    from egokit.model.peers import hugging_face
+    return hugging_face.shape_of_folder(folder)

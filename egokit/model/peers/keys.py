@@ -15,7 +15,8 @@ PREFIXES = {
                ("txt_proj.", "text_projection.")],
     "lavila": [("transformer.resblocks.", "textual.blocks."), ("token_embedding.", "textual.token_embedding."),
                ("positional_embedding", "textual.positional_embedding"), ("ln_final.", "textual.ln_final.")],
-    "avion": [("visual.transformer.resblocks.", "visual.blocks."), ("textual.transformer.resblocks.", "textual.blocks."),
+    "avion": [("visual.transformer.resblocks.", "visual.blocks."),
+              ("textual.transformer.resblocks.", "textual.blocks."),
               ("visual.image_projection", "image_projection"), ("textual.text_projection", "text_projection")],
 }
 # of a block of CLIP: (OpenAI's, ours), then (flash attention's, ours), which AVION's visual blocks have
@@ -25,7 +26,7 @@ UNUSED = {"logit_scale"}  # of the training's loss
 
 # what is known not to be a dual encoder: (pattern of a key, what it is, what to do)
 REFUSED = [
-    (r"fc_cls\.", "one of AVION's classifiers", "give a dual encoder, with keys under visual. and textual."),
+    (r"fc_cls\.", "a classifier of AVION's or LaViLa's", "give a dual encoder, with keys under visual. and textual."),
     (r"text_decoder\.|img_attn_pool", "LaViLa's narrator, which writes texts and embeds none", "give one of LaViLa's "
      "dual encoders"),
     (r"(encoder|decoder)\.(blocks|patch_embed)\.|mask_token$", "a masked autoencoder such as VideoMAE", "give a dual "

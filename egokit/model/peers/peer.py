@@ -54,9 +54,9 @@ class PeerShape:
         return dataclasses.replace(self, video=dataclasses.replace(self.video, frames=frames))
 
     @property
-    def tokenizer_key(self) -> str:
-        """The key in the section `site` that names its tokenizer."""
-        return "bert_tokenizer" if self.distilbert else "clip_tokenizer"
+    def tokenizer(self) -> str:
+        """Which tokenizer its texts need, "bert" or "clip"; the site names it under bert_tokenizer or clip_tokenizer."""
+        return "bert" if self.distilbert else "clip"
 
 
 class Peer(Dual):
@@ -64,7 +64,6 @@ class Peer(Dual):
 
     Attributes:
         tokenizer_source: folder or name of the tokenizer, which is loaded at the first text.
-        tokenizer_key: the key in the section `site` that names it.
     """
 
     def __init__(self, family: str, shape: PeerShape, tokenizer: str | None = None):
@@ -81,7 +80,7 @@ class Peer(Dual):
             self.mean, self.std = (tuple(value / 255 for value in values) for values in (SLIPPED_MEAN, SLIPPED_STD))
         else:
             self.mean, self.std = transforms.MEAN, transforms.STD
-        self.tokenizer_key, self.tokenizer_source = shape.tokenizer_key, tokenizer
+        self.tokenizer_source = tokenizer
         self.visual = JointVideo(shape.video) if family == "avion" else TimeSformer(shape.video, shape.from_clip)
         self.textual = distilbert(shape.text) if shape.distilbert else ClipText(shape.text, quick=family != "avion")
         for name, encoder, is_matrix in (("image", shape.video, shape.image_matrix),
@@ -103,9 +102,10 @@ class Peer(Dual):
         Raises:
             WeightsError: the tokenizer can't be had, or is not the model's.
         """
-        tokenizer = tokenizer_of(self.tokenizer_source, self.tokenizer_key, self.family)
-        return padded(tokenizer, texts, min(longest, self.shape.text.max_positions), self.device,
-                      words=self.shape.text.vocab_size, end_is_last=not self.shape.distilbert)
+        tokenizer = tokenizer_of(self.tokenizer_source, self.shape.tokenizer, self.family)
+        text = self.shape.text
+        return padded(tokenizer, texts, min(longest, text.max_positions), self.device, text.vocab_size, self.family,
+                      end=None if self.shape.distilbert else text.vocab_size - 1)  # CLIP's end has the largest id
 
     def embed_text(self, tokens: dict[str, Tensor]) -> Tensor:
         """Return embeddings of texts, (B, E) float32."""
@@ -126,12 +126,20 @@ def _project(state_BD: Tensor, projection: nn.Module | nn.Parameter) -> Tensor:
 
 
 def distilbert(config: ModelConfig) -> nn.Module:
-    """Return transformers' DistilBERT, whose weights have the released names."""
+    """Return transformers' DistilBERT without weights, whose parameters have the released names."""
     from transformers import DistilBertConfig, DistilBertModel
-    positions = config.max_positions
-    model = DistilBertModel(DistilBertConfig(
-        vocab_size=config.vocab_size, max_position_embeddings=positions, dim=config.width, n_heads=config.heads,
-        n_layers=config.depth, hidden_dim=int(config.width * config.mlp_ratio)))
-    # no weight, and no part of the file: it must not stay on the meta device
-    model.embeddings.register_buffer("position_ids", torch.arange(positions, device="cpu")[None], persistent=False)
-    return model
+    return DistilBertModel(DistilBertConfig(
+        vocab_size=config.vocab_size, max_position_embeddings=config.max_positions, dim=config.width,
+        n_heads=config.heads, n_layers=config.depth, hidden_dim=int(config.width * config.mlp_ratio)))
+
+
+def fill_positions(model: nn.Module) -> None:
+    """Give transformers' modules that were built without weights their numbers of positions, which no file has."""
+    for name, buffer in list(model.named_buffers()):
+        if buffer.is_meta:
+            owner, _, leaf = name.rpartition(".")
+            if leaf != "position_ids":
+                raise ValueError(f"{name} is a buffer that no file has, expected position_ids alone: use another "
+                                 "version of transformers")
+            model.get_submodule(owner).register_buffer(
+                leaf, torch.arange(buffer.shape[-1], device="cpu").expand(buffer.shape), persistent=False)
