@@ -88,6 +88,8 @@ def _shape_of(family: str, shapes: Mapping[str, tuple[int, ...]]) -> PeerShape:
 def _config(part: str, width: int, depth: int, hidden: int, **others) -> ModelConfig:
     if width % HEAD or not width:
         raise ValueError(f"{part} is {width} wide, expected a multiple of {HEAD}, the dimensions of a head")
+    if not others.get("vocab_size", 1):
+        raise ValueError(f"{part} knows no word, expected token embeddings")
     config = ModelConfig(width=width, heads=width // HEAD, depth=depth, num_fused_layers=1, mlp_ratio=hidden / width,
                          **others)
     check_shape(config)
@@ -118,7 +120,7 @@ def build(family: str, state: dict[str, Tensor], path: Path, frames: int | None 
             model = Peer(family, shape, tokenizer)
         fill_positions(model)
     except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
-        raise WeightsError(f"{path}: {str(error).splitlines()[0][:400]}") from error
+        raise WeightsError(f"{path} can't be loaded: {str(error).splitlines()[0][:400]}") from error
     names, second = keys.our_names(family, state)
     ours = {name: state[key] for name, key in names.items() if key not in keys.UNUSED}
     _reshape(ours, shape)

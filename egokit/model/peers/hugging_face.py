@@ -69,8 +69,8 @@ def shape_of_folder(folder: Path) -> FolderShape:
         content = hub.read_config(path.parent)
         family = content["model_type"]
         if family not in NAMES:
-            what = KNOWN.get(family, f"a model of type {shown(family, 60)!r}: expected 'clip' or 'siglip'")
-            raise WeightsError(f"{path} is of {what}")
+            what = KNOWN.get(family, f"a model of type {shown(family, 60)!r}")
+            raise WeightsError(f"{path} is of {what}; expected 'clip' or 'siglip'")
         settings = {part: _fields(content, part) for part in FIELDS}
         if family == "clip":
             check_fields(content, {"projection_dim": (SIZE, ...)})
@@ -192,13 +192,16 @@ def load_folder(folder: str | Path, tokenizer: str | None = None) -> ImageModel:
         with without_weights():
             model = ImageModel(shape, tokenizer or str(folder), given=bool(tokenizer))
         fill_positions(model)
-    except (ValueError, TypeError, ArithmeticError, RuntimeError, AttributeError, KeyError) as error:
+    except Exception as error:  # transformers and its checks of configs raise kinds of their own
         raise WeightsError(f"{folder / 'config.json'}: no {NAMES[shape.family]} can have this shape "
-                           f"({str(error).splitlines()[0][:200]}); {FIX}") from error
+                           f"({shown(' '.join(str(error).split()), 200)}); {FIX}") from error
     state = {}
     for path in _files(folder):
         state |= checkpoints.state_dict(checkpoints.read(path, everything=False), path)
     state = {key: value for key, value in state.items() if not HARMLESS.fullmatch(key)}
+    if broken := [key for key, value in state.items() if not checkpoints.is_finite(value)]:
+        raise WeightsError(f"{folder} has weights that are NaN or infinite, such as "
+                           f"{checkpoints.named(broken, 6)}; {FIX}")  # `read` lets EgoVLPv2's heads be infinite
     check(model.inner, state, [], folder)
     model.inner.load_state_dict(checkpoints.own_memory(state), assign=True)
     return model.eval()

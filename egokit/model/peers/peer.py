@@ -55,7 +55,7 @@ class PeerShape:
 
     @property
     def tokenizer(self) -> str:
-        """Which tokenizer its texts need, "bert" or "clip"; the site names it under bert_tokenizer or clip_tokenizer."""
+        """Which tokenizer its texts need, "bert" or "clip"; the site names it by bert_tokenizer or clip_tokenizer."""
         return "bert" if self.distilbert else "clip"
 
 

@@ -45,20 +45,20 @@ def expect(source: str, setting: str) -> None:
         source: a folder or name; `setting` is the key that gives it, for the message.
     """
     folder, where = Path(source), f"{setting} is {shown(source, 300)!r}"
-    fix = f"give a folder with one of {', '.join(FILES)}, or a name"
+    files = ", ".join(FILES)
     if folder.is_absolute() or folder.is_dir():
         if not exists(folder):
-            raise ConfigError(f"{where}, which does not exist: {fix}")
+            raise ConfigError(f"{where}, which does not exist: give a folder with one of {files}, or a name")
         if not any(exists(folder / name) for name in FILES):
-            raise ConfigError(f"{where}, which holds no tokenizer: {fix}")
+            raise ConfigError(f"{where}, which holds no tokenizer: give a folder with one of {files}")
         return
     from huggingface_hub import try_to_load_from_cache
     if any(isinstance(try_to_load_from_cache(source, name), str) for name in FILES):
         return
     try:
-        load(source, where, fix)
+        load(source, where, f"give a folder with one of {files}")
     except WeightsError as error:
-        raise ConfigError(f"{error}; or go online once") from None
+        raise ConfigError(f"{error}; or give it another name, or go online once") from None
 
 
 @functools.lru_cache(maxsize=8)
