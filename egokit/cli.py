@@ -139,7 +139,6 @@ def ledger(arguments) -> None:
 
 def convert(arguments) -> None:
     from egokit.model import weights
-    from egokit.model.egovlp import EgoVLP
     out = Path(arguments.out)
     suffixes = (".pth", ".pt", ".tar") if arguments.command == "export" else (".safetensors", ".pt", ".pth")
     if out.suffix not in suffixes:
@@ -147,9 +146,6 @@ def convert(arguments) -> None:
     if out.exists() and not arguments.force:
         raise weights.WeightsError(f"{out} exists: give another name, or --force to replace it")
     model = weights.load(arguments.source, frames=arguments.frames)
-    if not isinstance(model, EgoVLP):
-        raise weights.WeightsError(f"{arguments.source} holds a {model.family}, but {arguments.command} writes "
-                                   "EgoVLPv2 models alone: give that file itself to whatever reads it")
     (weights.export if arguments.command == "export" else weights.save)(model, out)
     print(f"{out}: {len(model.state_dict())} tensors, projection {model.config.projection}, "
           f"{model.config.frames} frames, {out.stat().st_size / 1e9:.2f} GB")

@@ -196,14 +196,11 @@ def refuse(keys: list[str], path: Path) -> None:
 def _describe_folder(folder: Path) -> Described:
     """What the config.json of a folder in the hub's layout tells."""
     from egokit.model import peers, pretrained, recorded_shape
+    from egokit.model.peers import hugging_face
     config = hub.read_config(folder)
     hub.tensor_files(folder)
     if config["model_type"] == pretrained.MODEL_TYPE:
         shape = recorded_shape.shape_of(pretrained.record_of(config, folder), {}, folder)
         return Described("egovlpv2", shape.image_size, shape.frames, tokenizer_key="tokenizer", fuses=True)
-    vision = config.get("vision_config")
-    size = vision.get("image_size", 224) if isinstance(vision, dict) else 224
-    if not isinstance(size, int):
-        raise WeightsError(f"{folder / hub.CONFIG}: vision_config.image_size is {size!r:.60}, expected a whole number")
-    family = config["model_type"]
-    return Described(family, size, None, peers.recommended(family, size))
+    shape = hugging_face.shape_of_folder(folder)
+    return Described(shape.family, shape.image_size, None, peers.recommended(shape.family, shape.image_size))
