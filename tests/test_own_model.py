@@ -14,10 +14,12 @@ from egokit import tasks
 from egokit.config import trust
 from egokit.config.build import ConfigError, to_dict
 from egokit.config.registry import restore
+from egokit.config.yaml_file import to_yaml
 from egokit.jobs import code_snapshot, preflight
 from egokit.model import sources, weights
+from egokit.notebook import headless
 from egokit.runs import ledger
-from egokit.runs.run_folder import Run
+from egokit.runs.run_folder import NOTEBOOK, Run
 from egokit.train import evaluate
 
 EXAMPLE = ROOT / "docs/examples/own_model.py"
@@ -52,7 +54,7 @@ WRONG = {  # what is replaced in the example, by what, and what the message says
     "no tokens": ("def tokens", "def token", r"Colours has no method tokens: write def tokens\(self, texts, longest\)"),
     "no video": ("def embed_video", "def video", r"Colours has no method embed_video: write def embed_video"),
     "no import": ("import egokit", "import egokit, no_such_library", r"mine\.py can't be imported.*no_such_library"),
-    "weights": ("def __init__(self)", "def __init__(self, weights)", r"made without weights.*give the weights"),
+    "weights": ("def __init__(self)", "def __init__(self, weights)", r"made without weights.*give them in init"),
     "no size": ("    image_size = 64", "    # image_size", r"Colours\.image_size is 'missing': expected the side"),
     "size": ("image_size = 64", 'image_size = "64"', r"Colours\.image_size is '64': expected the side of a frame"),
     "frames": ("frames = None ", "frames = 0 ", r"Colours\.frames is 0: expected the most frames"),
@@ -79,7 +81,7 @@ def test_what_is_wrong_of_a_model_is_said_with_its_file_and_class(mine, name):
 
 def test_weights_are_given_to_the_class_and_to_no_other(mine, tmp_path, resolve):
     file, _ = mine
-    with pytest.raises(ConfigError, match=r"made with weights.*leave the weights out, init: .*mine\.py:Colours,"):
+    with pytest.raises(ConfigError, match=r"made with weights.*leave them out, init: .*mine\.py:Colours,"):
         egokit.load(f"{file}:Colours:w")
     file.write_text(TEXT.replace("def __init__(self)", "def __init__(self, weights)").replace(
         "super().__init__()", "super().__init__(); self.given = weights"))
@@ -154,6 +156,23 @@ def test_an_edited_file_is_another_job(mine, tmp_path):
         egokit.submit(config, run, "evaluate")
 
 
+def test_a_notebook_is_run_again_after_an_edit(mine, project):
+    """`egokit run` skips a notebook that has run to its end, as long as the model's file is the same."""
+    parameters = {"params": "toy/egomcq", "site": "tiny", "run_name": "edited", "overrides": f"init={mine[0]}:Colours"}
+    path = headless.notebook_path("05_egomcq")
+    config, folder = headless.resolve_notebook(path, parameters)
+    run = Run(folder)
+    shutil.copy(path, folder / NOTEBOOK)
+    (folder / "params.yaml").write_text(to_yaml(config))
+    run.write_metrics("egomcq", {"action": "evaluate", "init_sha256": sources.fingerprint(config.init)})
+    assert headless.finished("05_egomcq", parameters)
+    mine[0].write_text(TEXT + "# edited\n")
+    assert not headless.finished("05_egomcq", parameters)
+    mine[0].unlink()
+    with pytest.raises(ConfigError, match=r"mine\.py is missing"):
+        headless.finished("05_egomcq", parameters)
+
+
 JOBS = {  # notebook: (recipe, action)
     "05_egomcq": ("toy/egomcq", "evaluate"), "03_ek100": ("toy/ek100_finetune", "evaluate"),
     "04_charades_ego": ("toy/charades_finetune", "evaluate"), "06_egomq_features": ("toy/egomq", "extract"),
@@ -199,7 +218,7 @@ def test_its_features_and_its_index_name_it(jobs):
     run, _ = jobs["07_search"]
     searcher = egokit.search.open_index(run.config, run)
     hits = searcher("#C C moves the red box", top=3)
-    assert len(hits) == 3 and all(np.isfinite(hit.score) for hit in hits)
+    assert len(hits) == 3 and all(np.isfinite(hit.cosine) for hit in hits)
 
 
 @pytest.mark.slow

@@ -201,7 +201,7 @@ def test_push_uploads_what_is_saved(model, tmp_path, monkeypatch):
 
 
 DAMAGE = {
-    "not JSON": ("{", r"config\.json: not JSON.*expected the config\.json"),
+    "not JSON": ("{", r"config\.json: not JSON.*expected what transformers or egokit"),
     "a list": ("[]", r"config\.json.*expected an object"),
     "no kind": ("{}", r"'model_type' is missing"),
     "no record": ('{"model_type": "egokit"}', r"'egokit' is missing"),

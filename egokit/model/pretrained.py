@@ -29,11 +29,11 @@ def record_of(config: dict, folder: Path) -> dict:
     Raises:
         WeightsError: the record is damaged, or of a later version of the format.
     """
-    fix = "expected the config.json that save_pretrained of egokit has written"
     try:
         check_fields(config, {"egokit": RECORD})
     except ValueError as error:
-        raise WeightsError(f"{folder / hub.CONFIG}: {shortened(error)}; {fix}") from None
+        raise WeightsError(f"{folder / hub.CONFIG}: {shortened(error)}; expected what save_pretrained of egokit has "
+                           "written") from None
     record = config["egokit"]
     if record["format"] != checkpoints.FORMAT:
         raise WeightsError(f"{folder / hub.CONFIG}: its format is {shown(record['format'], 40)}, but this egokit reads "
