@@ -40,7 +40,7 @@ def make(folder: Path) -> list[Path]:
     import torch
 
     from egokit.config.schema import ModelConfig
-    from egokit.model import weights
+    from egokit.model import backbones, weights
     model = backbones.initialise(ModelConfig(projection="linear256", depth=1, num_fused_layers=1), "", seed=0)
     parser = types.ModuleType("parse_config")
     parser.ConfigParser = type("ConfigParser", (), {"__module__": "parse_config"})

@@ -37,12 +37,17 @@ class Numbers:
         clips: numbers of the clips that were embedded.
     """
 
+    fuses = True
+
     def __init__(self, device: torch.device):
         self.device, self.parts, self.clips = device, [], []
 
     def tokens(self, texts: list[str], longest: int) -> dict:
         ids = torch.tensor([[int(text)] for text in texts], device=self.device)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    def normalise(self, pixels):
+        return pixels
 
     def embed_video(self, frames):
         self.clips += frames[:, 0, 0, 0, 0].tolist()
@@ -99,10 +104,9 @@ def scored(task: EgoMCQ, model: Numbers, frames: int, ranks: int = 1) -> dict[st
 @pytest.mark.parametrize("frames", [1, 4, 16, 7])
 @pytest.mark.parametrize("batch_size, questions, clips", [(1, 3, 9), (2, 30, 20), (3, 40, 150), (5, 1, 5), (8, 60, 5)])
 def test_every_pair_is_scored_once_in_parts_of_one_size(monkeypatch, frames, batch_size, questions, clips):
-    monkeypatch.setattr("egokit.tasks.egomcq.normalise", lambda video: video)
     kept, score_part = [], EgoMCQ._score_part
-    monkeypatch.setattr(EgoMCQ, "_score_part", lambda self, model, part, video_BE, *rest: kept.append(len(video_BE))
-                        or score_part(self, model, part, video_BE, *rest))
+    monkeypatch.setattr(EgoMCQ, "_score_part", lambda self, model, part, T, video_BE, *rest: kept.append(len(video_BE))
+                        or score_part(self, model, part, T, video_BE, *rest))
     task = numbered(batch_size, questions, clips, seed=frames)
     size, pairs = 16 * batch_size // frames, 5 * questions
     clip, text = task.choices.flatten(), np.repeat(np.arange(questions), 5)
@@ -124,8 +128,7 @@ def test_every_pair_is_scored_once_in_parts_of_one_size(monkeypatch, frames, bat
 
 
 @pytest.mark.parametrize("batch_size, questions, clips", [(1, 3, 9), (4, 30, 20)])
-def test_on_a_cpu_pairs_are_scored_with_their_batch_and_nothing_is_padded(monkeypatch, batch_size, questions, clips):
-    monkeypatch.setattr("egokit.tasks.egomcq.normalise", lambda video: video)
+def test_on_a_cpu_pairs_are_scored_with_their_batch_and_nothing_is_padded(batch_size, questions, clips):
     task, model, expected = numbered(batch_size, questions, clips, seed=0), Numbers(CPU), []
     batches = list(batches_of(task, 4, CPU))
     for batch in batches:

@@ -11,7 +11,7 @@ import transformers
 from torch import nn
 
 from egokit.config.schema import ModelConfig
-from egokit.model import weights
+from egokit.model import backbones
 from egokit.model.checkpoints import WeightsError
 
 

@@ -70,6 +70,7 @@ def work(folder: Path, spec: dict) -> None:
             if spec["action"] != "extract" and (chance := scored.chance()):
                 run.write_metrics("chance", chance)
             origin = provenance(scored, spec, distributed.world_size(), type(task))
+            origin["score"] = scored.score_of(result)
             told = {"failed": result["failed"]} if "failed" in result else {}
             run.write_metrics(spec["section"], result | origin | told | {"devices": rank_devices})
 

@@ -23,8 +23,13 @@ from egokit.model.input_checks import (
     in_parts,
 )
 
+ONLY_EGOVLPV2 = frozenset(
+    {"answer", "compute_as", "config", "fuse", "fused_video", "fusion_norm", "fusion_trunk", "head", "itm_from_states",
+     "itm_logits", "match", "mlm_from_states", "mlm_logits", "num_unfused", "own", "parameters_by_role", "text_trunk",
+     "unused_parameters"})  # attributes
 
-class FusionError(ValueError):
+
+class FusionError(AttributeError, ValueError):
     """Fusion is asked of a model that has no fusion encoder; the message names the model and says what to do."""
 
 
@@ -167,12 +172,12 @@ class Dual(nn.Module):
         """Return embeddings of clips, (B, E) float32, not normalised.
 
         Example:
-            video_BE = model.encode_video(torch.stack([egokit.read_clip("video.mp4", 3.0, 5.0, frames=4)]))
+            video_BE = model.encode_video(torch.stack([egokit.read_clip("video.mp4", 3.0, 5.0, model=model)]))
 
         Args:
-            frames_BTCHW: B clips of T frames, (B, T, 3, size, size), normalised as `model.normalise` does (EgoVLPv2: by
-                ImageNet's mean and standard deviation, as `egokit.read_clip` gives them). T is at most `model.frames`;
-                `egokit.load(path, frames=T)` makes room for more.
+            frames_BTCHW: B clips of T frames, (B, T, 3, size, size), normalised as `model.normalise` and
+                `egokit.read_clip(…, model=model)` do; EgoVLPv2's by ImageNet's mean and standard deviation. T is at
+                most `model.frames`; `egokit.load(path, frames=T)` makes room for more.
 
         Raises:
             ValueError: shape, number of frames or values are not as expected; the message says what to change.
@@ -180,19 +185,15 @@ class Dual(nn.Module):
         return in_parts(lambda rows: self.embed_video(self.prepared_frames(frames_BTCHW[rows])),
                         *self.clips_at_once(frames_BTCHW))
 
-    # What only a model with a fusion encoder can do
-
-    def match(self, frames_BTCHW: Tensor, text) -> Tensor:
-        self.require_fusion("match")
-
-    def itm_logits(self, frames_BTCHW: Tensor, text) -> Tensor:
-        self.require_fusion("itm_logits")
-
-    def mlm_logits(self, frames_BTCHW: Tensor, text) -> Tensor:
-        self.require_fusion("mlm_logits")
-
-    def answer(self, frames_BTCHW: Tensor, question=None, k: int = 5) -> list[list[tuple[str, float]]]:
-        self.require_fusion("answer")
+    def __getattr__(self, name: str):
+        """Say of what only EgoVLPv2 models have, such as `match`, that this one has no fusion encoder."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name not in ONLY_EGOVLPV2 or self.fuses:
+                raise
+        raise FusionError(f"{self.family} has no fusion encoder, and no .{name} as EgoVLPv2 models have: use an "
+                          "EgoVLPv2 checkpoint, or leave out what needs it")
 
 
 def similarity(one_BE: Tensor, other_BE: Tensor) -> Tensor:

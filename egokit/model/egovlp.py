@@ -19,11 +19,12 @@ from egokit.model.heads import MLMHead, Pooler, build_projection
 from egokit.model.input_checks import checked_tokens, of_few_lengths
 from egokit.model.layers import Linear, init_std
 from egokit.model.pairs import fused_outputs
+from egokit.model.pretrained import Pretrained
 from egokit.model.text_encoder import TextEncoder, additive_mask
 from egokit.model.video_encoder import VideoEncoder
 
 
-class EgoVLP(Dual):
+class EgoVLP(Dual, Pretrained):
     """EgoVLPv2: a dual encoder for retrieval and a fusion encoder for matching and masked words.
 
     They share a pair of backbones. `egokit.load` makes one from a checkpoint.

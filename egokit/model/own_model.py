@@ -62,7 +62,8 @@ def build(file: str, class_name: str, weights: str = "", frames: int | None = No
     except TypeError as error:
         fix = (f"leave the weights out, init: {file}:{class_name}, or write def __init__(self, weights)" if weights else
                f"give the weights in init, {file}:{class_name}:weights, or write def __init__(self)")
-        raise ConfigError(f"{where} can't be made {'with' if weights else 'without'} weights ({error}): {fix}") from None
+        how = "with" if weights else "without"
+        raise ConfigError(f"{where} can't be made {how} weights ({error}): {fix}") from None
     model = kind(*arguments)
     _check_attributes(model, where)
     if frames is not None and model.frames is not None and frames > model.frames:

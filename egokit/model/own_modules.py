@@ -104,7 +104,8 @@ def attach(model, task) -> list[str]:
     """Give a model the head and modules of a task, with the weights that the model's checkpoint has for them.
 
     Args:
-        model: an EgoVLP or a FeatureModel; what its checkpoint has of another task is left out, and named.
+        model: an EgoVLP or a FeatureModel; what its checkpoint has of another task is left out, and named. Another
+            Dual stays as it is.
         task: `task.head(model)` and `task.modules(model)` make them; the random numbers in it depend on the seed alone.
 
     Returns:
@@ -114,6 +115,9 @@ def attach(model, task) -> list[str]:
         ConfigError: `task.head` or `task.modules` gives something else than a module, or modules by names.
         WeightsError: a module does not fit the checkpoint's weights.
     """
+    if not getattr(model, "fuses", True):
+        _expect_none(model, task)
+        return []
     saved, fresh = saved_state(model), []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(task.config.seed)
@@ -149,6 +153,16 @@ def attach(model, task) -> list[str]:
     model.head = None if head is None else head.to(model.device)
     model.own = nn.ModuleDict(made).to(model.device)
     return fresh
+
+
+def _expect_none(model, task) -> None:
+    """Raise ConfigError if a task adds modules to a model that egokit neither trains nor saves."""
+    head, made = task.head(model), task.modules(model)
+    if head is not None or made:
+        names = ", ".join([HEAD] * (head is not None) + [*made])
+        raise ConfigError(f"{type(task).__name__} adds {names} to the model, which only a trained EgoVLPv2 model has, "
+                          f"but init names {model.family}: use an EgoVLPv2 checkpoint, or train a head on its stored "
+                          "features")
 
 
 def _check_classes(saved: nn.Module, given: nn.Module, source: str) -> None:

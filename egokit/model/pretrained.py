@@ -13,6 +13,7 @@ from egokit.config.json_file import check_fields
 from egokit.config.names import shortened
 from egokit.model import checkpoints, hub
 from egokit.model.checkpoints import WeightsError
+from egokit.model.text_encoder import load_tokenizer
 from egokit.runs.files import write_text
 from egokit.runs.run_folder import Run
 from egokit.runs.shown_text import shown
@@ -141,7 +142,11 @@ class Pretrained(ModelHubMixin, library_name="egokit", repo_url=CODE,
         from egokit.model import weights
         folder, record = Path(save_directory), weights.record_of(self)
         if os.path.isdir(record["tokenizer"]) or os.path.isabs(record["tokenizer"]):  # no name: it goes with the model
-            self.tokenizer.inner.save_pretrained(folder)
+            try:
+                load_tokenizer(record["tokenizer"]).inner.save_pretrained(folder)
+            except FileNotFoundError as error:
+                raise WeightsError(f"{folder}: the model's tokenizer can't be written beside it: {error}; set "
+                                   "model.tokenizer_source to the folder or name that it was trained with") from None
             record["tokenizer"] = ""
         checkpoints.write(folder / hub.TENSORS, record | {"state_dict": self.state_dict()})
         write_text(folder / hub.CONFIG, json.dumps(
@@ -189,12 +194,13 @@ def _results(run: Run) -> list[str]:
             continue
         where = [f"task {_public(entry.get('task', ''))}", f"{entry.get('frames', '?')} frames",
                  f"{entry.get('expected', '?')} samples", *(["the embedded toy data set"] if entry.get("toy") else [])]
-        lines += ["", f"## Results: {shown(section, 60)}", "", f"On {', '.join(where)}.", "", "| metric | |", "|---|---|"]
+        lines += ["", f"## Results: {shown(section, 60)}", "", f"On {', '.join(where)}.", "", "| metric | |",
+                  "|---|---|"]
         lines += [f"| {shown(key, 60).replace('|', ' ')} | {value:.4g} |" for key, value in metrics.items()]
         recipe = {key: value for key, value in (entry.get("recipe") or {}).items() if value == _public(value)}
         if recipe:
             text = yaml.safe_dump(recipe, sort_keys=True, allow_unicode=True).strip()
-            lines += ["", "Its recipe:", "", "```yaml", *(line.replace("```", "'''") for line in text.split("\n")), "```"]
+            lines += ["", "Its recipe:", "", "```yaml", text.replace("```", "'''"), "```"]
     return lines
 
 

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Literal
 
 from egokit.config.init_forms import split_hub
+from egokit.config.names import shortened
 from egokit.config.own_code import split_model_file
 from egokit.model import checkpoints, hub
 from egokit.model.checkpoints import WeightsError
 from egokit.runs.files import file_sha256
+
 
 @dataclasses.dataclass(frozen=True)
 class Source:
@@ -39,14 +41,14 @@ class Described:
         image_size: side of its frames in pixels; None: not known before it is loaded.
         frames: how many frames of a clip its file has places for; None: any number, or not known.
         recommended: keys of a recipe that the family's own evaluation has, with their values.
-        tokenizer: which of the site's its texts need: "roberta", "clip" or "bert"; "own" if it brings one.
+        tokenizer_key: the site's key that names its tokenizer; "" if it brings one.
         fuses: whether it has a fusion encoder; None: not known before it is loaded.
     """
     family: str
     image_size: int | None = None
     frames: int | None = None
     recommended: dict[str, object] = dataclasses.field(default_factory=dict)
-    tokenizer: str = "own"
+    tokenizer_key: str = ""
     fuses: bool | None = False
 
 
@@ -163,15 +165,20 @@ def describe(init: str | Path) -> Described:
     content = checkpoints.outline(source.path)
     state, _ = unwrap(checkpoints.state_dict(content, source.path))
     if family := peers.family_of(state):
-        shape = peers.shape_of(family, {key: tuple(value.shape) for key, value in state.items()})
-        return Described(family, shape.image_size, shape.frames, peers.recommended(family, shape.image_size),
-                         shape.tokenizer)
+        peers.refuse(state, source.path)
+        try:
+            shape = peers.shape_of(family, {key: tuple(value.shape) for key, value in state.items()})
+        except (ValueError, TypeError, ArithmeticError) as error:
+            raise WeightsError(f"{source.path}: no {family} can have the shape that its weights tell "
+                               f"({shortened(error)}); expected a released file, or one of its layout") from None
+        recommended = peers.recommended(family, shape.image_size, shape.from_clip)
+        return Described(family, shape.image_size, shape.frames, recommended, shape.tokenizer_key)
     state, unknown = our_keys(state)
     record = recorded_shape.read_record(content, source.path)
     if not record and not state:
         peers.refuse(state | dict.fromkeys(unknown), source.path)
     config = recorded_shape.shape_of(record, state, source.path)
-    return Described("egovlpv2", config.image_size, config.frames, tokenizer="roberta", fuses=True)
+    return Described("egovlpv2", config.image_size, config.frames, tokenizer_key="tokenizer", fuses=True)
 
 
 def _describe_folder(folder: Path) -> Described:
@@ -181,7 +188,7 @@ def _describe_folder(folder: Path) -> Described:
     hub.tensor_files(folder)
     if config["model_type"] == pretrained.MODEL_TYPE:
         shape = recorded_shape.shape_of(pretrained.record_of(config, folder), {}, folder)
-        return Described("egovlpv2", shape.image_size, shape.frames, tokenizer="roberta", fuses=True)
+        return Described("egovlpv2", shape.image_size, shape.frames, tokenizer_key="tokenizer", fuses=True)
     vision = config.get("vision_config")
     size = vision.get("image_size", 224) if isinstance(vision, dict) else 224
     if not isinstance(size, int):

@@ -128,15 +128,15 @@ def _egovlpv2(content: dict, state: dict[str, Tensor], second: list[str], path: 
                            f"its keys begin with {checkpoints.named(sorted(unknown), 5)}")
     config = shape_of(record, state, path)
     class_head = recorded_head.take(content, state, own, unknown, config.width, path)
+    tokenizer, named = tokenizer or (record["tokenizer"] if record else "roberta-base"), tokenizer
     content.clear()
     temporal = state.get("video.temporal_embed")
     if frames is not None and frames != config.frames:
         if temporal is not None and temporal.ndim == 3:
             state["video.temporal_embed"] = resize_temporal(temporal.float(), frames)
         config = dataclasses.replace(config, frames=frames)
-    if tokenizer and not Path(tokenizer).is_dir():
-        load_tokenizer(tokenizer, fetch=True)
-    tokenizer = tokenizer or (record["tokenizer"] if record else "roberta-base")
+    if named and not Path(named).is_dir():
+        load_tokenizer(named, fetch=True)
     try:
         with without_weights():
             model = EgoVLP(config.computed_as(ModelConfig()), tokenizer)
@@ -161,8 +161,8 @@ def _egovlpv2(content: dict, state: dict[str, Tensor], second: list[str], path: 
 def _expect_none(given: dict, path) -> None:
     """Raise WeightsError for arguments of `load` that only EgoVLPv2 models have a use for."""
     if named := [f"{key}=" for key, value in given.items() if value not in (None, False)]:
-        raise WeightsError(f"{path} is no EgoVLPv2 model, and {', '.join(named)} {'is' if len(named) == 1 else 'are'} for "
-                           "those alone: leave it out, as another model is loaded whole, without heads, a task's "
+        raise WeightsError(f"{path} is no EgoVLPv2 model, but {', '.join(named)} {'is' if len(named) == 1 else 'are'} "
+                           "for those alone: leave it out, as another model is loaded whole, without heads, a task's "
                            "modules or a report")
 
 
@@ -186,8 +186,8 @@ def save(model: EgoVLP | FeatureModel, path: str | Path, **extra) -> None:
         WeightsError: it can't be written, such as on a full disk; what was there before is whole.
     """
     if not isinstance(model, (EgoVLP, FeatureModel)):
-        raise WeightsError(f"{path}: a checkpoint of egokit holds an EgoVLPv2 model, not a {type(model).__name__}: keep "
-                           "the file that it was loaded from")
+        raise WeightsError(f"{path}: a checkpoint of egokit holds an EgoVLPv2 model, not a {type(model).__name__}: "
+                           "keep the file that it was loaded from")
     checkpoints.write(path, record_of(model) | {"state_dict": model.state_dict(), **extra})
 
 
@@ -249,7 +249,5 @@ def initial_model(config: Config, frames: int | None = None, code: Path | None =
 
 
 def tokenizer_of(config: Config, described: sources.Described) -> str | None:
-    """Return the site's tokenizer for a model, by name or as a folder; None for a model that brings its own."""
-    site = config.site
-    return {"roberta": site.tokenizer, "clip": site.clip_tokenizer, "bert": site.bert_tokenizer}.get(
-        described.tokenizer)
+    """Return the site's tokenizer for a model, a name or folder; None for a model that brings its own."""
+    return getattr(config.site, described.tokenizer_key) if described.tokenizer_key else None

@@ -108,11 +108,11 @@ def finished(name: str, parameters: dict) -> bool:
     used = {(section["init_sha256"], find(config.task.name).encodes(section.get("action", "extract")))
             for section in Run(folder).metrics().values() if section.get("init_sha256")}
     if used:
-        from egokit.model import checkpoints
+        from egokit.model import checkpoints, sources
         try:
             for recorded, encodes in used:
-                files = [checkpoints.find(config.init)] if encodes else find(config.task.name).input_files(config)
-                if recorded != sha256_of(files):
+                if recorded != (sources.fingerprint(config.init) if encodes else
+                                sha256_of(find(config.task.name).input_files(config))):
                     return False
         except (checkpoints.WeightsError, FileNotFoundError):
             return False

@@ -9,7 +9,6 @@ import torch
 from egokit import tasks
 from egokit.config.build import ConfigError, did_you_mean
 from egokit.data.video.timeline import VideoError
-from egokit.data.video.transforms import normalise
 from egokit.model import weights
 from egokit.notebook.safe_html import NO_FORMULAS, escape, page
 from egokit.runs.files import write_text
@@ -95,7 +94,7 @@ class Answerer:
             raise ConfigError("the question is empty: write one, such as "
                               f"{self.examples[0].query if self.examples else 'what is opened?'!r}")
         text = re.sub("[\ud800-\udfff]", "\ufffd", question)  # halves of characters, which no tokenizer takes
-        return self.model.answer(normalise(self.frames(clip))[None], text, top)[0]
+        return self.model.answer(self.model.normalise(self.frames(clip))[None], text, top)[0]
 
     def film(self, clip: str) -> Film:
         """Return the clip as a hit, which a page plays."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from egokit.config.build import ConfigError, merge
 from egokit.config.resolve import outputs_folder, parse_overrides, resolve
+from egokit.jobs.preflight import expect_fusion
 from egokit.runs.run_folder import Run
 from egokit.search.clip_files import export, write_csv
 from egokit.search.index_task import Search, is_up_to_date
@@ -54,6 +55,8 @@ def answer(arguments) -> None:
         given["init"] = str(Path(arguments.checkpoint).resolve()) if is_path else arguments.checkpoint
     overrides = merge(parse_overrides(arguments.overrides), parse_overrides(given))
     config = resolve(arguments.params, arguments.site, overrides, arguments.run or "demo")
+    if arguments.rerank:
+        expect_fusion(config.init, "re-ranking (--rerank)")
     run = Run(outputs_folder() / Search.notebook / (arguments.run or run_name(videos)))
     before, warning = read_manifest(run.path / "features"), model_notes(config)[1]
     if warning and not is_up_to_date(config, run.path / "features"):

@@ -21,7 +21,6 @@ from egokit.config.names import printable
 from egokit.config.schema import Config, Positive, TaskConfig
 from egokit.data.video import frame_sampling, open_video
 from egokit.data.video.open_video import VideoError
-from egokit.model import checkpoints
 from egokit.runs.files import remove_abandoned, write_text
 from egokit.runs.run_folder import Run
 from egokit.search import vector_index
@@ -179,7 +178,7 @@ class Search(Task):
         """Return what the vectors depend on."""
         config = self.config
         return {"folder": str(video_folder(config)), "init": config.init,
-                "init_sha256": checkpoints.fingerprint(checkpoints.find(config.init)) if config.init else "",
+                "init_sha256": self.init_sha256(),
                 "window": config.task.window, "stride": config.task.stride, "frames": config.model.frames,
                 "resize": config.data.eval_resize, "precision": config.evaluate.precision}
 

@@ -103,4 +103,5 @@ def browser(searcher: Searcher, text: str, top: int = 12, rerank: int = 0):
                                     style=wide)
     status, view = live_view((query, results, reranked), content, "searching …",
                              lambda: _grid(searcher(query.value, results.value, reranked.value)))
-    return ipywidgets.VBox([query, ipywidgets.HBox([results, reranked]), status, view])
+    sliders = [results, *([reranked] if searcher.model.fuses else [])]
+    return ipywidgets.VBox([query, ipywidgets.HBox(sliders), status, view])

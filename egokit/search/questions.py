@@ -9,7 +9,7 @@ import torch
 
 from egokit import tasks
 from egokit.config.build import ConfigError, did_you_mean
-from egokit.model import checkpoints, feature_model
+from egokit.model import feature_model
 from egokit.model.own_modules import attach
 from egokit.notebook.open_run import is_live
 from egokit.notebook.safe_html import NO_FORMULAS, escape, live_view, page, styled
@@ -80,7 +80,7 @@ class Questioner:
             raise ConfigError("task.features are files of others: a question that is typed in needs the model that "
                               "made the questions' words; set task.features to a run that extracts, or, to read "
                               "features of others, task.words to such a run")
-        digest = checkpoints.fingerprint(checkpoints.find(config.init)) if config.init else ""
+        digest = self.task.init_sha256()
         for made in [spoken, *([files] if files.axes == 3 else [])]:
             if made.manifest.get("init_sha256") != digest:
                 by = made.manifest.get("init")

@@ -17,17 +17,15 @@ from egokit.config.names import printable
 from egokit.config.resolve import outputs_folder
 from egokit.config.schema import Config
 from egokit.data.video.open_video import VideoError
-from egokit.data.video.transforms import normalise
 from egokit.jobs import launch
-from egokit.model import weights
-from egokit.model.input_checks import of_few_lengths
+from egokit.model import sources, weights
 from egokit.model.precision import autocast
 from egokit.runs.run_folder import Run
 from egokit.search import index_task
 from egokit.tasks.windows import reason
 from egokit.toy.build import STAMP
 
-LONGEST = 30  # tokens of a query; a longer one is cut
+RERANK = "re-ranking (rerank)"
 NOT_THE_TOYS = ("the toy's model ranks videos that are not the toy's: expect no right hits. For your own videos take "
                 "the released weights: egokit search FOLDER QUERY --params search --site local; in a notebook "
                 'params = "search" and your site (docs/search.md)')
@@ -104,7 +102,8 @@ def model_notes(config: Config) -> tuple[str, str]:
     init, folder = Path(config.init), index_task.video_folder(config).resolve()
     name = f"run:{init.relative_to(outputs_folder())}" if init.is_relative_to(outputs_folder()) else config.init
     name = name or "random weights"
-    if not (Path(config.site.tokenizer).parent / STAMP).is_file():  # the toy's model has the toy's own vocabulary
+    has_its_words = (Path(config.site.tokenizer).parent / STAMP).is_file()  # the toy's model has the toy's vocabulary
+    if not has_its_words or (config.init and sources.describe(config.init).family != "egovlpv2"):
         return f"ranked by {name}", ""
     is_toy = any((parent / STAMP).is_file() for parent in (folder, *folder.parents))
     return f"ranked by {name} (the toy's model: it knows only the toy's videos)", "" if is_toy else NOT_THE_TOYS
@@ -171,8 +170,10 @@ class Searcher:
             cosine; their match is None, and the answer's notes say why.
 
         Raises:
-            ValueError: The query is empty.
+            ValueError: The query is empty; or `rerank` is asked of a model without fusion encoder, see `reranks`.
         """
+        if rerank:
+            self.model.require_fusion(RERANK)
         if not text.strip():
             raise ValueError("an empty query: write what is done, for example '#C C opens the box'")
         with autocast(self.model.device, self.task.config.evaluate.precision):
@@ -183,6 +184,13 @@ class Searcher:
         return Answer(hits[:top], [*self.notes, *(
             f"not re-ranked: {count} clip{'s' * (count > 1)} of {video}: {error}"
             for (video, error), count in errors.items())])
+
+    def reranks(self, count: int) -> int:
+        """Return how many moments can be re-ranked: `count`, or 0 of a model without fusion encoder, and print why."""
+        if self.model.fuses:
+            return count
+        print(f"not re-ranked: {self.model.family} has no fusion encoder; its hits are ordered by cosine")
+        return 0
 
     def moments(self, query_1E: np.ndarray, count: int) -> list[Hit]:
         """Return the nearest clips, without those that overlap a nearer clip of the same video."""
@@ -220,13 +228,13 @@ class Searcher:
             if read:
                 video = torch.stack([clip for _, clip in read])
                 with autocast(self.model.device, evaluate.precision):
-                    match = self.model.match(normalise(video.to(self.model.device)), tokens).cpu().tolist()
+                    match = self.model.match(self.model.normalise(video.to(self.model.device)), tokens).cpu().tolist()
                 ranked += [dataclasses.replace(hit, match=value) for (hit, _), value in zip(read, match, strict=True)]
         return sorted(ranked, key=lambda hit: -hit.match) + failed
 
     def tokens(self, text: str) -> dict[str, torch.Tensor]:
-        """Return a query's tokens, each (1, L) with L of few lengths on a GPU."""
-        return of_few_lengths(self.model.tokens([text], LONGEST), LONGEST)
+        """Return a query's tokens, each (1, …), on a GPU of few lengths; a longer query is cut."""
+        return self.model.tokens([text], self.model.max_tokens)
 
     def clip(self, hit: Hit) -> torch.Tensor:
         """Return a moment's frames, uint8 (T, 3, size, size).

@@ -40,4 +40,6 @@ def make(config, name: str | None = None, code: Path | None = None):
         name: of the task; None takes config.task.name.
         code: a job's snapshot of egokit, which holds the file of a user's task, too.
     """
-    return find(name or config.task.name, code)(config)
+    task = find(name or config.task.name, code)(config)
+    task.code = code
+    return task

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from egokit.config.build import ConfigError
 from egokit.config.schema import Config, TaskConfig
 from egokit.data.site_checks import Checks, Finding
-from egokit.data.video import open_video, transforms
-from egokit.model import checkpoints
+from egokit.data.video import open_video
+from egokit.model import sources
 from egokit.model.own_modules import refuse_trained
-from egokit.model.text_encoder import load_tokenizer
 from egokit.model.weights import initial_model
 from egokit.runs.ledger import Result
 from egokit.runs.run_folder import Run
@@ -48,6 +47,7 @@ class Task(TaskTools):
         selection_split: name of the split on which `validation` chooses the best checkpoint.
         fixed_length: whether training pads all texts to data.max_tokens, as on GPUs, where a new shape costs time.
         clips_per_sample, rows_per_sample: rows of batch["video"], and of `score_batch`, for each sample.
+        code: a job's copy of egokit, with the files of a user's task and model; None in no job.
         reports_last: whether a training's result is its last validation, and the best one is told beside it.
     """
     Params = TaskConfig
@@ -62,6 +62,7 @@ class Task(TaskTools):
     trains, selection_split = "embeddings", "test"
     fixed_length = reports_last = False
     clips_per_sample = rows_per_sample = 1
+    code: Path | None = None
 
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
@@ -81,8 +82,6 @@ class Task(TaskTools):
     def __init__(self, config: Config):
         self.config = config
         self.root = Path(config.site.root)
-        if self.encodes("train"):
-            self.tokenizer = load_tokenizer(config.site.tokenizer, fetch=True)
         open_video.import_reader(config.data.reader)
 
     @classmethod
@@ -104,11 +103,7 @@ class Task(TaskTools):
 
     @classmethod
     def published_recipe(cls, recipe: dict) -> tuple[str, str]:
-        """Return the name and the hash of the published recipe to compare a run's with.
-
-        Args:
-            recipe: the run's, {"section.key": value}.
-        """
+        """Return the name and the hash of the published recipe for a run's recipe, {"section.key": value}."""
         return cls.recipe, cls.recipe_sha256
 
     @classmethod
@@ -117,12 +112,21 @@ class Task(TaskTools):
         return True
 
     @classmethod
+    def needs_fusion(cls, config: Config, action: str) -> str:
+        """Return what of an action needs the model's fusion encoder, for messages; "" if nothing does."""
+        return ""
+
+    @classmethod
     def input_files(cls, config: Config) -> list[Path]:  # whose change makes a job without encoders another one
         return []
 
     def origin(self, action: str) -> str:
         """Return the checkpoint that an action's result is of: the file of `init`, "" for none."""
-        return str(checkpoints.find(self.config.init)) if self.config.init else ""
+        return sources.origin(self.config.init)
+
+    def init_sha256(self) -> str:
+        """Return the hash of `init`, and of the code that this job executes if that is a user's class; "" for none."""
+        return sources.fingerprint(self.config.init, self.code)
 
     @classmethod
     def outdated(cls, config: Config, run: Run) -> bool:
@@ -172,7 +176,9 @@ class Task(TaskTools):
 
     def initial_model(self, action: str) -> nn.Module:
         """Return the model that a job ("train", "evaluate", "extract") starts with: that of `init`, or a fresh one."""
-        return initial_model(self.config, self.config.data.eval_frames if action == "evaluate" else None)
+        model = initial_model(self.config, self.config.data.eval_frames if action == "evaluate" else None, self.code)
+        self.expect_fusion(model, action)
+        return model
 
     def head(self, model) -> nn.Module | None:
         """Return the task's head, or None: a `ClassHead`, or any module.
@@ -201,7 +207,7 @@ class Task(TaskTools):
 
     def embed_video(self, model, frames: Tensor) -> Tensor:
         """Return the embeddings (B, E) of clips, uint8 (B, T, 3, size, size), for losses and retrieval."""
-        return model.embed_video(transforms.normalise(frames))
+        return model.embed_video(model.normalise(frames))
 
     def prompts(self) -> list[str]:
         """Return the K texts that every sample is compared with; an evaluation encodes them once."""
@@ -211,7 +217,8 @@ class Task(TaskTools):
         """Score one batch of an evaluation.
 
         Args:
-            model: an EgoVLP in evaluation mode, under autocast in evaluate.precision, without gradients.
+            model: an EgoVLP, or another Dual, in evaluation mode, under autocast in evaluate.precision, without
+                gradients.
             batch: as `collate` makes it, on the model's device.
 
         Returns:
@@ -233,15 +240,15 @@ class Task(TaskTools):
         """
         raise NotImplementedError(f"{type(self).__name__} has no metrics")
 
-    def per_query(self, rows: dict[str, np.ndarray], prompts_KE: np.ndarray | None) -> dict[str, list[np.ndarray]]:
-        """Return what each query contributes to the metrics, for the significance of differences.
+    def score_of(self, metrics: dict[str, float]) -> str:
+        """Return which of an evaluation's metrics stands for its result: `best`, unless the model has it not."""
+        return self.best
 
-        Args:
-            rows, prompts_KE: as for `metrics`.
+    def per_query(self, rows: dict[str, np.ndarray], prompts_KE: np.ndarray | None) -> dict[str, list[np.ndarray]]:
+        """Return what each query contributes to the metrics in %, for the significance of differences.
 
         Returns:
-            {metric: groups}: in %, one number for each query of a group. The metric is the mean over the groups of
-            their means. {} if the task doesn't say.
+            {metric: groups of numbers, one a query}: the metric is the mean of the groups' means. {}: it isn't said.
         """
         return {}
 

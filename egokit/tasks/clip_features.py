@@ -40,11 +40,14 @@ class ClipFeatures(Extraction):
 
     Attributes:
         axes: number of axes of a clip's features, of which the last two are (features, dimension).
+        whose: which model's features `extract` writes: EgoVLPv2's, or those of a model without fusion encoder, of
+            which nothing but an embedding is known.
         spread: whether the windows of a clip that ends after its video are spread over what there is of it, as the
             original does; if not, each keeps its time, and the last ones show the last frame.
     """
     axes = 2
     spread = False
+    whose: Literal["egovlpv2", "peer"] = "egovlpv2"
 
     class Params(TaskConfig):
         features_per_second: Positive = 1.87    # features of one second of video
@@ -102,7 +105,16 @@ class ClipFeatures(Extraction):
 
     def layer(self) -> dict[str, str]:
         """Return what the manifest says of the features' place in the model."""
-        return {"layer": "video_projection"}
+        return {"layer": self.projection}
+
+    @property
+    def projection(self) -> str:
+        """The name of what `embed_video` returns, as the manifest has it."""
+        return "video_projection" if self.whose == "egovlpv2" else "embedding"
+
+    def extract(self, model, run: Run) -> dict[str, float]:
+        self.whose = "egovlpv2" if model.fuses else "peer"
+        return super().extract(model, run)
 
     def features(self, model, clip: dict) -> tuple[torch.Tensor, dict]:
         """Return the (features, E) float32 features of one clip, and the damage among its frames.

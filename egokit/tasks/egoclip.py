@@ -21,7 +21,6 @@ from egokit.data.egoclip_table import NOUNS, VERBS, EgoClipTable
 from egokit.data.loader import Samples
 from egokit.data.site_checks import EGOCLIP, EGOMCQ, PREP, Checks, Finding
 from egokit.data.video import clips, frame_sampling
-from egokit.data.video.transforms import normalise
 from egokit.model.dual import similarity
 from egokit.tasks import losses
 from egokit.tasks.base import Task
@@ -87,6 +86,10 @@ class EgoClip(Task):
     trains = "all"
     clips_per_sample = 2  # a clip and its negative
 
+    @classmethod
+    def needs_fusion(cls, config: Config, action: str) -> str:
+        return "pre-training with masked words and matching"
+
     def dataset(self, split: str) -> Clips:
         if split != "train":
             raise ValueError(f"EgoClip has only a train split, not {split!r}: it is validated on EgoMCQ")
@@ -122,7 +125,7 @@ class EgoClip(Task):
         contrastive = self.contrastive_loss(model, similarity_BB, positives_BB)
 
         # The unfused half of the video side serves MLM and ITM: the one large tensor that is kept of all clips
-        trunk_bSD = self.in_parts(lambda frames: model.fusion_trunk(normalise(frames)), batch["video"])
+        trunk_bSD = self.in_parts(lambda frames: model.fusion_trunk(model.normalise(frames)), batch["video"])
 
         # MLM and ITM: this rank's share of the global mean, times the world size
         mlm = self.masked_words_loss(model, batch, trunk_bSD)

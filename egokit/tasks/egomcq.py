@@ -1,6 +1,7 @@
 """EgoMCQ: a narration and five clips; which of them does it describe.
 
-Every distinct clip is read and encoded once. The fusion score needs a pass for each pair of question and clip, but the
+Every distinct clip is read and encoded once. A model without a fusion encoder is scored by its dual encoder alone, by
+the cosine and by the plain dot product. The fusion score needs a pass for each pair of question and clip, but the
 unfused half of the video side depends on the clip alone: it is computed once and serves all questions of the clip.
 Pairs are scored together with their clip, so that few clips are in memory.
 
@@ -24,9 +25,8 @@ from egokit.data.annotation_tables import classes_of
 from egokit.data.loader import Samples
 from egokit.data.site_checks import EGOMCQ, PREP, Checks, Finding
 from egokit.data.video import clips, frame_sampling
-from egokit.data.video.transforms import normalise
 from egokit.model.dual import similarity
-from egokit.model.input_checks import in_few_numbers, of_few_lengths, rounded_up
+from egokit.model.input_checks import in_few_numbers, rounded_up
 from egokit.runs.ledger import Result
 from egokit.tasks import class_names, metrics
 from egokit.tasks.multiple_choice import ChoiceTask
@@ -39,6 +39,15 @@ PUBLISHED = {("ensemble", "inter"): 91.0, ("ensemble", "intra"): 60.9}
 def clip_key(clip: dict) -> tuple[str, float, float]:
     """Return what identifies a clip of egomcq.json: video_uid, start and end in seconds."""
     return clip["video_uid"], float(clip["clip_start"]), float(clip["clip_end"])
+
+
+def dot(text_BE: Tensor, video_BE: Tensor) -> Tensor:
+    """Return the dot product of every row with every row, (B, B') float32: LaViLa's score.
+
+    Source: LaViLa (arXiv 2212.04501), its code for EgoMCQ.
+    """
+    with torch.autocast(text_BE.device.type, enabled=False):
+        return text_BE.float() @ video_BE.float().T
 
 
 def tags_of(clip: dict, tag: str) -> list[int]:
@@ -69,6 +78,9 @@ class DistinctClips(Samples):
 class EgoMCQ(ChoiceTask):
     """Multiple-choice questions, scored by dual encoder, fusion encoder and their sum.
 
+    A model without a fusion encoder has the scores "dual" and "dot", which is LaViLa's: the dot product of embeddings
+    that are not normalised.
+
     Attributes:
         types: (questions,) 1 for inter-video, 2 for intra-video.
         verb_only: (questions,) bool: all five clips share their nouns, so only the verb, which is the order of frames,
@@ -89,7 +101,8 @@ class EgoMCQ(ChoiceTask):
     peers = PEERS
     figures = ("questions-egomcq.png",)
     best = "ensemble_intra"
-    meanings: ClassVar = {"dual": "cosine", "fusion": "matching probability", "ensemble": "their sum"}
+    meanings: ClassVar = {"dual": "cosine", "fusion": "matching probability", "ensemble": "their sum",
+                          "dot": "dot product"}
     partly_relevant = "the same verb or the same noun"
     rows_per_sample = CHOICES  # a sample is a question, a row its pair with one clip
 
@@ -121,17 +134,22 @@ class EgoMCQ(ChoiceTask):
         """Score all pairs of a batch's clips.
 
         Returns:
-            "index" (question * 5 + choice), "dual" (cosine) and "fusion" (probability), a row for each pair.
+            "index" (question * 5 + choice), "dual" (cosine) and "fusion" (probability), a row for each pair; "dot" in
+            place of "fusion" of a model without fusion encoder.
         """
         parts = list(self._scored(model, [batch]))
         if not parts:  # no question asks for these clips
-            return {"index": np.zeros(0, int), "dual": np.zeros(0, np.float32), "fusion": np.zeros(0, np.float32)}
+            return {"index": np.zeros(0, int)} | dict.fromkeys(self._kinds(model), np.zeros(0, np.float32))
         return {key: np.concatenate([rows[key] for rows in parts]) for key in parts[0]}
 
     def score_batches(self, model, batches: Iterable[dict]) -> Iterator[dict[str, np.ndarray]]:
         if type(self).score_batch is not EgoMCQ.score_batch:  # a derived task scores each batch in its own way
             return super().score_batches(model, batches)
         return self._scored(model, batches)
+
+    @staticmethod
+    def _kinds(model) -> tuple[str, str]:
+        return ("dual", "fusion" if model.fuses else "dot")
 
     def _scored(self, model, batches: Iterable[dict]) -> Iterator[dict[str, np.ndarray]]:
         """Yield rows as `score_batch` returns them, each pair's once.
@@ -148,17 +166,18 @@ class EgoMCQ(ChoiceTask):
             full = len(pairs) // size * size if on_gpu else len(pairs)
             # before the clips are embedded, because moving tokens to a GPU waits until it is idle
             parts = [self._texts(model, pairs[at:min(at + size, full)], size) for at in range(0, full, size)]
-            frames = normalise(batch["video"])
-            clips = model.embed_video(frames), model.fusion_trunk(frames)
+            frames = model.normalise(batch["video"])
+            clips = model.embed_video(frames), *([model.fusion_trunk(frames)] if model.fuses else [])
             kept = tuple(torch.cat(both) for both in zip(kept, clips, strict=True)) if waiting else clips
             del clips, frames
             if parts:
-                yield self._rows([self._score_part(model, part, *kept, T) for part in parts])
+                yield self._rows([self._score_part(model, part, T, *kept) for part in parts], self._kinds(model))
             of_waiting = sorted({b for _, b in pairs[full:]})
             waiting = [(pair, of_waiting.index(b)) for pair, b in pairs[full:]]
             kept = tuple(x[of_waiting] for x in kept) if waiting else ()
         if waiting:
-            yield self._rows([self._score_part(model, self._texts(model, waiting, size), *kept, T)])
+            part = self._texts(model, waiting, size)
+            yield self._rows([self._score_part(model, part, T, *kept)], self._kinds(model))
 
     def pairs_at_once(self, frames: int, device: torch.device) -> int:
         """Return how many pairs go through the fused layers at once.
@@ -178,31 +197,33 @@ class EgoMCQ(ChoiceTask):
         added = rounded_up(len(index), model.device, size) - len(index)
         questions, question_P = np.unique(np.pad(index, (0, added), mode="edge") // CHOICES, return_inverse=True)
         texts = in_few_numbers([self.texts[q] for q in questions], model.device, -(-size // 4))
-        longest = self.config.data.eval_max_tokens
-        tokens = of_few_lengths(model.tokens(texts, longest), longest)
+        tokens = model.tokens(texts, self.config.data.eval_max_tokens)
         own_P = np.pad(own, (0, added), mode="edge")
         return index, *(torch.from_numpy(x).to(model.device) for x in (own_P, question_P)), tokens
 
-    def _score_part(self, model, part: tuple, video_BE: Tensor, trunk_BSD: Tensor, frames: int) -> tuple:
-        """Return a part's pair numbers, and the cosine and the matching probability of each, still on the device."""
+    def _score_part(self, model, part: tuple, frames: int, video_BE: Tensor, trunk_BSD: Tensor | None = None) -> tuple:
+        """Return a part's pair numbers, and both scores of each as `_kinds` names them, still on the device."""
         index, own_P, question_P, tokens = part
+        if trunk_BSD is None:
+            text_BE = model.embed_text(tokens)
+            return index, similarity(text_BE, video_BE)[question_P, own_P], dot(text_BE, video_BE)[question_P, own_P]
         words, mask = model.text_trunk(tokens)[question_P], tokens["attention_mask"][question_P]
         states = model.fuse(trunk_BSD[own_P], words, mask, frames, "itm")
         fusion_P = model.itm_from_states(*states).float().softmax(-1)[:, 1]
         return index, similarity(model.embed_text(tokens), video_BE)[question_P, own_P], fusion_P
 
-    def _rows(self, parts: list[tuple]) -> dict[str, np.ndarray]:
+    def _rows(self, parts: list[tuple], kinds: tuple[str, str]) -> dict[str, np.ndarray]:
         """Return the rows of parts, without what was padded."""
         cut = [(index, *(x[:len(index)].cpu().numpy() for x in scores)) for index, *scores in parts]
         return self.require_finite({key: np.concatenate(values) for key, values in
-                                    zip(("index", "dual", "fusion"), zip(*cut, strict=True), strict=True)})
+                                    zip(("index", *kinds), zip(*cut, strict=True), strict=True)})
 
     def require_finite(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return the rows, or raise a ValueError that names a score of NaN or Inf.
 
         argmax would take the first NaN for the highest score.
         """
-        for name in ("dual", "fusion"):
+        for name in [name for name in ("dual", "fusion", "dot") if name in rows]:
             for place in np.flatnonzero(~np.isfinite(rows[name]))[:1]:
                 q, c = divmod(int(rows["index"][place]), CHOICES)
                 uid, start, stop = self.clips[self.choices[q, c]]
@@ -218,9 +239,12 @@ class EgoMCQ(ChoiceTask):
         return metrics.chance(metrics.egomcq, (len(self.texts), CHOICES), self.answers, self.types, draws=500)
 
     def score_matrix(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return the (questions, 5) scores of "dual", "fusion" and "ensemble", which is their sum."""
-        out = {name: rows[name].reshape(-1, CHOICES) for name in ("dual", "fusion")}
-        return out | {"ensemble": out["dual"] + out["fusion"]}
+        """Return the (questions, 5) scores of "dual", "fusion" and "ensemble", which is their sum; or "dual", "dot"."""
+        out = {name: rows[name].reshape(-1, CHOICES) for name in ("dual", "fusion", "dot") if name in rows}
+        return out | ({"ensemble": out["dual"] + out["fusion"]} if "fusion" in out else {})
+
+    def score_of(self, metrics: dict[str, float]) -> str:
+        return self.best if self.best in metrics else "dual_intra"
 
     def describe_clip(self, v: int) -> str:
         clip = self.entries[v]
@@ -245,7 +269,7 @@ class EgoMCQ(ChoiceTask):
 
         Returns:
             "<score>_inter", "<score>_intra" and, if there are such questions, "<score>_verb_only", for the scores
-            "dual", "fusion" and "ensemble".
+            that `score_matrix` has.
         """
         out = {}
         for name, scores in self.score_matrix(rows).items():

@@ -25,10 +25,9 @@ from egokit.config.schema import Config, Input, Scored, Share, TaskConfig
 from egokit.data.loader import Samples
 from egokit.data.site_checks import Checks, Finding
 from egokit.data.video.timeline import VideoError
-from egokit.data.video.transforms import normalise
 from egokit.model.checkpoints import WeightsError
 from egokit.model.class_head import ClassHead
-from egokit.model.input_checks import in_few_numbers, of_few_lengths
+from egokit.model.input_checks import in_few_numbers
 from egokit.runs.ledger import Result
 from egokit.tasks.base import Task
 from egokit.tasks.taskqa import accuracy, annotations, site, vocabulary
@@ -94,6 +93,10 @@ class EgoTaskQA(Task):
     @classmethod
     def published_recipe(cls, recipe: dict) -> tuple[str, str]:
         return RECIPES.get(recipe.get("task.split"), RECIPES["direct"])
+
+    @classmethod
+    def needs_fusion(cls, config: Config, action: str) -> str:
+        return "answering questions about clips (EgoTaskQA)" if cls.encodes(action) else ""
 
     def questions_of(self, split: str) -> list[Question]:
         """Return the questions of "train", "val" or "test" that are used, in the file's order."""
@@ -175,7 +178,7 @@ class EgoTaskQA(Task):
         frames, tokens = batch["video"].shape[1], batch["tokens"]
 
         def logits(video: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-            trunk_BSD = model.fusion_trunk(normalise(video))
+            trunk_BSD = model.fusion_trunk(model.normalise(video))
             return model.head(model.fused_video(trunk_BSD, {"input_ids": ids, "attention_mask": mask}, frames)).float()
 
         logits_bK = self.in_parts(logits, batch["video"], tokens["input_ids"], tokens["attention_mask"])
@@ -207,12 +210,12 @@ class EgoTaskQA(Task):
             own_P: the clip of each question, its number in `video`.
             texts: the questions.
         """
-        trunk_BSD, frames = model.fusion_trunk(normalise(video)), video.shape[1]
+        trunk_BSD, frames = model.fusion_trunk(model.normalise(video)), video.shape[1]
         size, longest, parts = self.questions_at_once(frames, model.device), self.config.data.eval_max_tokens, []
         for at in range(0, len(texts), size):
             part, own = texts[at:at + size], list(own_P[at:at + size])
             padded = in_few_numbers(part, model.device)
-            tokens = of_few_lengths(model.tokens(padded, longest), longest)
+            tokens = model.tokens(padded, longest)
             rows = torch.tensor(own + own[-1:] * (len(padded) - len(part)), device=model.device)
             parts.append(model.fused_video(trunk_BSD[rows], tokens, frames)[:len(part)])
         return torch.cat(parts)

@@ -22,7 +22,7 @@ from egokit.config.schema import Config, Input
 from egokit.data.loader import build_loader, move_to_device
 from egokit.data.site_checks import Checks, Finding
 from egokit.data.video.timeline import VideoError
-from egokit.model import checkpoints, feature_model
+from egokit.model import checkpoints, feature_model, sources
 from egokit.model.class_head import ClassHead
 from egokit.model.feature_model import FeatureModel
 from egokit.model.precision import autocast
@@ -173,7 +173,9 @@ class EgoTaskQAHead(Extraction, EgoTaskQA):
 
     def initial_model(self, action: str) -> nn.Module:
         if action == "extract":
-            return initial_model(self.config, self.config.data.eval_frames)
+            model = initial_model(self.config, self.config.data.eval_frames, self.code)
+            self.expect_fusion(model, action)
+            return model
         head = self.config.task.head_init
         if action == "evaluate" and not head:
             raise checkpoints.WeightsError("task.head_init is empty: give the head to evaluate, a run that has trained "
@@ -241,6 +243,6 @@ class EgoTaskQAHead(Extraction, EgoTaskQA):
 def fingerprint(init: str) -> str:
     """Return the fingerprint of the checkpoint `init`; "" if it is not named, or not here."""
     try:
-        return checkpoints.fingerprint(checkpoints.find(init)) if init else ""
+        return sources.fingerprint(init)
     except (checkpoints.WeightsError, FileNotFoundError):
         return ""

@@ -137,6 +137,7 @@ class Extraction(Task):
             ConfigError: the files do not fit on the disk; nothing is written.
             VideoError: clips cannot be read, more than may fail; the files of all others are written first.
         """
+        self.expect_fusion(model, "extract")
         began, data = time.perf_counter(), self.fingerprints()
         rank, folder, init = distributed.rank(), run.path / self.stored, self.config.init
         clips = distributed.gather_objects(self.clips())[0]  # rank 0's, because the list may be edited meanwhile
@@ -145,7 +146,7 @@ class Extraction(Task):
         if rank == 0:
             self.check_room(model, run, clips)
         distributed.barrier()
-        digest = checkpoints.fingerprint(checkpoints.find(init)) if init and rank == 0 else ""
+        digest = self.init_sha256() if rank == 0 else ""
 
         self.read_ahead([clip for clip in clips[rank::distributed.world_size()] if not self.is_made(run, clip)])
 

@@ -19,7 +19,7 @@ class ChoiceTask(QueryTask):
         choices: (Q, C) numbers of the clips, in `dataset("test")`, among which a question asks.
         answers: (Q,) which of the C choices is right.
         kinds: labels of each question, the first of which is its kind; () if all are of one.
-        deciding: the score of `score_matrix` whose highest value is the model's choice.
+        deciding: the score of `score_matrix` whose highest value is the model's choice; see `decides`.
         meanings: {score: what it is, in words}, for pictures.
     """
     kinds: Sequence[list[str]] = ()
@@ -30,6 +30,10 @@ class ChoiceTask(QueryTask):
         """Return (Q, C) scores by name: one, or a plain one, one that corrects it, and what becomes of both."""
         raise NotImplementedError(f"{type(self).__name__} has no score_matrix: {{name: (questions, choices) scores}}")
 
+    def decides(self, scores: dict[str, np.ndarray]) -> str:
+        """Return the name of the score that decides: `deciding`, or the plain one, the first, of a model without it."""
+        return self.deciding if self.deciding in scores else next(iter(scores))
+
     def num_rows(self) -> int:
         return self.choices.size
 
@@ -38,7 +42,8 @@ class ChoiceTask(QueryTask):
 
     def predictions(self, rows: dict[str, np.ndarray], prompts_KE) -> list[dict]:
         """Return questions of all kinds, evenly spaced, with the deciding scores."""
-        scores_QC = self.score_matrix(rows)[self.deciding]
+        scores = self.score_matrix(rows)
+        scores_QC = scores[self.decides(scores)]
         by_kind = np.argsort([labels[0] for labels in self.kinds], kind="stable") if self.kinds else \
             np.arange(len(self.texts))
         return [{"text": self.texts[q], "clips": self.choices[q].tolist(),

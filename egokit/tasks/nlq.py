@@ -21,7 +21,6 @@ from egokit.data.annotation_json import choose_lists, list_of
 from egokit.data.loader import move_to_device
 from egokit.data.site_checks import Checks, Finding
 from egokit.model.precision import autocast
-from egokit.model.text_encoder import load_tokenizer
 from egokit.runs.files import write_text
 from egokit.runs.ledger import Result
 from egokit.runs.run_folder import Run
@@ -70,11 +69,6 @@ class EgoNLQ(MomentTask, NLQFeatures):
     def __init__(self, config: Config):
         super().__init__(config)
         self._questions: dict[str, list[Question]] = {}
-
-    @functools.cached_property
-    def tokenizer(self):
-        """The site's tokenizer, which an extraction needs."""
-        return load_tokenizer(self.config.site.tokenizer, fetch=True)
 
     @functools.cached_property
     def word_files(self) -> FeatureFiles:

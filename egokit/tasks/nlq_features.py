@@ -1,5 +1,7 @@
 """EgoNLQ features: a clip's windows alone, or fused with each of its questions; and the questions' words.
 
+Of a model without fusion encoder nothing is known of its words: each question's embedding stands for them, as one word.
+
 Shapes: Q questions and N windows of a clip, B windows of a batch, T frames, L tokens of a question, D width.
 
 Source: EgoVLPv2's EgoNLQ/main.py (fused_feature_extract).
@@ -15,8 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from egokit.config.build import ConfigError
 from egokit.config.schema import Config, Count
 from egokit.data.site_checks import PREP
+from egokit.model.dual import embed_texts
 from egokit.model.precision import autocast
 from egokit.model.text_encoder import additive_mask
 from egokit.runs.array_file import read_array
@@ -31,7 +35,8 @@ class NLQFeatures(ClipFeatures):
     """Extracts features of NLQ's clips, and of the words of their questions.
 
     features/<clip_uid>.pt or .npy holds (N, E), or (Q, N, D) where task.feature_kind is fused. questions/<clip_uid>.npy
-    holds the words, (sum of L, D), question after question. The manifest lists a clip's questions in that order.
+    holds the words, (sum of L, D), question after question; of a model without fusion encoder the embeddings, (Q, E).
+    The manifest lists a clip's questions in that order.
 
     Attributes:
         unasked: clips without a question, which have no fused features.
@@ -48,14 +53,27 @@ class NLQFeatures(ClipFeatures):
                                                 # projection, or the video's CLS before it
         feature_dtype: Literal["float32", "float16"] = "float32"  # of the files; float16 takes half the room
 
+    @classmethod
+    def needs_fusion(cls, config: Config, action: str) -> str:
+        is_fused = action == "extract" and config.task.feature_kind == "fused"
+        return "task.feature_kind=fused (features fused with each question)" if is_fused else ""
+
+    def expect_fusion(self, model, action: str) -> None:
+        super().expect_fusion(model, action)
+        if action == "extract" and self.config.task.feature_layer == "cls" and not model.fuses:
+            raise ConfigError("task.feature_layer=cls is the video's state before EgoVLPv2's projection, but "
+                              f"{model.family} tells its embeddings alone: set task.feature_layer=projection")
+
     @property
     def axes(self) -> int:
         return 3 if self.config.task.feature_kind == "fused" else 2
 
     def layer(self) -> dict[str, str]:
         own = self.config.task
-        layer = "fusion_norm" if own.feature_kind == "fused" else f"video_{own.feature_layer}"
-        described = {"kind": own.feature_kind, "layer": layer, "dtype": own.feature_dtype}
+        layer = ("fusion_norm" if own.feature_kind == "fused" else "video_cls" if own.feature_layer == "cls" else
+                 self.projection)
+        described = {"kind": own.feature_kind, "layer": layer, "dtype": own.feature_dtype} | (
+            {"words": "embedding"} if self.whose == "peer" else {})
         return described | ({"unasked": list(self.unasked)} if self.unasked else {})
 
     def clips(self) -> list[dict]:
@@ -73,7 +91,8 @@ class NLQFeatures(ClipFeatures):
         for clip in clips:
             clip["questions"] = asked[clip["clip_uid"]]
             for question in clip["questions"]:
-                question["tokens"] = self.tokenizer([question["query"]], longest)["input_ids"].shape[1]
+                question["tokens"] = (1 if self.whose == "peer" else
+                                      self.tokenizer([question["query"]], longest)["input_ids"].shape[1])
         if self.config.task.feature_kind == "fused":
             self.unasked = tuple(clip["clip_uid"] for clip in clips if not clip["questions"])
             clips = [clip for clip in clips if clip["questions"]]
@@ -83,9 +102,9 @@ class NLQFeatures(ClipFeatures):
         return clips
 
     def bytes_of(self, model, clip: dict) -> int:
-        own, width = self.config.task, model.config.width
+        own, width = self.config.task, model.config.width if self.whose == "egovlpv2" else model.embed_dim
         rows = self.windows_of(clip) * (len(clip["questions"]) if own.feature_kind == "fused" else 1)
-        dimension = model.embed_dim if self.layer()["layer"] == "video_projection" else width
+        dimension = model.embed_dim if self.layer()["layer"] == self.projection else width
         words = sum(question["tokens"] for question in clip["questions"])
         return (rows * dimension + words * width) * np.dtype(own.feature_dtype).itemsize
 
@@ -101,7 +120,7 @@ class NLQFeatures(ClipFeatures):
         texts = []
         with torch.no_grad(), autocast(model.device, self.config.evaluate.precision):
             for question in clip["questions"]:
-                tokens = model.tokens(self.tokenizer([question["query"]], self.config.data.eval_max_tokens))
+                tokens = model.prepared_tokens(self.tokenizer([question["query"]], self.config.data.eval_max_tokens))
                 texts.append((model.text_trunk(tokens), tokens["attention_mask"]))
         return texts
 
@@ -137,7 +156,16 @@ class NLQFeatures(ClipFeatures):
         return kept
 
     def words(self, model, clip: dict) -> Tensor:
-        """Return the unfused text encoder's last states of all tokens of a clip's questions, (sum of L, D)."""
+        """Return the unfused text encoder's last states of all tokens of a clip's questions, (sum of L, D).
+
+        Of a model without fusion encoder, return the embeddings (Q, E) of the questions.
+        """
+        if not model.fuses:
+            with torch.no_grad(), autocast(model.device, self.config.evaluate.precision):
+                asked = [question["query"] for question in clip["questions"]]
+                embedded = embed_texts(model, asked, self.config.data.eval_max_tokens) if asked else \
+                    np.empty((0, model.embed_dim), np.float32)
+            return self.as_stored(torch.from_numpy(embedded), clip)
         first, last, parts = model.num_unfused, model.config.depth, [torch.empty(0, model.config.width)]
         with torch.no_grad(), autocast(model.device, self.config.evaluate.precision):
             for text_1LD, mask_1L in self.texts(model, clip):

@@ -1,6 +1,7 @@
 """TaskTools: what every task can use in its methods; a task's own file need not know more of egokit than this."""
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,20 +14,26 @@ from egokit.config.schema import Config
 from egokit.data.loader import stack
 from egokit.data.site_checks import missing_file
 from egokit.data.video import transforms
+from egokit.model.dual import Dual
+from egokit.model.text_encoder import Tokenizer, load_tokenizer
 from egokit.train import distributed
 from egokit.train.gradient_cache import by_micro_batches
 
 
 class TaskTools:
-    """Base of `Task`, which gives `inputs`, `embed_video`, `clips_per_sample` and `fixed_length`.
+    """Base of `Task`, which gives `inputs`, `needs_fusion`, `embed_video`, `clips_per_sample` and `fixed_length`.
 
     Attributes:
         config: the resolved recipe.
         root: the data root.
-        tokenizer: of the site; only tasks whose training encodes texts have it.
     """
     config: Config
     root: Path
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The site's tokenizer, EgoVLPv2's, with which training encodes texts; a model's `tokens` has its own."""
+        return load_tokenizer(self.config.site.tokenizer, fetch=True)
 
     def require_file(self, *parts: str) -> Path:
         """Return the path of a file under the data root, or raise an error that says the fix."""
@@ -34,6 +41,11 @@ class TaskTools:
         if not exists(path):
             raise missing_file(path, self.inputs(self.config, "train"), self.config)
         return path
+
+    def expect_fusion(self, model, action: str) -> None:
+        """Raise FusionError if an action needs a fusion encoder that the model lacks; called before data is read."""
+        if (what := self.needs_fusion(self.config, action)) and isinstance(model, Dual):
+            model.require_fusion(what)
 
     def transform(self, frames_THWC: np.ndarray, rng: np.random.Generator | None) -> Tensor:
         """Crop and resize uint8 frames to (T, 3, size, size): at random with an rng."""

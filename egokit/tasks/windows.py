@@ -15,7 +15,6 @@ from egokit.config.json_file import read_json
 from egokit.data.loader import Samples, build_loader, move_to_device
 from egokit.data.video import frame_sampling, open_video
 from egokit.data.video.timeline import VideoError, advice
-from egokit.data.video.transforms import normalise
 from egokit.model.precision import autocast
 from egokit.runs.files import write_text
 from egokit.runs.run_folder import Run
@@ -136,7 +135,7 @@ def embed_windows(model, windows: Windows, what: str, embed: Callable | None = N
     """Embed all windows of a video; a loader process decodes ahead if data.workers is set.
 
     Args:
-        model: an EgoVLP in evaluation mode.
+        model: a Dual in evaluation mode.
         what: names the video in the message of a ValueError.
         embed: returns a row for each window of a batch (B, T, 3, size, size); by default model.embed_video.
 
@@ -157,7 +156,7 @@ def embed_windows(model, windows: Windows, what: str, embed: Callable | None = N
         if not len(item["video"]):
             break
         with autocast(model.device, config.evaluate.precision):
-            out.append(embed(normalise(move_to_device(item["video"], model.device))).cpu())
+            out.append(embed(model.normalise(move_to_device(item["video"], model.device))).cpu())
     embedded = torch.cat(out)
     if not embedded.isfinite().all():
         raise ValueError(f"{what}: NaN or Inf in its features; evaluate.precision is {config.evaluate.precision}")

@@ -48,7 +48,7 @@ def evaluate(model, task, split: str = "test", on_batch: Callable[[int, int], No
     The result is the same on every rank and for any number of ranks.
 
     Args:
-        model: an EgoVLP; it is put into evaluation mode and back.
+        model: an EgoVLP, or another Dual; it is put into evaluation mode and back.
         task: a Task; its `score_batch` and `metrics` do the work.
         split: which `task.dataset` to score.
         on_batch: called with (batches done, all batches) of this rank: first with 0, then after each batch.
@@ -57,6 +57,7 @@ def evaluate(model, task, split: str = "test", on_batch: Callable[[int, int], No
         (metrics, rows, prompts_KE). metrics: the task's, with "samples" (how many were scored) and "seconds". rows:
         what `score_batch` gave, ordered and complete. prompts_KE: embeddings of the task's prompts, None without any.
     """
+    task.expect_fusion(model, "evaluate")
     began = time.perf_counter()
     config, was_training = task.config, model.training
     rank, ranks = distributed.rank(), distributed.world_size()

@@ -17,8 +17,8 @@ def answer_attention(model, frames_TCHW, questions: list[str], run: Run | None =
         questions: one row of pictures each.
         run: where to save figures/answer-attention.png; None saves nothing.
     """
-    from egokit.data.video.transforms import normalise
-    frames = normalise(frames_TCHW)[None]
+    model.require_fusion("a picture of where it looks for an answer")
+    frames = model.normalise(frames_TCHW)[None]
     times = np.linspace(0, len(frames_TCHW) - 1, min(MAX_FRAMES, len(frames_TCHW))).round().astype(int)
     pictures = np.asarray(frames_TCHW).transpose(0, 2, 3, 1)
     maps_QTNN, answers = zip(*(cls_map(model, frames, question) for question in questions), strict=True)

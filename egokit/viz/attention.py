@@ -22,13 +22,13 @@ def fusion(model, frames_TCHW, text: str, run: Run | None = None):
         text: The narration.
         run: Where to save figures/fusion.png; None saves nothing.
     """
-    from egokit.data.video.transforms import normalise
     from egokit.model.text_encoder import load_tokenizer
+    model.require_fusion("a picture of its gates and word maps")
     gates = ([block.text.gate.item() for block in model.video.blocks if block.text is not None],
              [layer.gate.item() for layer in model.text.layers if layer.gate is not None])
     widest = int(np.abs(gates[1]).argmax())
-    probability, maps_LTNN = word_maps(model, normalise(frames_TCHW)[None], text, model.num_unfused + widest)
-    words = load_tokenizer(model.tokenizer_source).words(model.tokens([text])["input_ids"][0].cpu())
+    probability, maps_LTNN = word_maps(model, model.normalise(frames_TCHW)[None], text, model.num_unfused + widest)
+    words = load_tokenizer(model.tokenizer_source).words(model.prepared_tokens([text])["input_ids"][0].cpu())
     pictured = [i for i, word in enumerate(words) if word.isalpha() and word.lower() not in STOP_WORDS][:MAX_WORDS]
     times = np.linspace(0, len(frames_TCHW) - 1, min(MAX_FRAMES, len(frames_TCHW))).round().astype(int)
     pictures = np.asarray(frames_TCHW).transpose(0, 2, 3, 1)

@@ -55,12 +55,14 @@ def accuracy_by_word(task, run: Run, section: str):
 
     Verbs and nouns are the classes that each question is tagged with (`query_tags`).
     """
-    scores_QC = checked_scores(task, run, section)[task.deciding]
+    scores = checked_scores(task, run, section)
+    deciding = task.decides(scores)
+    scores_QC = scores[deciding]
     right_Q = 100.0 * (scores_QC.argmax(1) == task.answers)
     tags = task.query_tags()
-    kinds_Q = np.array([labels[0] for labels in tags.pop("kind", [[task.deciding]] * len(right_Q))])
+    kinds_Q = np.array([labels[0] for labels in tags.pop("kind", [[deciding]] * len(right_Q))])
     series = {kind: np.where(kinds_Q == kind, right_Q, np.nan) for kind in np.unique(kinds_Q).tolist()}
-    figure = by_word(tags, series, f"{task.deciding} accuracy, %", "questions", chance=100 / task.choices.shape[1])
+    figure = by_word(tags, series, f"{deciding} accuracy, %", "questions", chance=100 / task.choices.shape[1])
     return save_figure(figure, run, f"words-{section}")
 
 

@@ -187,8 +187,10 @@ class QuestionQueries(Queries):
 
     def __init__(self, task, compared: list[Side]):
         super().__init__(task, compared, task.texts, np.arange(task.choices.shape[1])[:, None] == task.answers)
-        meanings = ", ".join(f"{name}: {words}" for name, words in task.meanings.items())
-        self.legend = f"Solid green ✓: the answer. Dashed red ✗: what {task.deciding} chose. {meanings}"
+        named = {name for scores in self.scores_S for name in scores}
+        meanings = ", ".join(f"{name}: {words}" for name, words in task.meanings.items() if name in named)
+        deciding = " or ".join(dict.fromkeys(map(task.decides, self.scores_S)))
+        self.legend = f"Solid green ✓: the answer. Dashed red ✗: what {deciding} chose. {meanings}"
         self.ranks = [[""] * len(self.texts) for _ in compared]
         self.tags |= {"result": [["right" if right else "wrong"] for right in self.right_SK[0]]}
         plain, *corrected = self.scores_S[0]
@@ -200,7 +202,7 @@ class QuestionQueries(Queries):
         self.order_by([1.0 - right_Q for right_Q in self.right_SK])
 
     def deciding(self, scores: dict[str, np.ndarray]) -> np.ndarray:
-        return scores[self.task.deciding].T
+        return scores[self.task.decides(scores)].T
 
     def summary(self, s: int, k: int) -> str:
         kinds = f"{', '.join(self.task.kinds[k])}; " if self.task.kinds else ""
@@ -208,7 +210,8 @@ class QuestionQueries(Queries):
                                  for name, scores_QC in self.scores_S[s].items())
 
     def hits(self, s: int, k: int) -> list[ShownClip]:
-        chosen, clips = self.scores_S[s][self.task.deciding][k].argmax(), []
+        deciding = self.task.decides(self.scores_S[s])
+        chosen, clips = self.scores_S[s][deciding][k].argmax(), []
         for c, v in enumerate(self.task.choices[k].tolist()):
             scores = {name: float(scores_QC[k, c]) for name, scores_QC in self.scores_S[s].items()}
             answer = c == self.task.answers[k]

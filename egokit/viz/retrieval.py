@@ -57,8 +57,9 @@ def draw_queries(content: Queries, picked, top: int | None = None):
     for k in picked:
         pictures = []
         for hit in content.hits(0, k) if top is None else content.hits(0, k, top)[:top]:
-            numbers = " ".join(f"{name[0] if len(hit.scores) > 1 else name} {score:.2f}"
-                               for name, score in hit.scores.items())
+            initials = [name[0] for name in hit.scores]
+            short = len(initials) > 1 and len({*initials}) == len(initials)
+            numbers = " ".join(f"{name[0] if short else name} {score:.2f}" for name, score in hit.scores.items())
             pictures.append(Picture(strip(dataset[0, hit.clip]["video"], FRAMES), f"{hit.mark}\n{numbers}",
                                     *grade_style(hit.grade)[1:]))
         rows.append((f"“{content.texts[k]}”   {content.summary(0, k)}", bool(content.right_SK[0][k]), pictures))
@@ -67,6 +68,8 @@ def draw_queries(content: Queries, picked, top: int | None = None):
 
 def reranked(model, task, text: str, run: Run | None = None, clips: int = 300, candidates: int = 10, top: int = 5):
     """Draw how the fusion encoder re-ranks what the dual encoder retrieves for one text.
+
+    Of a model without fusion encoder, what it retrieves is drawn alone.
 
     Clips are embedded a few at a time. A clip is marked right or wrong where the task's annotations say its relevancy
     to the text (`relevancy_to`).
@@ -82,22 +85,23 @@ def reranked(model, task, text: str, run: Run | None = None, clips: int = 300, c
     """
     import torch
 
-    from egokit.data.video.transforms import normalise
     from egokit.model.dual import similarity
     dataset, grades_V, lines = task.dataset("test"), task.relevancy_to(text), []
     searched = np.linspace(0, len(dataset) - 1, min(clips, len(dataset))).round().astype(int).tolist()
     with torch.no_grad():
         video_VE = torch.cat([
-            model.encode_video(normalise(torch.stack([dataset[0, v]["video"] for v in searched[first:first + 16]])))
+            model.encode_video(model.normalise(
+                torch.stack([dataset[0, v]["video"] for v in searched[first:first + 16]])))
             for first in range(0, len(searched), 16)])
         dual = similarity(model.encode_text([text]), video_VE)[0].cpu()
         best = dual.topk(min(candidates, len(searched))).indices.tolist()
         pixels = [dataset[0, searched[i]]["video"] for i in best]
-        fusion = model.match(normalise(torch.stack(pixels)), [text]).cpu()
+        fusion = model.match(model.normalise(torch.stack(pixels)), [text]).cpu() if model.fuses else None
     top = min(top, len(best))
-    orders = {f"dual: the {top} best of {len(searched)} clips by cosine": range(len(best)),
-              f"fusion: the {len(best)} best ordered anew, by cosine + matching probability":
-              (dual[best] + fusion).argsort(descending=True).tolist()}
+    orders = {f"dual: the {top} best of {len(searched)} clips by cosine": range(len(best))}
+    if fusion is not None:
+        orders[f"fusion: the {len(best)} best ordered anew, by cosine + matching probability"] = \
+            (dual[best] + fusion).argsort(descending=True).tolist()
     for name, order in orders.items():
         pictures = []
         for rank, i in enumerate(order[:top], 1):
@@ -116,13 +120,17 @@ class Question:
     """One multiple-choice question with its clips read."""
     text: str
     pixels: object   # (C, T, 3, size, size) uint8
-    frames: object   # the same, normalised
+    frames: object   # the same, normalised as the model takes them
     answer: int      # from 0
     figure: object
 
 
-def question(task, number: int, run: Run | None = None) -> Question:
-    """Read and draw question `number` of a multiple-choice task."""
+def question(task, number: int, run: Run | None = None, model=None) -> Question:
+    """Read and draw question `number` of a multiple-choice task.
+
+    Args:
+        model: whose normalisation its `frames` have; None for EgoVLPv2's, ImageNet's.
+    """
     import torch
 
     from egokit.data.video.transforms import normalise
@@ -130,5 +138,6 @@ def question(task, number: int, run: Run | None = None) -> Question:
     pixels = torch.stack([dataset[0, v]["video"] for v in task.choices[number].tolist()])
     pictures = [Picture(strip(frames, FRAMES), f"clip {c}") for c, frames in enumerate(pixels, 1)]
     figure, _ = clip_grid([("", None, pictures)], f"Which clip is “{shown(task.texts[number])}”?")
-    return Question(task.texts[number], pixels, normalise(pixels), int(task.answers[number]),
+    normalised = normalise(pixels) if model is None else model.normalise(pixels)
+    return Question(task.texts[number], pixels, normalised, int(task.answers[number]),
                     save_figure(figure, run, "question"))

@@ -83,8 +83,8 @@ def _read_or_close(opened, indices: np.ndarray) -> np.ndarray:
         raise
 
 
-def read_clip(path: str | Path, start: float = 0.0, stop: float | None = None, frames: int = 16, size: int = 224,
-              resize: int | None = None, reader: str = "pyav") -> torch.Tensor:
+def read_clip(path: str | Path, start: float = 0.0, stop: float | None = None, frames: int | None = None,
+              size: int | None = None, resize: int | None = None, reader: str = "pyav", model=None) -> torch.Tensor:
     """Read a clip of a video file as input of the model, with the evaluation transform.
 
     The frames are the middles of `frames` equal parts of the clip.
@@ -93,18 +93,23 @@ def read_clip(path: str | Path, start: float = 0.0, stop: float | None = None, f
         path: a video file.
         start: seconds on the player's clock; in a video of variable rate, the frames are those shown at the times.
         stop: seconds on the player's clock; None for the end of the video. A later time counts as the end.
-        frames: how many frames to read; the released checkpoints are evaluated with 16.
-        size: side of the frames in pixels.
+        frames: how many frames to read; None for 16, with which the released checkpoints are evaluated, or as many as
+            the model takes, if these are fewer.
+        size: side of the frames in pixels; None for the model's, or 224.
         resize: side of the centre crop in pixels, before it is resized to `size`; None for size · 256 / 224.
         reader: "pyav" or "decord".
+        model: the model that is to read the clip, which normalises it; None for EgoVLPv2's normalisation, ImageNet's.
 
     Returns:
-        float32 (frames, 3, size, size), normalised; `model.encode_video` takes it with a batch dimension.
+        float32 (frames, 3, size, size) on the CPU, normalised; `model.encode_video` takes it with a batch dimension.
 
     Raises:
         FileNotFoundError, VideoError: the file is missing, or can't be read; the message names it.
         ValueError: the clip lies outside the video.
     """
+    size = size or (224 if model is None else model.image_size)
+    frames = frames or min(16, (model is not None and model.frames) or 16)
+
     def pick(length: int, rate: float) -> np.ndarray:
         first = int(start * rate)
         last = length if stop is None else min(length, max(first + 1, int(stop * rate)))
@@ -112,4 +117,5 @@ def read_clip(path: str | Path, start: float = 0.0, stop: float | None = None, f
             raise ValueError(f"{path}: clip {start}-{stop} s lies outside the video (0-{length / rate:.2f} s)")
         return frame_sampling.sample_frames(first, last, frames)
     resize = round(size * 256 / 224) if resize is None else resize
-    return transforms.normalise(transforms.evaluation(read(path, pick, reader), size, resize))
+    normalise = transforms.normalise if model is None else model.normalise
+    return normalise(transforms.evaluation(read(path, pick, reader), size, resize))

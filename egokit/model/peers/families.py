@@ -36,8 +36,17 @@ def shape_of(family: str, shapes: Mapping[str, tuple[int, ...]]) -> PeerShape:
         shapes: of tensors by the file's keys, without the names of wrappers.
 
     Raises:
-        ValueError: no network can have these shapes.
+        WeightsError: no network can have these shapes; the message names no file.
     """
+    try:
+        return _shape_of(family, shapes)
+    except (ValueError, ArithmeticError) as error:
+        raise WeightsError(f"no {NAMES[family]} can have the shape that these weights tell "
+                           f"({str(error).splitlines()[0][:200]}); expected a released file, or one of its layout"
+                           ) from error
+
+
+def _shape_of(family: str, shapes: Mapping[str, tuple[int, ...]]) -> PeerShape:
     ours = {name: tuple(shapes[key]) for name, key in keys.our_names(family, shapes)[0].items()}
 
     def size(name: str, axis: int, ndim: int, default: int) -> int:
@@ -109,9 +118,7 @@ def build(family: str, state: dict[str, Tensor], path: Path, frames: int | None 
             model = Peer(family, shape, tokenizer)
         fill_positions(model)
     except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
-        raise WeightsError(f"{path}: no {NAMES[family]} can have the shape that its weights tell "
-                           f"({str(error).splitlines()[0][:200]}); expected a released file, or one of its layout"
-                           ) from error
+        raise WeightsError(f"{path}: {str(error).splitlines()[0][:400]}") from error
     names, second = keys.our_names(family, state)
     ours = {name: state[key] for name, key in names.items() if key not in keys.UNUSED}
     _reshape(ours, shape)

@@ -13,7 +13,7 @@ from torch import Tensor
 from egokit.config.access import exists
 from egokit.config.json_file import check_fields, read_json
 from egokit.config.names import check_name
-from egokit.model import checkpoints
+from egokit.model import checkpoints, hub
 from egokit.model.checkpoints import WeightsError
 from egokit.model.dual import Dual
 from egokit.model.input_checks import clips_at_once, in_parts
@@ -66,9 +66,7 @@ def shape_of_folder(folder: Path) -> FolderShape:
     """
     path = Path(folder) / "config.json"
     try:
-        content = read_json(path, {"model_type": str}, FIX)
-        if content is None:
-            raise WeightsError(f"{folder} has no config.json: expected a Hugging Face folder of a CLIP or SigLIP")
+        content = hub.read_config(path.parent)
         family = content["model_type"]
         if family not in NAMES:
             what = KNOWN.get(family, f"a model of type {shown(family, 60)!r}: expected 'clip' or 'siglip'")
@@ -145,10 +143,10 @@ class ImageModel(Dual):
         words, limit = self.text_config.vocab_size, self.text_config.max_position_embeddings
         if self.is_siglip:
             tokens = tokenizers.padded(tokenizer, [text.lower() for text in texts], min(longest, limit), self.device,
-                                       words, length=limit)
+                                       words, self.family, length=limit)
             return {"input_ids": tokens["input_ids"]}
         end = self.text_config.eos_token_id
-        return tokenizers.padded(tokenizer, texts, min(longest, limit), self.device, words,
+        return tokenizers.padded(tokenizer, texts, min(longest, limit), self.device, words, self.family,
                                  end=words - 1 if end in (None, 2) else end)  # 2: transformers takes the largest id
 
     def embed_text(self, tokens: dict[str, Tensor]) -> Tensor:

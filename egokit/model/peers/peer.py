@@ -54,9 +54,9 @@ class PeerShape:
         return dataclasses.replace(self, video=dataclasses.replace(self.video, frames=frames))
 
     @property
-    def tokenizer_key(self) -> str:
-        """The key in the section `site` that names its tokenizer."""
-        return "bert_tokenizer" if self.distilbert else "clip_tokenizer"
+    def tokenizer(self) -> str:
+        """Which tokenizer its texts need, "bert" or "clip"; the site names it under bert_tokenizer or clip_tokenizer."""
+        return "bert" if self.distilbert else "clip"
 
 
 class Peer(Dual):
@@ -64,7 +64,6 @@ class Peer(Dual):
 
     Attributes:
         tokenizer_source: folder or name of the tokenizer, which is loaded at the first text.
-        tokenizer_key: the key in the section `site` that names it.
     """
 
     def __init__(self, family: str, shape: PeerShape, tokenizer: str | None = None):
@@ -81,7 +80,7 @@ class Peer(Dual):
             self.mean, self.std = (tuple(value / 255 for value in values) for values in (SLIPPED_MEAN, SLIPPED_STD))
         else:
             self.mean, self.std = transforms.MEAN, transforms.STD
-        self.tokenizer_key, self.tokenizer_source = shape.tokenizer_key, tokenizer
+        self.tokenizer_source = tokenizer
         self.visual = JointVideo(shape.video) if family == "avion" else TimeSformer(shape.video, shape.from_clip)
         self.textual = distilbert(shape.text) if shape.distilbert else ClipText(shape.text, quick=family != "avion")
         for name, encoder, is_matrix in (("image", shape.video, shape.image_matrix),
@@ -103,9 +102,9 @@ class Peer(Dual):
         Raises:
             WeightsError: the tokenizer can't be had, or is not the model's.
         """
-        tokenizer = tokenizer_of(self.tokenizer_source, self.tokenizer_key, self.family)
+        tokenizer = tokenizer_of(self.tokenizer_source, self.shape.tokenizer, self.family)
         text = self.shape.text
-        return padded(tokenizer, texts, min(longest, text.max_positions), self.device, text.vocab_size,
+        return padded(tokenizer, texts, min(longest, text.max_positions), self.device, text.vocab_size, self.family,
                       end=None if self.shape.distilbert else text.vocab_size - 1)  # CLIP's end has the largest id
 
     def embed_text(self, tokens: dict[str, Tensor]) -> Tensor:
