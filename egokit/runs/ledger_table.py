@@ -7,7 +7,7 @@ from egokit.runs.ledger import Ledger, LedgerRow, registered
 from egokit.runs.recipe_differences import DUAL_SOFTMAX
 from egokit.runs.shown_text import shown
 
-MAX_NAME = 60  # characters of a model's or run's name, where names are not wrapped
+MAX_NAME = 42  # characters of a name, which is not wrapped: a line has 120
 NOTHING = "no run has a number that was published: evaluate one with notebooks 03, 04 or 05"
 
 
