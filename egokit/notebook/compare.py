@@ -85,9 +85,18 @@ def check(arguments: argparse.Namespace) -> Comparison:
     if "evaluate" not in task.actions() or not task.encodes("evaluate"):
         raise ConfigError(f"notebook {path.stem}, recipe {params}: an evaluation of task {config.task.name!r} runs no "
                           "encoder, so there are no models to compare: expected a task that evaluates its `init`")
-    models = [Model(init, name) for init, name in zip(arguments.init, short_names(arguments.init), strict=True)]
+    names = short_names([_resolved(init, params, site, overrides) for init in arguments.init])
+    models = [Model(init, name) for init, name in zip(arguments.init, names, strict=True)]
     return Comparison(path.stem, params, site, overrides, arguments.run_name, task.actions()["evaluate"],
                       config.launch.cluster == "slurm", models)
+
+
+def _resolved(init: str, params: str, site: str, overrides: dict) -> str:
+    """Return `init` as a config has it; one that is wrong as it is, to be told with the model."""
+    try:
+        return resolve(params, site, overrides | {"init": init}, "compare").init
+    except ConfigError:
+        return init
 
 
 def short_names(inits: list[str]) -> list[str]:
@@ -95,7 +104,7 @@ def short_names(inits: list[str]) -> list[str]:
     from egokit.model import sources
     names = []
     for init in inits:
-        name = sources.name(init.removeprefix("run:").replace("{run}", "run"))
+        name = sources.name(init)
         plain = re.sub(r"(\.md5sum_\w+)?(\.(pth|pt|tar|safetensors))?$", "", name)
         names.append(re.sub(r"[^A-Za-z0-9._]+", "-", plain)[-LONGEST:].strip("-.") or "model")
     folded = collections.Counter(name.casefold() for name in names)  # some file systems don't tell A from a
@@ -190,9 +199,10 @@ def significance_of(comparison: Comparison, finished: list[Model], entries: ledg
     metrics = list(dict.fromkeys(row.result.metric for row in [*entries.entries, *entries.beside]
                                  if row.result.name in names))
     task, each, lines = tasks.make(comparison.config(finished[0])), {}, []
+    labels = labels_of(finished, entries)
     for model in finished:
         try:
-            each[model.name] = significance.queries_of(task, model.job.run, comparison.section)
+            each[labels[model.name]] = significance.queries_of(task, model.job.run, comparison.section)
         except ERRORS as error:
             lines.append(f"{model.name}: {shown(explained(error))}")
     found = significance.differences(each, metrics) if each else []
@@ -202,3 +212,11 @@ def significance_of(comparison: Comparison, finished: list[Model], entries: ledg
         lines.append(f"task {task.config.task.name} doesn't say what a query contributes to a metric (per_query): the "
                      "significance of the differences is not known")
     return ["\n".join(lines)]
+
+
+def labels_of(models: list[Model], entries: ledger.Ledger) -> dict[str, str]:
+    """Return each model's name in the table, by its short name; the short one where two would be alike."""
+    named = {row.run.partition("/")[2]: row.model for row in reversed(entries.entries)}
+    labels = [named.get(model.job.run.path.name, model.name) for model in models]
+    return {model.name: label if labels.count(label) == 1 else model.name
+            for model, label in zip(models, labels, strict=True)}

@@ -7,7 +7,7 @@ from egokit.runs.ledger import Ledger, LedgerRow, registered
 from egokit.runs.recipe_differences import DUAL_SOFTMAX
 from egokit.runs.shown_text import shown
 
-MAX_NAME = 60  # characters of a model's or run's name, where names are not wrapped
+MAX_NAME = 42  # characters of a name, which is not wrapped: a line has 120
 NOTHING = "no run has a number that was published: evaluate one with notebooks 03, 04 or 05"
 
 
@@ -91,15 +91,17 @@ def format_table(benchmark: str, rows: list[TableRow]) -> str:
     """Return one benchmark's table as text."""
     title = f"{shown(benchmark, MAX_NAME)}, %"
     names = max(len(title), *(len(row.model) + 2 for row in rows)) + 2
+    seen: set[tuple[str, str, str]] = set()
     runs = max(len("run"), *(len(shown(row.run, MAX_NAME)) for row in rows)) + 2
     out, metric = [f"{title:{names}}{'run':{runs}}{'published':>10}{'here':>10}{'difference':>12}"], None
     for row in rows:
         if row.metric != metric:
             out.append(shown(metric := row.metric, MAX_NAME))
         numbers = f"{_number(row.published):>10}{_number(row.value):>10}{_number(row.difference, '+.1f'):>12}"
+        recipe = "as above" if (key := (row.model, row.run, row.recipe)) in seen else row.recipe
+        seen.add(key)
         out += [f"{'  ' + row.model:{names}}{shown(row.run, MAX_NAME) or '–':{runs}}{numbers}",
-                *textwrap.wrap(row.recipe, 120, initial_indent="    ", subsequent_indent="    ",
-                               break_on_hyphens=False)]
+                *textwrap.wrap(recipe, 120, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False)]
     return "\n".join(out)
 
 

@@ -8,7 +8,7 @@ from egokit.runs.run_folder import FAILED_NOTEBOOK, Run
 from egokit.runs.shown_text import shown
 
 MAX_FILES = 40  # listed of a run folder
-MAX_NAME = 120  # characters of a benchmark's or run's name in the ledger, where names are not wrapped
+MAX_NAME = 120  # characters of a name, which is not wrapped
 
 
 def results(run: Run):
