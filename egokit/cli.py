@@ -76,6 +76,12 @@ def run(arguments) -> None:
         sys.exit(exit_code)
 
 
+def compare(arguments) -> None:
+    from egokit.notebook import compare as comparison
+    if exit_code := comparison.run(comparison.check(arguments), arguments.wait, arguments.side_by_side):
+        sys.exit(exit_code)
+
+
 def submit(arguments) -> None:
     from egokit import tasks
     from egokit.config.registry import notebook_of
@@ -126,7 +132,8 @@ def doctor(arguments) -> None:
 
 
 def ledger(arguments) -> None:
-    from egokit.runs.ledger import format_ledger, read
+    from egokit.runs.ledger import read
+    from egokit.runs.ledger_table import format_ledger
     print(format_ledger(read(arguments.outputs)))
 
 
@@ -203,6 +210,16 @@ def parser() -> argparse.ArgumentParser:
     for name in ("params", "site", "overrides"):
         sub.add_argument(f"--{name}")
     sub.add_argument("--run", dest="run_name")
+    sub = add("compare", compare, "Evaluate several models on a notebook's benchmark: a table beside the published\n"
+              "numbers, and how sure the differences are. The exit code is 1 if a model failed.",
+              "egokit compare 03_ek100 --init EgoVLPv2_smallproj.pth --init lavila_b.pth --site local")
+    sub.add_argument("notebook", help="a notebook's name or its beginning")
+    sub.add_argument("--init", action="append", required=True, help="a model, as a recipe has it; once for each")
+    for name in ("params", "site", "overrides"):
+        sub.add_argument(f"--{name}")
+    sub.add_argument("--run", default="compare", dest="run_name", help="first part of the run folders' names")
+    sub.add_argument("--side-by-side", type=positive, default=1, metavar="N", help="on this machine, N models at once")
+    sub.add_argument("--wait", action="store_true", help="on SLURM: wait until all jobs have ended")
     sub = add("submit", submit, "Start the job of a recipe, or attach to it; the recipe's notebook finds it, too.",
               "egokit submit toy/pretrain --run mine --wait\n"
               "  egokit submit params/pretrain.yaml --site mycluster           on a cluster; returns at once\n"

@@ -26,7 +26,7 @@ from egokit.jobs import requeue, runs_table
 from egokit.jobs.handle import Handle
 from egokit.model import checkpoints, recorded_head, weights
 from egokit.model.class_head import ClassHead
-from egokit.runs import ledger
+from egokit.runs import ledger, ledger_table
 from egokit.runs.log import History
 from egokit.runs.run_folder import Run
 from egokit.search import index_task, vector_index
@@ -86,7 +86,7 @@ def read_run(path: Path) -> None:
     if set(rows) != {"good", "mine"} or rows["good"].state != "unknown":
         raise AssertionError(f"the table shows {rows}")
     runs_table.format_table([*rows.values()])
-    ledger.format_ledger(ledger.read(outputs))
+    ledger_table.format_ledger(ledger.read(outputs))
     run = Run(outputs / "nb/mine")
     history = History(run.path)
     history.update()

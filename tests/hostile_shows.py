@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import hostile_answers
 import hostile_tasks
+import numpy as np
 from hostile import FILES, NAME
 from hostile_tasks import DRAWN, FEW, WORDS, evaluated, job_of, trained, with_files
 from test_moment_figures import mq_run, nlq_run
@@ -114,6 +115,17 @@ def browser(folder, own):
     return [*pages, *(file.read_text() for file in folder.glob("outputs/*/*/figures/browser*.html"))], [NAME], ()
 
 
+def comparison(folder, own):
+    run, task = with_files(folder), evaluated(folder)[0]
+    section = run.metrics()["own"]
+    (run.path / "metrics.json").unlink()
+    for name in NAMED:
+        run.write_metrics(name, section)
+        run.write_rows(name, {"index": np.arange(task.count)})
+    task.per_query = lambda rows, prompts_KE: {text: [np.arange(3.0)] for text in WORDS}
+    return viz.comparison(task, run, *NAMED), [NAME], ()
+
+
 def detected(folder) -> Run:
     """Return a run whose classes are hostile."""
     spans = [[k, k + 0.5, text] for k, text in enumerate(CLASSES)]
@@ -147,7 +159,7 @@ FIGURES = {
     "watch": lambda folder, own: (watched(folder, own), [], ()),
 }
 HTML = {
-    "browser": browser, "confusions": hostile_answers.confusions,
+    "browser": browser, "comparison": comparison, "confusions": hostile_answers.confusions,
     "counts": lambda folder, own: (viz.counts(dict.fromkeys(WORDS, 1)), [word.replace("_", " ") for word in WORDS], ()),
     "files": lambda folder, own: (viz.files(with_files(folder)), [*FILES, NAME], ()),
     "findings": lambda folder, own: (viz.findings(hostile_tasks.findings()), WORDS, ()),

@@ -281,3 +281,17 @@ def test_every_promise_names_a_test_that_is_there():
         assert tests, row
         for file, name in tests:
             assert f"def {name}(" in (ROOT / file).read_text(), (file, name)
+
+
+def test_published_numbers_of_other_models_are_the_ledgers():
+    from egokit.runs.ledger import registered
+    text = (ROOT / "docs/compare.md").read_text()
+    rows = re.findall(r"^\| (.*?) \| (.*?) \| (\d+) \| ([\d.]+) \| (.*?) \| (.*?) \|$", text, re.MULTILINE)
+    peers = [peer for task in {task for task, _ in registered()} for peer in task.peers if peer.published is not None]
+    assert len(rows) == len(peers) > 40
+    assert {(name, model, int(frames), float(number), source) for name, model, frames, number, _, source in rows} == {
+        (peer.name, peer.model, peer.frames, peer.published, peer.source) for peer in peers}
+    for name, model, frames, _, file, source in rows:
+        peer, = (peer for peer in peers if peer[0] == name and (peer.model, peer.frames, peer.source) == (
+            model, int(frames), source))
+        assert (peer.checkpoint or peer.md5) in file

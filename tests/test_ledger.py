@@ -8,7 +8,7 @@ from egokit.config.build import comparable, marked
 from egokit.config.registry import TASKS
 from egokit.config.resolve import project_root, resolve
 from egokit.jobs.run_job import recipe
-from egokit.runs import ledger, recipe_differences
+from egokit.runs import ledger, ledger_table, recipe_differences
 from egokit.runs.run_folder import Run
 from egokit.viz import tables
 
@@ -75,7 +75,8 @@ def test_runs_of_the_published_recipe_and_of_others(tmp_path, capsys):
     assert "91.0      90.5        -0.5\n    the published recipe" in text
     html = tables.ledger(tmp_path).to_html()
     assert "the published recipe" in html and "-0.5" in html and "+0.3" in html and "left out" not in text + html
-    assert ledger.format_ledger(ledger.read(tmp_path / "none")).startswith("no run has a number that was published")
+    nothing = ledger_table.format_ledger(ledger.read(tmp_path / "none"))
+    assert nothing.startswith("no run has a number that was published")
 
 
 def test_the_ledger_says_how_a_checkpoint_was_trained(tmp_path):
@@ -168,7 +169,7 @@ def test_a_damaged_file_leaves_out_its_own_run_only(tmp_path, capsys, content, m
     else:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     cli.main(["ledger", "--outputs", str(tmp_path)])
-    _, _, differs, *_, last = lines = capsys.readouterr().out.splitlines()
+    _, _, _, differs, *_, last = lines = capsys.readouterr().out.splitlines()
     assert differs.startswith("    fine-tuned here from x.pt") and max(map(len, lines[:-1])) <= 120
     assert last.startswith("left out: ") and str(path) in last and message in last
     fix = "delete it, and the run's notebook, or 'egokit submit', writes it again"

@@ -14,7 +14,7 @@ from egokit.jobs import launch, run_job
 from egokit.jobs.preflight import expect_ready
 from egokit.model import checkpoints, feature_model
 from egokit.model.checkpoints import WeightsError
-from egokit.runs import ledger
+from egokit.runs import ledger, ledger_table
 from egokit.runs.files import write_text
 from egokit.runs.run_folder import Run
 from egokit.tasks.moments.score import score_mq, score_nlq
@@ -223,7 +223,7 @@ def test_a_finished_detection_stands_in_the_ledger(mq, tmp_path):
     assert f"a head trained here on features of {vectors.parent.name}/vectors" in of_training
     assert not any("best of" in line or "task.features" in line for line in of_training)
     assert not any("fine-tuned" in line for line in of_evaluation)
-    assert "EgoVLPv2, VSGN" in ledger.format_ledger(read)
+    assert "EgoVLPv2, VSGN" in ledger_table.format_ledger(read)
 
 
 def test_features_that_changed_since_are_no_result_of_the_same_run(tmp_path, monkeypatch):

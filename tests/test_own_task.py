@@ -183,6 +183,6 @@ def test_from_the_shell_to_the_ledger(mine, checkpoint, project, capsys):
     assert entry.recipe[-1] == f"defined in narration_retrieval.py ({section['task_sha256']})"
     capsys.readouterr()
     cli.main(["ledger"])
-    row = rf"^NarrationRetrieval R@5, evaluate +narration_retrieval/random +– +{section['R@5']:.1f} +–$"
+    row = rf"^R@5, evaluate\n  02_pretrain/random +narration_retrieval/random +– +{section['R@5']:.1f} +–$"
     assert re.search(row, capsys.readouterr().out, re.MULTILINE), "whatever the other runs of the folder are"
     assert "–" in egokit.viz.ledger(project / "outputs").to_html()

@@ -1,4 +1,4 @@
-"""What a job needs, looked for before it is started: its tokenizer, data, and what it starts from.
+"""What a job needs, looked for before it is started: its model, tokenizer and data, and what it starts from.
 
 A mistake in a config is then one line for whoever submits, instead of every rank's traceback. Nothing large is read.
 """
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from egokit.config.access import exists
 from egokit.config.build import ConfigError
+from egokit.config.own_code import split_model_file
 from egokit.config.schema import RANDOM, Config
 from egokit.data.site_checks import how_to_get
 
@@ -14,17 +15,18 @@ WEIGHTS = (".pth", ".pt", ".bin", ".safetensors")
 
 
 def expect_ready(config: Config, action: str) -> None:
-    """Check that the tokenizer and the data that a job needs are there.
+    """Check that the tokenizer and the data that a job needs are there, and that its model can do it.
 
     Raises:
-        ConfigError: something is missing; the message says what makes or provides it.
+        ConfigError: something is missing; the message says what makes or provides it. Or `init` is of another family
+            or size than the job needs.
         PermissionError: something may not be read.
     """
     from egokit import tasks
     site, task = config.site, tasks.find(config.task.name)
-    if task.encodes(action):
-        if what := task.needs_fusion(config, action):
-            expect_fusion(config.init, what)
+    if task.encodes(action) and config.init:
+        expect_model(config, action, task)
+    elif task.encodes(action):
         expect_tokenizer(config)
     if site.root and not exists(site.root):
         raise ConfigError(f"site.root of site {site.name!r} is {site.root}, which does not exist: " + (
@@ -36,18 +38,43 @@ def expect_ready(config: Config, action: str) -> None:
                               f"give site.root its place, or {how_to_get(provider, site)}")
 
 
-def expect_fusion(init: str, what: str) -> None:
-    """Raise FusionError if the model that `init` names has no fusion encoder, which `what` needs."""
-    from egokit.config.own_code import split_model_file
+def expect_model(config: Config, action: str, task: type) -> None:
+    """Check that a job can do what it does with the model that `init` names, as far as its files tell.
+
+    Raises:
+        ConfigError: it trains, and the model is none of EgoVLPv2's; the image size is another than the recipe's; the
+            tokenizer is missing; or the file of a user's model is wrong.
+        FusionError: the job needs a fusion encoder, and the model has none.
+        WeightsError: the model's file is damaged, or a peer's tokenizer is missing.
+    """
     from egokit.model import own_model, sources
     from egokit.model.dual import FusionError
-    if not init:
-        return
-    known = sources.describe(init)
-    fuses = own_model.find_class(*split_model_file(init)[:2]).fuses if known.fuses is None else known.fuses
-    if not fuses:
-        raise FusionError(f"{sources.name(init)} ({known.family}) has no fusion encoder, which {what} needs: use an "
-                          f"EgoVLPv2 checkpoint as init, or leave {what} out")
+    described, size, fuses = sources.describe(config.init), None, None
+    if described.family == "own":
+        file, class_name, _ = split_model_file(config.init)
+        kind = own_model.find_class(file, class_name)  # an error in the user's file is raised here, not in a job's log
+        size, fuses = getattr(kind, "image_size", None), bool(kind.fuses)
+    size, fuses = described.image_size or size, described.fuses if fuses is None else fuses
+    if action == "train" and described.family != "egovlpv2":
+        raise ConfigError(f"init {config.init!r} is {article(described.family)}, which egokit evaluates and extracts "
+                          "features with, but does not train: train an EgoVLPv2 checkpoint, or give this model to an "
+                          "evaluation or an extraction")
+    if not fuses and (what := task.needs_fusion(config, action)):
+        raise FusionError(f"init {config.init!r} is {article(described.family)} and has no fusion encoder, which "
+                          f"{what} needs: use an EgoVLPv2 checkpoint, or leave {what} out")
+    if isinstance(size, int) and size != config.model.image_size:
+        raise ConfigError(f"init {config.init!r} takes frames of {size} px, but model.image_size is "
+                          f"{config.model.image_size}: set model.image_size={size}")
+    if described.tokenizer_key == "tokenizer":
+        expect_tokenizer(config)
+    elif described.tokenizer_key:
+        from egokit.model.peers import tokenizers
+        tokenizers.tokenizer_of(getattr(config.site, key := described.tokenizer_key), key, described.family)
+
+
+def article(family: str) -> str:
+    """Return a family as messages name a model of it."""
+    return "a model of your own" if family == "own" else f"a model of another family ({family})"
 
 
 def expect_tokenizer(config: Config) -> None:

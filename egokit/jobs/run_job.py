@@ -1,4 +1,5 @@
 """What a job of a run does in each of its processes: train, evaluate or extract."""
+import hashlib
 import math
 import os
 import platform
@@ -84,7 +85,17 @@ def evaluate(config: Config, task, run: Run, section: str, device) -> dict:
     if distributed.rank() == 0:
         task.save_outputs(run, section, rows, prompts_KE)
     metrics |= {"fresh_modules": fresh} if fresh else {}
+    metrics |= {} if getattr(model, "fuses", True) else of_peer(model, config.init)
     return metrics | {"evaluation_seconds": metrics["seconds"], "seconds": time.perf_counter() - began}
+
+
+def of_peer(model, init: str) -> dict[str, str]:
+    """Return the family of another model than EgoVLPv2, and its file's MD5 sum, by which released files are known."""
+    path = Path(init)
+    if not path.is_file():
+        return {"family": model.family}
+    with path.open("rb") as file:
+        return {"family": model.family, "init_md5": hashlib.file_digest(file, "md5").hexdigest()}
 
 
 def extract(config: Config, task, run: Run, section: str, device) -> dict:

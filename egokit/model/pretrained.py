@@ -6,13 +6,13 @@ import json
 import os
 from pathlib import Path
 
-import yaml
 from huggingface_hub import ModelCard, ModelHubMixin
 
 from egokit.config.json_file import check_fields
 from egokit.config.names import shortened
 from egokit.model import checkpoints, hub
 from egokit.model.checkpoints import WeightsError
+from egokit.model.text_encoder import load_tokenizer
 from egokit.runs.files import write_text
 from egokit.runs.run_folder import Run
 from egokit.runs.shown_text import shown
@@ -29,11 +29,11 @@ def record_of(config: dict, folder: Path) -> dict:
     Raises:
         WeightsError: the record is damaged, or of a later version of the format.
     """
-    fix = "expected the config.json that save_pretrained of egokit has written"
     try:
         check_fields(config, {"egokit": RECORD})
     except ValueError as error:
-        raise WeightsError(f"{folder / hub.CONFIG}: {shortened(error)}; {fix}") from None
+        raise WeightsError(f"{folder / hub.CONFIG}: {shortened(error)}; expected what save_pretrained of egokit has "
+                           "written") from None
     record = config["egokit"]
     if record["format"] != checkpoints.FORMAT:
         raise WeightsError(f"{folder / hub.CONFIG}: its format is {shown(record['format'], 40)}, but this egokit reads "
@@ -141,7 +141,11 @@ class Pretrained(ModelHubMixin, library_name="egokit", repo_url=CODE,
         from egokit.model import weights
         folder, record = Path(save_directory), weights.record_of(self)
         if os.path.isdir(record["tokenizer"]) or os.path.isabs(record["tokenizer"]):  # no name: it goes with the model
-            self.tokenizer.inner.save_pretrained(folder)
+            try:
+                load_tokenizer(record["tokenizer"]).inner.save_pretrained(folder)
+            except FileNotFoundError as error:
+                raise WeightsError(f"{folder}: the model's tokenizer can't be written beside it: {error}; set "
+                                   "model.tokenizer_source to the folder or name that it was trained with") from None
             record["tokenizer"] = ""
         checkpoints.write(folder / hub.TENSORS, record | {"state_dict": self.state_dict()})
         write_text(folder / hub.CONFIG, json.dumps(
@@ -194,7 +198,7 @@ def _results(run: Run) -> list[str]:
         lines += [f"| {shown(key, 60).replace('|', ' ')} | {value:.4g} |" for key, value in metrics.items()]
         recipe = {key: value for key, value in (entry.get("recipe") or {}).items() if value == _public(value)}
         if recipe:
-            text = yaml.safe_dump(recipe, sort_keys=True, allow_unicode=True).strip()
+            text = "\n".join(f"{key}: {json.dumps(recipe[key], ensure_ascii=False)}" for key in sorted(recipe))
             lines += ["", "Its recipe:", "", "```yaml", text.replace("```", "'''"), "```"]
     return lines
 

@@ -65,6 +65,20 @@ def styled(rows: list[tuple], columns: list[str], texts: Sequence[str], formats:
     return style
 
 
+class Tables:
+    """Several tables below one another, and lines of text below them, for a notebook."""
+
+    def __init__(self, tables: list, below: list[str] | tuple[str, ...] = ()):
+        self.tables, self.below = tables, below
+
+    def to_html(self) -> str:
+        """Return them as HTML."""
+        lines = [f'<p style="{WRAPPED}" class="{NO_FORMULAS}">{escape(line)}</p>' for line in self.below]
+        return "".join([*(table.to_html() for table in self.tables), *lines])
+
+    _repr_html_ = to_html
+
+
 def page(title: str, body: str, script: str = "") -> str:
     """Return a whole HTML page, which can load nothing, send nothing and run no script but one.
 

@@ -5,6 +5,7 @@ The published recipes are files of params/, which the tasks' classes name.
 import functools
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from egokit.config.resolve import project_root, read_yaml
 
 WORDS = {  # wording for a value; the second {} is the plural's s. Other keys appear under their own names
     "data.eval_frames": "{} frame{}", "model.image_size": "frames of {} px", "data.eval_resize": "resized to {} px",
+    "data.eval_max_tokens": "texts of at most {} token{}",
     "train.epochs": "trained {} epoch{}", "train.batch_size": "batch {}", "optim.lr": "learning rate {}",
     "data.frames": "trained on {} frame{}", "train.precision": "trained in {}"}
 NOT_PUBLISHED = {"evaluate.precision", "data.reader",  # EgoVLPv2's paper doesn't give them
@@ -32,6 +34,31 @@ class Result(NamedTuple):
     key: str = ""                 # key in the demo's summary.json
     in_ledger: bool = True        # whether the ledger shows it, too
     note: str = ""                # in what the published number itself differs from any run here
+    model: str = "EgoVLPv2"       # whose number it is; "": of a model of which none is published
+    frames: int = 0               # of a clip, where numbers are published for several; 0: as the recipe says
+    md5: str = ""                 # first digits of the released file's, by which a renamed one is recognised
+    other_names: tuple[str, ...] = ()  # of the released file
+    conditions: tuple[tuple[str, object], ...] = ()  # keys at which its evaluation differs from the task's recipe
+    source: str = ""              # where it is published
+
+    def own_recipe(self) -> dict:
+        """Return the keys at which its evaluation differs from the task's recipe, with their values."""
+        return dict(self.conditions) | ({"data.eval_frames": self.frames} if self.frames else {})
+
+    def is_of(self, section: dict) -> bool:
+        """Return whether a section of metrics.json evaluates the released file: by its name, or what is recorded of it.
+
+        A suffix, and the part of its sum in a name, may have been left out.
+        """
+        given, md5 = Path(section.get("init", "")).name, section.get("init_md5", "")
+        if self.md5 and (md5.startswith(self.md5) or f"md5sum_{self.md5}" in given):
+            return True
+        return _stem(given) in {_stem(name) for name in (self.checkpoint, *self.other_names) if name}
+
+
+def _stem(name: str) -> str:
+    """Return a released file's name without its suffix and the part of its sum."""
+    return re.sub(r"(\.md5sum_[0-9a-f]+)?(\.(pth|pt|tar|safetensors))*$", "", name).casefold()
 
 
 class Recipe(NamedTuple):
@@ -69,11 +96,14 @@ def recipe_differences(task: type | None, result: Result, section: dict) -> list
     recipe, trained = flatten(section["recipe"]), section["action"] == "train"
     if task and task.samples and section["samples"] != task.samples:
         phrases.append(f"{section['samples']:,} {task.unit}, published on {task.samples:,}")
-    if task:
+    if task and not result.model:
+        phrases += [_in_words(key, recipe.get(key)) for key in
+                    ("data.eval_frames", "model.image_size", "data.eval_resize", "data.eval_max_tokens")]
+    elif task:
         name, sha256 = task.published_recipe(recipe)
         if _recipe_for(task, recipe).sha256 != sha256:
             phrases.append(f"compared with params/{name}.yaml as edited here, which is not the published recipe")
-        phrases += compare_recipes(recipe, task, trained=False)
+        phrases += compare_recipes(recipe, task, trained=False, conditions=result.own_recipe())
     else:
         phrases += [_in_words("data.eval_frames", section["frames"]), *(
             f"{key} {value}" for key, value in section["recipe"].items()
@@ -82,18 +112,19 @@ def recipe_differences(task: type | None, result: Result, section: dict) -> list
         phrases.append("dual softmax over the whole test set "
                        f"(temperature {recipe.get('task.dual_softmax')}), published without")
     encodes = not task or task.encodes(section["action"])
-    start = ("" if encodes else "features of ") + _checkpoint_name(section["init"])
+    start = ("" if encodes else "features of ") + checkpoint_name(section["init"])
     if trained:
         phrases += _training_differences(task, result, section, recipe, start, encodes)
-    elif _checkpoint_name(section["init"]) != result.checkpoint:
+    elif checkpoint_name(section["init"]) != result.checkpoint and not (result.conditions and result.is_of(section)):
         published = f", published for {result.checkpoint}" if result.checkpoint else ""
         phrases.append((f"checkpoint {start} ({section['init_sha256']})" if encodes else start) + published)
     if head := recipe.get("task.head_init"):
-        phrases.append(f"head {'started from' if trained else 'of'} {_checkpoint_name(head)}")
+        phrases.append(f"head {'started from' if trained else 'of'} {checkpoint_name(head)}")
     if section.get("fresh_modules"):
         phrases.append(f"modules with random weights: {', '.join(section['fresh_modules'])}")
-    if section["precision"] != "fp32":
-        phrases.append(f"evaluated in {section['precision']}")
+    precision = dict(result.conditions).get("evaluate.precision")
+    if section["precision"] != (precision or "fp32"):
+        phrases.append(f"evaluated in {section['precision']}" + (f", published in {precision}" if precision else ""))
     if not task:
         phrases += [] if section["data"] else ["its annotation files are not recorded"]
         phrases.append(f"defined in {Path(section['task'].rpartition(':')[0]).name} ({section.get('task_sha256')})")
@@ -122,14 +153,16 @@ def _training_differences(task: type | None, result: Result, section: dict, reci
     return phrases
 
 
-def compare_recipes(recipe: dict, task: type, trained: bool) -> list[str]:
+def compare_recipes(recipe: dict, task: type, trained: bool, conditions: dict | None = None) -> list[str]:
     """Return in words the keys at which a recorded recipe, {"section.key": value}, differs from the published one.
 
     Args:
         task: the task's class, which names the published recipe.
         trained: compare the keys of the training; otherwise those that an evaluation depends on.
+        conditions: keys and values that another model's publication has in place of that recipe's.
     """
     values, stated, _ = _recipe_for(task, recipe)
+    values, stated = values | (conditions or {}), stated | set(conditions or ())
     training = {key for key in values if key.startswith(("data.", "optim.", "train.", "task.", "model.half_residual"))}
     scored = marked("scored", task.Params)
     keys = training - scored - {"task.name"} - marked("input", task.Params) if trained else scored
@@ -145,8 +178,12 @@ def _in_words(key: str, value) -> str:
     return WORDS.get(key, f"{key} {{}}").format(shown, "" if value == 1 else "s")
 
 
-def _checkpoint_name(init: str) -> str:
+def checkpoint_name(init: str) -> str:
     """Return a short name: notebook/run for a run or its best.pt, else the file's name."""
+    if init.startswith("hf:"):
+        return init
+    if own := re.fullmatch(r"(.+\.py):(\w+)(:.+)?", init):  # a class of a user's file
+        return f"{Path(own[1]).name}:{own[2]}" + (f":{checkpoint_name(own[3][1:])}" if own[3] else "")
     path = Path(init.removesuffix("/checkpoints/best.pt"))
     is_file = path.suffix in (".pt", ".pth", ".tar", ".safetensors")
     return "/".join(path.parts[-1 if is_file else -2:]) or "random weights"

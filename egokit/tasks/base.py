@@ -36,7 +36,9 @@ class Task(TaskTools):
         sections: action ("train", "evaluate", "extract") -> name of its job and of its section of metrics.json. The
             first is the one that `egokit submit` starts. Empty: those that the class can do, named like the action.
         best: the metric that chooses the best checkpoint; larger is better.
+        title: the benchmark's name, with which the names of its Results begin; "": the class's.
         published: {metric: published number or None} for the ledger, or Results.
+        peers: Results that were published for other models' files, as tasks/published/ has them.
         recipe: the published recipe, a file under params/; recipe_sha256: its hash, so that the ledger notices an edit.
         samples: how many the real data set has, 0 if that is unknown; `unit` is what they are called.
         figures: pictures worth a look, of those that the notebook leaves in its run's figures/.
@@ -52,7 +54,9 @@ class Task(TaskTools):
     notebook = ""
     sections: ClassVar[dict[str, str]] = {}
     best = ""
+    title = ""
     published: ClassVar[dict[str, float | None] | list[Result]] = {}
+    peers: ClassVar[list[Result]] = []
     recipe, recipe_sha256, samples, unit = "", "", 0, "samples"
     figures: ClassVar[tuple[str, ...]] = ()
     trains, selection_split = "embeddings", "test"
@@ -99,11 +103,7 @@ class Task(TaskTools):
 
     @classmethod
     def published_recipe(cls, recipe: dict) -> tuple[str, str]:
-        """Return the name and the hash of the published recipe to compare a run's with.
-
-        Args:
-            recipe: the run's, {"section.key": value}.
-        """
+        """Return the name and the hash of the published recipe for a run's recipe, {"section.key": value}."""
         return cls.recipe, cls.recipe_sha256
 
     @classmethod
@@ -243,6 +243,14 @@ class Task(TaskTools):
     def score_of(self, metrics: dict[str, float]) -> str:
         """Return which of an evaluation's metrics stands for its result: `best`, unless the model has it not."""
         return self.best
+
+    def per_query(self, rows: dict[str, np.ndarray], prompts_KE: np.ndarray | None) -> dict[str, list[np.ndarray]]:
+        """Return what each query contributes to the metrics in %, for the significance of differences.
+
+        Returns:
+            {metric: groups of numbers, one a query}: the metric is the mean of the groups' means. {}: it isn't said.
+        """
+        return {}
 
     def predictions(self, rows: dict[str, np.ndarray], prompts_KE: np.ndarray | None) -> list[dict]:
         """Return what the model predicts for WATCHED samples, always the same ones, for log.jsonl.

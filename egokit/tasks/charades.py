@@ -23,12 +23,14 @@ from egokit.runs.files import write_text
 from egokit.runs.ledger import Result
 from egokit.runs.run_folder import Run
 from egokit.tasks import losses, metrics
+from egokit.tasks.published.charades import PEERS
 from egokit.tasks.retrieval import RetrievalTask
 
 FOLDER = ("CharadesEgo", "CharadesEgo")
 VIDEOS = ("CharadesEgo", "CharadesEgo_v1_480")
 ANNOTATIONS, ARCHIVE = (f"{file} of https://prior.allenai.org/projects/charades-ego  (into ROOT/CharadesEgo/)"
                         for file in ("CharadesEgo.zip", "CharadesEgo_v1_480.tar"))
+PAPER = "EgoVLPv2's paper, table 4"
 FUNCTION_WORDS = set(re.findall("[a-z]+", "someone something somewhere is are a an the some of to in into on onto at "
                                           "from with and or up down out by for their his her its it them"))
 
@@ -75,10 +77,14 @@ class CharadesEgo(RetrievalTask):
     """Scores every test video against the sentence of every class."""
     notebook = "04_charades_ego"
     sections: ClassVar = {"train": "finetune", "evaluate": "zeroshot"}
+    title = "Charades-Ego"
     recipe, recipe_sha256 = "charades_finetune", "45769b359575"
     published: ClassVar = [  # EgoVLPv2 (ICCV 2023), table 4
-        Result("Charades-Ego mAP, zero-shot", "zeroshot", "mAP", 26.2, "EgoVLPv2_smallproj_epoch1.pth", "mAP"),
-        Result("Charades-Ego mAP, fine-tuned", "finetune", "mAP", 34.1, "Charades-Ego_finetune.pth", "mAP")]
+        Result("Charades-Ego mAP, zero-shot", "zeroshot", "mAP", 26.2, "EgoVLPv2_smallproj_epoch1.pth", "mAP",
+               source=PAPER),
+        Result("Charades-Ego mAP, fine-tuned", "finetune", "mAP", 34.1, "Charades-Ego_finetune.pth", "mAP",
+               source=PAPER)]
+    peers = PEERS
     figures = ("retrieved-finetune.png",)
     measure = staticmethod(metrics.charades)
 
@@ -125,6 +131,11 @@ class CharadesEgo(RetrievalTask):
     def tables(self) -> list[Path]:
         return [self.require_file(*FOLDER, name)
                 for name in ("CharadesEgo_v1_test_only1st.csv", "Charades_v1_classes.txt")]
+
+    def per_query(self, rows: dict[str, np.ndarray], prompts_KE: np.ndarray) -> dict[str, list[np.ndarray]]:
+        """Return the average precision of each class that occurs: the classes are the queries."""
+        precision_K = metrics.each_class(self.score_matrix(rows, prompts_KE), self.truth())
+        return {"mAP": [100 * precision_K[~np.isnan(precision_K)]]}
 
     def describe_clip(self, v: int) -> str:
         texts = self.prompts()

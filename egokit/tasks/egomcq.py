@@ -30,6 +30,7 @@ from egokit.model.input_checks import in_few_numbers, rounded_up
 from egokit.runs.ledger import Result
 from egokit.tasks import class_names, metrics
 from egokit.tasks.multiple_choice import ChoiceTask
+from egokit.tasks.published.egomcq import PEERS
 
 PAIR_FRAMES = 16  # see `EgoMCQ.pairs_at_once`
 PUBLISHED = {("ensemble", "inter"): 91.0, ("ensemble", "intra"): 60.9}
@@ -89,12 +90,15 @@ class EgoMCQ(ChoiceTask):
     """
     notebook = "05_egomcq"
     sections: ClassVar = {"evaluate": "egomcq"}
+    title = "EgoMCQ"
     recipe, recipe_sha256, samples, unit = "egomcq", "ec7677c0c581", 39751, "questions"
     published: ClassVar = [  # EgoVLPv2 (ICCV 2023), table 2
         Result(f"EgoMCQ {kind.replace('_', '-')}{'' if kind == 'verb_only' else '-video'}, {score}", "egomcq",
                f"{score}_{kind}", PUBLISHED.get((score, kind)), "EgoVLPv2.pth",
-               "inter" if kind == "verb_only" else kind, f"{score}.{kind}", (score, kind) in PUBLISHED)
+               "inter" if kind == "verb_only" else kind, f"{score}.{kind}", (score, kind) in PUBLISHED,
+               source="EgoVLPv2's paper, table 2")
         for score in ("dual", "fusion", "ensemble") for kind in ("inter", "intra", "verb_only")]
+    peers = PEERS
     figures = ("questions-egomcq.png",)
     best = "ensemble_intra"
     meanings: ClassVar = {"dual": "cosine", "fusion": "matching probability", "ensemble": "their sum",
@@ -273,6 +277,13 @@ class EgoMCQ(ChoiceTask):
             if self.verb_only.any():
                 out[f"{name}_verb_only"] = metrics.accuracy(scores, self.answers, self.verb_only)
         return out
+
+    def per_query(self, rows: dict[str, np.ndarray], prompts_KE) -> dict[str, list[np.ndarray]]:
+        """Return 100 for each question that is answered rightly and 0 for the others, for each of the metrics."""
+        chosen = {"inter": self.types == 1, "intra": self.types == 2, "verb_only": self.verb_only}
+        return {f"{name}_{kind}": [100.0 * (scores.argmax(1) == self.answers)[chosen_Q]]
+                for name, scores in self.score_matrix(rows).items() for kind, chosen_Q in chosen.items()
+                if chosen_Q.any()}
 
     @classmethod
     def inputs(cls, config: Config, action: str) -> dict[str, str]:

@@ -54,6 +54,7 @@ class EgoTaskQA(Task):
     """
     notebook = "09_egotaskqa"
     sections: ClassVar = {"train": "finetune", "evaluate": "egotaskqa"}
+    title = "EgoTaskQA"
     recipe, recipe_sha256 = RECIPES["direct"]
     unit = "questions"
     best = "direct_all"  # of an instance: "<split>_all"

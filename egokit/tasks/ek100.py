@@ -28,6 +28,7 @@ from egokit.runs.ledger import Result
 from egokit.runs.recipe_differences import DUAL_SOFTMAX
 from egokit.tasks import class_names, losses, metrics
 from egokit.tasks.metrics import cosine
+from egokit.tasks.published.ek100 import PEERS
 from egokit.tasks.retrieval import RetrievalTask
 from egokit.train import distributed
 
@@ -85,15 +86,18 @@ class EK100(RetrievalTask):
     """Retrieval between the clips and the distinct sentences of a split, both ways."""
     notebook = "03_ek100"
     sections: ClassVar = {"train": "finetune", "evaluate": "zeroshot"}
+    title = "EK-100 MIR"
     recipe, recipe_sha256, samples, unit = "ek100_finetune", "9ba433326704", 9668, "clips"
     published: ClassVar = [  # EgoVLPv2 (ICCV 2023), table 3
-        Result(f"EK-100 MIR {metric}, {words}{also}", section, metric + suffix, number, checkpoint, metric)
+        Result(f"EK-100 MIR {metric}, {words}{also}", section, metric + suffix, number, checkpoint, metric,
+               source="EgoVLPv2's paper, table 3")
         for section, words, metric, number, checkpoint in (
             ("zeroshot", "zero-shot", "mAP", 26.7, "EgoVLPv2_smallproj.pth"),
             ("zeroshot", "zero-shot", "nDCG", 29.1, "EgoVLPv2_smallproj.pth"),
             ("finetune", "fine-tuned", "mAP", 47.3, "EK-100_finetune.pth"),
             ("finetune", "fine-tuned", "nDCG", 61.9, "EK-100_finetune.pth"))
         for suffix, also in (("", ""), (DUAL_SOFTMAX, ", dual softmax"))]
+    peers = PEERS
     figures = ("browser-finetune.html",)
     partly_relevant = "the same verb, or some of the nouns"
     measure = staticmethod(metrics.retrieval)
@@ -159,6 +163,15 @@ class EK100(RetrievalTask):
             again = metrics.retrieval(self.score_matrix(rows, prompts_KE), self.truth(), temperature)
             results |= {f"{name}{DUAL_SOFTMAX}": value for name, value in again.items()}
         return results
+
+    def per_query(self, rows: dict[str, np.ndarray], prompts_KE: np.ndarray) -> dict[str, list[np.ndarray]]:
+        """Return each clip's and each sentence's average precision and nDCG: these are the queries."""
+        scores_VT, truth_VT = self.score_matrix(rows, prompts_KE), self.truth()
+        each = metrics.retrieval_per_query(scores_VT, truth_VT)
+        if temperature := self.config.task.dual_softmax:
+            again = metrics.retrieval_per_query(scores_VT, truth_VT, temperature)
+            each |= {f"{name}{DUAL_SOFTMAX}": groups for name, groups in again.items()}
+        return each
 
     def describe_clip(self, v: int) -> str:
         row = self.test.clips.iloc[v]

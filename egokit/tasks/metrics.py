@@ -135,13 +135,36 @@ def retrieval(similarity_VT, relevancy_VT, dual_softmax_temperature: float = 0) 
         raise ValueError(f"similarity {similarity_VT.shape} and relevancy {relevancy_VT.shape} differ: "
                          "both are clips x sentences")
     require_finite(similarity_VT, "clips")
-    out = {}
-    for name, s, r in (("V2T", similarity_VT, relevancy_VT), ("T2V", similarity_VT.T, relevancy_VT.T)):
-        ap, ndcg = each_query(dual_softmax(s, dual_softmax_temperature) if dual_softmax_temperature else s, r)
-        out[f"mAP_{name}"], out[f"nDCG_{name}"] = float(100 * np.nanmean(ap)), float(100 * np.nanmean(ndcg))
+    out = {name: float(100 * np.nanmean(each)) for name, each in _both_ways(
+        similarity_VT, relevancy_VT, dual_softmax_temperature).items()}
     for kind in ("mAP", "nDCG"):
         out[kind] = (out[f"{kind}_V2T"] + out[f"{kind}_T2V"]) / 2
     return out
+
+
+def _both_ways(similarity_VT: np.ndarray, relevancy_VT: np.ndarray, temperature: float) -> dict[str, np.ndarray]:
+    """Return the average precisions and nDCGs of clips that rank sentences, "_V2T", and the other way, "_T2V"."""
+    out = {}
+    for name, s, r in (("V2T", similarity_VT, relevancy_VT), ("T2V", similarity_VT.T, relevancy_VT.T)):
+        out[f"mAP_{name}"], out[f"nDCG_{name}"] = each_query(dual_softmax(s, temperature) if temperature else s, r)
+    return out
+
+
+def retrieval_per_query(similarity_VT, relevancy_VT,
+                        dual_softmax_temperature: float = 0) -> dict[str, list[np.ndarray]]:
+    """Return what each query contributes to the metrics of `retrieval`, in %; those that do not count are left out.
+
+    Args:
+        similarity_VT, relevancy_VT, dual_softmax_temperature: as for `retrieval`.
+
+    Returns:
+        {metric: groups}, as `Task.per_query` returns it: "mAP" has the group of clips and that of sentences.
+    """
+    require_finite(similarity_VT, "clips")
+    each = {name: 100 * values[~np.isnan(values)] for name, values in _both_ways(
+        np.asarray(similarity_VT), np.asarray(relevancy_VT), dual_softmax_temperature).items()}
+    return {name: [values] for name, values in each.items()} | {
+        kind: [each[f"{kind}_V2T"], each[f"{kind}_T2V"]] for kind in ("mAP", "nDCG")}
 
 
 def average_precision(scores_V, targets_V) -> float:

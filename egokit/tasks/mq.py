@@ -38,6 +38,7 @@ class EgoMQ(MomentTask, ClipFeatures):
     """Extracts features, and trains and scores a head that detects activities; 110 classes on the real data."""
     notebook = "06_egomq_features"
     sections: ClassVar = {"extract": "features", "train": "detection", "evaluate": "detection_scored"}
+    title = "EgoMQ"
     recipe, recipe_sha256 = "egomq", "f1d8f7129efa"
     unit = "clips"
     best = "mAP"

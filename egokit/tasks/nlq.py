@@ -42,6 +42,7 @@ class EgoNLQ(MomentTask, NLQFeatures):
     """Extracts features, and trains and scores a head that answers questions by a stretch of their clip."""
     notebook = "08_egonlq"
     sections: ClassVar = {"extract": "features", "train": "grounding", "evaluate": "grounding_scored"}
+    title = "EgoNLQ"
     recipe, recipe_sha256 = "egonlq", "44c145810c84"
     unit, samples = "questions", 0
     best = "R@1_mean"

@@ -8,6 +8,7 @@ A picture is saved under the run's figures/ folder.
     attention.py    gates and word attention           features.py     EgoMQ features over time
     moments.py      EgoMQ's detections                 answers.py      EgoNLQ's answers
     asked.py        questions answered in words        answer_queries.py  the browser's content of these
+    comparison.py   models beside one another
     answer_attention.py  where the answering state looks
     moment_files.py the files of both                  tables.py       numbers and files as tables
     style.py        colours, frame strips, saving
@@ -19,6 +20,7 @@ from egokit.viz.answers import answers, recalls_by_template
 from egokit.viz.asked import accuracy_by_kind, asked_clips, confusions
 from egokit.viz.attention import fusion
 from egokit.viz.browser import browser
+from egokit.viz.comparison import comparison
 from egokit.viz.curves import curves, watch
 from egokit.viz.features import features
 from egokit.viz.moments import detections, detections_per_class, false_positives
@@ -30,7 +32,7 @@ from egokit.viz.style import strip
 from egokit.viz.tables import counts, files, findings, ledger, metrics, published, results, table
 
 __all__ = ["accuracy_by_kind", "accuracy_by_word", "answer_attention", "answers", "asked_clips", "average_precisions",
-           "batch", "browser", "confusions", "counts", "curves", "detections", "detections_per_class",
+           "batch", "browser", "comparison", "confusions", "counts", "curves", "detections", "detections_per_class",
            "false_positives", "features", "files", "findings", "fusion", "ledger", "metrics", "narrations",
            "predictions", "published", "question", "questions", "recalls_by_template", "reranked",
            "results", "retrieval_by_word", "retrieved", "strip", "table", "watch"]

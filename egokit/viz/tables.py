@@ -1,14 +1,14 @@
 """Numbers and files as tables, and the published numbers as a chart."""
 import collections
 
-from egokit.notebook.safe_html import styled
+from egokit.notebook.safe_html import Tables, styled
 from egokit.runs.ledger import registered
 from egokit.runs.recipe_differences import DUAL_SOFTMAX
 from egokit.runs.run_folder import FAILED_NOTEBOOK, Run
 from egokit.runs.shown_text import shown
 
 MAX_FILES = 40  # listed of a run folder
-MAX_NAME = 120  # characters of a benchmark's or run's name in the ledger, where names are not wrapped
+MAX_NAME = 120  # characters of a name, which is not wrapped
 
 
 def results(run: Run):
@@ -65,18 +65,27 @@ def _is_percentage(value) -> bool:
 
 
 def ledger(outputs=None):
-    """Return every run's numbers beside the published ones, and how the recipes differ.
+    """Return a table for each benchmark: every run's numbers beside the published ones, and how the recipes differ.
 
     Args:
         outputs: The folder of all runs; None is the project's outputs/.
     """
-    from egokit.runs.ledger import read, rows
-    entries = read(outputs)
-    lines = [(shown(benchmark, MAX_NAME), shown(run, MAX_NAME), *rest) for benchmark, run, *rest in rows(entries)]
-    style = styled(lines, ["benchmark (%)", "run", "published", "this run", "difference", "differs in"],
-                   ["benchmark (%)", "run", "differs in"],
-                   {"published": "{:.1f}", "this run": "{:.1f}", "difference": "{:+.1f}"}, entries.left_out)
-    return style.set_properties(subset=["benchmark (%)", "run"], **{"white-space": "nowrap"})
+    from egokit.runs.ledger import read
+    from egokit.runs.ledger_table import NOTHING, tables
+    read_ledger = read(outputs)
+    shows = [benchmark_table(benchmark, rows) for benchmark, rows in tables(read_ledger).items()]
+    return Tables(shows, read_ledger.left_out if shows else [NOTHING, *read_ledger.left_out])
+
+
+def benchmark_table(benchmark: str, rows: list):
+    """Return one benchmark's rows of the ledger as a styled DataFrame."""
+    metric = shown(f"{benchmark}, %", MAX_NAME)
+    columns = [metric, "model", "run", "published", "here", "difference", "differs in"]
+    lines = [(row.metric, row.model, row.run or None, row.published, row.value, row.difference, row.recipe)
+             for row in rows]
+    style = styled(lines, columns, [metric, "model", "run", "differs in"],
+                   {"published": "{:.1f}", "here": "{:.1f}", "difference": "{:+.1f}"})
+    return style.set_properties(subset=[metric, "model", "run"], **{"white-space": "nowrap"})
 
 
 def counts(values: dict):

@@ -3,6 +3,7 @@
 Shapes: B clips or texts, T frames, L tokens, D width, E embedding.
 """
 import dataclasses
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from egokit.model.dual import Dual
 from egokit.model.heads import build_projection
 from egokit.model.input_checks import clips_at_once, in_parts
 from egokit.model.peers.clip_blocks import ClipText
-from egokit.model.peers.tokenizers import padded, tokenizer_of
+from egokit.model.peers.tokenizers import checked, padded, tokenizer_of
 from egokit.model.peers.video_encoders import JointVideo, TimeSformer
 
 NAMES = {"egovlp": "EgoVLP", "lavila": "LaViLa", "avion": "AVION"}
@@ -55,7 +56,7 @@ class PeerShape:
 
     @property
     def tokenizer_key(self) -> str:
-        """The key in the section `site` that names its tokenizer."""
+        """The key of the section `site` that names the tokenizer of its texts."""
         return "bert_tokenizer" if self.distilbert else "clip_tokenizer"
 
 
@@ -64,7 +65,6 @@ class Peer(Dual):
 
     Attributes:
         tokenizer_source: folder or name of the tokenizer, which is loaded at the first text.
-        tokenizer_key: the key in the section `site` that names it.
     """
 
     def __init__(self, family: str, shape: PeerShape, tokenizer: str | None = None):
@@ -81,7 +81,7 @@ class Peer(Dual):
             self.mean, self.std = (tuple(value / 255 for value in values) for values in (SLIPPED_MEAN, SLIPPED_STD))
         else:
             self.mean, self.std = transforms.MEAN, transforms.STD
-        self.tokenizer_key, self.tokenizer_source = shape.tokenizer_key, tokenizer
+        self.tokenizer_source = tokenizer
         self.visual = JointVideo(shape.video) if family == "avion" else TimeSformer(shape.video, shape.from_clip)
         self.textual = distilbert(shape.text) if shape.distilbert else ClipText(shape.text, quick=family != "avion")
         for name, encoder, is_matrix in (("image", shape.video, shape.image_matrix),
@@ -103,10 +103,17 @@ class Peer(Dual):
         Raises:
             WeightsError: the tokenizer can't be had, or is not the model's.
         """
-        tokenizer = tokenizer_of(self.tokenizer_source, self.tokenizer_key, self.family)
+        tokenizer = tokenizer_of(self.tokenizer_source, self.shape.tokenizer_key, self.family)
         text = self.shape.text
-        return padded(tokenizer, texts, min(longest, text.max_positions), self.device, text.vocab_size,
+        return padded(tokenizer, texts, min(longest, text.max_positions), self.device, text.vocab_size, self.family,
                       end=None if self.shape.distilbert else text.vocab_size - 1)  # CLIP's end has the largest id
+
+    def prepared_tokens(self, text, longest: int | None = None) -> dict[str, Tensor]:
+        text_config = self.shape.text
+        if isinstance(text, Mapping):
+            text = checked(text, text_config.max_positions, text_config.vocab_size, self.shape.tokenizer_key,
+                           padding=0 if self.shape.distilbert else None)
+        return super().prepared_tokens(text, longest)
 
     def embed_text(self, tokens: dict[str, Tensor]) -> Tensor:
         """Return embeddings of texts, (B, E) float32."""

@@ -1,6 +1,7 @@
 """The peers' tokenizers, loaded at the first text: a model that embeds videos alone needs none."""
 import functools
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -8,15 +9,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from egokit.config.access import exists
+from egokit.config.build import ConfigError
 from egokit.config.schema import SiteConfig
 from egokit.model.checkpoints import WeightsError
-from egokit.model.input_checks import rounded_up
+from egokit.model.input_checks import checked_tokens, rounded_up
 from egokit.runs.shown_text import shown
 
 KINDS = {  # key of the section `site`: (the tokenizer's name for messages, files of its folder)
     "clip_tokenizer": ("CLIP's tokenizer", "vocab.json and merges.txt"),
     "bert_tokenizer": ("DistilBERT's tokenizer", "vocab.txt"),
 }
+FILES = ("tokenizer.json", "vocab.json", "vocab.txt")  # a folder has one of these
 
 
 def tokenizer_of(source: str | None, key: str, owner: str):
@@ -30,12 +33,33 @@ def tokenizer_of(source: str | None, key: str, owner: str):
     Raises:
         WeightsError: it can't be had; the message says which, of which model, where it was looked for, and what to do.
     """
-    kind, files = KINDS[key]
-    name = getattr(SiteConfig, key)  # the default
-    source = source or name
+    (what, files), name = KINDS[key], getattr(SiteConfig, key)  # the default
     fix = (f"set site.{key}, or tokenizer= of egokit.load, to a folder with tokenizer.json or with {files}; "
            f"or go online once, to fetch {name!r}")
-    return load(source, f"{owner} reads texts by {kind}", fix)
+    return load(source or name, f"{owner} reads texts by {what}", fix)
+
+
+def expect(source: str, setting: str) -> None:
+    """Raise a ConfigError if a site's tokenizer is missing; one of the hub is loaded once if it is not in the cache.
+
+    Args:
+        source: a folder or name; `setting` is the key that gives it, for the message.
+    """
+    folder, where = Path(source), f"{setting} is {shown(source, 300)!r}"
+    files = ", ".join(FILES)
+    if folder.is_absolute() or folder.is_dir():
+        if not exists(folder):
+            raise ConfigError(f"{where}, which does not exist: give a folder with one of {files}, or a name")
+        if not any(exists(folder / name) for name in FILES):
+            raise ConfigError(f"{where}, which holds no tokenizer: give a folder with one of {files}")
+        return
+    from huggingface_hub import try_to_load_from_cache
+    if any(isinstance(try_to_load_from_cache(source, name), str) for name in FILES):
+        return
+    try:
+        load(source, where, f"give a folder with one of {files}")
+    except WeightsError as error:
+        raise ConfigError(f"{error}; or give it another name, or go online once") from None
 
 
 @functools.lru_cache(maxsize=8)
@@ -70,15 +94,33 @@ def load(source: str, purpose: str, fix: str, fetch: bool = True):
                        f"({shown(reasons[-1], 300)}); {fix}")
 
 
-def padded(tokenizer, texts: list[str], longest: int, device: torch.device, words: int, end: int | None = None,
-           length: int | None = None) -> dict[str, Tensor]:
+def checked(tokens: Mapping, positions: int, words: int, source: str, padding: int | None) -> dict[str, Tensor]:
+    """Return a user's tokens, {"input_ids": (B, L), "attention_mask": (B, L)}.
+
+    Args:
+        tokens: with or without a mask.
+        positions: how many tokens of a text the model takes; `words` is how many it knows.
+        source: the tokenizer's name, for messages.
+        padding: id that has no mask where none is given; None masks nothing.
+
+    Raises:
+        ValueError: they don't fit the model.
+    """
+    if "input_ids" in tokens and "attention_mask" not in tokens:
+        ids = torch.as_tensor(tokens["input_ids"])
+        tokens = {**tokens, "attention_mask": torch.ones_like(ids) if padding is None else (ids != padding).long()}
+    return checked_tokens(tokens, positions, words, source, positions)
+
+
+def padded(tokenizer, texts: list[str], longest: int, device: torch.device, words: int, owner: str,
+           end: int | None = None, length: int | None = None) -> dict[str, Tensor]:
     """Return {"input_ids": (B, L), "attention_mask": (B, L)} of B texts on a device, on a GPU of few lengths L.
 
     A text that is too long is cut before its end token. A model that is given `end` reads no token behind it, so that
     any id will do as padding; others are given the tokenizer's own.
 
     Args:
-        words: how many token embeddings the model has.
+        words: how many token embeddings the model has; `owner` is the model, for messages.
         end: id of the end of a text, by which the model finds it.
         length: L; None takes the longest text's.
 
@@ -92,9 +134,9 @@ def padded(tokenizer, texts: list[str], longest: int, device: torch.device, word
     if (largest >= words or not all(map(len, rows)) or padding is None
             or (end is not None and {int(ids[-1]) for ids in rows} != {end})):
         raise WeightsError(
-            f"tokenizer {shown(tokenizer.name_or_path, 300)!r} is not this model's: it gives ids up to {largest}, "
+            f"tokenizer {shown(tokenizer.name_or_path, 300)!r} is not that of {owner}: it gives ids up to {largest}, "
             f"expected fewer than {words}" + ("" if end is None else f", and {end} at the end of each text")
-            + (" and padding" if padding is None else "")
+            + (", and a padding token" if padding is None else "")
             + "; give the model's own as tokenizer= of egokit.load, or in the section site")
     length = length or min(longest, rounded_up(max(map(len, rows), default=1), device))
     ids_BL = torch.stack([F.pad(ids, (0, length - len(ids)), value=padding) for ids in rows])

@@ -1,0 +1,141 @@
+"""`egokit compare`: what is checked, what each model gets, and two models through the command, with their table."""
+import os
+import re
+import subprocess
+import sys
+from argparse import Namespace
+
+import pytest
+from conftest import ROOT
+from fake_slurm import ON_SLURM, put_into_path
+
+import egokit
+from egokit import cli, tasks, viz
+from egokit.config.build import ConfigError
+from egokit.jobs import launch
+from egokit.model import sources, weights
+from egokit.model.sources import Described
+from egokit.notebook import compare
+from egokit.runs.run_folder import Run
+
+
+def arguments(notebook="03_ek100", **changes):
+    """What the command line gives."""
+    return Namespace(**{"notebook": notebook, "init": ["a.pt", "b.pt"], "params": None, "site": None,
+                        "overrides": None, "run_name": "compare"} | changes)
+
+
+@pytest.mark.parametrize("inits, names", [
+    (["w/a.pt", "v/b.pth"], ["a", "b"]),
+    (["hf:openai/clip-vit-base-patch16"], ["openai-clip-vit-base-patch16"]),
+    (["x/clip.narrator.ep_0005.md5sum_d73a9c.pth"], ["clip.narrator.ep_0005"]),
+    (["../../..", "…/ä ö.pt", ".hidden.pt"], ["model", "model", "hidden"]),
+    (["w/a.pt", "v/a.pt", "u/A.pth"], ["a", "a", "A"]),
+])
+def test_a_models_short_name_can_be_in_a_folders(project, inits, names):
+    found = compare.short_names(inits)
+    assert len({name.casefold() for name in found}) == len(inits) and all(
+        re.fullmatch(r"[A-Za-z0-9_][\w.-]{0,70}", name) for name in found)
+    alike = [name for name in names if [*map(str.casefold, names)].count(name.casefold()) > 1]
+    for name, short in zip(names, found, strict=True):
+        assert re.fullmatch(re.escape(name) + r"-[0-9a-f]{6}", short) if name in alike else short == name
+    assert compare.short_names(inits) == found, "a second call finds the same folders"
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"notebook": "77"}, "no notebook '77'"), ({"init": ["a.pt", "a.pt"]}, "a.pt is named twice: expected different"),
+    ({"overrides": "init=c.pt"}, "give each model as --init"), ({"params": "toy/none"}, "no recipe 'toy/none'"),
+    ({"overrides": "data.eval_framse=4"}, "eval_frames"), ({"run_name": "a/b"}, "run 'a/b'"),
+    ({"notebook": "02"}, "runs no encoder, so there are no models to compare"),
+    ({"params": "toy/egotaskqa_head"}, "runs no encoder, so there are no models to compare")])
+def test_a_mistake_is_told_before_anything_starts(project, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        compare.check(arguments(**changes))
+
+
+def test_the_recipe_is_the_notebooks_on_the_toy_and_the_published_one_elsewhere(project):
+    assert compare.check(arguments()).params == "toy/ek100_finetune"
+    assert compare.check(arguments(site="example")).params == "ek100_finetune"
+    assert compare.check(arguments("05", site="example")).params == "egomcq"
+    given = compare.check(arguments(site="example", params="toy/ek100_finetune", overrides="data.eval_frames=2"))
+    assert (given.params, given.section, given.notebook) == ("toy/ek100_finetune", "zeroshot", "03_ek100")
+    assert given.config(given.models[0]).data.eval_frames == 2
+
+
+def test_each_model_gets_its_familys_keys_unless_the_user_states_them(project, monkeypatch):
+    keys = {"data.eval_resize": 256, "model.image_size": 224, "data.eval_max_tokens": 77}
+    monkeypatch.setattr(sources, "describe", lambda init: Described("egovlp", 224, 4, keys))
+    known, other = "EgoVLP_PT_BEST.pth", "own.pth"
+    free = compare.check(arguments("05", site="example", init=[known, other]))
+    assert compare.own_keys(free, free.models[0]) == keys | {"data.eval_frames": 4}, "its number is of 4 frames"
+    assert compare.own_keys(free, free.models[1]) == keys, "nothing is published of another file"
+    stated = compare.check(arguments("05", site="example", init=[known, other],
+                                     overrides="data.eval_resize=230 data.eval_frames=8"))
+    left = {key: value for key, value in keys.items() if key != "data.eval_resize"}
+    assert compare.own_keys(stated, stated.models[0]) == left
+    stated.models[0].keys = left
+    config = stated.config(stated.models[0])
+    assert (config.data.eval_resize, config.data.eval_frames, config.data.eval_max_tokens) == (230, 8, 77)
+    of_ek100 = compare.check(arguments(site="example", init=[known]))
+    assert compare.own_keys(of_ek100, of_ek100.models[0]) == keys, "there is a number for the recipe's 16 frames"
+
+
+def test_on_slurm_all_are_submitted_and_the_command_returns(project, checkpoint, tmp_path, monkeypatch, capsys):
+    cluster = put_into_path(tmp_path / "slurm", monkeypatch)
+    first, second = tmp_path / "first.pt", tmp_path / "second.pt"
+    for path in (first, second):
+        path.write_bytes(checkpoint.read_bytes())
+    monkeypatch.setattr(launch.Handle, "wait", lambda *given, **options: pytest.fail("nothing is waited for"))
+    (cluster / "queue").write_text("42|PENDING|main|1|N/A|Priority")
+    cli.main(["compare", "03", "--init", str(first), "--init", str(second), "--site", "tiny", "--params",
+              "toy/ek100_finetune", "--run", "cluster", "--overrides", ON_SLURM])
+    lines = capsys.readouterr().out
+    for name in ("first", "second"):
+        folder = project / "outputs/03_ek100" / f"cluster-{name}"
+        assert (folder / "jobs/zeroshot/job.json").is_file() and f"{name}: <zeroshot of 03_ek100/cluster-" in lines
+    assert "pending" in lines and "paired bootstrap" not in lines
+
+
+@pytest.mark.slow
+def test_two_models_through_the_command(project, checkpoint, tmp_path):
+    """One after another, with one that is missing; a second call evaluates nothing again; the notebook shows the same."""
+    import torch
+    second, recipe = tmp_path / "other.pt", ["--site", "tiny", "--params", "toy/ek100_finetune", "--run", "both"]
+    model = weights.load(checkpoint)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    weights.save(model, second)
+    inits = [part for init in (checkpoint, tmp_path / "missing.pt", second) for part in ("--init", str(init))]
+
+    def command():
+        done = subprocess.run([sys.executable, "-m", "egokit.cli", "compare", "03_ek100", *inits, *recipe],
+                              capture_output=True, text=True, cwd=project, timeout=300,
+                              env=os.environ | {"PYTHONPATH": str(ROOT)})
+        return done.returncode, done.stdout + done.stderr
+
+    code, text = command()
+    runs = [Run(project / "outputs/03_ek100" / f"both-{name}") for name in ("02_pretrain-random", "other")]
+    values = [run.metrics()["zeroshot"] for run in runs]
+    assert code == 1 and re.search(r"^missing: failed: checkpoint \S+/missing.pt does not exist", text, re.MULTILINE)
+    for metric, published in (("mAP", 26.7), ("nDCG", 29.1)):
+        for run, section in zip(runs, values, strict=True):
+            value = section[metric]
+            row = rf"03_ek100/{run.path.name} +{published} +{value:.1f} +{re.escape(f'{value - published:+.1f}')}$"
+            assert re.search(row, text, re.MULTILINE), (row, text)
+        difference = values[1][metric] - values[0][metric]
+        found = re.search(rf"^{metric} +other\.pt – 02_pretrain/random +(\S+)  \[(\S+), +(\S+)\] +(.*)$", text,
+                          re.MULTILINE)
+        assert float(found[1]) == pytest.approx(difference, abs=0.006) and float(found[2]) <= difference
+    made = [(run.path / "jobs/zeroshot/job.json").stat().st_mtime_ns for run in runs]
+    assert command()[0] == 1
+    assert made == [(run.path / "jobs/zeroshot/job.json").stat().st_mtime_ns for run in runs]
+    config = egokit.resolve("toy/ek100_finetune", "tiny", {"init": str(checkpoint)}, "both-02_pretrain-random")
+    shows = viz.comparison(tasks.make(config), runs[0], "zeroshot", ("both-other", "zeroshot"))
+    table, differences = (part.data for part in shows.tables)
+    assert table["here"].tolist() == pytest.approx([section[metric] for metric in ("mAP", "nDCG") for section in values])
+    assert differences["difference"].tolist() == pytest.approx([values[1][metric] - values[0][metric]
+                                                                for metric in ("mAP", "nDCG")])
+    assert "both-other" in shows.to_html() and "paired bootstrap" in shows.to_html()
+    with pytest.raises(ValueError, match="expected sections of the run"):
+        viz.comparison(tasks.make(config), runs[0])
