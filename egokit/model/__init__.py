@@ -8,7 +8,10 @@ roles.py           which parameters do what;  pairs.py  pairs of clips and texts
 layers.py          linear layers and attention of both encoders;  heads.py  projections, poolers, the MLM head
 cpu_fast_paths.py  what only makes a CPU faster
 input_checks.py    checks of frames and texts that users give, and parts that fit in memory
-weights.py         load, save, convert and initialise models;  released_keys.py  key names of the released files
+sources.py         what `init` may name, and what its files tell;  own_model.py  a class of a user's file
+weights.py         load, save and convert models;  backbones.py  what pre-training starts from
+released_keys.py   key names of the released files
+hub.py             folders and the cache of the Hugging Face hub;  pretrained.py  EgoVLPv2 models in them
 recorded_shape.py  the shape of a checkpoint's network
 checkpoints.py     checkpoint files;  tensor_file.py  reads them without executing anything
 precision.py       float32 or TensorFloat-32 products, deterministic algorithms

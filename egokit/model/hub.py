@@ -100,8 +100,7 @@ def read_config(folder: Path) -> dict:
     Raises:
         WeightsError: it is damaged, enormous, or does not name the kind of model.
     """
-    fix = "expected the config.json of a model that transformers or egokit has written"
-    path = folder / CONFIG
+    path, fix = folder / CONFIG, "expected what transformers or egokit has written"
     try:
         config = read_json(path, {"model_type": str}, fix, LARGEST)
     except (ValueError, OSError) as error:
@@ -109,7 +108,7 @@ def read_config(folder: Path) -> dict:
             raise
         raise WeightsError(shortened(error, 400)) from None
     if config is None:
-        raise WeightsError(f"{path} is missing; {fix}")
+        raise WeightsError(f"{path} is missing: give a folder with it and *.safetensors")
     return config
 
 

@@ -60,10 +60,11 @@ def build(file: str, class_name: str, weights: str = "", frames: int | None = No
     try:
         inspect.signature(kind).bind(*arguments)
     except TypeError as error:
-        fix = (f"leave the weights out, init: {file}:{class_name}, or write def __init__(self, weights)" if weights else
-               f"give the weights in init, {file}:{class_name}:weights, or write def __init__(self)")
-        how = "with" if weights else "without"
-        raise ConfigError(f"{where} can't be made {how} weights ({error}): {fix}") from None
+        if weights:
+            raise ConfigError(f"{where} can't be made with weights ({error}): leave them out, init: "
+                              f"{file}:{class_name}, or write def __init__(self, weights)") from None
+        raise ConfigError(f"{where} can't be made without weights ({error}): give them in init, "
+                          f"{file}:{class_name}:weights, or write def __init__(self)") from None
     model = kind(*arguments)
     _check_attributes(model, where)
     if frames is not None and model.frames is not None and frames > model.frames:

@@ -6,7 +6,6 @@ import json
 import os
 from pathlib import Path
 
-import yaml
 from huggingface_hub import ModelCard, ModelHubMixin
 
 from egokit.config.json_file import check_fields
@@ -30,11 +29,11 @@ def record_of(config: dict, folder: Path) -> dict:
     Raises:
         WeightsError: the record is damaged, or of a later version of the format.
     """
-    fix = "expected the config.json that save_pretrained of egokit has written"
     try:
         check_fields(config, {"egokit": RECORD})
     except ValueError as error:
-        raise WeightsError(f"{folder / hub.CONFIG}: {shortened(error)}; {fix}") from None
+        raise WeightsError(f"{folder / hub.CONFIG}: {shortened(error)}; expected what save_pretrained of egokit has "
+                           "written") from None
     record = config["egokit"]
     if record["format"] != checkpoints.FORMAT:
         raise WeightsError(f"{folder / hub.CONFIG}: its format is {shown(record['format'], 40)}, but this egokit reads "
@@ -199,7 +198,7 @@ def _results(run: Run) -> list[str]:
         lines += [f"| {shown(key, 60).replace('|', ' ')} | {value:.4g} |" for key, value in metrics.items()]
         recipe = {key: value for key, value in (entry.get("recipe") or {}).items() if value == _public(value)}
         if recipe:
-            text = yaml.safe_dump(recipe, sort_keys=True, allow_unicode=True).strip()
+            text = "\n".join(f"{key}: {json.dumps(recipe[key], ensure_ascii=False)}" for key in sorted(recipe))
             lines += ["", "Its recipe:", "", "```yaml", text.replace("```", "'''"), "```"]
     return lines
 

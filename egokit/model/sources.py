@@ -176,22 +176,31 @@ def describe(init: str | Path) -> Described:
     state, unknown = our_keys(state)
     record = recorded_shape.read_record(content, source.path)
     if not record and not state:
-        peers.refuse(state | dict.fromkeys(unknown), source.path)
+        refuse(unknown, source.path)
     config = recorded_shape.shape_of(record, state, source.path)
     return Described("egovlpv2", config.image_size, config.frames, tokenizer_key="tokenizer", fuses=True)
+
+
+def refuse(keys: list[str], path: Path) -> None:
+    """Raise WeightsError for a file of no known family, with a sentence for those that are known to be something else.
+
+    Args:
+        keys: of its tensors, without the names of wrappers.
+    """
+    from egokit.model import peers
+    peers.refuse(keys, path)
+    raise WeightsError(f"{path} is not an EgoVLPv2 checkpoint, nor one of EgoVLP, LaViLa or AVION: its keys begin with "
+                       f"{checkpoints.named(sorted(keys), 5)}")
 
 
 def _describe_folder(folder: Path) -> Described:
     """What the config.json of a folder in the hub's layout tells."""
     from egokit.model import peers, pretrained, recorded_shape
+    from egokit.model.peers import hugging_face
     config = hub.read_config(folder)
     hub.tensor_files(folder)
     if config["model_type"] == pretrained.MODEL_TYPE:
         shape = recorded_shape.shape_of(pretrained.record_of(config, folder), {}, folder)
         return Described("egovlpv2", shape.image_size, shape.frames, tokenizer_key="tokenizer", fuses=True)
-    vision = config.get("vision_config")
-    size = vision.get("image_size", 224) if isinstance(vision, dict) else 224
-    if not isinstance(size, int):
-        raise WeightsError(f"{folder / hub.CONFIG}: vision_config.image_size is {size!r:.60}, expected a whole number")
-    family = config["model_type"]
-    return Described(family, size, None, peers.recommended(family, size))
+    shape = hugging_face.shape_of_folder(folder)
+    return Described(shape.family, shape.image_size, None, peers.recommended(shape.family, shape.image_size))

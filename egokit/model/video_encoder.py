@@ -182,7 +182,7 @@ class VideoEncoder(nn.Module):
     - `embed`, `run_blocks`, `run_block` and `forward`, as below; tokens with CLS first, states of the text's width;
     - `blocks`, modules, one for each layer of the text encoder; the last ones read a text (`Block.text`);
     - `compute_as`, and `config` which it replaces, to switch `checkpointing` and the like;
-    - `reset_parameters`; to start from a ViT also `reset_time` and `temporal_embed` (weights.py);
+    - `reset_parameters`; to start from a ViT also `reset_time` and `temporal_embed` (backbones.py);
     - no buffers outside the state dict, because loading builds the model without memory and fills in the state dict.
 
     Names of its parameters decide: `video.blocks.N.text.*` belongs to fusion (EgoVLP.parameters_by_role), "norm" and

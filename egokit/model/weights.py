@@ -86,9 +86,9 @@ def load(path: str | Path, frames: int | None = None, tokenizer: str | None = No
     if family := peers.family_of(state):
         if second:
             raise WeightsError(f"{path} names weights twice: {checkpoints.named(second, 5)}; expected each once")
-        _expect_none(given, path)
+        _expect_none(given | {"report": False}, path)
         content.clear()  # and with it what the file holds besides
-        return peers.build(family, state, path, frames, tokenizer)
+        return peers.build(family, state, path, frames, tokenizer, report)
     model, keys = _egovlpv2(content, state, second, path, frames, tokenizer, report)
     if model is None:
         return None, keys
@@ -123,9 +123,7 @@ def _egovlpv2(content: dict, state: dict[str, Tensor], second: list[str], path: 
                            "give a head of classes to the model that made the features, egokit.load(model, head=…)")
     record = read_record(content, path)
     if not record and not state:
-        peers.refuse(unknown, path)
-        raise WeightsError(f"{path} is not an EgoVLPv2 checkpoint: "
-                           f"its keys begin with {checkpoints.named(sorted(unknown), 5)}")
+        sources.refuse(unknown, path)
     config = shape_of(record, state, path)
     class_head = recorded_head.take(content, state, own, unknown, config.width, path)
     tokenizer, named = tokenizer or (record["tokenizer"] if record else "roberta-base"), tokenizer
@@ -185,10 +183,15 @@ def save(model: EgoVLP | FeatureModel, path: str | Path, **extra) -> None:
     Raises:
         WeightsError: it can't be written, such as on a full disk; what was there before is whole.
     """
-    if not isinstance(model, (EgoVLP, FeatureModel)):
-        raise WeightsError(f"{path}: a checkpoint of egokit holds an EgoVLPv2 model, not a {type(model).__name__}: "
-                           "keep the file that it was loaded from")
+    _expect_egovlpv2(model, path)
     checkpoints.write(path, record_of(model) | {"state_dict": model.state_dict(), **extra})
+
+
+def _expect_egovlpv2(model, path) -> None:
+    """Raise WeightsError for a model of another family, for which checkpoints have no place."""
+    if isinstance(model, Dual) and not isinstance(model, EgoVLP):
+        raise WeightsError(f"{path} was not written: checkpoints of egokit and of the original code hold EgoVLPv2 "
+                           f"models, and this is a {model.family}: keep the file that it was loaded from")
 
 
 def record_of(model: EgoVLP | FeatureModel) -> dict:
@@ -206,6 +209,7 @@ def export(model: EgoVLP, path: str | Path) -> None:
     EgoTaskQA's shape is written as the original's, with the model, in the layout of its EgoTaskQA checkpoints. Another
     head, and modules of a task's own, are left out, and named, because the original code refuses what it doesn't know.
     """
+    _expect_egovlpv2(model, path)
     has_head = recorded_head.is_released_kind(model)
     if left_out := [name for name in named(model) if name != HEAD or not has_head]:
         print(f"left out, as the original code doesn't know them: {', '.join(left_out)}", flush=True)

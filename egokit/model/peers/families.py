@@ -88,6 +88,8 @@ def _shape_of(family: str, shapes: Mapping[str, tuple[int, ...]]) -> PeerShape:
 def _config(part: str, width: int, depth: int, hidden: int, **others) -> ModelConfig:
     if width % HEAD or not width:
         raise ValueError(f"{part} is {width} wide, expected a multiple of {HEAD}, the dimensions of a head")
+    if not others.get("vocab_size", 1):
+        raise ValueError(f"{part} knows no word, expected token embeddings")
     config = ModelConfig(width=width, heads=width // HEAD, depth=depth, num_fused_layers=1, mlp_ratio=hidden / width,
                          **others)
     check_shape(config)
@@ -95,8 +97,8 @@ def _config(part: str, width: int, depth: int, hidden: int, **others) -> ModelCo
 
 
 def build(family: str, state: dict[str, Tensor], path: Path, frames: int | None = None,
-          tokenizer: str | None = None) -> Peer:
-    """Return the model of a file, on the CPU, in eval mode, in float32.
+          tokenizer: str | None = None, report: bool = False):
+    """Return the model of a file, a `Peer` on the CPU, in eval mode, in float32.
 
     Args:
         family: what `family_of` returned.
@@ -104,6 +106,7 @@ def build(family: str, state: dict[str, Tensor], path: Path, frames: int | None 
         path: of the file, for messages.
         frames: make room for clips of so many frames; None leaves the file's.
         tokenizer: a folder or name; None for the one that the family was trained with.
+        report: return (model, keys by kind), as `egokit.load`; the model is None where keys do not fit.
 
     Raises:
         WeightsError: the file is of no dual encoder, or keys are missing, unexpected or misshapen; they are named as
@@ -118,13 +121,22 @@ def build(family: str, state: dict[str, Tensor], path: Path, frames: int | None 
             model = Peer(family, shape, tokenizer)
         fill_positions(model)
     except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
-        raise WeightsError(f"{path}: {str(error).splitlines()[0][:400]}") from error
+        raise WeightsError(f"{path} can't be loaded: {str(error).splitlines()[0][:400]}") from error
     names, second = keys.our_names(family, state)
     ours = {name: state[key] for name, key in names.items() if key not in keys.UNUSED}
     _reshape(ours, shape)
-    _check(family, model, ours, names, second, path)
+    keys_by_kind = _compare(family, model, ours, names, second)
+    if problems := [f"  {kind} ({len(found)}): {checkpoints.named(found, 12)}"
+                    for kind, found in keys_by_kind.items() if found and kind != "loaded"]:
+        if report:
+            return None, keys_by_kind
+        error = WeightsError(f"{path} has {NAMES[family]}'s keys, but does not fit it (all keys: "
+                             "egokit.load(path, report=True)):\n" + "\n".join(problems))
+        error.report = keys_by_kind
+        raise error
     model.load_state_dict(checkpoints.own_memory(ours), assign=True)
-    return model.eval()
+    model.eval()
+    return (model, keys_by_kind) if report else model
 
 
 def _reshape(ours: dict[str, Tensor], shape: PeerShape) -> None:
@@ -139,22 +151,16 @@ def _reshape(ours: dict[str, Tensor], shape: PeerShape) -> None:
                 *embed.shape[:-2], shape.frames, embed.shape[-1])
 
 
-def _check(family: str, model: Peer, ours: dict[str, Tensor], names: dict[str, str], second: list[str], path) -> None:
-    """Raise a WeightsError unless a model's keys and a file's are the same, of the same shapes."""
+def _compare(family: str, model: Peer, ours: dict[str, Tensor], names: dict[str, str],
+             second: list[str]) -> dict[str, list[str]]:
+    """Return a file's keys by kind, in the file's spelling."""
     expected, flash = model.state_dict(), any(".attn.Wqkv." in key for key in names.values())
-    misshapen = [f"{names[name]}: {tuple(ours[name].shape)} instead of {tuple(expected[name].shape)}"
-                 for name in expected if name in ours and ours[name].shape != expected[name].shape]
-    report = {"loaded": sorted(names[name] for name in ours if name in expected),
-              "missing": sorted(keys.their_name(family, name, flash) for name in expected.keys() - ours.keys()),
-              "unexpected": sorted([*second, *(names[name] for name in ours.keys() - expected.keys())]),
-              "misshapen": misshapen}
-    problems = [f"  {kind} ({len(report[kind])}): {checkpoints.named(report[kind], 12)}"
-                for kind in ("missing", "unexpected", "misshapen") if report[kind]]
-    if problems:
-        error = WeightsError(f"{path} has {NAMES[family]}'s keys, but does not fit it (all keys: "
-                             "egokit.load(path, report=True)):\n" + "\n".join(problems))
-        error.report = report
-        raise error
+    fits = {name: ours[name].shape == expected[name].shape for name in ours if name in expected}
+    return {"loaded": sorted(names[name] for name in fits if fits[name]),
+            "missing": sorted(keys.their_name(family, name, flash) for name in expected.keys() - ours.keys()),
+            "unexpected": sorted([*second, *(names[name] for name in ours.keys() - expected.keys())]),
+            "misshapen": [f"{names[name]}: {tuple(ours[name].shape)} instead of {tuple(expected[name].shape)}"
+                          for name in fits if not fits[name]]}
 
 
 def recommended(family: str, image_size: int, from_clip: bool = True) -> dict[str, object]:

@@ -6,6 +6,7 @@ parts; and the tokenizer. No code of the folder is run, and nothing is fetched.
 Shapes: B clips or texts, T frames, L tokens, E embedding.
 """
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -69,8 +70,8 @@ def shape_of_folder(folder: Path) -> FolderShape:
         content = hub.read_config(path.parent)
         family = content["model_type"]
         if family not in NAMES:
-            what = KNOWN.get(family, f"a model of type {shown(family, 60)!r}: expected 'clip' or 'siglip'")
-            raise WeightsError(f"{path} is of {what}")
+            what = KNOWN.get(family, f"a model of type {shown(family, 60)!r}")
+            raise WeightsError(f"{path} is of {what}; expected 'clip' or 'siglip'")
         settings = {part: _fields(content, part) for part in FIELDS}
         if family == "clip":
             check_fields(content, {"projection_dim": (SIZE, ...)})
@@ -149,6 +150,12 @@ class ImageModel(Dual):
         return tokenizers.padded(tokenizer, texts, min(longest, limit), self.device, words, self.family,
                                  end=words - 1 if end in (None, 2) else end)  # 2: transformers takes the largest id
 
+    def prepared_tokens(self, text, longest: int | None = None) -> dict[str, Tensor]:
+        if isinstance(text, Mapping):
+            words, limit = self.text_config.vocab_size, self.text_config.max_position_embeddings
+            text = tokenizers.checked(text, limit, words, self.tokenizer_source, padding=None)
+        return super().prepared_tokens(text, longest)
+
     def embed_text(self, tokens: dict[str, Tensor]) -> Tensor:
         """Return embeddings of texts, (B, E) float32.
 
@@ -192,13 +199,16 @@ def load_folder(folder: str | Path, tokenizer: str | None = None) -> ImageModel:
         with without_weights():
             model = ImageModel(shape, tokenizer or str(folder), given=bool(tokenizer))
         fill_positions(model)
-    except (ValueError, TypeError, ArithmeticError, RuntimeError, AttributeError, KeyError) as error:
+    except Exception as error:  # transformers and its checks of configs raise kinds of their own
         raise WeightsError(f"{folder / 'config.json'}: no {NAMES[shape.family]} can have this shape "
-                           f"({str(error).splitlines()[0][:200]}); {FIX}") from error
+                           f"({shown(' '.join(str(error).split()), 200)}); {FIX}") from error
     state = {}
     for path in _files(folder):
         state |= checkpoints.state_dict(checkpoints.read(path, everything=False), path)
     state = {key: value for key, value in state.items() if not HARMLESS.fullmatch(key)}
+    if broken := [key for key, value in state.items() if not checkpoints.is_finite(value)]:
+        raise WeightsError(f"{folder} has weights that are NaN or infinite, such as "
+                           f"{checkpoints.named(broken, 6)}; {FIX}")  # `read` lets EgoVLPv2's heads be infinite
     check(model.inner, state, [], folder)
     model.inner.load_state_dict(checkpoints.own_memory(state), assign=True)
     return model.eval()

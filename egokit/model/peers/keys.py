@@ -61,7 +61,7 @@ def refuse(keys: Iterable[str], path) -> None:
     bare = list(unwrap(dict.fromkeys(keys))[0])
     for pattern, what, fix in REFUSED:
         if key := next((key for key in bare if re.match(pattern, key)), None):
-            raise WeightsError(f"{path} is {what} (it has {key}): {fix}")
+            raise WeightsError(f"{path} is {what} (it has {key}), expected a dual encoder: {fix}")
 
 
 def our_names(family: str, keys: Iterable[str]) -> tuple[dict[str, str], list[str]]:
@@ -75,7 +75,7 @@ def our_names(family: str, keys: Iterable[str]) -> tuple[dict[str, str], list[st
             continue
         name = _ours(family, key)
         if name in names:
-            second.append(f"{key} (a second one for {names[name]})")
+            second.append(f"{key} (a second one)")
         else:
             names[name] = key
     return names, second

@@ -3,6 +3,7 @@
 Shapes: B clips or texts, T frames, L tokens, D width, E embedding.
 """
 import dataclasses
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from egokit.model.dual import Dual
 from egokit.model.heads import build_projection
 from egokit.model.input_checks import clips_at_once, in_parts
 from egokit.model.peers.clip_blocks import ClipText
-from egokit.model.peers.tokenizers import padded, tokenizer_of
+from egokit.model.peers.tokenizers import checked, padded, tokenizer_of
 from egokit.model.peers.video_encoders import JointVideo, TimeSformer
 
 NAMES = {"egovlp": "EgoVLP", "lavila": "LaViLa", "avion": "AVION"}
@@ -54,9 +55,9 @@ class PeerShape:
         return dataclasses.replace(self, video=dataclasses.replace(self.video, frames=frames))
 
     @property
-    def tokenizer(self) -> str:
-        """Which tokenizer its texts need, "bert" or "clip"; the site names it under bert_tokenizer or clip_tokenizer."""
-        return "bert" if self.distilbert else "clip"
+    def tokenizer_key(self) -> str:
+        """The key of the section `site` that names the tokenizer of its texts."""
+        return "bert_tokenizer" if self.distilbert else "clip_tokenizer"
 
 
 class Peer(Dual):
@@ -102,10 +103,17 @@ class Peer(Dual):
         Raises:
             WeightsError: the tokenizer can't be had, or is not the model's.
         """
-        tokenizer = tokenizer_of(self.tokenizer_source, self.shape.tokenizer, self.family)
+        tokenizer = tokenizer_of(self.tokenizer_source, self.shape.tokenizer_key, self.family)
         text = self.shape.text
         return padded(tokenizer, texts, min(longest, text.max_positions), self.device, text.vocab_size, self.family,
                       end=None if self.shape.distilbert else text.vocab_size - 1)  # CLIP's end has the largest id
+
+    def prepared_tokens(self, text, longest: int | None = None) -> dict[str, Tensor]:
+        text_config = self.shape.text
+        if isinstance(text, Mapping):
+            text = checked(text, text_config.max_positions, text_config.vocab_size, self.shape.tokenizer_key,
+                           padding=0 if self.shape.distilbert else None)
+        return super().prepared_tokens(text, longest)
 
     def embed_text(self, tokens: dict[str, Tensor]) -> Tensor:
         """Return embeddings of texts, (B, E) float32."""

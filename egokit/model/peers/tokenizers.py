@@ -1,6 +1,7 @@
 """The peers' tokenizers, loaded at the first text: a model that embeds videos alone needs none."""
 import functools
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -11,29 +12,29 @@ from egokit.config.access import exists
 from egokit.config.build import ConfigError
 from egokit.config.schema import SiteConfig
 from egokit.model.checkpoints import WeightsError
-from egokit.model.input_checks import rounded_up
+from egokit.model.input_checks import checked_tokens, rounded_up
 from egokit.runs.shown_text import shown
 
-KINDS = {  # kind: (its name for messages, files of its folder); the section `site` has a key <kind>_tokenizer
-    "clip": ("CLIP's tokenizer", "vocab.json and merges.txt"),
-    "bert": ("DistilBERT's tokenizer", "vocab.txt"),
+KINDS = {  # key of the section `site`: (the tokenizer's name for messages, files of its folder)
+    "clip_tokenizer": ("CLIP's tokenizer", "vocab.json and merges.txt"),
+    "bert_tokenizer": ("DistilBERT's tokenizer", "vocab.txt"),
 }
 FILES = ("tokenizer.json", "vocab.json", "vocab.txt")  # a folder has one of these
 
 
-def tokenizer_of(source: str | None, kind: str, owner: str):
+def tokenizer_of(source: str | None, key: str, owner: str):
     """Return transformers' tokenizer of a peer; a process loads it once.
 
     Args:
         source: a folder or a name, which is fetched if it is not on this machine; None for the one by default.
-        kind: a key of KINDS.
+        key: of KINDS.
         owner: the model, for messages.
 
     Raises:
         WeightsError: it can't be had; the message says which, of which model, where it was looked for, and what to do.
     """
-    (what, files), name = KINDS[kind], getattr(SiteConfig, f"{kind}_tokenizer")  # the default
-    fix = (f"set site.{kind}_tokenizer, or tokenizer= of egokit.load, to a folder with tokenizer.json or with {files}; "
+    (what, files), name = KINDS[key], getattr(SiteConfig, key)  # the default
+    fix = (f"set site.{key}, or tokenizer= of egokit.load, to a folder with tokenizer.json or with {files}; "
            f"or go online once, to fetch {name!r}")
     return load(source or name, f"{owner} reads texts by {what}", fix)
 
@@ -45,20 +46,20 @@ def expect(source: str, setting: str) -> None:
         source: a folder or name; `setting` is the key that gives it, for the message.
     """
     folder, where = Path(source), f"{setting} is {shown(source, 300)!r}"
-    fix = f"give a folder with one of {', '.join(FILES)}, or a name"
+    files = ", ".join(FILES)
     if folder.is_absolute() or folder.is_dir():
         if not exists(folder):
-            raise ConfigError(f"{where}, which does not exist: {fix}")
+            raise ConfigError(f"{where}, which does not exist: give a folder with one of {files}, or a name")
         if not any(exists(folder / name) for name in FILES):
-            raise ConfigError(f"{where}, which holds no tokenizer: {fix}")
+            raise ConfigError(f"{where}, which holds no tokenizer: give a folder with one of {files}")
         return
     from huggingface_hub import try_to_load_from_cache
     if any(isinstance(try_to_load_from_cache(source, name), str) for name in FILES):
         return
     try:
-        load(source, where, fix)
+        load(source, where, f"give a folder with one of {files}")
     except WeightsError as error:
-        raise ConfigError(f"{error}; or go online once") from None
+        raise ConfigError(f"{error}; or give it another name, or go online once") from None
 
 
 @functools.lru_cache(maxsize=8)
@@ -91,6 +92,24 @@ def load(source: str, purpose: str, fix: str, fetch: bool = True):
         ", then on the hub" if len(reasons) > 1 else "")
     raise WeightsError(f"{purpose}, but {shown(source, 300)!r} could not be loaded, looked for {where} "
                        f"({shown(reasons[-1], 300)}); {fix}")
+
+
+def checked(tokens: Mapping, positions: int, words: int, source: str, padding: int | None) -> dict[str, Tensor]:
+    """Return a user's tokens, {"input_ids": (B, L), "attention_mask": (B, L)}.
+
+    Args:
+        tokens: with or without a mask.
+        positions: how many tokens of a text the model takes; `words` is how many it knows.
+        source: the tokenizer's name, for messages.
+        padding: id that has no mask where none is given; None masks nothing.
+
+    Raises:
+        ValueError: they don't fit the model.
+    """
+    if "input_ids" in tokens and "attention_mask" not in tokens:
+        ids = torch.as_tensor(tokens["input_ids"])
+        tokens = {**tokens, "attention_mask": torch.ones_like(ids) if padding is None else (ids != padding).long()}
+    return checked_tokens(tokens, positions, words, source, positions)
 
 
 def padded(tokenizer, texts: list[str], longest: int, device: torch.device, words: int, owner: str,
