@@ -144,7 +144,8 @@ def test_what_needs_fusion_says_so_before_data_are_read(made, nothing_is_read, t
                 task.extract(model, Run(tmp_path / recipe))
             else:
                 evaluate(model, task) if action == "evaluate" else task.unused(model)
-        with pytest.raises(FusionError, match=rf"own_dual.py:Colours \(own\) has no fusion encoder.*{what}"):
+        refused = "does not train" if action == "train" else f"has no fusion encoder.*{what}"
+        with pytest.raises(ValueError, match=rf"own_dual.py:Colours.* {refused}"):
             egokit.submit(task.config, Run(tmp_path / f"{recipe}-job"), action)
         assert not (tmp_path / f"{recipe}-job/jobs").is_dir() or not [*(tmp_path / f"{recipe}-job").rglob("spec.json")]
     task, model = made("egonlq", "task.feature_layer=cls")
