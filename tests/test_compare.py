@@ -9,9 +9,9 @@ import pytest
 from conftest import ROOT
 from fake_slurm import ON_SLURM, put_into_path
 
-import egokit
 from egokit import cli, tasks, viz
 from egokit.config.build import ConfigError
+from egokit.config.resolve import resolve
 from egokit.jobs import launch
 from egokit.model import sources, weights
 from egokit.model.sources import Described
@@ -130,7 +130,7 @@ def test_two_models_through_the_command(project, checkpoint, tmp_path):
     made = [(run.path / "jobs/zeroshot/job.json").stat().st_mtime_ns for run in runs]
     assert command()[0] == 1
     assert made == [(run.path / "jobs/zeroshot/job.json").stat().st_mtime_ns for run in runs]
-    config = egokit.resolve("toy/ek100_finetune", "tiny", {"init": str(checkpoint)}, "both-02_pretrain-random")
+    config = resolve("toy/ek100_finetune", "tiny", {"init": str(checkpoint)}, "both-02_pretrain-random")
     shows = viz.comparison(tasks.make(config), runs[0], "zeroshot", ("both-other", "zeroshot"))
     table, differences = (part.data for part in shows.tables)
     assert table["here"].tolist() == pytest.approx([section[metric] for metric in ("mAP", "nDCG") for section in values])

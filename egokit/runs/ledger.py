@@ -159,7 +159,7 @@ def _of_model(task: type | None, published: list[Result], results: list[Result],
     of_file = [peer for peer in peers if peer.is_of(section)]
     if not of_file and "family" not in section:
         return [_of_checkpoint(result, published, section) for result in results]
-    chosen, frames = [], section.get("frames") or 1
+    chosen, frames = [], min(max(1, section.get("frames", 1)), 10_000)  # as whoever wrote the file has it
     # EgoVLPv2's own numbers are not another model's: what stays of its results is their names
     names = {result.metric: result for result in [*reversed(peers), *reversed(results)] if result.in_ledger}
     for metric, result in sorted(names.items(), key=lambda item: item[1].name):
