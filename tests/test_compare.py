@@ -80,6 +80,16 @@ def test_each_model_gets_its_familys_keys_unless_the_user_states_them(project, m
     assert compare.own_keys(of_ek100, of_ek100.models[0]) == keys, "there is a number for the recipe's 16 frames"
 
 
+def test_what_can_be_no_model_fails_alone_in_one_line_each(project, capsys):
+    wrong = ["x" * 300, "a\0b", "hf:../x", "nowhere.py:Class", "", "a\nb.pt", "run:02_pretrain/nobodys"]
+    with pytest.raises(SystemExit, match="1"):
+        cli.main(["compare", "03", "--site", "tiny", "--run", "wrong", *(f"--init={init}" for init in wrong)])
+    told, table = (part.splitlines() for part in capsys.readouterr().out.split("\n\n", 1))
+    assert len(told) == len(wrong) and all(": failed: " in line for line in told), told
+    assert [line for line in table if line] == told and len(set(told)) == len(told)
+    assert not [*(project / "outputs/03_ek100").glob("wrong*/jobs/*/job.json")]
+
+
 def test_on_slurm_all_are_submitted_and_the_command_returns(project, checkpoint, tmp_path, monkeypatch, capsys):
     cluster = put_into_path(tmp_path / "slurm", monkeypatch)
     first, second = tmp_path / "first.pt", tmp_path / "second.pt"
