@@ -227,10 +227,10 @@ def peak_mib(precision: str, frames: int, pairs: int) -> float:
         place = torch.zeros(pairs, dtype=torch.long, device=GPU)
         ids = torch.full((pairs, 16), 5, device=GPU)
         part = np.zeros(pairs, int), place, place, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        task._score_part(model, part, video, trunk, frames)  # once before: autocast's copies of weights stay
+        task._score_part(model, part, frames, video, trunk)  # once before: autocast's copies of weights stay
         before = counter.live_bytes
         counter.start()
-        task._score_part(model, part, video, trunk, frames)
+        task._score_part(model, part, frames, video, trunk)
     return (max(cost.peak_bytes for cost in counter.costs.values()) - before) / 2**20
 
 

@@ -48,20 +48,18 @@ def expect_model(config: Config, action: str, task: type) -> None:
         WeightsError: the model's file is damaged, or a peer's tokenizer is missing.
     """
     from egokit.model import own_model, sources
-    from egokit.model.dual import FusionError
-    described, size, fuses = sources.describe(config.init), None, None
+    described, size = sources.describe(config.init), None
     if described.family == "own":
         file, class_name, _ = split_model_file(config.init)
         kind = own_model.find_class(file, class_name)  # an error in the user's file is raised here, not in a job's log
-        size, fuses = getattr(kind, "image_size", None), bool(kind.fuses)
-    size, fuses = described.image_size or size, described.fuses if fuses is None else fuses
+        size = getattr(kind, "image_size", None)
+    size = described.image_size or size
     if action == "train" and described.family != "egovlpv2":
         raise ConfigError(f"init {config.init!r} is {article(described.family)}, which egokit evaluates and extracts "
                           "features with, but does not train: train an EgoVLPv2 checkpoint, or give this model to an "
                           "evaluation or an extraction")
-    if not fuses and (what := task.needs_fusion(config, action)):
-        raise FusionError(f"init {config.init!r} is {article(described.family)} and has no fusion encoder, which "
-                          f"{what} needs: use an EgoVLPv2 checkpoint, or leave {what} out")
+    if what := task.needs_fusion(config, action):
+        expect_fusion(config.init, what)
     if isinstance(size, int) and size != config.model.image_size:
         raise ConfigError(f"init {config.init!r} takes frames of {size} px, but model.image_size is "
                           f"{config.model.image_size}: set model.image_size={size}")
@@ -70,6 +68,19 @@ def expect_model(config: Config, action: str, task: type) -> None:
     elif described.tokenizer_key:
         from egokit.model.peers import tokenizers
         tokenizers.tokenizer_of(getattr(config.site, key := described.tokenizer_key), key, described.family)
+
+
+def expect_fusion(init: str, what: str) -> None:
+    """Raise FusionError if the model that `init` names has no fusion encoder, which `what` needs."""
+    from egokit.model import own_model, sources
+    from egokit.model.dual import FusionError
+    if not init:  # fresh weights of EgoVLPv2
+        return
+    described = sources.describe(init)
+    fuses = described.fuses if described.family != "own" else own_model.find_class(*split_model_file(init)[:2]).fuses
+    if not fuses:
+        raise FusionError(f"init {init!r} is {article(described.family)} and has no fusion encoder, which {what} "
+                          f"needs: use an EgoVLPv2 checkpoint, or leave {what} out")
 
 
 def article(family: str) -> str:

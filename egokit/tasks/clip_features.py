@@ -113,7 +113,7 @@ class ClipFeatures(Extraction):
         return "video_projection" if self.whose == "egovlpv2" else "embedding"
 
     def extract(self, model, run: Run) -> dict[str, float]:
-        self.whose = "egovlpv2" if model.fuses else "peer"
+        self.whose = "egovlpv2" if getattr(model, "fuses", True) else "peer"
         return super().extract(model, run)
 
     def features(self, model, clip: dict) -> tuple[torch.Tensor, dict]:

@@ -34,11 +34,13 @@ def watch(job) -> dict:
     figures/{curves,predictions}.png. Interrupting the call leaves the job running.
 
     Args:
-        job: The handle that egokit.submit returned.
+        job: The handle that egokit.submit returned; None, of `egokit.submit_training`, gives {} at once.
 
     Raises:
         JobFailed: The job failed; the message says why.
     """
+    if job is None:
+        return {}
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if getattr(shell, "kernel", None) is None:  # no notebook to draw in: show the progress bar
         try:
