@@ -79,6 +79,6 @@ def _weights(weights: str, site, root: Path, outputs: Path) -> str:
         if path.exists():
             return str(path.resolve())
     if given.suffix in WEIGHTS or given.is_absolute():
-        raise ConfigError(f"init: the weights {weights!r} are missing, looked for {' and '.join(map(str, places))}: put "
-                          "them there, or correct the path")
+        raise ConfigError(f"init: the weights {weights!r} are missing, looked for {' and '.join(map(str, places))}: "
+                          "put them there, or correct the path")
     return weights

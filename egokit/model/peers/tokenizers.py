@@ -10,6 +10,7 @@ from torch import Tensor
 
 from egokit.config.access import exists
 from egokit.config.build import ConfigError
+from egokit.config.json_file import read_json
 from egokit.config.schema import SiteConfig
 from egokit.model.checkpoints import WeightsError
 from egokit.model.input_checks import checked_tokens, rounded_up
@@ -75,23 +76,38 @@ def load(source: str, purpose: str, fix: str, fetch: bool = True):
         PermissionError: this user may not read the folder or one of its files.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # read at import; forked loaders warn without it
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
     is_folder = exists(source) and Path(source).is_dir()
     if is_folder:
         for file in Path(source).iterdir():
             exists(file)  # raises PermissionError
     elif Path(source).is_absolute():
         raise WeightsError(f"{purpose}: there is no folder {shown(source, 300)}; {fix}")
+    loaders = [AutoTokenizer] if is_folder or not fetch else [AutoTokenizer, AutoTokenizer]
     reasons = []
-    for local in (True,) if is_folder or not fetch else (True, False):  # what is here is not asked of the hub
-        try:
-            return AutoTokenizer.from_pretrained(source, trust_remote_code=False, local_files_only=local)
+    if is_folder and not any(exists(Path(source, name)) for name in (*FILES, "spiece.model", "tokenizer.model")):
+        loaders, reasons = [], ["it has no file of a tokenizer"]  # transformers 5.0 would make an empty one
+    elif is_folder and exists(Path(source, "tokenizer.json")) and not _is_first_siglips(Path(source)):
+        loaders.append(PreTrainedTokenizerFast)  # without sentencepiece, transformers 5.0 finds no class for SigLIP 2
+    for attempt, loader in enumerate(loaders):
+        try:  # what is here is not asked of the hub
+            return loader.from_pretrained(source, trust_remote_code=False, local_files_only=is_folder or not attempt)
         except Exception as error:  # tokenizers raises bare Exceptions for damaged files
             reasons.append(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
     where = "in this folder" if is_folder else "in this machine's cache of the hub" + (
         ", then on the hub" if len(reasons) > 1 else "")
+    reason = reasons[0 if is_folder else -1]
     raise WeightsError(f"{purpose}, but {shown(source, 300)!r} could not be loaded, looked for {where} "
-                       f"({shown(reasons[-1], 300)}); {fix}")
+                       f"({shown(reason, 300)}); {fix}")
+
+
+def _is_first_siglips(folder: Path) -> bool:
+    """Whether a folder's tokenizer is of the class that wants sentencepiece, which tokenizer.json does not replace."""
+    try:
+        config = read_json(folder / "tokenizer_config.json", {"tokenizer_class": (str, None, ...)}, "fetch it again")
+    except ValueError:
+        return False
+    return bool(config) and (config.get("tokenizer_class") or "").startswith("Siglip")
 
 
 def checked(tokens: Mapping, positions: int, words: int, source: str, padding: int | None) -> dict[str, Tensor]:
