@@ -75,6 +75,7 @@ LONG = "x" * 300
     ["submit", "toy/pretrain", "--overrides", f"init={LONG}"], ["submit", "a\nb"], ["search", LONG, "a"],
     ["submit", "toy/pretrain", "--overrides", "task=a\nb.py:A"], ["convert", LONG, "a.pt"],
     ["runs", "--outputs", "a\0"], ["trust", "a\nb\nc\nd"], ["convert", "a.pt", f"{LONG}.pt"],
+    ["compare", LONG, "--init", "a.pt"], ["compare", "03", "--init", "a.pt", "--run", LONG],
     ["run", LONG], ["prep", "--root", LONG], ["toy", LONG]])
 def test_a_name_that_is_too_long_or_has_line_ends_is_one_line(command, project, capsys):
     with contextlib.suppress(SystemExit):

@@ -8,6 +8,7 @@ from argparse import Namespace
 import pytest
 from conftest import ROOT
 from fake_slurm import ON_SLURM, put_into_path
+from tiny_peers import tiny_file, tokenizer_for
 
 from egokit import cli, tasks, viz
 from egokit.config.build import ConfigError
@@ -80,6 +81,16 @@ def test_each_model_gets_its_familys_keys_unless_the_user_states_them(project, m
     assert compare.own_keys(of_ek100, of_ek100.models[0]) == keys, "there is a number for the recipe's 16 frames"
 
 
+def test_what_can_be_no_model_fails_alone_in_one_line_each(project, capsys):
+    wrong = ["x" * 300, "a\0b", "hf:../x", "nowhere.py:Class", "", "a\nb.pt", "run:02_pretrain/nobodys"]
+    with pytest.raises(SystemExit, match="1"):
+        cli.main(["compare", "03", "--site", "tiny", "--run", "wrong", *(f"--init={init}" for init in wrong)])
+    told, table = (part.splitlines() for part in capsys.readouterr().out.split("\n\n", 1))
+    assert len(told) == len(wrong) and all(": failed: " in line for line in told), told
+    assert [line for line in table if line] == told and len(set(told)) == len(told)
+    assert not [*(project / "outputs/03_ek100").glob("wrong*/jobs/*/job.json")]
+
+
 def test_on_slurm_all_are_submitted_and_the_command_returns(project, checkpoint, tmp_path, monkeypatch, capsys):
     cluster = put_into_path(tmp_path / "slurm", monkeypatch)
     first, second = tmp_path / "first.pt", tmp_path / "second.pt"
@@ -97,8 +108,8 @@ def test_on_slurm_all_are_submitted_and_the_command_returns(project, checkpoint,
 
 
 @pytest.mark.slow
-def test_two_models_through_the_command(project, checkpoint, tmp_path):
-    """One after another, with one that is missing; a second call evaluates nothing again; the notebook shows the same."""
+def test_models_through_the_command(project, checkpoint, tmp_path):
+    """One after another, with one that is missing; a second call evaluates nothing again; notebooks show the same."""
     import torch
     second, recipe = tmp_path / "other.pt", ["--site", "tiny", "--params", "toy/ek100_finetune", "--run", "both"]
     model = weights.load(checkpoint)
@@ -106,7 +117,9 @@ def test_two_models_through_the_command(project, checkpoint, tmp_path):
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
     weights.save(model, second)
-    inits = [part for init in (checkpoint, tmp_path / "missing.pt", second) for part in ("--init", str(init))]
+    lavila = tiny_file(tmp_path / "clip_openai_timesformer_base.narrator_rephraser.ep_0005.pth", "lavila_tsfb")
+    recipe += ["--overrides", f"site.clip_tokenizer={tokenizer_for('lavila_tsfb', tmp_path / 'tokenizer')}"]
+    inits = [part for init in (checkpoint, tmp_path / "missing.pt", second, lavila) for part in ("--init", str(init))]
 
     def command():
         done = subprocess.run([sys.executable, "-m", "egokit.cli", "compare", "03_ek100", *inits, *recipe],
@@ -127,13 +140,17 @@ def test_two_models_through_the_command(project, checkpoint, tmp_path):
         found = re.search(rf"^{metric} +other\.pt – 02_pretrain/random +(\S+)  \[(\S+), +(\S+)\] +(.*)$", text,
                           re.MULTILINE)
         assert float(found[1]) == pytest.approx(difference, abs=0.006) and float(found[2]) <= difference
+    assert re.search(r"^  LaViLa TSF-B, 4 frames +03_ek100/both-clip_openai\S* … +29\.7 +\d", text, re.MULTILINE), text
+    assert "resized to 64 px, published 224" in text and "data.eval_resize=64" in text
+    assert re.search(r"^mAP +LaViLa TSF-B – other\.pt ", text, re.MULTILINE)
     made = [(run.path / "jobs/zeroshot/job.json").stat().st_mtime_ns for run in runs]
     assert command()[0] == 1
     assert made == [(run.path / "jobs/zeroshot/job.json").stat().st_mtime_ns for run in runs]
     config = resolve("toy/ek100_finetune", "tiny", {"init": str(checkpoint)}, "both-02_pretrain-random")
     shows = viz.comparison(tasks.make(config), runs[0], "zeroshot", ("both-other", "zeroshot"))
     table, differences = (part.data for part in shows.tables)
-    assert table["here"].tolist() == pytest.approx([section[metric] for metric in ("mAP", "nDCG") for section in values])
+    here = [section[metric] for metric in ("mAP", "nDCG") for section in values]
+    assert table["here"].tolist() == pytest.approx(here)
     assert differences["difference"].tolist() == pytest.approx([values[1][metric] - values[0][metric]
                                                                 for metric in ("mAP", "nDCG")])
     assert "both-other" in shows.to_html() and "paired bootstrap" in shows.to_html()

@@ -4,8 +4,10 @@ import hashlib
 import json
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
+from tiny_folders import tiny_folder
 from tiny_peers import KINDS, tiny_file, tokenizer_for
 
 import egokit
@@ -128,6 +130,32 @@ def test_a_peers_file_is_described_and_loaded_by_its_family(resolve, tmp_path, m
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(checkpoints.WeightsError, match=rf"no folder /nowhere/t; set site\.{described.tokenizer_key}"):
         egokit.submit(config(f"site.{described.tokenizer_key}=/nowhere/t"), Run(tmp_path / "nb/run"), "evaluate")
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_a_folder_of_the_hub_is_described_and_evaluated(resolve, tmp_path, monkeypatch, family, no_job):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    folder = tiny_folder(tmp_path / f"models--some--{family}/snapshots" / ("0" * 40), family, parts=2)
+    (folder.parents[1] / "refs").mkdir()
+    (folder.parents[1] / "refs/main").write_text("0" * 40)
+    init = f"hf:some/{family}"
+    for name in (init, folder):
+        described = sources.describe(name)
+        assert (described.family, described.image_size, described.frames, described.fuses) == (family, 64, None, False)
+        assert described.recommended["data.eval_resize"] == 64 and sources.files(name)[0].name == "config.json"
+    assert sources.fingerprint(init) == sources.fingerprint(folder)
+    config = resolve("toy/egomcq", f"init={init} site.tokenizer=/nowhere")
+    preflight.expect_ready(config, "evaluate")
+    model = weights.initial_model(config, 4)
+    assert model.encode_text(["a", "#C C opens the box"]).shape == (2, model.embed_dim)
+    with pytest.raises(ConfigError, match=rf"another family \({family}\).*does not train"):
+        egokit.submit(resolve("toy/ek100_finetune", f"init={init}"), Run(tmp_path / "nb/run"), "train")
+    for path in folder.glob("*"):
+        if not path.name.startswith(("config", "model")):
+            path.unlink()
+    with pytest.raises(ConfigError, match=rf"holds no tokenizer, by which init '{init}' reads texts"):
+        preflight.expect_ready(config, "evaluate")
 
 
 def test_what_is_of_no_known_family_says_so_when_it_is_described(tmp_path):

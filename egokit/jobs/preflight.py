@@ -11,6 +11,7 @@ from egokit.config.schema import RANDOM, Config
 from egokit.data.site_checks import how_to_get
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer_config.json")  # any of them says that there is one
+FOLDER_TOKENIZERS = (*TOKENIZER_FILES, "vocab.txt", "tokenizer.model", "spiece.model")  # of the hub's models
 WEIGHTS = (".pth", ".pt", ".bin", ".safetensors")
 
 
@@ -68,6 +69,11 @@ def expect_model(config: Config, action: str, task: type) -> None:
     elif described.tokenizer_key:
         from egokit.model.peers import tokenizers
         tokenizers.tokenizer_of(getattr(config.site, key := described.tokenizer_key), key, described.family)
+    elif described.family != "own":
+        folder = sources.find(config.init).path
+        if not any(exists(folder / name) for name in FOLDER_TOKENIZERS):
+            raise ConfigError(f"{folder} holds no tokenizer, by which init {config.init!r} reads texts: put its files "
+                              f"there, expected one of {', '.join(FOLDER_TOKENIZERS)}")
 
 
 def expect_fusion(init: str, what: str) -> None:

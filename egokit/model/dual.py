@@ -214,6 +214,15 @@ def similarity(one_BE: Tensor, other_BE: Tensor) -> Tensor:
         return one_unit @ other_unit.T
 
 
+def dot_product(one_BE: Tensor, other_BE: Tensor) -> Tensor:
+    """Return the dot product of every row with every row, (B, B') float32, also under autocast: LaViLa's score.
+
+    Source: LaViLa (arXiv 2212.04501), its code for EgoMCQ.
+    """
+    with torch.autocast(one_BE.device.type, enabled=False):
+        return one_BE.float() @ other_BE.float().T
+
+
 def embed_texts(model: Dual, texts: list[str], longest: int, batch_size: int = 256) -> np.ndarray:
     """Return embeddings (K, E) float32 of K texts, each cut after `longest` tokens."""
     batches, parts = [texts[start:start + batch_size] for start in range(0, len(texts), batch_size)], []

@@ -95,7 +95,7 @@ def _resolved(init: str, params: str, site: str, overrides: dict) -> str:
     """Return `init` as a config has it; one that is wrong as it is, to be told with the model."""
     try:
         return resolve(params, site, overrides | {"init": init}, "compare").init
-    except ConfigError:
+    except (ValueError, OSError):
         return init
 
 
@@ -104,7 +104,10 @@ def short_names(inits: list[str]) -> list[str]:
     from egokit.model import sources
     names = []
     for init in inits:
-        name = sources.name(init)
+        try:
+            name = sources.name(init)
+        except (ValueError, OSError):  # no file can be called so, which is told with the model
+            name = init
         plain = re.sub(r"(\.md5sum_\w+)?(\.(pth|pt|tar|safetensors))?$", "", name)
         names.append(re.sub(r"[^A-Za-z0-9._]+", "-", plain)[-LONGEST:].strip("-.") or "model")
     folded = collections.Counter(name.casefold() for name in names)  # some file systems don't tell A from a

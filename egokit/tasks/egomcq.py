@@ -25,7 +25,7 @@ from egokit.data.annotation_tables import classes_of
 from egokit.data.loader import Samples
 from egokit.data.site_checks import EGOMCQ, PREP, Checks, Finding
 from egokit.data.video import clips, frame_sampling
-from egokit.model.dual import similarity
+from egokit.model.dual import dot_product, similarity
 from egokit.model.input_checks import in_few_numbers, rounded_up
 from egokit.runs.ledger import Result
 from egokit.tasks import class_names, metrics
@@ -39,15 +39,6 @@ PUBLISHED = {("ensemble", "inter"): 91.0, ("ensemble", "intra"): 60.9}
 def clip_key(clip: dict) -> tuple[str, float, float]:
     """Return what identifies a clip of egomcq.json: video_uid, start and end in seconds."""
     return clip["video_uid"], float(clip["clip_start"]), float(clip["clip_end"])
-
-
-def dot(text_BE: Tensor, video_BE: Tensor) -> Tensor:
-    """Return the dot product of every row with every row, (B, B') float32: LaViLa's score.
-
-    Source: LaViLa (arXiv 2212.04501), its code for EgoMCQ.
-    """
-    with torch.autocast(text_BE.device.type, enabled=False):
-        return text_BE.float() @ video_BE.float().T
 
 
 def tags_of(clip: dict, tag: str) -> list[int]:
@@ -134,8 +125,7 @@ class EgoMCQ(ChoiceTask):
         """Score all pairs of a batch's clips.
 
         Returns:
-            "index" (question * 5 + choice), "dual" (cosine) and "fusion" (probability), a row for each pair; "dot" in
-            place of "fusion" of a model without fusion encoder.
+            "index" (question * 5 + choice), "dual" and what else `_kinds` names, a row for each pair.
         """
         parts = list(self._scored(model, [batch]))
         if not parts:  # no question asks for these clips
@@ -206,7 +196,7 @@ class EgoMCQ(ChoiceTask):
         index, own_P, question_P, tokens = part
         if trunk_BSD is None:
             text_BE = model.embed_text(tokens)
-            return index, similarity(text_BE, video_BE)[question_P, own_P], dot(text_BE, video_BE)[question_P, own_P]
+            return index, *(kind(text_BE, video_BE)[question_P, own_P] for kind in (similarity, dot_product))
         words, mask = model.text_trunk(tokens)[question_P], tokens["attention_mask"][question_P]
         states = model.fuse(trunk_BSD[own_P], words, mask, frames, "itm")
         fusion_P = model.itm_from_states(*states).float().softmax(-1)[:, 1]

@@ -134,7 +134,7 @@ def format_differences(found: list[tuple[str, str, str, Difference]]) -> str:
     """Return the differences as a table of text."""
     if not found:
         return ""
-    lines = [(metric, f"{second} – {first}", f"{difference.value:+.2f}",
+    lines = [(metric, f"{_shortened(second)} – {_shortened(first)}", f"{difference.value:+.2f}",
               f"[{difference.low:+.2f}, {difference.high:+.2f}]", p_value(difference.p))
              for metric, first, second, difference in found]
     heads = ("metric", "models", "difference", "95 % interval", "p")
@@ -143,6 +143,11 @@ def format_differences(found: list[tuple[str, str, str, Difference]]) -> str:
                       for number, (cell, width) in enumerate(zip(line, widths, strict=True))).rstrip()
             for line in (heads, *lines)]
     return "\n".join([f"{title(found)}:", *text])
+
+
+def _shortened(name: str) -> str:
+    """Return a name of at most 42 characters: its beginning and its end, which tell models of a family apart."""
+    return name if len(name) <= 42 else f"{name[:19]}…{name[-22:]}"
 
 
 def p_value(p: float) -> str:
