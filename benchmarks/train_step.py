@@ -94,7 +94,7 @@ class Trainer(loop.Trainer):
     def __init__(self, config: Config, device: torch.device, model: EgoVLP | None = None,
                  task: type[Task] = Synthetic):
         initial_model = unittest.mock.patch.object(
-            base, "initial_model", lambda config, frames: model or base_model(config.model, device))
+            base, "initial_model", lambda config, frames, code=None: model or base_model(config.model, device))
         with initial_model:
             super().__init__(config, task(config), None, "benchmark", device)
 

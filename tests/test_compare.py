@@ -168,7 +168,8 @@ def test_models_through_the_command(project, checkpoint, tmp_path):
     config = resolve("toy/ek100_finetune", "tiny", {"init": str(checkpoint)}, "both-02_pretrain-random")
     shows = viz.comparison(tasks.make(config), runs[0], "zeroshot", ("both-other", "zeroshot"))
     table, differences = (part.data for part in shows.tables)
-    assert table["here"].tolist() == pytest.approx([section[metric] for metric in ("mAP", "nDCG") for section in values])
+    here = [section[metric] for metric in ("mAP", "nDCG") for section in values]
+    assert table["here"].tolist() == pytest.approx(here)
     assert differences["difference"].tolist() == pytest.approx([values[1][metric] - values[0][metric]
                                                                 for metric in ("mAP", "nDCG")])
     assert "both-other" in shows.to_html() and "paired bootstrap" in shows.to_html()

@@ -125,8 +125,7 @@ class EgoMCQ(ChoiceTask):
         """Score all pairs of a batch's clips.
 
         Returns:
-            "index" (question * 5 + choice), "dual" (cosine) and "fusion" (probability), a row for each pair; "dot" in
-            place of "fusion" of a model without fusion encoder.
+            "index" (question * 5 + choice), "dual" and what else `_kinds` names, a row for each pair.
         """
         parts = list(self._scored(model, [batch]))
         if not parts:  # no question asks for these clips
@@ -197,7 +196,7 @@ class EgoMCQ(ChoiceTask):
         index, own_P, question_P, tokens = part
         if trunk_BSD is None:
             text_BE = model.embed_text(tokens)
-            return index, similarity(text_BE, video_BE)[question_P, own_P], dot_product(text_BE, video_BE)[question_P, own_P]
+            return index, *(kind(text_BE, video_BE)[question_P, own_P] for kind in (similarity, dot_product))
         words, mask = model.text_trunk(tokens)[question_P], tokens["attention_mask"][question_P]
         states = model.fuse(trunk_BSD[own_P], words, mask, frames, "itm")
         fusion_P = model.itm_from_states(*states).float().softmax(-1)[:, 1]

@@ -134,6 +134,8 @@ class Trainer:
         self.resume()
         self.log_plan()
         data = self.config.data
+        if self.task.encodes("train") and data.workers:
+            _ = self.task.tokenizer  # loaded once, before the loader's workers are forked
         batches = build_loader(self.dataset, self.batches(self.step), self.task.collate, data.workers,
                                data.read_timeout)
         while True:
