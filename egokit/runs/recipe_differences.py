@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from egokit.config.build import comparable, flatten, marked
-from egokit.config.init_forms import split_hub
 from egokit.config.own_code import split_model_file
 from egokit.config.registry import build_config
 from egokit.config.resolve import project_root, read_yaml
@@ -56,7 +55,7 @@ class Result(NamedTuple):
         """
         init, md5, family = (section.get(key, "") for key in ("init", "init_md5", "family"))
         given = Path(init).name
-        if not family or split_hub(init) or split_model_file(init):
+        if not family or init.startswith("hf:") or split_model_file(init):
             return False
         if self.md5 and (md5.startswith(self.md5) or f"md5sum_{self.md5}" in given):
             return True
