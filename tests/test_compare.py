@@ -91,6 +91,25 @@ def test_what_can_be_no_model_fails_alone_in_one_line_each(project, capsys):
     assert not [*(project / "outputs/03_ek100").glob("wrong*/jobs/*/job.json")]
 
 
+def test_one_file_in_two_spellings_is_one_model(project, tmp_path, monkeypatch):
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w/a.pt").write_bytes(b"")
+    (tmp_path / "link.pt").symlink_to(tmp_path / "w/a.pt")
+    for other in ("w/../w/a.pt", "link.pt"):
+        with pytest.raises(ConfigError, match="named twice in other words: expected different"):
+            compare.check(arguments(init=[str(tmp_path / "w/a.pt"), f"{tmp_path}/{other}"]))
+
+
+def test_a_mistake_in_the_last_model_is_told_before_the_first_one_runs(project, checkpoint, monkeypatch, capsys):
+    def submit(config, *rest):
+        raise launch.NotSubmitted(f"{capsys.readouterr().out} stood there")
+    monkeypatch.setattr(launch, "submit", submit)
+    with pytest.raises(SystemExit):
+        cli.main(["compare", "03", "--init", str(checkpoint), "--init", "nowhere.pt", "--site", "tiny", "--params",
+                  "toy/ek100_finetune", "--run", "early"])
+    assert "nowhere: failed: checkpoint nowhere.pt does not exist" in capsys.readouterr().out.partition("stood")[0]
+
+
 def test_on_slurm_all_are_submitted_and_the_command_returns(project, checkpoint, tmp_path, monkeypatch, capsys):
     cluster = put_into_path(tmp_path / "slurm", monkeypatch)
     first, second = tmp_path / "first.pt", tmp_path / "second.pt"

@@ -1,5 +1,6 @@
 """Other models' published numbers in the ledger: which file a run is of, whose conditions it is compared with."""
 import hashlib
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -64,6 +65,30 @@ def test_another_file_has_no_published_number(tmp_path, name):
     assert not any("published" in phrase or "EgoVLPv2" in phrase for phrase in row.recipe)
     text = ledger_table.format_ledger(ledger.read(tmp_path))
     assert "no number is published for it" in text.replace("\n   ", "")
+
+
+@pytest.mark.parametrize("init, family", [
+    ("mine.py:Own:weights/egovlp.pth", "Own"), ("mine.py:Own:weights/egovlp.pth", "EgoVLP"), ("hf:me/egovlp", "CLIP"),
+    ("weights/egovlp", "SigLIP"), ("weights/egovlp.pth", "AVION"), (f"{BASE}.pth", "EgoVLP")])
+def test_another_model_of_a_released_files_name_is_another_model(tmp_path, init, family):
+    row, = rows_of(tmp_path, "03_ek100", peer_section("03_ek100", init, 4, {"mAP": 29.0}, family=family))
+    assert math.isnan(row.result.published) and row.model not in ("EgoVLP", "LaViLa TSF-B")
+
+
+def test_an_egovlpv2_of_a_released_files_name_is_no_peer(tmp_path):
+    section = evaluated("03_ek100") | {"samples": 9668, "init": "mine/egovlp.pth", "mAP": 22.0}
+    row, = rows_of(tmp_path, "03_ek100", section)
+    assert (row.model, row.result.published) == ("egovlp.pth", 26.7)
+
+
+def test_a_released_files_name_with_another_sum_is_told(tmp_path):
+    told = [rows_of(tmp_path, "03_ek100", peer_section("03_ek100", f"{BASE}{part}.pth", 4, {"mAP": 29.0},
+                                                       init_md5=md5 + 26 * "0"))[0].recipe
+            for part, md5 in (("", "d73a9c"), (".md5sum_d73a9c", "ffffff"), ("", "ffffff"))]
+    assert told == [[], *2 * [["a file of the released one's name, with the MD5 sum ffffff, not d73a9c"]]]
+    of_egovlp = rows_of(tmp_path, "03_ek100", peer_section("03_ek100", "EgoVLP_PT_BEST.pth", 4, {"mAP": 22.0},
+                                                           init_md5=32 * "f"))
+    assert not any("MD5" in phrase for row in of_egovlp for phrase in row.recipe), "nobody published its sum"
 
 
 def test_a_renamed_file_is_known_by_its_sum(tmp_path):

@@ -201,3 +201,14 @@ def test_runs_of_other_queries_are_refused(evaluated, damage, message):
         (run.path / "rows-egomcq.npz").unlink()
     with pytest.raises((NotPaired, FileNotFoundError), match=message):
         significance.of_runs(task, {name: (run, "egomcq") for name, run in runs.items()}, ["dual_inter"])
+
+
+@pytest.mark.parametrize("differing, least", [(1, 1.0), (2, 0.5), (5, 0.0625), (40, 2 / 10001)])
+def test_few_queries_that_agree_are_no_certainty(differing, least):
+    """The bootstrap's draws of one query all agree; the sign test knows better."""
+    for others in (0, 3):
+        first = np.zeros(differing + others)
+        second = np.where(np.arange(len(first)) < differing, 100.0, 0.0)
+        found = significance.paired_bootstrap([first], [second])
+        assert type(found.p) is float and found.p >= least and found.p <= 1
+    assert significance.paired_bootstrap([np.zeros(40)], [np.full(40, 1.0)]).p == 2 / 10001

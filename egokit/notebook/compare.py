@@ -6,12 +6,14 @@ import argparse
 import collections
 import dataclasses
 import hashlib
+import os
 import re
 
 from egokit.config.build import ConfigError, flatten
 from egokit.config.registry import find
-from egokit.config.resolve import check_run_name, parse_overrides, resolve
+from egokit.config.resolve import check_run_name, outputs_folder, parse_overrides, resolve
 from egokit.jobs import launch
+from egokit.jobs.preflight import expect_ready
 from egokit.notebook import headless
 from egokit.notebook.open_run import open_run
 from egokit.runs import ledger
@@ -74,8 +76,6 @@ def check(arguments: argparse.Namespace) -> Comparison:
     check_run_name(arguments.run_name)
     if "init" in overrides:
         raise ConfigError("overrides: init is what is compared; give each model as --init")
-    if twice := [init for init, count in collections.Counter(arguments.init).items() if count > 1]:
-        raise ConfigError(f"--init {shown(twice[0])} is named twice: expected different models")
     params = arguments.params or defaults["params"]
     config = resolve(params, site, overrides, arguments.run_name)
     task = find(config.task.name)
@@ -85,7 +85,12 @@ def check(arguments: argparse.Namespace) -> Comparison:
     if "evaluate" not in task.actions() or not task.encodes("evaluate"):
         raise ConfigError(f"notebook {path.stem}, recipe {params}: an evaluation of task {config.task.name!r} runs no "
                           "encoder, so there are no models to compare: expected a task that evaluates its `init`")
-    names = short_names([_resolved(init, params, site, overrides) for init in arguments.init])
+    inits = [_resolved(init, params, site, overrides) for init in arguments.init]
+    places = [os.path.realpath(init) if os.path.lexists(init) else init for init in inits]  # other forms stay
+    if twice := [init for init, place in zip(arguments.init, places, strict=True) if places.count(place) > 1]:
+        raise ConfigError(f"--init {shown(twice[0])} is named twice{'' if len({*twice}) == 1 else ' in other words'}: "
+                          "expected different models")
+    names = short_names(inits)
     models = [Model(init, name) for init, name in zip(arguments.init, names, strict=True)]
     return Comparison(path.stem, params, site, overrides, arguments.run_name, task.actions()["evaluate"],
                       config.launch.cluster == "slurm", models)
@@ -125,7 +130,10 @@ def run(comparison: Comparison, wait: bool = False, abreast: int = 1) -> int:
         wait: whether to wait for SLURM's jobs, too.
         abreast: how many run at once on this machine.
     """
-    models, at_once = comparison.models, len(comparison.models) if comparison.on_slurm else abreast
+    for model in comparison.models:
+        prepare(comparison, model)
+    models = [model for model in comparison.models if not model.error]
+    at_once = max(1, len(models)) if comparison.on_slurm else abreast
     for first in range(0, len(models), at_once):
         part = models[first:first + at_once]
         for model in part:
@@ -137,10 +145,19 @@ def run(comparison: Comparison, wait: bool = False, abreast: int = 1) -> int:
     return int(any(model.error for model in comparison.models))
 
 
+def prepare(comparison: Comparison, model: Model) -> None:
+    """Set a model's own keys; what is wrong with it stands in `error`, before another one's hours begin."""
+    try:
+        model.keys = own_keys(comparison, model)
+        if not (outputs_folder() / comparison.notebook / comparison.run_of(model) / "metrics.json").is_file():
+            expect_ready(comparison.config(model), "evaluate")
+    except ERRORS as error:
+        failed(model, error)
+
+
 def submit(comparison: Comparison, model: Model) -> None:
     """Start a model's evaluation, or attach to it; what is wrong with it stands in `error`."""
     try:
-        model.keys = own_keys(comparison, model)
         opened = open_run(comparison.params, comparison.site, comparison.values(model), comparison.run_of(model),
                           comparison.notebook)
         model.job = launch.submit(opened.config, opened, "evaluate", comparison.section)
@@ -170,9 +187,11 @@ def own_keys(comparison: Comparison, model: Model) -> dict[str, object]:
     """
     from egokit.model import sources
     config = comparison.config(model)
-    keys = dict(sources.describe(config.init).recommended)
+    described = sources.describe(config.init)
+    keys = dict(described.recommended)
     task = find(config.task.name)
-    published = {peer.frames for peer in task.peers if peer.is_of({"init": config.init})}
+    section = {"init": config.init, "family": described.family}
+    published = {peer.frames for peer in task.peers if peer.is_of(section)}
     if published and config.data.eval_frames not in published:
         keys["data.eval_frames"] = max(published)
     flat = flatten(keys)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from egokit.config.build import comparable, flatten, marked
+from egokit.config.own_code import split_model_file
 from egokit.config.registry import build_config
 from egokit.config.resolve import project_root, read_yaml
 
@@ -40,6 +41,7 @@ class Result(NamedTuple):
     other_names: tuple[str, ...] = ()  # of the released file
     conditions: tuple[tuple[str, object], ...] = ()  # keys at which its evaluation differs from the task's recipe
     source: str = ""              # where it is published
+    families: tuple[str, ...] = ()  # of models as which egokit reads the released file
 
     def own_recipe(self) -> dict:
         """Return the keys at which its evaluation differs from the task's recipe, with their values."""
@@ -48,12 +50,27 @@ class Result(NamedTuple):
     def is_of(self, section: dict) -> bool:
         """Return whether a section of metrics.json evaluates the released file: by its name, or what is recorded of it.
 
-        A suffix, and the part of its sum in a name, may have been left out.
+        A suffix, and the part of its sum in a name, may have been left out. A class of a user's, a name of the hub and
+        a model of another family are other models, whatever they are called; EgoVLPv2's sections have no family.
         """
-        given, md5 = Path(section.get("init", "")).name, section.get("init_md5", "")
+        init, md5, family = (section.get(key, "") for key in ("init", "init_md5", "family"))
+        given = Path(init).name
+        if not family or init.startswith("hf:") or split_model_file(init):
+            return False
         if self.md5 and (md5.startswith(self.md5) or f"md5sum_{self.md5}" in given):
             return True
-        return _stem(given) in {_stem(name) for name in (self.checkpoint, *self.other_names) if name}
+        return family.casefold() in map(str.casefold, self.families) and _stem(given) in {
+            _stem(name) for name in (self.checkpoint, *self.other_names) if name}
+
+
+def _sum_differs(result: Result, section: dict) -> str:
+    """Return in words that a file has a released one's name, but another sum; "" if it is not known to be so."""
+    known = re.findall("md5sum_([0-9a-f]+)", " ".join((result.checkpoint, *result.other_names)))
+    name, md5 = _stem(Path(section.get("init", "")).name), section.get("init_md5", "")
+    named = {_stem(one) for one in (result.checkpoint, *result.other_names) if "md5sum_" in one}
+    if not md5 or name not in named or md5.startswith(tuple(known)):
+        return ""
+    return f"a file of the released one's name, with the MD5 sum {md5[:6]}, not {', '.join(known)}"
 
 
 def _stem(name: str) -> str:
@@ -118,6 +135,8 @@ def recipe_differences(task: type | None, result: Result, section: dict) -> list
     elif checkpoint_name(section["init"]) != result.checkpoint and not (result.conditions and result.is_of(section)):
         published = f", published for {result.checkpoint}" if result.checkpoint else ""
         phrases.append((f"checkpoint {start} ({section['init_sha256']})" if encodes else start) + published)
+    if not trained and (other := _sum_differs(result, section)):
+        phrases.append(other)
     if head := recipe.get("task.head_init"):
         phrases.append(f"head {'started from' if trained else 'of'} {checkpoint_name(head)}")
     if section.get("fresh_modules"):

@@ -35,5 +35,7 @@ def peer(name: str, section: str, metric: str, number: float | None, model: str,
         note: in what the number differs from any run here.
     """
     checkpoint, md5, others = file
+    # LaViLa's code converted EgoVLP's files to its own layout, too
+    families = ("EgoVLP", "LaViLa") if model.startswith("EgoVLP") else (model.partition(" ")[0],)
     return Result(name, section, metric, number, checkpoint, metric, note=note, model=model, frames=frames, md5=md5,
-                  other_names=others, conditions=conditions, source=source)
+                  other_names=others, conditions=conditions, source=source, families=families)
