@@ -16,7 +16,7 @@ from egokit.config.build import ConfigError, to_dict
 from egokit.config.registry import restore
 from egokit.config.yaml_file import to_yaml
 from egokit.jobs import code_snapshot, preflight
-from egokit.model import sources, weights
+from egokit.model import checkpoints, sources, weights
 from egokit.notebook import headless
 from egokit.runs import ledger
 from egokit.runs.run_folder import NOTEBOOK, Run
@@ -198,7 +198,7 @@ def test_every_benchmark_runs_with_it_and_records_it(jobs, project):
     init = f"{project / 'docs/examples/own_model.py'}:Colours"
     for notebook, (run, metrics) in jobs.items():
         assert metrics["finished"] and metrics["init"] == init, notebook
-        assert metrics["init_sha256"] == sources.fingerprint(init) == sources.fingerprint(EXAMPLE)
+        assert metrics["init_sha256"] == sources.fingerprint(init) == checkpoints.fingerprint(EXAMPLE)
         [copy] = run.path.glob("jobs/*/code/model/own_model.py")
         assert copy.read_text() == TEXT
     assert {"dual_inter", "dot_intra"} < jobs["05_egomcq"][1].keys() and "ensemble_intra" not in jobs["05_egomcq"][1]

@@ -138,7 +138,7 @@ def stored(dtype: str, size: int = 3) -> bytes:
 
 
 @pytest.mark.parametrize(("dtype", "size", "compression", "why"), [
-    ("FloatStorage", 3, 0, "is not an EgoVLPv2 checkpoint: its keys begin with w"),  # what is whole
+    ("FloatStorage", 3, 0, "is not an EgoVLPv2 checkpoint, .*: its keys begin with w"),  # what is whole
     ("FloatStorage", 4, 0, "out of bounds"), ("FloatStorage", 3, 8, "compressed or overlap"),
     ("ComplexFloatStorage", 1, 0, "complex and quantised"), ("complex64", 1, 0, "no storage of its own")])
 def test_tensors_that_are_not_in_their_file_are_refused(tmp_path, dtype, size, compression, why):

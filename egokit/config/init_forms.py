@@ -29,7 +29,7 @@ def split_hub(init: str) -> tuple[str, str] | None:
     if not init.startswith("hf:"):
         return None
     match = HUB_NAME.fullmatch(init)
-    if not match or ".." in init or "--" in init:
+    if not match or ".." in init or "--" in init or len(init) > 200:
         raise ConfigError(f"init {shortened(init)!r}: expected hf:OWNER/NAME or hf:OWNER/NAME@revision, a model of the "
                           "Hugging Face hub")
     return match[1], match[2] or ""
@@ -58,6 +58,8 @@ def find_init(init: str, site, root: Path, outputs: Path) -> str:
         return ":".join([str(path), class_name, *([_weights(weights, site, root, outputs)] if weights else [])])
     if init.startswith("run:"):
         return str(outputs / init.removeprefix("run:"))
+    if init.startswith("~"):
+        return str(Path(init).expanduser())
     if init and site.weights and not Path(init).exists():
         return str(Path(site.weights) / init)
     return init

@@ -200,6 +200,14 @@ def state_dict(content, path) -> dict[str, Tensor]:
     return state
 
 
+def expect_floats(state: dict[str, Tensor], path) -> None:
+    """Raise WeightsError for weights that are whole numbers: those of a quantised model mean others than they say."""
+    if whole := [f"{key}: {str(value.dtype).removeprefix('torch.')}" for key, value in state.items()
+                 if not value.is_floating_point()]:
+        raise WeightsError(f"{path} has weights of another kind than floats, in {len(whole)} of {len(state)} tensors: "
+                           f"{named(whole, 6)}; give a file that is not quantised, in float32 or half precision")
+
+
 def own_memory(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return float32 tensors, each dense and in its own memory; `state` is emptied to save memory."""
     owned, seen = {}, set()

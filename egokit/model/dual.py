@@ -165,6 +165,8 @@ class Dual(nn.Module):
             ValueError: `text` is nothing of these, or does not fit the model; the message says what to change.
         """
         tokens = self.prepared_tokens(text)
+        if not len(next(iter(tokens.values()))):
+            return self._none()
         return in_parts(lambda rows: self.embed_text({key: value[rows] for key, value in tokens.items()}),
                         len(next(iter(tokens.values()))), TEXTS_AT_ONCE)
 
@@ -182,8 +184,15 @@ class Dual(nn.Module):
         Raises:
             ValueError: shape, number of frames or values are not as expected; the message says what to change.
         """
-        return in_parts(lambda rows: self.embed_video(self.prepared_frames(frames_BTCHW[rows])),
-                        *self.clips_at_once(frames_BTCHW))
+        count, size = self.clips_at_once(frames_BTCHW)
+        if not count:
+            self.prepared_frames(frames_BTCHW)  # checks them
+            return self._none()
+        return in_parts(lambda rows: self.embed_video(self.prepared_frames(frames_BTCHW[rows])), count, size)
+
+    def _none(self) -> Tensor:
+        """Embeddings of no clip or text, (0, E): not every network takes an empty batch."""
+        return torch.zeros(0, self.embed_dim, device=self.device)
 
     def __getattr__(self, name: str):
         """Say of what only EgoVLPv2 models have, such as `match`, that this one has no fusion encoder."""

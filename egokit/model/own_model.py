@@ -30,8 +30,9 @@ def find_class(file: str, class_name: str, code: Path | None = None) -> type[Dua
     found = vars(module).get(class_name)
     if not isinstance(found, type):
         known = {name for name, value in vars(module).items() if isinstance(value, type) and issubclass(value, Dual)}
+        others, missing = known - {"Dual"}, f"write class {class_name}(egokit.Dual) there"
         raise ConfigError(f"{module.__file__} has no model {class_name!r}, a class derived from egokit.Dual: "
-                          f"{did_you_mean(class_name, known - {'Dual'})}")
+                          + (did_you_mean(class_name, others) if others else missing))
     where = f"{module.__file__}: {class_name}"
     if not issubclass(found, Dual):
         raise ConfigError(f"{where} is not derived from egokit.Dual: write class {class_name}(egokit.Dual)")
@@ -104,10 +105,13 @@ def _check_outputs(model: Dual, frames: int | None, where: str) -> None:
         raise ConfigError(f"{where}.tokens gives {shape_of(tokens)} for one text: expected {GIVEN['tokens']}")
     text, video = model.embed_text(tokens), model.embed_video(model.normalise(pixels))
     for name, value in (("embed_text", text), ("embed_video", video)):
+        what = "a text" if name == "embed_text" else f"a clip of {count} frames"
         if not isinstance(value, torch.Tensor) or value.ndim != 2 or len(value) != 1 or value.dtype != torch.float32:
-            what = "a text" if name == "embed_text" else f"a clip of {count} frames"
             raise ConfigError(f"{where}.{name} gives {shape_of(value)} for {what}: expected float32 (1, E), one "
                               "embedding for each; end it with .float(), and leave no axis of frames or tokens")
+        if not value.isfinite().all():
+            raise ConfigError(f"{where}.{name} gives numbers that are NaN or infinite for {what}: expected embeddings; "
+                              "are its weights loaded, and its sums in float32?")
     if text.shape != video.shape:
         raise ConfigError(f"{where}: embed_text gives {text.shape[1]} numbers for a text, but embed_video "
                           f"{video.shape[1]} for a clip: expected as many, because their cosine is taken")

@@ -5,11 +5,11 @@ user's (config/init_forms.py). Tensors stay in their files here.
 """
 import dataclasses
 import hashlib
+import os
 from pathlib import Path
 from typing import Literal
 
 from egokit.config.init_forms import split_hub
-from egokit.config.names import shortened
 from egokit.config.own_code import split_model_file
 from egokit.model import checkpoints, hub
 from egokit.model.checkpoints import WeightsError
@@ -69,12 +69,18 @@ def find(init: str | Path, fetch: bool = True) -> Source:
         return Source("folder", hub.snapshot(*named, fetch=fetch))
     if own := split_model_file(init):
         file, class_name, weights = own
+        file = os.path.expanduser(file)
         if not Path(file).is_file():
             raise WeightsError(f"init {init!r}: {file} is missing; write folder/file.py:Class")
         return Source("own", Path(file), class_name, weights)
-    if hub.is_folder(Path(init)):
-        return Source("folder", Path(init))
-    return Source("file", checkpoints.find(init))
+    path = Path(init).expanduser() if init.startswith("~") else Path(init)
+    if path.suffix == ".py" and path.is_file():
+        raise WeightsError(f"init {init!r} is a file of code: name its class, too, {init}:Class")
+    if path.name == hub.TENSORS and hub.is_folder(path.parent):
+        path = path.parent  # without config.json, its shape is not known
+    if hub.is_folder(path):
+        return Source("folder", path)
+    return Source("file", checkpoints.find(path))
 
 
 def files(init: str | Path) -> list[Path]:
@@ -168,9 +174,8 @@ def describe(init: str | Path) -> Described:
         peers.refuse(state, source.path)
         try:
             shape = peers.shape_of(family, {key: tuple(value.shape) for key, value in state.items()})
-        except (ValueError, TypeError, ArithmeticError) as error:
-            raise WeightsError(f"{source.path}: no {family} can have the shape that its weights tell "
-                               f"({shortened(error)}); expected a released file, or one of its layout") from None
+        except WeightsError as error:
+            raise WeightsError(f"{source.path}: {error}") from None
         recommended = peers.recommended(family, shape.image_size, shape.from_clip)
         return Described(family, shape.image_size, shape.frames, recommended, shape.tokenizer_key)
     state, unknown = our_keys(state)

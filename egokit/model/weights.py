@@ -67,7 +67,7 @@ def load(path: str | Path, frames: int | None = None, tokenizer: str | None = No
         WeightsError: no such file, not a checkpoint of a known model, keys that don't fit, or weights that are NaN or
             infinite; answers or a head that don't fit. The message names them.
     """
-    if frames is not None and (not isinstance(frames, int) or frames < 1):
+    if frames is not None and (type(frames) is not int or frames < 1):
         raise WeightsError(f"frames={frames!r}: expected a whole number of at least 1")
     source, given = sources.find(path), {"report": report, "task": task, "answers": answers, "head": head}
     if source.kind == "own":

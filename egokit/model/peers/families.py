@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from egokit.config.build import check_shape
+from egokit.config.names import shortened
 from egokit.config.schema import ModelConfig
 from egokit.model import checkpoints
 from egokit.model.checkpoints import WeightsError
@@ -42,8 +43,15 @@ def shape_of(family: str, shapes: Mapping[str, tuple[int, ...]]) -> PeerShape:
         return _shape_of(family, shapes)
     except (ValueError, ArithmeticError) as error:
         raise WeightsError(f"no {NAMES[family]} can have the shape that these weights tell "
-                           f"({str(error).splitlines()[0][:200]}); expected a released file, or one of its layout"
-                           ) from error
+                           f"({_why(error)}); expected a released file, or one of its layout") from error
+
+
+def _why(error: Exception) -> str:
+    """An error in one line; of a schema's, which have many lines, what is wrong with which key."""
+    if callable(getattr(error, "errors", None)):
+        return "; ".join(f"{'.'.join(map(str, part['loc']))}: {part['msg']}, got {shortened(part['input'], 40)}"
+                         for part in error.errors()[:3])
+    return shortened(" ".join(str(error).split()), 400)
 
 
 def _shape_of(family: str, shapes: Mapping[str, tuple[int, ...]]) -> PeerShape:
@@ -121,9 +129,10 @@ def build(family: str, state: dict[str, Tensor], path: Path, frames: int | None 
             model = Peer(family, shape, tokenizer)
         fill_positions(model)
     except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
-        raise WeightsError(f"{path} can't be loaded: {str(error).splitlines()[0][:400]}") from error
+        raise WeightsError(f"{path} can't be loaded: {_why(error)}") from error
     names, second = keys.our_names(family, state)
     ours = {name: state[key] for name, key in names.items() if key not in keys.UNUSED}
+    checkpoints.expect_floats({names[name]: value for name, value in ours.items()}, path)
     _reshape(ours, shape)
     keys_by_kind = _compare(family, model, ours, names, second)
     if problems := [f"  {kind} ({len(found)}): {checkpoints.named(found, 12)}"

@@ -30,7 +30,7 @@ KNOWN = {  # other models that people may try
                "google/siglip2-base-patch16-224",
     "xclip": "an X-CLIP, whose score changes a text by the video: it is no dual encoder; use a CLIP",
 }
-SIZE, EPS, ACTIVATIONS = range(1, 1_000_000), range(0, 1), ("quick_gelu", "gelu", "gelu_new", "gelu_pytorch_tanh")
+SIZE, ACTIVATIONS = range(1, 1_000_000), ("quick_gelu", "gelu", "gelu_new", "gelu_pytorch_tanh")
 COMMON = {"hidden_size": (SIZE, ...), "intermediate_size": (SIZE, ...), "num_hidden_layers": (range(1, 257), ...),
           "num_attention_heads": (SIZE, ...), "hidden_act": (str, ...), "layer_norm_eps": (float, ...)}
 FIELDS = {  # of config.json; all others are not looked at
@@ -97,6 +97,8 @@ def _fields(content: dict, part: str) -> dict:
     fields = {**(content.get(part) or {}), **(content.get(older) or {})}
     fields = {key: value for key, value in fields.items() if key in FIELDS[part]}
     check_fields(fields, FIELDS[part], part)
+    if not 0 < fields.get("layer_norm_eps", 1e-5) < 1:
+        raise ValueError(f"{part}.layer_norm_eps is {fields['layer_norm_eps']}, expected a small number above 0")
     if fields.get("hidden_act", "gelu") not in ACTIVATIONS:
         raise ValueError(f"{part}.hidden_act is {shown(fields['hidden_act'], 60)!r}, "
                          f"expected one of {', '.join(ACTIVATIONS)}")
@@ -209,6 +211,7 @@ def load_folder(folder: str | Path, tokenizer: str | None = None) -> ImageModel:
     if broken := [key for key, value in state.items() if not checkpoints.is_finite(value)]:
         raise WeightsError(f"{folder} has weights that are NaN or infinite, such as "
                            f"{checkpoints.named(broken, 6)}; {FIX}")  # `read` lets EgoVLPv2's heads be infinite
+    checkpoints.expect_floats(state, folder)
     check(model.inner, state, [], folder)
     model.inner.load_state_dict(checkpoints.own_memory(state), assign=True)
     return model.eval()

@@ -20,6 +20,7 @@ from egokit.model.peers.video_encoders import JointVideo, TimeSformer
 NAMES = {"egovlp": "EgoVLP", "lavila": "LaViLa", "avion": "AVION"}
 # of red, green and blue, 0..255. Red is CLIP's 0.4815 with a slip, 0.4248: LaViLa and AVION were trained with it
 SLIPPED_MEAN, SLIPPED_STD = (108.3272985, 116.7460125, 104.0937362), (68.5005327, 66.6321579, 70.3231631)
+MOST_POSITIONS = 1 << 20  # of a text or an image: memory is taken for them before the file's shapes are compared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,5 +150,7 @@ def fill_positions(model: nn.Module) -> None:
             if leaf != "position_ids":
                 raise ValueError(f"{name} is a buffer that no file has, expected position_ids alone: use another "
                                  "version of transformers")
+            if buffer.shape[-1] > MOST_POSITIONS:
+                raise ValueError(f"it has {buffer.shape[-1]:,} positions, expected {MOST_POSITIONS:,} at most")
             model.get_submodule(owner).register_buffer(
                 leaf, torch.arange(buffer.shape[-1], device="cpu").expand(buffer.shape), persistent=False)
