@@ -49,7 +49,7 @@ def test_the_example_names_colours_better_than_chance(mine):
 
 
 WRONG = {  # what is replaced in the example, by what, and what the message says
-    "another class": ("class Colours", "class Colors", r"has no model 'Colours'.*egokit\.Dual: did you mean 'Colors'"),
+    "another class": ("class Colours", "class Colors", r"has no model 'Colours'.*did you mean 'Colors'"),
     "not derived": ("(egokit.Dual)", "(torch.nn.Module)", r"Colours is not derived from egokit\.Dual: write class"),
     "no tokens": ("def tokens", "def token", r"Colours has no method tokens: write def tokens\(self, texts, longest\)"),
     "no video": ("def embed_video", "def video", r"Colours has no method embed_video: write def embed_video"),

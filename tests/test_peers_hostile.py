@@ -80,7 +80,7 @@ def test_home_and_a_file_without_its_class(tmp_path, monkeypatch):
     with pytest.raises(WeightsError, match=r"mine\.py' is a file of code: name its class, too, .*mine\.py:Class"):
         egokit.load(tmp_path / "mine.py")
     Path(tmp_path / "none.py").write_text("from egokit import Dual")
-    with pytest.raises(ConfigError, match=r"derived from egokit\.Dual: write class Mine"):
+    with pytest.raises(ConfigError, match=r"has no model 'Mine', write class Mine\(egokit\.Dual\) there.*none"):
         egokit.load(f"{tmp_path}/none.py:Mine")
 
 

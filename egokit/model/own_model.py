@@ -30,9 +30,9 @@ def find_class(file: str, class_name: str, code: Path | None = None) -> type[Dua
     found = vars(module).get(class_name)
     if not isinstance(found, type):
         known = {name for name, value in vars(module).items() if isinstance(value, type) and issubclass(value, Dual)}
-        others, missing = known - {"Dual"}, f"write class {class_name}(egokit.Dual) there"
-        raise ConfigError(f"{module.__file__} has no model {class_name!r}, a class derived from egokit.Dual: "
-                          + (did_you_mean(class_name, others) if others else missing))
+        hint = did_you_mean(class_name, known - {"Dual"}) if known - {"Dual"} else ""
+        raise ConfigError(f"{module.__file__} has no model {class_name!r}, write class {class_name}(egokit.Dual) "
+                          f"there, or name another; {hint or 'it has none'}")
     where = f"{module.__file__}: {class_name}"
     if not issubclass(found, Dual):
         raise ConfigError(f"{where} is not derived from egokit.Dual: write class {class_name}(egokit.Dual)")
