@@ -123,7 +123,7 @@ def test_a_peers_file_is_described_and_loaded_by_its_family(resolve, tmp_path, m
                              f"site.tokenizer=/nowhere {overrides}")
     assert weights.initial_model(config(), 16).frames == 16, "RoBERTa's tokenizer is not asked for"
     preflight.expect_ready(config(), "evaluate")
-    with pytest.raises(ConfigError, match=rf"another family \({described.family}\).*does not train"):
+    with pytest.raises(ConfigError, match=rf"another family \({sources.WRITTEN[described.family]}\).*does not train"):
         egokit.submit(config(task="toy/ek100_finetune"), Run(tmp_path / "nb/run"), "train")
     with pytest.raises(ConfigError, match=r"takes frames of 64 px.* is 224: set model\.image_size=64"):
         egokit.submit(config("model.image_size=224"), Run(tmp_path / "nb/run"), "evaluate")
@@ -149,7 +149,7 @@ def test_a_folder_of_the_hub_is_described_and_evaluated(resolve, tmp_path, monke
     preflight.expect_ready(config, "evaluate")
     model = weights.initial_model(config, 4)
     assert model.encode_text(["a", "#C C opens the box"]).shape == (2, model.embed_dim)
-    with pytest.raises(ConfigError, match=rf"another family \({family}\).*does not train"):
+    with pytest.raises(ConfigError, match=rf"another family \({sources.WRITTEN[family]}\).*does not train"):
         egokit.submit(resolve("toy/ek100_finetune", f"init={init}"), Run(tmp_path / "nb/run"), "train")
     for path in folder.glob("*"):
         if not path.name.startswith(("config", "model")):

@@ -91,7 +91,8 @@ def expect_fusion(init: str, what: str) -> None:
 
 def article(family: str) -> str:
     """Return a family as messages name a model of it."""
-    return "a model of your own" if family == "own" else f"a model of another family ({family})"
+    from egokit.model import sources
+    return "a model of your own" if family == "own" else f"a model of another family ({sources.WRITTEN[family]})"
 
 
 def expect_tokenizer(config: Config) -> None:

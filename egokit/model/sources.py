@@ -15,6 +15,9 @@ from egokit.model import checkpoints, hub
 from egokit.model.checkpoints import WeightsError
 from egokit.runs.files import file_sha256
 
+WRITTEN = {"egovlpv2": "EgoVLPv2", "egovlp": "EgoVLP", "lavila": "LaViLa", "avion": "AVION", "clip": "CLIP",
+           "siglip": "SigLIP", "own": "own"}  # families as people write them, for messages
+
 
 @dataclasses.dataclass(frozen=True)
 class Source:

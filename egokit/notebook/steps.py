@@ -19,7 +19,8 @@ def submit_training(run: Run, section: str) -> Handle | None:
         from egokit.model import sources
         known = sources.describe(config.init)
         if known.family != "egovlpv2":
-            print(f"not trained: init names {sources.name(config.init)} ({known.family}), and only EgoVLPv2 models are "
+            family = sources.WRITTEN[known.family]
+            print(f"not trained: init names {sources.name(config.init)} ({family}), and only EgoVLPv2 models are "
                   "trained; what follows shows it as it is")
             return None
     return launch.submit(config, run, "train", section)
