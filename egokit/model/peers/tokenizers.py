@@ -1,6 +1,8 @@
 """The peers' tokenizers, loaded at the first text: a model that embeds videos alone needs none."""
 import functools
 import os
+import re
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from egokit.config.access import exists
 from egokit.config.build import ConfigError
 from egokit.config.json_file import read_json
 from egokit.config.schema import SiteConfig
+from egokit.model import hub
 from egokit.model.checkpoints import WeightsError
 from egokit.model.input_checks import checked_tokens, rounded_up
 from egokit.runs.shown_text import shown
@@ -76,6 +79,7 @@ def load(source: str, purpose: str, fix: str, fetch: bool = True):
         PermissionError: this user may not read the folder or one of its files.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # read at import; forked loaders warn without it
+    from huggingface_hub import constants
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
     is_folder = exists(source) and Path(source).is_dir()
     if is_folder:
@@ -83,22 +87,38 @@ def load(source: str, purpose: str, fix: str, fetch: bool = True):
             exists(file)  # raises PermissionError
     elif Path(source).is_absolute():
         raise WeightsError(f"{purpose}: there is no folder {shown(source, 300)}; {fix}")
-    loaders = [AutoTokenizer] if is_folder or not fetch else [AutoTokenizer, AutoTokenizer]
-    reasons = []
-    if is_folder and not any(exists(Path(source, name)) for name in (*FILES, "spiece.model", "tokenizer.model")):
+    where = "in this folder" if is_folder else "in this machine's cache of the hub"
+    loaders, reasons = [AutoTokenizer], []
+    if is_folder and not any(exists(Path(source, name)) for name in hub.TOKENIZERS):
         loaders, reasons = [], ["it has no file of a tokenizer"]  # transformers 5.0 would make an empty one
     elif is_folder and exists(Path(source, "tokenizer.json")) and not _is_first_siglips(Path(source)):
         loaders.append(PreTrainedTokenizerFast)  # without sentencepiece, transformers 5.0 finds no class for SigLIP 2
-    for attempt, loader in enumerate(loaders):
-        try:  # what is here is not asked of the hub
-            return loader.from_pretrained(source, trust_remote_code=False, local_files_only=is_folder or not attempt)
+    for loader in loaders:
+        try:
+            return loader.from_pretrained(source, trust_remote_code=False, local_files_only=True)
         except Exception as error:  # tokenizers raises bare Exceptions for damaged files
-            reasons.append(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
-    where = "in this folder" if is_folder else "in this machine's cache of the hub" + (
-        ", then on the hub" if len(reasons) > 1 else "")
-    reason = reasons[0 if is_folder else -1]
+            reasons.append(f"{type(error).__name__}: {_in_brief(error)}")
+    if not is_folder and constants.HF_HUB_OFFLINE:
+        reasons = ["the hub was not asked, as HF_HUB_OFFLINE is set"]
+    elif not is_folder and fetch:
+        where += ", then on the hub"
+        folder, reason = hub.download(source, hub.TOKENIZER_FILES)
+        try:
+            if folder:
+                return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+            reasons = [reason]
+        except Exception as error:
+            reasons = [f"what is there is no tokenizer, {type(error).__name__}: {_in_brief(error)}"]
+    elif not is_folder:
+        reasons = ["the hub was not asked"]
     raise WeightsError(f"{purpose}, but {shown(source, 300)!r} could not be loaded, looked for {where} "
-                       f"({shown(reason, 300)}); {fix}")
+                       f"({shown(reasons[0], 300)}); {fix}")
+
+
+def _in_brief(error: Exception) -> str:
+    """Return an exception's text in one line, cut at a word, without addresses."""
+    text = re.sub(r"'?https?://\S+", "…", " ".join(str(error).split()))
+    return textwrap.shorten(text, 200, placeholder=" …")
 
 
 def _is_first_siglips(folder: Path) -> bool:
