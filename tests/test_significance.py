@@ -212,3 +212,28 @@ def test_few_queries_that_agree_are_no_certainty(differing, least):
         found = significance.paired_bootstrap([first], [second])
         assert type(found.p) is float and found.p >= least and found.p <= 1
     assert significance.paired_bootstrap([np.zeros(40)], [np.full(40, 1.0)]).p == 2 / 10001
+
+
+@pytest.mark.parametrize("damage, message", [
+    ("order", "not in the order of the samples"), ("part", r"don't suit EgoMCQ.per_query \(\w+: "),
+    ("stale", r"give dual_inter \d+\.\d\d by EgoMCQ.per_query, but metrics.json has 12.34"), ("nan", "finite")])
+def test_rows_that_cannot_be_those_of_the_metrics_are_refused(evaluated, damage, message):
+    task, runs = evaluated
+    run = runs["two"]
+    rows, _ = run.read_rows("egomcq")
+    if damage == "order":
+        run.write_rows("egomcq", {name: values[::-1] for name, values in rows.items()})
+    elif damage == "part":
+        run.write_rows("egomcq", {"index": rows["index"], "other": rows["dual"]} | {"dual": rows["dual"][:7]})
+    elif damage == "stale":
+        run.write_metrics("egomcq", run.metrics()["egomcq"] | {"dual_inter": 12.34})
+    else:
+        task.per_query = lambda rows, prompts_KE: {"dual_inter": [np.array([1.0, np.nan])]}
+    with pytest.raises(ValueError, match=message):
+        significance.queries_of(task, run, "egomcq")
+
+
+def test_a_section_that_is_not_there_is_told(evaluated):
+    task, runs = evaluated
+    with pytest.raises(FileNotFoundError, match=r"section 'zeroshot' of .* has not been evaluated"):
+        significance.queries_of(task, runs["one"], "zeroshot")

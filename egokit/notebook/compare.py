@@ -227,7 +227,11 @@ def significance_of(comparison: Comparison, finished: list[Model], entries: ledg
             each[labels[model.name]] = significance.queries_of(task, model.job.run, comparison.section)
         except ERRORS as error:
             lines.append(f"{model.name}: {shown(explained(error))}")
-    found = significance.differences(each, metrics) if each else []
+    found = []
+    try:
+        found = significance.differences(each, metrics) if each else []
+    except ValueError as error:  # the models' own numbers stand above
+        lines.append(f"the significance of the differences is not known: {shown(error)}")
     if found:
         lines.append(significance.format_differences(found))
     elif not lines:

@@ -15,6 +15,7 @@ from egokit.runs.run_folder import Run
 
 DRAWS, SEED = 10_000, 0
 AT_ONCE = 4_000_000  # numbers drawn at once, which bounds the memory
+AS_RECORDED = 0.01   # points of % by which what the rows give may differ from the metric that is recorded
 ALL_PAIRS = 4        # up to so many models, each is compared with each; more are compared with the first
 
 
@@ -44,10 +45,13 @@ def paired_bootstrap(first: list[np.ndarray], second: list[np.ndarray], draws: i
 
     Raises:
         NotPaired: the numbers of queries differ, or there are none.
+        ValueError: a query contributes no finite number.
     """
     sizes = [[len(group) for group in groups] for groups in (first, second)]
     if sizes[0] != sizes[1] or not sizes[0] or not all(sizes[0]):
         raise NotPaired(f"{sizes[0]} and {sizes[1]} queries: expected the same ones of both models, at least one")
+    if not all(np.isfinite(group).all() for groups in (first, second) for group in groups):
+        raise ValueError("what a query contributes is NaN or Inf: expected numbers of the queries that count alone")
     rng = np.random.default_rng(seed)
     differences = [np.asarray(b, np.float64) - np.asarray(a, np.float64) for a, b in zip(first, second, strict=True)]
     drawn = np.mean([_drawn_means(group, draws, rng) for group in differences], axis=0)
@@ -85,7 +89,10 @@ def queries_of(task, run: Run, section: str) -> dict[str, list[np.ndarray]]:
         FileNotFoundError, ValueError: the section has not been evaluated, or its files are damaged.
     """
     from egokit.model import checkpoints
-    recorded = run.metrics().get(section, {}).get("data")
+    values = run.metrics().get(section)
+    if not values:
+        raise FileNotFoundError(f"section {section!r} of {run.path} has not been evaluated")
+    recorded = values.get("data")
     present = {path.name: checkpoints.fingerprint(path) for path in task.tables()}
     if recorded != present:
         changed = [name for name in present if not isinstance(recorded, dict) or recorded.get(name) != present[name]]
@@ -97,7 +104,34 @@ def queries_of(task, run: Run, section: str) -> dict[str, list[np.ndarray]]:
     if count != task.num_rows():
         raise NotPaired(f"{section} in {run.path} has {count:,} rows, this recipe {task.num_rows():,}: data.limit or "
                         "the data differ; evaluate it again with this recipe, under another run name")
-    return task.per_query(rows, prompts_KE)
+    if len(index := np.asarray(rows.get("index", ()))) and np.any(np.diff(index) < 0):
+        raise NotPaired(f"the rows of {section} in {run.path} are not in the order of the samples: evaluate it again")
+    return _checked(task, rows, prompts_KE, values, f"the rows of {section} in {run.path}")
+
+
+def _checked(task, rows: dict, prompts_KE, values: dict, where: str) -> dict[str, list[np.ndarray]]:
+    """Return what `Task.per_query` makes of rows; raise ValueError unless that is numbers, and gives the metrics.
+
+    Args:
+        values: the metrics that the evaluation has recorded.
+        where: the rows' place, for messages.
+    """
+    try:
+        each = {metric: [np.asarray(group, np.float64) for group in groups]
+                for metric, groups in task.per_query(rows, prompts_KE).items()}
+    except Exception as error:  # the file lacks a part, or a user's per_query is wrong: other models are still compared
+        raise ValueError(f"{where} don't suit {type(task).__name__}.per_query ({type(error).__name__}: {error}): "
+                         "evaluate it again, or correct per_query") from error
+    for metric, groups in each.items():
+        if not all(group.ndim == 1 and np.isfinite(group).all() for group in groups):
+            raise ValueError(f"{type(task).__name__}.per_query gives {metric!r} of {where} other than finite numbers, "
+                             "one a query: leave queries out that don't count")
+        mean = np.mean([group.mean() for group in groups]) if groups and all(map(len, groups)) else None
+        told = values.get(metric)
+        if mean is not None and isinstance(told, (int, float)) and abs(mean - told) > AS_RECORDED:
+            raise ValueError(f"{where} give {metric} {mean:.2f} by {type(task).__name__}.per_query, but metrics.json "
+                             f"has {told:.2f}: evaluate it again, or correct per_query")
+    return each
 
 
 def of_runs(task, evaluated: dict[str, tuple[Run, str]], metrics: list[str]) -> list[tuple[str, str, str, Difference]]:

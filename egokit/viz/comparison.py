@@ -28,6 +28,9 @@ def comparison(task, run: Run, *evaluated):
     """
     if not evaluated:
         raise ValueError('comparison: expected sections of the run, such as "zeroshot", "finetune", or (run, section)')
+    for one in evaluated:
+        if not isinstance(one, str) and not (isinstance(one, (tuple, list)) and len(one) == 2):
+            raise ValueError(f"comparison: expected a section's name or (run, section), got {repr(one)[:60]}")
     compared = [sides(run, one, None)[0] if isinstance(one, str) else sides(run, one[1], one)[1] for one in evaluated]
     rows = [row for side in compared for row in read_run(side.run.path / "metrics.json", everything=True)
             if row.section == side.section]
