@@ -122,7 +122,8 @@ def comparison(folder, own):
     for name in NAMED:
         run.write_metrics(name, section)
         run.write_rows(name, {"index": np.arange(task.count)})
-    task.per_query = lambda rows, prompts_KE: {text: [np.arange(3.0)] for text in WORDS}
+    task.per_query = lambda rows, prompts_KE: {text: [np.arange(3.0) - 1 + section.get(text, 0)]
+                                               for text in WORDS}
     return viz.comparison(task, run, *NAMED), [NAME], ()
 
 
@@ -184,7 +185,8 @@ def markup(shows) -> list[str]:
 
 def found(folder) -> tuple:
     """Return what `searcher(...)` needs for search.browser, with hostile answers."""
-    searcher = SimpleNamespace(folder=folder / NAME, run=Run(folder / "outputs/07" / NAME))
+    searcher = SimpleNamespace(folder=folder / NAME, run=Run(folder / "outputs/07" / NAME),
+                               model=SimpleNamespace(fuses=True))
     answer = hostile_tasks.answer(folder)
 
     class Searcher(SimpleNamespace):

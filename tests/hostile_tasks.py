@@ -9,6 +9,7 @@ import torch
 from hostile import FILES, NAME, TEXTS
 from test_curves import step_event, validation_event
 
+from egokit.model.dual import Dual
 from egokit.prep.doctor import Finding
 from egokit.runs.run_folder import Run
 from egokit.search.searcher import Answer, Hit
@@ -88,8 +89,9 @@ class Choice(Shared, ChoiceTask):
         return []
 
 
-class Model:
+class Model(Dual):
     """A model that encodes nothing, for `viz.reranked`."""
+    fuses = True
 
     def encode_video(self, frames):
         return torch.eye(16)[:len(frames)]

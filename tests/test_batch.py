@@ -153,7 +153,8 @@ def test_a_sweeps_notebook_runs_again(home, monkeypatch):
     """A sweep's jobs have other parameters than its notebook, whose own four are compared."""
     run = open_run("toy/egomcq", "tiny", "", "sweep", notebook="90_good")
     config = run.config
-    monkeypatch.setattr(launch, "starting_point", lambda config: "a")
+    monkeypatch.setattr(launch, "starting_point", lambda config: "a")  # no model was trained in this project
+    monkeypatch.setattr(launch, "expect_ready", lambda config, action: None)
     monkeypatch.setattr(launch, "start_job", lambda *job: None)
     for seed in (1, 2):
         launch.submit(dataclasses.replace(config, seed=seed), run, "evaluate", f"seed{seed}")
