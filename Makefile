@@ -3,9 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
-# workers of pytest: many tests wait for processes of their own, the slow ones most of the time
+# workers of pytest: many tests wait for processes of their own; three are slower on two cores
 WORKERS ?= 2
-SLOW_WORKERS ?= 3
 
 .PHONY: install demo test test-slow test-lowest lint hooks lab gpu-day-prepare gpu-day-rehearsal clean
 
@@ -26,7 +25,7 @@ test: install
 
 # what .ci/run adds: training in several processes, kill -9, notebooks, full-size tables and checkpoints
 test-slow: install
-	$(BIN)/python -m pytest -m slow -n $(SLOW_WORKERS) --dist loadfile --durations=30
+	$(BIN)/python -m pytest -m slow -n $(WORKERS) --dist loadfile --durations=30
 
 # the oldest versions that pyproject.toml promises, in a virtual environment of their own; too long for .ci/run
 test-lowest: $(LOWEST)/installed

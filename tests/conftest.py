@@ -1,4 +1,6 @@
 """Fixtures: a tiny embedded data set, prepared once per session, in a project folder."""
+import ctypes
+import gc
 import os
 import shutil
 import signal
@@ -126,6 +128,14 @@ def released(tmp_path_factory):
     from golden_inputs import release
     folder = tmp_path_factory.mktemp("released")
     return lambda kind: release(folder, kind)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def free_memory():
+    """Give freed memory back after each file of tests: full-size models' stays in glibc's heap, 15 GB a worker."""
+    yield
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture(autouse=True)

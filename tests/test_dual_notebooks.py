@@ -19,7 +19,7 @@ def texts(book) -> str:
     ("03_ek100", "not trained: init names own_dual.py:Colours (own)"),
     ("05_egomcq", ""), ("07_search_your_videos", "not re-ranked: Colours has no fusion encoder")])
 def test_notebooks_go_on_with_a_users_model(run_notebook, name, said):
-    book, run = run_notebook(name, OWN)
+    book, run = run_notebook(name, OWN, "own-dual")  # other tests of this worker have runs "small"
     assert not errors(book) and said in texts(book)
     shown, metrics = "".join(html_outputs(book)), run.metrics()
     if name == "03_ek100":

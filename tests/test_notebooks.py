@@ -23,9 +23,9 @@ def run_notebook(project):
     """Run a notebook once for this module; later notebooks find its checkpoints."""
     done = {}
 
-    def run(name, overrides=""):
+    def run(name, overrides="", run_name="small"):
         if name not in done:
-            path = headless.execute(name, {"site": "tiny", "run_name": "small", "overrides": overrides}, timeout=900)
+            path = headless.execute(name, {"site": "tiny", "run_name": run_name, "overrides": overrides}, timeout=900)
             done[name] = nbformat.read(path, as_version=4), Run(path.parent)
         return done[name]
     return run

@@ -29,6 +29,13 @@ def state(keys):
     return fake_peers.state_dict(str(GOLDEN / keys), SEED)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forget():
+    """Forget the last weights after this file's tests."""
+    yield
+    state.cache_clear()
+
+
 def tokens(rows, padding=0):
     """Rows of ids, padded to the longest with a mask."""
     longest = max(map(len, rows))
