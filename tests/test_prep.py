@@ -170,11 +170,11 @@ def test_ten_thousand_finished_videos_are_passed_over_in_seconds(tmp_path):
         settings.receipt_path(entry.uid).write_text(json.dumps({
             "uid": entry.uid, "status": "ok", "settings": settings.fingerprint(entry), "source": whole,
             "resized": whole, "pieces": [facts | {"file": f"{piece}.mp4"} for piece in "01"]}))
-    began = time.perf_counter()
+    began = time.process_time()  # of this process: other tests run beside it
     assert prep.ego4d(settings.root, 72, 30, progress=False)["videos"] == 10_000
-    took = time.perf_counter() - began
+    took = time.process_time() - began
     print(f"10,000 finished videos: {took:.1f} s")
-    assert took < 30  # 11 s were seen on a busy machine
+    assert took < 10
 
 
 def test_missing_root_says_what_makes_it(project, tmp_path):
