@@ -108,8 +108,8 @@ class ModelConfig(Section):
     checkpointing: Local[Recomputed] = "none"  # what the backward pass computes again to save memory: none, cheap (all
                                    # of a block but products and attention) or full (whole blocks; slower)
     attention: Local[Literal["auto", "sdpa", "triton"]] = "auto"  # divided attention on GPUs: PyTorch's kernels
-                                   # (sdpa), or egokit's own without copies (triton); auto is sdpa until a GPU has
-                                   # measured both. CPUs have a path of their own
+                                   # (sdpa), or in half precision egokit's own without copies (triton); auto takes
+                                   # these where they can be had. CPUs have a path of their own
     half_residual: StrictBool = False  # training under fp16 or bf16: tokens between a video block's layers in half
                                    # precision, too; fewer bytes, coarser sums
 
