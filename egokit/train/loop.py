@@ -19,7 +19,7 @@ from egokit.model import checkpoints, weights
 from egokit.model.own_modules import attach, current
 from egokit.model.precision import deterministic
 from egokit.runs.run_folder import Run
-from egokit.train import distributed, memory_plan, optim
+from egokit.train import distributed, memory_plan, nodes, optim
 from egokit.train.evaluate import evaluate, score_held_out
 from egokit.train.preemption import StopSignal
 from egokit.train.step import Objective
@@ -52,6 +52,7 @@ class Trainer:
         task.fixed_length = device.type == "cuda"
         self.validation = task.validation()
         self.dataset = task.dataset("train")
+        nodes.once(self.dataset.check_files)
         self.dataset.tolerant = config.data.max_bad_fraction > 0
         self.model = task.initial_model("train").to(device)
         attach(self.model, task)
