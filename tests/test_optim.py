@@ -82,7 +82,7 @@ def test_the_rate_is_scaled_to_the_batch_and_told(rule, batch_size, expected):
 def test_a_rule_without_the_batch_it_starts_from_is_refused():
     with pytest.raises(ConfigError, match=r"optim.scale_lr=linear needs optim.lr_batch_size.*256 in params/pretrain"):
         resolve("pretrain", "toy", "optim.scale_lr=linear")
-    with pytest.raises(ConfigError, match="optim.scale_lr.*'cubic'.*linear, none, square_root"):
+    with pytest.raises(ConfigError, match=r"optim.scale_lr.*'cubic'.*linear, none, square_root"):
         resolve("pretrain", "toy", "optim.scale_lr=cubic")
 
 
