@@ -25,7 +25,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from egokit.config.schema import ModelConfig
 from egokit.model.egovlp import EgoVLP
 from egokit.tasks import losses
-from egokit.train import distributed
+from egokit.train import distributed, moving
+from egokit.train.parts import Part
 
 E, S, D = 4096, 785, 768  # size of an embedding; tokens of a clip of 4 frames, and their width
 
@@ -89,7 +90,7 @@ def whole_batch() -> None:
         loss = losses.egonce(similarity, positives)
         loss.backward()
         between = time.process_time()
-        losses.draw_pairs(similarity, positives, generator=torch.Generator().manual_seed(0))
+        losses.draw_pairs(Part.whole(similarity), Part.whole(positives))
         print(f"  {R:5} {between - began:8.3f} {time.process_time() - between:8.3f}", flush=True)
 
 
@@ -136,7 +137,8 @@ def collectives() -> dict[str, list]:
         distributed.gather(x, [len(x)] * W).sum().backward()
 
     def rows(x, index):
-        distributed.gather_rows(x, index, [len(x)] * W).sum().backward()
+        own = index.split(len(x))[distributed.rank()]
+        moving.gather_rows(x, own, [len(x)] * W).sum().backward()
 
     for b in (16, 64, 256, 512):  # forward: all ranks' rows; backward: a sum of all ranks' gradients
         x = torch.zeros(b, E, requires_grad=True)
