@@ -18,7 +18,9 @@ HERE = Path(__file__).parent
 
 def ranks(script, world, folder, *arguments):
     """Run a script of this folder on each rank; return the JSON of each one's last line."""
-    environment = dict(os.environ, PYTHONPATH=str(HERE.parent))  # the checkout of these tests, not an installed one
+    # the checkout of these tests, not an installed one; packages may come by PYTHONPATH
+    path = os.pathsep.join(filter(None, (str(HERE.parent), os.environ.get("PYTHONPATH"))))
+    environment = dict(os.environ, PYTHONPATH=path)
     commands = [[sys.executable, str(HERE / script), *map(str, (rank, world, folder, *arguments))]
                 for rank in range(world)]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)

@@ -292,7 +292,9 @@ def starter_environment(code: Path, launch: LaunchConfig) -> dict[str, str]:
     if "SLURM_JOB_ID" in inherited:  # the caller runs in a job or on a node; what it submits is no part of that job
         inherited = {key: value for key, value in inherited.items()
                      if key == "SLURM_CONF" or not key.startswith(("SLURM_", "SRUN_"))}
-    environment = dict(inherited, PYTHONPATH=str(code.resolve()), PYTHONSAFEPATH="1", TOKENIZERS_PARALLELISM="false")
+    # the job's copy comes first; packages may be the caller's by PYTHONPATH, as environment modules give them
+    found_in = os.pathsep.join(filter(None, (str(code.resolve()), inherited.get("PYTHONPATH"))))
+    environment = dict(inherited, PYTHONPATH=found_in, PYTHONSAFEPATH="1", TOKENIZERS_PARALLELISM="false")
     if launch.cluster == "slurm":
         # sbatch would hand on which GPUs this process has, but SLURM gives the job its own
         environment.pop(devices.VISIBLE_DEVICES, None)

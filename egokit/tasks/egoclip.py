@@ -7,6 +7,7 @@ Source: EgoVLPv2 (arXiv 2307.05463), sections 3-4.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
@@ -42,11 +43,15 @@ class Clips(Samples):
         self.task = task
         self.table = EgoClipTable(task.require_file("egoclip.csv"))
         self.chunked = task.require_file("Ego4D_Chunked")
-        absent = sorted(set(self.table.videos) - {folder.name for folder in self.chunked.iterdir()})
+        super().__init__(task.limited(len(self.table)), task.config.seed, train=True)
+
+    def check_files(self) -> None:
+        """Raise FileNotFoundError if a video of the table is not prepared; the folder is listed once."""
+        there = set(os.listdir(self.chunked))
+        absent = sorted(uid for uid in set(self.table.videos) - there if not (self.chunked / uid).exists())  # a/b
         if absent:
             raise FileNotFoundError(f"{len(absent)} videos of {self.table.path} are not under {self.chunked}, such "
                                     f"as {absent[0]}; prepare them with notebook 01_data_prep")
-        super().__init__(task.limited(len(self.table)), task.config.seed, train=True)
 
     def negative(self, index: int, rng: np.random.Generator) -> int:
         """Draw another clip of the same scene; the clip itself if it is alone there."""

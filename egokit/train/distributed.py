@@ -1,8 +1,7 @@
 """Communication between processes: joining a group, and collectives with gradients.
 
-Nothing else touches torch.distributed. In a program of one process every function works, as the identity. What a loss
-has to compute on each rank stands in `Task.loss` (egokit/tasks/base.py); `gather` is made for it, and `gather_rows` of
-moving.py.
+Only this room touches torch.distributed. In a program of one process every function works, as the identity. What a
+loss computes on each rank stands in `Task.loss` (egokit/tasks/base.py); `gather`, and moving.py, are made for it.
 """
 import contextlib
 import datetime
@@ -15,13 +14,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from egokit.runs.files import write_text
+from egokit.runs.files import processes, write_text
 
 TIMEOUT = datetime.timedelta(minutes=10)  # of collectives: bounds the wait for a rank that has died
 # timeout of barriers after uneven work (reading, evaluation); a rank that dies is still noticed at once
 UNEVEN_TIMEOUT = datetime.timedelta(hours=12)
 BUCKET_BYTES = 2**25  # gradients that are sent together, on GPUs
 _uneven_group = None  # a gloo group with UNEVEN_TIMEOUT; it also keeps pickled objects off the GPU
+_node_group = None  # the same for the ranks of this node
+_node_leader = 0  # the lowest rank of this node
 
 
 def is_on() -> bool:
@@ -77,21 +78,35 @@ def joined(rank: int, world: int, meeting: Path, local: bool, device: torch.devi
     on_gpu = device is not None and device.type == "cuda"
     dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=world, timeout=TIMEOUT,
                             device_id=device if on_gpu else None)  # with it NCCL connects, or fails, here and not later
-    global _uneven_group
+    global _uneven_group, _node_group, _node_leader
     _uneven_group, failed = dist.new_group(backend="gloo", timeout=UNEVEN_TIMEOUT), False
     try:
+        _node_group, _node_leader = (_uneven_group, 0) if local else _join_node()
         yield
     except (Exception, KeyboardInterrupt):
         failed = True
         raise
     finally:
-        _uneven_group = None
+        _uneven_group, _node_group, _node_leader = None, None, 0
         if failed and on_gpu:
             dist.group.WORLD.abort()
         else:
             dist.destroy_process_group()
         if rank == 0:
             meeting.unlink(missing_ok=True)
+
+
+def _join_node() -> tuple[object, int]:
+    """Make a group of the ranks on this node, those that see the same processes; return it and its lowest rank."""
+    names = gather_objects(processes())
+    ranks = [number for number, name in enumerate(names) if name == names[rank()]]
+    # each node's ranks meet by themselves, so no rank takes part in the making of all nodes' groups
+    return dist.new_group(ranks, UNEVEN_TIMEOUT, backend="gloo", use_local_synchronization=True), ranks[0]
+
+
+def patient_group(of_node: bool = False) -> tuple[int, object]:
+    """Return the lowest rank of the gloo group with UNEVEN_TIMEOUT, and the group: of all ranks, or this node's."""
+    return (_node_leader, _node_group) if of_node else (0, _uneven_group)
 
 
 def sizes(count: int, device=None) -> list[int]:
