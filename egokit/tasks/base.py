@@ -159,10 +159,10 @@ class Task(TaskTools):
         - the same global value on every rank, from gathered tensors: `self.embeddings` gathers the embeddings,
           `distributed.gather` any other tensor. Memory and arithmetic then grow with the global batch on every rank.
 
-        What is drawn at random for a global value must be equal on all ranks. Wrap what takes memory in
-        `self.in_parts`. Every parameter that is trained needs a gradient in every step, because DDP waits for it; see
-        `unused`. Parameters of the task's own come from `head` and `modules`. What is to be logged but not minimised
-        comes from `watched`.
+        Random draws behind a global value must be equal on all ranks: draw from (seed, step) and a sample's number in
+        the global batch, by counter_random.py. Wrap what takes memory in `self.in_parts`. Every trained parameter needs
+        a gradient in every step, because DDP waits for it; see `unused`. Parameters of the task's own come
+        from `head` and `modules`. What is to be logged but not minimised comes from `watched`.
 
         Args:
             model: an EgoVLP in training mode, under autocast in train.precision.

@@ -19,7 +19,7 @@ from egokit.model import checkpoints, weights
 from egokit.model.own_modules import attach, current
 from egokit.model.precision import deterministic
 from egokit.runs.run_folder import Run
-from egokit.train import distributed, memory_plan, optim
+from egokit.train import distributed, memory_plan, nodes, optim
 from egokit.train.evaluate import evaluate, score_held_out
 from egokit.train.preemption import StopSignal
 from egokit.train.step import Objective
@@ -52,6 +52,7 @@ class Trainer:
         task.fixed_length = device.type == "cuda"
         self.validation = task.validation()
         self.dataset = task.dataset("train")
+        nodes.once(self.dataset.check_files)
         self.dataset.tolerant = config.data.max_bad_fraction > 0
         self.model = task.initial_model("train").to(device)
         attach(self.model, task)
@@ -193,7 +194,8 @@ class Trainer:
             batch = move_to_device(batch, self.device)
             self.objective.training_mode()
             stop_requested = self.stop.ask_ranks()
-            rate = optim.learning_rate(self.step, self.steps, self.steps_per_epoch, self.config.optim)
+            rate = optim.learning_rate(self.step, self.steps, self.steps_per_epoch, self.config.optim,
+                                       self.objective.plan.peak_lr)
             try:
                 self.objective.warm_up_ddp(batch, self.step, self.scaler)
                 torch.manual_seed(hash((self.config.seed, self.step, distributed.rank())) % 2**63)

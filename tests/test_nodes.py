@@ -1,0 +1,25 @@
+"""Work that one rank does for all, or for its node: results, tensors and errors are the same on every rank."""
+import pytest
+from test_dist import ranks
+
+from egokit.train import nodes
+
+
+def test_one_rank_of_each_node_works(tmp_path):
+    """Four gloo processes, two a node."""
+    for rank, result in enumerate(ranks("rank_nodes.py", 4, tmp_path)):
+        assert result["called"] == ([rank] if rank % 2 == 0 else []) and result["same"], result
+        assert result["once"] == {"rank": 0, "rows": [0] * 3, "none": None} and result["after"] == rank // 2 * 2
+        damaged, local, unpicklable, of_a_node, local_of_a_node = result["errors"]
+        assert damaged == ["WeightsError", "a.pt is damaged"] and of_a_node == ["WeightsError", "b.pt is damaged"]
+        for (kind, message), numbers in ((local, "1 2"), (local_of_a_node, "3 4")):
+            assert (kind, message) == (("Local", numbers) if rank == 0 else ("RuntimeError", f"Local: {numbers}"))
+        assert "lambda" in unpicklable[1], unpicklable
+
+
+def test_a_single_process_just_calls():
+    result = object()
+    assert nodes.once(lambda: result) is result and nodes.once_a_node(lambda: result) is result
+    for call in (nodes.once, nodes.once_a_node):
+        with pytest.raises(ZeroDivisionError):
+            call(lambda: 1 / 0)
