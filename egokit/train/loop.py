@@ -194,7 +194,8 @@ class Trainer:
             batch = move_to_device(batch, self.device)
             self.objective.training_mode()
             stop_requested = self.stop.ask_ranks()
-            rate = optim.learning_rate(self.step, self.steps, self.steps_per_epoch, self.config.optim)
+            rate = optim.learning_rate(self.step, self.steps, self.steps_per_epoch, self.config.optim,
+                                       self.objective.plan.peak_lr)
             try:
                 self.objective.warm_up_ddp(batch, self.step, self.scaler)
                 torch.manual_seed(hash((self.config.seed, self.step, distributed.rank())) % 2**63)
