@@ -42,7 +42,7 @@ class Clips(Samples):
 
     def __init__(self, task: EgoClip):
         self.task = task
-        self.table = EgoClipTable(task.require_file("egoclip.csv"))
+        self.table = EgoClipTable(task.require_file("egoclip.csv"), node_cache=task.config.site.node_cache)
         self.chunked = task.require_file("Ego4D_Chunked")
         super().__init__(task.limited(len(self.table)), task.config.seed, train=True)
 

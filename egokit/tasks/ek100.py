@@ -44,7 +44,8 @@ class Actions(Samples):
         self.task, self.split = task, split
         self.clips, self.sentences = ek100_annotations(task.root, split)
         folder = task.require_file(str(EK100_ANNOTATIONS)) / "relevancy"
-        self.relevancy = relevancy.read(relevancy.relevancy_path(folder, split), (len(self.clips), len(self.sentences)))
+        self.relevancy = relevancy.read(relevancy.relevancy_path(folder, split), (len(self.clips), len(self.sentences)),
+                                        task.config.site.node_cache)
         self.videos = task.require_file("EK100", "video_ht256px")
         super().__init__(task.limited(len(self.clips)) if split == "train" else len(self.clips),
                          task.config.seed, train=split == "train")
