@@ -126,6 +126,11 @@ class CheckpointWriter:
         self._error: BaseException | None = None
         self._is_raised = False
 
+    @property
+    def bytes(self) -> int:
+        """Host memory of the copies, which is kept until the block ends."""
+        return sum(each.bytes for each in self._copies.values())
+
     def write(self, path: Path, content: dict, memory: str, after: Callable[[], None] = lambda: None) -> None:
         """Copy a checkpoint's content, and let the thread write it when those before it are written.
 
