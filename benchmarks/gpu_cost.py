@@ -227,7 +227,8 @@ def counted_step(clips: int = 64, precision: str = "fp16", checkpointing: str = 
         counter: counts; None makes one.
         model: other values of ModelConfig.
     """
-    config = configured(precision, checkpointing=checkpointing, **{"dropout": ModelConfig.dropout} | model)
+    model = {"dropout": ModelConfig.dropout, "attention": "sdpa"} | model
+    config = configured(precision, checkpointing=checkpointing, **model)
     recipe = dataclasses.replace(config.train, batch_size=clips // 2, micro_batch=micro_batch)
     config, counter = dataclasses.replace(config, train=recipe), counter or Counter()
     with fake_gpu.without_values(counter):

@@ -126,7 +126,7 @@ def doctor(arguments) -> None:
     from egokit.config.resolve import resolve
     from egokit.prep import doctor as site_doctor
     config = resolve(arguments.params, arguments.site, arguments.overrides)
-    findings = site_doctor.examine(config, 0 if arguments.all else site_doctor.SAMPLE)
+    findings = site_doctor.examine(config, 0 if arguments.all else site_doctor.SAMPLE, ["speed"] * arguments.speed)
     print(f"site {config.site.name}: {config.site.root}\n\n{site_doctor.format_findings(findings)}")
     sys.exit(0 if site_doctor.is_sound(findings) else 1)
 
@@ -255,10 +255,11 @@ def parser() -> argparse.ArgumentParser:
     sub = add("doctor", doctor, "Report what a site has and lacks, and where to get it. Changes nothing.",
               "egokit doctor --site local")
     sub.add_argument("--params", default="toy/pretrain",
-                     help="the recipe that names the video reader (default: toy/pretrain)")
+                     help="the recipe that names the video reader, and for --speed the samples (default: toy/pretrain)")
     sub.add_argument("--site", default="toy")
     sub.add_argument("--overrides", default="")
     sub.add_argument("--all", action="store_true", help="open every video instead of a sample of 40 per table")
+    sub.add_argument("--speed", action="store_true", help="only measure, for a minute, how many GPUs the site feeds")
     sub = add("ledger", ledger, "Show published numbers beside every run's, and how recipes differ.", "egokit ledger")
     sub.add_argument("--outputs", help="folder of the runs (default: outputs)")
     for name, help, example in (

@@ -120,9 +120,20 @@ def test_a_model_on_these_kernels_can_be_unpickled_elsewhere(tmp_path):
     assert done.returncode == 0 and "divided_attention" in done.stdout, done.stderr
 
 
-def test_auto_is_pytorchs_path_and_a_model_changes_its_path():
+def test_auto_takes_the_kernels_where_they_can_be_had(monkeypatch):
+    def fused_on(**values) -> tuple[str, ...]:
+        return VideoEncoder(ModelConfig(**SMALL | values)).blocks[0].time.fused_on
+    assert fused_on() == ()  # without a GPU
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert fused_on() == fused_on(attention="triton") == ("cuda",)
+    assert fused_on(attention="sdpa") == fused_on(width=160) == ()
+    monkeypatch.setitem(sys.modules, "egokit.model.divided_attention", None)
+    monkeypatch.delattr("egokit.model.divided_attention")
+    assert fused_on() == ()
+
+
+def test_a_model_changes_its_path():
     encoder = VideoEncoder(ModelConfig(**SMALL))
-    assert encoder.blocks[0].time.fused_on == ()
     encoder.compute_as(ModelConfig(**SMALL, attention="triton"))
     assert encoder.blocks[0].time.fused_on == encoder.blocks[0].space.fused_on == ("cuda",)
     encoder.compute_as(ModelConfig(**SMALL, attention="sdpa"))

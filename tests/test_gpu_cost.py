@@ -46,6 +46,12 @@ def test_every_part_costs_something_and_nothing_else_does(plain):
     assert total(plain).kernels == sum(cost.kernels for cost in plain.operations.values())
 
 
+@pytest.mark.parametrize("precision, kernels", [("fp16", True), ("bf16", True), ("fp32", False)])
+def test_on_a_gpu_float32_attends_by_pytorchs_kernels(precision, kernels):
+    operations = counted(2, precision, attention="triton").operations
+    assert any("egokit.divided_attention" in name for name in operations) == kernels
+
+
 def test_the_passes_of_a_linear_layer_are_counted_by_hand():
     """Forward: a product. Backward: two, for input and weight, and the sum of the bias."""
     counter = gpu_cost.Counter()

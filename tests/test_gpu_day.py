@@ -2,6 +2,7 @@
 
 `make gpu-day-rehearsal` runs the stages.
 """
+import dataclasses
 import json
 import os
 import signal
@@ -60,6 +61,14 @@ def test_a_stage_that_fails_or_is_late_stops_no_other_and_is_reported(tmp_path, 
 def test_all_stages_ended_well(tmp_path, capfd):
     assert runner.Runner(tmp_path).run([stage("one", "pass"), stage("two", "pass", alone=False)]) == 0
     assert "all stages ended well" in capfd.readouterr().out
+
+
+def test_nothing_is_started_after_a_stage_that_all_need(tmp_path, capfd):
+    """A machine that lacks a package is not held for stages that can't run."""
+    needed = dataclasses.replace(stage("imports", "raise SystemExit('no module')"), needed=True)
+    assert runner.Runner(tmp_path).run([needed, stage("two", "print('two ran')")]) == 1
+    out = capfd.readouterr().out
+    assert "failed   imports" in out and "left out two" in out and "two ran" not in out
 
 
 def test_interrupted_it_stops_its_stages_and_reports(tmp_path):

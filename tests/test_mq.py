@@ -149,10 +149,10 @@ def test_a_decoder_that_hangs_is_an_error_that_names_the_file(checkpoint, resolv
     uid = task.clips()[0]["video_uid"]
 
     class Hanging(open_video.PyAVReader):
-        def __init__(self, path, tolerant=False):
+        def __init__(self, path, *options):
             if where == "opening" and path.stem == uid:
                 ctypes.PyDLL(None).sleep(1000)
-            super().__init__(path, tolerant)
+            super().__init__(path, *options)
 
         def stream_frames(self, indices):
             for number, frame in enumerate(super().stream_frames(indices)):

@@ -1,4 +1,6 @@
 """What SLURM is asked for, with its commands replaced by scripts: printed, submitted, refused."""
+import os
+
 import pytest
 from conftest import MODEL, SMALL
 from fake_slurm import ON_SLURM, put_into_path
@@ -85,6 +87,14 @@ def test_a_refusal_shows_slurms_message(resolve, run, cluster):
     assert launch.Handle(run, "train").state() == "new"
 
 
+def test_packages_that_the_caller_has_by_pythonpath_are_the_jobs_too_after_its_copy_of_egokit(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", f"/opt/site{os.pathsep}/home/me/lib")
+    local = LaunchConfig(cluster="local")
+    assert launch.starter_environment(tmp_path, local)["PYTHONPATH"] == f"{tmp_path}:/opt/site:/home/me/lib"
+    monkeypatch.delenv("PYTHONPATH")
+    assert launch.starter_environment(tmp_path, local)["PYTHONPATH"] == str(tmp_path)
+
+
 def test_the_script_asks_for_what_the_site_says(tmp_path):
     config = LaunchConfig(cluster="slurm", nodes=2, tasks_per_node=4, cpus_per_task=6, timeout_minutes=90,
                           mem_gb_per_task=20, partition="gpu", account="lab", qos="long", constraint="a100&ib",
@@ -95,7 +105,8 @@ def test_the_script_asks_for_what_the_site_says(tmp_path):
             "partition=gpu", "account=lab", "qos=long", "constraint='a100&ib'", "exclude=n7", "job-name=name",
             "signal=USR2@120"} <= options
     assert not any(option.startswith("exclusive") for option in options)
-    order = ["module load cuda", "export A='b c'", f"export PYTHONPATH={tmp_path}/job/code PYTHONSAFEPATH=1"]
+    order = ["module load cuda", "export A='b c'",
+             f"export PYTHONPATH={tmp_path}/job/code${{PYTHONPATH:+:$PYTHONPATH}} PYTHONSAFEPATH=1"]
     assert [line for line in lines if line in order] == order
     assert not (tmp_path / "job").exists()
     whole = slurm.options(LaunchConfig(gpus_per_task=0, exclusive=True), tmp_path, "name")

@@ -13,7 +13,9 @@ from pathlib import Path
 HEADINGS = {  # of columns whose name in results.jsonl is no heading
     "clips_s": "clips/s", "tflop_s": "TFLOP/s", "tb_s": "TB/s", "gib": "GiB", "memory_gib": "GiB of memory",
     "forward_ms": "forward, ms", "both_ms": "forward and backward, ms", "floor_ms": "both at the memory's speed, ms",
-    "first_ms": "first call, ms", "again_ms": "second call, ms", "step_ms": "step, ms", "tflop_a_clip": "TFLOP a clip",
+    "first_ms": "first call, ms", "again_ms": "second call, ms", "step_ms": "step, ms",
+    "kernels_ms": "of kernels, ms", "egonce_ms": "EgoNCE with gradient, ms", "draw_ms": "draw, ms",
+    "tflop_a_clip": "TFLOP a clip",
     "ek100_clips_s": "EK-100, clips/s", "egomcq_clips_s": "EgoMCQ, clips/s", "least_cosine": "least cosine to fp32",
     "micro_batch": "micro-batch, samples", "skipped": "skipped steps", "share_of_peak": "share of measured peak",
     "cuda": "CUDA", "cudnn": "cuDNN", "python": "Python", "torch": "PyTorch", "uuids": "UUIDs",

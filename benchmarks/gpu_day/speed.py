@@ -1,8 +1,10 @@
 """Stages that measure time; nothing may run beside them.
 
-    python -m gpu_day.speed STAGE      STAGE: card step attention encode profile compiled compiled_sdpa
+    python -m gpu_day.speed STAGE      STAGE: card step divided_layers attention large_batch
+                                       encode profile compiled compiled_sdpa
 
-Those of the card, the training step and its profile are here; attention_speed.py and encoding_speed.py have the others.
+Those of the card, the training step and its profile are here; attention_speed.py, encoding_speed.py
+and large_batch.py have the others.
 """
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from collections.abc import Iterator
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(os.cpu_count()))
 import torch
 import train_step
-from gpu_day.attention_speed import attention
+from gpu_day.attention_speed import attention, divided_layers
 from gpu_day.common import (
     COMPILER,
     COPIES,
@@ -38,6 +40,7 @@ from gpu_day.common import (
     wait,
 )
 from gpu_day.encoding_speed import encode
+from gpu_day.large_batch import large_batch
 from gpu_day.largest_batch import find_largest, largest_batch, ran_out_of_memory
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -88,14 +91,15 @@ class Variant:
     compiled: bool = False       # train.compile
 
 
-VARIANTS = [  # what is wanted most comes first: the recipe as it was, and with all that is new
-    Variant("fp16", "full", 64), Variant("fp16", "none", 64, attention="triton"),
-    Variant("fp16", "none", 48), Variant("fp16", "none", 48, attention="triton"),
-    Variant("fp16", "none", 64, attention="triton", half_residual=True), Variant("fp16", "cheap", 64),
-    Variant("fp16", "none", 32), Variant("fp16", "full", 64, attention="triton"),
-    Variant("fp16", "none", 48, attention="without cuDNN"), Variant("bf16", "none", 48, attention="triton"),
-    Variant("fp16", "none", 64), Variant("fp16", "none", 64, micro_batch=4),
-    Variant("fp16", "none", 64, micro_batch=16), Variant("fp16", "none", 64, micro_batch=32),
+VARIANTS = [  # what is wanted most comes first: with all that is new, and the recipe as it was
+    Variant("fp16", "none", 64, attention="triton"), Variant("fp16", "full", 64),
+    Variant("fp16", "none", 96, attention="triton"), Variant("fp16", "full", 64, attention="triton"),
+    Variant("fp16", "cheap", 64, attention="triton"), Variant("fp16", "none", 64),
+    Variant("fp16", "none", 48, attention="triton"), Variant("fp16", "none", 48),
+    Variant("fp16", "none", 64, attention="triton", half_residual=True),
+    Variant("bf16", "none", 48, attention="triton"), Variant("fp16", "full", 128, attention="triton"),
+    Variant("fp16", "none", 64, micro_batch=16, attention="triton"),
+    Variant("fp16", "none", 64, micro_batch=4, attention="triton"), Variant("fp16", "none", 32),
     Variant("fp16", "full", 128), Variant("fp32", "none", 16)]
 
 
@@ -236,41 +240,41 @@ def compiled_steps(*variants: Variant) -> None:
 
 
 def profile() -> None:
-    """Note where the time of a step goes, by kernel, with PyTorch's attention and with egokit's own.
+    """Note where the time of a step goes, by kernel, with egokit's attention and with PyTorch's.
 
-    Longer tables, also by shape, go to profile.txt.
+    Longer tables go to profile.txt. A step that takes longer than its kernels together waits for the CPU.
     """
-    tables = []
-    for variant in (Variant("fp16", "none", 48), Variant("fp16", "none", 48, attention="triton")):
-        tables += [f"model.attention={variant.attention}", *profiled(rehearsed(variant))]
-    (OUT / "profile.txt").write_text("\n\n".join(tables))
+    for variant in (Variant("fp16", "none", 48, attention="triton"), Variant("fp16", "none", 48)):
+        table = profiled(rehearsed(variant))
+        with open(OUT / "profile.txt", "a") as file:
+            file.write(f"model.attention={variant.attention}\n\n{table}\n\n")
 
 
-def profiled(variant: Variant) -> list[str]:
-    """Note the 20 kernels that take most of a variant's step; return tables by kernel and by shape."""
+def profiled(variant: Variant) -> str:
+    """Note the kernels of a variant's step: all of them, and the 20 that take most; return a table of more."""
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity
     forget()
     profiled_trainer = trainer(variant)
     batch = batch_of(variant.clips, profiled_trainer.model.config)
-    profiled_trainer.steps_on(batch, batch)
+    milliseconds = clock(lambda: profiled_trainer.steps_on(batch), 3, 2)
     on_gpu = DEVICE.type == "cuda"
-    kinds = [ProfilerActivity.CPU, ProfilerActivity.CUDA] if on_gpu else [ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=kinds, record_shapes=True) as recorded:
-        profiled_trainer.steps_on(batch, batch)
+    with torch.profiler.profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as recorded:
+        profiled_trainer.steps_on(batch)
         wait()
     key = "self_device_time_total" if on_gpu else "self_cpu_time_total"
-    all_events, by_shape = recorded.key_averages(), recorded.key_averages(group_by_input_shape=True)
-    events = all_events
+    events = averages = recorded.key_averages()
     if on_gpu:  # kernels alone: the time of a kernel stands with the operator that has started it, too
         events = [event for event in events if event.device_type == DeviceType.CUDA and not event.is_user_annotation]
     total = sum(getattr(event, key) for event in events) or 1
+    note("Kernels of a training step", attention=variant.attention, clips=variant.clips,
+         kernels=sum(event.count for event in events), kernels_ms=total / 1e3, step_ms=milliseconds)
     for event in sorted(events, key=lambda event: -getattr(event, key))[:20]:
         spent = getattr(event, key)
-        note("Profile of a training step", attention=variant.attention, kernel=event.key[:70], calls=event.count / 2,
-             ms=spent / 2e3, share=spent / total)
-    return [averages.table(sort_by=key, row_limit=40, max_name_column_width=60) for averages in (all_events, by_shape)]
+        note("Profile of a training step", attention=variant.attention, kernel=event.key[:70], calls=event.count,
+             ms=spent / 1e3, share=spent / total)
+    return averages.table(sort_by=key, row_limit=60, max_name_column_width=60)
 
 
 if __name__ == "__main__":
-    run(card, step, attention, encode, profile, compiled, compiled_sdpa)
+    run(card, step, divided_layers, attention, large_batch, encode, profile, compiled, compiled_sdpa)

@@ -11,7 +11,7 @@ import warnings
 import pydantic
 
 from egokit.config.names import shortened
-from egokit.config.schema import RENAMED, Config, ModelConfig, TaskConfig
+from egokit.config.schema import RENAMED, Config, ModelConfig, OptimConfig, TaskConfig
 
 PHRASES = {  # pydantic's kind of error: what was expected, in fewer words than pydantic's
     "greater_than_equal": "{ge:g} or more", "greater_than": "more than {gt:g}", "less_than_equal": "{le:g} or less",
@@ -94,6 +94,13 @@ def check_shape(shape: ModelConfig) -> None:
         raise ConfigError(f"model: expected width ({shape.width}) a multiple of heads ({shape.heads}), "
                           f"image_size ({shape.image_size}) of patch_size ({shape.patch_size}), "
                           f"and num_fused_layers ({shape.num_fused_layers}) at most depth ({shape.depth})")
+
+
+def check_rate(optim: OptimConfig) -> None:
+    """Raise ConfigError if the learning rate is to be scaled, but not from which batch."""
+    if optim.scale_lr != "none" and not optim.lr_batch_size:
+        raise ConfigError(f"optim.scale_lr={optim.scale_lr} needs optim.lr_batch_size, the batch that optim.lr="
+                          f"{optim.lr:g} is for (256 in params/pretrain.yaml): set it, or optim.scale_lr=none")
 
 
 def flatten(plain: dict, source: str = "", rename: bool = True) -> dict:

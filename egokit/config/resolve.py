@@ -14,7 +14,16 @@ import sys
 from pathlib import Path
 
 from egokit.config.access import exists, user_name
-from egokit.config.build import ConfigError, build, check_shape, did_you_mean, flatten, merge, nest
+from egokit.config.build import (
+    ConfigError,
+    build,
+    check_rate,
+    check_shape,
+    did_you_mean,
+    flatten,
+    merge,
+    nest,
+)
 from egokit.config.init_forms import find_init
 from egokit.config.json_file import DEEPEST
 from egokit.config.names import LONGEST, shortened
@@ -184,6 +193,7 @@ def resolve(params: str, site: str = "toy", overrides="", run: str = "demo") -> 
         values = merge(values, layer | {"task": own | {"name": task_name}})
     config = build_config(values, f" (in {params})", task)
     check_shape(config.model)
+    check_rate(config.optim)
     paths = {key: absolute(getattr(config.site, key), root) for key in ("root", "weights")}
     for key in ("tokenizer", "vit", "roberta"):  # a name from a hub, or a folder or file
         value = getattr(config.site, key)

@@ -108,8 +108,8 @@ class ModelConfig(Section):
     checkpointing: Local[Recomputed] = "none"  # what the backward pass computes again to save memory: none, cheap (all
                                    # of a block but products and attention) or full (whole blocks; slower)
     attention: Local[Literal["auto", "sdpa", "triton"]] = "auto"  # divided attention on GPUs: PyTorch's kernels
-                                   # (sdpa), or egokit's own without copies (triton); auto is sdpa until a GPU has
-                                   # measured both. CPUs have a path of their own
+                                   # (sdpa), or in half precision egokit's own without copies (triton); auto takes
+                                   # these where they can be had. CPUs have a path of their own
     half_residual: StrictBool = False  # training under fp16 or bf16: tokens between a video block's layers in half
                                    # precision, too; fewer bytes, coarser sums
 
@@ -139,7 +139,10 @@ class DataConfig(Section):
 
 class OptimConfig(Section):
     """AdamW and the learning-rate schedule."""
-    lr: Positive = 3e-5                            # peak learning rate
+    lr: Positive = 3e-5                            # peak learning rate; with scale_lr, of batches of lr_batch_size
+    scale_lr: Literal["none", "linear", "square_root"] = "none"  # what lr is multiplied by: nothing, or
+                                                   # train.batch_size / lr_batch_size, or its root (docs/recipes.md)
+    lr_batch_size: Size = 0                        # the batch that lr is for; scale_lr needs it
     head_lr_scale: NotNegative = 4.0               # lr factor of projections, heads, cross-modal parameters, and of a
                                                    # task's own modules
     betas: tuple[Share, Share] = (0.9, 0.98)       # AdamW's decay rates of the two moments

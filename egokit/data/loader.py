@@ -52,6 +52,13 @@ class Samples(Dataset):
         """
         raise NotImplementedError
 
+    def check_files(self) -> None:
+        """Look for the files that the samples need, once before training, on one rank for all.
+
+        Every rank would otherwise ask the same of a file system that they share. A file that isn't there raises an
+        error, which every rank then raises.
+        """
+
     def __getitem__(self, key: tuple[int, int]) -> dict:
         epoch, index = key
         if not self.train:

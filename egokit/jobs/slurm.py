@@ -99,12 +99,13 @@ def options(launch: LaunchConfig, folder: Path, name: str) -> dict:
     # SIGUSR2 leaves 120 s to save a checkpoint before the time limit; a rank that fails ends the others
     parameters |= {"signal_delay_s": 120, "srun_args": ["--kill-on-bad-exit=1"]} | launch.slurm
     requeue = shlex.join([sys.executable, "-m", "egokit.jobs.requeue", str(folder.resolve())])
+    code = shlex.quote(str(folder.resolve() / "code"))
     # The user's lines come first, because modules may change PYTHONPATH. Since Slurm 22.05 srun doesn't inherit
     # cpus-per-task. The trap runs after srun, whose exit code decides whether requeue.py is asked
     parameters["setup"] = [
         *([] if asks_for_gpus(launch) else ["export CUDA_VISIBLE_DEVICES="]),
         *launch.setup,
-        f"export PYTHONPATH={shlex.quote(str(folder.resolve() / 'code'))} PYTHONSAFEPATH=1",
+        f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONSAFEPATH=1",  # as launch.starter_environment
         *(["export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK"] if launch.cpus_per_task else []),
         f"trap {shlex.quote(f'code=$?; [ $code = 0 ] || {requeue}; exit $code')} EXIT"]
     return parameters

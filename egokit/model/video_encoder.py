@@ -25,6 +25,9 @@ from egokit.model.layers import (
 from egokit.model.precision import half_precision
 from egokit.model.recomputation import recomputed
 
+# in which data types egokit's own kernels compute, by kind of device; on a CPU that is Triton's interpreter, for tests
+KERNEL_TYPES = {"cuda": (torch.float16, torch.bfloat16), "cpu": (torch.float16, torch.bfloat16, torch.float32)}
+
 
 class PatchEmbed(nn.Conv2d):
     """A linear layer of the pixels of each patch, with a convolution's weights."""
@@ -93,9 +96,10 @@ class DividedAttention(nn.Module):
             query = split_heads(self.qkv(x_BSD[:, :1], rows=slice(D)), H)
             key, value = (split_heads(y, H) for y in self.qkv(x_BSD, rows=slice(D, None)).chunk(2, dim=-1))
             return self.proj(merge_heads(attend(query, key, value)))
-        if x_BSD.device.type in self.fused_on and x_BSD.dtype != torch.float64:
-            qkv_BSC = self.qkv(x_BSD)
-            qkv_BSC = qkv_BSC.to(half_precision(qkv_BSC.device) or qkv_BSC.dtype)  # as autocast does for sdpa
+        computed_in = half_precision(x_BSD.device) or x_BSD.dtype  # as autocast does for sdpa
+        # not in float32, whose products over space take egokit's kernels ten times as long on an H200 (docs/gpu.md)
+        if x_BSD.device.type in self.fused_on and computed_in in KERNEL_TYPES[x_BSD.device.type]:
+            qkv_BSC = self.qkv(x_BSD).to(computed_in)
             return self.proj(torch.ops.egokit.divided_attention(qkv_BSC, H, frames, self.over == "time")[0])
         query, key, value = self.qkv(x_BSD).unflatten(-1, (3, H, D // H)).permute(2, 0, 3, 1, 4)  # each (B, H, S, K)
         cls_BH1K = attend(query[:, :, :1], key, value)
@@ -157,19 +161,24 @@ class Block(nn.Module):
 def devices_of_kernels(config: ModelConfig) -> tuple[str, ...]:
     """Return the kinds of devices on which divided attention is computed by egokit's own kernels.
 
+    model.attention=auto takes them where they can be had, and "triton" insists.
+
     Raises:
         ConfigError: there is a GPU, but model.attention=triton can't be had.
     """
-    if config.attention != "triton":
+    wanted = config.attention == "triton"
+    if config.attention == "sdpa" or (not wanted and not torch.cuda.is_available()):
         return ()
     try:
         from egokit.model import divided_attention
     except ImportError as error:
-        if not torch.cuda.is_available():
+        if not wanted or not torch.cuda.is_available():
             return ()
         raise ConfigError(f"model.attention=triton needs the package triton ({error}): install the one that belongs "
                           "to this PyTorch, or set model.attention=sdpa") from error
     if config.width // config.heads > divided_attention.WIDEST_HEAD:
+        if not wanted:
+            return ()
         raise ConfigError(f"model.attention=triton takes at most {divided_attention.WIDEST_HEAD} dimensions a head, "
                           f"but model.width / model.heads is {config.width // config.heads}: set model.attention=sdpa")
     return divided_attention.DEVICES

@@ -14,6 +14,7 @@ from egokit import tasks
 from egokit.config.names import printable
 from egokit.config.schema import RANDOM, Config
 from egokit.data.site_checks import SAMPLE, Checks, Finding
+from egokit.prep import speed
 from egokit.prep.video import SetupError, ffmpeg
 
 __all__ = ["SAMPLE", "Finding", "examine", "format_findings", "is_sound"]
@@ -72,11 +73,13 @@ def models(checks: Checks) -> Iterator[Finding]:
 
 
 GENERAL = {"machine": machine, "models": models}  # what is examined beside the tasks
+ASKED = {"speed": speed.check}  # what is examined only if it is asked for
 
 
 def findings_of(part: str, checks: Checks) -> Iterator[Finding]:
-    """Yield what the checks of "machine", "models" or a task report."""
-    yield from GENERAL[part](checks) if part in GENERAL else tasks.find(part).check_site(checks)
+    """Yield what the checks of "machine", "models", "speed" or a task report."""
+    general = GENERAL | ASKED
+    yield from general[part](checks) if part in general else tasks.find(part).check_site(checks)
 
 
 def examine(config: Config, sample: int = SAMPLE, parts: Iterable[str] = ()) -> list[Finding]:
@@ -84,8 +87,9 @@ def examine(config: Config, sample: int = SAMPLE, parts: Iterable[str] = ()) -> 
 
     Args:
         sample: number of videos opened per table; 0 opens all.
-        parts: what to examine: "machine", "models", and tasks. By default both, all tasks of egokit, and config.task,
-            which may be a user's "file.py:Class". A task of egokit of which nothing is present gives one finding.
+        parts: what to examine: "machine", "models", "speed", and tasks. By default the first two, all tasks of egokit,
+            and config.task, which may be a user's "file.py:Class". A task of egokit of which nothing is present gives
+            one finding.
     """
     checks = Checks(config, sample)
     if config.site.toy and not checks.root.is_dir():

@@ -48,6 +48,7 @@ class Trainer:
         task.fixed_length = device.type == "cuda"
         self.validation = task.validation()
         self.dataset = task.dataset("train")
+        nodes.once(self.dataset.check_files)
         self.dataset.tolerant = config.data.max_bad_fraction > 0
         with checkpoints.read_by(nodes.once_a_node):
             self.model = task.initial_model("train").to(device)
@@ -163,7 +164,8 @@ class Trainer:
             batch = move_to_device(batch, self.device)
             self.objective.training_mode()
             stop_requested = self.stop.ask_ranks()
-            rate = optim.learning_rate(self.step, self.steps, self.steps_per_epoch, self.config.optim)
+            rate = optim.learning_rate(self.step, self.steps, self.steps_per_epoch, self.config.optim,
+                                       self.objective.plan.peak_lr)
             try:
                 self.objective.warm_up_ddp(batch, self.step, self.scaler)
                 torch.manual_seed(hash((self.config.seed, self.step, distributed.rank())) % 2**63)

@@ -14,6 +14,7 @@ import torch
 
 from egokit.config.schema import Config, ModelConfig
 from egokit.model.egovlp import EgoVLP
+from egokit.model.video_encoder import devices_of_kernels
 from egokit.train.batch_plan import BatchPlan, plan_batch
 
 GIB = 2**30
@@ -36,7 +37,7 @@ class Activations:
 
 SHARED = 16  # the same, kept of all clips in micro-batches: states before fusion, those of drawn pairs, both gradients
 
-# by model.attention's kernels (auto is sdpa), whether model.half_residual acts, and model.checkpointing
+# by the kernels of attention, whether model.half_residual acts, and model.checkpointing
 COUNTED = {
     ("sdpa", False): {"none": Activations(block=68.3, fused=86.1, rest=-151.1, dual=-48.4),
                       "cheap": Activations(block=34.8, fused=44.3, rest=-36.6, dual=-4.4),
@@ -82,7 +83,7 @@ def predicted_gib(config: Config, task, processes: int, network: EgoVLP | None =
     half = config.train.precision in ("fp16", "bf16")
     model = config.model if network is None else network.config.computed_as(config.model)
     all_weights, trained = parameter_bytes(network or network_of(model, task.trains))
-    kernels = "triton" if model.attention == "triton" else "sdpa"
+    kernels = "triton" if half and devices_of_kernels(model) else "sdpa"
     mode = "none" if config.train.compile and model.checkpointing == "cheap" else model.checkpointing
     kept = COUNTED[kernels, model.half_residual and half][mode]
     value = (1 + config.data.frames * (model.image_size // model.patch_size) ** 2) * model.width

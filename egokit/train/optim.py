@@ -50,22 +50,24 @@ def clip_grad_norm(model, max_norm: float) -> torch.Tensor:
     return norm
 
 
-def learning_rate(step: int, steps: int, steps_per_epoch: int, config: OptimConfig) -> float:
+def learning_rate(step: int, steps: int, steps_per_epoch: int, config: OptimConfig, peak: float = 0.0) -> float:
     """Return the learning rate of a step.
 
-    The rate rises linearly to optim.lr over optim.warmup_epochs, then falls to optim.final_lr, linearly or along a
+    The rate rises linearly to its peak over optim.warmup_epochs, then falls to optim.final_lr, linearly or along a
     cosine (optim.schedule).
 
     Args:
         step: number of the step, from 0.
         steps: number of steps of the whole run.
+        peak: the rate after the warm-up, as scaled to the batch (`batch_plan.peak_rate`); 0 takes optim.lr.
     """
+    peak = peak or config.lr
     warmup = min(int(config.warmup_epochs * steps_per_epoch), steps)
     if step < warmup:
-        return config.lr * (step + 1) / warmup
+        return peak * (step + 1) / warmup
     progress = (step - warmup) / max(1, steps - warmup)
     factor = 1 - progress if config.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
-    return config.final_lr + (config.lr - config.final_lr) * factor
+    return config.final_lr + (peak - config.final_lr) * factor
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -58,16 +58,19 @@ def read_chunked(folder: str | Path, start: float, stop: float, pick, chunk_seco
     """
     folder, start = Path(folder), min(max(start, 0.0), LONGEST)
     chunk = int(start // chunk_seconds)
-    while chunk and not (folder / f"{chunk}.mp4").is_file() and (folder / f"{chunk - 1}.mp4").is_file():
-        chunk -= 1  # annotations may begin just after their video's end: they get its last frame
-    opened = video.open_video(folder / f"{chunk}.mp4", reader)
+    opened = video.find_video(folder / f"{chunk}.mp4", reader)
+    if opened is None and chunk:  # annotations may begin just after their video's end: they get its last frame
+        opened = video.find_video(folder / f"{chunk - 1}.mp4", reader)
+        chunk -= opened is not None
+    if opened is None:
+        opened = video.open_video(folder / f"{chunk}.mp4", reader)
     offset, steps, rate = chunk * chunk_seconds, opened.steps, opened.resolution
     first = frame_sampling.first_frame(opened.path, int((start - offset) * rate), steps, rate)
     last = max(first + 1, int((stop - offset) * rate))
-    second = folder / f"{chunk + 1}.mp4"
-    if stop <= offset + chunk_seconds or not second.is_file():
+    goes_on = stop > offset + chunk_seconds
+    following = video.find_video(folder / f"{chunk + 1}.mp4", reader) if goes_on else None
+    if following is None:
         return _read_or_close(opened, opened.frames_of(pick(first, min(last, steps))))
-    following = video.open_video(second, reader)
     last = min(steps + int((stop - offset - chunk_seconds) * following.resolution), steps + following.steps)
     picked = pick(first, max(first + 1, last))
     parts = (opened, picked[picked < steps]), (following, picked[picked >= steps] - steps)

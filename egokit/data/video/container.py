@@ -24,14 +24,17 @@ def decoding_reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def open_film(path: Path) -> tuple:
+def open_film(path: Path, is_file: bool = False) -> tuple:
     """Return (container, stream) of PyAV: the file and its film.
+
+    Args:
+        is_file: whether the caller has seen that it is a regular file.
 
     Raises:
         Refused: the file is no video, or its pictures are too large.
         av.error.FFmpegError, OSError: it can't be opened.
     """
-    if not path.is_file():  # opening a pipe would block forever
+    if not (is_file or path.is_file()):  # opening a pipe would block forever
         raise Refused("not a file, or a link to nothing")
     try:
         # a relative name such as concat:a.mp4 would be an address

@@ -1,4 +1,5 @@
 """The decord reader, single-threaded, for users who compare with the original code."""
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,9 +13,9 @@ from egokit.data.video.timeline import Timeline, VideoError, advice
 class DecordReader(Timeline):
     """Frames as decord decodes and numbers them; the same interface as PyAVReader, which tells their times."""
 
-    def __init__(self, path: Path, tolerant: bool = False):
+    def __init__(self, path: Path, tolerant: bool = False, status: os.stat_result | None = None):
         import decord
-        self.path, file = path, PyAVReader(path)  # first, because it refuses what is no film
+        self.path, file = path, PyAVReader(path, status=status)  # first, because it refuses what is no film
         try:
             self.reader = decord.VideoReader(str(path.absolute()), num_threads=1)
         except (decord.DECORDError, RuntimeError) as error:

@@ -2,6 +2,7 @@
 import collections
 import contextlib
 import itertools
+import os
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -57,12 +58,13 @@ class MediaFile(Timeline):
     Attributes:
         container, stream: PyAV's.
         tolerant: whether to read past damage.
+        status: the file's facts, if the caller has asked for them.
         aspect: width / height of a stored pixel; None or 0 if not stated.
         times: None at a constant frame rate, else all frames' presentation times, sorted, in the stream's time base.
     """
 
-    def __init__(self, path: Path, tolerant: bool = False):
-        self.path, self.tolerant = path, tolerant
+    def __init__(self, path: Path, tolerant: bool = False, status: os.stat_result | None = None):
+        self.path, self.tolerant, self.status = path, tolerant, status
         self.times, self.cut_off, self.origin = None, False, 0
         try:
             self._open()
@@ -78,7 +80,7 @@ class MediaFile(Timeline):
             raise VideoError(f"{path}: not a video that can be opened ({reason}); {advice(path)}") from None
 
     def _open(self) -> None:
-        self.container, self.stream = open_film(self.path)
+        self.container, self.stream = open_film(self.path, is_file=self.status is not None)
         self.stream.codec_context.thread_count = 1
         self.aspect = self.stream.sample_aspect_ratio
 
@@ -119,7 +121,7 @@ class MediaFile(Timeline):
                 and abs(stream.duration * stream.time_base * stream.base_rate - stream.frames) < 0.75):
             return False
         final = len(entries) - 1
-        end, size = entries[final].pos + entries[final].size, self.path.stat().st_size
+        end, size = entries[final].pos + entries[final].size, (self.status or self.path.stat()).st_size
         if end > size:
             if self.tolerant:
                 self.cut_off = True

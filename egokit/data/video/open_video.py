@@ -5,8 +5,10 @@
 frame_sampling.py decides which frames make a clip; clips.py finds the files that a clip spans.
 """
 import collections
+import errno
 import importlib
 import os
+import stat
 from pathlib import Path
 
 from egokit.config import access
@@ -62,14 +64,8 @@ def open_video(path: str | os.PathLike, reader: str = "pyav", tolerant: bool = F
         FileNotFoundError: `path` is not a file.
         VideoError: it can't be opened, or its decoder hung or crashed before.
     """
-    path = Path(path)
-    key = (str(path), reader, tolerant)
-    if key[0] in unreadable:
-        raise VideoError(f"{path}: left out, as it did not answer before; {advice(path)}")
-    if on_open:
-        on_open(key[0])
-    if not os.path.isfile(path):
-        forget(path)
+    opened = find_video(path, reader, tolerant)
+    if opened is None:
         try:
             access.exists(path)
         except PermissionError as error:  # where a folder above it may not be entered, no file is seen
@@ -77,21 +73,52 @@ def open_video(path: str | os.PathLike, reader: str = "pyav", tolerant: bool = F
         raise FileNotFoundError(f"video {path} is missing" + (
             "; notebook 01_data_prep (or 'egokit prep') makes the prepared videos" if is_prepared(path) else
             ": put it there, or correct the path"))
-    status = path.stat()
+    return opened
+
+
+def find_video(path: str | os.PathLike, reader: str = "pyav", tolerant: bool = False):
+    """Return a reader of the file as `open_video` does, or None if `path` is not a file.
+
+    The file system is asked for the file's facts once, and to open it once; for a file that is still open, only the
+    former (benchmarks/opening.py counts). On a file system that many nodes share, each of them may be a message.
+    """
+    path = Path(path)
+    key = (str(path), reader, tolerant)
+    if key[0] in unreadable:
+        raise VideoError(f"{path}: left out, as it did not answer before; {advice(path)}")
+    if on_open:
+        on_open(key[0])
+    status = _status(path)
+    if status is None:
+        forget(path)
+        return None
     identity = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns  # changes when the file is replaced
     if key in _open and _open[key].identity == identity:
         _open.move_to_end(key)
         return _open[key]
     forget(path)  # replaced since it was opened
     try:
-        opened = READERS[reader](path, tolerant)
+        opened = READERS[reader](path, tolerant, status)
     except Untimed:
-        opened = UntimedReader(path, tolerant)
+        opened = UntimedReader(path, tolerant, status)
     opened.identity = identity
     _open[key] = opened
     while len(_open) > OPEN_FILES:
         _open.popitem(last=False)[1].close()
     return opened
+
+
+def _status(path: Path) -> os.stat_result | None:
+    """Return the facts of a regular file; None if there is none, or if it can't be seen by this user."""
+    try:
+        status = os.stat(path)
+    except (PermissionError, ValueError):  # a name with a zero byte
+        return None
+    except OSError as error:
+        if error.errno in (*access.ABSENT, errno.ENAMETOOLONG):
+            return None
+        raise  # a file system that doesn't answer is no missing file
+    return status if stat.S_ISREG(status.st_mode) else None
 
 
 def forget(path: str | os.PathLike) -> None:

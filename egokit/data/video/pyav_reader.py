@@ -5,6 +5,7 @@ A tolerant reader gives what there is: a damaged frame is shown as the one befor
 import collections
 import contextlib
 import functools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,8 +27,8 @@ class PyAVReader(MediaFile):
         damaged_numbers: the frames that a tolerant reader has found damaged so far (see decoding.py).
     """
 
-    def __init__(self, path: Path, tolerant: bool = False):
-        super().__init__(path, tolerant)
+    def __init__(self, path: Path, tolerant: bool = False, status: os.stat_result | None = None):
+        super().__init__(path, tolerant, status)
         self.damaged_numbers: set[int] = set()
         self.reasons: dict[float, str] = {}
         self.to_rgb = av.video.reformatter.VideoReformatter()

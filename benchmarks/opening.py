@@ -1,0 +1,126 @@
+"""System calls by path that a sample costs, and that a rank's start costs: where many nodes share a file system, each
+of them may be a message to its server.
+
+    python benchmarks/opening.py                  (after make demo; needs strace; the output stands at the end)
+    python benchmarks/opening.py ANOTHER_TREE     counts another version of egokit, too
+
+A start is that of the toy's pre-training with 4 gloo ranks, from the start of Python to the first batch. Rank 1 is
+counted, because rank 0 does what one rank does for all.
+"""
+import collections
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+
+ROOT, RANKS = Path(__file__).parents[1], 4
+CALL = re.compile(r"\d+ +(\w+)\((?:AT_FDCWD(?:<[^>]*>)?, )?\"([^\"]*)\"")
+KINDS = {"open": "open", "openat": "open", "openat2": "open", "getdents64": "list", "stat": "stat", "lstat": "stat",
+         "newfstatat": "stat", "statx": "stat", "access": "stat", "faccessat": "stat", "faccessat2": "stat",
+         "readlink": "stat", "readlinkat": "stat"}
+SAMPLES = """
+import os, sys
+from pathlib import Path
+from egokit.data.video import clips, frame_sampling, open_video
+open_video.import_reader("pyav")
+root = Path(sys.argv[1])
+first, second, third, fourth = sorted(root.iterdir())[:4]
+def read(name, folder, start, stop):
+    os.path.exists(f"/mark/{name}")
+    clips.read_chunked(folder, start, stop, lambda a, b: frame_sampling.sample_frames(a, b, 4), 30.0)
+read("", first, 1, 2)  # what Python imports at the first
+read("a clip of a file that is not open", second, 1, 3)
+read("a clip of a file that is open", second, 5, 7)
+read("a clip in the second chunk", third, 31, 33)
+read("a clip of two chunks", fourth, 29, 31)
+read("", first, 1, 2)
+"""
+START = """
+import os, sys
+os.path.exists("/mark/imports, before a task is made")
+from pathlib import Path
+import torch
+from egokit.train import distributed, loop
+from egokit import tasks
+rank, ranks, folder, root = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
+torch.set_num_threads(1)
+from egokit.config.resolve import resolve
+from egokit.runs.run_folder import Run
+os.path.exists("/mark/rank 1's start")
+with distributed.joined(rank, ranks, folder / "meeting", local=True):
+    config = resolve("toy/pretrain", "toy", f"site.root={root} site.tokenizer={root}/tokenizer train.precision=fp32 "
+                     "site.toy=false model.depth=2 model.num_fused_layers=1")
+    task = tasks.make(config)
+    run = Run(folder)
+    run.checkpoints.mkdir(exist_ok=True)
+    trainer = loop.Trainer(config, task, run, "pretrain", torch.device("cpu"))
+    trainer.began = 0
+    trainer.resume()
+    os.path.exists("/mark/rank 1's first batch")
+    next(loop.build_loader(trainer.dataset, trainer.batches(0), task.collate, 0))
+    os.path.exists("/mark/")
+    distributed.barrier()
+"""
+
+
+def place(path: str, data: Path, folder: Path) -> str:
+    """Return whose files a path belongs to."""
+    if path.startswith(str(data)):
+        return "the data root"
+    if path.startswith(str(folder)):
+        return "the run folder"
+    if path.startswith(("/proc", "/sys", "/dev")):
+        return ""
+    code = (sys.prefix, sys.base_prefix, *sysconfig.get_paths().values())
+    is_code = path.startswith(code) or sys.prefix.startswith(path) or path.endswith((".py", ".pyc")) or ".so" in path
+    return "Python's modules" if is_code else "others"
+
+
+def counted(trace: Path, data: Path, folder: Path) -> dict[str, collections.Counter]:
+    """Return {part: {"open, the data root": count}} of a trace; "/mark/…" begins a part."""
+    parts, now = {}, None
+    for line in trace.read_text(errors="replace").splitlines():
+        listed = re.search(r"getdents64\(\d+<([^>]*)>", line)
+        call = ("getdents64", listed[1]) if listed else (found := CALL.match(line)) and found.groups()
+        if not call or call[0] not in KINDS:
+            continue
+        if call[1].startswith("/mark/"):
+            now = parts.setdefault(call[1][6:], collections.Counter())
+        elif now is not None and (whose := place(call[1], data, folder)):
+            now[f"{KINDS[call[0]]}, {whose}"] += 1
+    return parts
+
+
+def traced(tree: Path, script: str, arguments: list[str], trace: Path | None) -> subprocess.Popen:
+    """Start a script on a version of egokit; with `trace`, its calls by path are written there."""
+    watch = ["strace", "-f", "-y", "-s", "500", "-e", "trace=%file,getdents64", "-o", str(trace)] if trace else []
+    return subprocess.Popen([*watch, sys.executable, "-c", script, *arguments],
+                            env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(tree), "PYTHONSAFEPATH": "1",
+                                 "EGOKIT_HOME": str(ROOT), "OMP_NUM_THREADS": "1", "HOME": "/nonexistent"})
+
+
+def main(trees: list[Path], data: Path) -> None:
+    if not shutil.which("strace"):
+        sys.exit("strace is not installed: apt-get install strace")
+    for tree in trees:
+        print(tree if len(trees) > 1 else "", end="\n" * (len(trees) > 1))
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            if traced(tree, SAMPLES, [str(data / "Ego4D_Chunked")], folder / "samples").wait():
+                sys.exit("reading failed")
+            started = [traced(tree, START, [str(rank), str(RANKS), name, str(data)], folder / "start" if rank == 1 else None)
+                       for rank in range(RANKS)]
+            if any([process.wait() for process in started]):
+                sys.exit("a rank failed")
+            for trace in (folder / "samples", folder / "start"):
+                for part, counts in counted(trace, data, folder).items():
+                    if part:
+                        calls = "; ".join(f"{count} {what}" for what, count in sorted(counts.items()))
+                        print(f"{part:34} {calls or 'none'}")
+
+
+if __name__ == "__main__":
+    main([*map(Path, sys.argv[1:]), ROOT], (ROOT / "outputs/toy").resolve())
