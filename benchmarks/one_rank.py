@@ -11,7 +11,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import whole_batch
-from egokit.train.parts import Part, similarity_part
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
@@ -19,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from egokit.data.egoclip_table import NOUNS, VERBS
 from egokit.tasks import losses
 from egokit.train import distributed, moving
+from egokit.train.parts import Part, similarity_part
 
 E, S, D = 4096, 785, 768  # size of an embedding; tokens of a clip of 4 frames, and their width
 SHAPES = ((256, 8), (256, 64), (2048, 64), (16384, 512))  # samples of a batch, ranks; a sample is two rows

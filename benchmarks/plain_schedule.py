@@ -11,6 +11,7 @@ from egokit.model.egovlp import EgoVLP
 from egokit.model.released_keys import rename
 from egokit.tasks import losses
 from egokit.train import optim
+from egokit.train.parts import Part
 
 
 class PlainSchedule(Plain):
@@ -34,9 +35,8 @@ class PlainSchedule(Plain):
         similarity_BB = similarity(self.encode_text(tokens), self.encode_video(frames))
         positives = losses.positives(batch["verbs"], batch["nouns"])
         masked = tokens | {"input_ids": batch["masked_ids"]}
-        generator = torch.Generator().manual_seed(hash((self.config.seed, step)) % 2**63)
-        drawn = losses.draw_pairs(similarity_BB, positives, recipe.negative_temperature, generator)
-        text, video, label = (x.to(frames.device) for x in drawn)
+        text, video, label = losses.draw_pairs(Part.whole(similarity_BB), Part.whole(positives),
+                                               recipe.negative_temperature, self.config.seed, step)
         pairs = self.itm_logits(frames[video], {key: value[text] for key, value in tokens.items()})
         return {"egonce": losses.egonce(similarity_BB, positives, recipe.temperature),
                 "mlm": F.cross_entropy(self.mlm_logits(frames, masked).flatten(0, 1), batch["labels"].flatten()),

@@ -1,5 +1,6 @@
 """Real gloo processes: gathering, moving rows, and gradients of W ranks and of one."""
 import contextlib
+import itertools
 import json
 import os
 import subprocess
@@ -8,6 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from egokit.tasks import losses
+from egokit.train.parts import Part
 
 HERE = Path(__file__).parent
 
@@ -29,11 +33,21 @@ def ranks(script, world, folder, *arguments):
     return out
 
 
-@pytest.mark.parametrize("world", [2, 3])
-def test_gathering_and_moving_rows(tmp_path, world):
-    for result in ranks("rank_gather.py", world, tmp_path):
-        assert result == {"gather": True, "gradient": True, "rows": True, "rows_gradient": True,
-                          "objects": list(range(world)), "means": True}
+def test_gathering_drawing_and_moving_rows(tmp_path):
+    """Real ranks with uneven shares. Only rows that move travel; the draws are those of one process, to the bit."""
+    random = torch.Generator().manual_seed(4)
+    similarity, positives = torch.randn(14, 14, generator=random), torch.randn(14, 14, generator=random) > 1
+    positives.fill_diagonal_(True)
+    torch.save((similarity, positives), tmp_path / "matrices.pt")
+    parts = Part.whole(similarity), Part.whole(positives)
+    of_one = [[index.tolist() for index in losses.draw_pairs(*parts, 0.3, 5, step)] for step in range(20)]
+    for world in (2, 4):
+        results = ranks("rank_gather.py", world, tmp_path)
+        draws = zip(*(result.pop("draws") for result in results), strict=True)  # by step, then by rank
+        assert [[[*itertools.chain(*index)] for index in zip(*of_ranks, strict=True)] for of_ranks in draws] == of_one
+        for result in results:
+            assert result == {"gather": True, "gradient": True, "rows": True, "rows_gradient": True, "sent": True,
+                              "stay": True, "texts": True, "objects": list(range(world)), "means": True}
 
 
 def gradients(folder, project, world, recipe, micro_batches, *overrides):

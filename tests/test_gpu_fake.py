@@ -31,8 +31,8 @@ from egokit.tasks.mq import EgoMQ
 
 CPU = torch.device("cpu")
 TRAINED = {"egoclip": (EgoClip, 4), "ek100": (EK100, 16), "charades": (CharadesEgo, 32)}  # frames, as in params/
-# in a step in one piece the CPU waits to count masked words, to read what pairs are drawn from (twice), for the norm
-MOST_WAITS = {"egoclip": 4, "ek100": 1, "charades": 1}
+# in a step in one piece the CPU waits to count masked words, and for the norm
+MOST_WAITS = {"egoclip": 2, "ek100": 1, "charades": 1}
 
 
 # The full-size model, without values

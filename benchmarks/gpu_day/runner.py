@@ -74,6 +74,7 @@ def stages(cpu: bool, scratch: Path) -> list[Stage]:
     wheels = [] if cpu else [Stage("wheels", install(scratch), 60)]
     imports = Stage("imports", (sys.executable, "-c", f"import {', '.join(IMPORTED)}"), 60, needed=True)
     return [*wheels, imports, of("speed", "card", 45, True), timed("step", 120), timed("divided_layers", 60),
+            timed("large_batch", 30),
             Stage("tests", tests(cpu), 100, False, "tests.txt"), untimed("toy", 110), untimed("job", 110),
             untimed("deterministic", 90), untimed("nccl", 60), untimed("twin", 60),
             timed("profile", 40), timed("encode", 45), timed("compiled", 120), timed("attention", 60),

@@ -1,9 +1,10 @@
 """Stages that measure time; nothing may run beside them.
 
-    python -m gpu_day.speed STAGE      STAGE: card step divided_layers attention encode profile
-                                       compiled compiled_sdpa
+    python -m gpu_day.speed STAGE      STAGE: card step divided_layers attention large_batch
+                                       encode profile compiled compiled_sdpa
 
-Those of the card, the training step and its profile are here; attention_speed.py and encoding_speed.py have the others.
+Those of the card, the training step and its profile are here; attention_speed.py, encoding_speed.py
+and large_batch.py have the others.
 """
 from __future__ import annotations
 
@@ -39,6 +40,7 @@ from gpu_day.common import (
     wait,
 )
 from gpu_day.encoding_speed import encode
+from gpu_day.large_batch import large_batch
 from gpu_day.largest_batch import find_largest, largest_batch, ran_out_of_memory
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -275,4 +277,4 @@ def profiled(variant: Variant) -> str:
 
 
 if __name__ == "__main__":
-    run(card, step, divided_layers, attention, encode, profile, compiled, compiled_sdpa)
+    run(card, step, divided_layers, attention, large_batch, encode, profile, compiled, compiled_sdpa)

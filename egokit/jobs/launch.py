@@ -224,9 +224,7 @@ def start_work(folder: Path, spec: dict, launch: LaunchConfig, keep_code: bool =
         folder: the job's folder.
         spec: what jobs/worker.py needs to submit the job and to run it.
         launch: where the job runs.
-        keep_code: see `snapshot_code`.
-        task: see `snapshot_code`.
-        init: see `snapshot_code`.
+        keep_code, task, init: see `snapshot_code`.
 
     Raises:
         NotSubmitted, ConfigError: as `start_job`. The earlier job's spec.json, which says how the run was made, is left
@@ -292,9 +290,9 @@ def starter_environment(code: Path, launch: LaunchConfig) -> dict[str, str]:
     if "SLURM_JOB_ID" in inherited:  # the caller runs in a job or on a node; what it submits is no part of that job
         inherited = {key: value for key, value in inherited.items()
                      if key == "SLURM_CONF" or not key.startswith(("SLURM_", "SRUN_"))}
-    # the job's copy comes first; packages may be the caller's by PYTHONPATH, as environment modules give them
-    found_in = os.pathsep.join(filter(None, (str(code.resolve()), inherited.get("PYTHONPATH"))))
-    environment = dict(inherited, PYTHONPATH=found_in, PYTHONSAFEPATH="1", TOKENIZERS_PARALLELISM="false")
+    # the job's copy first; then packages that the caller has by PYTHONPATH, as environment modules give them
+    path = os.pathsep.join(filter(None, (str(code.resolve()), inherited.get("PYTHONPATH"))))
+    environment = dict(inherited, PYTHONPATH=path, PYTHONSAFEPATH="1", TOKENIZERS_PARALLELISM="false")
     if launch.cluster == "slurm":
         # sbatch would hand on which GPUs this process has, but SLURM gives the job its own
         environment.pop(devices.VISIBLE_DEVICES, None)

@@ -159,9 +159,9 @@ class Task(TaskTools):
           ranks that is the sum over this rank's samples, times the world size, divided by B. EgoClip's masked words and
           image-text matching are computed so.
 
-        Random draws behind a global value must be equal on all ranks: rank 0 draws from (seed, step) and
-        `distributed.broadcast` hands it on. Wrap what takes memory in `self.in_parts`. Every parameter that is trained
-        needs a gradient in every step, because DDP waits for it; see `unused`. Parameters of the task's own come
+        Random draws behind a global value must be equal on all ranks: draw from (seed, step) and a sample's number in
+        the global batch, by counter_random.py. Wrap what takes memory in `self.in_parts`. Every trained parameter needs
+        a gradient in every step, because DDP waits for it; see `unused`. Parameters of the task's own come
         from `head` and `modules`. What is to be logged but not minimised comes from `watched`.
 
         Args:

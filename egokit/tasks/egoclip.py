@@ -25,7 +25,8 @@ from egokit.data.video import clips, frame_sampling
 from egokit.model.dual import similarity
 from egokit.tasks import losses
 from egokit.tasks.base import Task
-from egokit.train import distributed
+from egokit.train import distributed, moving
+from egokit.train.parts import Part
 
 
 def multi_hot(ids: np.ndarray, classes: int) -> np.ndarray:
@@ -134,7 +135,10 @@ class EgoClip(Task):
 
         # MLM and ITM: this rank's share of the global mean, times the world size
         mlm = self.masked_words_loss(model, batch, trunk_bSD)
-        itm = self.matching_loss(model, batch, trunk_bSD, counts, *self.pairs(similarity_BB, positives_BB, step))
+        first = sum(counts[:distributed.rank()])
+        own = slice(first, first + len(batch["video"]))
+        parts = (Part(x[own], x.T[own], first, len(counts)) for x in (similarity_BB, positives_BB))
+        itm = self.matching_loss(model, batch, trunk_bSD, counts, *self.pairs(*parts, step))
         return {**contrastive, "mlm": mlm, "itm": itm}
 
     def contrastive_loss(self, model, similarity_BB: Tensor, positives_BB: Tensor) -> dict[str, Tensor]:
@@ -165,12 +169,12 @@ class EgoClip(Task):
         words_per_rank = distributed.mean((labels_bL != -100).sum().float())
         return total / words_per_rank.clamp_min(1 / distributed.world_size())
 
-    def matching_loss(self, model, batch: dict, trunk_bSD: Tensor, counts: list[int], text_index_B: Tensor,
-                      video_index_B: Tensor, label_B: Tensor) -> Tensor:
+    def matching_loss(self, model, batch: dict, trunk_bSD: Tensor, counts: list[int], text_index_b: Tensor,
+                      video_index_b: Tensor, label_b: Tensor) -> Tensor:
         """Return this rank's share of the mean over all pairs, times weight and world size.
 
         Args:
-            text_index_B, video_index_B, label_B: the global pairs, as `pairs` draws them.
+            text_index_b, video_index_b, label_b: this rank's pairs, as `pairs` draws them.
         """
         frames = batch["video"].shape[1]
 
@@ -180,35 +184,30 @@ class EgoClip(Task):
             states = model.fuse(trunk_bSD, words_bLD, mask, frames, "itm")
             return F.cross_entropy(model.itm_from_states(*states).float(), label_b, reduction="sum")[None]
 
-        ids, mask = self.chosen_texts(batch["tokens"], text_index_B, counts)
-        label_b = label_B.split(counts)[distributed.rank()].to(batch["video"].device, non_blocking=True)
-        chosen_trunk_bSD = distributed.gather_rows(trunk_bSD, video_index_B, counts)
+        text_moves, video_moves = moving.plan_moves(counts, text_index_b, video_index_b)
+        ids, mask = self.chosen_texts(batch["tokens"], text_moves)
+        chosen_trunk_bSD = moving.move_rows(trunk_bSD, video_moves)
         total = self.in_parts(summed, chosen_trunk_bSD, ids, mask, label_b).sum()
         return self.config.task.itm_weight * total * distributed.world_size() / sum(counts)
 
-    def pairs(self, similarity_BB: Tensor, positives_BB: Tensor, step: int) -> list[Tensor]:
-        """Draw the global pairs for matching; see `losses.draw_pairs`.
-
-        Rank 0 draws them from (seed, step), so that all ranks agree to the bit.
+    def pairs(self, similarity: Part, positives: Part, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw this rank's pairs for matching, by random numbers made of (seed, step, row); see `losses.draw_pairs`.
 
         Returns:
-            [text index, video index, label], each (B,) on the CPU.
+            (text index, video index, label), each (b,); indices are global numbers.
         """
-        generator = torch.Generator().manual_seed(hash((self.config.seed, step)) % 2**63)
-        drawn = losses.draw_pairs(similarity_BB, positives_BB, self.config.task.negative_temperature, generator)
-        return distributed.broadcast(list(drawn), similarity_BB.device)
+        return losses.draw_pairs(similarity, positives, self.config.task.negative_temperature, self.config.seed, step)
 
-    def chosen_texts(self, tokens: dict, text_index_B: Tensor, counts: list[int]) -> tuple[Tensor, Tensor]:
+    def chosen_texts(self, tokens: dict, moves: moving.Moves) -> tuple[Tensor, Tensor]:
         """Return ids and mask, each (b, L), of the texts of this rank's pairs.
 
-        Texts are small: those of all ranks are gathered, padded to one length. The result is cut to its longest text,
-        unless `fixed_length`.
+        The result is cut to its longest text, unless `fixed_length`.
         """
-        padding = self.config.data.max_tokens - tokens["input_ids"].shape[1]
-        own_index = text_index_B.split(counts)[distributed.rank()].to(tokens["input_ids"].device, non_blocking=True)
-        ids = distributed.gather(F.pad(tokens["input_ids"], (0, padding), value=1), counts)[own_index]
-        mask = distributed.gather(F.pad(tokens["attention_mask"], (0, padding)), counts)[own_index]
-        longest = self.config.data.max_tokens if self.fixed_length else int(mask.sum(1).max())
+        length = self.config.data.max_tokens  # ranks' texts are padded to different lengths
+        padding = (0, length - tokens["input_ids"].shape[1])
+        ids, mask = F.pad(tokens["input_ids"], padding, value=1), F.pad(tokens["attention_mask"], padding)
+        ids, mask = moving.move_rows(torch.stack([ids, mask], 1), moves).unbind(1)
+        longest = length if self.fixed_length else int(mask.sum(1).max())
         return ids[:, :longest], mask[:, :longest]
 
     @classmethod

@@ -6,9 +6,13 @@ Every function works on the global batch that it is given. A task's `loss` gathe
 Shapes: T texts x V videos, similarities are cosines. Where pairs stand on the diagonal, T = V = B: row i is text i,
 column j is video j.
 """
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from egokit.tasks import counter_random
+from egokit.train.parts import Part
 
 
 def positives(verbs_BC: Tensor, nouns_BC: Tensor) -> Tensor:
@@ -149,40 +153,73 @@ def mask_words(input_ids_BL: Tensor, uniforms_BL3: Tensor, special_ids: list[int
     return torch.where(chosen & (fate >= 0.9), word, ids), input_ids_BL.masked_fill(~chosen, -100)
 
 
-def draw_pairs(similarity_TV: Tensor, positives_TV: Tensor, temperature: float = 0.05,
-               generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw the pairs for image-text matching (ITM): true pairs, and hard negatives.
+def draw_pairs(similarity: Part, positives: Part, temperature: float = 0.05, seed: int = 0,
+               step: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw this rank's pairs for image-text matching (ITM): true pairs, and hard negatives.
 
-    A random half of the batch keeps its pair (label 1). For each other sample, a coin decides whether its video or its
-    text is swapped (label 0). The new video is drawn from the text's row, or the new text from the video's column, with
-    probability softmax(s / temperature) over what is not positive. A sample without any negative keeps its pair.
+    A random half of the global batch keeps its pair (label 1). For each other sample, a coin decides whether its video
+    or its text is swapped (label 0). The new video is drawn from the text's row, or the new text from the video's
+    column, with probability softmax(s / temperature) over what is not positive. A sample without any negative keeps its
+    pair.
+
+    Every random number is a hash of (seed, step, global row). So the draws are the same for any number of ranks, and
+    each rank draws for its own rows alone.
 
     Args:
-        similarity_TV, positives_TV: (B, B), of the global batch, on any device.
-        generator: of the CPU, where everything is drawn.
+        similarity, positives: on any device; pairs stand on the diagonal of the whole matrices.
 
     Returns:
-        (text index, video index, label), each (B,) on the CPU.
+        (text index, video index, label) of this rank's b rows, each (b,) and on the matrices' device. Indices are
+        global numbers.
 
     Source: EgoVLPv2 (arXiv 2307.05463).
     """
+    (b, B), device, first = similarity.rows_bB.shape, similarity.rows_bB.device, similarity.first
+    own = np.arange(first, first + b)
+    order_B = counter_random.hashes(np.arange(B), seed, step, 0)
+    swaps = order_B[own] >= np.partition(order_B, B // 2)[B // 2]
+    swaps_video = counter_random.uniforms(own, seed, step, 1) < 0.5
+    rows, columns = np.flatnonzero(swaps & swaps_video), np.flatnonzero(swaps & ~swaps_video)
+    swapped = np.concatenate([rows, columns])
+    uniforms = counter_random.uniforms(own[swapped], seed, step, 2)
+    # which rows swap is known on the CPU, so that it does not wait for a GPU
+    rows, columns, swapped, uniforms = (torch.from_numpy(x).to(device, non_blocking=True)
+                                        for x in (rows, columns, swapped, uniforms))
+
+    def chosen(part: Part) -> Tensor:
+        rows_bB, columns_bB = part.rows_bB.detach(), part.columns_bB.detach()
+        return torch.cat([rows_bB.index_select(0, rows), columns_bB.index_select(0, columns)])
+
+    index_n, possible_n = draw_negatives(chosen(similarity), chosen(positives), temperature, uniforms)
+    own = torch.arange(first, first + b, device=device)
+    index_n = torch.where(possible_n, index_n, own[swapped])
+    video_index_b = own.index_copy(0, rows, index_n[:len(rows)])
+    text_index_b = own.index_copy(0, columns, index_n[len(rows):])
+    return text_index_b, video_index_b, torch.ones_like(own).index_copy(0, swapped, (~possible_n).long())
+
+
+def draw_negatives(similarity_nB: Tensor, positives_nB: Tensor, temperature: float,
+                   uniforms_n: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw a column of each row, with probability softmax(s / temperature) over what is not positive.
+
+    The uniform number u of a row chooses the first column up to which the probabilities sum to more than u. They are
+    summed as integers, of 46 bits at B = 32,768: exactly, so that the sum's order and the device don't matter, and a
+    positive, whose integer is 0, is never drawn. What is 2^46 times less probable than the most probable is 0, too.
+
+    Args:
+        uniforms_n: float64 from [0, 1).
+
+    Returns:
+        (column, whether the row has a negative), each (n,); without a negative the column means nothing.
+    """
     # NaN (of a diverged step, which the loop skips and counts) draws like 0: an error here would stop one rank alone
-    logits = similarity_TV.detach().float().cpu().nan_to_num() / temperature
-    positive = positives_TV.cpu().bool()
-    B = len(logits)
-    own = torch.arange(B)
-    keep = torch.zeros(B, dtype=torch.bool)
-    keep[torch.randperm(B, generator=generator)[: B // 2]] = True
-    swap_video = torch.rand(B, generator=generator) < 0.5
-
-    def negatives(logits_BB: Tensor, positive_BB: Tensor) -> tuple[Tensor, Tensor]:
-        possible = ~positive_BB.all(1)
-        safe = logits_BB.masked_fill(positive_BB & possible[:, None], float("-inf"))
-        return torch.multinomial(safe.softmax(1), 1, generator=generator)[:, 0], possible
-
-    video, video_possible = negatives(logits, positive)
-    text, text_possible = negatives(logits.T, positive.T)
-    keep |= ~torch.where(swap_video, video_possible, text_possible)
-    video_index = torch.where(~keep & swap_video, video, own)
-    text_index = torch.where(~keep & ~swap_video, text, own)
-    return text_index, video_index, keep.long()
+    logits = similarity_nB.to(torch.float64, copy=True).div_(temperature).nan_to_num_()
+    positive, B = positives_nB.bool(), logits.shape[1]
+    logits.masked_fill_(positive, float("-inf"))
+    share = logits.sub_(logits.amax(1, keepdim=True)).exp_().mul_(2.0 ** (62 - B.bit_length()))
+    cumulated = share.masked_fill_(positive, 0.0).long().cumsum_(1)  # a row of positives alone was NaN
+    total_n1 = cumulated[:, -1:]
+    # float64 may round the product up to the total
+    target_n1 = torch.minimum((uniforms_n[:, None] * total_n1.double()).long(), total_n1 - 1)
+    column_n = torch.searchsorted(cumulated, target_n1, right=True)[:, 0]
+    return column_n, total_n1[:, 0] > 0

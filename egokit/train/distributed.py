@@ -1,13 +1,13 @@
 """Communication between processes: joining a group, and collectives with gradients.
 
 Only this room touches torch.distributed. In a program of one process every function works, as the identity. What a
-loss computes on each rank stands in `Task.loss` (egokit/tasks/base.py); `gather` and `gather_rows` are made for it.
+loss computes on each rank stands in `Task.loss` (egokit/tasks/base.py); `gather`, and moving.py, are made for it.
 """
 import contextlib
 import datetime
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -152,44 +152,22 @@ def gather(x: Tensor, counts: list[int] | None = None) -> Tensor:
     return _Gather.apply(x.contiguous(), counts or sizes(len(x), x.device))
 
 
-class _Exchange(torch.autograd.Function):
-    """Send `give[r]` rows of x to rank r, and receive `take[r]` rows from it, in rank order."""
-    @staticmethod
-    def forward(context, x: Tensor, give: list[int], take: list[int]) -> Tensor:
-        context.give, context.take = give, take
-        x, out = x.contiguous(), x.new_empty((sum(take), *x.shape[1:]))
-        dist.all_to_all_single(out.flatten(1) if out.dim() > 1 else out, x.flatten(1) if x.dim() > 1 else x,
-                               output_split_sizes=take, input_split_sizes=give)
-        return out
+def exchange(x: Tensor, give: Sequence[int], take: Sequence[int]) -> Tensor:
+    """Send rows to other ranks and receive theirs, without gradients.
 
-    @staticmethod
-    def backward(context, grad: Tensor):
-        return _Exchange.apply(grad, context.take, context.give), None, None
-
-
-def gather_rows(x: Tensor, index_B: Tensor, counts: list[int]) -> Tensor:
-    """Return the rows of the global tensor that this rank's share of `index_B` names.
-
-    Only these rows are moved. In the backward pass, gradients flow back to the ranks that own the rows.
+    NCCL sends nothing to a rank that gets no row; gloo sends an empty message.
 
     Args:
-        x: this rank's rows (b, …) of the global tensor (B, …).
-        index_B: for each of the B global positions, the global row that is wanted there; the same on all ranks.
-        counts: every rank's b.
+        x: rows (g, …): the first give[0] are for rank 0, the next give[1] for rank 1, and so on.
+        take: number of rows that come from each rank.
 
     Returns:
-        (b, …): the rows for this rank's positions.
+        (t, …): the rows that arrived, in rank order.
     """
-    if not is_on():
-        return x[index_B.to(x.device, non_blocking=True)]
-    starts = torch.tensor([0, *counts]).cumsum(0)
-    wants = [part.cpu() for part in index_B.split(counts)]                   # each rank's wanted global rows
-    mine = starts[rank()], starts[rank() + 1]
-    send = [(want[(want >= mine[0]) & (want < mine[1])] - mine[0]).to(x.device) for want in wants]
-    owner = torch.bucketize(wants[rank()], starts[1:], right=True)           # rank that owns each row I want
-    receive = torch.bincount(owner, minlength=world_size()).tolist()
-    rows = _Exchange.apply(x.index_select(0, torch.cat(send)), [*map(len, send)], receive)   # arrive sorted by owner
-    return rows[torch.argsort(torch.argsort(owner, stable=True)).to(x.device)]
+    x, out = x.contiguous(), x.new_empty((sum(take), *x.shape[1:]))
+    dist.all_to_all_single(out.flatten(1) if out.dim() > 1 else out, x.flatten(1) if x.dim() > 1 else x,
+                           output_split_sizes=[*take], input_split_sizes=[*give])
+    return out
 
 
 def broadcast(tensors: list[Tensor], device=None) -> list[Tensor]:
