@@ -104,7 +104,7 @@ def collectives() -> dict[str, list]:
     """Return name -> [(bytes one rank receives, seconds)]; of "difference" the largest one, relative, of gradients."""
     W, rank = distributed.world_size(), distributed.rank()
     points: dict[str, list] = {}
-    for b in (64, 256, 512):
+    for b in (64, 256):
         rows, counts = rows_of(b, rank), [b] * W
         whole = loss_before(*rows, counts)
         gradients = [x.grad.clone() for x in rows[:2]]
