@@ -74,8 +74,10 @@ def place(path: str, data: Path, folder: Path) -> str:
         return "the run folder"
     if path.startswith(("/proc", "/sys", "/dev")):
         return ""
-    code = (sys.prefix, sys.base_prefix, *sysconfig.get_paths().values())
-    is_code = path.startswith(code) or sys.prefix.startswith(path) or path.endswith((".py", ".pyc")) or ".so" in path
+    code = [sys.prefix, sys.base_prefix, *sysconfig.get_paths().values()]
+    code += [str(Path(folder).resolve()) for folder in code]
+    is_code = path.startswith(tuple(code)) or any(folder.startswith(path) for folder in code)
+    is_code |= path.endswith((".py", ".pyc")) or ".so" in path
     return "Python's modules" if is_code else "others"
 
 
@@ -111,8 +113,8 @@ def main(trees: list[Path], data: Path) -> None:
             folder = Path(name)
             if traced(tree, SAMPLES, [str(data / "Ego4D_Chunked")], folder / "samples").wait():
                 sys.exit("reading failed")
-            started = [traced(tree, START, [str(rank), str(RANKS), name, str(data)], folder / "start" if rank == 1 else None)
-                       for rank in range(RANKS)]
+            started = [traced(tree, START, [str(rank), str(RANKS), name, str(data)],
+                              folder / "start" if rank == 1 else None) for rank in range(RANKS)]
             if any([process.wait() for process in started]):
                 sys.exit("a rank failed")
             for trace in (folder / "samples", folder / "start"):

@@ -62,6 +62,7 @@ def test_a_score_that_is_no_number_is_never_the_best_and_blocks_none(resolve, ru
         trainer.step = step
         trainer.validation.metrics = lambda rows, prompts_KE, score=score: {"mAP": score}
         trainer.validate()
+        trainer.writer.wait()
         assert checkpoints.read(run.checkpoints / "best.pt")["step"] == trainer.best["step"] == best
     assert [event["step"] for event in run.read_log() if event["best"]] == sorted(set(chosen))
 

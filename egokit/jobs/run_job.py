@@ -21,7 +21,7 @@ from egokit.model import checkpoints
 from egokit.model.own_modules import attach
 from egokit.runs.files import write_text
 from egokit.runs.run_folder import DEVICES, Run
-from egokit.train import distributed, loop
+from egokit.train import distributed, loop, nodes
 from egokit.train.batch_plan import plan_batch
 from egokit.train.evaluate import evaluate as evaluate_task
 
@@ -79,7 +79,8 @@ def evaluate(config: Config, task, run: Run, section: str, device) -> dict:
     """Evaluate the checkpoint `init`, save the outputs, and return the metrics."""
     began = time.perf_counter()
     callbacks = {"on_batch": ProgressFile(run.path / "jobs" / section)} if distributed.rank() == 0 else {}
-    model = task.initial_model("evaluate")
+    with checkpoints.read_by(nodes.once_a_node):
+        model = task.initial_model("evaluate")
     fresh = attach(model, task)
     metrics, rows, prompts_KE = evaluate_task(model.to(device), task, **callbacks)
     if distributed.rank() == 0:
@@ -100,7 +101,8 @@ def of_peer(model, init: str) -> dict[str, str]:
 
 def extract(config: Config, task, run: Run, section: str, device) -> dict:
     """Extract the task's features, and return how many there are."""
-    model = task.initial_model("extract")
+    with checkpoints.read_by(nodes.once_a_node):
+        model = task.initial_model("extract")
     attach(model, task)
     return task.extract(model.to(device).eval(), run)
 

@@ -3,6 +3,7 @@
 tensor_file.py knows the file formats; weights.py the key names and models.
 """
 import contextlib
+import contextvars
 import copy
 import json
 import re
@@ -19,6 +20,7 @@ from egokit.runs.files import atomic_path, file_sha256
 from egokit.runs.shown_text import shown
 
 FORMAT = "egokit-1"
+_read_by = contextvars.ContextVar("read_by", default=lambda function: function())
 STATES = ("state_dict", "model", "model_state_dict")  # where files have tensors, unless they are the content itself
 
 
@@ -46,7 +48,21 @@ def read(path: str | Path, everything: bool = True) -> dict:
         if state is None:
             return _read_state(lazy, path) if isinstance(lazy, dict) else copy.deepcopy(lazy)
         return lazy | {state: _read_state(lazy[state], path)}
-    return _opened(Path(path), content)
+    return _read_by.get()(lambda: _opened(Path(path), content))
+
+
+@contextlib.contextmanager
+def read_by(call: Callable[[Callable[[], dict]], dict]) -> Iterator[None]:
+    """Let a function carry out each `read` in the block, so that one process may read a file for others.
+
+    Args:
+        call: of a function without arguments, which reads the file; returns what that does.
+    """
+    before = _read_by.set(call)
+    try:
+        yield
+    finally:
+        _read_by.reset(before)
 
 
 def outline(path: str | Path) -> dict:
@@ -174,13 +190,6 @@ def restore(model, path: Path) -> None:
         model.load_state_dict(state)
 
 
-def set_aside(damaged: list[Path], instead: Path) -> None:
-    """Rename damaged step checkpoints, so that they count no more, and say so."""
-    for path in damaged:
-        print(f"{path} is damaged, and is {path.name}.damaged now: the run goes on from {instead.name}", flush=True)
-        path.rename(f"{path}.damaged")
-
-
 def _place(content) -> str | None:
     """The key under which a checkpoint's content has its tensors; None if it is the tensors."""
     return next((key for key in STATES if isinstance(content, dict) and isinstance(content.get(key), dict)), None)
@@ -206,19 +215,6 @@ def expect_floats(state: dict[str, Tensor], path) -> None:
                  if not value.is_floating_point()]:
         raise WeightsError(f"{path} has weights of another kind than floats, in {len(whole)} of {len(state)} tensors: "
                            f"{named(whole, 6)}; give a file that is not quantised, in float32 or half precision")
-
-
-def own_memory(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return float32 tensors, each dense and in its own memory; `state` is emptied to save memory."""
-    owned, seen = {}, set()
-    for key in list(state):
-        value = state.pop(key).float().contiguous()
-        storage = value.untyped_storage()
-        if storage.data_ptr() in seen or storage.nbytes() != value.nbytes:
-            value = value.clone()
-        seen.add(value.untyped_storage().data_ptr())
-        owned[key] = value
-    return owned
 
 
 def named(keys: list[str], count: int) -> str:

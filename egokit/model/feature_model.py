@@ -8,7 +8,7 @@ from egokit.config.schema import ModelConfig
 from egokit.model import checkpoints, recorded_head, roles
 from egokit.model.checkpoints import WeightsError
 from egokit.model.own_modules import hold, split_own
-from egokit.model.recorded_shape import check
+from egokit.model.recorded_shape import check, own_memory
 
 
 class FeatureModel(nn.Module):
@@ -64,7 +64,7 @@ def load(path: str | Path) -> FeatureModel:
     model.source, model.head = str(path), recorded_head.take(content, state, own, [], 0, path)
     check(model, state, [], path)
     if model.head is not None:
-        model.load_state_dict(checkpoints.own_memory(state), assign=True)
+        model.load_state_dict(own_memory(state), assign=True)
         model.head.eval()
     hold(model, {key: value.clone() for key, value in own.items()})
     return model

@@ -1,4 +1,4 @@
-"""The shape of a checkpoint's network: as the file records it, or as its tensors tell it."""
+"""The shape of a checkpoint's network, as the file records it or as its tensors tell it; memory for its weights."""
 import contextlib
 from collections.abc import Iterator
 
@@ -124,3 +124,16 @@ def check(model, state: dict[str, Tensor], unknown: list[str], path) -> dict[str
         error.report = report
         raise error
     return report
+
+
+def own_memory(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return float32 tensors, each dense and in its own memory; `state` is emptied to save memory."""
+    owned, seen = {}, set()
+    for key in list(state):
+        value = state.pop(key).float().contiguous()
+        storage = value.untyped_storage()
+        if storage.data_ptr() in seen or storage.nbytes() != value.nbytes:
+            value = value.clone()
+        seen.add(value.untyped_storage().data_ptr())
+        owned[key] = value
+    return owned

@@ -45,6 +45,10 @@ class Stored(collections.namedtuple("Stored", "storage offset size stride")):
         memo["finite"] = stored.finite and self.storage.dtype == torch.float32
         return stored.view(self.storage.dtype).as_strided(self.size, self.stride, self.offset)
 
+    def __reduce__(self):
+        # for `checkpoints.read_by`: other processes get what isn't read without the way to the file
+        return Stored, (_Storage(None, self.storage.dtype), self.offset, self.size, self.stride)
+
     @property
     def bytes(self) -> int:
         """Size of the tensor in memory of its own."""

@@ -21,7 +21,7 @@ from egokit.model.dual import Dual
 from egokit.model.egovlp import EgoVLP
 from egokit.model.feature_model import FeatureModel
 from egokit.model.own_modules import attach, hold, named, split_own
-from egokit.model.recorded_shape import check, read_record, shape_of, without_weights
+from egokit.model.recorded_shape import check, own_memory, read_record, shape_of, without_weights
 from egokit.model.released_keys import HEAD, PREFIX, our_keys, rename, unwrap
 from egokit.model.text_encoder import load_tokenizer
 
@@ -148,7 +148,7 @@ def _egovlpv2(content: dict, state: dict[str, Tensor], second: list[str], path: 
         if report:
             return None, error.report
         raise
-    model.load_state_dict(checkpoints.own_memory(state), assign=True)
+    model.load_state_dict(own_memory(state), assign=True)
     try:
         hold(model, {key: value.clone() for key, value in own.items()})
     except WeightsError as error:
@@ -183,8 +183,17 @@ def save(model: EgoVLP | FeatureModel, path: str | Path, **extra) -> None:
     Raises:
         WeightsError: it can't be written, such as on a full disk; what was there before is whole.
     """
+    checkpoints.write(path, content_of(model, path, **extra))
+
+
+def content_of(model: EgoVLP | FeatureModel, path: str | Path, **extra) -> dict:
+    """Return what `save` writes to a path; the model's tensors themselves, not copies.
+
+    Raises:
+        WeightsError: checkpoints have no place for such a model.
+    """
     _expect_egovlpv2(model, path)
-    checkpoints.write(path, record_of(model) | {"state_dict": model.state_dict(), **extra})
+    return record_of(model) | {"state_dict": model.state_dict(), **extra}
 
 
 def _expect_egovlpv2(model, path) -> None:

@@ -14,8 +14,8 @@ from egokit.config.json_file import COUNT, HUGE, TIME, check_fields, parse_json
 
 POSITION = {"kind", "step", "steps", "epoch", "best", "time"}  # keys of a line that are no scalars
 GROUPS = {"loss": "loss", "lr": "optimizer", "lr_heads": "optimizer", "grad_norm": "optimizer", "scale": "optimizer",
-          "skipped": "optimizer", "bad": "data", "data_s": "speed", "step_s": "speed", "clips_per_s": "speed",
-          "eta_s": "speed", "memory_gib": "speed"}
+          "skipped": "optimizer", "bad": "data", "data_s": "speed", "step_s": "speed", "save_s": "speed",
+          "clips_per_s": "speed", "eta_s": "speed", "memory_gib": "speed"}
 LONGEST = 16 << 20  # bytes of a line
 PREDICTIONS = [{"text": str, "clips": [COUNT], "scores": [float], "relevancy": [float], "rank": (COUNT, ...)}]
 EVENT = {"kind": str, "step": (COUNT, ...), "steps": (COUNT, ...), "epoch": (COUNT, ...), "time": (TIME, ...),

@@ -14,7 +14,7 @@ from egokit.model import checkpoints
 from egokit.model.dual import embed_texts
 from egokit.model.precision import autocast
 from egokit.runs.run_folder import Run
-from egokit.train import distributed
+from egokit.train import distributed, nodes
 
 
 def collect(parts: list[dict[str, np.ndarray]], expected: int) -> dict[str, np.ndarray]:
@@ -96,7 +96,8 @@ def score_held_out(model, task, run: Run, section: str, chosen: dict) -> dict:
     held_out = task.held_out()
     if held_out is None:
         return chosen
-    checkpoints.restore(model, run.checkpoints / "best.pt")
+    with checkpoints.read_by(nodes.once_a_node):
+        checkpoints.restore(model, run.checkpoints / "best.pt")
     metrics, *outputs = evaluate(model, held_out)
     if distributed.rank() == 0:
         held_out.save_outputs(run, section, *outputs)

@@ -16,23 +16,19 @@ import torch
 from egokit.config.schema import Config
 from egokit.data.loader import build_loader, move_to_device, steps_in_epoch, training_batches
 from egokit.model import checkpoints, weights
-from egokit.model.own_modules import attach, current
+from egokit.model.own_modules import attach
 from egokit.model.precision import deterministic
 from egokit.runs.run_folder import Run
-from egokit.train import distributed, memory_plan, nodes, optim
+from egokit.train import distributed, memory_plan, nodes, optim, training_state
+from egokit.train.checkpoint_writer import CheckpointWriter
 from egokit.train.evaluate import evaluate, score_held_out
 from egokit.train.preemption import StopSignal
 from egokit.train.step import Objective
+from egokit.train.training_state import TrainingError
 from egokit.train.weight_average import WeightAverage
 
 BEST_OF = "{}_of_best_validation"  # name of the best validation's metric, beside the last one's
 KEPT_CHECKPOINTS = 2  # of steps, on disk
-STATE = {"state_dict": dict, "optimizer": dict, "scaler": dict, "step": int, "validated": int, "skipped": int,
-         "recipe": dict, "best": (dict, type(None))}  # of a training, in its checkpoints; earlier versions had no more
-
-
-class TrainingError(RuntimeError):
-    """Training can't go on; the message says where and why."""
 
 
 class Trainer:
@@ -54,12 +50,14 @@ class Trainer:
         self.dataset = task.dataset("train")
         nodes.once(self.dataset.check_files)
         self.dataset.tolerant = config.data.max_bad_fraction > 0
-        self.model = task.initial_model("train").to(device)
+        with checkpoints.read_by(nodes.once_a_node):
+            self.model = task.initial_model("train").to(device)
         attach(self.model, task)
         self.objective = Objective(config, self.model, task)
         self.optimizer = optim.optimizer(self.model, config.optim)
         self.average = WeightAverage(self.model, config.train.ema_decay)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
+        self.writer = CheckpointWriter(lambda: self.run.check_owner())
         self.stop = StopSignal()
         self.step, self.validated, self.best, self.skipped = 0, -1, None, 0
         self.bad, self.bad_in_epoch, self.unreported = 0, 0, []
@@ -75,65 +73,40 @@ class Trainer:
             yield from training_batches(len(self.dataset), self.config.train.batch_size, epoch, self.config.seed,
                                         distributed.rank(), distributed.world_size(), first)
 
-    def content(self) -> dict:
-        """Return what a step's checkpoint holds beside the weights."""
-        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(), "step": self.step,
-                "ema": self.average.state_dict(),
-                "validated": self.validated, "best": self.best, "skipped": self.skipped, "bad": self.bad,
-                "bad_in_epoch": self.bad_in_epoch, "world_size": distributed.world_size(),
-                "seconds": time.perf_counter() - self.began,
-                "recipe": {"task": self.config.task.name, "steps": self.steps,
-                           "batch_size": self.config.train.batch_size}}
-
     def save(self) -> None:
-        """Write this step's checkpoint (rank 0), delete older ones, and wait for all ranks."""
+        """Copy this step's checkpoint; a thread of rank 0 writes it, and then deletes older ones."""
         self.report_bad()
         if distributed.rank() == 0:
-            self.run.check_owner()
-            weights.save(self.model, self.run.checkpoints / f"step-{self.step:07d}.pt", **self.content())
-            for old in checkpoints.of_steps(self.run.checkpoints)[KEPT_CHECKPOINTS:]:
-                old.unlink()
+            path = self.run.checkpoints / f"step-{self.step:07d}.pt"
+            self.writer.write(path, weights.content_of(self.model, path, **training_state.content(self)), "step",
+                              self.delete_old)
+        distributed.barrier()  # others would else wait in collectives, which have a time limit
+
+    def delete_old(self) -> None:
+        """Delete checkpoints of steps that are older than those to be kept."""
+        for old in checkpoints.of_steps(self.run.checkpoints)[KEPT_CHECKPOINTS:]:
+            old.unlink()
+
+    def finish_writing(self) -> None:
+        """Wait on all ranks until rank 0 has written all checkpoints."""
+        self.writer.finish()
         distributed.barrier()
-
-    def resume(self) -> None:
-        """Go on from the run's newest whole checkpoint, if there is one; it must be of the same recipe."""
-        found = checkpoints.read_newest(self.run.checkpoints, STATE)
-        if distributed.rank() == 0:
-            for part in self.run.checkpoints.glob(".*.part.pt"):  # left by a kill in the middle of a write
-                part.unlink()
-        if found is None:
-            return self.truncate_log()
-        path, saved, damaged = found
-        if saved["recipe"] != (recipe := self.content()["recipe"]):
-            raise TrainingError(f"{path} belongs to another recipe ({saved['recipe']}, now {recipe}): "
-                                "choose another run name, or delete the run's folder to start again")
-        saved["state_dict"] = current(saved["state_dict"])
-        weights.check(self.model, saved["state_dict"], [], path)
-        with checkpoints.restoring(path):
-            self.model.load_state_dict(saved["state_dict"])
-            self.optimizer.load_state_dict(saved["optimizer"])
-            self.scaler.load_state_dict(saved["scaler"])
-            self.average.load_state_dict(current(saved.get("ema", {})))  # earlier versions had none
-        self.step, self.best, self.skipped = saved["step"], saved["best"], saved["skipped"]
-        self.validated = saved["validated"]
-        self.bad, self.bad_in_epoch = saved.get("bad", 0), saved.get("bad_in_epoch", 0)
-        self.began -= saved.get("seconds", 0)  # seconds are those of all starts together
-        if len(set(distributed.gather_objects(self.step))) > 1:
-            raise TrainingError(f"{self.run.checkpoints}: ranks read different files; is it one folder on all nodes?")
-        checkpoints.set_aside(damaged if distributed.rank() == 0 else [], path)
-        self.truncate_log()
-
-    def truncate_log(self) -> None:
-        """Drop the events that were logged after the checkpoint, as they will be again; one without a step stays."""
-        if distributed.rank() == 0:
-            self.run.truncate_log(lambda event: event.get("step", 0) <= (
-                self.validated if event["kind"] == "validation" else self.step))
 
     def fit(self) -> dict[str, float]:
         """Train to the end; return the best validation's metrics and what all starts cost."""
         self.began = time.perf_counter()
-        self.resume()
-        self.log_plan()
+        with self.writer, self.stop.after(self.writer.wait):
+            training_state.resume(self)
+            self.log_plan()
+            self.epochs()
+            self.finish_writing()
+        result = score_held_out(self.model, self.task, self.run, self.section, self.best["metrics"])
+        return result | {"step": self.best["step"], "steps": self.steps, "skipped_steps": self.skipped,
+                         "bad_samples": self.bad, "evaluation_seconds": self.best["metrics"]["seconds"],
+                         "seconds": time.perf_counter() - self.began}
+
+    def epochs(self) -> None:
+        """Train on the epochs that are left, with the validations between them."""
         data = self.config.data
         if self.task.encodes("train") and data.workers:
             _ = self.task.tokenizer  # loaded once, before the loader's workers are forked
@@ -153,10 +126,6 @@ class Trainer:
             with self.stop.deferred():
                 self.epoch(epoch, itertools.islice(batches, self.steps_per_epoch - first))
                 self.save()
-        result = score_held_out(self.model, self.task, self.run, self.section, self.best["metrics"])
-        return result | {"step": self.best["step"], "steps": self.steps, "skipped_steps": self.skipped,
-                         "bad_samples": self.bad, "evaluation_seconds": self.best["metrics"]["seconds"],
-                         "seconds": time.perf_counter() - self.began}
 
     def log_plan(self) -> None:
         """Log how the batch is spread, if that differs from the log's last entry."""
@@ -185,11 +154,12 @@ class Trainer:
 
     def epoch(self, epoch: int, batches: Iterable[dict]) -> None:
         """Train on the batches left of an epoch; end the process after a stop signal."""
-        previous = time.perf_counter()
+        previous, waited = time.perf_counter(), self.writer.waited
         window = collections.Counter()  # sums since the last logged step
         nonfinite_in_a_row = 0
         for batch in batches:
             arrived = time.perf_counter()
+            self.writer.raise_error()
             self.unreported += batch.pop("bad", [])
             batch = move_to_device(batch, self.device)
             self.objective.training_mode()
@@ -214,9 +184,10 @@ class Trainer:
                 raise TrainingError(f"step {self.step}: {nonfinite_in_a_row} steps in a row had NaN or Inf gradients; "
                                     f"terms {values}; samples of this rank {samples}; lower optim.lr")
             now = time.perf_counter()
-            window.update({"data_s": arrived - previous, "step_s": now - previous, "n": 1,
+            save_s = self.writer.waited - waited
+            window.update({"data_s": arrived - previous - save_s, "step_s": now - previous, "n": 1, "save_s": save_s,
                            "clips": len(batch["video"]) * distributed.world_size()})
-            previous = now
+            previous, waited = now, self.writer.waited
             if self.step % self.config.train.log_steps == 0 or self.step == self.steps:
                 self.log(epoch, terms, rate, norm, window)
                 window.clear()
@@ -224,6 +195,7 @@ class Trainer:
             if stopping or (self.step % self.config.train.checkpoint_steps == 0 and self.step % self.steps_per_epoch):
                 self.save()
             if stopping:
+                self.finish_writing()
                 self.stop.deliver()
 
     def update(self, rate: float) -> float:
@@ -251,6 +223,7 @@ class Trainer:
                           "lr_heads": rate * self.config.optim.head_lr_scale,
                           "grad_norm": norm, "scale": self.scaler.get_scale(), "skipped": self.skipped, "bad": self.bad,
                           "data_s": window["data_s"] / window["n"], "step_s": step_s,
+                          "save_s": window["save_s"] / window["n"],
                           "clips_per_s": window["clips"] / window["step_s"], "watched": watched,
                           "eta_s": (self.steps - self.step) * step_s, **memory})
 
@@ -276,7 +249,8 @@ class Trainer:
                           "epoch": self.step // self.steps_per_epoch, "best": better, **metrics,
                           "score": self.validation.best, "predictions": self.validation.predictions(rows, prompts_KE)})
             if better:
-                weights.save(self.model, self.run.checkpoints / "best.pt", step=self.step, metrics=metrics)
+                path = self.run.checkpoints / "best.pt"
+                self.writer.write(path, weights.content_of(self.model, path, step=self.step, metrics=metrics), "best")
                 self.validation.save_outputs(self.run, self.section, rows, prompts_KE)
         distributed.barrier()
 

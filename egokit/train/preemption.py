@@ -37,6 +37,24 @@ class StopSignal:
             if self.received:
                 self.deliver()
 
+    @contextlib.contextmanager
+    def after(self, wait: Callable[[], None]) -> Iterator[None]:
+        """Call `wait` before the previous handler in the block, which runs training and validations."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def pass_on(number, frame) -> None:
+            wait()
+            signal.signal(SIGNAL, previous)
+            signal.raise_signal(SIGNAL)
+
+        previous = signal.signal(SIGNAL, pass_on) or signal.SIG_DFL  # None: a handler that Python doesn't know
+        try:
+            yield
+        finally:
+            signal.signal(SIGNAL, previous)
+
     def _note(self, number, frame) -> None:
         self.received = True
 

@@ -12,7 +12,7 @@ from egokit.model import checkpoints
 from egokit.model.checkpoints import WeightsError
 from egokit.model.peers import keys
 from egokit.model.peers.peer import NAMES, Peer, PeerShape, fill_positions
-from egokit.model.recorded_shape import without_weights
+from egokit.model.recorded_shape import own_memory, without_weights
 
 HEAD = 64  # dimensions of an attention head, in every released file
 
@@ -143,7 +143,7 @@ def build(family: str, state: dict[str, Tensor], path: Path, frames: int | None 
                              "egokit.load(path, report=True)):\n" + "\n".join(problems))
         error.report = keys_by_kind
         raise error
-    model.load_state_dict(checkpoints.own_memory(ours), assign=True)
+    model.load_state_dict(own_memory(ours), assign=True)
     model.eval()
     return (model, keys_by_kind) if report else model
 

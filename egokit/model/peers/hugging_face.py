@@ -20,7 +20,7 @@ from egokit.model.dual import Dual
 from egokit.model.input_checks import clips_at_once, in_parts
 from egokit.model.peers import tokenizers
 from egokit.model.peers.peer import fill_positions
-from egokit.model.recorded_shape import check, without_weights
+from egokit.model.recorded_shape import check, own_memory, without_weights
 from egokit.model.released_keys import HARMLESS
 from egokit.runs.shown_text import shown
 
@@ -213,7 +213,7 @@ def load_folder(folder: str | Path, tokenizer: str | None = None) -> ImageModel:
                            f"{checkpoints.named(broken, 6)}; {FIX}")  # `read` lets EgoVLPv2's heads be infinite
     checkpoints.expect_floats(state, folder)
     check(model.inner, state, [], folder)
-    model.inner.load_state_dict(checkpoints.own_memory(state), assign=True)
+    model.inner.load_state_dict(own_memory(state), assign=True)
     return model.eval()
 
 
