@@ -83,8 +83,9 @@ class Played:
         if out.shape[-1] in (VERBS, NOUNS):
             out.bernoulli_(1 / out.shape[-1])
         elif out.dtype == torch.int64:
-            own = torch.arange(first, first + len(out)).view(-1, *[1] * (out.dim() - 1)).expand_as(out)
-            out.copy_(torch.where(torch.rand(out.shape) < 0.25, torch.randint(self.rows, out.shape), own))
+            own = torch.arange(first, first + len(out), device=out.device).view(-1, *[1] * (out.dim() - 1))
+            other = torch.randint_like(out, self.rows)
+            out.copy_(torch.where(torch.rand(out.shape, device=out.device) < 0.25, other, own))
         else:
             out.normal_(std=E ** -0.5)
         self.seconds += time.process_time() - began

@@ -53,7 +53,7 @@ def counted() -> None:
     total = sum(sizes.values())
     state = sum(tensor.nbytes for tensor in model.state_dict().values())
     roles = {role: sum(sizes[name] for name in names) for role, names in model.parameters_by_role().items()}
-    by_role = ", ".join(f"{role} {count / 1e6:.1f}" for role, count in roles.items())
+    by_role = ", ".join(f"{role} {count / 1e6:.1f}" for role, count in roles.items() if count)
     print(f"parameters {total / 1e6:.1f} M ({by_role}); gradients in fp32 {4 * total / 1e9:.2f} GB; "
           f"best.pt {state / 1e9:.2f} GB; a step's checkpoint {(state + 8 * total) / 1e9:.2f} GB")
     print("forward arithmetic, TFLOP (a multiplication and an addition are two)")
@@ -104,7 +104,7 @@ def collectives() -> dict[str, list]:
     """Return name -> [(bytes one rank receives, seconds)]; of "difference" the largest one, relative, of gradients."""
     W, rank = distributed.world_size(), distributed.rank()
     points: dict[str, list] = {}
-    for b in (64, 256, 512):
+    for b in (64, 256):
         rows, counts = rows_of(b, rank), [b] * W
         whole = loss_before(*rows, counts)
         gradients = [x.grad.clone() for x in rows[:2]]

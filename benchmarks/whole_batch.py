@@ -26,7 +26,7 @@ class _Gather(torch.autograd.Function):
 
 def gather(x: Tensor, counts: list[int]) -> Tensor:
     """Return the rows of all ranks; the backward pass sums the gradients of all rows over ranks. Shares are even."""
-    return _Gather.apply(x.contiguous(), counts)
+    return _Gather.apply(x.contiguous(), counts) if dist.is_initialized() else x
 
 
 def unit_vectors(x_bE: Tensor) -> Tensor:
@@ -90,6 +90,8 @@ class _Exchange(torch.autograd.Function):
 
 def gather_rows(x: Tensor, index_B: Tensor, counts: list[int]) -> Tensor:
     """Return the rows (b, …) that this rank's share of `index_B`, known to all ranks, names; all rows are copied."""
+    if not dist.is_initialized():
+        return x[index_B]
     rank, starts = dist.get_rank(), torch.tensor([0, *counts]).cumsum(0)
     wants, low, high = index_B.split(counts), starts[rank], starts[rank + 1]
     send = [want[(want >= low) & (want < high)] - low for want in wants]

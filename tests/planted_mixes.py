@@ -28,7 +28,7 @@ def labels_on_the_cpu(monkeypatch):
 
 def positives_on_the_cpu(monkeypatch):
     plain = losses.positives
-    monkeypatch.setattr(losses, "positives", lambda verbs, nouns: plain(verbs, nouns).cpu())
+    monkeypatch.setattr(losses, "positives", lambda *classes: plain(*classes).cpu())
 
 
 PLANTED = pytest.mark.parametrize("plant", [mean_on_the_cpu, labels_on_the_cpu, positives_on_the_cpu])

@@ -50,6 +50,17 @@ def test_gathering_drawing_and_moving_rows(tmp_path):
                               "stay": True, "texts": True, "objects": list(range(world)), "means": True}
 
 
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_losses_on_parts_are_those_of_the_whole_matrix(tmp_path, world):
+    """Value and gradients of every loss, on uneven shares, in micro-batches and under DDP, in double precision.
+
+    Nothing made on the way is larger than two parts; NaN on one rank is NaN on all.
+    """
+    for result in ranks("rank_parts.py", world, tmp_path):
+        assert result.pop("largest") <= 2 and result.pop("nan") == [True, True] and result.pop("same bits")
+        assert len(result) == 22 and max(result.values()) < 1e-12, result
+
+
 def gradients(folder, project, world, recipe, micro_batches, *overrides):
     """Return {micro_batch: {"terms", "gradients"}} of a recipe's first step on W ranks."""
     ranks("rank_gradient.py", world, folder, project, recipe, ",".join(map(str, micro_batches)), *overrides)

@@ -14,7 +14,8 @@ from train_step import configured, synthetic_batch
 
 from egokit.model import text_encoder, video_encoder
 from egokit.model.egovlp import EgoVLP
-from egokit.tasks import egoclip, losses
+from egokit.tasks import losses
+from egokit.train import parts
 
 TINY = {"image_size": 64, "width": 128, "heads": 2, "depth": 2, "num_fused_layers": 1, "vocab_size": 99,
         "max_positions": 40, "projection": "mlp32"}
@@ -150,13 +151,13 @@ def test_fp32_moves_more_bytes(plain):
 
 
 def test_a_planted_copy_is_one_kernel_and_its_bytes(monkeypatch, plain):
-    similarity = egoclip.similarity
+    similarity = parts.similarity
 
     def copied(text, video):
         text.detach().clone()
         return similarity(text, video)
 
-    monkeypatch.setattr(egoclip, "similarity", copied)
+    monkeypatch.setattr(parts, "similarity", copied)
     planted, size = counted(), 2 * CLIPS * 32 * 4  # read and written: an embedding of 32 float32 for each clip
     assert planted.costs["loss"].kernels == plain.costs["loss"].kernels + 1
     assert planted.costs["loss"].bytes == plain.costs["loss"].bytes + size
@@ -168,9 +169,9 @@ def test_a_planted_copy_is_one_kernel_and_its_bytes(monkeypatch, plain):
 def test_a_planted_wait_is_counted(monkeypatch, plain):
     positives = losses.positives
 
-    def read(verbs, nouns):
+    def read(verbs, *others):
         verbs.sum().item()
-        return positives(verbs, nouns)
+        return positives(verbs, *others)
 
     monkeypatch.setattr(losses, "positives", read)
     assert len(counted().waits) == len(plain.waits) + 1

@@ -1,5 +1,4 @@
 """Charades-Ego with a max-margin loss in place of InfoNCE: a loss of one's own in one file."""
-import egokit
 from egokit.tasks import NotNegative, losses
 from egokit.tasks.charades import CharadesEgo
 
@@ -9,5 +8,5 @@ class MaxMargin(CharadesEgo):
         margin: NotNegative = 0.2  # cosine of a right pair above that of a wrong one
 
     def loss(self, model, batch, step):
-        video_BE, text_BE = self.embeddings(model, batch)  # of the global batch: gathered, with gradients
-        return {"max_margin": losses.max_margin(egokit.similarity(text_BE, video_BE), margin=self.config.task.margin)}
+        similarity = self.similarity_part(model, batch)  # this rank's texts and clips with those of all ranks
+        return {"max_margin": losses.max_margin(similarity, margin=self.config.task.margin)}

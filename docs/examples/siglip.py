@@ -24,11 +24,11 @@ class SigLIP(EgoClip):
         return {"siglip": nn.ParameterDict({"log_scale": torch.tensor(math.log(own.start_scale)),
                                             "bias": torch.tensor(own.start_bias)})}
 
-    def contrastive_loss(self, model, similarity_BB, positives_BB):
+    def contrastive_loss(self, model, similarity, positives):
         siglip = model.own["siglip"]
-        logits_BB = siglip["log_scale"].exp() * similarity_BB + siglip["bias"]
-        signs_BB = 2 * positives_BB.float() - 1
-        return {"siglip": -F.logsigmoid(signs_BB * logits_BB).sum() / len(logits_BB)}
+        logits_bB = siglip["log_scale"].exp() * similarity.rows_bB + siglip["bias"]  # this rank's texts with all clips
+        signs_bB = 2 * positives.rows_bB.float() - 1
+        return {"siglip": similarity.mean_of_texts(-F.logsigmoid(signs_bB * logits_bB).sum(1))}
 
     def watched(self, model):
         return {"scale": model.own["siglip"]["log_scale"].exp(), "bias": model.own["siglip"]["bias"]}

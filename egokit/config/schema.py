@@ -189,6 +189,8 @@ class SiteConfig(Section):
     vit: OneLine = ""                              # ViT-B/16 to start from: a timm name, a file, or random
     roberta: OneLine = ""                          # RoBERTa to start from: a name, a folder, or random
     weights: OneLine = ""                          # folder of the released checkpoints
+    node_cache: Local[OneLine] = ""                # a folder on each node's own disk, such as /scratch/$USER, for
+                                                   # copies of indexes; "": none
     short_side: number(int, ge=2) = 256            # of the prepared videos, pixels
     chunk_seconds: Positive = 600.0                # length of a prepared chunk of video
     encoding: Literal["random_access", "original"] = "random_access"  # of the prepared videos: random_access (clips

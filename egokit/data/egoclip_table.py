@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from egokit.config.access import file_exists
 from egokit.config.names import check_path, printable
+from egokit.data.node_cache import near
 from egokit.runs.files import atomic_path, remove_abandoned
 
 VERBS, NOUNS = 118, 582  # classes of the tags
@@ -52,6 +53,7 @@ class EgoClipTable:
     Args:
         path: egoclip.csv.
         warn: whether to warn of malformed rows.
+        node_cache: site.node_cache, where the node's processes share a copy of the cache; "" for none.
 
     Attributes:
         videos: the distinct video_uids.
@@ -66,10 +68,10 @@ class EgoClipTable:
         ValueError: it is no EgoClip table, or a video_uid is no name of a folder.
     """
 
-    def __init__(self, path: str | os.PathLike, warn: bool = True):
-        self.path = Path(path).absolute()
+    def __init__(self, path: str | os.PathLike, warn: bool = True, node_cache: str = ""):
+        self.path, self.node_cache = Path(path).absolute(), node_cache
         file_exists(self.path)  # its cache may be readable where the table is not
-        cache = _open_cache(self.path)
+        cache = _open_cache(self.path, node_cache)
         arrays = {name: cache[name].chunk(0) for name in cache.column_names}
         self.videos: list[str] = arrays["video_uid"].dictionary.to_pylist()
         self.texts = arrays["clip_text"]
@@ -97,7 +99,7 @@ class EgoClipTable:
         return len(self.columns["video_uid"])
 
     def __reduce__(self):
-        return EgoClipTable, (self.path, False)
+        return EgoClipTable, (self.path, False, self.node_cache)
 
     def row(self, index: int) -> dict:
         """Return a row.
@@ -142,10 +144,10 @@ def _view(numbers: pa.Array) -> np.ndarray:
     return data[numbers.offset:numbers.offset + len(numbers)]
 
 
-def _open_cache(path: Path) -> pa.Table:
+def _open_cache(path: Path, node_cache: str = "") -> pa.Table:
     """Return the cache, which is built if needed.
 
-    It is a file beside the CSV, else in the user's cache folder, else only in memory.
+    It is a file beside the CSV, else in the user's cache folder, else only in memory; of the file, the node's copy.
     """
     status = os.stat(path)
     stamp = {"format": FORMAT, "csv_bytes": status.st_size, "csv_mtime_ns": status.st_mtime_ns}
@@ -154,20 +156,22 @@ def _open_cache(path: Path) -> pa.Table:
         caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "egokit"
         places.append(caches / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}-{path.name}.cache")
     for place in places:
-        if cache := _map_cache(place, stamp):
+        if cache := _map_cache(place, stamp, node_cache):
             return cache
     built = _build_cache(path, stamp)
     for place in places:
         with contextlib.suppress(OSError):  # a folder that can't be written, a full disk, or another rank was first
             _store_cache(built, place, stamp)
-        if cache := _map_cache(place, stamp):
+        if cache := _map_cache(place, stamp, node_cache):
             return cache
     return built
 
 
-def _map_cache(place: Path, stamp: dict) -> pa.Table | None:
-    """Map the cache at `place`; None if it is missing, damaged, or of another CSV."""
+def _map_cache(place: Path, stamp: dict, node_cache: str = "") -> pa.Table | None:
+    """Map the cache at `place`, or its copy; None if it is missing, damaged, or of another CSV."""
     try:
+        if node_cache and place.is_file():
+            place = near(place, node_cache)
         data = pa.memory_map(str(place)).read_buffer()
         if zlib.crc32(data[:-CHECKSUM]) != int.from_bytes(data[-CHECKSUM:], "little"):
             return None

@@ -15,6 +15,7 @@ import numpy as np
 from egokit.config.access import file_exists, is_there
 from egokit.config.names import printable
 from egokit.data.annotation_tables import numbers, read_csv, text, whole
+from egokit.data.node_cache import near
 from egokit.data.plain_data import Maker, Refused, kind_of
 from egokit.data.safe_pickle import SafeUnpickler
 from egokit.runs.files import atomic_path
@@ -137,12 +138,13 @@ def relevancy_path(folder: str | Path, split: str) -> Path:
     return next((path for path in paths if is_there(path)), paths[0])
 
 
-def read(path: str | Path, shape: tuple[int, int] | None = None) -> Relevancy:
+def read(path: str | Path, shape: tuple[int, int] | None = None, node_cache: str = "") -> Relevancy:
     """Open a relevancy file without executing anything in it.
 
     Args:
         path: our .safetensors (mapped, not read), a .pkl of one array, or a .npy.
         shape: the (clips, sentences) that the file must have, if given.
+        node_cache: site.node_cache, where the node's processes share a copy of a mapped file; "" for none.
 
     Raises:
         FileNotFoundError: the file is missing.
@@ -154,7 +156,8 @@ def read(path: str | Path, shape: tuple[int, int] | None = None) -> Relevancy:
         raise FileNotFoundError(f"relevancy {path} is missing; "
                                 "'egokit prep ek100' or notebook 01_data_prep makes it from the annotations")
     try:
-        matrix = _read_file(path)
+        matrix = _read_file(near(path, node_cache) if path.suffix in (".safetensors", ".npy") else path)
+        matrix.path = path
     except Exception as error:
         raise ValueError(f"{path}: not a relevancy file ({printable(str(error))})") from None
     codes = matrix.codes

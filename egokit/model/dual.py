@@ -218,9 +218,13 @@ def similarity(one_BE: Tensor, other_BE: Tensor) -> Tensor:
         one_BE: embeddings (B, E); `other_BE` are (B', E).
     """
     with torch.autocast(one_BE.device.type, enabled=False):
-        one_unit, other_unit = (x.float() / x.float().norm(dim=-1, keepdim=True).clamp_min(1e-8)
-                                for x in (one_BE, other_BE))
+        one_unit, other_unit = (unit_vectors(x) for x in (one_BE, other_BE))
         return one_unit @ other_unit.T
+
+
+def unit_vectors(x_BE: Tensor) -> Tensor:
+    """Return each row divided by its norm, (B, E) float32; norms count as at least 1e-8."""
+    return x_BE.float() / x_BE.float().norm(dim=-1, keepdim=True).clamp_min(1e-8)
 
 
 def dot_product(one_BE: Tensor, other_BE: Tensor) -> Tensor:

@@ -152,12 +152,12 @@ class Task(TaskTools):
         are averaged. That average must equal the gradient that one process would compute on the whole global batch. So
         compute each term in one of two ways:
 
-        - the same global value on every rank, from gathered tensors: `self.embeddings` gathers the embeddings,
-          `distributed.gather` any other tensor. The backward pass of a gather sums the gradients of all ranks. EgoNCE,
-          InfoNCE, max-margin and multi-similarity are computed so.
         - this rank's share of the global value, times `distributed.world_size()`. For a mean over the B samples of all
-          ranks that is the sum over this rank's samples, times the world size, divided by B. EgoClip's masked words and
-          image-text matching are computed so.
+          ranks that is the sum over this rank's samples, times the world size, divided by B. A loss on similarities
+          takes `self.similarity_part`, this rank's rows and columns, whose `mean_of_texts` and `mean_of_videos` give
+          this share. All of egokit's losses are computed so.
+        - the same global value on every rank, from gathered tensors: `self.embeddings` gathers the embeddings,
+          `distributed.gather` any other tensor. Memory and arithmetic then grow with the global batch on every rank.
 
         Random draws behind a global value must be equal on all ranks: draw from (seed, step) and a sample's number in
         the global batch, by counter_random.py. Wrap what takes memory in `self.in_parts`. Every trained parameter needs

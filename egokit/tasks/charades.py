@@ -18,7 +18,6 @@ from egokit.data.annotation_tables import charades_classes, charades_videos, rea
 from egokit.data.loader import Samples
 from egokit.data.site_checks import PREP, Checks, Finding
 from egokit.data.video import clips, frame_sampling
-from egokit.model.dual import similarity
 from egokit.runs.files import write_text
 from egokit.runs.ledger import Result
 from egokit.runs.run_folder import Run
@@ -112,9 +111,8 @@ class CharadesEgo(RetrievalTask):
         return list(self.classes.values())
 
     def loss(self, model, batch: dict, step: int) -> dict[str, Tensor]:
-        """Return InfoNCE on the global batch; the same value on every rank."""
-        video_BE, text_BE = self.embeddings(model, batch)
-        return {"infonce": losses.infonce(similarity(text_BE, video_BE), self.config.task.temperature)}
+        """Return this rank's share of InfoNCE, times the number of ranks."""
+        return {"infonce": losses.infonce(self.similarity_part(model, batch), self.config.task.temperature)}
 
     def save_outputs(self, run: Run, section: str, rows: dict[str, np.ndarray], prompts_KE: np.ndarray) -> None:
         """Write also submission-<section>.txt, which the data set's own evaluation script reads.

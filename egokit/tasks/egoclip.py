@@ -7,6 +7,7 @@ Source: EgoVLPv2 (arXiv 2307.05463), sections 3-4.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,12 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from egokit.config.build import ConfigError
 from egokit.config.schema import Config, Count, NotNegative, Positive, Share, TaskConfig
 from egokit.data.egoclip_table import NOUNS, VERBS, EgoClipTable
 from egokit.data.loader import Samples
 from egokit.data.site_checks import EGOCLIP, EGOMCQ, PREP, Checks, Finding
 from egokit.data.video import clips, frame_sampling
-from egokit.model.dual import similarity
 from egokit.tasks import losses
 from egokit.tasks.base import Task
 from egokit.train import distributed, moving
@@ -30,8 +31,8 @@ from egokit.train.parts import Part
 
 
 def multi_hot(ids: np.ndarray, classes: int) -> np.ndarray:
-    """Return a float32 vector (classes,) that is 1 at `ids`."""
-    vector = np.zeros(classes, np.float32)
+    """Return a vector (classes,) of bytes that is 1 at `ids`."""
+    vector = np.zeros(classes, np.uint8)
     vector[ids] = 1
     return vector
 
@@ -41,7 +42,7 @@ class Clips(Samples):
 
     def __init__(self, task: EgoClip):
         self.task = task
-        self.table = EgoClipTable(task.require_file("egoclip.csv"))
+        self.table = EgoClipTable(task.require_file("egoclip.csv"), node_cache=task.config.site.node_cache)
         self.chunked = task.require_file("Ego4D_Chunked")
         super().__init__(task.limited(len(self.table)), task.config.seed, train=True)
 
@@ -92,6 +93,14 @@ class EgoClip(Task):
     trains = "all"
     clips_per_sample = 2  # a clip and its negative
 
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        if {"similarity_BB", "positives_BB"} & {*inspect.signature(cls.contrastive_loss).parameters}:
+            raise ConfigError(f"{cls.__name__}.contrastive_loss: similarity_BB and positives_BB were whole matrices; "
+                              "expected (self, model, similarity, positives), which hold this rank's rows (.rows_bB) "
+                              "and columns (.columns_bB). Rename them, and return this rank's share of the loss times "
+                              "the number of ranks, as similarity.mean_of_texts gives it (docs/extending.md)")
+
     @classmethod
     def needs_fusion(cls, config: Config, action: str) -> str:
         return "pre-training with masked words and matching"
@@ -123,32 +132,37 @@ class EgoClip(Task):
         """
         counts = distributed.sizes(len(batch["video"]), batch["video"].device)  # b of every rank
 
-        # EgoNCE, or what replaces it, on the embeddings of the global batch: the same value on every rank
-        video_BE, text_BE = self.embeddings(model, batch, counts)
-        similarity_BB = similarity(text_BE, video_BE)
-        positives_BB = losses.positives(distributed.gather(batch["verbs"], counts),
-                                        distributed.gather(batch["nouns"], counts))
-        contrastive = self.contrastive_loss(model, similarity_BB, positives_BB)
+        # Each rank's share of the global value, times the world size. EgoNCE, or what replaces it:
+        similarity, positives = self.similarity_part(model, batch, counts), self.positives(batch, counts)
+        contrastive = self.contrastive_loss(model, similarity, positives)
 
         # The unfused half of the video side serves MLM and ITM: the one large tensor that is kept of all clips
         trunk_bSD = self.in_parts(lambda frames: model.fusion_trunk(model.normalise(frames)), batch["video"])
 
-        # MLM and ITM: this rank's share of the global mean, times the world size
         mlm = self.masked_words_loss(model, batch, trunk_bSD)
-        first = sum(counts[:distributed.rank()])
-        own = slice(first, first + len(batch["video"]))
-        parts = (Part(x[own], x.T[own], first, len(counts)) for x in (similarity_BB, positives_BB))
-        itm = self.matching_loss(model, batch, trunk_bSD, counts, *self.pairs(*parts, step))
+        itm = self.matching_loss(model, batch, trunk_bSD, counts, *self.pairs(similarity, positives, step))
         return {**contrastive, "mlm": mlm, "itm": itm}
 
-    def contrastive_loss(self, model, similarity_BB: Tensor, positives_BB: Tensor) -> dict[str, Tensor]:
-        """Return the contrastive part of the loss as named terms, the same value on every rank.
+    def contrastive_loss(self, model, similarity: Part, positives: Part) -> dict[str, Tensor]:
+        """Return the contrastive part of the loss as named terms: this rank's share, times the number of ranks.
 
         Args:
-            similarity_BB: cosine of every text (rows) with every clip of the global batch, with gradients.
-            positives_BB: which of them share a verb and a noun, or are the same sample.
+            similarity: cosines of this rank's texts with all clips of the global batch (rows_bB), and of its clips with
+                all texts (columns_bB), with gradients.
+            positives: which of them share a verb and a noun, or are the same sample.
         """
-        return {"egonce": losses.egonce(similarity_BB, positives_BB, self.config.task.temperature)}
+        return {"egonce": losses.egonce(similarity, positives, self.config.task.temperature)}
+
+    def positives(self, batch: dict, counts: list[int]) -> Part:
+        """Return which texts and clips share a verb and a noun, or are the same sample: this rank's rows and columns.
+
+        Both are the same tensor, as the whole matrix is symmetric.
+        """
+        verbs_bC, nouns_bC = batch["verbs"], batch["nouns"]
+        verbs_BC, nouns_BC = (distributed.gather(x, counts) for x in (verbs_bC, nouns_bC))
+        first = sum(counts[:distributed.rank()])
+        rows_bB = losses.positives(verbs_bC, nouns_bC, verbs_BC, nouns_BC, first)
+        return Part(rows_bB, rows_bB, first, len(counts))
 
     def masked_words_loss(self, model, batch: dict, trunk_bSD: Tensor) -> Tensor:
         """Return this rank's share of the mean over all masked words, times the world size."""

@@ -23,7 +23,6 @@ from egokit.data.annotation_tables import EK100_ANNOTATIONS, ek100_annotations, 
 from egokit.data.loader import Samples
 from egokit.data.site_checks import PREP, Checks, Finding
 from egokit.data.video import clips, frame_sampling, open_video
-from egokit.model.dual import similarity
 from egokit.runs.ledger import Result
 from egokit.runs.recipe_differences import DUAL_SOFTMAX
 from egokit.tasks import class_names, losses, metrics
@@ -31,6 +30,7 @@ from egokit.tasks.metrics import cosine
 from egokit.tasks.published.ek100 import PEERS
 from egokit.tasks.retrieval import RetrievalTask
 from egokit.train import distributed
+from egokit.train.parts import Part
 
 VIDEOS = ("https://github.com/epic-kitchens/epic-kitchens-download-scripts, then resize to 256 px on the short side "
           "(into ROOT/EK100/video_ht256px)")
@@ -44,7 +44,8 @@ class Actions(Samples):
         self.task, self.split = task, split
         self.clips, self.sentences = ek100_annotations(task.root, split)
         folder = task.require_file(str(EK100_ANNOTATIONS)) / "relevancy"
-        self.relevancy = relevancy.read(relevancy.relevancy_path(folder, split), (len(self.clips), len(self.sentences)))
+        self.relevancy = relevancy.read(relevancy.relevancy_path(folder, split), (len(self.clips), len(self.sentences)),
+                                        task.config.site.node_cache)
         self.videos = task.require_file("EK100", "video_ht256px")
         super().__init__(task.limited(len(self.clips)) if split == "train" else len(self.clips),
                          task.config.seed, train=split == "train")
@@ -129,20 +130,30 @@ class EK100(RetrievalTask):
         return self.test.sentences.narration.tolist()
 
     def loss(self, model, batch: dict, step: int) -> dict[str, Tensor]:
-        """Return the loss that task.retrieval_loss names; the same value on every rank."""
+        """Return this rank's share of the loss that task.retrieval_loss names, times the number of ranks."""
         own = self.config.task
-        video_BE, text_BE = self.embeddings(model, batch)
-        similarity_BB = similarity(text_BE, video_BE)
-
+        counts = distributed.sizes(len(batch["video"]), batch["video"].device)
+        similarity = self.similarity_part(model, batch, counts)
         if own.retrieval_loss == "max_margin":
-            relevancy_B = distributed.gather(batch["relevancy"].to(similarity_BB.device))
-            return {"max_margin": losses.max_margin(similarity_BB, relevancy_B, own.margin)}
-
-        clips_B, sentences_B = (distributed.gather(batch[key].to(similarity_BB.device)).cpu().numpy()
-                                for key in ("index", "sentence"))
-        relevancy_BB = torch.from_numpy(self.train.relevancy.pairs(clips_B, sentences_B).T).to(similarity_BB.device)
+            relevancy_b = batch["relevancy"].to(similarity.device)
+            return {"max_margin": losses.max_margin(similarity, relevancy_b, own.margin)}
         return {"symmetric_multi_similarity": losses.symmetric_multi_similarity(
-            similarity_BB, relevancy_BB, own.similarity_margin, own.similarity_slack)}
+            similarity, self.relevancy_part(batch, similarity, counts), own.similarity_margin, own.similarity_slack)}
+
+    def relevancy_part(self, batch: dict, similarity: Part, counts: list[int]) -> Part:
+        """Return the relevancy of this rank's sentences to all clips, and of all sentences to its clips."""
+        clips_b, sentences_b = batch["index"], batch["sentence"]
+        clips_B, sentences_B = (distributed.gather(x.to(similarity.device), counts).cpu()
+                                for x in (clips_b, sentences_b))
+
+        def between(clip_ids: Tensor, sentence_ids: Tensor) -> Tensor:
+            pairs = self.train.relevancy.pairs(clip_ids.numpy(), sentence_ids.numpy())
+            return torch.from_numpy(pairs).to(similarity.device)
+
+        rows_bB = between(clips_B, sentences_b.cpu()).T
+        if similarity.ranks == 1:
+            return Part.whole(rows_bB)
+        return Part(rows_bB, between(clips_b.cpu(), sentences_B), similarity.first, similarity.ranks)
 
     def score_matrix(self, rows: dict[str, np.ndarray], prompts_KE: np.ndarray) -> np.ndarray:
         """Return (cosine + 1) / 2, (clips, sentences), in [0, 1]."""

@@ -1,10 +1,11 @@
 """Loss formulas on similarity matrices; drawing of hard negatives and masked words.
 
-Every function works on the global batch that it is given. A task's `loss` gathers that batch over ranks
-(train/distributed.py), says which terms are summed, and has the contract under DDP (Task.loss in base.py).
+The losses take a `Part` (train/parts.py), this rank's rows and columns of the matrix of the global batch, and return
+this rank's share of the loss, times the number of ranks: the first way of `Task.loss` (base.py). They also take the
+whole matrix, and then return the loss.
 
-Shapes: T texts x V videos, similarities are cosines. Where pairs stand on the diagonal, T = V = B: row i is text i,
-column j is video j.
+Shapes: similarities are cosines of texts (rows) with videos (columns), B x B of the global batch: row i is text i,
+column j is video j, and pairs stand on the diagonal. b rows and b columns are this rank's; in one process, b = B.
 """
 import numpy as np
 import torch
@@ -15,22 +16,27 @@ from egokit.tasks import counter_random
 from egokit.train.parts import Part
 
 
-def positives(verbs_BC: Tensor, nouns_BC: Tensor) -> Tensor:
+def positives(verbs_bC: Tensor, nouns_bC: Tensor, verbs_BC: Tensor | None = None, nouns_BC: Tensor | None = None,
+              first: int = 0) -> Tensor:
     """Return which pairs are positive: the diagonal, and those that share a verb and a noun.
 
     Args:
-        verbs_BC, nouns_BC: multi-hot classes of each sample, 0 or 1.
+        verbs_bC, nouns_bC: multi-hot classes of each sample, 0 or 1.
+        verbs_BC, nouns_BC: those of the samples with which they are compared; None: the same.
+        first: the place of the first of the b samples among the B.
 
     Returns:
-        (B, B) bool, symmetric.
+        (b, B) bool; of all samples with all, symmetric.
 
     Source: EgoVLP (arXiv 2206.01670), eq. 4.
     """
-    shared = (verbs_BC @ verbs_BC.T > 0) & (nouns_BC @ nouns_BC.T > 0)
-    return shared | torch.eye(len(verbs_BC), dtype=torch.bool, device=verbs_BC.device)
+    verbs_BC, nouns_BC = (own if x is None else x for own, x in ((verbs_bC, verbs_BC), (nouns_bC, nouns_BC)))
+    shared_bB = (verbs_bC.float() @ verbs_BC.float().T > 0) & (nouns_bC.float() @ nouns_BC.float().T > 0)
+    shared_bB.diagonal(first).fill_(True)
+    return shared_bB
 
 
-def egonce(similarity_TV: Tensor, positives_TV: Tensor, temperature: float = 0.05) -> Tensor:
+def egonce(similarity: Part | Tensor, positives: Part | Tensor, temperature: float = 0.05) -> Tensor:
     """Return EgoNCE, the contrastive loss of pre-training.
 
     It is a mean over texts plus a mean over videos. For text i with positives P_i, and for every video in the same way
@@ -41,43 +47,48 @@ def egonce(similarity_TV: Tensor, positives_TV: Tensor, temperature: float = 0.0
     `infonce` calls it, too: a change here also changes fine-tuning on Charades-Ego.
 
     Args:
-        similarity_TV: cosines s.
-        positives_TV: bool, at least one in each row and column; see `positives`.
+        similarity: cosines s, a part or the whole matrix.
+        positives: bool, at least one in each row and column, of the same kind; see the function `positives`.
 
     Returns:
-        Scalar, float32.
+        Scalar, float32: of a part, this rank's share times the number of ranks.
 
     Source: EgoVLP (arXiv 2206.01670), eq. 3.
     """
-    logits = similarity_TV.float() / temperature
-    positive_logits = logits.masked_fill(~positives_TV.bool(), float("-inf"))
-    text_to_video_T = torch.logsumexp(logits, 1) - torch.logsumexp(positive_logits, 1)
-    video_to_text_V = torch.logsumexp(logits, 0) - torch.logsumexp(positive_logits, 0)
-    return text_to_video_T.mean() + video_to_text_V.mean()
+    logits = Part.of(similarity).map(lambda s: s.float() / temperature)
+    positive_logits = logits.map(lambda x, p: x.masked_fill(~p.bool(), float("-inf")), Part.of(positives))
+    text_to_video_b = torch.logsumexp(logits.rows_bB, 1) - torch.logsumexp(positive_logits.rows_bB, 1)
+    video_to_text_b = torch.logsumexp(logits.columns_bB, 1) - torch.logsumexp(positive_logits.columns_bB, 1)
+    return logits.mean_of_texts(text_to_video_b) + logits.mean_of_videos(video_to_text_b)
 
 
-def infonce(similarity_BB: Tensor, temperature: float = 0.05) -> Tensor:
+def infonce(similarity: Part | Tensor, temperature: float = 0.05) -> Tensor:
     """Return symmetric InfoNCE: EgoNCE whose only positives are on the diagonal.
 
     Returns:
-        Scalar, float32.
+        Scalar, float32: of a part, this rank's share times the number of ranks.
 
     Source: EgoVLPv2's recipe for Charades-Ego.
     """
-    own_pair = torch.eye(len(similarity_BB), dtype=torch.bool, device=similarity_BB.device)
-    return egonce(similarity_BB, own_pair, temperature)
+    similarity = Part.of(similarity)
+    return egonce(similarity, similarity.is_own_pair(), temperature)
 
 
-def off_diagonal_mean(*matrices_BB: Tensor) -> Tensor:
-    """Return the mean of everything off the diagonal of several (B, B) matrices."""
-    B = len(matrices_BB[0])
-    diagonal = torch.eye(B, dtype=torch.bool, device=matrices_BB[0].device)
+def off_diagonal_mean(pairs: Part, rows_bB: Tensor, columns_bB: Tensor) -> Tensor:
+    """Return this rank's share of the mean of what stands off the diagonal, times the number of ranks.
+
+    Args:
+        pairs: says which elements are on the diagonal.
+        rows_bB, columns_bB: values for this rank's rows and for its columns, to be averaged together.
+    """
+    own_pair, B = pairs.is_own_pair(), rows_bB.shape[1]
     # a sum, because the CPU would wait for the GPU to select the elements
-    total = torch.stack([x.masked_fill(diagonal, 0.0).sum() for x in matrices_BB]).sum()
-    return total / (len(matrices_BB) * B * (B - 1))
+    total = torch.stack([rows_bB.masked_fill(own_pair.rows_bB, 0.0).sum(),
+                         columns_bB.masked_fill(own_pair.columns_bB, 0.0).sum()]).sum()
+    return total * pairs.ranks / (2 * B * (B - 1))
 
 
-def max_margin(similarity_BB: Tensor, relevancy_B: Tensor | None = None, margin: float = 0.2) -> Tensor:
+def max_margin(similarity: Part | Tensor, relevancy_b: Tensor | None = None, margin: float = 0.2) -> Tensor:
     """Return the adaptive max-margin ranking loss, in both directions.
 
     The mean over i != j of
@@ -85,22 +96,22 @@ def max_margin(similarity_BB: Tensor, relevancy_B: Tensor | None = None, margin:
         relu(margin * c_i - (s_ii - s_ij))    and    relu(margin * c_i - (s_ii - s_ji))
 
     Args:
-        similarity_BB: cosines s, pairs on the diagonal.
-        relevancy_B: c, the relevancy of each pair in [0, 1], which scales its margin; None is 1.
+        similarity: cosines s, pairs on the diagonal; a part or the whole matrix.
+        relevancy_b: c, the relevancy of each pair of this rank in [0, 1], which scales its margin; None is 1.
 
     Returns:
-        Scalar, float32.
+        Scalar, float32: of a part, this rank's share times the number of ranks.
 
     Source: EgoVLPv2's recipe for fine-tuning on EK-100.
     """
-    s = similarity_BB.float()
-    own = s.diagonal()[:, None]
-    margins = margin * (torch.ones_like(own) if relevancy_B is None else relevancy_B.float()[:, None])
-    return off_diagonal_mean(F.relu(margins - (own - s)), F.relu(margins - (own - s.T)))
+    s = Part.of(similarity).map(Tensor.float)
+    own = s.own_pairs()[:, None]
+    margins = margin * (torch.ones_like(own) if relevancy_b is None else relevancy_b.float()[:, None])
+    return off_diagonal_mean(s, F.relu(margins - (own - s.rows_bB)), F.relu(margins - (own - s.columns_bB)))
 
 
-def symmetric_multi_similarity(similarity_BB: Tensor, relevancy_BB: Tensor, margin: float = 0.6, slack: float = 0.1,
-                               step: float = 1e-3) -> Tensor:
+def symmetric_multi_similarity(similarity: Part | Tensor, relevancy: Part | Tensor, margin: float = 0.6,
+                               slack: float = 0.1, step: float = 1e-3) -> Tensor:
     """Return a loss that sets similarities as far apart as relevancies are.
 
     With d = c_ii - c_ij and m = margin * d - (s_ii - s_ij), the mean over i != j, in both directions, of
@@ -110,23 +121,25 @@ def symmetric_multi_similarity(similarity_BB: Tensor, relevancy_BB: Tensor, marg
         relu(|m| - slack)   where both are equally relevant.
 
     Args:
-        similarity_BB: cosines s, pairs on the diagonal.
-        relevancy_BB: c, the relevancy of text i and video j in [0, 1].
+        similarity: cosines s, pairs on the diagonal; a part or the whole matrix.
+        relevancy: c, the relevancy of text i and video j in [0, 1], of the same kind.
         step: relevancies that differ by no more are equal. EK-100's differ by more if at all; their rounding errors are
             far smaller.
 
     Returns:
-        Scalar, float32.
+        Scalar, float32: of a part, this rank's share times the number of ranks.
 
     Source: symmetric multi-similarity loss (arXiv 2406.12256).
     """
     def one_direction(s: Tensor, c: Tensor) -> Tensor:
-        d = c.diagonal()[:, None] - c
-        m = margin * d - (s.diagonal()[:, None] - s)
+        d = c.diagonal(first)[:, None] - c
+        m = margin * d - (s.diagonal(first)[:, None] - s)
         return torch.where(d.abs() <= step, F.relu(m.abs() - slack), F.relu(m * d.sign()))
 
-    s, c = similarity_BB.float(), relevancy_BB.float()
-    return off_diagonal_mean(one_direction(s, c), one_direction(s.T, c.T))
+    s, c = (Part.of(matrix).map(Tensor.float) for matrix in (similarity, relevancy))
+    s.expect_same_pairs(c)
+    first = s.first
+    return off_diagonal_mean(s, one_direction(s.rows_bB, c.rows_bB), one_direction(s.columns_bB, c.columns_bB))
 
 
 def mask_words(input_ids_BL: Tensor, uniforms_BL3: Tensor, special_ids: list[int], mask_id: int, vocabulary: int,

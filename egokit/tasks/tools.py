@@ -18,6 +18,7 @@ from egokit.model.dual import Dual
 from egokit.model.text_encoder import Tokenizer, load_tokenizer
 from egokit.train import distributed
 from egokit.train.gradient_cache import by_micro_batches
+from egokit.train.parts import Part, similarity_part
 
 
 class TaskTools:
@@ -61,12 +62,11 @@ class TaskTools:
         """
         return by_micro_batches(function, self.config.train.micro_batch * self.clips_per_sample, *inputs)
 
-    def embeddings(self, model, batch: dict, counts: list[int] | None = None) -> tuple[Tensor, Tensor]:
-        """Return the video and text embeddings of the global batch, each (B, E), with gradients.
+    def own_embeddings(self, model, batch: dict) -> tuple[Tensor, Tensor]:
+        """Return the video and text embeddings of this rank's batch, each (b, E), with gradients.
 
         Args:
             batch: this rank's "video" (b, T, 3, size, size) and "tokens".
-            counts: every rank's b, if known.
         """
         def embed(frames: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
             # Texts first: the backward pass then frees the clips' activations before it makes the words' large gradient
@@ -74,7 +74,28 @@ class TaskTools:
             return self.embed_video(model, frames), text_bE
 
         tokens = batch["tokens"]
-        video_bE, text_bE = self.in_parts(embed, batch["video"], tokens["input_ids"], tokens["attention_mask"])
+        return self.in_parts(embed, batch["video"], tokens["input_ids"], tokens["attention_mask"])
+
+    def similarity_part(self, model, batch: dict, counts: list[int] | None = None) -> Part:
+        """Return the cosines of this rank's texts with all videos, and of its videos with all texts, with gradients.
+
+        Args:
+            batch: this rank's "video" (b, T, 3, size, size) and "tokens".
+            counts: every rank's b, if known.
+        """
+        video_bE, text_bE = self.own_embeddings(model, batch)
+        return similarity_part(text_bE, video_bE, counts)
+
+    def embeddings(self, model, batch: dict, counts: list[int] | None = None) -> tuple[Tensor, Tensor]:
+        """Return the video and text embeddings of the global batch, each (B, E), with gradients.
+
+        For a loss on similarities, `similarity_part` takes less memory and arithmetic.
+
+        Args:
+            batch: this rank's "video" (b, T, 3, size, size) and "tokens".
+            counts: every rank's b, if known.
+        """
+        video_bE, text_bE = self.own_embeddings(model, batch)
         return distributed.gather(video_bE, counts), distributed.gather(text_bE, counts)
 
     def cross_entropy(self, logits_bK: Tensor, class_b: Tensor) -> Tensor:

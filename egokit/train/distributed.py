@@ -119,26 +119,43 @@ def sizes(count: int, device=None) -> list[int]:
     return counts.tolist()
 
 
+def gather_padded(x: Tensor, counts: list[int]) -> Tensor:
+    """Return the rows of all ranks in one buffer, (W, longest b, …), without gradients; zeros follow shorter shares."""
+    short = max(counts) - len(x)
+    x = torch.cat([x, x.new_zeros((short, *x.shape[1:]))]) if short else x.contiguous()
+    out = x.new_empty((len(counts) * max(counts), *x.shape[1:]))
+    dist.all_gather_into_tensor(out, x)
+    return out.unflatten(0, (len(counts), max(counts)))
+
+
+def swap(x_W: Tensor) -> Tensor:
+    """Send x_W[r] to rank r, and return what each rank sent here, (W, …), without gradients."""
+    out = torch.empty_like(x_W, memory_format=torch.contiguous_format)
+    dist.all_to_all_single(out, x_W.contiguous())
+    return out
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(context, x: Tensor, counts: list[int]) -> Tensor:
         context.counts = counts
-        padded = torch.cat([x, x.new_zeros((max(counts) - len(x), *x.shape[1:]))])
-        parts = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(parts, padded)
-        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+        padded = gather_padded(x, counts)
+        if min(counts) == max(counts):
+            return padded.flatten(0, 1)
+        return torch.cat([part[:count] for part, count in zip(padded, counts, strict=True)])
 
     @staticmethod
     def backward(context, grad: Tensor):
-        grad = grad.contiguous()
-        dist.all_reduce(grad)
-        return grad.split(context.counts)[rank()], None
+        own, W = context.counts[rank()], len(context.counts)
+        received = grad.new_empty((W * own, *grad.shape[1:]))
+        dist.all_to_all_single(received, grad.contiguous(), [own] * W, context.counts)
+        return received.unflatten(0, (W, own)).sum(0), None
 
 
 def gather(x: Tensor, counts: list[int] | None = None) -> Tensor:
     """Return the rows of all ranks, with gradients.
 
-    The backward pass sums the gradients of all ranks.
+    The backward pass sums the gradients that all ranks have for this rank's rows; each rank receives those alone.
 
     Args:
         x: this rank's rows (b, …); b may differ between ranks.
