@@ -68,17 +68,17 @@ def main(depth: int, folder: Path) -> None:
             expected, began = checksum(state), time.perf_counter()
             writer.write(path, content, "step")
             copied.append(time.perf_counter() - began)
-            while not path.exists() or not beside:
+            while not path.exists():
                 beside.append(step(model))
             writer.finish()
             written.append(time.perf_counter() - began)
             assert checksum(checkpoints.read(path)["state_dict"]) == expected
             path.unlink()
-            if number == 0:  # files and memory are new
-                print(f"first: written at once {plain.pop():.2f}; copied {copied.pop():.2f}, whole after "
-                      f"{written.pop():.2f}")
-                idle.clear()
-                beside.clear()
+            print(f"round {number}: written at once {plain[-1]:.2f}; copied {copied[-1]:.2f}, whole after "
+                  f"{written[-1]:.2f}", flush=True)
+            if number == 0:  # files and memory were new
+                for values in (plain, copied, written, idle, beside):
+                    values.clear()
         held = writer.bytes
     for name, values in (("training waits, written at once", plain), ("training waits, for the copy", copied),
                          ("until the thread's file is whole", written)):

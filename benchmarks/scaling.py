@@ -53,7 +53,7 @@ def counted() -> None:
     total = sum(sizes.values())
     state = sum(tensor.nbytes for tensor in model.state_dict().values())
     roles = {role: sum(sizes[name] for name in names) for role, names in model.parameters_by_role().items()}
-    by_role = ", ".join(f"{role} {count / 1e6:.1f}" for role, count in roles.items())
+    by_role = ", ".join(f"{role} {count / 1e6:.1f}" for role, count in roles.items() if count)
     print(f"parameters {total / 1e6:.1f} M ({by_role}); gradients in fp32 {4 * total / 1e9:.2f} GB; "
           f"best.pt {state / 1e9:.2f} GB; a step's checkpoint {(state + 8 * total) / 1e9:.2f} GB")
     print("forward arithmetic, TFLOP (a multiplication and an addition are two)")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from egokit.model import checkpoints, tensor_file
 from egokit.model.checkpoints import WeightsError
 from egokit.train import distributed, nodes
 
@@ -58,5 +59,14 @@ with distributed.joined(rank, world, folder / "meeting", local=False):
                         raised(nodes.once, lambda: (lambda: 0)),  # can't be pickled
                         raised(nodes.once_a_node, fails(2, WeightsError("b.pt is damaged"))),
                         raised(nodes.once_a_node, fails(0, Local(3, 4)))]
+    opened, open_lazily = [], tensor_file.open_lazily
+    tensor_file.open_lazily = lambda file: opened.append(rank) or open_lazily(file)
+    with checkpoints.read_by(nodes.once_a_node):
+        read = checkpoints.read(folder / "weights.pt", everything=False)
+        whole = checkpoints.read(folder / "weights.pt")
+        result["errors"].append(raised(checkpoints.read, folder / "torn.pt"))
+    moments = [list(read["optimizer"]["moments"].size), whole["optimizer"]["moments"].tolist()]
+    result |= {"opened": opened,
+               "read": [read["state_dict"]["a"].tolist(), read["step"], str(read["parser"]), *moments]}
     result["after"] = nodes.once_a_node(lambda: rank)
 print(json.dumps(result))

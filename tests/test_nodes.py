@@ -1,16 +1,26 @@
 """Work that one rank does for all, or for its node: results, tensors and errors are the same on every rank."""
+import argparse
+
 import pytest
+import torch
 from test_dist import ranks
 
 from egokit.train import nodes
 
 
 def test_one_rank_of_each_node_works(tmp_path):
-    """Four gloo processes, two a node."""
+    """Four gloo processes, two a node; a file of weights is opened once a node and reading."""
+    content = {"state_dict": {"a": torch.arange(3.0)}, "step": 5, "parser": argparse.Namespace(x=1),
+               "optimizer": {"moments": torch.ones(2, 2)}}
+    torch.save(content, tmp_path / "weights.pt")
+    (tmp_path / "torn.pt").write_bytes((tmp_path / "weights.pt").read_bytes()[:500])
     for rank, result in enumerate(ranks("rank_nodes.py", 4, tmp_path)):
         assert result["called"] == ([rank] if rank % 2 == 0 else []) and result["same"], result
         assert result["once"] == {"rank": 0, "rows": [0] * 3, "none": None} and result["after"] == rank // 2 * 2
-        damaged, local, unpicklable, of_a_node, local_of_a_node = result["errors"]
+        assert result["opened"] == ([rank] * 3 if rank % 2 == 0 else [])
+        assert result["read"] == [[0, 1, 2], 5, "<dropped argparse.Namespace>", [2, 2], [[1, 1], [1, 1]]]
+        damaged, local, unpicklable, of_a_node, local_of_a_node, torn = result["errors"]
+        assert torn[0] == "WeightsError" and "torn.pt is not a checkpoint that can be read" in torn[1]
         assert damaged == ["WeightsError", "a.pt is damaged"] and of_a_node == ["WeightsError", "b.pt is damaged"]
         for (kind, message), numbers in ((local, "1 2"), (local_of_a_node, "3 4")):
             assert (kind, message) == (("Local", numbers) if rank == 0 else ("RuntimeError", f"Local: {numbers}"))

@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import MODEL
 
-from egokit.model.precision import deterministic, float32_products
+from egokit.model.precision import autocast, deterministic, float32_products, half_precision
 from egokit.runs.run_folder import Run
 from egokit.train import loop
 
@@ -22,6 +22,12 @@ def test_float32_products_are_exact_or_rounded_and_put_back():
         assert now() == before
     with float32_products(torch.device("cpu"), True):
         assert now() == before
+
+
+def test_half_precision_is_autocasts_and_none_where_a_device_has_no_autocast():
+    with autocast(torch.device("cpu"), "bf16"):
+        assert half_precision(torch.device("cpu")) is torch.bfloat16 and half_precision(torch.device("meta")) is None
+    assert half_precision(torch.device("cpu")) is None
 
 
 def test_deterministic_settings_are_made_and_put_back(monkeypatch):

@@ -63,4 +63,6 @@ def autocast(device: torch.device, precision: str) -> Iterator[None]:
 
 def half_precision(device: torch.device) -> torch.dtype | None:
     """Return the data type that autocast gives products on a device; None outside autocast."""
-    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+    if device.type == "meta" or not torch.is_autocast_enabled(device.type):  # a meta device has no autocast to ask
+        return None
+    return torch.get_autocast_dtype(device.type)
