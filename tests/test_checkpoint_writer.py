@@ -17,7 +17,7 @@ from egokit import tasks
 from egokit.model import checkpoints
 from egokit.model.checkpoints import WeightsError
 from egokit.runs.run_folder import Run
-from egokit.train import checkpoint_writer
+from egokit.train import checkpoint_writer, memory_plan
 from egokit.train.checkpoint_writer import CheckpointWriter, HostCopy
 from egokit.train.loop import Trainer, train
 
@@ -161,8 +161,14 @@ def test_steps_go_on_while_a_slow_disk_writes(resolve, run, held, monkeypatch):
     steps = [event for event in run.read_log() if event["kind"] == "step"]
     assert all(0 <= event["save_s"] < 5 and event["data_s"] >= 0 for event in steps)
     monkeypatch.undo()
-    straight = Run(run.path / "straight")
+    straight, memory, validate = Run(run.path / "straight"), [], Trainer.validate
+
+    def validated(self):
+        validate(self)
+        memory.append((self.writer.bytes, memory_plan.copied_bytes(self.model, averages=True)))
+    monkeypatch.setattr(Trainer, "validate", validated)
     train(config, tasks.make(config), straight, "pretrain", CPU)
+    assert 1 <= memory[-1][0] / memory[-1][1] < 1.1  # what the plan says of the copies
     assert essential(run) == essential(straight)
     best, newest = checkpoints.read(run.checkpoints / "best.pt"), checkpoints.read(run.checkpoints / "step-0000006.pt")
     assert best["step"] == newest["step"]  # validated with the running means, which best.pt holds

@@ -1,12 +1,19 @@
 """Drawing of hard negatives: the random numbers of rows, and what is drawn by them."""
 import itertools
 import math
+import sys
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import fake_gpu
+from fake_gpu import GPU
 
 from egokit.tasks import counter_random, losses
+from egokit.train import distributed, moving
 from egokit.train.parts import Part
 
 
@@ -176,3 +183,31 @@ def test_a_long_row_is_drawn_from_exactly():
     u = counter_random.uniforms(np.arange(50), 1, 2)
     column, _ = losses.draw_negatives(torch.zeros(50, B), torch.zeros(50, B).bool(), 0.05, torch.from_numpy(u))
     assert np.array_equal(column.numpy(), np.floor(u * B))
+
+
+def test_drawing_and_moving_rows_mix_no_devices_on_gpus(monkeypatch):
+    """One of two ranks, on tensors that say "cuda:0"; what the other one sends is planted. Real ranks: test_dist.py."""
+    wants, given = [[0, 5, 2, 0], [4, 1, 6, 1]], []
+    everything = drawn(8, 3)
+
+    def exchange(x, give, take):
+        given.append((x.tolist(), give, take))
+        return everything[[5]].to(GPU) if len(given) == 1 else x.new_full((2, 3), 10.0)
+
+    with fake_gpu.on_the_cpu():
+        monkeypatch.setattr(distributed, "is_on", lambda: True)
+        monkeypatch.setattr(distributed, "rank", lambda: 0)
+        monkeypatch.setattr(distributed, "gather", lambda x, counts: torch.cat([x, torch.tensor(wants[1:]).T.to(GPU)]))
+        monkeypatch.setattr(distributed, "exchange", exchange)
+        x = everything[:4].to(GPU).requires_grad_(True)
+        rows = moving.gather_rows(x, torch.tensor(wants[0]).to(GPU), [4, 4])
+        weight = torch.arange(12.0).reshape(4, 3).to(GPU)
+        (rows * weight).sum().backward()
+        assert torch.equal(rows.detach().cpu(), everything[wants[0]])
+        assert given[0] == (everything[[1, 1]].tolist(), (0, 2), (0, 1)) and given[1] == ([[3, 4, 5]], (0, 1), (0, 2))
+        assert x.grad.tolist() == [[9, 11, 13], [20, 20, 20], [6, 7, 8], [0, 0, 0]]
+
+        s, P = drawn(16, 16).tanh(), torch.eye(16).bool()
+        on_gpu = pairs(s.to(GPU), P.to(GPU))
+        assert {x.device for x in on_gpu} == {torch.device(GPU)}
+    assert all(x.tolist() == y.tolist() for x, y in zip(on_gpu, pairs(s, P), strict=True))

@@ -12,7 +12,7 @@ sources.py         what `init` may name, and what its files tell;  own_model.py 
 weights.py         load, save and convert models;  backbones.py  what pre-training starts from
 released_keys.py   key names of the released files
 hub.py             folders and the cache of the Hugging Face hub;  pretrained.py  EgoVLPv2 models in them
-recorded_shape.py  the shape of a checkpoint's network
+recorded_shape.py  the shape of a checkpoint's network, and memory for its weights
 checkpoints.py     checkpoint files;  tensor_file.py  reads them without executing anything
 peers/             other families: EgoVLP, LaViLa, AVION, CLIP and SigLIP (docs/models.md)
 precision.py       float32 or TensorFloat-32 products, deterministic algorithms

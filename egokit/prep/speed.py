@@ -22,8 +22,8 @@ GRACE = 15.0        # seconds after which a process that still reads is ended
 BEGINNING = 1 << 16  # bytes that are read of a file that is opened: a reader's first are its table of frames
 MOST_PATHS = 20_000  # files that a process opens at most
 COMPUTING = 0.6     # share of the time from which on loaders are short of cores, and not of files
-GPU_CLIPS = 121     # clips a second that an H100 trains on in the recipe's precision and checkpointing, by its counted
-                    # roofline (docs/gpu.md: 64 clips in 527 ms); no GPU has confirmed it
+GPU_CLIPS = 109     # clips a second that a GPU trains on: measured on an H200 by the recipe, 64 clips in 587 ms
+                    # (docs/gpu.md; without checkpointing it is 164)
 
 
 class _Named(Exception):

@@ -130,7 +130,9 @@ class Trainer:
     def log_plan(self) -> None:
         """Log how the batch is spread, if that differs from the log's last entry."""
         if distributed.rank() == 0:
-            plan, needs = self.objective.plan, memory_plan.told(self.config, self.task, self.objective.plan, self.model)
+            plan = self.objective.plan
+            needs = memory_plan.told(self.config, self.task, plan, self.model)
+            needs |= memory_plan.told_copies(self.model, bool(self.average.trained))
             logged = [event["plan"] for event in self.run.read_log() if event["kind"] == "plan"]
             if logged[-1:] != [str(plan)]:
                 self.run.log({"kind": "plan", "step": self.step, "plan": str(plan), "micro_batches": plan.micro_batches,

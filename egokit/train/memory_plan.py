@@ -118,6 +118,26 @@ def told(config: Config, task, plan: BatchPlan, network: EgoVLP) -> dict[str, fl
     return {"predicted_gib": round(needed, 1)}
 
 
+def copied_bytes(network: torch.nn.Module, averages: bool) -> int:
+    """Return the bytes of rank 0's host that hold copies of a step's checkpoint and of best.pt, for their writer.
+
+    Args:
+        averages: the checkpoints have a running mean of the weights.
+    """
+    state = sum(tensor.nbytes for tensor in network.state_dict().values())
+    trained = sum(parameter.nbytes for parameter in network.parameters() if parameter.requires_grad)
+    return 2 * state + (2 + averages) * trained  # with AdamW's two moments
+
+
+def told_copies(network: torch.nn.Module, averages: bool) -> dict[str, float]:
+    """Print what copies of checkpoints need of rank 0's host, if it is much, and return it for the log."""
+    gib = copied_bytes(network, averages) / GIB
+    if gib >= 1:
+        print(f"memory: rank 0 keeps {gib:.1f} GiB of its host for copies of checkpoints, beside what it computes "
+              "with: launch.mem_gb_per_task must leave room for them", flush=True)
+    return {"copies_gib": round(gib, 2)}
+
+
 def smaller_settings(config: Config, task, processes: int) -> list[dict[str, dict]]:
     """Return settings that need less memory, those first that cost less time.
 
