@@ -1,4 +1,4 @@
-"""One rank of test_dist.py: the gradient of a recipe's first step.
+"""One rank of test_dist.py: the gradient of a recipe's first step, in double precision.
 
 It is computed for several train.micro_batch; rank 0 writes the results to a file.
 """
@@ -12,6 +12,8 @@ rank, world, folder, project = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv
 recipe, micro_batches, overrides = sys.argv[5], sys.argv[6].split(","), " ".join(sys.argv[7:])
 os.environ["EGOKIT_HOME"] = project
 torch.set_num_threads(1)
+torch.set_default_dtype(torch.float64)
+torch.Tensor.float = torch.Tensor.double  # in float32, rounding would hide an error as large as it
 
 from conftest import MODEL  # noqa: E402
 
@@ -40,7 +42,7 @@ with distributed.joined(rank, world, folder / "meeting", local=True):
         batch = next(iter(loader.build_loader(trainer.dataset, trainer.batches(0), task.collate, 0)))
         terms = trainer.objective.gradient(batch, 0, trainer.scaler)
         values = distributed.mean(torch.stack([*terms.values()]))
-        gradients = {name: parameter.grad.double() for name, parameter in trainer.model.named_parameters()
+        gradients = {name: parameter.grad for name, parameter in trainer.model.named_parameters()
                      if parameter.requires_grad}
         results[int(micro_batch)] = {"terms": dict(zip(terms, values.tolist(), strict=True)), "gradients": gradients}
 if rank == 0:

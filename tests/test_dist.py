@@ -68,13 +68,14 @@ def gradients(folder, project, world, recipe, micro_batches, *overrides):
 
 
 def assert_same(got, expected, what):
-    """Compare terms and every parameter's gradient, to 1e-5."""
-    assert got["terms"] == pytest.approx(expected["terms"], rel=1e-5), what
+    """Compare terms and every parameter's gradient, in double precision."""
+    assert got["terms"] == pytest.approx(expected["terms"], rel=1e-12), what
     assert got["gradients"].keys() == expected["gradients"].keys()
     # a key's bias has no gradient in exact arithmetic; its rounding error is compared with the largest gradient
-    floor = 1e-7 * max(value.norm().item() for value in expected["gradients"].values())
+    floor = 1e-14 * max(value.norm().item() for value in expected["gradients"].values())
     for name, value in expected["gradients"].items():
-        assert (got["gradients"][name] - value).norm() <= 1e-5 * value.norm() + floor, (what, name)
+        assert value.dtype == torch.float64
+        assert (got["gradients"][name] - value).norm() <= 1e-12 * value.norm() + floor, (what, name)
 
 
 @pytest.mark.slow

@@ -5,7 +5,10 @@ import numpy as np
 import pytest
 import torch
 
+from egokit.config.build import ConfigError
 from egokit.tasks import losses
+from egokit.tasks.egoclip import EgoClip
+from egokit.train.parts import Part
 
 
 def drawn(*shape, seed=0):
@@ -35,6 +38,20 @@ def test_max_margin_equals_its_formula():
     terms = [max(0.0, 0.2 * w[i].item() - (s[i, i] - m[i, j]).item())
              for m in (s, s.T) for i in range(5) for j in range(5) if i != j]
     assert losses.max_margin(s, w).item() == pytest.approx(sum(terms) / len(terms), rel=1e-5)
+
+
+def test_a_part_and_a_whole_matrix_are_not_mixed():
+    part = Part(torch.zeros(2, 4), torch.zeros(2, 4), first=2, ranks=2)
+    for loss in (losses.egonce, losses.symmetric_multi_similarity):
+        with pytest.raises(ValueError, match="pair 2 and is of 2 ranks.*pair 0 and is of 1"):
+            loss(part, torch.ones(2, 4))
+
+
+def test_a_contrastive_loss_on_whole_matrices_is_refused():
+    with pytest.raises(ConfigError, match=r"Old.contrastive_loss: similarity_BB .* similarity.mean_of_texts"):
+        class Old(EgoClip):
+            def contrastive_loss(self, model, similarity_BB, positives_BB):
+                return {}
 
 
 def relevancies(B, seed=2):
