@@ -43,7 +43,7 @@ def test_max_margin_equals_its_formula():
 def test_a_part_and_a_whole_matrix_are_not_mixed():
     part = Part(torch.zeros(2, 4), torch.zeros(2, 4), first=2, ranks=2)
     for loss in (losses.egonce, losses.symmetric_multi_similarity):
-        with pytest.raises(ValueError, match="pair 2 and is of 2 ranks.*pair 0 and is of 1"):
+        with pytest.raises(ValueError, match=r"pair 2 and is of 2 ranks.*pair 0 and is of 1"):
             loss(part, torch.ones(2, 4))
 
 
