@@ -191,6 +191,7 @@ def wanted_rows(B: int) -> Tensor:
 
 def one_rank() -> None:
     """Print what rank 0's part of a step costs, before and now, and the draw's seconds."""
+    torch.manual_seed(0)
     print("one rank's part on one core, the quickest of several draws, one call of the others")
     before = {}
     for samples, ranks in SHAPES:

@@ -163,3 +163,68 @@ if __name__ == "__main__":
     counted()
     one_rank()
     measured()
+
+# parameters 381.6 M (fusion 70.0, projection 73.4, backbone 238.2); gradients in fp32 1.53 GB; best.pt 1.53 GB; a
+#   step's checkpoint 4.58 GB
+# forward arithmetic, TFLOP (a multiplication and an addition are two)
+#    4 frames: embed_video 0.175, fusion_trunk 0.093, fuse, mlm 0.101, fuse, itm 0.104, embed_text 0.002; together 0.476
+#   16 frames: embed_video 0.700, fusion_trunk 0.371, fuse, mlm 0.394, fuse, itm 0.413, embed_text 0.002; together 1.881
+# one rank's part on one core, the quickest of several draws, one call of the others
+#  256 samples on 8 ranks: 512 rows, 64 of a rank
+#   EgoNCE before      0.231 s      45.3 MB received      68.4 MB held   0.0068 TFLOP
+#   draw before       0.0175 s
+#   EgoNCE now         0.052 s      15.3 MB received      20.9 MB held   0.0009 TFLOP
+#   draw now          0.0005 s
+#   rows before        1.435 s      69.9 MB received     465.4 MB held
+#   rows now           0.342 s      77.2 MB received     200.2 MB held   from 7 ranks at most
+#  256 samples on 64 ranks: 512 rows, 8 of a rank
+#   EgoNCE before      0.184 s      51.0 MB received      68.4 MB held   0.0068 TFLOP
+#   draw before       0.0169 s
+#   EgoNCE now         0.034 s      16.9 MB received      17.3 MB held   0.0001 TFLOP
+#   draw now          0.0003 s
+#   rows before        0.106 s      19.3 MB received      53.1 MB held
+#   rows now           0.081 s      16.9 MB received      31.3 MB held   from 5 ranks at most
+#  2,048 samples on 64 ranks: 4,096 rows, 64 of a rank
+#   EgoNCE before      6.235 s     407.7 MB received     839.0 MB held   0.4358 TFLOP
+#   draw before       1.4113 s
+#   EgoNCE now         0.174 s     138.0 MB received     145.0 MB held   0.0068 TFLOP
+#   draw now          0.0017 s
+#   rows before        0.790 s      77.2 MB received     458.2 MB held
+#   rows now           0.311 s      94.1 MB received     209.8 MB held   from 18 ranks at most
+#  16,384 samples on 512 ranks: 32,768 rows, 64 of a rank
+#   EgoNCE before    354.859 s    3261.2 MB received   25372.4 MB held  27.8915 TFLOP (extrapolated)
+#   EgoNCE now         1.209 s    1119.7 MB received    1137.7 MB held   0.0545 TFLOP
+#   draw now          0.0159 s
+#   rows before        1.180 s      74.8 MB received     451.0 MB held
+#   rows now           0.291 s      70.2 MB received     197.7 MB held   from 18 ranks at most
+# processes: ranks, what, (MB one rank receives, ms)
+#   1 difference  1.6e-07 1.6e-07
+#   1 loss before (0.0, 33.2) (0.0, 160.1)
+#   1 loss now    (0.0, 27.6) (0.0, 191.5)
+#   1 draw before (0.0, 0.5) (0.0, 16.8)
+#   1 draw now    (0.0, 0.4) (0.0, 1.0)
+#   1 rows before (0.0, 89.6) (0.0, 201.8) (0.0, 460.9)
+#   1 rows now    (0.0, 65.6) (0.0, 177.0) (0.0, 351.6)
+#   1 gradients   (0.0, 0.0) (0.0, 0.0) (0.0, 0.0)
+#   1 stop        (0.0, 0.0)
+#   1 metrics     (0.0, 0.0)
+#   2 difference  2.1e-07 2.4e-07
+#   2 loss before (6.3, 116.5) (25.2, 915.5)
+#   2 loss now    (2.1, 34.1) (9.2, 349.4)
+#   2 draw before (0.0, 1.5) (0.0, 34.1)
+#   2 draw now    (0.0, 0.8) (0.0, 1.4)
+#   2 rows before (4.8, 250.7) (4.8, 1388.5) (24.1, 2364.2)
+#   2 rows now    (4.8, 60.9) (4.8, 596.8) (24.1, 988.1)
+#   2 gradients   (8.4, 13.6) (33.6, 59.3) (67.1, 116.0)
+#   2 stop        (0.0, 0.1)
+#   2 metrics     (0.0, 6.0)
+#   4 difference  2.5e-07 2.0e-07
+#   4 loss before (18.9, 403.0) (75.5, 6110.9)
+#   4 loss now    (6.4, 113.2) (27.5, 1494.3)
+#   4 draw before (0.0, 12.8) (0.0, 665.3)
+#   4 draw now    (0.0, 1.2) (0.0, 2.7)
+#   4 rows before (0.0, 511.2) (19.3, 1850.0) (38.6, 3992.3)
+#   4 rows now    (0.0, 252.7) (19.3, 821.2) (38.6, 1665.6)
+#   4 gradients   (12.6, 38.0) (50.3, 150.9) (100.7, 513.9)
+#   4 stop        (0.0, 0.2)
+#   4 metrics     (0.0, 12.7)
