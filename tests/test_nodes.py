@@ -23,7 +23,8 @@ def test_one_rank_of_each_node_works(tmp_path):
         assert torn[0] == "WeightsError" and "torn.pt is not a checkpoint that can be read" in torn[1]
         assert damaged == ["WeightsError", "a.pt is damaged"] and of_a_node == ["WeightsError", "b.pt is damaged"]
         for (kind, message), numbers in ((local, "1 2"), (local_of_a_node, "3 4")):
-            assert (kind, message) == (("Local", numbers) if rank == 0 else ("RuntimeError", f"Local: {numbers}"))
+            assert (kind, message) == (("Local", numbers) if rank == 0 else
+                                       ("RuntimeError", f"rank 0 failed for the others: Local: {numbers}"))
         assert "lambda" in unpicklable[1], unpicklable
 
 

@@ -109,7 +109,7 @@ def portable(error: Exception) -> Exception:
             return error
     except Exception:
         pass
-    return RuntimeError(f"{type(error).__name__}: {error}")
+    return RuntimeError(f"rank {distributed.rank()} failed for the others: {type(error).__name__}: {error}")
 
 
 def _broadcast_bytes(content: bytes | None, of_node: bool = False) -> bytes:
