@@ -1,4 +1,5 @@
 """Losses against naive twins; masking and hard negatives by their statistics."""
+import copy
 import math
 
 import numpy as np
@@ -47,11 +48,41 @@ def test_a_part_and_a_whole_matrix_are_not_mixed():
             loss(part, torch.ones(2, 4))
 
 
-def test_a_contrastive_loss_on_whole_matrices_is_refused():
-    with pytest.raises(ConfigError, match=r"Old.contrastive_loss: similarity_BB .* similarity.mean_of_texts"):
-        class Old(EgoClip):
-            def contrastive_loss(self, model, similarity_BB, positives_BB):
-                return {}
+def test_a_part_is_no_tensor_and_says_so():
+    """As a loss meets it that was written for whole matrices, with other names of its own."""
+    part, weight = Part(torch.zeros(2, 4), torch.zeros(2, 4), first=2, ranks=2), torch.ones(2, 4)
+    for loss in (lambda s: s / 0.05, lambda s: 2 * s, lambda s: weight * s, lambda s: -s, lambda s: ~s, lambda s: s[0],
+                 torch.diag, lambda s: torch.nn.functional.cross_entropy(s, torch.arange(2)), lambda s: s.T.exp(),
+                 lambda s: torch.where(weight > 0, s, 0.0), lambda s: 1 - s, lambda s: s.float()):
+        with pytest.raises((TypeError, AttributeError), match=r"expected its tensors, .rows_bB .*docs/extending.md"):
+            loss(part)
+    assert copy.deepcopy(part).first == 2  # looks for names that may be absent
+
+
+def test_relevancies_are_those_of_this_ranks_pairs():
+    """Gathered ones would be broadcast where a rank has one row, and one number where it has several."""
+    part = Part(torch.zeros(1, 4), torch.zeros(1, 4), first=2, ranks=4)
+    for loss in (lambda: losses.max_margin(part, torch.ones(4)), lambda: losses.max_margin(drawn(4, 4), torch.ones(1))):
+        with pytest.raises(ValueError, match=r"relevancy_b: expected a number for each of this rank's [14] pairs"):
+            loss()
+
+
+def of_whole_matrices(self, model, similarity_BB, positives_BB):
+    return {}
+
+
+def of_all_pairs(self, model, batch, trunk_bSD, counts, text_index_B, video_index_B, label_B):
+    return 0.0
+
+
+@pytest.mark.parametrize("name, method, names", [
+    ("contrastive_loss", of_whole_matrices, r"similarity_BB, positives_BB .*\(self, model, similarity, positives\)"),
+    ("pairs", lambda self, similarity_BB, positives_BB, step: None, r".*\(self, similarity, positives, step\)"),
+    ("matching_loss", of_all_pairs, r"text_index_B, video_index_B, label_B .*text_index_b, video_index_b, label_b"),
+    ("chosen_texts", lambda self, tokens, text_index_B, counts: None, r"text_index_B .*\(self, tokens, moves\)")])
+def test_a_method_on_the_whole_batch_is_refused(name, method, names):
+    with pytest.raises(ConfigError, match=rf"Old.{name}: {names}.* similarity.mean_of_texts"):
+        type("Old", (EgoClip,), {name: method})
 
 
 def relevancies(B, seed=2):

@@ -29,6 +29,8 @@ from egokit.tasks.base import Task
 from egokit.train import distributed, moving
 from egokit.train.parts import Part
 
+WHOLE_BATCH = {"similarity_BB", "positives_BB", "text_index_B", "video_index_B", "label_B"}  # names that parts replaced
+
 
 def multi_hot(ids: np.ndarray, classes: int) -> np.ndarray:
     """Return a vector (classes,) of bytes that is 1 at `ids`."""
@@ -95,11 +97,15 @@ class EgoClip(Task):
 
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
-        if {"similarity_BB", "positives_BB"} & {*inspect.signature(cls.contrastive_loss).parameters}:
-            raise ConfigError(f"{cls.__name__}.contrastive_loss: similarity_BB and positives_BB were whole matrices; "
-                              "expected (self, model, similarity, positives), which hold this rank's rows (.rows_bB) "
-                              "and columns (.columns_bB). Rename them, and return this rank's share of the loss times "
-                              "the number of ranks, as similarity.mean_of_texts gives it (docs/extending.md)")
+        for name in ("contrastive_loss", "pairs", "matching_loss", "chosen_texts"):
+            given = inspect.signature(getattr(cls, name)).parameters
+            if old := [parameter for parameter in given if parameter in WHOLE_BATCH]:
+                expected = ", ".join(inspect.signature(getattr(EgoClip, name)).parameters)
+                raise ConfigError(
+                    f"{cls.__name__}.{name}: {', '.join(old)} were of the whole batch; expected ({expected}), where "
+                    "similarity and positives hold this rank's rows (.rows_bB) and columns (.columns_bB), and indices "
+                    "are of this rank's pairs. Rename them, and let a loss return this rank's share times the number "
+                    "of ranks, as similarity.mean_of_texts gives it (docs/extending.md)")
 
     @classmethod
     def needs_fusion(cls, config: Config, action: str) -> str:

@@ -102,10 +102,16 @@ def max_margin(similarity: Part | Tensor, relevancy_b: Tensor | None = None, mar
     Returns:
         Scalar, float32: of a part, this rank's share times the number of ranks.
 
+    Raises:
+        ValueError: relevancy_b is not of this rank's pairs, such as one gathered from all ranks.
+
     Source: EgoVLPv2's recipe for fine-tuning on EK-100.
     """
     s = Part.of(similarity).map(Tensor.float)
     own = s.own_pairs()[:, None]
+    if relevancy_b is not None and relevancy_b.shape != own[:, 0].shape:  # it would be broadcast
+        raise ValueError(f"relevancy_b: expected a number for each of this rank's {len(own)} pairs, got a tensor "
+                         f"{tuple(relevancy_b.shape)}; give this rank's own, not what is gathered from all ranks")
     margins = margin * (torch.ones_like(own) if relevancy_b is None else relevancy_b.float()[:, None])
     return off_diagonal_mean(s, F.relu(margins - (own - s.rows_bB)), F.relu(margins - (own - s.columns_bB)))
 

@@ -19,6 +19,10 @@ from torch.autograd.function import once_differentiable
 from egokit.model.dual import similarity, unit_vectors
 from egokit.train import distributed
 
+NO_MATRIX = ("a part of the global batch's matrix is no tensor; expected its tensors, .rows_bB (this rank's texts with "
+             "all videos) or .columns_bB (this rank's videos with all texts), or .map(function): write a loss on a "
+             "whole matrix anew with them (docs/extending.md)")
+
 
 @dataclass(frozen=True)
 class Part:
@@ -62,6 +66,20 @@ class Part:
         if self.ranks == 1:
             return Part.whole(rows_bB)
         return Part(rows_bB, function(self.columns_bB, *(other.columns_bB for other in others)), self.first, self.ranks)
+
+    def _refuse(self, *_):
+        """Raise TypeError: a loss made for a whole matrix calculates with the part itself."""
+        raise TypeError(NO_MATRIX)
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _refuse
+    __neg__ = __invert__ = __matmul__ = __getitem__ = _refuse
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        raise TypeError(NO_MATRIX)
+
+    def __getattr__(self, name: str):
+        raise AttributeError(f"no attribute {name!r}: {NO_MATRIX}")
 
     def expect_same_pairs(self, *others: Part) -> None:
         """Raise ValueError if another part is not of the same pairs, such as a whole matrix beside a rank's part."""
