@@ -85,7 +85,7 @@ def test_the_kernels_compile_for_gpus(capability):
 
 
 def test_a_triton_that_is_missing_or_a_head_that_is_too_wide_is_named(monkeypatch):
-    with pytest.raises(ConfigError, match=r"at most 64 dimensions a head, but model.width / model.heads is 160: set"):
+    with pytest.raises(ConfigError, match=r"most 64 dimensions a head, but model.width / model.heads is 160: .*sdpa"):
         VideoEncoder(ModelConfig(**SMALL | {"width": 160}, attention="triton"))
     monkeypatch.setitem(sys.modules, "egokit.model.divided_attention", None)
     monkeypatch.delattr("egokit.model.divided_attention")
@@ -125,11 +125,33 @@ def test_auto_takes_the_kernels_where_they_can_be_had(monkeypatch):
         return VideoEncoder(ModelConfig(**SMALL | values)).blocks[0].time.fused_on
     assert fused_on() == ()  # without a GPU
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert fused_on() == fused_on(attention="triton") == ("cuda",)
+    with monkeypatch.context() as on_a_gpu:
+        on_a_gpu.setattr(divided_attention, "unbuilt", lambda: "")
+        assert fused_on() == fused_on(attention="triton") == ("cuda",)
     assert fused_on(attention="sdpa") == fused_on(width=160) == ()
     monkeypatch.setitem(sys.modules, "egokit.model.divided_attention", None)
     monkeypatch.delattr("egokit.model.divided_attention")
     assert fused_on() == ()
+
+
+def test_a_node_without_a_c_compiler(monkeypatch, capsys):
+    """Triton builds what starts kernels when the first one is started, in the middle of a step."""
+    class Driver:
+        @property
+        def active(self):
+            raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable")
+    divided_attention.unbuilt.cache_clear()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(divided_attention.triton.runtime, "driver", Driver())
+    try:
+        for _ in range(2):
+            assert VideoEncoder(ModelConfig(**SMALL)).blocks[0].time.fused_on == ()
+        said, = capsys.readouterr().out.splitlines()
+        assert "PyTorch's" in said and "Failed to find C compiler" in said
+        with pytest.raises(ConfigError, match=r"attention=triton needs a C compiler .*model\.attention=sdpa"):
+            VideoEncoder(ModelConfig(**SMALL, attention="triton"))
+    finally:
+        divided_attention.unbuilt.cache_clear()
 
 
 def test_a_model_changes_its_path():

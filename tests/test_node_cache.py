@@ -68,11 +68,26 @@ def test_a_copy_is_made_again_if_the_original_or_the_copy_changes(original, tmp_
     assert node_cache.near(original, folder) == first and first.read_bytes() == original.read_bytes()
     Path(f"{first}.crc32").unlink()  # its process was killed before it wrote the checksum
     assert node_cache.near(original, folder) == first and Path(f"{first}.crc32").exists()
+    Path(f"{first}.crc32").write_bytes(b"\xff" * 8)
+    assert node_cache.near(original, folder) == first and first.read_bytes() == original.read_bytes()
     mapped = np.memmap(first, mode="r")
     original.write_bytes(b"another content" * 1000)
     second = node_cache.near(original, folder)
     assert second != first and second.read_bytes() == original.read_bytes() and len(copies(tmp_path / "disk")) == 2
     assert mapped[:10].tobytes() != b"another co"  # who has mapped the earlier one keeps it
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_another_content_of_the_same_size_and_time_is_seen(original, tmp_path, in_place):
+    """Archives and cp -p give it."""
+    node_cache.near(original, str(tmp_path / "disk"))
+    facts, other = original.stat(), original.read_bytes()[::-1]
+    target = original if in_place else tmp_path / "other"
+    target.write_bytes(other)
+    os.utime(target, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    os.replace(target, original)
+    assert original.stat().st_mtime_ns == facts.st_mtime_ns
+    assert node_cache.near(original, str(tmp_path / "disk")).read_bytes() == other
 
 
 def test_where_no_copy_can_be_made_the_original_is_used(original, tmp_path, lines, monkeypatch):

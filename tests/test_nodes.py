@@ -5,7 +5,7 @@ import pytest
 import torch
 from test_dist import ranks
 
-from egokit.train import nodes
+from egokit.train import distributed, nodes, training_state
 
 
 def test_one_rank_of_each_node_works(tmp_path):
@@ -34,3 +34,12 @@ def test_a_single_process_just_calls():
     for call in (nodes.once, nodes.once_a_node):
         with pytest.raises(ZeroDivisionError):
             call(lambda: 1 / 0)
+
+
+@pytest.mark.parametrize("steps", [[None, 5], [5, None], [5, 6]])
+def test_ranks_that_see_other_checkpoints_end_before_one_of_them_begins(tmp_path, monkeypatch, steps):
+    """A rank that finds none would begin at step 0, and wait for the others in another collective than they do."""
+    monkeypatch.setattr(distributed, "gather_objects", lambda step: steps)
+    trainer = argparse.Namespace(run=argparse.Namespace(checkpoints=tmp_path))
+    with pytest.raises(training_state.TrainingError, match="ranks read different files; is it one folder on all nodes"):
+        training_state.resume(trainer)

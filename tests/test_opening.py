@@ -11,6 +11,7 @@ from conftest import MODEL
 
 from egokit import tasks
 from egokit.data.video import clips, frame_sampling, open_video
+from egokit.data.video.timeline import VideoError
 
 SECONDS = 30.0  # of a chunk of the tiny data set
 
@@ -88,6 +89,21 @@ def test_a_replaced_file_is_opened_again_and_a_stale_one_is_not_missing(project,
     monkeypatch.setattr(os, "stat", stale)
     with pytest.raises(OSError, match="Stale file handle"):
         open_video.find_video(folder / "2.mp4")
+
+
+def test_a_chunk_that_may_not_be_seen_is_no_end_of_the_video(project, asked, monkeypatch):
+    """A chunk may be a link to where this user may not look; frames of another chunk would take its place."""
+    folder = next(folder for folder, count in chunks(project).items() if count > 1)
+    stat = os.stat
+
+    def refuses(path, *arguments, **options):
+        if str(path).endswith("1.mp4") and not options:  # not what looks for the reason
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, *arguments, **options)
+    monkeypatch.setattr(os, "stat", refuses)
+    for start, stop in ((29, 31), (31, 33)):
+        with pytest.raises(VideoError, match=r"1\.mp4"):
+            read(folder, start, stop)
 
 
 def test_absent_videos_are_named_before_training(resolve, copied):

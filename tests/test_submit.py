@@ -91,6 +91,8 @@ def test_packages_that_the_caller_has_by_pythonpath_are_the_jobs_too_after_its_c
     monkeypatch.setenv("PYTHONPATH", f"/opt/site{os.pathsep}/home/me/lib")
     local = LaunchConfig(cluster="local")
     assert launch.starter_environment(tmp_path, local)["PYTHONPATH"] == f"{tmp_path}:/opt/site:/home/me/lib"
+    monkeypatch.setenv("PYTHONPATH", f":lib{os.pathsep}")  # as export PYTHONPATH=$PYTHONPATH:lib gives it
+    assert launch.starter_environment(tmp_path, local)["PYTHONPATH"] == f"{tmp_path}:{os.path.abspath('lib')}"
     monkeypatch.delenv("PYTHONPATH")
     assert launch.starter_environment(tmp_path, local)["PYTHONPATH"] == str(tmp_path)
 

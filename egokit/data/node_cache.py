@@ -2,7 +2,8 @@
 
 An index is read at random places all through a job. On a file system that all nodes share, each page that a node lacks
 is a message to its server. One process of a node copies; the others wait for it. A copy is named by the original's
-path, size and time, and has a checksum beside it. If it can't be made, the original is used, and a line says why.
+path and facts (size, times, inode), and has a checksum beside it. If it can't be made, the original is used, and a line
+says why.
 """
 import functools
 import hashlib
@@ -62,7 +63,9 @@ def _copy_of(path: Path, own: Path) -> Path:
     """Return the sound copy of a file in `own`; make it if there is none."""
     facts = path.stat()
     key = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
-    copy = own / f"{key}-{facts.st_size:x}-{facts.st_mtime_ns:x}-{path.name.lstrip('.')}"
+    # archives and cp -p give other content the same time of change; the file's own facts then differ still
+    state = f"{facts.st_size:x}-{facts.st_mtime_ns:x}-{facts.st_ctime_ns:x}-{facts.st_ino:x}"
+    copy = own / f"{key}-{state}-{path.name.lstrip('.')}"
     if _is_sound(copy, facts.st_size):
         return copy
     with lock_file(own / f"{key}.lock"):
@@ -90,7 +93,7 @@ def _sum_of(copy: Path) -> Path:
 def _is_sound(copy: Path, size: int) -> bool:
     """Return whether a copy is there and has the checksum beside it."""
     try:
-        return copy.stat().st_size == size and f"{_checksum(copy):08x}" == _sum_of(copy).read_text()
+        return copy.stat().st_size == size and b"%08x" % _checksum(copy) == _sum_of(copy).read_bytes()
     except FileNotFoundError:
         return False
 

@@ -7,6 +7,8 @@ which torch.compile, selective recomputation and the counter of benchmarks/gpu_c
 
 Shapes: B clips, T frames, N patches a frame, S = 1 + T*N tokens, D width, H heads, K = D/H.
 """
+import functools
+
 import torch
 import triton
 from torch import Tensor
@@ -18,6 +20,37 @@ DEVICES = ("cuda", "cpu") if triton.knobs.runtime.interpret else ("cuda",)  # Tr
 PARTS = 16         # tiles whose parts of CLS are added up at once
 WIDEST_HEAD = 64  # K; twice as wide ones would not fit every card's shared memory
 WARPS, FORWARD_STAGES, BACKWARD_STAGES = 4, 2, 1  # what the compiler fits into registers, at K = 64 for an H100
+
+
+def refusal(head_width: int) -> str:
+    """Return why a model's heads can't be computed by these kernels, and what to do; "" if they can, or without a GPU.
+
+    Args:
+        head_width: K.
+    """
+    if head_width > WIDEST_HEAD:
+        return (f"takes at most {WIDEST_HEAD} dimensions a head, but model.width / model.heads is {head_width}: "
+                "give the model more heads")
+    return unbuilt() if torch.cuda.is_available() else ""
+
+
+@functools.cache
+def unbuilt() -> str:
+    """Return what keeps Triton from building what starts kernels on this machine's GPU; "" if nothing does.
+
+    It needs a C compiler and Python's headers, or what it built before with the same PyTorch (~/.triton).
+    """
+    if triton.knobs.runtime.interpret:
+        return ""
+    try:
+        _ = triton.runtime.driver.active.utils  # what the first kernel would ask for
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0][:150]
+        need = "needs a C compiler (gcc, or $CC) and Python's headers (python3-dev) on the node"
+        print(f"divided attention by egokit's kernels {need} ({reason}); PyTorch's, which are slower, take their place",
+              flush=True)
+        return f"{need} ({reason}): add them"
+    return ""
 
 
 class Tiling:

@@ -176,11 +176,10 @@ def devices_of_kernels(config: ModelConfig) -> tuple[str, ...]:
             return ()
         raise ConfigError(f"model.attention=triton needs the package triton ({error}): install the one that belongs "
                           "to this PyTorch, or set model.attention=sdpa") from error
-    if config.width // config.heads > divided_attention.WIDEST_HEAD:
+    if refusal := divided_attention.refusal(config.width // config.heads):
         if not wanted:
             return ()
-        raise ConfigError(f"model.attention=triton takes at most {divided_attention.WIDEST_HEAD} dimensions a head, "
-                          f"but model.width / model.heads is {config.width // config.heads}: set model.attention=sdpa")
+        raise ConfigError(f"model.attention=triton {refusal}, or set model.attention=sdpa")
     return divided_attention.DEVICES
 
 

@@ -38,6 +38,9 @@ def resume(trainer) -> None:
     if distributed.rank() == 0:
         for part in folder.glob(".*.part.pt"):  # left by a kill in the middle of a write
             part.unlink()
+    steps = set(distributed.gather_objects(found and found[1]["step"]))  # before any rank restores or begins
+    if len(steps) > 1:
+        raise TrainingError(f"{folder}: ranks read different files; is it one folder on all nodes?")
     if found is not None:
         _restore(trainer, *found)
     if distributed.rank() == 0:  # an event without a step stays
@@ -61,8 +64,6 @@ def _restore(trainer, path, saved: dict, damaged: list) -> None:
     trainer.validated = saved["validated"]
     trainer.bad, trainer.bad_in_epoch = saved.get("bad", 0), saved.get("bad_in_epoch", 0)
     trainer.began -= saved.get("seconds", 0)  # seconds are those of all starts together
-    if len(set(distributed.gather_objects(trainer.step))) > 1:
-        raise TrainingError(f"{trainer.run.checkpoints}: ranks read different files; is it one folder on all nodes?")
     for newer in damaged if distributed.rank() == 0 else []:  # they must not count any more
         print(f"{newer} is damaged, and is {newer.name}.damaged now: the run goes on from {path.name}", flush=True)
         newer.rename(f"{newer}.damaged")

@@ -66,10 +66,6 @@ def open_video(path: str | os.PathLike, reader: str = "pyav", tolerant: bool = F
     """
     opened = find_video(path, reader, tolerant)
     if opened is None:
-        try:
-            access.exists(path)
-        except PermissionError as error:  # where a folder above it may not be entered, no file is seen
-            raise VideoError(str(error)) from None
         raise FileNotFoundError(f"video {path} is missing" + (
             "; notebook 01_data_prep (or 'egokit prep') makes the prepared videos" if is_prepared(path) else
             ": put it there, or correct the path"))
@@ -81,6 +77,9 @@ def find_video(path: str | os.PathLike, reader: str = "pyav", tolerant: bool = F
 
     The file system is asked for the file's facts once, and to open it once; for a file that is still open, only the
     former (benchmarks/opening.py counts). On a file system that many nodes share, each of them may be a message.
+
+    Raises:
+        VideoError: as `open_video`; also where a folder above the file, or above what it links to, may not be entered.
     """
     path = Path(path)
     key = (str(path), reader, tolerant)
@@ -109,11 +108,13 @@ def find_video(path: str | os.PathLike, reader: str = "pyav", tolerant: bool = F
 
 
 def _status(path: Path) -> os.stat_result | None:
-    """Return the facts of a regular file; None if there is none, or if it can't be seen by this user."""
+    """Return the facts of a regular file; None if there is none."""
     try:
         status = os.stat(path)
-    except (PermissionError, ValueError):  # a name with a zero byte
+    except ValueError:  # a name with a zero byte
         return None
+    except PermissionError:  # what can't be seen is not absent: a clip would get other frames
+        raise VideoError(access.explain(os.path.realpath(path))) from None  # it may be a link
     except OSError as error:
         if error.errno in (*access.ABSENT, errno.ENAMETOOLONG):
             return None
