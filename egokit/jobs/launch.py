@@ -74,8 +74,7 @@ def submit(config: Config, run: Run, action: str = "train", section: str | None 
             shutil.rmtree(handle.folder / "code", ignore_errors=True)  # the present code makes the new result
             run.write_metrics(handle.section, {})
         expect_same(handle, config, (init_sha256, task_sha256), sources=sources)
-        exists = handle.metrics() or handle.alive()
-        if not exists:
+        if not (exists := handle.metrics() or handle.alive()):
             expect_ready(config, action)
             code_snapshot.expect_own_folders(handle.folder)
         cpu_notice = "" if exists else devices.check_gpus(config, action)
@@ -290,11 +289,10 @@ def starter_environment(code: Path, launch: LaunchConfig) -> dict[str, str]:
     if "SLURM_JOB_ID" in inherited:  # the caller runs in a job or on a node; what it submits is no part of that job
         inherited = {key: value for key, value in inherited.items()
                      if key == "SLURM_CONF" or not key.startswith(("SLURM_", "SRUN_"))}
-    # the job's copy first; then packages that the caller has by PYTHONPATH, as environment modules give them, but not
-    # what "" and relative names would mean where the job runs
+    # the job's copy first; then the caller's packages, by names that mean the same where the job runs
     given = filter(None, inherited.get("PYTHONPATH", "").split(os.pathsep))
-    path = os.pathsep.join([str(code.resolve()), *map(os.path.abspath, given)])
-    environment = dict(inherited, PYTHONPATH=path, PYTHONSAFEPATH="1", TOKENIZERS_PARALLELISM="false")
+    environment = dict(inherited, PYTHONPATH=os.pathsep.join([str(code.resolve()), *map(os.path.abspath, given)]),
+                       PYTHONSAFEPATH="1", TOKENIZERS_PARALLELISM="false")
     if launch.cluster == "slurm":
         # sbatch would hand on which GPUs this process has, but SLURM gives the job its own
         environment.pop(devices.VISIBLE_DEVICES, None)
