@@ -13,7 +13,6 @@ PARTS = {
     r"annotation_tables.py:\d+: \0, line \0: \0: \0$": "the reason, which the line before chooses, is the last value",
     r"prep/video.py:\d+: \0: \0$": "the same: which outputs are wrong, and why",
     r"searcher.py:\d+: .* has no index of any video": "the same: what makes the index, or why nothing can be read",
-    r"train/nodes.py:\d+: \0: \0$": "another rank's error, with its own words",
     r"is not valid YAML": "YAML's own words, with the line, come after it",
     r"only SLURM's jobs have a script": "the fix is the value that the key should have",
     r"a number, not true or false": "what a key expected; egokit/config/build.py puts the key before",
