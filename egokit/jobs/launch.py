@@ -290,9 +290,8 @@ def starter_environment(code: Path, launch: LaunchConfig) -> dict[str, str]:
     if "SLURM_JOB_ID" in inherited:  # the caller runs in a job or on a node; what it submits is no part of that job
         inherited = {key: value for key, value in inherited.items()
                      if key == "SLURM_CONF" or not key.startswith(("SLURM_", "SRUN_"))}
-    # the job's copy first; then folders that the caller has by PYTHONPATH, as environment modules give them
-    given = map(os.path.abspath, filter(None, inherited.get("PYTHONPATH", "").split(os.pathsep)))
-    environment = dict(inherited, PYTHONPATH=os.pathsep.join([str(code.resolve()), *given]), PYTHONSAFEPATH="1",
+    paths = [code.resolve(), *inherited.get("PYTHONPATH", "").split(":")]  # the job's copy, then the caller's folders
+    environment = dict(inherited, PYTHONPATH=":".join(map(os.path.abspath, filter(None, paths))), PYTHONSAFEPATH="1",
                        TOKENIZERS_PARALLELISM="false")
     if launch.cluster == "slurm":
         # sbatch would hand on which GPUs this process has, but SLURM gives the job its own
