@@ -228,13 +228,13 @@ LOOP = """if True:
 def test_killed_in_the_middle_of_writes_a_run_ends_with_the_same_bits(resolve, project, run):
     """Files that are found are whole at every kill, and best.pt is never of a later step than what is repeated."""
     from egokit.config.build import to_dict
-    config = resolve(overrides=f"{MODEL} model.dropout=0.1 train.epochs=6 train.checkpoint_steps=1 train.ema_decay=0.5")
+    config = resolve(overrides=f"{MODEL} model.dropout=0.1 train.epochs=3 train.checkpoint_steps=1 train.ema_decay=0.5")
     straight, broken = Run(run.path / "straight"), Run(run.path / "broken")
     train(config, tasks.make(config), straight, "pretrain", CPU)
     (run.path / "config.json").write_text(json.dumps(to_dict(config)))
     command = [sys.executable, "-c", LOOP, str(run.path / "config.json"), str(broken.path)]
     environment, dice, torn = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1"), random.Random(1), 0
-    for _ in range(5):
+    for _ in range(3):
         process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, cwd=project)
         seen = {path.name for path in broken.checkpoints.glob("*")} if broken.checkpoints.exists() else set()
         wait_for(lambda process=process, seen=seen: process.poll() is not None or any(
