@@ -67,15 +67,16 @@ def gradients(folder, project, world, recipe, micro_batches, *overrides):
     return torch.load(folder / "results.pt")
 
 
-def assert_same(got, expected, what):
-    """Compare terms and every parameter's gradient, in double precision."""
-    assert got["terms"] == pytest.approx(expected["terms"], rel=1e-12), what
+def assert_same(got, expected, what, double=False):
+    """Compare terms and every parameter's gradient: to 1e-5, or in double precision to 1e-12."""
+    bound, rounding, dtype = (1e-12, 1e-14, torch.float64) if double else (1e-5, 1e-7, torch.float32)
+    assert got["terms"] == pytest.approx(expected["terms"], rel=bound), what
     assert got["gradients"].keys() == expected["gradients"].keys()
     # a key's bias has no gradient in exact arithmetic; its rounding error is compared with the largest gradient
-    floor = 1e-14 * max(value.norm().item() for value in expected["gradients"].values())
+    floor = rounding * max(value.norm().item() for value in expected["gradients"].values())
     for name, value in expected["gradients"].items():
-        assert value.dtype == torch.float64
-        assert (got["gradients"][name] - value).norm() <= 1e-12 * value.norm() + floor, (what, name)
+        assert value.dtype == dtype
+        assert (got["gradients"][name] - value).norm() <= bound * value.norm() + floor, (what, name)
 
 
 @pytest.mark.slow
@@ -86,7 +87,7 @@ def test_gradient_of_ranks_equals_one_process(project, tmp_path):
     """
     results = {world: gradients(tmp_path / str(world), project, world, "toy/pretrain", [0])[0] for world in (1, 2, 4)}
     for world in (2, 4):
-        assert_same(results[world], results[1], world)
+        assert_same(results[world], results[1], world, double=True)
 
 
 @pytest.mark.slow
@@ -103,7 +104,7 @@ def test_gradient_of_micro_batches_equals_the_batches(project, tmp_path, recipe)
     of_four = gradients(tmp_path / "4", project, 4, recipe, [1, 2], *overrides)
     for world, results in ((1, of_one), (2, of_two), (4, of_four)):
         for micro_batch, got in results.items():
-            assert_same(got, of_one[0], (world, micro_batch))
+            assert_same(got, of_one[0], (world, micro_batch), double=True)
 
 
 @pytest.mark.parametrize("fails", [False, True])
