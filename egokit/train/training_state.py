@@ -43,9 +43,14 @@ def resume(trainer) -> None:
         raise TrainingError(f"{folder}: ranks read different files; is it one folder on all nodes?")
     if found is not None:
         _restore(trainer, *found)
-    if distributed.rank() == 0:  # an event without a step stays
-        trainer.run.truncate_log(lambda event: event.get("step", 0) <= (
-            trainer.validated if event["kind"] == "validation" else trainer.step))
+    if distributed.rank() == 0:
+        drop_later_events(trainer)
+
+
+def drop_later_events(trainer) -> None:
+    """Drop what was logged after a trainer's checkpoint, as it will be logged again; an event without a step stays."""
+    trainer.run.truncate_log(lambda event: event.get("step", 0) <= (
+        trainer.validated if event["kind"] == "validation" else trainer.step))
 
 
 def _restore(trainer, path, saved: dict, damaged: list) -> None:
