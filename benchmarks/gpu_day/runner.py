@@ -77,8 +77,8 @@ def stages(cpu: bool, scratch: Path) -> list[Stage]:
             timed("large_batch", 30),
             Stage("tests", tests(cpu), 100, False, "tests.txt"), untimed("toy", 110), untimed("job", 110),
             untimed("deterministic", 90), untimed("nccl", 60), untimed("twin", 60),
-            timed("profile", 40), timed("encode", 45), timed("compiled", 120), timed("attention", 60),
-            timed("compiled_sdpa", 120)]
+            timed("profile", 40), timed("encode", 45), timed("compiled", 170), timed("attention", 60),
+            timed("compiled_sdpa", 170)]
 
 
 def install(scratch: Path) -> tuple[str, ...]:
