@@ -94,14 +94,14 @@ def test_gradient_of_ranks_equals_one_process(project, tmp_path):
 @pytest.mark.parametrize("recipe", ["toy/pretrain", "toy/ek100_finetune", "toy/charades_finetune",
                                     "toy/ek100_finetune task.retrieval_loss=symmetric_multi_similarity"])
 def test_gradient_of_micro_batches_equals_the_batches(project, tmp_path, recipe):
-    """Gradient caching is exact on 1, 2 and 4 ranks.
+    """Gradient caching is exact on 1 and 2 ranks, for pre-training on 4, too; rank_parts.py has all losses there.
 
     Their shares (6 and 5; 3, 3, 3 and 2) make equally many micro-batches or not.
     """
     recipe, *overrides = recipe.split()
     of_one = gradients(tmp_path / "1", project, 1, recipe, [0, 1, 3], *overrides)
     of_two = gradients(tmp_path / "2", project, 2, recipe, [1, 3, 5, 6], *overrides)
-    of_four = gradients(tmp_path / "4", project, 4, recipe, [1, 2], *overrides)
+    of_four = gradients(tmp_path / "4", project, 4, recipe, [1, 2], *overrides) if recipe == "toy/pretrain" else {}
     for world, results in ((1, of_one), (2, of_two), (4, of_four)):
         for micro_batch, got in results.items():
             assert_same(got, of_one[0], (world, micro_batch), double=True)
