@@ -147,9 +147,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(context, grad: Tensor):
         own, W = context.counts[rank()], len(context.counts)
-        received = grad.new_empty((W * own, *grad.shape[1:]))
-        dist.all_to_all_single(received, grad.contiguous(), [own] * W, context.counts)
-        return received.unflatten(0, (W, own)).sum(0), None
+        return exchange(grad, context.counts, [own] * W).unflatten(0, (W, own)).sum(0), None
 
 
 def gather(x: Tensor, counts: list[int] | None = None) -> Tensor:
