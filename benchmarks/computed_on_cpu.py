@@ -117,7 +117,8 @@ def on_the_cpu() -> Iterator[None]:
     torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(…, device="cuda:0") makes its numbers on the CPU first
     torch.__future__.set_overwrite_module_params_on_conversion(True)  # a parameter that moves changes its class
     try:
-        with (fresh_caches(), cuda_answers(), backward_passes(), foreach_of(ComputedOnCpu), _ComputedMode(),
+        with (fresh_caches(), cuda_answers(unbuilt="need a real GPU"), backward_passes(),
+              foreach_of(ComputedOnCpu), _ComputedMode(),
               unittest.mock.patch.multiple(torch.cuda, get_rng_state=lambda *args: torch.get_rng_state(),
                                            set_rng_state=lambda state, *args: torch.set_rng_state(state)),
               unittest.mock.patch.object(torch.Tensor, "pin_memory", lambda tensor, *args: tensor)):

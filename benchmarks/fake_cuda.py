@@ -53,8 +53,12 @@ def nothing(*args, **kwargs) -> None:
 
 
 @contextlib.contextmanager
-def cuda_answers() -> Iterator[None]:
-    """Let torch.cuda answer as if there were one GPU, with an H100's properties."""
+def cuda_answers(unbuilt: str = "") -> Iterator[None]:
+    """Let torch.cuda answer as if there were one GPU, with an H100's properties.
+
+    Args:
+        unbuilt: why egokit's own kernels could not be built for it; "" if they could.
+    """
     memory = 80 * 2**30
     properties = types.SimpleNamespace(name="no GPU", major=9, minor=0, total_memory=memory, multi_processor_count=132,
                                        warp_size=32, max_threads_per_multi_processor=2048, L2_cache_size=50 * 2**20,
@@ -73,7 +77,7 @@ def cuda_answers() -> Iterator[None]:
     answers |= dict.fromkeys(("current_stream", "default_stream"), lambda *args, **kwargs: _Idle())
     answers["get_rng_state"] = lambda *args, **kwargs: torch.zeros(16, dtype=torch.uint8)
     with (unittest.mock.patch.multiple(torch.cuda, **answers),
-          unittest.mock.patch.object(divided_attention, "unbuilt", lambda: "")):  # its kernels are counted, not started
+          unittest.mock.patch.object(divided_attention, "unbuilt", lambda: unbuilt)):
         yield
 
 
