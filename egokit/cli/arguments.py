@@ -44,8 +44,10 @@ def minutes(text: str) -> float:
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
     formatter = argparse.RawDescriptionHelpFormatter
-    top = argparse.ArgumentParser(prog="egokit", description="EgoVLPv2 as a notebook-centric research kit.")
-    subparsers = top.add_subparsers(dest="command", required=True)
+    top = argparse.ArgumentParser(prog="egokit", description="EgoVLPv2 as a notebook-centric research kit. Without a "
+                                  "command: where you stand, and the next command.")
+    top.set_defaults(function=commands.overview)
+    subparsers = top.add_subparsers(dest="command")
 
     def add(name, help, example):
         sub = subparsers.add_parser(name, help=help, description=f"{help}\n\nexample:\n  {example}",

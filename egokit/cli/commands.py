@@ -6,6 +6,11 @@ from pathlib import Path
 from egokit.config.build import ConfigError
 
 
+def overview(arguments) -> None:
+    from egokit.prep import overview as standing
+    print(standing.overview())
+
+
 def demo(arguments) -> None:
     from egokit.notebook import demo as all_notebooks
     all_notebooks.run(arguments.run, arguments.overrides)
