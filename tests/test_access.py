@@ -130,7 +130,7 @@ def test_what_is_there_and_what_is_not(shared):
 
 def test_a_command_says_whose_a_file_is(shared, project, monkeypatch, capsys):
     (shared / "metrics.json").write_text("{}")
-    monkeypatch.setattr(cli, "runs", lambda arguments: (shared / "metrics.json").read_text())
+    monkeypatch.setattr(cli.commands, "runs", lambda arguments: (shared / "metrics.json").read_text())
     cli.main(["runs"])
     (shared / "metrics.json").chmod(0)
     with someone_else(), pytest.raises(SystemExit, match="2"):

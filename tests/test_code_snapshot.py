@@ -68,7 +68,7 @@ def test_a_record_that_others_may_write_counts_for_nothing(tmp_path, monkeypatch
 def test_without_a_place_for_the_record_jobs_start_all_the_same(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_STATE_HOME", "/dev/null/nowhere")
     code = code_snapshot.snapshot_code(tmp_path, keep=False)
-    assert (code / "egokit/cli.py").is_file() and "no record of this job's code" in capsys.readouterr().out
+    assert (code / "egokit/cli/__init__.py").is_file() and "no record of this job's code" in capsys.readouterr().out
     assert code_snapshot.snapshot_code(tmp_path, keep=True) == code, "the present code needs no record"
 
 

@@ -142,7 +142,7 @@ def test_a_full_disk_names_the_file_and_not_its_temporary_one(tmp_path, monkeypa
     def fails(path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     for path in (tmp_path / "a.b" / "params.yaml", tmp_path / "params.v2.yaml", tmp_path / "code"):
-        monkeypatch.setattr(cli, "runs", lambda _, path=path: fails(temporary_path(path)))
+        monkeypatch.setattr(cli.commands, "runs", lambda _, path=path: fails(temporary_path(path)))
         with pytest.raises(SystemExit, match="2"):
             cli.main(["runs"])
         line = capsys.readouterr().err

@@ -4,5 +4,5 @@
     steps.py       steps that not every model can take
     headless.py    one notebook, executed by papermill
     batch.py       several notebooks, run here or as a job of their own
-    demo.py        `egokit demo`: all notebooks on the toy data
+    demo.py        `egokit demo`: all notebooks on the toy data;  telling.py  what it prints about their jobs
 """

@@ -1,15 +1,7 @@
-"""The `egokit` command: one function per subcommand, each a thin layer on the package.
-
-`parser` holds the description of every subcommand.
-"""
+"""The arguments of every subcommand, with its help and an example."""
 import argparse
-import json
-import sys
-from pathlib import Path
 
-from egokit.config.build import ConfigError
-from egokit.config.names import printable, protect_terminal
-from egokit.runs.explain import explained
+from egokit.cli import commands
 from egokit.tasks import score
 
 
@@ -22,21 +14,6 @@ def _recipe(parser: argparse.ArgumentParser, params: str | None = None, run: str
                         help="'section.key=value …', for example 'train.epochs=1 optim.lr=1e-4'")
     parser.add_argument("--run", default=run,
                         help=f"name of the run folder (default: {run or 'a name made from the folder of videos'})")
-
-
-def demo(arguments) -> None:
-    from egokit.notebook import demo as all_notebooks
-    all_notebooks.run(arguments.run, arguments.overrides)
-
-
-def toy(arguments) -> None:
-    from egokit import toy as embedded
-    print(embedded.make(arguments.root, seed=arguments.seed, size=arguments.size))
-
-
-def prep(arguments) -> None:
-    from egokit.prep import command as preparation
-    preparation.prepare(arguments)
 
 
 def shard(text: str) -> tuple[int, int]:
@@ -64,113 +41,28 @@ def minutes(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text!r}: expected a number of minutes above 0")
 
 
-def run(arguments) -> None:
-    from egokit.notebook import batch
-    from egokit.notebook.open_run import PARAMETERS
-    parameters = {key: value for key, value in vars(arguments).items() if key in PARAMETERS and value is not None}
-    seconds = arguments.timeout and 60 * arguments.timeout
-    notebooks = batch.check_notebooks(arguments.notebooks, parameters, seconds, arguments.side_by_side)
-    if arguments.submit:
-        print(batch.submit(notebooks))
-    elif exit_code := batch.run(notebooks):
-        sys.exit(exit_code)
-
-
-def compare(arguments) -> None:
-    from egokit.notebook import compare as comparison
-    if exit_code := comparison.run(comparison.check(arguments), arguments.wait, arguments.side_by_side):
-        sys.exit(exit_code)
-
-
-def submit(arguments) -> None:
-    from egokit import tasks
-    from egokit.config.registry import notebook_of
-    from egokit.config.resolve import outputs_folder, resolve
-    from egokit.jobs import launch
-    from egokit.notebook.open_run import open_run
-    from egokit.train.batch_plan import check_batch
-    config = resolve(arguments.params, arguments.site, arguments.overrides, arguments.run)
-    notebook, actions = notebook_of(config), tasks.find(config.task.name).actions()
-    action = arguments.action or next(iter(actions))
-    if action not in actions:
-        raise ConfigError(f"task {config.task.name!r} has no action {action!r}: expected {' or '.join(actions)}")
-    if arguments.print:
-        folder = outputs_folder() / notebook / arguments.run
-        return print(launch.sbatch_script(config, folder, action, actions[action]))
-    if config.site.toy and not arguments.params.startswith("toy/"):
-        print(f"on the embedded data set in {config.site.root}; for other data name a site: --site", file=sys.stderr)
-    check_batch(config, action)  # before the run's folder is made
-    run = open_run(arguments.params, arguments.site, arguments.overrides, arguments.run, notebook)
-    job = launch.submit(config, run, action, actions[action])
-    print(job)
-    if arguments.wait:
-        print(json.dumps(job.wait(), indent=1))
-
-
-def search(arguments) -> None:
-    from egokit.search import command
-    command.answer(arguments)
-
-
-def runs(arguments) -> None:
-    from egokit.jobs import runs_table
-    print(runs_table.format_table(runs_table.job_rows(arguments.outputs)))
-
-
-def trust(arguments) -> None:
-    from egokit.jobs.code_snapshot import trust_code
-    print(*trust_code(Path(arguments.folder)), sep="\n")
-
-
-def doctor(arguments) -> None:
-    from egokit.config.resolve import resolve
-    from egokit.prep import doctor as site_doctor
-    config = resolve(arguments.params, arguments.site, arguments.overrides)
-    findings = site_doctor.examine(config, 0 if arguments.all else site_doctor.SAMPLE, ["speed"] * arguments.speed)
-    print(f"site {config.site.name}: {config.site.root}\n\n{site_doctor.format_findings(findings)}")
-    sys.exit(0 if site_doctor.is_sound(findings) else 1)
-
-
-def ledger(arguments) -> None:
-    from egokit.runs.ledger import read
-    from egokit.runs.ledger_table import format_ledger
-    print(format_ledger(read(arguments.outputs)))
-
-
-def convert(arguments) -> None:
-    from egokit.model import weights
-    out = Path(arguments.out)
-    suffixes = (".pth", ".pt", ".tar") if arguments.command == "export" else (".safetensors", ".pt", ".pth")
-    if out.suffix not in suffixes:
-        raise weights.WeightsError(f"{out}: expected a name that ends in {', '.join(suffixes)}")
-    if out.exists() and not arguments.force:
-        raise weights.WeightsError(f"{out} exists: give another name, or --force to replace it")
-    model = weights.load(arguments.source, frames=arguments.frames)
-    (weights.export if arguments.command == "export" else weights.save)(model, out)
-    print(f"{out}: {len(model.state_dict())} tensors, projection {model.config.projection}, "
-          f"{model.config.frames} frames, {out.stat().st_size / 1e9:.2f} GB")
-
-
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
     formatter = argparse.RawDescriptionHelpFormatter
-    top = argparse.ArgumentParser(prog="egokit", description="EgoVLPv2 as a notebook-centric research kit.")
-    commands = top.add_subparsers(dest="command", required=True)
+    top = argparse.ArgumentParser(prog="egokit", description="EgoVLPv2 as a notebook-centric research kit. Without a "
+                                  "command: where you stand, and the next command.")
+    top.set_defaults(function=commands.overview)
+    subparsers = top.add_subparsers(dest="command")
 
-    def add(name, function, help, example):
-        sub = commands.add_parser(name, help=help, description=f"{help}\n\nexample:\n  {example}",
+    def add(name, help, example):
+        sub = subparsers.add_parser(name, help=help, description=f"{help}\n\nexample:\n  {example}",
                                   formatter_class=formatter)
-        sub.set_defaults(function=function)
+        sub.set_defaults(function=getattr(commands, name))
         return sub
 
-    sub = add("demo", demo, "Run every notebook on the embedded data set.", "egokit demo")
+    sub = add("demo", "Run every notebook on the embedded data set.", "egokit demo")
     sub.add_argument("--run", default="demo")
     sub.add_argument("--overrides", default="", help="for every notebook, for example 'train.epochs=0'")
-    sub = add("toy", toy, "Make the embedded data set.", "egokit toy outputs/toy")
+    sub = add("toy", "Make the embedded data set.", "egokit toy outputs/toy")
     sub.add_argument("root")
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--size", choices=("demo", "tiny"), default="demo")
-    sub = add("prep", prep, "Prepare data: resize, cut, metadata, relevancy. Resumable; failed parts are tried again.",
+    sub = add("prep", "Prepare data: resize, cut, metadata, relevancy. Resumable; failed parts are tried again.",
               "egokit prep --site local                                everything on this machine\n"
               "  egokit prep ek100 --site local                          one data set: ego4d, charades or ek100\n"
               "  egokit prep nlq-narrations --site local --every 10      narrations as questions (not part of all)\n"
@@ -194,7 +86,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--videos", type=positive, metavar="N", help="nlq-narrations: N videos, evenly over the table")
     sub.add_argument("--wait", action="store_true",
                      help="with --array: wait until all jobs have ended; exit code 1 if a video failed")
-    sub = add("run", run, "Run notebooks with papermill: in order, up to the first that fails, or side by side.\n"
+    sub = add("run", "Run notebooks with papermill: in order, up to the first that fails, or side by side.\n"
               "The exit code is 1 if a notebook failed.",
               "egokit run 03_ek100 --params ek100_finetune --site local\n"
               "  egokit run 05_egomcq:egomcq 03_ek100:ek100_finetune --site local --run released --submit\n"
@@ -210,7 +102,7 @@ def parser() -> argparse.ArgumentParser:
     for name in ("params", "site", "overrides"):
         sub.add_argument(f"--{name}")
     sub.add_argument("--run", dest="run_name")
-    sub = add("compare", compare, "Evaluate several models on a notebook's benchmark: a table beside the published\n"
+    sub = add("compare", "Evaluate several models on a notebook's benchmark: a table beside the published\n"
               "numbers, and how sure the differences are. The exit code is 1 if a model failed.",
               "egokit compare 03_ek100 --init EgoVLPv2_smallproj.pth --init lavila_b.pth --site local")
     sub.add_argument("notebook", help="a notebook's name or its beginning")
@@ -220,7 +112,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--run", default="compare", dest="run_name", help="first part of the run folders' names")
     sub.add_argument("--side-by-side", type=positive, default=1, metavar="N", help="on this machine, N models at once")
     sub.add_argument("--wait", action="store_true", help="on SLURM: wait until all jobs have ended")
-    sub = add("submit", submit, "Start the job of a recipe, or attach to it; the recipe's notebook finds it, too.",
+    sub = add("submit", "Start the job of a recipe, or attach to it; the recipe's notebook finds it, too.",
               "egokit submit toy/pretrain --run mine --wait\n"
               "  egokit submit params/pretrain.yaml --site mycluster           on a cluster; returns at once\n"
               "  egokit submit params/pretrain.yaml --site mycluster --print   only shows the sbatch script")
@@ -230,7 +122,7 @@ def parser() -> argparse.ArgumentParser:
     then.add_argument("--wait", action="store_true", help="show progress until the job has finished")
     then.add_argument("--print", action="store_true",
                       help="print the sbatch script instead; nothing is submitted or written")
-    sub = add("search", search, "Search the videos of a folder by text; new videos are indexed first.",
+    sub = add("search", "Search the videos of a folder by text; new videos are indexed first.",
               'egokit search ~/videos "#C C opens the box" --params search --site local\n'
               '  egokit search ~/videos "#C C opens the box" --rerank 50 --csv hits.csv --clips hits')
     sub.add_argument("folder", help="folder of videos, with sub-folders")
@@ -243,16 +135,16 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--rerank", type=positive, default=0, metavar="N", help="reorder the best N by the fusion encoder")
     sub.add_argument("--csv", metavar="FILE", help="write the hits as a table")
     sub.add_argument("--clips", metavar="FOLDER", help="write each hit as an MP4")
-    sub = add("score", score.run, "Score a result file of EgoMQ, EgoNLQ or QFVS, whoever made it: mAP, recalls, F1.",
+    sub = add("score", "Score a result file of EgoMQ, EgoNLQ or QFVS, whoever made it: mAP, recalls, F1.",
               "egokit score mq submission.json --site local\n"
               "  egokit score nlq nlq_submission.json --site local --json > scores.json\n"
               "  egokit score qfvs summaries.json --root ~/QFVS")
     score.add_arguments(sub)
-    sub = add("runs", runs, "List every run's jobs, newest first: state, step, time left, last metric.", "egokit runs")
+    sub = add("runs", "List every run's jobs, newest first: state, step, time left, last metric.", "egokit runs")
     sub.add_argument("--outputs", help="folder of the runs (default: outputs)")
-    add("trust", trust, "Let an unfinished run that somebody else made go on with its copy of egokit's code.",
+    add("trust", "Let an unfinished run that somebody else made go on with its copy of egokit's code.",
         "egokit trust outputs/02_pretrain/theirs").add_argument("folder", help="the run folder")
-    sub = add("doctor", doctor, "Report what a site has and lacks, and where to get it. Changes nothing.",
+    sub = add("doctor", "Report what a site has and lacks, and where to get it. Changes nothing.",
               "egokit doctor --site local")
     sub.add_argument("--params", default="toy/pretrain",
                      help="the recipe that names the video reader, and for --speed the samples (default: toy/pretrain)")
@@ -260,41 +152,16 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--overrides", default="")
     sub.add_argument("--all", action="store_true", help="open every video instead of a sample of 40 per table")
     sub.add_argument("--speed", action="store_true", help="only measure, for a minute, how many GPUs the site feeds")
-    sub = add("ledger", ledger, "Show published numbers beside every run's, and how recipes differ.", "egokit ledger")
+    sub = add("ledger", "Show published numbers beside every run's, and how recipes differ.", "egokit ledger")
     sub.add_argument("--outputs", help="folder of the runs (default: outputs)")
     for name, help, example in (
             ("convert", "Convert a checkpoint to .safetensors, or to an egokit checkpoint (.pt, .pth).",
              "egokit convert EgoVLPv2.pth EgoVLPv2.safetensors"),
             ("export", "Write a checkpoint with the released key names, for the original code to load.",
              "egokit export outputs/02_pretrain/mine mine.pth")):
-        sub = add(name, convert, help, example)
+        sub = add(name, help, example)
         sub.add_argument("source", help="a released file, an egokit checkpoint, a .safetensors file or a run folder")
         sub.add_argument("out")
         sub.add_argument("--frames", type=int, help="resize the temporal embedding (default: as it is)")
         sub.add_argument("--force", action="store_true", help="replace an existing file")
     return top
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Run the command line.
-
-    A user's mistake is one line on stderr and exit code 2; any other error keeps its traceback.
-    """
-    protect_terminal()
-    arguments = parser().parse_args(argv)
-    try:
-        arguments.function(arguments)
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on where this one stopped", file=sys.stderr)
-        sys.exit(130)
-    except (ValueError, OSError, RuntimeError) as error:
-        # a user's mistake is an error of egokit or a built-in one, but no library's, nor PyTorch's bare RuntimeError
-        if type(error).__module__.split(".")[0] not in ("egokit", "builtins") or type(error) is RuntimeError:
-            raise
-        kept = "" if type(error) in (ConfigError, ValueError) or isinstance(error, OSError) else "\n"
-        print(f"egokit: {printable(str(explained(error)), kept)}", file=sys.stderr)
-        sys.exit(2)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,4 @@
+"""`python -m egokit.cli` is `egokit`."""
+from egokit.cli import main
+
+main()
