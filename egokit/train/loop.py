@@ -107,13 +107,16 @@ class Trainer:
                          "bad_samples": self.bad, "evaluation_seconds": self.best["metrics"]["seconds"],
                          "seconds": time.perf_counter() - self.began}
 
-    def epochs(self) -> None:
-        """Train on the epochs that are left, with the validations between them."""
+    def loader(self) -> Iterator[dict]:
+        """Return this rank's batches from the present step on, collated."""
         data = self.config.data
         if self.task.encodes("train") and data.workers:
             _ = self.task.tokenizer  # loaded once, before the loader's workers are forked
-        batches = build_loader(self.dataset, self.batches(self.step), self.task.collate, data.workers,
-                               data.read_timeout)
+        return build_loader(self.dataset, self.batches(self.step), self.task.collate, data.workers, data.read_timeout)
+
+    def epochs(self) -> None:
+        """Train on the epochs that are left, with the validations between them."""
+        batches = self.loader()
         while True:
             epoch, first = divmod(self.step, self.steps_per_epoch)
             due = epoch % self.config.train.evaluate_epochs == 0 or self.step == self.steps

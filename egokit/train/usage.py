@@ -24,9 +24,8 @@ UNLIMITED = 1 << 60  # bytes; version 1 of control groups writes a number near 2
 
 def read(path: str | Path) -> str:
     """Return a small file's text; "" if it is not there or may not be read."""
-    with contextlib.suppress(OSError, ValueError):
-        with open(path) as file:
-            return file.read()
+    with contextlib.suppress(OSError, ValueError), open(path) as file:
+        return file.read()
     return ""
 
 
