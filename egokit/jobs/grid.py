@@ -9,7 +9,7 @@ import json
 import re
 from pathlib import Path
 
-from egokit.config.build import ConfigError, comparable, differences, flatten, marked
+from egokit.config.build import ConfigError, comparable, differences, flatten, marked, to_dict
 from egokit.config.names import shortened
 from egokit.config.registry import find, notebook_of
 from egokit.config.resolve import check_run_name, outputs_folder, parse_overrides, resolve
@@ -124,6 +124,9 @@ def make(params: str, site: str, overrides, over, name: str, action: str | None 
             text = str(error)
             raise ConfigError(text.replace("(in overrides)", "(in --over)") if any(key in text for key in axes)
                               else text) from None
+        # YAML takes 3e-3 for text, and the config for the number 0.003, which may be written in other ways, too
+        flat = flatten(to_dict(config))
+        own |= {key: flat[key] for key in own if isinstance(flat.get(key), (int, float))}
         points.append(Point(run_name(name, own), own, config))
     expect_different(points)
     for key in axes:
