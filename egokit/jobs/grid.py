@@ -128,11 +128,11 @@ def make(params: str, site: str, overrides, over, name: str, action: str | None 
         flat = flatten(to_dict(config))
         own |= {key: flat[key] for key in own if isinstance(flat.get(key), (int, float))}
         points.append(Point(run_name(name, own), own, config))
-    expect_different(points)
     for key in axes:
         if key in marked("local", type(points[0].config.task)):
             raise ConfigError(f"--over {key}: this key changes where or how fast a job runs, and no result: give one "
                               f"value, as --overrides {key}=value")
+    expect_different(points)
     for point in points:
         check_run_name(point.run)
     actions = find(points[0].config.task.name).actions()
@@ -157,7 +157,7 @@ def expect_different(points: list[Point]) -> None:
     configs: dict[str, Point] = {}
     names: dict[str, Point] = {}
     for point in points:
-        text = json.dumps(comparable(point.config), sort_keys=True, default=str) + repr(point.config.launch)
+        text = json.dumps(comparable(point.config), sort_keys=True, default=str)
         for seen, what in ((configs.get(text), "are the same run"), (names.get(point.run.casefold()), "get one name")):
             if seen:
                 raise ConfigError(f"--over: {in_words(seen.values)} and {in_words(point.values)} {what}: remove one")
@@ -190,7 +190,7 @@ def _value_text(value) -> str:
     whole = "-".join(str(item).lower() if isinstance(item, bool) else str(item) for item in items)
     plain = re.sub(r"[^A-Za-z0-9._]+", "-", whole).strip("-.")[-LONGEST:].lstrip("-.")
     digest = hashlib.sha256(json.dumps(value).encode()).hexdigest()[:6]
-    return plain if plain == whole else f"{plain}-{digest}" if plain else digest
+    return plain if plain and plain == whole else "-".join(filter(None, (plain, digest)))
 
 
 def expect_same_sweep(grid: Grid, earlier: dict, has_run: bool) -> None:
