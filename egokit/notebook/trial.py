@@ -162,7 +162,7 @@ def parts_of(model) -> dict[str, list[Tensor]]:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             role, (first, *rest) = names[name], name.split(".")
-            part = {"fusion": "fusion", "head": "head", "own": f"own: {rest[0] if rest else ''}",
+            part = {"fusion": "fusion", "head": "head", "own": f"own module {rest[0] if rest else ''}",
                     "projection": "projections"}.get(role, f"{first} encoder")
             parts.setdefault(part, []).append(parameter)
     return parts
