@@ -139,7 +139,7 @@ def test_the_example_of_ones_own_texts(resolve, checkpoint, tmp_path):
     found = [truth_VK[np.argsort(-scores_VK[:, k])[:5], k].any() for k in range(truth_VK.shape[1])]
     assert metrics["R@5"] == pytest.approx(100 * np.mean(found)) and 0 < task.chance()["R@5"] < 100
     assert metrics["samples"] == 12 and (truth_VK.sum(1) == 1).all()
-    assert task.rows("test").text[0] in task.describe_clip(0)
+    assert task.rows["test"].text[0] in task.describe_clip(0)
 
 
 def test_a_wrong_line_of_ones_own_texts_is_named(resolve, checkpoint, tmp_path):
@@ -147,4 +147,4 @@ def test_a_wrong_line_of_ones_own_texts_is_named(resolve, checkpoint, tmp_path):
     config = resolve(str(OWN_TEXTS.with_suffix(".yaml")), f"task={OWN_TEXTS}.py:OwnTexts task.delimiter=',' "
                      f"task.table={tmp_path}/{{split}}.csv task.columns=[video,start,stop,text]", run="random")
     with pytest.raises(ValueError, match=r"train\.csv, line 3: start is 'x'"):
-        tasks.make(config).dataset("train")
+        tasks.make(config)

@@ -2,8 +2,6 @@
 
 Two tables, of training and of test, have a line a clip: its video, its start and end in seconds, and its text.
 """
-import functools
-
 import numpy as np
 
 from egokit.data import annotation_tables
@@ -15,7 +13,7 @@ from egokit.train.parts import Part
 
 class Clips(Samples):
     def __init__(self, task, split):
-        self.task, self.rows = task, task.rows(split)
+        self.task, self.rows = task, task.rows[split]
         super().__init__(len(self.rows), task.config.seed, train=split == "train")
 
     def read(self, index, rng):
@@ -42,19 +40,21 @@ class OwnTexts(RetrievalTask):
     best = "mAP"
     published = {"mAP": None, "R@1": None, "R@5": None}
 
-    @functools.cache
-    def rows(self, split):
+    def __init__(self, config):
+        super().__init__(config)
+        self.rows = {split: self.read_table(path) for split, path in self.paths().items()}
+        self.number = {text: number for number, text in enumerate(sorted(set(self.rows["train"].text)))}
+
+    def paths(self):
+        return {split: self.require_file(self.config.task.table.format(split=split)) for split in ("train", "test")}
+
+    def read_table(self, path):
         """The clips of a table; a wrong line is an error that names it."""
         own = self.config.task
         kinds = check_name, annotation_tables.time, annotation_tables.time, annotation_tables.text
-        path = self.require_file(own.table.format(split=split))
         rows = annotation_tables.read_csv(path, dict(zip(own.columns, kinds, strict=True)), delimiter=own.delimiter)
         rows.columns = ["video", "start", "stop", "text"]
         return rows.iloc[:self.limited(len(rows))]
-
-    @functools.cached_property
-    def number(self):
-        return {text: number for number, text in enumerate(sorted(set(self.rows("train").text)))}
 
     def dataset(self, split):
         return Clips(self, split)
@@ -67,10 +67,10 @@ class OwnTexts(RetrievalTask):
         return {"nce": losses.egonce(similarity, positives, self.config.task.temperature)}
 
     def prompts(self):
-        return sorted(set(self.rows("test").text))
+        return sorted(set(self.rows["test"].text))
 
     def truth(self):
-        return (self.rows("test").text.to_numpy()[:, None] == np.array(self.prompts(), object)).astype(float)
+        return (self.rows["test"].text.to_numpy()[:, None] == np.array(self.prompts(), object)).astype(float)
 
     @staticmethod
     def measure(scores_VK, truth_VK):
@@ -80,8 +80,8 @@ class OwnTexts(RetrievalTask):
             f"R@{k}": float(100 * right_VK[:k].any(0).mean()) for k in (1, 5)}
 
     def describe_clip(self, v):
-        row = self.rows("test").iloc[v]
+        row = self.rows["test"].iloc[v]
         return f"{row.text} ({row.video}, {row.start:.1f} to {row.stop:.1f} s)"
 
     def tables(self):
-        return [self.require_file(self.config.task.table.format(split="test"))]
+        return [self.paths()["test"]]
