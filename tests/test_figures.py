@@ -43,6 +43,7 @@ def figures(resolve, checkpoint, tmp_path):
         run.write_rows(section, {"index": np.arange(len(next(iter(rows.values()))))} | rows, prompts_KE)
     config = resolve()
     model, task = egokit.load(checkpoint, tokenizer=config.site.tokenizer), tasks.make(config).validation()
+    yield "overlaid", viz.overlaid({LONG: logged(tmp_path)[0], "as a job": logged(tmp_path / "job")[0]})
     yield "reranked", viz.reranked(model, task, task.texts[0])
     yield "few candidates", viz.reranked(model, task, LONG, candidates=3)
     yield "fusion", viz.fusion(model, viz.question(task, 0).pixels[0], LONG)

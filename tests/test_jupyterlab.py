@@ -35,6 +35,7 @@ OVERRIDES = {
     "06_egomq_features": f"{TRAINED} train.epochs=4",
     "08_egonlq": f"{TRAINED} train.epochs=4",
     "09_egotaskqa": f"{TRAINED} train.epochs=4",
+    "10_change_something": f"{TRAINED} data.limit=16 train.batch_size=4",
 }
 SETTINGS = {  # without JupyterLab's own dialogs and requests
     "@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
