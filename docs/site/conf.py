@@ -1,4 +1,4 @@
-"""Sphinx's configuration of the site; build.py calls it with a copy of the documents."""
+"""Sphinx's configuration of the site; build_site.py calls it with a copy of the documents."""
 import re
 import sys
 from pathlib import Path
@@ -40,7 +40,8 @@ html_theme = "furo"
 html_title = "egokit"
 html_static_path = [str(HERE / "static")]
 html_css_files = ["site.css"]
-html_copy_source = html_show_copyright = False
+html_copy_source = html_show_sourcelink = html_show_copyright = False
+html_show_search_summary = False  # it is fetched, which a browser refuses on a page opened as a file
 html_math_renderer = "mathml"
 
 

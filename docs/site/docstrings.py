@@ -36,7 +36,7 @@ def prepare(app, what: str, name: str, value, options, lines: list[str]) -> None
             in_list = (in_list or begins) and not ends
             done.append(escaped(full_name(line, value) if raises else line))
         done.append("")
-    if is_section(value):
+    if what == "class" and is_section(value):
         done += keys(value)
     lines[:] = done
 

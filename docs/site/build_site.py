@@ -11,12 +11,12 @@ import shutil
 import sys
 from pathlib import Path
 
-import api
+import api_pages
 import nbformat
-from sphinx.cmd.build import build_main
 
 from egokit.config.resolve import outputs_folder
 from egokit.notebook.headless import cell_sources
+from egokit.notebook.safe_html import escape
 from egokit.runs.files import temporary_folder
 from egokit.runs.run_folder import NOTEBOOK
 
@@ -33,6 +33,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--to", type=Path, default=outputs_folder() / "site", help="the folder of the site")
     target = parser.parse_args().to
+    from sphinx.cmd.build import build_main
     with temporary_folder() as folder:
         source, built = Path(folder) / "source", Path(folder) / "html"
         missing = assemble(source, outputs_folder())
@@ -57,7 +58,7 @@ def assemble(source: Path, outputs: Path) -> list[str]:
     (source / "notebooks").mkdir()
     for name, ran in executed.items():
         write_notebook(ROOT / f"notebooks/{name}.ipynb", ran, source)
-    pages = api.write_pages(source / "api")
+    pages = api_pages.write_pages(source / "api")
     readme = source / "README.md"
     order = re.findall(r"\]\((docs/\w+|[A-Z]+)\.md\)", readme.read_text())
     documents = [str(path.relative_to(source).with_suffix("")) for path in sorted(source.glob("**/*.md"))]
@@ -102,7 +103,7 @@ def write_notebook(path: Path, executed: Path, source: Path) -> None:
         data = output.get("data", {})
         if png := "text/html" not in data and data.pop("image/png", ""):
             alt = output.metadata.get("image/png", {}).get("alt", UNDESCRIBED)
-            data["text/html"] = f'<img alt="{alt}" src="data:image/png;base64,{png}">'
+            data["text/html"] = f'<img alt="{escape(alt)}" src="data:image/png;base64,{png}">'
         if html := data.get("text/html"):
             data["text/html"] = EMBEDDED.sub(lambda match: media(match, source / "extra/media"), "".join(html))
     nbformat.write(book, source / "notebooks" / path.name)
