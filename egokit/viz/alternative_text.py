@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator
 
 from egokit.notebook.safe_html import escape
 from egokit.runs.shown_text import shown
@@ -57,7 +58,8 @@ def _describe_axis(axis) -> str:
         return "; ".join([axis.get_title(), *_texts(axis.texts)])
     written = [axis.get_title(), axis.get_title("left"), *([] if axis.images else [_plotted(axis)])]
     labels, texts = _texts(axis.get_yticklabels()), _texts(axis.texts)
-    if texts and len(labels) == len(texts):  # a number beside each name
+    named = isinstance(axis.yaxis.get_major_locator(), FixedLocator)
+    if texts and named and len(labels) == len(texts):  # a number beside each name
         texts = [f"{label}: {text}" for label, text in zip(labels, texts, strict=True)]
     elif axis.images:
         texts.append(axis.get_xlabel())
@@ -69,9 +71,10 @@ def _plotted(axis) -> str:
     plotted = " over ".join(label for label in (axis.get_ylabel(), axis.get_xlabel()) if label)
     ends = []
     for line in axis.lines:
-        values = np.asarray(line.get_ydata(), dtype=float)
+        values = np.asarray(line.get_ydata(orig=False), dtype=float)
         values = values[np.isfinite(values)]
-        if line.get_linestyle() != "None" and len(values) > 1:
+        is_curve = line.get_linestyle() != "None" and line.get_transform() == axis.transData  # no rule across the chart
+        if is_curve and len(values) > 1:
             name = "" if line.get_label().startswith("_") else f"{line.get_label()} ".lstrip()
             ends.append(f"{name}from {values[0]:.3g} to {values[-1]:.3g}")
     return f"{plotted}: {', '.join(ends)}" if ends else plotted
