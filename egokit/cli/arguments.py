@@ -132,6 +132,11 @@ def parser() -> argparse.ArgumentParser:
     then.add_argument("--wait", action="store_true", help="show progress until the job has finished")
     then.add_argument("--print", action="store_true",
                       help="print the sbatch script instead; nothing is submitted or written")
+    sub = add("profile", "Find out why a training is slow: a few steps under PyTorch's profiler. Trains nothing.",
+              "egokit profile toy/pretrain\n"
+              "  egokit profile params/pretrain.yaml --site mycluster --steps 20   as the site's launch says")
+    _recipe(sub, "params")
+    sub.add_argument("--steps", type=positive, default=8, metavar="N", help="steps to record (default: 8)")
     sub = add("search", "Search the videos of a folder by text or by example; new videos are indexed first.",
               'egokit search ~/videos "#C C opens the box" --params search --site local\n'
               '  egokit search ~/videos --like kitchen.mp4@1:23 --top 100 --page hits.html\n'
