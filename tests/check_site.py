@@ -91,7 +91,7 @@ class Visitor:
     def look(self, name: str) -> None:
         """Open a page; check its title, its pictures, its formulas, and that it keeps nobody out."""
         page = self.open(name)
-        if page.locator("h1").count() == 0:
+        if page.locator("h1").count() == 0 and name != "search.html":  # where a script writes one above its results
             self.note("no title")
         if "$$" in page.locator("article").inner_text():
             self.note("a formula that is not set")

@@ -39,7 +39,7 @@ napoleon_use_ivar = True  # attributes as a list: some are documented in the cla
 html_theme = "furo"
 html_title = "egokit"
 html_static_path = [str(HERE / "static")]
-html_css_files = ["site.css"]
+html_css_files, html_js_files = ["site.css"], ["site.js"]
 html_copy_source = html_show_sourcelink = html_show_copyright = False
 html_show_search_summary = False  # it is fetched, which a browser refuses on a page opened as a file
 html_math_renderer = "mathml"
