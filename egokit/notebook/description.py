@@ -1,6 +1,5 @@
 """What a notebook prints of its config: what differs from the defaults, and the shape of the checkpoint it starts from.
 """
-from pathlib import Path
 
 from egokit.config.build import flatten, nest, to_dict
 from egokit.config.init_forms import split_hub

@@ -7,7 +7,6 @@ from pathlib import Path
 from egokit.config.build import ConfigError, did_you_mean
 from egokit.config.registry import notebook_of
 from egokit.config.resolve import outputs_folder, project_root, resolve
-from egokit.config.schema import Config
 from egokit.config.yaml_file import to_yaml
 from egokit.runs.files import explain_permission, write_text
 from egokit.runs.run_folder import Run

@@ -39,9 +39,9 @@ def overlaid(runs: dict[str, Run], run: Run | None = None):
     histories = {name: History(each.path) for name, each in runs.items()}
     for history in histories.values():
         history.update()
-    names = list(dict.fromkeys(
-        name for history in histories.values() for group in ("loss", "watched") for name in history.training.names(group)
-        if name != "loss/loss"))[:MAX_PANELS - 1] + ["optimizer/grad_norm"]
+    trainings = [history.training for history in histories.values()]
+    terms = [name for training in trainings for group in ("loss", "watched") for name in training.names(group)]
+    names = [*[name for name in dict.fromkeys(terms) if name != "loss/loss"][:MAX_PANELS - 1], "optimizer/grad_norm"]
     columns = min(3, len(names))
     lines = -(-len(names) // columns)
     figure = new_figure(figsize=(WIDTH, 3.4 * lines))
