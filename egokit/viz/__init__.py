@@ -13,6 +13,7 @@ A picture is saved under the run's figures/ folder.
     answer_attention.py  where the answering state looks
     moment_files.py the files of both                  tables.py       numbers and files as tables
     style.py        colours, frame strips, saving
+    alternative_text.py  what a figure says to a reader who can't see it
 
 matplotlib is imported where it is used, so importing this package stays light.
 """

@@ -80,8 +80,10 @@ class Display:
 
     def show(self, name: str) -> None:
         """Put the saved PNG into its place; showing the figure object would render it again."""
-        from IPython.display import Image, display
-        image = Image(str(self.job.run.figure(f"{name}.png")))
+        from IPython.display import HTML, display
+
+        from egokit.viz.alternative_text import saved_html
+        image = HTML(saved_html(self.job.run.figure(f"{name}.png")))
         if name in self.places:
             self.places[name].update(image)
         else:
