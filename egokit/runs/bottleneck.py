@@ -15,6 +15,7 @@ WAIT_BOUND = 0.25   # share of the step time spent waiting for other ranks, abov
 SAVE_BOUND = 0.2    # share of the step time spent waiting for checkpoints
 STARVED = 0.75      # share of the wanted CPU time that the processes get, below which they lack cores
 STARVED_GPU = 0.5   # the same where a GPU computes: readers ahead of it may wait without harm
+QUEUED = 0.2        # share of the time that a rank's threads wait for a core, below which it does no harm
 SAME_RANK = 0.7     # share of the recent lines in which one rank is the slowest, if it is always the same one
 FULL = 0.9          # share of cores, or of memory, in use, above which there is none left
 STALLED = 0.1       # share of the time in which programs wait for memory
@@ -162,7 +163,7 @@ def data(recent: Recent) -> Verdict | None:
     share = recent.share("data_s")
     if not share > DATA_BOUND:
         return None
-    if (starved := cores(recent)) and others_run(recent):
+    if (starved := cores(recent, share / 2)) and others_run(recent):  # else the readers wait for something else
         return starved
     return Verdict("data", f"data-bound: {percent(share)} of a step waits for data", data_advice(recent))
 
@@ -194,8 +195,12 @@ def others_run(recent: Recent) -> bool:
     return recent.median("machine/cpu_other_cores") > OTHERS * recent.median("machine/cpu_available")
 
 
-def cores(recent: Recent) -> Verdict | None:
-    """Judge whether the processes get the CPU time that they want."""
+def cores(recent: Recent, queued: float = QUEUED) -> Verdict | None:
+    """Judge whether the processes get the CPU time that they want.
+
+    Args:
+        queued: share of the time that a rank's threads must wait for a core.
+    """
     share, available = recent.median("machine/cpu_share"), recent.median("machine/cpu_available")
     used, other = recent.median("machine/cpu_cores"), recent.median("machine/cpu_other_cores")
     if np.isnan(share):  # this kernel doesn't tell how long a thread waits
@@ -204,6 +209,8 @@ def cores(recent: Recent) -> Verdict | None:
     else:
         told = f": the processes get {percent(share)} of the CPU time that they want"
     if share > (STARVED_GPU if recent.machine.get("device") == "cuda" else STARVED):
+        return None
+    if share and used * (1 / share - 1) / recent.machine.get("ranks_on_node", 1) < queued:
         return None
     if others_run(recent):
         return Verdict("cpu", f"CPU share{told}",
