@@ -89,7 +89,7 @@ def test_an_older_log_and_one_that_goes_on_with_new_keys_are_judged_and_drawn(tm
     run = Run(tmp_path / "02_pretrain/mine")
     for step in range(1, 11):
         run.log(step_event(step, data_s=0.2))
-    assert verdict(read(run)).title == "data-bound: 50 % of a step waits for data"
+    assert verdict(read(run)).title == "data-bound: 50 % waiting for data"
     axis = axes_of(curves(run))["share of step time (%)"]
     assert len(axis.get_lines()) == 2 and not axis.collections
     run.log(MACHINE | {"step": 10})

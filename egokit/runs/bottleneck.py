@@ -94,8 +94,8 @@ def verdict(history: History) -> Verdict:
     if np.isnan(recent.share("forward_s")):  # an earlier version's log, or a GPU's before its first times
         share = np.nan_to_num(recent.share("data_s"))
         advice = data_advice(recent) if share > DATA_BOUND else ""
-        return (Verdict("data", f"data-bound: {percent(share)} of a step waits for data", advice) if advice else
-                Verdict("", f"not data-bound: {percent(share)} of a step waits for data"))
+        return (Verdict("data", f"data-bound: {percent(share)} waiting for data", advice) if advice else
+                Verdict("", f"not data-bound: {percent(share)} waiting for data"))
     for judge in (memory, saving, other_ranks, data, cores):
         if found := judge(recent):
             return found
@@ -133,10 +133,10 @@ def other_ranks(recent: Recent) -> Verdict | None:
     rank, often = recent.slowest()
     if longest - least > WAIT_BOUND and often > SAME_RANK:
         what, advice = why_slow(recent, step)
-        return Verdict("ranks", f"waiting for rank {rank}: up to {percent(longest)} of a step", f"rank {rank} {what}: "
+        return Verdict("ranks", f"waiting for rank {rank}: up to {percent(longest)}", f"rank {rank} {what}: "
                        f"{advice}")
     if longest > WAIT_BOUND and longest - least > WAIT_BOUND:
-        return Verdict("ranks", f"waiting for other ranks: up to {percent(longest)} of a step",
+        return Verdict("ranks", f"waiting for other ranks: up to {percent(longest)}",
                        "now one rank is late and now another: more data.workers even out slow samples where cores are "
                        "free; fewer ranks on a node leave more cores to each")
     if own > WAIT_BOUND:
@@ -165,7 +165,7 @@ def data(recent: Recent) -> Verdict | None:
         return None
     if (starved := cores(recent, share / 2)) and others_run(recent):  # else the readers wait for something else
         return starved
-    return Verdict("data", f"data-bound: {percent(share)} of a step waits for data", data_advice(recent))
+    return Verdict("data", f"data-bound: {percent(share)} waiting for data", data_advice(recent))
 
 
 def data_advice(recent: Recent) -> str:
