@@ -79,6 +79,13 @@ def test_the_verdict_names_the_bound_and_what_to_change(tmp_path, case):
     assert found.bound == bound and title in found.title and advice in found.advice, found
 
 
+@pytest.mark.parametrize("changes", [{"slowest_rank": 1e15}, {"slowest_rank": -1.5}, {"step_s": 0}, {"cpu_cores": 0},
+                                     {"cpu_available": 0, "data_s": 0.9}, {"step_s": None}])
+def test_numbers_that_no_training_writes_are_judged_without_an_error(tmp_path, changes):
+    assert judged(tmp_path, RANKS | {"cpu_share": 0.1} | changes, {"ranks_on_node": 0, "workers": 0}).title
+    assert judged(tmp_path, {"cpu_share": 0.1} | changes, {"ranks_on_node": 0, "workers": 0}).title
+
+
 def test_without_the_kernels_queues_the_other_programs_are_told_by_their_cores(tmp_path):
     busy = {"cpu_share": float("nan"), "cpu_cores": 1.0, "cpu_other_cores": 7.0}
     assert judged(tmp_path, busy).bound == "cpu"

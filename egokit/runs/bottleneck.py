@@ -52,7 +52,8 @@ class Recent:
 
     def share(self, *names: str) -> float:
         """Return the median share of the step time of columns of seconds, summed; NaN if one is missing."""
-        values = sum(self.training[f"speed/{name}"] for name in names) / self.training["speed/step_s"]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            values = sum(self.training[f"speed/{name}"] for name in names) / self.training["speed/step_s"]
         values = values[np.isfinite(values)][-RECENT:]
         return float(np.median(values)) if len(values) else float("nan")
 
@@ -64,11 +65,14 @@ class Recent:
     def slowest(self) -> tuple[int, float]:
         """Return the rank that is the slowest most often, and in which share of the lines it is."""
         ranks = self.training["ranks/slowest_rank"]
-        ranks = ranks[np.isfinite(ranks)][-RECENT:].astype(int)
+        ranks, counts = np.unique(ranks[np.isfinite(ranks)][-RECENT:], return_counts=True)
         if not len(ranks):
             return 0, 0.0
-        counts = np.bincount(ranks)
-        return int(counts.argmax()), float(counts.max() / len(ranks))
+        return int(ranks[counts.argmax()]), float(counts.max() / counts.sum())
+
+    def ranks_on_node(self) -> int:
+        """Return the number of ranks that share the cores."""
+        return max(1, self.machine.get("ranks_on_node", 1))
 
     def retries(self) -> int:
         """Return how often a GPU's memory ran full."""
@@ -128,7 +132,7 @@ def saving(recent: Recent) -> Verdict | None:
 
 def other_ranks(recent: Recent) -> Verdict | None:
     """Judge the waiting of ranks for each other."""
-    step, own = recent.median("speed/step_s"), recent.share("wait_s")
+    step, own = max(1e-9, recent.median("speed/step_s")), recent.share("wait_s")
     longest, least = recent.median("ranks/longest_wait_s") / step, recent.median("ranks/slowest_wait_s") / step
     rank, often = recent.slowest()
     if longest - least > WAIT_BOUND and often > SAME_RANK:
@@ -183,7 +187,7 @@ def data_advice(recent: Recent) -> str:
                 f"cores (launch.cpus_per_task), or {cheaper}")
     if not workers:
         return f"data.workers={max(1, int(idle))}: {idle:.1f} of {available:g} cores are idle and could read ahead"
-    each = recent.median("machine/cpu_worker_cores") / (workers * max(1, recent.machine.get("ranks_on_node", 1)))
+    each = recent.median("machine/cpu_worker_cores") / (workers * recent.ranks_on_node())
     if each < 0.3:
         return (f"the loader's processes compute {percent(each)} of the time and else wait for files: a faster disk "
                 "or a copy on the node's own; more data.workers wait side by side (egokit doctor --speed measures)")
@@ -210,7 +214,7 @@ def cores(recent: Recent, queued: float = QUEUED) -> Verdict | None:
         told = f": the processes get {percent(share)} of the CPU time that they want"
     if share > (STARVED_GPU if recent.machine.get("device") == "cuda" else STARVED):
         return None
-    if share and used * (1 / share - 1) / recent.machine.get("ranks_on_node", 1) < queued:
+    if share and used * (1 / share - 1) / recent.ranks_on_node() < queued:
         return None
     if others_run(recent):
         return Verdict("cpu", f"CPU share{told}",
