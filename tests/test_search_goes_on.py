@@ -91,7 +91,8 @@ def test_pages_tables_and_exports_go_on(searched, folder, tmp_path, monkeypatch)
     assert len(list((tmp_path / "again").iterdir())) == 1
     with open(search.write_csv(hits, tmp_path / "hits.csv")) as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["video", "start", "stop", "cosine", "match", "note", "best_start", "best_stop"] and len(rows) == len(hits)
+    assert list(rows[0]) == ["video", "start", "stop", "cosine", "match", "note", "best_start", "best_stop"]
+    assert len(rows) == len(hits)
     assert not rows[0]["note"] and "can't be read: " in rows[-1]["note"]
     assert command.format_hits(hits).count("can't be read") == len(lines)
     table = html.unescape(search.table(hits).to_html())
