@@ -1,6 +1,8 @@
 """Measure how fast a page of 100 hits opens in Chromium, with a picture and a loaded clip each, and as it is now.
 
-    python benchmarks/search_page.py [HITS]     (needs Chromium and playwright; makes videos, deleted at the end)
+    python benchmarks/search_page.py [HITS] [CLIPS]     (needs Chromium and playwright; makes videos, deleted at the end)
+
+The hits are of so many different clips, by default all; to make fewer takes less time.
 
 Before, every hit had its clip and its picture in the page, and the browser opened every clip at once. Now the pictures
 are one image, a clip is opened when it is played, and only the best hits have one. Both pages are made from the same
@@ -21,7 +23,9 @@ from egokit.prep.video import ffmpeg
 from egokit.search import Hit, write_page
 from egokit.search.page import figure
 
-HITS, TIMES = int((sys.argv[1:] or ["100"])[0]), 5
+HITS = int(([*sys.argv[1:2], "100"])[0])
+CLIPS = int(([*sys.argv[2:3], HITS])[0])
+TIMES = 5
 VIDEOS, SECONDS = 5, 4  # of a clip
 # each video moves, has another hue, and noise that costs bytes, as a camera's
 PATTERN = "testsrc2=size=640x360:rate=15:duration={seconds},hue=h={hue},noise=alls=6:allf=t"
@@ -31,14 +35,14 @@ LAST = """() => document.querySelectorAll('figure')[document.querySelectorAll('f
 
 def made_up(folder: Path) -> list[Hit]:
     """Make videos, and return hits in them."""
-    each, hits = -(-HITS // VIDEOS), []
+    each, hits = -(-CLIPS // VIDEOS), []
     for number in range(VIDEOS):
         path = folder / f"video {number}.mp4"
         pattern = PATTERN.format(seconds=each * SECONDS, hue=70 * number)
         subprocess.run([ffmpeg(), "-loglevel", "error", "-f", "lavfi", "-i", pattern, "-pix_fmt", "yuv420p", "-preset",
                         "veryfast", "-crf", "30", str(path)], check=True)
         hits += [Hit(path.name, SECONDS * i, SECONDS * (i + 1), 0.5, None, path) for i in range(each)]
-    return hits[:HITS]
+    return [hits[number % CLIPS] for number in range(HITS)]
 
 
 def opened(browser, path: Path) -> tuple[float, float, float]:
@@ -106,7 +110,7 @@ def main() -> None:
                 browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
                 seen[name].append(opened(browser, path))
                 browser.close()
-        print(f"{len(hits)} hits of {SECONDS} s, medians of {TIMES}; {os.cpu_count()} cores, load "
+        print(f"{len(hits)} hits of {len(set(hits))} clips of {SECONDS} s, medians of {TIMES}; {os.cpu_count()} cores, load "
               f"{os.getloadavg()[0]:.0f}")
         for name in ("before", "now"):
             shown, last, memory = (statistics.median(column) for column in zip(*seen[name], strict=True))
