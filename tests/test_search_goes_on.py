@@ -61,7 +61,8 @@ def test_clips_that_cannot_be_read_come_last_and_are_named(searched, folder):
     assert f"not re-ranked: {count} clip" in notes and f"{folder / 'one.mp4'} is gone since it was indexed" in notes
     assert str(folder / "inner/two.MP4") in notes and len(hits.notes) == len(whole.notes) + 2
     few = index(TEXT, top=1, rerank=1000, merge=False)
-    assert few[0].match and few.notes == index(TEXT, 1000, 1000, merge=False).notes, "named although they are not among the best"
+    every = index(TEXT, 1000, 1000, merge=False)
+    assert few[0].match and few.notes == every.notes, "named although they are not among the best"
     with pytest.raises(FileNotFoundError, match="brings the index up to date"):
         index.clip(next(hit for hit in hits if hit.path.name == "one.mp4"))
 
