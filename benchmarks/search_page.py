@@ -127,9 +127,9 @@ def main() -> None:
 if __name__ == "__main__":
     main()
 
-# Printed for 100 25 at the lowest priority on a machine of 2 cores that other work kept busy. The page as it is now, but
-# with the players there from the start, took 2.2 to 3.0 s there, and 1.0 to 1.1 s without their controls: it is these
-# that cost, not the bytes.
+# Printed for 100 25 at the lowest priority on a machine of 2 cores that other work kept busy. The page as it is now,
+# but with the players there from the start, took 2.2 to 3.0 s there, and 1.0 to 1.1 s without their controls: these
+# are what costs, not the bytes.
 #
 # 100 hits of 25 clips of 4 s, medians of 5; 2 cores, load 9
 # empty     0.0 MB, made in    0 s, 0 clips; shown after 0.39 s, its last hit after 0.57 s, 373 MB of memory
