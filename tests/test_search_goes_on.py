@@ -46,7 +46,7 @@ def test_clips_that_cannot_be_read_come_last_and_are_named(searched, folder):
     whole = index(TEXT, top=1000, rerank=1000, merge=False)
     assert not any(hit.error for hit in whole) and whole.notes == by_cosine.notes
     lose(folder)
-    hits = index(TEXT, top=1000, rerank=len(by_cosine, merge=False) - 1)
+    hits = index(TEXT, top=1000, rerank=len(by_cosine) - 1, merge=False)
     readable = [hit for hit in whole if hit.path.suffix == ".mkv"]
     tail = by_cosine[-1:]  # not re-ranked
     expected = [hit for hit in readable if hit.path != tail[0].path or hit.start != tail[0].start]
