@@ -29,7 +29,7 @@ from egokit.model.class_head import ClassHead
 from egokit.runs import ledger, ledger_table
 from egokit.runs.log import History
 from egokit.runs.run_folder import Run
-from egokit.search import index_task, vector_index
+from egokit.search import index_task, moments, vector_index
 from egokit.tasks import clip_features
 from egokit.tasks.moments import mq_annotations, nlq_annotations, score
 
@@ -238,9 +238,7 @@ def read_index(path: Path) -> None:
     folder = path.parent if path.parent.name != "approximate" else path.parents[1]
     manifest = index_task.read_manifest(folder)
     index = index_task.open_vectors(folder, manifest)
-    _, numbers = index.search(np.ones(index.dimension), 5)
-    for number in numbers[0]:
-        index.locate(number)
+    moments.find_moments(index, np.ones(index.dimension), 5, moments.sample(index) if len(index) else None)
 
 
 KINDS = {

@@ -101,8 +101,8 @@ def test_nearest_is_a_plain_sort(tmp_path, monkeypatch):
     # the tolerance: how a sum is rounded depends on the block
     assert np.allclose(np.take_along_axis(cosine, number, 1), best, atol=1e-6)
     assert index.search(query[0], 10 ** 6)[0].shape == (1, len(index))
-    file, row = index.locate(int(number[0, 0]))
-    assert row["start"] == number[0, 0] - index.first[file]
+    file, at = index.locate(int(number[0, 0]))
+    assert index.rows(file)["start"][at] == number[0, 0] - index.first[file]
 
 
 def test_faiss_proposes_what_exact_search_finds(tmp_path, monkeypatch):

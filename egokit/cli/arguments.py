@@ -32,6 +32,16 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def share(text: str) -> float:
+    """Parse a number from 0 to 1."""
+    try:
+        if 0 <= (value := float(text)) <= 1:
+            return value
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 0 to 1")
+
+
 def minutes(text: str) -> float:
     """Parse a number of minutes above 0."""
     try:
@@ -137,11 +147,24 @@ def parser() -> argparse.ArgumentParser:
     then.add_argument("--wait", action="store_true", help="on SLURM: wait until all jobs have ended")
     then.add_argument("--print", action="store_true",
                       help="print the runs and the array's sbatch script instead; nothing is submitted or written")
-    sub = add("search", "Search the videos of a folder by text; new videos are indexed first.",
+    sub = add("profile", "Find out why a training is slow: a few steps under PyTorch's profiler. Trains nothing.",
+              "egokit profile toy/pretrain\n"
+              "  egokit profile params/pretrain.yaml --site mycluster --steps 20   as the site's launch says")
+    _recipe(sub, "params")
+    sub.add_argument("--steps", type=positive, default=8, metavar="N", help="steps to record (default: 8)")
+    sub = add("search", "Search the videos of a folder by text or by example; new videos are indexed first.",
               'egokit search ~/videos "#C C opens the box" --params search --site local\n'
+              '  egokit search ~/videos --like kitchen.mp4@1:23 --top 100 --page hits.html\n'
               '  egokit search ~/videos "#C C opens the box" --rerank 50 --csv hits.csv --clips hits')
     sub.add_argument("folder", help="folder of videos, with sub-folders")
-    sub.add_argument("query", help="an action in the style of Ego4D's narrations: '#C C opens the box'")
+    sub.add_argument("query", nargs="?", default="",
+                     help="an action in the style of Ego4D's narrations: '#C C opens the box'")
+    sub.add_argument("--like", metavar="EXAMPLE", help="search by example, alone or with a query: VIDEO@1:23, "
+                     "VIDEO@1:23-1:27, or the file of a clip or a picture (.jpg, .png)")
+    sub.add_argument("--weight", type=share, default=0.5, metavar="W",
+                     help="share of the example beside a query, 0 to 1 (default: 0.5)")
+    sub.add_argument("--single", action="store_true",
+                     help="list single clips: merge none that overlap or adjoin into one moment")
     sub.add_argument("--params", default="toy/search",
                      help="a recipe (default: toy/search; with the released weights: search)")
     _recipe(sub, run=None)
@@ -150,6 +173,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--rerank", type=positive, default=0, metavar="N", help="reorder the best N by the fusion encoder")
     sub.add_argument("--csv", metavar="FILE", help="write the hits as a table")
     sub.add_argument("--clips", metavar="FOLDER", help="write each hit as an MP4")
+    sub.add_argument("--page", metavar="FILE", help="write the hits as an HTML page that plays them")
     sub = add("score", "Score a result file of EgoMQ, EgoNLQ or QFVS, whoever made it: mAP, recalls, F1.",
               "egokit score mq submission.json --site local\n"
               "  egokit score nlq nlq_submission.json --site local --json > scores.json\n"

@@ -74,6 +74,17 @@ def sweep(arguments) -> None:
     sweeps.command(arguments)
 
 
+def profile(arguments) -> None:
+    from egokit.config.registry import notebook_of
+    from egokit.config.resolve import outputs_folder, resolve
+    from egokit.jobs import profiling
+    config = resolve(arguments.params, arguments.site, arguments.overrides, arguments.run)
+    job = profiling.submit(config, outputs_folder() / notebook_of(config) / arguments.run, arguments.steps)
+    job.wait()
+    print(f"{(job.run.path / profiling.TABLE).read_text()}\n{job.run.path}: the trace, for ui.perfetto.dev, and all "
+          "operations as a CSV file")
+
+
 def search(arguments) -> None:
     from egokit.search import command
     command.answer(arguments)

@@ -9,9 +9,11 @@
 """
 from egokit.search.answers import Answerer, answer_box, answer_cards
 from egokit.search.clip_files import ExportError, export, write_csv
-from egokit.search.page import browser, grid, table
+from egokit.search.hits import Answer, Hit
+from egokit.search.page import browser, grid, table, write_page
 from egokit.search.questions import Questioner, answer_table, ask_browser
-from egokit.search.searcher import Answer, Hit, Searcher, open_index, submit
+from egokit.search.searcher import Searcher, open_index, submit
 
 __all__ = ["Answer", "Answerer", "ExportError", "Hit", "Questioner", "Searcher", "answer_box", "answer_cards",
-           "answer_table", "ask_browser", "browser", "export", "grid", "open_index", "submit", "table", "write_csv"]
+           "answer_table", "ask_browser", "browser", "export", "grid", "open_index", "submit", "table", "write_csv",
+           "write_page"]

@@ -13,9 +13,9 @@ from egokit.model import weights
 from egokit.notebook.safe_html import NO_FORMULAS, escape, page
 from egokit.runs.files import write_text
 from egokit.runs.run_folder import Run
+from egokit.search.hits import Hit
 from egokit.search.page import figure
 from egokit.search.questions import question_box
-from egokit.search.searcher import Hit
 from egokit.tasks.taskqa.annotations import FPS, ClipName
 
 

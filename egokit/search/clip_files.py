@@ -4,6 +4,7 @@ Clips are H.264 in yuv420p, with the index before the pictures (faststart).
 """
 import contextlib
 import csv
+import dataclasses
 import io
 import itertools
 import os
@@ -27,11 +28,13 @@ from egokit.prep.pictures import UNSTATED, Comparison, shrink
 from egokit.prep.verify import squeezed
 from egokit.prep.video import run_ffmpeg
 from egokit.runs.files import atomic_path, temporary_folder
-from egokit.search.searcher import Hit, timecode
-from egokit.tasks.windows import reason
+from egokit.search.hits import Hit, timecode
+from egokit.tasks.windows import reading, reason
 
 MAX_RATE = 60   # frames a second of a clip
 PREVIEW = 240   # lines of a page's clips
+PLAYED = 8.0    # seconds of a merged moment that a page plays, around its best clip
+THUMBNAIL = 240  # pixels of a thumbnail's longer side
 STEM_BYTES = 150  # of a video's name in an exported clip's name; file systems allow names of 255 bytes
 
 
@@ -39,16 +42,17 @@ def write_csv(hits: list[Hit], path: str | Path) -> Path:
     """Write the hits as CSV, one line each, the best first, and return the path.
 
     Columns: video (path), start and stop (seconds on the player's clock), cosine, match (empty where the fusion encoder
-    was not used), note (what is damaged or can't be read).
+    was not used), note (what is damaged or can't be read), best_start and best_stop (the clip that the scores are of).
     """
     # surrogateescape writes file names that are not UTF-8 byte by byte, unchanged
     with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="",
                                               errors="surrogateescape") as file:
         writer = csv.writer(file)
-        writer.writerow(["video", "start", "stop", "cosine", "match", "note"])
+        writer.writerow(["video", "start", "stop", "cosine", "match", "note", "best_start", "best_stop"])
         writer.writerows([hit.path, f"{hit.start:.3f}", f"{hit.stop:.3f}", f"{hit.cosine:.6f}",
                           "" if hit.match is None else f"{hit.match:.6f}",
-                          f"{hit.note}: {hit.error}" if hit.error else hit.note] for hit in hits)
+                          f"{hit.note}: {hit.error}" if hit.error else hit.note,
+                          *(f"{time:.3f}" for time in hit.scored)] for hit in hits)
     return Path(path)
 
 
@@ -168,12 +172,32 @@ def export(hits: list[Hit], folder: str | Path, on_error: Callable[[str], None] 
     return [path for path, error in zip(paths, errors, strict=True) if not error]
 
 
+def played(hit: Hit) -> Hit:
+    """Return the part of a hit that a page plays: all of it, or of a long merged moment PLAYED seconds."""
+    if not hit.best or hit.stop - hit.start <= PLAYED:
+        return hit
+    start = min(max(sum(hit.best) / 2 - PLAYED / 2, hit.start), hit.stop - PLAYED)
+    return dataclasses.replace(hit, start=start, stop=start + PLAYED)
+
+
 def encode_preview(hit: Hit) -> tuple[bytes, bytes, float]:
     """Return (MP4 of at most 240 lines, JPEG of its middle frame, height / width) for a page."""
     with temporary_folder() as folder:
         path, picture = folder / "clip.mp4", io.BytesIO()
-        middle = Image.fromarray(encode_clip(hit, path, height=PREVIEW, quality=27))
+        middle = Image.fromarray(encode_clip(played(hit), path, height=PREVIEW, quality=27))
         if middle.height > PREVIEW:
             middle = middle.resize((max(1, round(middle.width * PREVIEW / middle.height)), PREVIEW))
         middle.save(picture, "JPEG", quality=80)
         return path.read_bytes(), picture.getvalue(), middle.height / middle.width
+
+
+def thumbnail(hit: Hit) -> Image.Image:
+    """Return the frame in the middle of a hit's best clip, as large as fits into THUMBNAIL pixels squared.
+
+    Raises:
+        VideoError: The video can't be read there.
+    """
+    with reading(hit.path), contextlib.closing(_open(hit.path)) as video:
+        picture = Image.fromarray(next(video.stream_frames([video.frame_at(sum(hit.scored) / 2)])))
+    scale = THUMBNAIL / max(picture.size)
+    return picture.resize([max(1, round(scale * side)) for side in picture.size], Image.Resampling.BICUBIC)

@@ -1,4 +1,5 @@
-"""`egokit search`: update the index of a folder, answer one query, print the hits."""
+"""`egokit search`: update the index of a folder, answer one query or example, print the hits."""
+import functools
 import hashlib
 import os
 import re
@@ -10,9 +11,11 @@ from egokit.config.resolve import outputs_folder, parse_overrides, resolve
 from egokit.jobs.preflight import expect_fusion
 from egokit.runs.run_folder import Run
 from egokit.search.clip_files import export, write_csv
+from egokit.search.hits import Hit
 from egokit.search.index_task import Search, is_up_to_date
 from egokit.search.manifest import read_manifest
-from egokit.search.searcher import Hit, model_notes, open_index, submit
+from egokit.search.page import write_page
+from egokit.search.searcher import model_notes, open_index, submit
 
 
 def run_name(folder: Path) -> str:
@@ -45,7 +48,13 @@ def answer(arguments) -> None:
 
     The exit code is 1 if the table or a clip could not be written.
     """
-    for option, target, is_folder in (("--csv", arguments.csv, False), ("--clips", arguments.clips, True)):
+    if not arguments.query.strip() and not arguments.like:
+        raise ConfigError("nothing to search for: write a query, such as '#C C opens the box', or give an example, "
+                          "such as --like VIDEO@1:23")
+    if arguments.rerank and not arguments.query.strip():
+        raise ConfigError("--rerank reads the clips again with a text: write a query beside --like, or leave it out")
+    for option, target, is_folder in (("--csv", arguments.csv, False), ("--clips", arguments.clips, True),
+                                      ("--page", arguments.page, False)):
         if target:
             check_target(option, target, is_folder)
     videos = Path(arguments.folder).expanduser().resolve()
@@ -65,13 +74,17 @@ def answer(arguments) -> None:
     searcher = open_index(config, run)
     for line in searcher.problems() if searcher.manifest != before else ():  # else they have been listed
         print(line)
-    hits, failed = searcher(arguments.query, arguments.top, arguments.rerank), []
+    hits, failed = searcher(arguments.query, arguments.top, arguments.rerank, arguments.like, arguments.weight,
+                            not arguments.single), []
+    asked = [arguments.query, arguments.like and f"like {arguments.like}"]
+    title = f"{videos.name}: {' · '.join(filter(None, asked))}"
     print("", format_hits(hits), "", *hits.notes, sep="\n")
-    if arguments.csv:
+    for target, write in ((arguments.csv, write_csv), (arguments.page, functools.partial(write_page, title=title))):
         try:
-            print(f"\n{write_csv(hits, arguments.csv)}: {len(hits)} hits")
+            if target:
+                print(f"\n{write(hits, target)}: {len(hits)} hits")
         except OSError as error:
-            failed.append(f"not written: {arguments.csv}: {error}")
+            failed.append(f"not written: {target}: {error}")
     if arguments.clips:
         print(f"\n{len(export(hits, arguments.clips, failed.append))} clips in {arguments.clips}")
     if failed:

@@ -15,8 +15,8 @@ from egokit.notebook.open_run import is_live
 from egokit.notebook.safe_html import NO_FORMULAS, escape, live_view, page, styled
 from egokit.runs.files import write_text
 from egokit.runs.run_folder import Run
+from egokit.search.hits import Answer, Hit
 from egokit.search.page import grid
-from egokit.search.searcher import Answer, Hit
 from egokit.tasks.feature_files import Clip
 
 MADE_BY = {"kind": "feature_kind", "frames": "feature_frames",  # keys of a manifest, and of the config

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import math
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,9 @@ from egokit.jobs import launch
 from egokit.model import sources, weights
 from egokit.model.precision import autocast
 from egokit.runs.run_folder import Run
-from egokit.search import index_task
+from egokit.search import index_task, moments
+from egokit.search.examples import read_example
+from egokit.search.hits import Answer, Hit, timecode
 from egokit.tasks.windows import reason
 from egokit.toy.build import STAMP
 
@@ -29,54 +31,6 @@ RERANK = "re-ranking (rerank)"
 NOT_THE_TOYS = ("the toy's model ranks videos that are not the toy's: expect no right hits. For your own videos take "
                 "the released weights: egokit search FOLDER QUERY --params search --site local; in a notebook "
                 'params = "search" and your site (docs/search.md)')
-
-
-@dataclasses.dataclass(frozen=True)
-class Hit:
-    """A moment of a video that answers a query."""
-    video: str           # its path in the folder, for display
-    start: float         # seconds on the player's clock
-    stop: float
-    cosine: float
-    match: float | None  # the fusion encoder's matching probability; None where it was not used
-    path: Path
-    damaged: bool = False  # whether a damaged part of the video lies in it
-    error: str = ""      # why the fusion encoder could not read it
-
-    @property
-    def time(self) -> str:
-        """Start and stop for display: '1:02:03–1:02:07'."""
-        return f"{timecode(self.start)}–{timecode(self.stop)}"
-
-    @property
-    def scores(self) -> str:
-        """Its scores for display."""
-        return f"cosine {self.cosine:.2f}" + ("" if self.match is None else f" · match {self.match:.2f}")
-
-    @property
-    def note(self) -> str:
-        """Mark for display: 'can't be read', 'damaged part' or ''."""
-        return "can't be read" if self.error else "damaged part" if self.damaged else ""
-
-
-class Answer(list):
-    """The hits of a query, best first.
-
-    Attributes:
-        notes: Lines to show with them: what was searched, whose model ranks, and which hits could not be re-ranked.
-    """
-
-    def __init__(self, hits: list[Hit], notes: list[str]):
-        super().__init__(hits)
-        self.notes = notes
-
-
-def timecode(seconds: float) -> str:
-    """Return a time in tenths of a second as '1:02:03.5' or '2:03'."""
-    tenths = round(10 * seconds)
-    hours, minutes, rest = tenths // 36000, tenths // 600 % 60, tenths % 600
-    return (f"{hours}:{minutes:02d}" if hours else f"{minutes}") + \
-        f":{rest // 10:02d}" + (f".{rest % 10}" if rest % 10 else "")
 
 
 def submit(config: Config, run: Run) -> launch.Handle:
@@ -156,34 +110,68 @@ class Searcher:
                 lines.append(f"damaged: {printable(line['video'])}: {share}, {', '.join(times[:5])}{more}")
         return lines
 
-    @torch.no_grad()
-    def __call__(self, text: str, top: int = 10, rerank: int = 0) -> Answer:
-        """Return the moments that answer a query best.
+    def __call__(self, text: str = "", top: int = 10, rerank: int = 0, like=None, weight: float = 0.5,
+                 merge: bool = True) -> Answer:
+        """Return the moments that answer a query best: a text, an example, or both.
 
         Args:
             text: The query, written like a narration.
             top: How many moments to return.
-            rerank: How many of the best by cosine the fusion encoder orders anew by match; may exceed `top`.
+            rerank: How many of the best by cosine the fusion encoder orders anew by match; may exceed `top`. It reads
+                the text alone.
+            like: An example, see `examples.read_example`: 'VIDEO@1:23', a clip's or picture's file, a hit, or frames.
+                Its own moment is left out.
+            weight: The example's share beside a text, from 0 to 1, see `moments.combine`.
+            merge: Whether clips of one video that overlap or adjoin become one moment, see `moments`. Without, a hit is
+                one clip of the index, and clips that overlap a better one are dropped.
 
         Returns:
             An Answer, which is a list. Of the re-ranked moments, those that can't be read come after the others, by
             cosine; their match is None, and the answer's notes say why.
 
         Raises:
-            ValueError: The query is empty; or `rerank` is asked of a model without fusion encoder, see `reranks`.
+            ValueError: There is neither text nor example, or one that can't be taken; or `rerank` is asked without a
+                text, or of a model without fusion encoder, see `reranks`.
+            VideoError: The example can't be read.
         """
         if rerank:
             self.model.require_fusion(RERANK)
-        if not text.strip():
-            raise ValueError("an empty query: write what is done, for example '#C C opens the box'")
-        with autocast(self.model.device, self.task.config.evaluate.precision):
-            query_1E = self.model.embed_text(self.tokens(text)).cpu().numpy()
-        hits = self.moments(query_1E, max(top, rerank))
+        text = text.strip() and text
+        if not text and like is None:
+            raise ValueError("an empty query: write what is done, for example '#C C opens the box', or give an example "
+                             "(like), for example a video's name and time, 'VIDEO@1:23'")
+        if rerank and not text:
+            raise ConfigError(f"{RERANK} without a text: the fusion encoder reads the clips again with a text; write "
+                              "one beside the example, or leave re-ranking out")
+        if not 0 <= weight <= 1:
+            raise ConfigError(f"weight={weight!r}: expected the example's share beside the text, from 0 to 1")
+        query_E, own, notes = self._query(text, like, weight)
+        hits = self.moments(query_E, max(top, rerank), merge, own)
         hits = self.rerank(text, hits[:rerank]) + hits[rerank:]
         errors = collections.Counter((hit.video, hit.error) for hit in hits if hit.error)
-        return Answer(hits[:top], [*self.notes, *(
+        return Answer(hits[:top], [*notes, *self.notes, *(
             f"not re-ranked: {count} clip{'s' * (count > 1)} of {video}: {error}"
             for (video, error), count in errors.items())])
+
+    @torch.no_grad()
+    def _query(self, text: str, like, weight: float) -> tuple[np.ndarray, moments.Own | None, list[str]]:
+        """Return a query's vector (E,), the example's own moment, and lines that say what was asked."""
+        if text:
+            with autocast(self.model.device, self.task.config.evaluate.precision):
+                text_E = self.model.embed_text(self.tokens(text)).float().cpu().numpy()[0]
+        if like is None:
+            return text_E, None, []
+        name, example_E, own = read_example(self, like)
+        left_out = " (left out of the hits)" if own else ""
+        if not text:
+            return example_E, own, [f"like {name}{left_out}"]
+        return (moments.combine(text_E, example_E, self.sample_NE, weight), own,
+                [f"like {name}{left_out}, which counts {100 * weight:.0f} %, the text {100 - 100 * weight:.0f} %"])
+
+    @functools.cached_property
+    def sample_NE(self) -> np.ndarray:
+        """Unit vectors of some clips, which stand for the whole index."""
+        return moments.sample(self.vectors)
 
     def reranks(self, count: int) -> int:
         """Return how many moments can be re-ranked: `count`, or 0 of a model without fusion encoder, and print why."""
@@ -192,24 +180,16 @@ class Searcher:
         print(f"not re-ranked: {self.model.family} has no fusion encoder; its hits are ordered by cosine")
         return 0
 
-    def moments(self, query_1E: np.ndarray, count: int) -> list[Hit]:
-        """Return the nearest clips, without those that overlap a nearer clip of the same video."""
-        own, hits = self.task.config.task, []
-        nearer = collections.defaultdict(list)  # the hits of each video
-        # so many clips of a video overlap a clip, itself and the last one, which is between two strides, included
-        overlapping = 2 * math.ceil(own.window / own.stride) + 1
-        cosine_QN, number_QN = self.vectors.search(query_1E, count * overlapping)
-        for cosine, number in zip(cosine_QN[0], number_QN[0], strict=True):
-            file, row = self.vectors.locate(number)
-            start, stop = float(row["start"]), float(row["stop"])
-            if all(stop <= hit.start or start >= hit.stop for hit in nearer[file]):
-                line = self.manifest["videos"][file]
-                damaged = any(begin < stop and end > start for begin, end in line.get("damaged", {}).get("times", ()))
-                hits.append(Hit(printable(line["video"]), start, stop, float(cosine), None,
-                                self.folder / line["video"], damaged))
-                nearer[file].append(hits[-1])
-                if len(hits) == count:
-                    break
+    def moments(self, query_E: np.ndarray, count: int, merge: bool = True, own: moments.Own | None = None
+                ) -> list[Hit]:
+        """Return the best moments for a query's vector, see `moments.find_moments`."""
+        hits = []
+        for file, start, stop, cosine, best in moments.find_moments(
+                self.vectors, query_E, count, self.sample_NE if merge else None, own):
+            line = self.manifest["videos"][file]
+            damaged = any(begin < stop and end > start for begin, end in line.get("damaged", {}).get("times", ()))
+            hits.append(Hit(printable(line["video"]), start, stop, cosine, None, self.folder / line["video"], damaged,
+                            best=None if best == (start, stop) else best))
         return hits
 
     def rerank(self, text: str, hits: list[Hit]) -> list[Hit]:
@@ -237,7 +217,7 @@ class Searcher:
         return self.model.tokens([text], self.model.max_tokens)
 
     def clip(self, hit: Hit) -> torch.Tensor:
-        """Return a moment's frames, uint8 (T, 3, size, size).
+        """Return the frames of a hit's best clip, uint8 (T, 3, size, size), as the index was made from.
 
         Raises:
             FileNotFoundError: The video has been removed since it was indexed.
@@ -245,4 +225,4 @@ class Searcher:
         if not hit.path.is_file():
             raise FileNotFoundError(f"{hit.path} is gone since it was indexed; the same command, or cell, brings the "
                                     "index up to date")
-        return self.task.clip(hit.path, hit.start, hit.stop)
+        return self.task.clip(hit.path, *hit.scored)

@@ -99,10 +99,10 @@ class VectorIndex:
                              f"{self.dimension}; {MADE_AGAIN}")
         return rows
 
-    def locate(self, number: int) -> tuple[int, np.void]:
-        """Return the file and the record of a clip."""
+    def locate(self, number: int) -> tuple[int, int]:
+        """Return the file of a clip, and its row there."""
         file = int(np.searchsorted(self.first, number, side="right")) - 1
-        return file, self.rows(file)[number - self.first[file]]
+        return file, int(number - self.first[file])
 
     def blocks(self, files=None, share: int = 1):
         """Yield (number of the first clip, vectors (n, E) float32) through all files or some.

@@ -1,0 +1,194 @@
+"""What is searched by example: a moment of an indexed video, a video file, a picture, a hit, or a clip's frames."""
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from egokit.config.build import ConfigError, did_you_mean
+from egokit.config.names import printable
+from egokit.data.video import open_video, picture_files
+from egokit.data.video.open_video import VideoError
+from egokit.model.precision import autocast
+from egokit.search.hits import Hit, timecode
+from egokit.search.index_task import clip_times
+from egokit.search.moments import Own
+from egokit.search.vector_index import unit
+from egokit.tasks.windows import reading
+
+LONGEST = 120    # seconds of an example: beyond, it is no example of one thing
+NEAR = 2e-3      # seconds within which a moment is an indexed clip: their times are rounded to milliseconds
+PICTURES = (".jpg", ".jpeg", ".png")
+TIME = r"(?:\d+:)?(?:\d+:)?\d+(?:\.\d+)?"
+MOMENT = re.compile(rf"(?P<video>.+)@(?P<start>{TIME})(?:\s*[-–]\s*(?P<stop>{TIME}))?", re.DOTALL)
+EXPECTED = ("expected a moment of a video (VIDEO@1:23 or VIDEO@1:23-1:27), a video's or picture's file "
+            f"({', '.join(PICTURES)}), or in Python a hit or frames")
+
+
+class Example(NamedTuple):
+    """An example to search by."""
+    name: str          # for display
+    vector_E: np.ndarray
+    own: Own | None    # where the index has it
+
+
+class Place(NamedTuple):
+    """A stretch of a video, before it is read."""
+    path: Path
+    name: str          # of the video, for display
+    file: int | None   # its number in the index, if it is there
+    start: float       # seconds on the player's clock
+    stop: float
+
+
+def seconds(text: str) -> float:
+    """Return the seconds of a time such as '83.5', '1:23.5' or '1:02:03'."""
+    total = 0.0
+    for part in text.split(":"):
+        total = 60 * total + float(part)
+    return total
+
+
+def read_example(searcher, like) -> Example:
+    """Return the vector of an example, and where the index has it.
+
+    A clip is embedded as the index's are. One that is longer than the index's windows is cut as the index cuts videos,
+    and stands for the mean of its windows; a picture is repeated to a clip's frames.
+
+    Args:
+        searcher: The Searcher.
+        like: 'VIDEO@1:23' (the window around it), 'VIDEO@1:23-1:27', a video's file (all of it), a picture's file, a
+            Hit, or frames, uint8 (T, 3, size, size), as `searcher.clip` gives them. A VIDEO is named as hits name it,
+            by the end of its name if no other has it, or by any path.
+
+    Raises:
+        ConfigError: It is none of these; the message says what was expected.
+        VideoError: The video or picture can't be read.
+    """
+    if isinstance(like, torch.Tensor):
+        return Example("frames", _embed(searcher, [_checked(searcher, like)]), None)
+    if isinstance(like, (str, os.PathLike)):
+        text = os.fspath(like)
+        if Path(text).suffix.lower() in PICTURES:
+            return Example(printable(text), _embed(searcher, [_still(searcher, text)]), None)
+        place = _named(searcher, text)
+        start, stop = place.start, place.stop
+    elif isinstance(like, Hit):
+        place = Place(like.path, like.video, _indexed(searcher, like.path), *like.scored)
+        start, stop = like.start, like.stop
+    else:
+        raise ConfigError(f"like={like!r:.80}: {EXPECTED}")
+    vector_E = None if place.file is None else _stored(searcher.vectors.rows(place.file), place.start, place.stop)
+    if vector_E is None:
+        task = searcher.task
+        windows = zip(*clip_times(place.stop, task.config.task.window, task.config.task.stride, place.start),
+                      strict=True)
+        vector_E = _embed(searcher, [task.clip(place.path, *window) for window in windows])
+    own = None if place.file is None else Own(place.file, start, stop)
+    return Example(f"{place.name} {timecode(start)}–{timecode(stop)}", vector_E, own)
+
+
+def _named(searcher, text: str) -> Place:
+    """Return the video, or the moment of a video, that a text names.
+
+    Raises:
+        ConfigError: There is no such video or moment, or it is too long for an example.
+    """
+    moment = None if Path(text).expanduser().is_file() else MOMENT.fullmatch(text)
+    name = moment["video"] if moment else text
+    path, file = _video(searcher, name)
+    with reading(path):
+        video = open_video.open_video(path, searcher.task.config.data.reader, tolerant=True)
+        begin, end = video.start, video.seconds
+    name, start, stop = printable(name), begin, end
+    if moment:
+        start = seconds(moment["start"])
+        if not begin <= start < end:
+            raise ConfigError(f"{printable(text)}: the video has pictures from {timecode(begin)} to {timecode(end)}; "
+                              "expected a moment in between")
+        if moment["stop"]:
+            stop = min(end, seconds(moment["stop"]))
+            if stop <= start:
+                raise ConfigError(f"{printable(text)}: it ends before it starts; expected VIDEO@START-STOP, such as "
+                                  "VIDEO@1:23-1:27")
+        else:
+            window = searcher.task.config.task.window
+            start = max(begin, min(start - window / 2, end - window))
+            stop = min(end, start + window)
+    if stop - start > LONGEST:
+        raise ConfigError(f"{printable(text)}: {stop - start:.0f} s long; expected an example of at most {LONGEST} s: "
+                          f"name a moment of it, such as {name}@1:23 or {name}@1:23-1:27")
+    return Place(path, name, file, start, stop)
+
+
+def _video(searcher, name: str) -> tuple[Path, int | None]:
+    """Return the file of a video and its number in the index, None where it isn't there."""
+    videos = searcher.manifest["videos"]
+    for wanted in (lambda video: name in (video, printable(video)), lambda video: Path(video).name == name):
+        files = [file for file, line in enumerate(videos) if wanted(line["video"])]
+        if len(files) == 1:
+            return searcher.folder / videos[files[0]]["video"], files[0]
+    path = Path(name).expanduser()
+    if path.is_file():
+        if path.suffix.lower() not in open_video.SUFFIXES:
+            raise ConfigError(f"{printable(name)}: neither a video's nor a picture's file; {EXPECTED}")
+        return path, _indexed(searcher, path)
+    if files:
+        raise ConfigError(f"{printable(name)}: {len(files)} videos are called so; name one with its folder, such as "
+                          f"{printable(videos[files[0]]['video'])!r}")
+    hint = did_you_mean(name, (printable(line["video"]) for line in videos[:1000]))
+    raise ConfigError(f"{printable(name)}: no such file, and no video of {searcher.folder} ({hint:.300}); {EXPECTED}")
+
+
+def _indexed(searcher, path: Path) -> int | None:
+    """Return a file's number in the index, None where it isn't there."""
+    if not path.is_file():
+        return None
+    size = path.stat().st_size
+    for file, line in enumerate(searcher.manifest["videos"]):
+        if line["bytes"] == size:  # most others are not even looked at
+            indexed = searcher.folder / line["video"]
+            if indexed.is_file() and path.samefile(indexed):
+                return file
+    return None
+
+
+def _stored(rows: np.ndarray, start: float, stop: float) -> np.ndarray | None:
+    """Return the vector of the indexed clip with these times, if there is one: it needn't be read again."""
+    at_N = np.flatnonzero((np.abs(rows["start"] - start) < NEAR) & (np.abs(rows["stop"] - stop) < NEAR))
+    return rows["vector"][at_N[0]].astype(np.float32) if len(at_N) else None
+
+
+def _still(searcher, text: str) -> torch.Tensor:
+    """Return a picture as a clip that shows nothing else, uint8 (T, 3, size, size)."""
+    try:
+        pixels = picture_files.read([Path(text).expanduser()])
+    except FileNotFoundError:
+        raise ConfigError(f"{printable(text)}: no such picture; {EXPECTED}") from None
+    except VideoError as error:
+        raise ConfigError(f"{printable(str(error)).partition(';')[0]}; expected a whole JPEG or PNG file: save it "
+                          "anew") from None
+    return searcher.task.transform(pixels, None).expand(searcher.task.config.model.frames, -1, -1, -1)
+
+
+def _checked(searcher, frames: torch.Tensor) -> torch.Tensor:
+    size = searcher.model.image_size
+    if frames.dtype != torch.uint8 or frames.dim() != 4 or tuple(frames.shape[1:]) != (3, size, size):
+        raise ConfigError(f"like: frames of {tuple(frames.shape)}, {frames.dtype}; expected uint8 (T, 3, {size}, "
+                          f"{size}), such as searcher.clip(hit) gives")
+    return frames
+
+
+@torch.no_grad()
+def _embed(searcher, clips: list[torch.Tensor]) -> np.ndarray:
+    """Return the mean (E,) of the clips' unit vectors."""
+    evaluate, vectors = searcher.task.config.evaluate, []
+    for first in range(0, len(clips), evaluate.batch_size):
+        pixels = torch.stack(clips[first:first + evaluate.batch_size]).to(searcher.model.device)
+        with autocast(searcher.model.device, evaluate.precision):
+            vectors.append(searcher.model.embed_video(searcher.model.normalise(pixels)).float().cpu())
+    return unit(torch.cat(vectors).numpy()).mean(0)
