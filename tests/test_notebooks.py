@@ -2,6 +2,7 @@
 import base64
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -80,10 +81,12 @@ def test_02_pretrain(run_notebook):
     assert {path.name for path in run.checkpoints.iterdir()} == {"best.pt", "step-0000003.pt", "step-0000006.pt"}
     assert "name: egoclip" in (run.path / "params.yaml").read_text()
     train = next(cell for cell in book.cells if "viz.watch(" in cell.source)
-    has_picture = ["image/png" in output.get("data", {}) for output in train.outputs]
-    assert has_picture == [True, True], "each figure once, however often drawn"
-    for output, name in zip(train.outputs, ("curves", "predictions"), strict=True):
-        assert base64.b64decode(output["data"]["image/png"]) == (run.path / f"figures/{name}.png").read_bytes()
+    shown = [re.findall('<img alt="(.+?)".* src="data:image/png;base64,(.*)">', output["data"]["text/html"])
+             for output in train.outputs if "data" in output]
+    assert [len(images) for images in shown] == [1, 1], "each figure once, however often drawn"
+    for ((alternative, png),), name in zip(shown, ("curves", "predictions"), strict=True):
+        assert base64.b64decode(png) == (run.path / f"figures/{name}.png").read_bytes()
+        assert "02_pretrain" in alternative
 
 
 @pytest.mark.parametrize("name", ["03_ek100", "04_charades_ego"])
@@ -190,6 +193,23 @@ def test_09_egotaskqa_answers_in_words(run_notebook):
     assert embedded == [1, 5], "four answered questions and the typed one play"
     assert any("taken for" in text for text in html_outputs(book))
     assert headless.finished("09_egotaskqa", {"site": "tiny", "run_name": "small", "overrides": overrides})
+
+
+def test_10_change_something(run_notebook):
+    run_notebook("02_pretrain", f"{SMALL} {MODEL} launch.tasks_per_node=2 train.epochs=2")
+    overrides = "launch.tasks_per_node=2 data.limit=16 train.batch_size=4 train.precision=fp32"
+    book, run = run_notebook("10_change_something", overrides)
+    metrics = run.metrics()["mine"]
+    assert not errors(book) and metrics["finished"] and metrics["steps"] == 4 and metrics["processes"] == 2
+    here, job = ([event for event in folder.read_log() if event["kind"] == "step"]
+                 for folder in (Run(run.path / "here"), run))
+    for key in ("loss", "my_nce", "grad_norm"):  # of one process, and of two
+        assert [event[key] for event in here] == pytest.approx([event[key] for event in job], rel=1e-3)
+    tables = [text for text in html_outputs(book) if "gradient norm: text encoder" in text]
+    assert len(tables) == 2 and "own module mine" in tables[0] and "my_nce" in tables[0] and "egonce" in tables[1]
+    assert (run.path / "figures/overlaid.png").stat().st_size > 10_000
+    assert {"my_loss.py", "my_video.py"} <= {path.name for path in run.path.iterdir()}
+    assert headless.finished("10_change_something", {"site": "tiny", "run_name": "small", "overrides": overrides})
 
 
 def test_11_compare_runs(run_notebook, project):

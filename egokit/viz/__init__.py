@@ -9,10 +9,11 @@ A picture is saved under the run's figures/ folder.
     moments.py      EgoMQ's detections                 answers.py      EgoNLQ's answers
     asked.py        questions answered in words        answer_queries.py  the browser's content of these
     comparison.py   models beside one another          trials.py       steps in the notebook: gradients, overlaid curves
-    run_tables.py   several runs: settings, spread     run_curves.py   several runs in one figure
+    run_tables.py   several runs: settings, mean and spread            run_curves.py   several runs in one figure
     answer_attention.py  where the answering state looks
     moment_files.py the files of both                  tables.py       numbers and files as tables
     style.py        colours, frame strips, saving
+    alternative_text.py  what a figure says to a reader who can't see it
 
 matplotlib is imported where it is used, so importing this package stays light.
 """
