@@ -87,9 +87,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--overrides", default="", help="for example 'site.encoding=original launch.cpus_per_task=16'")
     sub.add_argument("--source", help="folder of full videos (default: ROOT/Ego4D)")
     sub.add_argument("--root", help="data root (default: the site's)")
-    share = sub.add_mutually_exclusive_group()
-    share.add_argument("--shard", type=shard, metavar="I/N", help="do only this share of the videos")
-    share.add_argument("--array", type=positive, metavar="N",
+    one_part = sub.add_mutually_exclusive_group()
+    one_part.add_argument("--shard", type=shard, metavar="I/N", help="do only this share of the videos")
+    one_part.add_argument("--array", type=positive, metavar="N",
                        help="submit N shards as jobs; a second time: only the unfinished shards")
     sub.add_argument("--clip-seconds", type=positive, metavar="S",
                      help="nlq-narrations: length of the clips that videos are cut into (default: 480)")
