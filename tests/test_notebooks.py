@@ -10,6 +10,7 @@ import time
 
 import nbformat
 import pytest
+import sweep_notebook
 from conftest import MODEL, SMALL
 
 from egokit.config.build import ConfigError
@@ -215,23 +216,7 @@ def test_10_change_something(run_notebook):
 def test_11_compare_runs(run_notebook, project):
     run_notebook("02_pretrain", f"{SMALL} {MODEL} launch.tasks_per_node=2 train.epochs=2")
     run_notebook("09_egotaskqa", "launch.tasks_per_node=2 train.epochs=2 train.evaluate_epochs=1")
-    book, run = run_notebook("11_compare_runs", "train.epochs=2")
-    assert not errors(book)
-    runs = [Run(project / f"outputs/09_egotaskqa/small-lr{lr}-seed{seed}") for lr in (0.001, 0.01) for seed in (0, 1)]
-    scores = [one.metrics()["headtune"]["direct_all"] for one in runs]
-    tables = " ".join(html_outputs(book))
-    assert all(f">{score:.1f}</td>" in tables for score in scores), "every run has its line"
-    assert f">{(scores[0] + scores[1]) / 2:.2f}</td>" in tables and "paired bootstrap over" in tables
-    assert "right in small-lr0.01-seed1 alone" in tables
-    assert {"mean-curves.png", "setting-scores.png"} == {path.name for path in (run.path / "figures").iterdir()}
-    page = (runs[-1].path / "figures/browser-headtune.html").read_text()
-    assert "gained most over small-lr0.001-seed0: headtune" in page
-    told = "".join(output.get("text", "") for cell in book.cells for output in cell.get("outputs", []))
-    assert "4 runs of optim.lr x seed: 4 new" in told and told.count(": finished, direct_all ") == 4
-    times = [(one.path / "jobs/headtune/job.json").stat().st_mtime_ns for one in runs]
-    path = headless.execute("11_compare_runs", {"site": "tiny", "run_name": "small", "overrides": "train.epochs=2"})
-    assert "4 runs of optim.lr x seed: 4 finished" in path.read_text()
-    assert times == [(one.path / "jobs/headtune/job.json").stat().st_mtime_ns for one in runs], "none is made again"
+    sweep_notebook.check(*run_notebook("11_compare_runs", "train.epochs=2"), project)
 
 
 def test_no_epochs_give_chance(project):
