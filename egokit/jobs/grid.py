@@ -149,7 +149,8 @@ def check_keys(axes: dict[str, list], common: dict[str, object]) -> None:
         if key in common:
             raise ConfigError(f"{key} stands in --over and in --overrides: remove it from one of them")
         if key in ("task", "task.name"):
-            raise ConfigError(f"--over {key}: expected another key, as the runs of a sweep are of one task: sweep each task by itself")
+            raise ConfigError(f"--over {key}: expected another key, as the runs of a sweep are of one task: sweep each "
+                              "task by itself")
 
 
 def expect_different(points: list[Point]) -> None:
