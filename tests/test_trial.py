@@ -39,7 +39,7 @@ class MyLoss(EgoClip):
 @pytest.fixture
 def mine(resolve, checkpoint, tmp_path):
     (tmp_path / "my_loss.py").write_text(MY_LOSS)
-    config = resolve("toy/change_something", "train.precision=fp32", run="random")
+    config = resolve("toy/change_something", "train.precision=fp32 train.batch_size=4 data.limit=12", run="random")
     return egokit.changed(config, f"task={tmp_path}/my_loss.py:MyLoss")
 
 
@@ -143,7 +143,8 @@ def test_the_example_of_ones_own_texts(resolve, checkpoint, tmp_path):
 
 
 def test_a_wrong_line_of_ones_own_texts_is_named(resolve, checkpoint, tmp_path):
-    (tmp_path / "train.csv").write_text("video,start,stop,text\na,0,1,cuts\nb,x,1,cuts\n")
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.csv").write_text("video,start,stop,text\na,0,1,cuts\nb,x,1,cuts\n")
     config = resolve(str(OWN_TEXTS.with_suffix(".yaml")), f"task={OWN_TEXTS}.py:OwnTexts task.delimiter=',' "
                      f"task.table={tmp_path}/{{split}}.csv task.columns=[video,start,stop,text]", run="random")
     with pytest.raises(ValueError, match=r"train\.csv, line 3: start is 'x'"):
