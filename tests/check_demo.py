@@ -45,7 +45,8 @@ for pattern in ("0*/demo/notebook.ipynb", "0*/demo/metrics.json", "05_egomcq/dem
                 "07*/demo/figures/search-*.html", "06*/demo/figures/detections*.png", "08*/demo/figures/answers.png",
                 "0[68]*/demo/submission.json", "0[89]*/demo/figures/question-*.html", "09*/demo/vectors/manifest.json",
                 "09*/demo/figures/kinds-headtune.png", "09*/demo/figures/answer-attention.png",
-                "09*/demo/figures/browser-headtune.html", "10*/demo/figures/overlaid.png", "10*/demo/here/log.jsonl"):
+                "09*/demo/figures/browser-headtune.html", "10*/demo/figures/overlaid.png", "10*/demo/here/log.jsonl",
+                "11*/demo/figures/mean-curves.png", "09*/demo-lr*/figures/browser-headtune.html"):
     if not list((ROOT / "outputs").glob(pattern)):
         wrong.append(f"nothing at outputs/{pattern}")
 # every snippet of these documents that needs no more than the demo's files, verbatim; tests/test_docs.py parses the

@@ -128,7 +128,8 @@ def test_one_list_of_dependencies():
     lock = (ROOT / "requirements.lock").read_text().splitlines()
     pins = dict(line.split("==") for line in lock if line and line[0] != "#")
     pins = {name.lower().replace("_", "-"): version for name, version in pins.items()}
-    for text in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
+    extras = project["optional-dependencies"]
+    for text in [*project["dependencies"], *extras["dev"], *extras["docs"]]:
         required = Requirement(text)
         operators = [part.operator for part in required.specifier]
         assert operators == [">="], f"{text}: make test-lowest takes the oldest version from here"

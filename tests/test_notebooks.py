@@ -2,6 +2,7 @@
 import base64
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -80,10 +81,12 @@ def test_02_pretrain(run_notebook):
     assert {path.name for path in run.checkpoints.iterdir()} == {"best.pt", "step-0000003.pt", "step-0000006.pt"}
     assert "name: egoclip" in (run.path / "params.yaml").read_text()
     train = next(cell for cell in book.cells if "viz.watch(" in cell.source)
-    has_picture = ["image/png" in output.get("data", {}) for output in train.outputs]
-    assert has_picture == [True, True], "each figure once, however often drawn"
-    for output, name in zip(train.outputs, ("curves", "predictions"), strict=True):
-        assert base64.b64decode(output["data"]["image/png"]) == (run.path / f"figures/{name}.png").read_bytes()
+    shown = [re.findall('<img alt="(.+?)".* src="data:image/png;base64,(.*)">', output["data"]["text/html"])
+             for output in train.outputs if "data" in output]
+    assert [len(images) for images in shown] == [1, 1], "each figure once, however often drawn"
+    for ((alternative, png),), name in zip(shown, ("curves", "predictions"), strict=True):
+        assert base64.b64decode(png) == (run.path / f"figures/{name}.png").read_bytes()
+        assert "02_pretrain" in alternative
 
 
 @pytest.mark.parametrize("name", ["03_ek100", "04_charades_ego"])
@@ -207,6 +210,28 @@ def test_10_change_something(run_notebook):
     assert (run.path / "figures/overlaid.png").stat().st_size > 10_000
     assert {"my_loss.py", "my_video.py"} <= {path.name for path in run.path.iterdir()}
     assert headless.finished("10_change_something", {"site": "tiny", "run_name": "small", "overrides": overrides})
+
+
+def test_11_compare_runs(run_notebook, project):
+    run_notebook("02_pretrain", f"{SMALL} {MODEL} launch.tasks_per_node=2 train.epochs=2")
+    run_notebook("09_egotaskqa", "launch.tasks_per_node=2 train.epochs=2 train.evaluate_epochs=1")
+    book, run = run_notebook("11_compare_runs", "train.epochs=2")
+    assert not errors(book)
+    runs = [Run(project / f"outputs/09_egotaskqa/small-lr{lr}-seed{seed}") for lr in (0.001, 0.01) for seed in (0, 1)]
+    scores = [one.metrics()["headtune"]["direct_all"] for one in runs]
+    tables = " ".join(html_outputs(book))
+    assert all(f">{score:.1f}</td>" in tables for score in scores), "every run has its line"
+    assert f">{(scores[0] + scores[1]) / 2:.2f}</td>" in tables and "paired bootstrap over" in tables
+    assert "right in small-lr0.01-seed1 alone" in tables
+    assert {"mean-curves.png", "setting-scores.png"} == {path.name for path in (run.path / "figures").iterdir()}
+    page = (runs[-1].path / "figures/browser-headtune.html").read_text()
+    assert "gained most over small-lr0.001-seed0: headtune" in page
+    told = "".join(output.get("text", "") for cell in book.cells for output in cell.get("outputs", []))
+    assert "4 runs of optim.lr x seed: 4 new" in told and told.count(": finished, direct_all ") == 4
+    times = [(one.path / "jobs/headtune/job.json").stat().st_mtime_ns for one in runs]
+    path = headless.execute("11_compare_runs", {"site": "tiny", "run_name": "small", "overrides": "train.epochs=2"})
+    assert "4 runs of optim.lr x seed: 4 finished" in path.read_text()
+    assert times == [(one.path / "jobs/headtune/job.json").stat().st_mtime_ns for one in runs], "none is made again"
 
 
 def test_no_epochs_give_chance(project):
