@@ -135,16 +135,13 @@ class Trial:
             buffer.copy_(before)
         return norms
 
-    def train(self, steps: int) -> Run:
-        """Do the next steps of the training by the job's own loop, and log each.
+    def train(self, steps: int) -> None:
+        """Do the next steps of the training by the job's own loop, and log each in `run`.
 
         Epochs end without a validation, and nothing is saved but the log.
 
         Args:
             steps: how many; fewer are done where the recipe has fewer left.
-
-        Returns:
-            The folder of the log.
 
         Raises:
             ConfigError: no step is left: train.epochs are over.
@@ -164,7 +161,6 @@ class Trial:
             trainer.epoch(epoch, itertools.islice(batches, count))
         losses = [event["loss"] for event in self.run.read_log() if event["kind"] == "step"]
         print(f"{left} steps in {time.perf_counter() - began:.0f} s: loss {losses[0]:.2f} -> {losses[-1]:.2f}")
-        return self.run
 
 
 def parts_of(model) -> dict[str, list[Tensor]]:
