@@ -6,7 +6,7 @@ LOWEST := .venv-lowest
 # workers of pytest: many tests wait for processes of their own; three are slower on two cores
 WORKERS ?= 2
 
-.PHONY: install demo test test-slow test-lowest lint hooks lab gpu-day-prepare gpu-day-rehearsal clean
+.PHONY: install demo docs test test-slow test-lowest lint hooks lab gpu-day-prepare gpu-day-rehearsal clean
 
 install: $(VENV)/installed
 
@@ -19,6 +19,14 @@ $(VENV)/installed: pyproject.toml requirements.lock
 
 demo: install
 	$(BIN)/egokit demo
+
+# the documents, the notebooks as the demo executed them, and an API reference: outputs/site/index.html
+docs: $(VENV)/docs-installed
+	$(BIN)/python docs/site/build_site.py
+
+$(VENV)/docs-installed: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[docs]'
+	touch $@
 
 test: install
 	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal
@@ -52,10 +60,10 @@ lab: install
 gpu-day-prepare: install
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash benchmarks/gpu_day/prepare.sh
 
-# every stage of the GPU day at tiny sizes on a CPU
+# every stage of the GPU day at tiny sizes on a CPU; STAGES: some of them, or --without=some,others
 gpu-day-rehearsal: install
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash benchmarks/gpu_day/prepare.sh --data-only
-	PATH="$(CURDIR)/$(BIN):$$PATH" bash benchmarks/gpu_day/gpu_day.sh --cpu
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash benchmarks/gpu_day/gpu_day.sh --cpu $(STAGES)
 
 clean:
-	rm -rf $(VENV) $(LOWEST) outputs/*/demo outputs/demo outputs/toy
+	rm -rf $(VENV) $(LOWEST) outputs/*/demo outputs/demo outputs/toy outputs/site

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+from accessibility import serious
 from conftest import MODEL, SMALL
 
 from egokit import tasks
@@ -36,7 +37,7 @@ def evaluate(project: Path, name: str) -> tuple[Task, Run]:
 
 @contextlib.contextmanager
 def pages(chromium, evaluated: Callable) -> Iterator[Callable]:
-    """Give a function that opens a benchmark's page in Chromium; no page may log an error."""
+    """Give a function that opens a benchmark's page in Chromium; no page may log an error, or keep people out."""
     contexts, errors = [], []
 
     def open_page(name, against=None, **options):
@@ -48,6 +49,8 @@ def pages(chromium, evaluated: Callable) -> Iterator[Callable]:
                 None)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto((run.path / "figures/browser-zeroshot.html").as_uri())
+        if options.get("java_script_enabled", True):  # axe-core waits with timers, which need scripts
+            assert not serious(page)
         return page
     yield open_page
     for context in contexts:

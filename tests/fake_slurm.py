@@ -7,22 +7,26 @@ from egokit.jobs import launch
 from egokit.runs.files import write_text
 
 # prints the lines of the file `queue`, one "%F|%T|%P|%Q|%S|%r" for each job, that -j, -t and -p select; appends its
-# arguments to the file `asked`
+# arguments to the file `asked`. "42_3" in place of %F is one job of an array, whose place in it, %K, becomes 3
 SQUEUE = """#!{python} -IS
 import sys
 folder, arguments = {folder!r}, sys.argv[1:]
 open(folder + "/asked", "a").write(" ".join(arguments) + "\\n")
 given = dict(zip(arguments, arguments[1:]))
-assert given["-o"] == "%F|%T|%P|%Q|%S|%r" and "-h" in arguments
+assert given["-o"] == "%F|%T|%P|%Q|%S|%K|%r" and "-h" in arguments
 lines = [line.split("|") for line in open(folder + "/queue").read().splitlines()]
 if lines == [["away"]]:
     sys.exit("slurm_load_jobs error: Unable to contact slurm controller (connect failure)")
 jobs = given["-j"].split(",") if "-j" in given else None
-shown = [line for line in lines if (jobs is None or line[0] in jobs) and line[1] == given.get("-t", line[1])
+assert jobs is None or "-r" in arguments and not any("_" in job for job in jobs)
+shown = [line for line in lines if (jobs is None or line[0].partition("_")[0] in jobs)
+         and line[1] == given.get("-t", line[1])
          and ("-p" not in given or set(given["-p"].split(",")) & set(line[2].split(",")))]
 if jobs and len(jobs) == 1 and not shown:
     sys.exit("slurm_load_jobs error: Invalid job id specified")
-print(*map("|".join, shown), sep="\\n")
+for first, *middle, reason in shown:
+    job, dash, task = first.partition("_")
+    print("|".join([job, *middle, task or "N/A", reason]))
 """
 SBATCH = """#!/bin/sh
 cp "$1" {folder}/submitted && echo Submitted batch job 42

@@ -12,7 +12,7 @@ from batch_notebooks import BROKEN, command, four_more, gone, kernel, printed
 
 from egokit.config.build import ConfigError, to_dict
 from egokit.config.resolve import resolve
-from egokit.jobs import launch
+from egokit.jobs import launch, starter
 from egokit.notebook import batch, headless
 from egokit.notebook.open_run import open_run
 from egokit.runs.files import write_text
@@ -155,7 +155,7 @@ def test_a_sweeps_notebook_runs_again(home, monkeypatch):
     config = run.config
     monkeypatch.setattr(launch, "starting_point", lambda config: "a")  # no model was trained in this project
     monkeypatch.setattr(launch, "expect_ready", lambda config, action: None)
-    monkeypatch.setattr(launch, "start_job", lambda *job: None)
+    monkeypatch.setattr(starter, "start_job", lambda *job: None)
     for seed in (1, 2):
         launch.submit(dataclasses.replace(config, seed=seed), run, "evaluate", f"seed{seed}")
         run.write_metrics(f"seed{seed}", {"finished": True})

@@ -11,7 +11,7 @@ import pytest
 from batch_notebooks import BROKEN, command, four_more, kernel, printed
 
 from egokit.config.build import ConfigError
-from egokit.jobs import launch, runs_table, status
+from egokit.jobs import runs_table, starter, status
 from egokit.notebook import batch
 
 
@@ -121,7 +121,7 @@ def test_what_is_submitted_in_a_job_is_no_part_of_it(tmp_path, monkeypatch):
     (tmp_path / "probe.py").write_text(
         "import json, os, sys\nfrom pathlib import Path\n"
         "Path(sys.argv[1]).with_name('job.json').write_text(json.dumps(dict(os.environ)))\n")
-    launch.start_job("probe", tmp_path, tmp_path, LaunchConfig())
+    starter.start_job("probe", tmp_path, tmp_path, LaunchConfig())
     passed = json.loads((tmp_path / "job.json").read_text())
     of_slurm = {key: value for key, value in passed.items() if key.startswith(("SLURM_", "SRUN_"))}
     assert of_slurm == {"SLURM_CONF": "here"}

@@ -8,7 +8,7 @@ from conftest import MODEL
 from egokit import cli
 from egokit.config import trust
 from egokit.config.build import ConfigError
-from egokit.jobs import code_snapshot, launch
+from egokit.jobs import code_snapshot, launch, starter
 from egokit.runs.run_folder import Run
 
 
@@ -87,7 +87,7 @@ def test_a_link_in_a_run_folder_leads_no_writing_elsewhere(resolve, tmp_path, na
 def start(resolve, tmp_path, monkeypatch):
     """(the run, a function that submits its job up to the start)."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setattr(launch, "start_job", lambda *args: None)
+    monkeypatch.setattr(starter, "start_job", lambda *args: None)
     run = Run(tmp_path / "outputs/02_pretrain/mine")
     (run.path / "jobs/train").mkdir(parents=True)
     return run, lambda: launch.submit(resolve(overrides=MODEL), run)
@@ -135,7 +135,7 @@ def test_jobs_that_run_notebooks_start_nowhere_else(tmp_path, place):
     (tmp_path / "run/batch").mkdir(parents=True)
     (tmp_path / "run" / place).chmod(0o777)
     with pytest.raises(ConfigError, match="may be written by everybody"):
-        launch.start_work(tmp_path / "run/batch", {}, None)
+        starter.start_work(tmp_path / "run/batch", {}, None)
 
 
 def test_a_link_of_ones_own_may_be_trusted(tmp_path, monkeypatch, capsys):

@@ -9,7 +9,7 @@ from test_gpu_choice import UUIDS
 
 from egokit.config.build import ConfigError
 from egokit.config.schema import LaunchConfig
-from egokit.jobs import devices, launch, slurm, worker
+from egokit.jobs import devices, slurm, starter, worker
 
 
 @pytest.mark.parametrize("callers, gpus, expected", [
@@ -58,7 +58,7 @@ def test_a_slurm_job_does_not_inherit_the_callers_gpus(tmp_path, monkeypatch):
     (code / "sbatch").chmod(0o755)
     monkeypatch.setenv("PATH", f"{code}{os.pathsep}{os.environ['PATH']}")
     for cluster, expected in (("slurm", None), ("local", "3")):
-        launch.start_job("prints", tmp_path, code, LaunchConfig(cluster=cluster))
+        starter.start_job("prints", tmp_path, code, LaunchConfig(cluster=cluster))
         assert json.loads((tmp_path / "job.json").read_text()).get(devices.VISIBLE_DEVICES) == expected
 
 

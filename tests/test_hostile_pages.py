@@ -8,6 +8,7 @@ import sys
 import nbformat
 import pytest
 import yaml
+from accessibility import FRAGMENT, serious
 from conftest import ROOT
 from hostile import NAME, OUT, TEXTS
 from hostile_shows import HTML, asker, found, markup
@@ -134,7 +135,7 @@ def test_nothing_runs_in_chromium(name, tmp_path, own, chromium):
 
 
 def open_page(chromium, path, text: str, texts, complete: bool = False) -> None:
-    """Open a page, or a part of one; check that it shows texts, and neither does nor asks for anything.
+    """Open a page, or a part of one; check that it shows texts to everybody, and neither does nor asks for anything.
 
     Args:
         complete: Whether all its pictures and videos must be there, too.
@@ -159,4 +160,5 @@ def open_page(chromium, path, text: str, texts, complete: bool = False) -> None:
     seen = " ".join(page.locator("body").inner_text().split())
     missing = [word[:60] for word in texts if " ".join(TEXTS.get(word, word).split()) not in seen]
     assert not missing, missing
+    assert not serious(page, left_out=() if is_page else FRAGMENT)
     context.close()

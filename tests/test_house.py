@@ -128,7 +128,8 @@ def test_one_list_of_dependencies():
     lock = (ROOT / "requirements.lock").read_text().splitlines()
     pins = dict(line.split("==") for line in lock if line and line[0] != "#")
     pins = {name.lower().replace("_", "-"): version for name, version in pins.items()}
-    for text in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
+    extras = project["optional-dependencies"]
+    for text in [*project["dependencies"], *extras["dev"], *extras["docs"]]:
         required = Requirement(text)
         operators = [part.operator for part in required.specifier]
         assert operators == [">="], f"{text}: make test-lowest takes the oldest version from here"
@@ -230,6 +231,10 @@ def test_notebooks_are_clean_and_define_nothing(path):
     names = [target.id for node in ast.parse(tagged[0].source).body for target in node.targets]
     assert names == ["params", "site", "overrides", "run_name"]
     for cell in code:
+        magic, _, content = cell.source.partition("\n")
+        if magic.startswith("%%writefile {run.path}/"):  # it writes what a job can read: a class of the user's
+            assert len(content.splitlines()) <= 20 and ast.parse(content)
+            continue
         assert len(cell.source.splitlines()) <= 12
         tree = ast.parse(cell.source)
         definitions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Lambda)]

@@ -180,7 +180,7 @@ def test_what_memory_advice_changes_is_not_another_run(resolve):
 def test_the_plan_in_words(resolve, overrides, processes, text):
     config = resolve(overrides=f"{overrides} launch.tasks_per_node={processes}")
     assert str(plan_batch(config)) == str(plan_batch(config, processes)) == text
-    assert egokit.describe(config).endswith(f"plan: {text}")
+    assert egokit.describe(config).endswith(f"plan      {text}")
 
 
 def test_a_batch_smaller_than_the_processes_is_refused_before_a_job(resolve, tmp_path):

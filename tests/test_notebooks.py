@@ -2,6 +2,7 @@
 import base64
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 
 import nbformat
 import pytest
+import sweep_notebook
 from conftest import MODEL, SMALL
 
 from egokit.config.build import ConfigError
@@ -80,10 +82,12 @@ def test_02_pretrain(run_notebook):
     assert {path.name for path in run.checkpoints.iterdir()} == {"best.pt", "step-0000003.pt", "step-0000006.pt"}
     assert "name: egoclip" in (run.path / "params.yaml").read_text()
     train = next(cell for cell in book.cells if "viz.watch(" in cell.source)
-    has_picture = ["image/png" in output.get("data", {}) for output in train.outputs]
-    assert has_picture == [True, True], "each figure once, however often drawn"
-    for output, name in zip(train.outputs, ("curves", "predictions"), strict=True):
-        assert base64.b64decode(output["data"]["image/png"]) == (run.path / f"figures/{name}.png").read_bytes()
+    shown = [re.findall('<img alt="(.+?)".* src="data:image/png;base64,(.*)">', output["data"]["text/html"])
+             for output in train.outputs if "data" in output]
+    assert [len(images) for images in shown] == [1, 1], "each figure once, however often drawn"
+    for ((alternative, png),), name in zip(shown, ("curves", "predictions"), strict=True):
+        assert base64.b64decode(png) == (run.path / f"figures/{name}.png").read_bytes()
+        assert "02_pretrain" in alternative
 
 
 @pytest.mark.parametrize("name", ["03_ek100", "04_charades_ego"])
@@ -190,6 +194,12 @@ def test_09_egotaskqa_answers_in_words(run_notebook):
     assert embedded == [1, 5], "four answered questions and the typed one play"
     assert any("taken for" in text for text in html_outputs(book))
     assert headless.finished("09_egotaskqa", {"site": "tiny", "run_name": "small", "overrides": overrides})
+
+
+def test_11_compare_runs(run_notebook, project):
+    run_notebook("02_pretrain", f"{SMALL} {MODEL} launch.tasks_per_node=2 train.epochs=2")
+    run_notebook("09_egotaskqa", "launch.tasks_per_node=2 train.epochs=2 train.evaluate_epochs=1")
+    sweep_notebook.check(*run_notebook("11_compare_runs", "train.epochs=2"), project)
 
 
 def test_no_epochs_give_chance(project):

@@ -7,7 +7,7 @@ from conftest import MODEL
 import egokit
 from egokit import tasks
 from egokit.config.build import ConfigError, to_dict
-from egokit.jobs import launch
+from egokit.jobs import launch, starter
 from egokit.runs.files import write_text
 from egokit.runs.run_folder import Run
 from egokit.viz.predictions import pictures
@@ -44,7 +44,7 @@ def began(tmp_path, monkeypatch):
         def refuse(module, *args):
             started["config"], started["module"] = handle.spec()["config"], module
             raise launch.NotSubmitted("no")
-        monkeypatch.setattr(launch, "start_job", refuse)
+        monkeypatch.setattr(starter, "start_job", refuse)
         return handle
     return begin, started
 

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from accessibility import serious
 from browser_pages import every
 from hostile import TEXTS, check_html
 from moment_site import make_nlq
@@ -246,6 +247,7 @@ def test_the_page_plays_in_chromium(asker, chromium):
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(path.as_uri())
     assert page.locator("h1").inner_text() == example.query and page.locator("video").count() == 3
+    assert not serious(page)
     for number in range(3):
         video = page.locator("video").nth(number)
         video.scroll_into_view_if_needed()

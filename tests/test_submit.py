@@ -10,7 +10,7 @@ from egokit import cli
 from egokit.config.build import ConfigError
 from egokit.config.resolve import outputs_folder
 from egokit.config.schema import LaunchConfig
-from egokit.jobs import launch, slurm
+from egokit.jobs import launch, slurm, starter
 from egokit.notebook.open_run import open_run
 from egokit.runs.files import write_text
 from egokit.runs.run_folder import Run
@@ -90,11 +90,11 @@ def test_a_refusal_shows_slurms_message(resolve, run, cluster):
 def test_packages_that_the_caller_has_by_pythonpath_are_the_jobs_too_after_its_copy_of_egokit(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", f"/opt/site{os.pathsep}/home/me/lib")
     local = LaunchConfig(cluster="local")
-    assert launch.starter_environment(tmp_path, local)["PYTHONPATH"] == f"{tmp_path}:/opt/site:/home/me/lib"
+    assert starter.starter_environment(tmp_path, local)["PYTHONPATH"] == f"{tmp_path}:/opt/site:/home/me/lib"
     monkeypatch.setenv("PYTHONPATH", f":lib{os.pathsep}")  # as export PYTHONPATH=$PYTHONPATH:lib gives it
-    assert launch.starter_environment(tmp_path, local)["PYTHONPATH"] == f"{tmp_path}:{os.path.abspath('lib')}"
+    assert starter.starter_environment(tmp_path, local)["PYTHONPATH"] == f"{tmp_path}:{os.path.abspath('lib')}"
     monkeypatch.delenv("PYTHONPATH")
-    assert launch.starter_environment(tmp_path, local)["PYTHONPATH"] == str(tmp_path)
+    assert starter.starter_environment(tmp_path, local)["PYTHONPATH"] == str(tmp_path)
 
 
 def test_the_script_asks_for_what_the_site_says(tmp_path):

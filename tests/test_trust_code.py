@@ -11,7 +11,7 @@ from conftest import MODEL
 import egokit
 from egokit import cli, tasks
 from egokit.config.build import ConfigError, to_dict
-from egokit.jobs import code_snapshot, launch
+from egokit.jobs import code_snapshot, launch, starter
 from egokit.notebook import headless
 from egokit.runs.files import write_text
 from egokit.runs.run_folder import Run
@@ -54,7 +54,7 @@ def unfinished(state, tmp_path, monkeypatch):
         started.append({path.relative_to(code).as_posix(): path.read_bytes()
                         for path in code.rglob("*") if path.is_file()})
         raise launch.NotSubmitted("no")
-    monkeypatch.setattr(launch, "start_job", refuse)
+    monkeypatch.setattr(starter, "start_job", refuse)
     return begin, started
 
 
@@ -258,17 +258,17 @@ def test_an_earlier_egokit_is_told_whether_to_recompute_by_true_or_false(resolve
 
 def test_what_an_earlier_job_left_is_not_loaded_by_the_next(state, tmp_path, monkeypatch):
     """submitit loads <job id>_submitted.pkl, ranks meet by what meeting-<job id> says, and ids can be guessed."""
-    monkeypatch.setattr(launch, "start_job", lambda *args: None)
+    monkeypatch.setattr(starter, "start_job", lambda *args: None)
     folder, elsewhere = tmp_path / "jobs/train", tmp_path / "elsewhere"
     for name in ("submitit/7_submitted.pkl", "submitit/7_0_result.pkl", "meeting-7-0", "submitit/7_0_log.err"):
         write_text(folder / name, "theirs")
-    launch.start_work(folder, {}, None)
+    starter.start_work(folder, {}, None)
     assert [path.name for path in (folder / "submitit").iterdir()] == ["7_0_log.err"]
     assert not (folder / "meeting-7-0").exists()
     write_text(elsewhere / "mine.pkl", "mine")
     shutil.rmtree(folder / "submitit")
     (folder / "submitit").symlink_to(elsewhere)
-    launch.start_work(folder, {}, None)
+    starter.start_work(folder, {}, None)
     assert (elsewhere / "mine.pkl").exists() and not (folder / "submitit").exists()
 
 

@@ -6,6 +6,11 @@ from pathlib import Path
 from egokit.config.build import ConfigError
 
 
+def overview(arguments) -> None:
+    from egokit.prep import overview as standing
+    print(standing.overview())
+
+
 def demo(arguments) -> None:
     from egokit.notebook import demo as all_notebooks
     all_notebooks.run(arguments.run, arguments.overrides)
@@ -62,6 +67,22 @@ def submit(arguments) -> None:
     print(job)
     if arguments.wait:
         print(json.dumps(job.wait(), indent=1))
+
+
+def sweep(arguments) -> None:
+    from egokit.jobs import sweep as sweeps
+    sweeps.command(arguments)
+
+
+def profile(arguments) -> None:
+    from egokit.config.registry import notebook_of
+    from egokit.config.resolve import outputs_folder, resolve
+    from egokit.jobs import profiling
+    config = resolve(arguments.params, arguments.site, arguments.overrides, arguments.run)
+    job = profiling.submit(config, outputs_folder() / notebook_of(config) / arguments.run, arguments.steps)
+    job.wait()
+    print(f"{(job.run.path / profiling.TABLE).read_text()}\n{job.run.path}: the trace, for ui.perfetto.dev, and all "
+          "operations as a CSV file")
 
 
 def search(arguments) -> None:

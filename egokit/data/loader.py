@@ -18,6 +18,7 @@ from egokit.data.video import open_video
 from egokit.data.video.timeline import VideoError, advice
 from egokit.data.watchdog import Watchdog, iterate
 
+worker_pids: set[int] = set()  # of the processes that read ahead for this one
 TRIES = 8  # replacement samples to try before an unreadable sample becomes an error
 
 
@@ -159,6 +160,8 @@ def build_loader(dataset: Samples, batches: Iterable[list], collate, workers: in
         pending.clear()
         iterator = iterate(watchdog, batch_sampler=handed_out(again), num_workers=workers,
                             worker_init_fn=watchdog.start, prefetch_factor=4, **options)
+        pids = {worker.pid for worker in iterator._workers}
+        worker_pids.update(pids)
         threading.Thread(target=watchdog.watch, name="egokit reader watch", daemon=True).start()
         try:
             while watchdog.lost is None:
@@ -181,6 +184,7 @@ def build_loader(dataset: Samples, batches: Iterable[list], collate, workers: in
                 raise
         finally:
             watchdog.ended.set()
+            worker_pids.difference_update(pids)
         if not dataset.tolerant:
             raise VideoError(f"{watchdog.lost}: {watchdog.reason}; {advice(watchdog.lost)}, "
                              "or allow bad files with data.max_bad_fraction")

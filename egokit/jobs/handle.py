@@ -130,7 +130,7 @@ class Handle:
 
     def _show(self, bar: ProgressBar, history, state: str) -> None:
         """Bring the bar up to date."""
-        if (self.spec() or {}).get("action") == "evaluate":  # the log's steps are those of another job of the run
+        if (self.spec() or {}).get("action") in ("evaluate", "profile"):  # the log's steps are no progress of theirs
             progress = self.progress()
             bar.show(state, progress.get("step"), progress.get("steps"))
             return

@@ -3,36 +3,40 @@
 Jobs are local processes or SLURM's, always started through submitit. Nothing is trained in the caller's process; what
 runs inside the job is run_job.py's, and handle.py follows it.
 """
-import json
+import contextlib
 import os
-import re
 import shutil
-import subprocess
-import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from egokit.config.build import ConfigError, comparable, differences, flatten, nest, to_dict
 from egokit.config.own_code import split_task_file
 from egokit.config.registry import find, restore
-from egokit.config.schema import Config, LaunchConfig
+from egokit.config.schema import Config
 from egokit.config.yaml_file import to_yaml
 from egokit.jobs import code_snapshot, devices, slurm
 from egokit.jobs.handle import Handle
 from egokit.jobs.handle import JobFailed as JobFailed  # users catch egokit.launch.JobFailed
 from egokit.jobs.preflight import expect_ready, starting_point
-from egokit.jobs.progress import PROGRESS_FILE
+from egokit.jobs.starter import NotSubmitted as NotSubmitted  # callers catch launch.NotSubmitted
+from egokit.jobs.starter import start_work
 from egokit.jobs.status import naming_spec, read_spec
 from egokit.runs.files import file_sha256, locked, write_text
-from egokit.runs.run_folder import DEVICES, Run
+from egokit.runs.run_folder import Run
 from egokit.train.batch_plan import check_batch
 
 ACTIONS = ("train", "evaluate", "extract")
 EXTRACTED = ("features", "vectors")  # folders that extractions fill
 
 
-class NotSubmitted(RuntimeError):
-    """SLURM or this machine refused a job; the message holds the reason that it gave."""
+class Prepared(NamedTuple):
+    """A job that has been checked, and is ready to start."""
+    handle: Handle
+    spec: dict | None   # for starter.start_work; None: there is nothing to start, because it has finished or is alive
+    keeps_code: bool    # it resumes, with the copy of the code that it began with
+    notices: list[str]  # of the GPUs that it takes
 
 
 def submit(config: Config, run: Run, action: str = "train", section: str | None = None) -> Handle:
@@ -56,6 +60,26 @@ def submit(config: Config, run: Run, action: str = "train", section: str | None 
             is smaller than the number of processes; or options in launch.slurm are wrong.
         NotSubmitted: SLURM or this machine refused the job.
         ValueError: `action` is none of the three.
+    """
+    with prepared(config, run, action, section) as job:
+        if job.spec:
+            start_work(job.handle.folder, job.spec, config.launch, job.keeps_code, config.task.name, config.init)
+    print(end="".join(f"{job.handle.section} {notice}\n" for notice in job.notices), flush=True)
+    return job.handle
+
+
+@contextlib.contextmanager
+def prepared(config: Config, run: Run, action: str = "train", section: str | None = None) -> Iterator[Prepared]:
+    """Check whether a job can and has to start; it is started in the `with` block, which holds its folder's lock.
+
+    Args:
+        config, run, action, section: as for `submit`.
+
+    Yields:
+        The job, Prepared.
+
+    Raises:
+        ConfigError, ValueError: as `submit`.
     """
     from egokit import __version__, tasks
     if action not in ACTIONS:
@@ -91,7 +115,8 @@ def submit(config: Config, run: Run, action: str = "train", section: str | None 
             print(f"{handle.section} in {run.path} is made by another version of egokit's code ({code}; here: "
                   f"{present}); choose another run name to use the present one", flush=True)
         if exists:
-            return handle
+            yield Prepared(handle, None, resumed, [])
+            return
         if keeps_copy and earlier:
             plain = downgrade_config(plain, earlier["config"])
         elif split_task_file(config.task.name):
@@ -101,10 +126,7 @@ def submit(config: Config, run: Run, action: str = "train", section: str | None 
                     "opened": to_dict(opened), "run": str(run.path.resolve()), "action": action,
                     "section": handle.section, "version": __version__, "init_sha256": init_sha256,
                     "task_sha256": task_sha256, "gpus": choice.uuids}
-            start_work(handle.folder, spec, config.launch, resumed, config.task.name, config.init)
-    notices = (notice for notice in (cpu_notice, choice.notice) if notice)
-    print(end="".join(f"{handle.section} {notice}\n" for notice in notices), flush=True)
-    return handle
+            yield Prepared(handle, spec, resumed, [*filter(None, (cpu_notice, choice.notice))])
 
 
 def sha256_of(files: list[Path]) -> str:
@@ -213,88 +235,3 @@ def expect_same(handle: Handle, config: Config, hashes: tuple[str, str] | None =
         raise ConfigError(f"{handle.section} in {handle.run.path} was made with other parameters "
                           f"({'; '.join(changes[:6])}); choose another run name, give the old values as overrides, or "
                           "delete that folder to start again")
-
-
-def start_work(folder: Path, spec: dict, launch: LaunchConfig, keep_code: bool = False, task: str = "",
-               init: str = "") -> None:
-    """Write a job's spec.json, copy the code that it runs, and start the job in place of the folder's earlier one.
-
-    Args:
-        folder: the job's folder.
-        spec: what jobs/worker.py needs to submit the job and to run it.
-        launch: where the job runs.
-        keep_code, task, init: see `snapshot_code`.
-
-    Raises:
-        NotSubmitted, ConfigError: as `start_job`. The earlier job's spec.json, which says how the run was made, is left
-            then.
-    """
-    code, spec_path = code_snapshot.snapshot_code(folder, keep_code, task, init), folder / "spec.json"
-    for name in ("job.json", "failures.json", PROGRESS_FILE, DEVICES):  # they must not count against this job
-        (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / "failures", ignore_errors=True)
-    if (folder / "submitit").is_symlink():
-        (folder / "submitit").unlink()
-    links = filter(Path.is_symlink, folder.glob("submitit/*"))  # submitit's own, and others that lead logs elsewhere
-    for left in [*links, *folder.glob("submitit/*.pkl"), *folder.glob("meeting-*")]:
-        if left.is_symlink() or left.is_file():
-            left.unlink()  # a job of the same id would load it, or meet whom it names
-    earlier = spec_path.read_text() if spec_path.exists() else ""
-    write_text(spec_path, json.dumps(spec, indent=1))
-    try:
-        # a run that an older egokit began goes on with its copy, whose worker has another name
-        start_job("egokit.jobs.worker" if (code / "egokit/jobs/worker.py").is_file() else "egokit.job", folder, code,
-                  launch)
-    except BaseException:
-        if earlier:
-            write_text(spec_path, earlier)
-        raise
-
-
-def start_job(module: str, folder: Path, code: Path, launch: LaunchConfig) -> None:
-    """Run `python -m module folder/spec.json`, which submits a job and writes folder/job.json.
-
-    The starter runs in a session of its own, so that neither closing JupyterLab nor Ctrl-C reaches the job.
-
-    Args:
-        module: the module with the job's starter, such as egokit.jobs.worker.
-        folder: the job's folder, which holds spec.json.
-        code: the snapshot of egokit, which becomes the starter's path.
-        launch: where the job runs.
-
-    Raises:
-        NotSubmitted: SLURM or this machine refused the job.
-        ConfigError: options in launch.slurm are unknown or contradict each other.
-    """
-    if launch.cluster == "slurm":
-        slurm.check_options(launch)
-        if not shutil.which("sbatch"):
-            raise NotSubmitted("launch.cluster is slurm, but this machine has no sbatch: submit on the cluster's login "
-                               "node")
-    (folder / "start.log").unlink(missing_ok=True)  # a link would lead the writing elsewhere
-    with open(folder / "start.log", "w") as start_log:
-        starter = subprocess.run([sys.executable, "-m", module, str((folder / "spec.json").resolve())],
-                                 env=starter_environment(code, launch), start_new_session=True,
-                                 stdin=subprocess.DEVNULL, stdout=start_log, stderr=subprocess.STDOUT)
-    if starter.returncode or not (folder / "job.json").exists():
-        log = (folder / "start.log").read_text()
-        # without duplicates, because submitit repeats sbatch's lines
-        message = "\n".join(dict.fromkeys(re.findall("sbatch: error: .*", log))) or log[-2000:]
-        raise NotSubmitted(f"{folder.name} could not be submitted to {launch.cluster}:\n{message}")
-
-
-def starter_environment(code: Path, launch: LaunchConfig) -> dict[str, str]:
-    """Return the environment variables of a job's starter, which the job inherits."""
-    inherited = os.environ
-    if "SLURM_JOB_ID" in inherited:  # the caller runs in a job or on a node; what it submits is no part of that job
-        inherited = {key: value for key, value in inherited.items()
-                     if key == "SLURM_CONF" or not key.startswith(("SLURM_", "SRUN_"))}
-    # the job's copy first; then the caller's packages, by names that mean the same where the job runs
-    given = filter(None, inherited.get("PYTHONPATH", "").split(os.pathsep))
-    environment = dict(inherited, PYTHONPATH=os.pathsep.join([str(code.resolve()), *map(os.path.abspath, given)]),
-                       PYTHONSAFEPATH="1", TOKENIZERS_PARALLELISM="false")
-    if launch.cluster == "slurm":
-        # sbatch would hand on which GPUs this process has, but SLURM gives the job its own
-        environment.pop(devices.VISIBLE_DEVICES, None)
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, launch.cpus_per_task)))
-    return environment

@@ -1,7 +1,7 @@
 """Job progress: where it is recorded, how it is read, and the progress bar.
 
-Training and extraction write theirs to the run's log.jsonl, which all jobs of a run share. An evaluation writes a
-file of its own, progress.json in its job's folder, because the log is to keep nothing of it.
+Training and extraction write theirs to the run's log.jsonl, which all jobs of a run share. An evaluation and a
+profile write a file of their own, progress.json in the job's folder, because the log is to keep nothing of it.
 """
 import json
 import sys
@@ -27,7 +27,7 @@ def read_progress(run: Run, folder: Path, action: str | None) -> dict:
     Args:
         run: the job's run.
         folder: the job's folder.
-        action: "train", "evaluate" or "extract"; None for a job that was never submitted.
+        action: "train", "evaluate", "extract" or "profile"; None for a job that was never submitted.
 
     Returns:
         Among others "step", "steps", "eta_s" (seconds left) and the metrics of the last validation; and "damage", what
@@ -36,7 +36,7 @@ def read_progress(run: Run, folder: Path, action: str | None) -> dict:
     Raises:
         ValueError: the progress file is damaged; the message names it.
     """
-    if action == "evaluate":
+    if action in ("evaluate", "profile"):
         return read_progress_file(folder)
     (newest,), damage = read_events(run.path, KINDS.get(action, ()))
     return newest | ({"damage": damage} if damage else {})

@@ -1,10 +1,12 @@
 """What a job of a run does in each of its processes: train, evaluate or extract."""
+import contextlib
 import hashlib
 import math
 import os
 import platform
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import submitit
@@ -29,14 +31,18 @@ from egokit.train.evaluate import evaluate as evaluate_task
 TRAINING_SECTIONS = ("data.", "optim.", "train.")
 
 
-def work(folder: Path, spec: dict) -> None:
-    """Do one rank's part of the job.
+@contextlib.contextmanager
+def started(folder: Path, spec: dict, config: Config) -> Iterator[tuple[Run, torch.device, list[str]]]:
+    """Make this process a rank of the job for the duration of the block: its device, its group, its run.
 
     Args:
         folder: the job's folder.
         spec: the content of its spec.json.
+        config: the job's config.
+
+    Yields:
+        The run, this rank's device, and the description of each rank's device.
     """
-    config = restore(spec["config"], folder / "code")
     attempt, environment = requeue.attempt_id(), submitit.JobEnvironment()
     expect_processes(config.launch, environment.num_tasks)
     cpus = max(1, min(config.launch.cpus_per_task, len(os.sched_getaffinity(0))))
@@ -48,7 +54,7 @@ def work(folder: Path, spec: dict) -> None:
         raise RuntimeError(f"the job asks for GPUs, but rank {environment.global_rank} on {socket.gethostname()} "
                            f"sees none: {devices.why_no_gpu()}; or ask for none, with launch.gpus_per_task=0, to "
                            "compute on CPUs")
-    trains = spec["action"] == "train"
+    trains = spec["action"] in ("train", "profile")
     description = devices.describe_device(device, config.train.precision if trains else config.evaluate.precision)
     with distributed.joined(environment.global_rank, environment.num_tasks, folder / f"meeting-{attempt}",
                             local=config.launch.nodes == 1, device=device):
@@ -61,6 +67,18 @@ def work(folder: Path, spec: dict) -> None:
             plan = (plan_batch(config, distributed.world_size()) if trains
                     else f"{spec['action']} {config.evaluate.batch_size} clips at once")
             print(f"plan: {plan}, on {devices.devices_text(rank_devices)}", flush=True)
+        yield run, device, rank_devices
+
+
+def work(folder: Path, spec: dict) -> None:
+    """Do one rank's part of the job.
+
+    Args:
+        folder: the job's folder.
+        spec: the content of its spec.json.
+    """
+    config, trains = restore(spec["config"], folder / "code"), spec["action"] == "train"
+    with started(folder, spec, config) as (run, device, rank_devices):
         task = tasks.make(config, code=folder / "code")
         perform = {"train": loop.train, "evaluate": evaluate, "extract": extract}[spec["action"]]
         result = perform(config, task, run, spec["section"], device)

@@ -9,19 +9,16 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from egokit.config.access import is_plain
 from egokit.config.build import ConfigError
 from egokit.config.json_file import COUNT, read_json
 from egokit.config.names import printable
+from egokit.jobs.queue import JobStatus, job_statuses
 from egokit.jobs.requeue import STARTED, TRACEBACK, last_error, lost_peer
 from egokit.runs.explain import shortened
-
-# in any other state that squeue lists, a job has a node
-PENDING_STATES = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
 
 JOB = {"cluster": str, "job_id": str, "host": (str, ...), "job_ids": ([str], ...)}  # the fields of job.json
 SPEC = {name: (str, ...) for name in ("function", "name", "run", "action", "section", "version", "init_sha256",
@@ -29,12 +26,6 @@ SPEC = {name: (str, ...) for name in ("function", "name", "run", "action", "sect
 SPEC |= {name: (dict, ...) for name in ("config", "opened", "notebooks")}
 SPEC |= {"gpus": ([str], ...), "before": ({...: {...: COUNT}}, ...), "environment": ({...: str}, ...)}
 TAIL, MOST_READ = 1 << 20, 8 << 20  # bytes: of one log, of the logs of all ranks
-
-
-class JobStatus(NamedTuple):
-    """The status of a job that is queued or runs."""
-    state: str              # "pending", "running", or "unknown" where the job can't be seen from here
-    detail: str = ""        # pending: SLURM's reason, the place in the queue, the expected start; unknown: the reason
 
 
 def job_status(folder: Path, statuses: dict[str, JobStatus] | None = None) -> JobStatus | None:
@@ -55,43 +46,6 @@ def job_status(folder: Path, statuses: dict[str, JobStatus] | None = None) -> Jo
     return None if host == socket.gethostname() else JobStatus("unknown", f"was started on {host}: ask there")
 
 
-def job_statuses(jobs: Iterable[str]) -> dict[str, JobStatus]:
-    """Return the status of each of SLURM's jobs, by job id, that is queued or runs.
-
-    SLURM is asked once for all jobs, and once more for the whole queue if any is pending, because its controller serves
-    many users.
-    """
-    jobs = list(jobs)
-    try:
-        rows = squeue("-j", ",".join(jobs)) if jobs else []
-        pending = {row["job"]: row for row in rows if row["state"] in PENDING_STATES}
-        partitions = sorted({row["partition"] for row in pending.values()})
-        queue = squeue("-t", "PENDING", "-p", ",".join(partitions)) if pending else []
-    except QueueError as error:  # the controller is away for a moment, or this is no login node
-        return {job: JobStatus("unknown", str(error)) for job in jobs}
-    # an array is running if any of its jobs is
-    running = {row["job"]: JobStatus("running") for row in rows if row["state"] not in PENDING_STATES}
-    return {job: JobStatus("pending", pending_reason(row, queue)) for job, row in pending.items()} | running
-
-
-def pending_reason(job: dict, queue: list[dict]) -> str:
-    """Return why a job is pending, its place in the queue and its expected start, if known.
-
-    Args:
-        job: the job's row of squeue.
-        queue: the rows of all pending jobs. The place is counted by priority among those that want one of the job's
-            partitions.
-    """
-    rivals = [row for row in queue if set(row["partition"].split(",")) & set(job["partition"].split(","))]
-    order = [row["job"] for row in sorted(rivals, key=lambda row: (-int(row["priority"]), int(row["job"])))]
-    parts = [job["reason"]] if job["reason"] != "None" else []  # "None": the scheduler hasn't looked at the job yet
-    if job["job"] in order:  # not if it has started since
-        parts.append(f"place {order.index(job['job']) + 1} of {len(order)}")
-    if job["start"] != "N/A":
-        parts.append(f"may start {job['start'].replace('T', ' ')}")
-    return ", ".join(parts)
-
-
 def duration(seconds: float) -> str:
     """Return a duration in its two largest units, such as "2 h 1 min"."""
     if seconds < 60:
@@ -100,30 +54,6 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min"
     return f"{minutes // 60} h {minutes % 60} min" if minutes < 1440 else f"{minutes // 1440} d {minutes // 60 % 24} h"
-
-
-class QueueError(RuntimeError):
-    """SLURM's queue can't be asked; the message says why."""
-
-
-def squeue(*arguments: str) -> list[dict[str, str]]:
-    """Run squeue and return a dict for each job that it lists.
-
-    Raises:
-        QueueError: squeue doesn't answer.
-    """
-    # %F is the job's id, or the array's for one of an array's jobs
-    columns = {"job": "%F", "state": "%T", "partition": "%P", "priority": "%Q", "start": "%S", "reason": "%r"}
-    command = ["squeue", "-h", "-o", "|".join(columns.values()), *arguments]
-    try:
-        listing = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    except FileNotFoundError:
-        raise QueueError("this machine has no squeue") from None
-    except subprocess.TimeoutExpired:
-        raise QueueError("squeue gave no answer in a minute") from None
-    if listing.returncode and "Invalid job id" not in listing.stderr:  # of a job that ended a while ago
-        raise QueueError((listing.stderr.strip().splitlines() or ["squeue failed"])[-1])
-    return [dict(zip(columns, line.split("|", len(columns) - 1), strict=True)) for line in listing.stdout.splitlines()]
 
 
 def read_job(folder: Path) -> dict | None:

@@ -1,6 +1,6 @@
 """How a job starts: its spec.json, the starter that hands it to submitit, and the callable that submitit runs.
 
-launch.start_work writes FOLDER/spec.json and runs `python -m egokit.jobs.worker FOLDER/spec.json` in a session of its
+starter.start_work writes FOLDER/spec.json and runs `python -m egokit.jobs.worker FOLDER/spec.json` in a session of its
 own, with the snapshot of egokit on its path. That starter submits the job and ends, so that neither closing JupyterLab
 nor Ctrl-C reaches the job. What the job does is the function that its spec names: run_job.work, notebook.batch.work or
 prep.array.work.
@@ -77,10 +77,18 @@ def start(spec_path: str) -> None:
 
     Args:
         spec_path: the path of spec.json: "name" (the job's in SLURM), "config" (only its `launch` is read here),
-            "function" (see Work), and for an array of jobs "array", the argument of each.
+            "function" (see Work), and for an array of jobs "array", the argument of each. An array whose jobs have
+            specs of their own has "jobs" instead, their folders; job.json is then written in each of these, too.
     """
     folder, spec = Path(spec_path).parent, json.loads(Path(spec_path).read_text())
     launch, work = restore(spec["config"], folder / "code").launch, Work(spec_path)
+    if "jobs" in spec:
+        array = [Path(job) for job in spec["jobs"]]
+        job_ids = slurm.submit_array(launch, folder, spec["name"], array, [Work(f"{job}/spec.json") for job in array])
+        for job, job_id in zip([*array, folder], [*job_ids, job_ids[0].split("_")[0]], strict=True):
+            write_text(job / "job.json", json.dumps({"cluster": launch.cluster, "job_id": job_id,
+                                                     "job_ids": [job_id], "host": socket.gethostname()}))
+        return
     submitter = executor(launch, folder, spec["name"])
     jobs = submitter.map_array(work, spec["array"]) if "array" in spec else [submitter.submit(work)]
     job_ids = [job.job_id for job in jobs]

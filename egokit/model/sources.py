@@ -11,6 +11,7 @@ from typing import Literal
 
 from egokit.config.init_forms import split_hub
 from egokit.config.own_code import split_model_file
+from egokit.config.schema import ModelConfig
 from egokit.model import checkpoints, hub
 from egokit.model.checkpoints import WeightsError
 from egokit.runs.files import file_sha256
@@ -46,6 +47,7 @@ class Described:
         recommended: keys of a recipe that the family's own evaluation has, with their values.
         tokenizer_key: the site's key that names its tokenizer; "" if it brings one.
         fuses: whether it has a fusion encoder; None: not known before it is loaded.
+        shape: of an EgoVLPv2 network; None for other families.
     """
     family: str
     image_size: int | None = None
@@ -53,6 +55,7 @@ class Described:
     recommended: dict[str, object] = dataclasses.field(default_factory=dict)
     tokenizer_key: str = ""
     fuses: bool | None = False
+    shape: ModelConfig | None = None
 
 
 def find(init: str | Path, fetch: bool = True) -> Source:
@@ -186,7 +189,7 @@ def describe(init: str | Path) -> Described:
     if not record and not state:
         refuse(unknown, source.path)
     config = recorded_shape.shape_of(record, state, source.path)
-    return Described("egovlpv2", config.image_size, config.frames, tokenizer_key="tokenizer", fuses=True)
+    return Described("egovlpv2", config.image_size, config.frames, tokenizer_key="tokenizer", fuses=True, shape=config)
 
 
 def refuse(keys: list[str], path: Path) -> None:
@@ -209,6 +212,6 @@ def _describe_folder(folder: Path) -> Described:
     hub.tensor_files(folder)
     if config["model_type"] == pretrained.MODEL_TYPE:
         shape = recorded_shape.shape_of(pretrained.record_of(config, folder), {}, folder)
-        return Described("egovlpv2", shape.image_size, shape.frames, tokenizer_key="tokenizer", fuses=True)
+        return Described("egovlpv2", shape.image_size, shape.frames, tokenizer_key="tokenizer", fuses=True, shape=shape)
     shape = hugging_face.shape_of_folder(folder)
     return Described(shape.family, shape.image_size, None, peers.recommended(shape.family, shape.image_size))

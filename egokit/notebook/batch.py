@@ -13,7 +13,7 @@ from pathlib import Path
 
 from egokit.config.build import ConfigError, to_dict
 from egokit.config.resolve import outputs_folder, project_root
-from egokit.jobs import code_snapshot, launch, runs_table, slurm, status
+from egokit.jobs import code_snapshot, launch, runs_table, slurm, starter, status
 from egokit.notebook import headless
 from egokit.runs.run_folder import Run
 
@@ -158,7 +158,7 @@ def submit(notebooks: Notebooks) -> str:
         if not status.alive(folder):
             spec["before"] = {f"{path.parent.name}/{path.name}": runs_table.result_times(path) for path in run_folders}
             code_snapshot.snapshot_files(folder, source_files(notebooks))
-            launch.start_work(folder, spec, config.launch)
+            starter.start_work(folder, spec, config.launch)
         elif status.read_spec(folder, "notebooks")["notebooks"] != spec["notebooks"]:
             raise ConfigError(f"{folder} belongs to a job that runs other notebooks or parameters: wait for it, end "
                               "it, or choose another run name")

@@ -10,6 +10,7 @@ from egokit.config.registry import TASKS, find
 from egokit.config.resolve import outputs_folder, project_root
 from egokit.jobs.launch import Handle
 from egokit.notebook import headless
+from egokit.notebook.telling import Telling
 from egokit.runs.files import write_text
 from egokit.runs.ledger import Result
 from egokit.runs.run_folder import Run
@@ -28,24 +29,25 @@ def run(name: str = "demo", overrides: str = "") -> dict[str, float]:
     """
     folder = Run(outputs_folder() / name)
     began = time.perf_counter()
-    paths = (project_root() / "notebooks").glob("[0-9][0-9]_*.ipynb")
-    notebooks = sorted((path.stem for path in paths), key=lambda stem: (stem == QUICKSTART, stem))
+    notebooks = notebook_names()
+    print(f"{len(notebooks)} notebooks, one after another. Ctrl-C stops them; the same command goes on.\n", flush=True)
     for number, notebook in enumerate(notebooks, 1):
         head = f"[{number}/{len(notebooks)}] {notebook}"
         parameters = {"run_name": name, "overrides": overrides}
         if headless.finished(notebook, parameters) and (number > 1 or prepared(notebook, parameters)):
             print(f"{head}: done before", flush=True)
             continue
-        print(f"{head}: running … (follow it in outputs/{notebook}/{name}/log.jsonl)", flush=True)
+        print(f"{head}: {purpose(notebook)}", flush=True)
         start = time.perf_counter()
         try:
-            headless.execute(notebook, parameters)
+            with Telling(Run(outputs_folder() / notebook / name)) as telling:
+                headless.execute(notebook, parameters)
         except KeyboardInterrupt:
             stop_jobs(notebook, name)
             raise
         took = time.perf_counter() - start
         folder.log({"kind": "notebook", "notebook": notebook, "seconds": took})
-        print(f"{head}: {took:.0f} s", flush=True)
+        print(f"{head}: {took:.0f} s\n{telling.pictures()}", flush=True)
     summary = summarise(name)
     seconds = {event["notebook"]: event["seconds"] for event in folder.read_log()}
     summary["seconds"] = round(sum(seconds.values()), 1)
@@ -53,6 +55,18 @@ def run(name: str = "demo", overrides: str = "") -> dict[str, float]:
     print(report(name, summary))
     print(f"\nThis call took {time.perf_counter() - began:.0f} s. All numbers: outputs/{name}/summary.json")
     return summary
+
+
+def notebook_names() -> list[str]:
+    """Return the names of the project's numbered notebooks in the order in which the demo runs them."""
+    paths = (project_root() / "notebooks").glob("[0-9][0-9]_*.ipynb")
+    return sorted((path.stem for path in paths), key=lambda stem: (stem == QUICKSTART, stem))
+
+
+def purpose(notebook: str) -> str:
+    """Return the sentence that says what a notebook is for, from its first cell."""
+    text = headless.read_cells(headless.notebook_path(notebook))[0].source
+    return text.partition("**Purpose.** ")[2].partition("\n")[0].partition(". ")[0].replace("*", "").rstrip(".")
 
 
 def prepared(notebook: str, parameters: dict) -> bool:

@@ -4,15 +4,12 @@ import os
 import sys
 from pathlib import Path
 
-from egokit.config.build import ConfigError, did_you_mean, flatten, nest, to_dict
-from egokit.config.names import printable
-from egokit.config.registry import find, notebook_of
+from egokit.config.build import ConfigError, did_you_mean
+from egokit.config.registry import notebook_of
 from egokit.config.resolve import outputs_folder, project_root, resolve
-from egokit.config.schema import Config
 from egokit.config.yaml_file import to_yaml
 from egokit.runs.files import explain_permission, write_text
 from egokit.runs.run_folder import Run
-from egokit.train.batch_plan import plan_batch
 
 PARAMETERS = ("params", "site", "overrides", "run_name")
 NOTEBOOK_NAME = "EGOKIT_NOTEBOOK"  # variable by which headless.py tells a notebook its name
@@ -85,18 +82,3 @@ def open_run(params: str, site: str = "toy", overrides="", run_name: str = "demo
             write_text(run.path / "params.yaml", to_yaml(config))
     run.config = config
     return run
-
-
-def describe(config: Config) -> str:
-    """Return what a config changes of the defaults, a line for each section, and how training spreads its batch."""
-    own = type(config.task)
-    required = {key: getattr(config.task, key) for key, field in own.__pydantic_fields__.items() if field.is_required()}
-    defaults = flatten(to_dict(Config(task=own(**required))))
-    changed = {key: value for key, value in flatten(to_dict(config)).items()
-               if value != defaults[key] or key.removeprefix("task.") in required}
-    lines = [f"{section}: " + (", ".join(f"{key}={value}" for key, value in values.items())
-                               if isinstance(values, dict) else str(values))
-             for section, values in nest(changed).items()]
-    if "train" in find(config.task.name).actions():
-        lines.append(f"plan: {plan_batch(config)}")
-    return "\n".join(map(printable, lines))

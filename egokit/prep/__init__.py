@@ -7,7 +7,7 @@ or not at all.
     measure.py  facts of a video file, and the verification of outputs
     source.py   all videos of a folder, in shards and in parallel; the manifest
     array.py    the same as an array of jobs
-    doctor.py   what a site has and lacks
+    doctor.py   what a site has and lacks;  overview.py  where one stands: `egokit` without arguments
     narrations.py  EgoClip's narrations as questions, to pre-train EgoNLQ's head on
     command.py  `egokit prep`
 

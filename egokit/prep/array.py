@@ -11,7 +11,7 @@ from pathlib import Path
 from egokit.config.build import to_dict
 from egokit.config.registry import restore
 from egokit.config.schema import Config
-from egokit.jobs import launch, status
+from egokit.jobs import starter, status
 from egokit.jobs.slurm import one_process
 from egokit.prep.measure import PrepError
 from egokit.prep.source import (
@@ -117,7 +117,7 @@ def submit_array(config: Config, shards: int, source: str | Path | None = None) 
     # a new folder each time: a new Slurm counts job ids from the start, and submitit would find an old job's result
     folder = arrays / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     job_config = dataclasses.replace(config, launch=one_process(config.launch))
-    launch.start_work(folder, {"function": "egokit.prep.array:work", "name": "egokit-prep", "array": todo,
+    starter.start_work(folder, {"function": "egokit.prep.array:work", "name": "egokit-prep", "array": todo,
                                "config": to_dict(job_config), "source": str(video_folder), "shards": shards},
                       config.launch)
     return PrepArray(folder, videos, settings)

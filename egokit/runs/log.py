@@ -15,12 +15,19 @@ from egokit.config.json_file import COUNT, HUGE, TIME, check_fields, parse_json
 POSITION = {"kind", "step", "steps", "epoch", "best", "time"}  # keys of a line that are no scalars
 GROUPS = {"loss": "loss", "lr": "optimizer", "lr_heads": "optimizer", "grad_norm": "optimizer", "scale": "optimizer",
           "skipped": "optimizer", "bad": "data", "data_s": "speed", "step_s": "speed", "save_s": "speed",
-          "clips_per_s": "speed", "eta_s": "speed", "memory_gib": "speed"}
+          "clips_per_s": "speed", "eta_s": "speed", "memory_gib": "speed",
+          **dict.fromkeys(("forward_s", "backward_s", "update_s", "wait_s"), "speed"),
+          **dict.fromkeys(("longest_wait_s", "slowest_rank", "slowest_wait_s", "slowest_data_s", "slowest_compute_s",
+                           "slowest_cpu_share"), "ranks"),
+          **dict.fromkeys(("cpu_share", "cpu_cores", "cpu_worker_cores", "cpu_other_cores", "cpu_available",
+                           "host_memory_gib", "host_memory_used", "memory_stall", "faults_per_s", "gpu_memory_used",
+                           "gpu_memory_retries"), "machine")}
 LONGEST = 16 << 20  # bytes of a line
 PREDICTIONS = [{"text": str, "clips": [COUNT], "scores": [float], "relevancy": [float], "rank": (COUNT, ...)}]
 EVENT = {"kind": str, "step": (COUNT, ...), "steps": (COUNT, ...), "epoch": (COUNT, ...), "time": (TIME, ...),
          "eta_s": (TIME, None, ...), "best": (bool, ...), "score": (str, ...), "watched": ({...: (float, None)}, ...),
-         "predictions": (PREDICTIONS, ...), "plan": (str, ...), "notebook": (str, ...), "seconds": (float, None, ...)}
+         "predictions": (PREDICTIONS, ...), "plan": (str, ...), "notebook": (str, ...), "seconds": (float, None, ...),
+         "device": (str, ...), "workers": (COUNT, ...), "ranks_on_node": (COUNT, ...), "precision": (str, ...)}
 
 
 def parse_event(line: bytes) -> dict:
@@ -120,6 +127,7 @@ class History:
         training, validation: Columns; one row for each step's or validation's line, with its "step".
         best: the step of best.pt, or None.
         predictions: (epoch, predictions for a few samples) of each validation.
+        machine: what the newest start computes on and with (the event of kind "machine"); {} in an older log.
         step, steps, epoch: the position of the last line, or None.
     """
 
@@ -129,7 +137,7 @@ class History:
 
     def _clear(self) -> None:
         self.training, self.validation, self.best = Columns(), Columns(), None
-        self.predictions = []
+        self.predictions, self.machine = [], {}
         self.step = self.steps = self.epoch = None
         self._offset, self._last = 0, b""
 
@@ -157,6 +165,8 @@ class History:
     def _add(self, event: dict) -> None:
         if "steps" in event:
             self.step, self.steps, self.epoch = event["step"], event["steps"], event.get("epoch")
+        if event["kind"] == "machine":
+            self.machine = event
         if row := scalars(event):
             if event.get("best"):
                 self.best = event["step"]

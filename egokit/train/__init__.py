@@ -11,5 +11,7 @@ checkpoint_writer.py  a thread that writes checkpoints from copies in memory
 training_state.py  what a checkpoint holds beside the weights, and going on from it
 nodes.py           work that one rank does for all, or for its node
 distributed.py     every call between processes
+timing.py          where a step's time goes;  usage.py  what the processes use of their machine
+profile.py         a few steps under PyTorch's profiler
 preemption.py      the signal before a time limit or a preemption
 """

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from egokit.runs.files import processes, write_text
+from egokit.train import timing
 
 TIMEOUT = datetime.timedelta(minutes=10)  # of collectives: bounds the wait for a rank that has died
 # timeout of barriers after uneven work (reading, evaluation); a rank that dies is still noticed at once
@@ -109,6 +110,7 @@ def patient_group(of_node: bool = False) -> tuple[int, object]:
     return (_node_leader, _node_group) if of_node else (0, _uneven_group)
 
 
+@timing.waits
 def sizes(count: int, device=None) -> list[int]:
     """Return every rank's count, in rank order."""
     if not is_on():
@@ -119,6 +121,7 @@ def sizes(count: int, device=None) -> list[int]:
     return counts.tolist()
 
 
+@timing.waits
 def gather_padded(x: Tensor, counts: list[int]) -> Tensor:
     """Return the rows of all ranks in one buffer, (W, longest b, …), without gradients; zeros follow shorter shares."""
     short = max(counts) - len(x)
@@ -128,6 +131,7 @@ def gather_padded(x: Tensor, counts: list[int]) -> Tensor:
     return out.unflatten(0, (len(counts), max(counts)))
 
 
+@timing.waits
 def swap(x_W: Tensor) -> Tensor:
     """Send x_W[r] to rank r, and return what each rank sent here, (W, …), without gradients."""
     out = torch.empty_like(x_W, memory_format=torch.contiguous_format)
@@ -167,6 +171,7 @@ def gather(x: Tensor, counts: list[int] | None = None) -> Tensor:
     return _Gather.apply(x.contiguous(), counts or sizes(len(x), x.device))
 
 
+@timing.waits
 def exchange(x: Tensor, give: Sequence[int], take: Sequence[int]) -> Tensor:
     """Send rows to other ranks and receive theirs, without gradients.
 
@@ -199,6 +204,7 @@ def broadcast(tensors: list[Tensor], device=None) -> list[Tensor]:
     return [tensor.cpu() for tensor in moved]
 
 
+@timing.waits
 def mean(values: Tensor) -> Tensor:
     """Return the mean over ranks, for logging; `values` is changed in place."""
     if is_on():
@@ -207,6 +213,7 @@ def mean(values: Tensor) -> Tensor:
     return values
 
 
+@timing.waits
 def average_gradients(module: torch.nn.Module, bucket_bytes: int | None = None) -> None:
     """Replace every gradient by its mean over ranks; once a step, for steps without DDP.
 
@@ -257,6 +264,7 @@ def broadcast_parameters(module: torch.nn.Module) -> None:
             dist.broadcast(parameter.data, 0)
 
 
+@timing.waits
 def gather_objects(value) -> list:
     """Return every rank's object, pickled and sent to every rank, in rank order."""
     if not is_on():
@@ -277,12 +285,14 @@ def start_any(flag: bool) -> Callable[[], bool]:
     flags = torch.tensor([int(flag)])
     work = dist.all_reduce(flags, dist.ReduceOp.MAX, group=_uneven_group, async_op=True)
 
+    @timing.waits
     def answer() -> bool:
         work.wait()
         return bool(flags)
     return answer
 
 
+@timing.waits
 def barrier() -> None:
     """Wait until all ranks are here, for up to UNEVEN_TIMEOUT."""
     if is_on():

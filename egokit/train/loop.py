@@ -19,12 +19,13 @@ from egokit.model import checkpoints, weights
 from egokit.model.own_modules import attach
 from egokit.model.precision import deterministic
 from egokit.runs.run_folder import Run
-from egokit.train import distributed, memory_plan, nodes, optim, training_state
+from egokit.train import distributed, memory_plan, nodes, optim, timing, training_state
 from egokit.train.checkpoint_writer import CheckpointWriter
 from egokit.train.evaluate import evaluate, score_held_out
 from egokit.train.preemption import StopSignal
 from egokit.train.step import Objective
 from egokit.train.training_state import TrainingError
+from egokit.train.usage import Usage, of_node
 from egokit.train.weight_average import WeightAverage
 
 BEST_OF = "{}_of_best_validation"  # name of the best validation's metric, beside the last one's
@@ -58,7 +59,7 @@ class Trainer:
         self.average = WeightAverage(self.model, config.train.ema_decay)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
         self.writer = CheckpointWriter(lambda: self.run.check_owner())
-        self.stop = StopSignal()
+        self.stop, self.clock, self.usage = StopSignal(), self.objective.clock, Usage(device)
         self.step, self.validated, self.best, self.skipped = 0, -1, None, 0
         self.bad, self.bad_in_epoch, self.unreported = 0, 0, []
         self.steps_per_epoch = steps_in_epoch(len(self.dataset), config.train.batch_size, distributed.world_size())
@@ -98,6 +99,7 @@ class Trainer:
         with self.writer, self.stop.after(self.writer.wait):
             training_state.resume(self)
             self.log_plan()
+            self.log_machine()
             self.epochs()
             self.finish_writing()
         result = score_held_out(self.model, self.task, self.run, self.section, self.best["metrics"])
@@ -105,13 +107,16 @@ class Trainer:
                          "bad_samples": self.bad, "evaluation_seconds": self.best["metrics"]["seconds"],
                          "seconds": time.perf_counter() - self.began}
 
-    def epochs(self) -> None:
-        """Train on the epochs that are left, with the validations between them."""
+    def loader(self) -> Iterator[dict]:
+        """Return this rank's batches from the present step on, collated."""
         data = self.config.data
         if self.task.encodes("train") and data.workers:
             _ = self.task.tokenizer  # loaded once, before the loader's workers are forked
-        batches = build_loader(self.dataset, self.batches(self.step), self.task.collate, data.workers,
-                               data.read_timeout)
+        return build_loader(self.dataset, self.batches(self.step), self.task.collate, data.workers, data.read_timeout)
+
+    def epochs(self) -> None:
+        """Train on the epochs that are left, with the validations between them."""
+        batches = self.loader()
         while True:
             epoch, first = divmod(self.step, self.steps_per_epoch)
             due = epoch % self.config.train.evaluate_epochs == 0 or self.step == self.steps
@@ -123,7 +128,7 @@ class Trainer:
                 break
             if first == 0:
                 self.bad_in_epoch = 0
-            with self.stop.deferred():
+            with self.stop.deferred(), self.clock.running():
                 self.epoch(epoch, itertools.islice(batches, self.steps_per_epoch - first))
                 self.save()
 
@@ -137,6 +142,19 @@ class Trainer:
             if logged[-1:] != [str(plan)]:
                 self.run.log({"kind": "plan", "step": self.step, "plan": str(plan), "micro_batches": plan.micro_batches,
                               **dataclasses.asdict(plan), **needs})
+
+    def log_machine(self) -> None:
+        """Log what this start computes on and with, if that differs from the log's last entry."""
+        config, on_gpu = self.config, self.device.type == "cuda"
+        event = {"kind": "machine", "device": self.device.type, "cores": self.usage.cores, "workers":
+                 config.data.workers, "ranks_on_node": config.launch.tasks_per_node, "nodes": config.launch.nodes,
+                 "precision": config.train.precision, "compile": config.train.compile,
+                 **({"gpu": torch.cuda.get_device_name(self.device)} if on_gpu else {})}
+        self.usage.take()  # the first sample begins here
+        if distributed.rank() == 0:
+            earlier = [event for event in self.run.read_log() if event["kind"] == "machine"]
+            if not earlier or any(earlier[-1].get(name) != value for name, value in event.items()):
+                self.run.log(event | {"step": self.step})
 
     def report_bad(self) -> None:
         """Log what no rank could read since the last report; too much of it is an error."""
@@ -172,12 +190,14 @@ class Trainer:
                 self.objective.warm_up_ddp(batch, self.step, self.scaler)
                 torch.manual_seed(hash((self.config.seed, self.step, distributed.rank())) % 2**63)
                 terms = self.objective.gradient(batch, self.step, self.scaler)
-                norm = self.update(rate)
+                with self.clock.phase("update"):
+                    norm = self.update(rate)
             except torch.cuda.OutOfMemoryError as error:
                 advice = memory_plan.what_would_fit(self.config, distributed.world_size(), self.task, self.model)
                 raise TrainingError(f"step {self.step + 1}: out of GPU memory. {advice}") from error
             self.step += 1
             self.average.update(self.step)
+            self.clock.end_step()
             nonfinite_in_a_row = 0 if math.isfinite(norm) else nonfinite_in_a_row + 1
             self.skipped += not math.isfinite(norm)
             if nonfinite_in_a_row >= self.config.train.nonfinite_limit:
@@ -216,18 +236,19 @@ class Trainer:
         """Log a step: the terms' means over ranks, rates, and the window's mean times per step."""
         self.report_bad()
         values = distributed.mean(torch.stack([*terms.values()]).float())
+        means = {name: window[name] / window["n"] for name in ("data_s", "step_s", "save_s")}
+        rows = distributed.gather_objects(means | self.clock.take() | self.usage.take() | {
+            "node": distributed.patient_group(of_node=True)[0]})
         if distributed.rank() == 0:
-            step_s = window["step_s"] / window["n"]
             memory = {"memory_gib": torch.cuda.max_memory_allocated() / 2**30} if self.device.type == "cuda" else {}
-            watched = {name: float(value) for name, value in self.task.watched(self.model).items()}
+            watched = {name: torch.as_tensor(value).item() for name, value in self.task.watched(self.model).items()}
             self.run.log({"kind": "step", "step": self.step, "steps": self.steps, "epoch": epoch + 1,
                           "loss": values.sum().item(), **dict(zip(terms, values.tolist(), strict=True)), "lr": rate,
                           "lr_heads": rate * self.config.optim.head_lr_scale,
                           "grad_norm": norm, "scale": self.scaler.get_scale(), "skipped": self.skipped, "bad": self.bad,
-                          "data_s": window["data_s"] / window["n"], "step_s": step_s,
-                          "save_s": window["save_s"] / window["n"],
+                          **means, **timing.of_ranks(rows), **(of_node(rows) if self.usage.is_new else {}),
                           "clips_per_s": window["clips"] / window["step_s"], "watched": watched,
-                          "eta_s": (self.steps - self.step) * step_s, **memory})
+                          "eta_s": (self.steps - self.step) * means["step_s"], **memory})
 
     def validate(self) -> None:
         """Score the validation task; keep the weights and outputs of the best model, or of the last."""

@@ -13,17 +13,19 @@ from egokit.model.precision import autocast, float32_products
 from egokit.train import distributed
 from egokit.train.batch_plan import plan_batch
 from egokit.train.compiled import compile_blocks
+from egokit.train.timing import StepClock
 
 
 class Loss(nn.Module):
     """Model and task as one Module, which DDP wraps."""
 
-    def __init__(self, model, task):
+    def __init__(self, model, task, clock: StepClock):
         super().__init__()
-        self.model, self.task = model, task
+        self.model, self.task, self.clock = model, task, clock
 
     def forward(self, batch: dict, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss to minimise and its terms, detached."""
+        self.clock.entered()
         terms = self.task.loss(self.model, batch, step)
         return sum(terms.values()), {name: value.detach() for name, value in terms.items()}
 
@@ -57,18 +59,19 @@ class Objective:
 
     Attributes:
         plan: how the batch is spread over processes and micro-batches.
+        clock: times the forward and backward passes of the training loop.
         frozen: whether all but the task's own modules is frozen (train.only_head).
         micro_batched: whether train.micro_batch is set. It may hold a rank's whole share: that halves the memory,
             because the passes of the loss are recomputed one after the other in the backward pass.
     """
 
     def __init__(self, config: Config, model, task):
-        self.model, self.precision = model, config.train.precision
+        self.model, self.precision, self.clock = model, config.train.precision, StepClock(model.device)
         self.plan = plan_batch(config, distributed.world_size())
         self.frozen = freeze(model, task, config.train.only_head)
         if config.train.compile:
             compile_blocks(model)
-        self.loss = Loss(model, task)
+        self.loss = Loss(model, task, self.clock)
         self.micro_batched = config.train.micro_batch > 0
         self.warmed_up = self.micro_batched or distributed.world_size() < 3
         self.checked = False
@@ -78,6 +81,7 @@ class Objective:
             self.loss = nn.parallel.DistributedDataParallel(
                 self.loss, device_ids=[model.device] if model.device.type == "cuda" else None,
                 gradient_as_bucket_view=True)
+            self.clock.expect_gradients(each for each in model.parameters() if each.requires_grad)
 
     def training_mode(self) -> None:
         """Put the model into training mode: frozen encoders without dropout, as stored features are made."""
@@ -101,6 +105,7 @@ class Objective:
             for buffer, before in buffers:  # running means of a task's modules
                 buffer.copy_(before)
             self.model.zero_grad(set_to_none=True)
+            self.clock.forget()
 
     def gradient(self, batch: dict, step: int, scaler: torch.amp.GradScaler) -> dict[str, Tensor]:
         """Add the global batch's gradient to the parameters' .grad.
@@ -115,14 +120,16 @@ class Objective:
         """
         # exact float32 products hold for the backward pass, too; autocast is for the forward pass alone
         with float32_products(self.model.device, tf32=False):
-            with autocast(self.model.device, self.precision):
+            with self.clock.phase("forward"), autocast(self.model.device, self.precision):
                 loss, terms = self.loss(batch, step)
-            scaler.scale(loss).backward()
+            with self.clock.phase("backward"):
+                scaler.scale(loss).backward()
         if not self.checked:
             self.checked = True
             expect_gradients(self.model)
         if self.micro_batched:
-            distributed.average_gradients(self.model)
+            with self.clock.phase("backward"):
+                distributed.average_gradients(self.model)
         return terms
 
 

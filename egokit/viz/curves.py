@@ -5,22 +5,26 @@ import time
 
 import numpy as np
 
+from egokit.runs.bottleneck import DATA_BOUND, RECENT, verdict
 from egokit.runs.log import History
 from egokit.runs.run_folder import Run
 from egokit.runs.shown_text import shown
 from egokit.viz.predictions import draw_predictions, pictures, predictions
-from egokit.viz.style import CYCLE, WIDTH, WRONG, in_legend, new_figure, save_figure
+from egokit.viz.style import CYCLE, WIDTH, WRONG, in_legend, new_figure, save_figure, wrapped
 
 POINTS = 200       # a longer curve is drawn as the means of this many stretches, with their range behind
 MAX_SCORES = 8  # validation scores that are drawn, in the order of the log
-RECENT = 20        # newest lines of the log, from which throughput and waiting are judged
-DATA_BOUND = 0.3   # share of the step time spent waiting for data, above which training is data-bound
+TIMES = {"data_s": "data", "wait_s": "other ranks", "forward_s": "forward", "backward_s": "backward",
+         "update_s": "update", "save_s": "checkpoints"}  # the parts of a step's time, as they are stacked
+LABELLED = 9       # percent of a step, from which a part is labelled
+HATCHES = ("//", "xx", "", "", "", "..")  # of what a step waits for; the rest computes
 
 
 def curves(run: Run):
     """Draw a run's training so far and save it as figures/curves.png.
 
-    Shows loss terms, validation, learning rates, throughput, waiting for data and the gradient norm.
+    Shows loss terms, validation, learning rates, throughput, where the time goes and the gradient norm; and below
+    them what bounds the speed, and what to change (docs/slow.md).
     """
     history = History(run.path)
     history.update()
@@ -77,8 +81,10 @@ class Display:
 
     def show(self, name: str) -> None:
         """Put the saved PNG into its place; showing the figure object would render it again."""
-        from IPython.display import Image, display
-        image = Image(str(self.job.run.figure(f"{name}.png")))
+        from IPython.display import HTML, display
+
+        from egokit.viz.alternative_text import saved_html
+        image = HTML(saved_html(self.job.run.figure(f"{name}.png")))
         if name in self.places:
             self.places[name].update(image)
         else:
@@ -99,7 +105,6 @@ def draw(run: Run, history: History, state: str):
     figure.suptitle(headline(run, history, state), fontsize=14, x=0.01, ha="left")
     (losses, validation, rates), (speed, waiting, norm) = axes
     training, steps = history.training, history.training["step"]
-    share = history.waiting()
 
     losses.set(title="loss terms" if len(steps) else "no training steps", ylabel="loss term")
     for name in training.names("loss"):
@@ -114,13 +119,12 @@ def draw(run: Run, history: History, state: str):
     draw_line(speed, steps, training["speed/clips_per_s"])
     speed.set(title=f"throughput: {recent_median(training['speed/clips_per_s']):.1f} clips/s", ylabel="clips/s",
               ylim=(0, None))
-    bound = recent_median(share) > DATA_BOUND
-    draw_line(waiting, steps, 100 * share)
-    waiting.set(ylabel="share of step time (%)", ylim=(0, 100))
-    verdict = "data-bound: more data.workers" if bound else "not data-bound"
-    waiting.set_title(f"{100 * recent_median(share):.0f} % waiting for data:\n{verdict}" if len(share) else
-                      "waiting for data", color=WRONG if bound else "black")
-    waiting.axhline(100 * DATA_BOUND, color="grey", linestyle=":", linewidth=1)
+    draw_times(waiting, history)
+    found = verdict(history)
+    waiting.set_title(wrapped(found.title, 36), color=WRONG if is_held_up(found.bound) else "black")
+    if found.advice:
+        figure.supxlabel(wrapped(found.advice, 130), x=0.01, ha="left", fontsize=12,
+                         color=WRONG if is_held_up(found.bound) else "black")
     skipped = np.nan_to_num(training["optimizer/skipped"])
     norm.set(title=f"gradient norm, {int(skipped[-1]) if len(skipped) else 0} steps skipped", ylabel="gradient norm",
              yscale="log")
@@ -164,6 +168,37 @@ def draw_validation(axis, history: History) -> None:
         axis.plot(history.validation["step"], history.validation[name], marker="o^sDvX"[number % 6], label=label(name))
     if history.best is not None:
         axis.axvline(history.best, color="grey", linestyle=":", linewidth=1, label="best.pt")
+
+
+def is_held_up(bound: str) -> bool:
+    """Return whether a verdict's bound is something else than computing."""
+    return bound not in ("", "gpu", "computing")
+
+
+def draw_times(axis, history: History) -> None:
+    """Draw the shares of a step's time, stacked; of an older log, the waiting for data alone."""
+    training, steps = history.training, history.training["step"]
+    axis.set(ylabel="share of step time (%)", ylim=(0, 100))
+    if not np.isfinite(training["speed/forward_s"]).any():
+        draw_line(axis, steps, 100 * history.waiting())
+        axis.axhline(100 * DATA_BOUND, color="grey", linestyle=":", linewidth=1)
+        return
+    shares = {name: 100 * training[f"speed/{key}"] / training["speed/step_s"] for key, name in TIMES.items()}
+    shares = {name: np.nan_to_num(values) for name, values in shares.items()}
+    if len(steps) > POINTS:
+        stretch = np.arange(len(steps)) * POINTS // len(steps)
+        counts = np.bincount(stretch)
+        shares = {name: np.bincount(stretch, values) / counts for name, values in shares.items()}
+        steps = steps[np.searchsorted(stretch, range(POINTS))]
+    colours = CYCLE[1], CYCLE[3], CYCLE[5], CYCLE[0], CYCLE[2], CYCLE[4]
+    for part, hatch in zip(axis.stackplot(steps, *shares.values(), colors=colours), HATCHES, strict=True):
+        part.set(hatch=hatch, edgecolor="white", linewidth=0)
+    below = 0.0
+    for name, values in shares.items():  # a legend would cover the plot
+        if (mean := float(values.mean())) >= LABELLED and below + mean / 2 < 100:
+            axis.text((steps[0] + steps[-1]) / 2, below + mean / 2, name, ha="center", va="center", fontsize=11,
+                      bbox={"facecolor": "white", "alpha": 0.85, "linewidth": 0, "pad": 1.5})
+        below += mean
 
 
 def draw_line(axis, steps, values, name: str = "", style: str = "-") -> None:

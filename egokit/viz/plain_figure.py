@@ -12,8 +12,15 @@ from egokit.runs.shown_text import shown
 class PlainFigure(Figure):
     """A figure that takes no text for a formula or TeX, and draws what is invisible as an escape.
 
-    A character that no font has is an empty box, without a warning for each of them.
+    A character that no font has is an empty box, without a warning for each of them. A notebook shows the figure with
+    its alternative text.
     """
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import HTML, display
+
+        from egokit.viz.alternative_text import to_html
+        display(HTML(to_html(self)))
 
     def draw(self, renderer) -> None:
         with self._plain_texts():

@@ -46,11 +46,13 @@ def new_figure(**options):
 def save_figure(figure, run: Run | None, name: str):
     """Save a figure as figures/<name>.png of the run, if there is one, and return it closed.
 
-    An open figure would be drawn twice in a notebook and kept in memory.
+    An open figure would be drawn twice in a notebook and kept in memory. The PNG's description is the figure's
+    alternative text.
     """
     if run is not None:
+        from egokit.viz.alternative_text import KEY, describe
         with atomic_path(run.figure(f"{name}.png")) as temporary:
-            figure.savefig(temporary, bbox_inches="tight", dpi=100)
+            figure.savefig(temporary, bbox_inches="tight", dpi=100, metadata={KEY: describe(figure)})
     pyplot().close(figure)
     return figure
 

@@ -1,0 +1,121 @@
+"""Build the site of `make docs`: the documents, the notebooks as the demo executed them, and an API reference.
+
+A copy of the repository's documents is laid as they lie there, so that their links hold, and Sphinx makes pages of it.
+The site appears whole, or an earlier one stays.
+"""
+import argparse
+import base64
+import hashlib
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import api_pages
+import nbformat
+
+from egokit.config.resolve import outputs_folder
+from egokit.notebook.headless import cell_sources
+from egokit.notebook.safe_html import escape
+from egokit.runs.files import temporary_folder
+from egokit.runs.run_folder import NOTEBOOK
+
+ROOT, HERE = Path(__file__).parents[2], Path(__file__).parent
+RUN = "demo"  # the run of each notebook that `make demo` leaves
+KINDS = {"image/png": "png", "image/jpeg": "jpg", "video/mp4": "mp4"}
+EMBEDDED = re.compile(rf'src="data:({"|".join(KINDS)});base64,([A-Za-z0-9+/=\s]+)"')
+UNDESCRIBED = "a figure without a description"
+INCLUDED = re.compile(r"\]\(([^)\s#]+)[^)]*\)")  # the targets of Markdown's links and pictures
+
+
+def main() -> int:
+    """Build the site and return Sphinx's exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--to", type=Path, default=outputs_folder() / "site", help="the folder of the site")
+    target = parser.parse_args().to
+    from sphinx.cmd.build import build_main
+    with temporary_folder() as folder:
+        source, built = Path(folder) / "source", Path(folder) / "html"
+        missing = assemble(source, outputs_folder())
+        status = build_main(["-b", "html", "-c", str(HERE), "-d", f"{folder}/doctrees", "-W", "--keep-going", "-q",
+                             "-D", f"html_extra_path={source}/extra", str(source), str(built)])
+        if status:
+            return status
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(built, target)
+    if missing:
+        print(f"without outputs, as the demo has not executed them: {', '.join(missing)}; make demo, then make docs")
+    print(f"the site: {target / 'index.html'}")
+    return 0
+
+
+def assemble(source: Path, outputs: Path) -> list[str]:
+    """Lay the sources of all pages under `source`; return the notebooks that have no outputs."""
+    for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")):
+        copy_document(path, source)
+    executed = {path.stem: outputs / path.stem / RUN / NOTEBOOK for path in sorted(ROOT.glob("notebooks/*.ipynb"))}
+    (source / "extra/media").mkdir(parents=True)
+    (source / "notebooks").mkdir()
+    for name, ran in executed.items():
+        write_notebook(ROOT / f"notebooks/{name}.ipynb", ran, source)
+    pages = api_pages.write_pages(source / "api")
+    readme = source / "README.md"
+    order = re.findall(r"\]\((docs/\w+|[A-Z]+)\.md\)", readme.read_text())
+    documents = [str(path.relative_to(source).with_suffix("")) for path in sorted(source.glob("**/*.md"))]
+    order = [name for name in dict.fromkeys([*order, *documents]) if name in documents and name != "README"]
+    text = readme.read_text() + "".join(
+        "\n```{toctree}\n:hidden:\n:caption: " + caption + "\n\n" + "\n".join(names) + "\n```\n"
+        for caption, names in (("Notebooks", [f"notebooks/{name}" for name in executed]), ("Documents", order),
+                               ("API reference", pages)))
+    (source / "index.md").write_text(text)
+    readme.unlink()
+    return [name for name, ran in executed.items() if not ran.is_file()]
+
+
+def copy_document(path: Path, source: Path) -> None:
+    """Copy a document and the files that it shows or links to, other documents excepted."""
+    text = path.read_text()
+    for target in INCLUDED.findall(text):
+        file = (path.parent / target).resolve()
+        if "://" not in target and file.is_file() and file.suffix not in (".md", ".ipynb"):
+            copy = source / file.relative_to(ROOT)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, copy)
+    copy = source / path.relative_to(ROOT)
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    copy.write_text(re.sub(r"\]\((\.\./)?README\.md", r"](\1index.md", text))  # README is the front page
+
+
+def write_notebook(path: Path, executed: Path, source: Path) -> None:
+    """Write the page of a notebook: as it was executed, else as it is, which the page then says."""
+    ran = executed.is_file()
+    book = nbformat.read(executed if ran else path, as_version=4)
+    note = ""
+    if not ran:
+        note = ("This notebook has no outputs here: `make demo` had not executed it when this site was built. "
+                "`make demo`, then `make docs`, fills it.")
+    elif cell_sources(path) != cell_sources(executed):
+        note = ("The notebook has changed since the demo executed it. This page shows what was executed; "
+                "`make demo`, then `make docs`, brings it up to date.")
+    if note:
+        book.cells.insert(1, nbformat.v4.new_markdown_cell(f"```{{note}}\n{note}\n```"))
+    for output in [output for cell in book.cells for output in cell.get("outputs", [])]:
+        data = output.get("data", {})
+        if png := "text/html" not in data and data.pop("image/png", ""):
+            alt = output.metadata.get("image/png", {}).get("alt", UNDESCRIBED)
+            data["text/html"] = f'<img alt="{escape(alt)}" src="data:image/png;base64,{png}">'
+        if html := data.get("text/html"):
+            data["text/html"] = EMBEDDED.sub(lambda match: media(match, source / "extra/media"), "".join(html))
+    nbformat.write(book, source / "notebooks" / path.name)
+
+
+def media(match: re.Match, folder: Path) -> str:
+    """Move an embedded picture or video into a file beside the pages, which then open at once."""
+    content = base64.b64decode(match[2])
+    name = f"{hashlib.sha256(content).hexdigest()[:16]}.{KINDS[match[1]]}"
+    (folder / name).write_bytes(content)
+    return f'src="../media/{name}"'
+
+
+if __name__ == "__main__":
+    sys.exit(main())
