@@ -130,9 +130,10 @@ def test_05_egomcq_07_search_and_00_quickstart(run_notebook):
     assert not errors(book) and metrics["clips"] > 30
     assert metrics["videos"] == 3 == len(list((run.path / "features").glob("*.npy")))
     assert len(list((run.path / "clips").glob("*.mp4"))) == 3
-    assert len((run.path / "hits.csv").read_text().splitlines()) == 13
+    hits = len((run.path / "hits.csv").read_text().splitlines()) - 1
+    assert 3 <= hits <= 12, "moments of three videos"
     embedded = sum(text.count('src="data:video/mp4;base64,') for text in html_outputs(book))
-    assert embedded == 12, "the clips are in the saved notebook"
+    assert hits < embedded <= hits + 6, "the clips are in the saved notebook, and those like the best"
     book, run = run_notebook("00_quickstart")
     assert not errors(book) and len(run.metrics()["quickstart"]["match"]) == 5
     figures = {path.name for path in (run.path / "figures").iterdir()}
