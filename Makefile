@@ -60,10 +60,10 @@ lab: install
 gpu-day-prepare: install
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash benchmarks/gpu_day/prepare.sh
 
-# every stage of the GPU day at tiny sizes on a CPU
+# every stage of the GPU day at tiny sizes on a CPU; STAGES: some of them, or --without=some,others
 gpu-day-rehearsal: install
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash benchmarks/gpu_day/prepare.sh --data-only
-	PATH="$(CURDIR)/$(BIN):$$PATH" bash benchmarks/gpu_day/gpu_day.sh --cpu
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash benchmarks/gpu_day/gpu_day.sh --cpu $(STAGES)
 
 clean:
 	rm -rf $(VENV) $(LOWEST) outputs/*/demo outputs/demo outputs/toy outputs/site

@@ -10,7 +10,7 @@ _PUBLIC = {  # name: its module
     "load": "model.weights", "similarity": "model.dual", "read_clip": "data.video.clips",
     "Dual": "model.dual", "describe": "notebook.description", "open_run": "notebook.open_run", "submit": "jobs.launch",
     "submit_training": "notebook.steps", "scored": "notebook.steps", "changed": "notebook.trial",
-    "Trial": "notebook.trial",
+    "Trial": "notebook.trial", "submit_sweep": "jobs.sweep", "find_runs": "runs.run_set",
     "runs_table": "jobs.runs_table", "ConfigError": "config.build", "WeightsError": "model.checkpoints",
 }
 _MODULES = {  # short name: module; "look" is an earlier name of viz

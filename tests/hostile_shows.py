@@ -174,7 +174,7 @@ HTML = {
 }
 NO_TEXT = {"strip"}
 SEARCH = {"answer_box", "answer_cards", "answer_table", "ask_browser", "browser", "card", "figure", "grid",
-          "question_box", "table"}
+          "question_box", "table", "write_page"}
 
 
 def markup(shows) -> list[str]:
@@ -190,7 +190,7 @@ def found(folder) -> tuple:
     answer = hostile_tasks.answer(folder)
 
     class Searcher(SimpleNamespace):
-        def __call__(self, text, top, rerank):
+        def __call__(self, text, top, rerank, **more):
             return answer
     return Searcher(**vars(searcher)), answer
 

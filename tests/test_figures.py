@@ -10,6 +10,7 @@ from matplotlib.text import Text
 from test_curves import step_event, validation_event
 from test_moment_figures import moment_figures
 from test_predictions import asked, grey, sought
+from test_slow import CALM, RANKS
 
 import egokit
 from egokit import tasks, viz
@@ -43,6 +44,7 @@ def figures(resolve, checkpoint, tmp_path):
         run.write_rows(section, {"index": np.arange(len(next(iter(rows.values()))))} | rows, prompts_KE)
     config = resolve()
     model, task = egokit.load(checkpoint, tokenizer=config.site.tokenizer), tasks.make(config).validation()
+    yield "overlaid", viz.overlaid({LONG: logged(tmp_path)[0], "as a job": logged(tmp_path / "job")[0]})
     yield "reranked", viz.reranked(model, task, task.texts[0])
     yield "few candidates", viz.reranked(model, task, LONG, candidates=3)
     yield "fusion", viz.fusion(model, viz.question(task, 0).pixels[0], LONG)
@@ -65,6 +67,10 @@ def figures(resolve, checkpoint, tmp_path):
                            {"inter-video": rng.uniform(0, 100, 50)}, "ensemble accuracy, %", "questions", chance=20)
     run, history = logged(tmp_path, *[asked([-.11, .21, .31, .41, .51]) | {"text": LONG}] * 4)
     yield "curves", curves(run)
+    timed = Run(tmp_path / "02_pretrain/timed")
+    for step in range(1, 21):
+        timed.log(step_event(step, **CALM | RANKS))
+    yield "times", curves(timed)
     yield "predictions", draw_predictions(run, history, grey)
     sample = sought(1234, [.91, .81, .71, .61, .51], [1, .5, .25, 0, 0]) | {"text": LONG}
     run, history = logged(tmp_path / "other", *[sample] * 4)
@@ -90,7 +96,7 @@ def test_figures_are_readable(resolve, checkpoint, tmp_path):
                 assert axis.get_ylabel() or axis.get_yticklabels(), (name, axis.get_title())
         labels = [text for axis in figure.axes
                   for text in (axis.xaxis.label, axis.yaxis.label, axis.title, axis._left_title, *axis.texts)]
-        labels += [figure._suptitle] * bool(figure._suptitle)
+        labels += filter(None, (figure._suptitle, figure._supxlabel))
         boxes = [(text.get_text(), text.get_window_extent()) for text in labels if text.get_text().strip()]
         overlapping = [(text_a, text_b) for (text_a, a), (text_b, b) in itertools.combinations(boxes, 2)
                        if a.overlaps(b.padded(8, -2))]

@@ -58,12 +58,12 @@ def test_hits_are_those_of_a_naive_twin(searched, folder):
     for score, (path, start, stop, clip, _) in sorted(zip(cosine, naive, strict=True), key=lambda pair: -pair[0]):
         if all(path != better[1] or stop <= better[2] or start >= better[3] for better in kept):
             kept.append((score, path, start, stop, clip))
-    hits = searcher(text, top=1000)
+    hits = searcher(text, top=1000, merge=False)
     assert len(hits) == len(kept) < len(naive)
     assert [hit.cosine for hit in hits] == pytest.approx([score for score, *_ in kept], abs=2e-3)  # float16
-    assert searcher(text, top=3) == hits[:3]
+    assert searcher(text, top=3, merge=False) == hits[:3]
     assert hits[0].path == kept[0][1] and hits[0].start == pytest.approx(kept[0][2])
-    reranked = searcher(text, top=4, rerank=6)
+    reranked = searcher(text, top=4, rerank=6, merge=False)
     with torch.no_grad():
         place = {(path, round(start, 3)): clip for _, path, start, _, clip in kept}
         match = {hit: model.match(place[hit.path, round(hit.start, 3)][None], [text]).item() for hit in hits[:6]}
@@ -79,7 +79,7 @@ def test_names_that_are_long_or_no_text(searched, folder, tmp_path, capsys):
         file.write(b"no video")
     config, run, metrics = searched[1]()
     searcher = search.open_index(config, run)
-    hits = searcher("#C C opens the box", top=20)
+    hits = searcher("#C C opens the box", top=20, merge=False)
     assert metrics["unreadable"] == 1 and "noise-\ufffd.mp4" in searcher.manifest["unreadable"][0]["reason"]
     assert {"bad-\ufffd\ufffd.mp4", f"{'ü' * 125}.mp4"} < {hit.video for hit in hits}
     print(command.format_hits(hits), search.table(hits).to_html(), search.browser(searcher, "box", 20).data)
@@ -101,7 +101,7 @@ def decoded(data):
 def test_files_and_pages(searched, tmp_path, monkeypatch):
     config, run, _ = searched[1]()
     searcher = search.open_index(config, run)
-    hits = searcher("#C C opens <the> box", top=4, rerank=2)
+    hits = searcher("#C C opens <the> box", top=4, rerank=2, merge=False)
     with open(search.write_csv(hits, tmp_path / "hits.csv")) as file:
         rows = list(csv.DictReader(file))
     expected = [(str(hit.path), round(hit.start, 3)) for hit in hits]
@@ -112,7 +112,7 @@ def test_files_and_pages(searched, tmp_path, monkeypatch):
         seconds, count, codec, pixels = decoded(path)
         assert abs(seconds - (hit.stop - hit.start)) < 0.15 and count >= 9 * seconds
         assert (codec, pixels) == ("h264", "yuv420p")
-    shown = search.browser(searcher, "#C C opens <the> box", top=4).data
+    shown = search.browser(searcher, "#C C opens <the> box", top=4, merge=False).data
     page = (run.path / "figures/search-c-c-opens-the-box.html").read_text()
     for text in (shown, page):
         embedded = [base64.b64decode(data) for data in re.findall(r'src="data:video/mp4;base64,([^"]+)"', text)]
@@ -121,7 +121,7 @@ def test_files_and_pages(searched, tmp_path, monkeypatch):
         assert text.count("aria-label") == 4 and text.count("controls") == 4
         assert "<the>" not in text and "data:image/jpeg" in text
     monkeypatch.setenv("JPY_SESSION_NAME", "notebook.ipynb")
-    live = search.browser(searcher, "#C C opens the box", top=2)
+    live = search.browser(searcher, "#C C opens the box", top=2, merge=False)
     query, sliders, status_line, view = live.children
     before = view.value
     query.value = "#C C moves the ball"
@@ -155,16 +155,22 @@ def test_what_is_asked_for_can_be_written(project, capsys, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_example_of_the_document_works(project, checkpoint):
+def test_the_examples_of_the_document_work(project, checkpoint):
     """The lines of docs/search.md, on the tiny data set with the tests' checkpoint."""
-    code = re.search(r"```python\n(.*?)```", (ROOT / "docs/search.md").read_text(), re.DOTALL)[1]
+    code = re.findall(r"```python\n(.*?)```", (ROOT / "docs/search.md").read_text(), re.DOTALL)
     names = {}
-    exec(code.replace('"toy"', '"tiny"').replace("02_pretrain/demo", "02_pretrain/random"), names)
+    exec("".join(code).replace('"toy"', '"tiny"').replace("02_pretrain/demo", "02_pretrain/random"), names)
     hits, clip = names["hits"], names["clip"]
-    assert len(hits) == 10 and all(hit.path.is_file() and hit.match is not None for hit in hits)
+    assert 2 < len(hits) <= 10 and all(hit.path.is_file() and hit.match is not None for hit in hits)
     assert clip.dtype == torch.uint8 and clip.shape == (4, 3, 64, 64)
-    read = egokit.read_clip(hits[0].path, hits[0].start, hits[0].stop, frames=4, size=64, resize=72)
+    read = egokit.read_clip(hits[0].path, *hits[0].scored, frames=4, size=64, resize=72)
     assert torch.allclose(egokit.tasks.normalise(clip), read, atol=1e-5)
+    assert names["frames"].shape == (len(hits), 4, 3, 64, 64) and names["alike"].shape == (len(hits), len(hits))
+    assert torch.allclose(names["alike"].diagonal(), torch.ones(len(hits)), atol=1e-4)
+    assert len(names["motion"]) == len(names["by_motion"]) and set(names["by_motion"]) == set(hits)
+    assert "left out" in names["similar"].notes[0] and "70 %" in names["both"].notes[0]
+    assert names["still"][0].cosine and names["page"].is_file()
+    assert all(hit.best is None for hit in names["single"])
 
 
 @pytest.mark.slow

@@ -55,7 +55,7 @@ def test_what_can_be_read_of_a_damaged_video_is_searched(searched, folder):
     assert "0 can't be read; 1 has damaged parts (listed in" in repr(index)
     line, = index.problems()
     assert line.startswith("damaged: damaged.mp4: 2") and line.endswith("%, 0:07–0:12")
-    hits = index(TEXT, top=100, rerank=100)
+    hits = index(TEXT, top=100, rerank=100, merge=False)
     assert not any(hit.error for hit in hits) and {hit.note for hit in hits} == {"", "damaged part"}
     for hit in hits:
         assert hit.damaged == (hit.video == "damaged.mp4" and hit.start < 12 and hit.stop > 7)
@@ -89,7 +89,7 @@ def test_a_picture_whose_size_changes_is_indexed_and_re_ranked(searched, folder)
                     str(folder / "sizes.mkv")], check=True)
     config, run, metrics = searched[1]()
     assert not metrics["unreadable"]
-    hits = search.open_index(config, run)(TEXT, top=100, rerank=100)
+    hits = search.open_index(config, run)(TEXT, top=100, rerank=100, merge=False)
     assert not any(hit.error for hit in hits)
     assert {hit.start for hit in hits if hit.video == "sizes.mkv"} & {2.0, 1.0, 3.0}
 
@@ -107,7 +107,7 @@ def test_times_are_those_that_a_player_shows(searched, folder, tmp_path):
     assert late["start"][0] == pytest.approx(5, abs=0.01) and late["stop"][-1] == pytest.approx(15, abs=0.15)
     assert np.array_equal(late["vector"][:8], early["vector"][:8])
     index = search.open_index(config, run)
-    hits = [hit for hit in index(TEXT, top=100) if hit.video == path.name]
+    hits = [hit for hit in index(TEXT, top=100, merge=False) if hit.video == path.name]
     clip = egokit.read_clip(path, hits[0].start, hits[0].stop, frames=4, size=64, resize=72)
     assert torch.allclose(egokit.tasks.normalise(index.clip(hits[0])), clip, atol=1e-5)
     assert search.export(hits[:1], tmp_path / "clips")[0].name.startswith("01_late_0-")

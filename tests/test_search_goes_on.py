@@ -42,11 +42,11 @@ def test_clips_that_cannot_be_read_come_last_and_are_named(searched, folder):
     shutil.copy(folder / "short.mkv", folder / "whole.mkv")
     config, run, _ = searched[1]()
     index = search.open_index(config, run)
-    by_cosine = index(TEXT, top=1000)
-    whole = index(TEXT, top=1000, rerank=1000)
+    by_cosine = index(TEXT, top=1000, merge=False)
+    whole = index(TEXT, top=1000, rerank=1000, merge=False)
     assert not any(hit.error for hit in whole) and whole.notes == by_cosine.notes
     lose(folder)
-    hits = index(TEXT, top=1000, rerank=len(by_cosine) - 1)
+    hits = index(TEXT, top=1000, rerank=len(by_cosine, merge=False) - 1)
     readable = [hit for hit in whole if hit.path.suffix == ".mkv"]
     tail = by_cosine[-1:]  # not re-ranked
     expected = [hit for hit in readable if hit.path != tail[0].path or hit.start != tail[0].start]
@@ -60,8 +60,9 @@ def test_clips_that_cannot_be_read_come_last_and_are_named(searched, folder):
     count = sum(hit.path.name == "one.mp4" for hit in lost)
     assert f"not re-ranked: {count} clip" in notes and f"{folder / 'one.mp4'} is gone since it was indexed" in notes
     assert str(folder / "inner/two.MP4") in notes and len(hits.notes) == len(whole.notes) + 2
-    few = index(TEXT, top=1, rerank=1000)
-    assert few[0].match and few.notes == index(TEXT, 1000, 1000).notes, "named although they are not among the best"
+    few = index(TEXT, top=1, rerank=1000, merge=False)
+    every = index(TEXT, 1000, 1000, merge=False)
+    assert few[0].match and few.notes == every.notes, "named although they are not among the best"
     with pytest.raises(FileNotFoundError, match="brings the index up to date"):
         index.clip(next(hit for hit in hits if hit.path.name == "one.mp4"))
 
@@ -70,7 +71,7 @@ def test_a_video_that_became_shorter_is_not_ranked_by_its_last_picture(searched,
     config, run, _ = searched[1]()
     index = search.open_index(config, run)
     video(folder / "one.mp4", seconds=3)
-    hits = index(TEXT, top=1000, rerank=1000)
+    hits = index(TEXT, top=1000, rerank=1000, merge=False)
     late = [hit for hit in hits if hit.path.name == "one.mp4" and hit.start >= 3]
     assert late and all(hit.match is None and "it ends at 3.0 s" in hit.error for hit in late)
 
@@ -79,7 +80,7 @@ def test_pages_tables_and_exports_go_on(searched, folder, tmp_path, monkeypatch)
     config, run, _ = searched[1]()
     index = search.open_index(config, run)
     lose(folder)
-    hits = index(TEXT, top=6, rerank=1000)
+    hits = index(TEXT, top=6, rerank=1000, merge=False)
     readable = [hit for hit in hits if hit.path.name == "short.mkv"]
     assert len(readable) == 1 < len(hits)
     lines = []
@@ -91,18 +92,19 @@ def test_pages_tables_and_exports_go_on(searched, folder, tmp_path, monkeypatch)
     assert len(list((tmp_path / "again").iterdir())) == 1
     with open(search.write_csv(hits, tmp_path / "hits.csv")) as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["video", "start", "stop", "cosine", "match", "note"] and len(rows) == len(hits)
+    assert list(rows[0]) == ["video", "start", "stop", "cosine", "match", "note", "best_start", "best_stop"]
+    assert len(rows) == len(hits)
     assert not rows[0]["note"] and "can't be read: " in rows[-1]["note"]
     assert command.format_hits(hits).count("can't be read") == len(lines)
     table = html.unescape(search.table(hits).to_html())
     assert table.count("can't be read</td>") == len(lines) and "not re-ranked: " in table
-    shown = search.browser(index, TEXT, top=6, rerank=1000).data
+    shown = search.browser(index, TEXT, top=6, rerank=1000, merge=False).data
     page = (run.path / "figures/search-c-c-opens-the-box.html").read_text()
     for text in map(html.unescape, (shown, page, search.grid(hits).data)):
         assert text.count("<video") == 1 and text.count("no clip: ") == len(lines) == text.count("· can't be read<")
         assert text.count("<figcaption") == len(hits) and "ranked by run:02_pretrain/random" in text
     monkeypatch.setenv("JPY_SESSION_NAME", "notebook.ipynb")
-    query, _, status_line, view = search.browser(index, TEXT, top=6, rerank=1000).children
+    query, _, status_line, view = search.browser(index, TEXT, top=6, rerank=1000, merge=False).children
     query.value = "#C C moves the ball"
     assert view.value.count("<figcaption") == 6 and not status_line.value and "no clip: " in view.value
 
@@ -112,7 +114,8 @@ def arguments(folder, tmp_path, **more):
     return argparse.Namespace(**{
         "folder": str(folder), "query": TEXT, "params": "toy/search", "site": "tiny", "run": None, "rerank": 0,
         "overrides": "data.limit=0 launch.tasks_per_node=1", "checkpoint": "run:02_pretrain/random", "top": 4,
-        "csv": str(tmp_path / "a.csv"), "clips": str(tmp_path / "clips")} | more)
+        "csv": str(tmp_path / "a.csv"), "clips": str(tmp_path / "clips"), "page": str(tmp_path / "a.html"),
+        "like": None, "weight": 0.5, "single": True} | more)
 
 
 @pytest.fixture

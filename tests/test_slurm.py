@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import slurm_sweep
 import yaml
 from conftest import MODEL
 from training import essential, wait_for, weights_of
@@ -269,17 +270,19 @@ def test_a_notebook_as_a_job_that_submits_a_job(recipe, run, project):
 
 def test_an_array_of_preparation_jobs_with_one_that_fails(recipe, project, tmp_path):
     from egokit.prep import submit_array
-    config = recipe()
+    config = recipe(f"site.root={tmp_path / 'root'}")
     shutil.copytree(project / "outputs/toy/Ego4D", tmp_path / "root/Ego4D")
     videos = sorted((tmp_path / "root/Ego4D").iterdir())
     videos[0].write_bytes(videos[0].read_bytes()[:2000])
-    import dataclasses
-    config = dataclasses.replace(config, site=dataclasses.replace(config.site, root=str(tmp_path / "root")))
     manifest = submit_array(config, 3).wait(progress=False, poll=0.1)
     assert len(manifest["failed"]) == 1 and manifest["videos"] == len(videos) - 1 and not manifest["pending"]
     shutil.copy(project / "outputs/toy/Ego4D" / videos[0].name, videos[0])
     again = submit_array(config, 3)
     assert len(again.wait(progress=False, poll=0.1)["failed"]) == 0
+
+
+def test_a_sweep_is_one_array_of_ordinary_runs(recipe, monkeypatch):
+    slurm_sweep.check(RECIPE, "sweep", monkeypatch)
 
 
 def test_the_cluster_starts_and_stops_twice(slurm):

@@ -26,6 +26,7 @@ from pathlib import Path
 from gpu_day import report
 
 ROOT = Path(__file__).resolve().parents[2]
+WITHOUT = "--without="  # …compiled,nccl leaves these stages out
 LIMIT = 540  # seconds for all stages together
 LEAST = 15  # seconds; with less time left, a stage is not worth starting
 GRACE = 5  # seconds between asking a process to stop and killing it
@@ -204,7 +205,8 @@ def stop(process: subprocess.Popen) -> None:
 
 def main(words: list[str]) -> int:
     """Run the stages that the command line asks for; return the exit code."""
-    cpu, wanted = "--cpu" in words, {word for word in words if word != "--cpu"}
+    cpu, wanted = "--cpu" in words, {word for word in words if not word.startswith("--")}
+    left_out = {name for word in words if word.startswith(WITHOUT) for name in word.removeprefix(WITHOUT).split(",")}
     out = Path(os.environ.get("OUT", "gpu_day_out")).resolve()
     out.mkdir(parents=True, exist_ok=True)
     for name in KEPT:
@@ -216,7 +218,7 @@ def main(words: list[str]) -> int:
         return 2
     with tempfile.TemporaryDirectory(prefix="gpu_day_", ignore_cleanup_errors=True) as scratch:
         day = stages(cpu, Path(scratch))
-        if unknown := wanted - {stage.name for stage in day}:
+        if unknown := (wanted | left_out) - {stage.name for stage in day}:
             print(f"no stage {', '.join(sorted(unknown))}: expected some of {', '.join(stage.name for stage in day)}",
                   file=sys.stderr)
             return 2
@@ -229,7 +231,8 @@ def main(words: list[str]) -> int:
         elif shutil.which("nvidia-smi"):
             with open(out / "nvidia-smi.txt", "w") as file:
                 subprocess.run(["nvidia-smi"], stdout=file, stderr=subprocess.STDOUT, timeout=30)
-        chosen = [stage for stage in day if not wanted or stage.name in {"wheels", "imports", *wanted}]
+        chosen = [stage for stage in day if stage.name not in left_out and
+                  (not wanted or stage.name in {"wheels", "imports", *wanted})]
         return Runner(out, at_once=2 if cpu else 3).run(chosen)
 
 

@@ -5,7 +5,8 @@ from egokit.cli import commands
 from egokit.tasks import score
 
 
-def _recipe(parser: argparse.ArgumentParser, params: str | None = None, run: str | None = "demo") -> None:
+def _recipe(parser: argparse.ArgumentParser, params: str | None = None, run: str | None = "demo",
+            run_help: str = "name of the run folder") -> None:
     """Add the arguments that name a config and a run; `run` is the run's default name."""
     if params:
         parser.add_argument("params", help="recipe: a name under params/ or a YAML file")
@@ -13,7 +14,7 @@ def _recipe(parser: argparse.ArgumentParser, params: str | None = None, run: str
     parser.add_argument("--overrides", default="",
                         help="'section.key=value …', for example 'train.epochs=1 optim.lr=1e-4'")
     parser.add_argument("--run", default=run,
-                        help=f"name of the run folder (default: {run or 'a name made from the folder of videos'})")
+                        help=f"{run_help} (default: {run or 'a name made from the folder of videos'})")
 
 
 def shard(text: str) -> tuple[int, int]:
@@ -31,7 +32,7 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def share(text: str) -> float:
+def fraction(text: str) -> float:
     """Parse a number from 0 to 1."""
     try:
         if 0 <= (value := float(text)) <= 1:
@@ -86,9 +87,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--overrides", default="", help="for example 'site.encoding=original launch.cpus_per_task=16'")
     sub.add_argument("--source", help="folder of full videos (default: ROOT/Ego4D)")
     sub.add_argument("--root", help="data root (default: the site's)")
-    share = sub.add_mutually_exclusive_group()
-    share.add_argument("--shard", type=shard, metavar="I/N", help="do only this share of the videos")
-    share.add_argument("--array", type=positive, metavar="N",
+    one_part = sub.add_mutually_exclusive_group()
+    one_part.add_argument("--shard", type=shard, metavar="I/N", help="do only this share of the videos")
+    one_part.add_argument("--array", type=positive, metavar="N",
                        help="submit N shards as jobs; a second time: only the unfinished shards")
     sub.add_argument("--clip-seconds", type=positive, metavar="S",
                      help="nlq-narrations: length of the clips that videos are cut into (default: 480)")
@@ -132,6 +133,20 @@ def parser() -> argparse.ArgumentParser:
     then.add_argument("--wait", action="store_true", help="show progress until the job has finished")
     then.add_argument("--print", action="store_true",
                       help="print the sbatch script instead; nothing is submitted or written")
+    sub = add("sweep", "Start a recipe's job at every combination of some keys' values, each as a run of its own: as\n"
+              "one job array on SLURM. Again: submits what is missing or failed. The exit code is 1 if a run failed.",
+              "egokit sweep toy/egotaskqa_head --over optim.lr=3e-3,3e-2 --over seed=0,1\n"
+              "  egokit sweep ek100_finetune --site mycluster --run lr --over optim.lr=1e-5,3e-5 --over seed=0,1,2\n"
+              "  egokit sweep ek100_finetune --site mycluster --run lr --over seed=0,1,2 --print   only shows")
+    _recipe(sub, "params", run_help="first part of the run folders' names")
+    sub.add_argument("--over", action="append", required=True, metavar="KEY=VALUE,VALUE",
+                     help="a key and its values, each YAML; once for each key")
+    sub.add_argument("--action", help="train, evaluate or extract (default: train, where the task trains)")
+    sub.add_argument("--side-by-side", type=positive, default=1, metavar="N", help="on this machine, N runs at once")
+    then = sub.add_mutually_exclusive_group()
+    then.add_argument("--wait", action="store_true", help="on SLURM: wait until all jobs have ended")
+    then.add_argument("--print", action="store_true",
+                      help="print the runs and the array's sbatch script instead; nothing is submitted or written")
     sub = add("profile", "Find out why a training is slow: a few steps under PyTorch's profiler. Trains nothing.",
               "egokit profile toy/pretrain\n"
               "  egokit profile params/pretrain.yaml --site mycluster --steps 20   as the site's launch says")
@@ -146,7 +161,7 @@ def parser() -> argparse.ArgumentParser:
                      help="an action in the style of Ego4D's narrations: '#C C opens the box'")
     sub.add_argument("--like", metavar="EXAMPLE", help="search by example, alone or with a query: VIDEO@1:23, "
                      "VIDEO@1:23-1:27, or the file of a clip or a picture (.jpg, .png)")
-    sub.add_argument("--weight", type=share, default=0.5, metavar="W",
+    sub.add_argument("--weight", type=fraction, default=0.5, metavar="W",
                      help="share of the example beside a query, 0 to 1 (default: 0.5)")
     sub.add_argument("--single", action="store_true",
                      help="list single clips: merge none that overlap or adjoin into one moment")

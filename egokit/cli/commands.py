@@ -69,6 +69,11 @@ def submit(arguments) -> None:
         print(json.dumps(job.wait(), indent=1))
 
 
+def sweep(arguments) -> None:
+    from egokit.jobs import sweep as sweeps
+    sweeps.command(arguments)
+
+
 def profile(arguments) -> None:
     from egokit.config.registry import notebook_of
     from egokit.config.resolve import outputs_folder, resolve

@@ -9,7 +9,7 @@ import json
 import re
 from pathlib import Path
 
-from egokit.config.build import ConfigError, comparable, differences, flatten, marked
+from egokit.config.build import ConfigError, comparable, differences, flatten, marked, to_dict
 from egokit.config.names import shortened
 from egokit.config.registry import find, notebook_of
 from egokit.config.resolve import check_run_name, outputs_folder, parse_overrides, resolve
@@ -74,10 +74,10 @@ def read_over(over) -> dict[str, list]:
         if not isinstance(values, (list, tuple)) or not values:
             raise ConfigError(f"--over {key}: expected a list of values, got {shortened(repr(values), 60)}")
         if twice := [value for place, value in enumerate(values) if value in values[:place]]:
-            raise ConfigError(f"--over {key}: {shortened(twice[0], 60)} is given twice")
+            raise ConfigError(f"--over {key}: {shortened(twice[0], 60)} is given twice: remove one")
         axes[key] = list(values)
     if not axes:
-        raise ConfigError("a sweep varies at least one key: --over section.key=value,value, for example --over "
+        raise ConfigError("a sweep varies at least one key: give --over section.key=value,value, for example --over "
                           "seed=0,1,2")
     return axes
 
@@ -124,12 +124,15 @@ def make(params: str, site: str, overrides, over, name: str, action: str | None 
             text = str(error)
             raise ConfigError(text.replace("(in overrides)", "(in --over)") if any(key in text for key in axes)
                               else text) from None
+        # YAML takes 3e-3 for text, and the config for the number 0.003, which may be written in other ways, too
+        flat = flatten(to_dict(config))
+        own |= {key: flat[key] for key in own if isinstance(flat.get(key), (int, float))}
         points.append(Point(run_name(name, own), own, config))
-    expect_different(points)
     for key in axes:
         if key in marked("local", type(points[0].config.task)):
             raise ConfigError(f"--over {key}: this key changes where or how fast a job runs, and no result: give one "
                               f"value, as --overrides {key}=value")
+    expect_different(points)
     for point in points:
         check_run_name(point.run)
     actions = find(points[0].config.task.name).actions()
@@ -146,7 +149,8 @@ def check_keys(axes: dict[str, list], common: dict[str, object]) -> None:
         if key in common:
             raise ConfigError(f"{key} stands in --over and in --overrides: remove it from one of them")
         if key in ("task", "task.name"):
-            raise ConfigError(f"--over {key}: the runs of a sweep are of one task; sweep each task by itself")
+            raise ConfigError(f"--over {key}: expected another key, as the runs of a sweep are of one task: sweep each "
+                              "task by itself")
 
 
 def expect_different(points: list[Point]) -> None:
@@ -154,7 +158,7 @@ def expect_different(points: list[Point]) -> None:
     configs: dict[str, Point] = {}
     names: dict[str, Point] = {}
     for point in points:
-        text = json.dumps(comparable(point.config), sort_keys=True, default=str) + repr(point.config.launch)
+        text = json.dumps(comparable(point.config), sort_keys=True, default=str)
         for seen, what in ((configs.get(text), "are the same run"), (names.get(point.run.casefold()), "get one name")):
             if seen:
                 raise ConfigError(f"--over: {in_words(seen.values)} and {in_words(point.values)} {what}: remove one")
@@ -187,7 +191,7 @@ def _value_text(value) -> str:
     whole = "-".join(str(item).lower() if isinstance(item, bool) else str(item) for item in items)
     plain = re.sub(r"[^A-Za-z0-9._]+", "-", whole).strip("-.")[-LONGEST:].lstrip("-.")
     digest = hashlib.sha256(json.dumps(value).encode()).hexdigest()[:6]
-    return plain if plain == whole else f"{plain}-{digest}" if plain else digest
+    return plain if plain and plain == whole else "-".join(filter(None, (plain, digest)))
 
 
 def expect_same_sweep(grid: Grid, earlier: dict, has_run: bool) -> None:

@@ -121,10 +121,6 @@ def check(runs: grid.Grid) -> None:
     grid.expect_same_sweep(runs, earlier, bool(done))
     if runs.on_slurm:
         slurm.check_options(runs.points[0].config.launch)
-        if different := [point.run for point in runs.points
-                         if point.config.launch != runs.points[0].config.launch]:
-            raise ConfigError(f"{different[0]} asks for other resources than {runs.points[0].run}, but the jobs of one "
-                              "array have the same: give launch.cpus_per_task, or sweep these values separately")
     for point in runs.points:
         with named(point):
             check_batch(point.config, runs.action)
@@ -147,7 +143,7 @@ def named(point: grid.Point):
     try:
         yield
     except ConfigError as error:
-        raise ConfigError(f"{point.run}: {error}") from None
+        raise ConfigError(f"{point.run}: {error}; correct it, and give the command again") from None
 
 
 def record(runs: grid.Grid) -> dict[str, str]:

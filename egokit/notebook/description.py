@@ -1,6 +1,4 @@
-"""What a notebook prints of its config: what differs from the defaults, and the shape of the checkpoint it starts from.
-"""
-
+"""The description of a config: what differs from the defaults, and its checkpoint's shape."""
 from egokit.config.build import flatten, nest, to_dict
 from egokit.config.init_forms import split_hub
 from egokit.config.names import printable, shortened
@@ -16,10 +14,16 @@ INDENT = 10  # of what belongs to a section
 
 
 def describe(config: Config) -> str:
-    """Return what a config changes of the defaults, section by section, and how training spreads its batch.
+    """Return what a config changes of the defaults, a paragraph for each section.
 
-    Below `init` stands what its file says of the model: a checkpoint brings its own shape, whatever the section
-    `model` says. Files in the project's folder are named from there.
+    Below `init` stands what its file says of the model, because a checkpoint brings its own shape, whatever the section
+    `model` says. The last line says how training spreads its batch. Files in the project's folder are named from there.
+
+    Args:
+        config: of an opened run.
+
+    Returns:
+        Lines of at most WIDTH characters, unless a single value is longer.
     """
     lines = []
     for section, values in _changed(config).items():
@@ -36,7 +40,7 @@ def describe(config: Config) -> str:
 
 
 def _changed(config: Config) -> dict:
-    """Return the sections and keys that differ from the defaults, and those that have none, in ORDER."""
+    """Return the sections with keys that differ from their defaults, or have none, in ORDER."""
     own = type(config.task)
     required = {key: getattr(config.task, key) for key, field in own.__pydantic_fields__.items() if field.is_required()}
     defaults = flatten(to_dict(Config(task=own(**required))))
@@ -60,7 +64,7 @@ def _listed(head: str, items: list[str]) -> list[str]:
 
 
 def _checkpoint(init: str) -> list[str]:
-    """Return what the file of `init` says of its model: its family and where its shape differs from the default."""
+    """Return what the file of `init` says of its model: its family, and its shape where it isn't the default."""
     if split_hub(init) or split_model_file(init):
         return ["of the Hugging Face hub" if split_hub(init) else "a class of your own file"]
     from egokit.model import sources

@@ -1,4 +1,4 @@
-"""A few training steps in a notebook's own process: to look at a loss and its gradients before a job is spent on them.
+"""A few training steps in a notebook's own process, before a job is spent on them.
 
 Everything is what a job has: its model, its batches in their order, its loop (train/loop.py). So what a trial logs,
 the job of the same config logs, too, up to rounding if it has more processes.
@@ -26,7 +26,7 @@ NEVER = 10**9  # steps between two checkpoints
 
 
 def changed(config: Config, overrides) -> Config:
-    """Return a config with further overrides: to try a task of one's own with the recipe of another.
+    """Return a config with further overrides, such as a task of one's own.
 
     Example:
         config = egokit.changed(run.config, f"task={run.path}/my_loss.py:MyLoss")
@@ -100,16 +100,22 @@ class Trial:
         return build_loader(self.trainer.dataset, self.trainer.batches(step), self.task.collate, workers=0)
 
     def terms(self) -> dict[str, Tensor]:
-        """Return the terms of the loss of `batch` by name, with gradients; random numbers are those of step 0."""
+        """Return the terms of the loss of `batch` by name, with gradients.
+
+        Calls between two steps draw the same random numbers, so they return the same values.
+        """
         with torch.random.fork_rng(), float32_products(self.model.device, tf32=False), \
                 autocast(self.model.device, self.config.train.precision):
             torch.manual_seed(self.config.seed)
             return self.task.loss(self.model, self.batch, self.trainer.step)
 
     def gradient_norms(self) -> dict[str, dict[str, float]]:
-        """Return {part of the model: {term: norm of its gradient}} for `batch`; ALL is the whole loss's.
+        """Return the norm of each loss term's gradient in each part of the model, for `batch`.
 
         Each term is computed and differentiated for itself. The weights stay as they are.
+
+        Returns:
+            {part of the model: {term: norm}}; the term ALL is the whole loss.
         """
         parts, norms = parts_of(self.model), {}
         buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
@@ -129,10 +135,13 @@ class Trial:
             buffer.copy_(before)
         return norms
 
-    def train(self, steps: int) -> Run:
-        """Do the next steps of the training, by the job's own loop, and log each; return the folder of the log.
+    def train(self, steps: int) -> None:
+        """Do the next steps of the training by the job's own loop, and log each in `run`.
 
         Epochs end without a validation, and nothing is saved but the log.
+
+        Args:
+            steps: how many; fewer are done where the recipe has fewer left.
 
         Raises:
             ConfigError: no step is left: train.epochs are over.
@@ -152,17 +161,20 @@ class Trial:
             trainer.epoch(epoch, itertools.islice(batches, count))
         losses = [event["loss"] for event in self.run.read_log() if event["kind"] == "step"]
         print(f"{left} steps in {time.perf_counter() - began:.0f} s: loss {losses[0]:.2f} -> {losses[-1]:.2f}")
-        return self.run
 
 
 def parts_of(model) -> dict[str, list[Tensor]]:
-    """Return the trained parameters of a model by part: encoders, projections, fusion, a task's own modules."""
+    """Return the trained parameters of a model by part.
+
+    Returns:
+        Parameters of the encoders, projections, fusion, and of a task's head and own modules; empty parts are absent.
+    """
     parts: dict[str, list[Tensor]] = {}
     names = {name: role for role, names in model.parameters_by_role().items() for name in names}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             role, (first, *rest) = names[name], name.split(".")
-            part = {"fusion": "fusion", "head": "head", "own": f"own: {rest[0] if rest else ''}",
+            part = {"fusion": "fusion", "head": "head", "own": f"own module {rest[0] if rest else ''}",
                     "projection": "projections"}.get(role, f"{first} encoder")
             parts.setdefault(part, []).append(parameter)
     return parts

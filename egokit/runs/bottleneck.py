@@ -15,6 +15,7 @@ WAIT_BOUND = 0.25   # share of the step time spent waiting for other ranks, abov
 SAVE_BOUND = 0.2    # share of the step time spent waiting for checkpoints
 STARVED = 0.75      # share of the wanted CPU time that the processes get, below which they lack cores
 STARVED_GPU = 0.5   # the same where a GPU computes: readers ahead of it may wait without harm
+QUEUED = 0.2        # share of the time that a rank's threads wait for a core, below which it does no harm
 SAME_RANK = 0.7     # share of the recent lines in which one rank is the slowest, if it is always the same one
 FULL = 0.9          # share of cores, or of memory, in use, above which there is none left
 STALLED = 0.1       # share of the time in which programs wait for memory
@@ -51,7 +52,8 @@ class Recent:
 
     def share(self, *names: str) -> float:
         """Return the median share of the step time of columns of seconds, summed; NaN if one is missing."""
-        values = sum(self.training[f"speed/{name}"] for name in names) / self.training["speed/step_s"]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            values = sum(self.training[f"speed/{name}"] for name in names) / self.training["speed/step_s"]
         values = values[np.isfinite(values)][-RECENT:]
         return float(np.median(values)) if len(values) else float("nan")
 
@@ -63,11 +65,14 @@ class Recent:
     def slowest(self) -> tuple[int, float]:
         """Return the rank that is the slowest most often, and in which share of the lines it is."""
         ranks = self.training["ranks/slowest_rank"]
-        ranks = ranks[np.isfinite(ranks)][-RECENT:].astype(int)
+        ranks, counts = np.unique(ranks[np.isfinite(ranks)][-RECENT:], return_counts=True)
         if not len(ranks):
             return 0, 0.0
-        counts = np.bincount(ranks)
-        return int(counts.argmax()), float(counts.max() / len(ranks))
+        return int(ranks[counts.argmax()]), float(counts.max() / counts.sum())
+
+    def ranks_on_node(self) -> int:
+        """Return the number of ranks that share the cores."""
+        return max(1, self.machine.get("ranks_on_node", 1))
 
     def retries(self) -> int:
         """Return how often a GPU's memory ran full."""
@@ -93,8 +98,8 @@ def verdict(history: History) -> Verdict:
     if np.isnan(recent.share("forward_s")):  # an earlier version's log, or a GPU's before its first times
         share = np.nan_to_num(recent.share("data_s"))
         advice = data_advice(recent) if share > DATA_BOUND else ""
-        return (Verdict("data", f"data-bound: {percent(share)} of a step waits for data", advice) if advice else
-                Verdict("", f"not data-bound: {percent(share)} of a step waits for data"))
+        return (Verdict("data", f"data-bound: {percent(share)} waiting for data", advice) if advice else
+                Verdict("", f"not data-bound: {percent(share)} waiting for data"))
     for judge in (memory, saving, other_ranks, data, cores):
         if found := judge(recent):
             return found
@@ -127,15 +132,15 @@ def saving(recent: Recent) -> Verdict | None:
 
 def other_ranks(recent: Recent) -> Verdict | None:
     """Judge the waiting of ranks for each other."""
-    step, own = recent.median("speed/step_s"), recent.share("wait_s")
+    step, own = max(1e-9, recent.median("speed/step_s")), recent.share("wait_s")
     longest, least = recent.median("ranks/longest_wait_s") / step, recent.median("ranks/slowest_wait_s") / step
     rank, often = recent.slowest()
     if longest - least > WAIT_BOUND and often > SAME_RANK:
         what, advice = why_slow(recent, step)
-        return Verdict("ranks", f"waiting for rank {rank}: up to {percent(longest)} of a step", f"rank {rank} {what}: "
+        return Verdict("ranks", f"waiting for rank {rank}: up to {percent(longest)}", f"rank {rank} {what}: "
                        f"{advice}")
     if longest > WAIT_BOUND and longest - least > WAIT_BOUND:
-        return Verdict("ranks", f"waiting for other ranks: up to {percent(longest)} of a step",
+        return Verdict("ranks", f"waiting for other ranks: up to {percent(longest)}",
                        "now one rank is late and now another: more data.workers even out slow samples where cores are "
                        "free; fewer ranks on a node leave more cores to each")
     if own > WAIT_BOUND:
@@ -162,9 +167,9 @@ def data(recent: Recent) -> Verdict | None:
     share = recent.share("data_s")
     if not share > DATA_BOUND:
         return None
-    if (starved := cores(recent)) and others_run(recent):
+    if (starved := cores(recent, share / 2)) and others_run(recent):  # else the readers wait for something else
         return starved
-    return Verdict("data", f"data-bound: {percent(share)} of a step waits for data", data_advice(recent))
+    return Verdict("data", f"data-bound: {percent(share)} waiting for data", data_advice(recent))
 
 
 def data_advice(recent: Recent) -> str:
@@ -182,7 +187,7 @@ def data_advice(recent: Recent) -> str:
                 f"cores (launch.cpus_per_task), or {cheaper}")
     if not workers:
         return f"data.workers={max(1, int(idle))}: {idle:.1f} of {available:g} cores are idle and could read ahead"
-    each = recent.median("machine/cpu_worker_cores") / (workers * max(1, recent.machine.get("ranks_on_node", 1)))
+    each = recent.median("machine/cpu_worker_cores") / (workers * recent.ranks_on_node())
     if each < 0.3:
         return (f"the loader's processes compute {percent(each)} of the time and else wait for files: a faster disk "
                 "or a copy on the node's own; more data.workers wait side by side (egokit doctor --speed measures)")
@@ -194,8 +199,12 @@ def others_run(recent: Recent) -> bool:
     return recent.median("machine/cpu_other_cores") > OTHERS * recent.median("machine/cpu_available")
 
 
-def cores(recent: Recent) -> Verdict | None:
-    """Judge whether the processes get the CPU time that they want."""
+def cores(recent: Recent, queued: float = QUEUED) -> Verdict | None:
+    """Judge whether the processes get the CPU time that they want.
+
+    Args:
+        queued: share of the time that a rank's threads must wait for a core.
+    """
     share, available = recent.median("machine/cpu_share"), recent.median("machine/cpu_available")
     used, other = recent.median("machine/cpu_cores"), recent.median("machine/cpu_other_cores")
     if np.isnan(share):  # this kernel doesn't tell how long a thread waits
@@ -204,6 +213,8 @@ def cores(recent: Recent) -> Verdict | None:
     else:
         told = f": the processes get {percent(share)} of the CPU time that they want"
     if share > (STARVED_GPU if recent.machine.get("device") == "cuda" else STARVED):
+        return None
+    if share and used * (1 / share - 1) / recent.ranks_on_node() < queued:
         return None
     if others_run(recent):
         return Verdict("cpu", f"CPU share{told}",

@@ -21,9 +21,6 @@ class Setting(NamedTuple):
     values: dict[str, object]   # of the keys in which the settings differ
     runs: list[Run]
 
-    def __str__(self) -> str:
-        return ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in self.values.items()) or "all runs"
-
 
 def read_sweep(folder: Path) -> dict:
     """Return folder/sweep.json, or {} if there is none.

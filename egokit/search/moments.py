@@ -81,7 +81,7 @@ def find_moments(vectors: VectorIndex, query_E: np.ndarray, count: int, sample_N
         return files[file]
     background = None if sample_NE is None else float((sample_NE @ query_E).mean())
     without = own and _own_moment(rows(own.file), query_E, own, background)
-    size, number_N = max(FIRST, 2 * count), np.empty(0)
+    size, number_N = FIRST, np.empty(0)
     while True:
         before = len(number_N)
         cosine_QN, number_QN = vectors.search(query_E, size)

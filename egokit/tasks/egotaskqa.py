@@ -243,11 +243,7 @@ class EgoTaskQA(Task):
             raise ValueError(f"question {question.question_id}, {question.text!r:.80} of clip {question.clip}: NaN or "
                              f"Inf among the answers' scores (evaluate.precision {self.config.evaluate.precision}): "
                              "the checkpoint has diverged; train it again with a lower optim.lr")
-        kept = min(BEST_ANSWERS, logits_BK.shape[1])
-        chances, classes = (x.numpy(force=True) for x in logits_BK.float().softmax(1).topk(kept, dim=1))
-        padding = ((0, 0), (0, BEST_ANSWERS - kept))
-        classes = np.pad(classes.astype(np.int64), padding, constant_values=-1)
-        chances = np.pad(chances.astype(np.float32), padding)
+        classes, chances = accuracy.best_answers(logits_BK, BEST_ANSWERS)
         classes[unreadable], chances[unreadable] = -1, 0
         return {"index": index, "classes": classes, "chances": chances, "unreadable": unreadable}
 
@@ -273,6 +269,10 @@ class EgoTaskQA(Task):
                   "written: they count, and are wrong", flush=True)
         report = accuracy.report(rows["classes"][:, 0], asked, self.vocabulary, self.config.task.split)
         return report | {"unknown_answers": unknown, "failed": lost} | ({"unreadable_questions": lost} if lost else {})
+
+    def per_query(self, rows: dict[str, np.ndarray], prompts_KE) -> dict[str, list[np.ndarray]]:
+        asked = [self.asked[number] for number in rows["index"]]
+        return accuracy.per_question(rows["classes"][:, 0], asked, self.vocabulary, self.config.task.split)
 
     def chance(self) -> dict[str, float]:
         """Return the metrics of answering each question with the training split's most frequent answer.

@@ -152,6 +152,34 @@ def of_runs(task, evaluated: dict[str, tuple[Run, str]], metrics: list[str]) -> 
     return differences({name: queries_of(task, *at) for name, at in evaluated.items()}, metrics)
 
 
+def of_settings(task, settings: dict[str, list[Run]], section: str,
+                metrics: list[str]) -> list[tuple[str, str, str, Difference]]:
+    """Return the differences between settings, each of one or several runs that differ in their seed alone.
+
+    What a query contributes is the mean over a setting's runs. So a difference is that of the means, and its interval
+    says how it depends on the queries; how it depends on the seeds, the spread over the runs says.
+
+    Args:
+        task: the benchmark's task.
+        settings: {name: runs}.
+        section: the runs' section of metrics.json.
+        metrics: those to compare; metrics that a run lacks are left out.
+
+    Returns:
+        As `of_runs`.
+
+    Raises:
+        NotPaired, FileNotFoundError, ValueError: as `queries_of`.
+    """
+    each = {}
+    for name, runs in settings.items():
+        first, *rest = [queries_of(task, run, section) for run in runs]
+        each[name] = {metric: [np.mean(parts, axis=0) for parts in zip(groups, *(other[metric] for other in rest),
+                                                                       strict=True)]
+                      for metric, groups in first.items() if all(metric in other for other in rest)}
+    return differences(each, metrics)
+
+
 def differences(each: dict[str, dict[str, list[np.ndarray]]],
                 metrics: list[str]) -> list[tuple[str, str, str, Difference]]:
     """Return the same from {name: what its queries contribute}, as `queries_of` returns that."""

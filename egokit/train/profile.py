@@ -186,6 +186,7 @@ def format_profile(history: History, found: Verdict, operations: list[Operation]
     lines += [f"a step takes {recent.median('speed/step_s'):.3f} s (median of {history.training.rows}, on rank 0):"]
     for key, name in PHASES.items():
         lines.append(f"  {name:12}{recent.median(f'speed/{key}'):9.3f} s{100 * recent.share(key):6.0f} %")
+    lines.append(f"  {'the rest':24}{100 * max(0.0, 1 - recent.share(*PHASES)):5.0f} %")
     shown = [each for each in operations if each.kind == "operation"]
     lines += ["", *_table(sorted(shown, key=lambda each: -each.self_cpu_ms), "self_cpu_ms", steps, "operations, CPU")]
     if busy is not None:

@@ -1,12 +1,14 @@
 """The retrieval browser: a page that needs no kernel, and widgets in a live notebook.
 
-The page contains all that it shows; browser.js searches, sorts and filters it. The widgets cover every query and read
+The page contains all that it shows, so that it holds as many queries as fit into MEGABYTES, and says which; browser.js
+searches, sorts and filters them. The widgets cover every query and read
 clips on demand. JupyterLab runs no scripts in an untrusted notebook, such as one that papermill executed; what remains
 there is the page's static list, which unfolds without a script.
 """
 import base64
 import functools
 import io
+import itertools
 import json
 from pathlib import Path
 
@@ -20,13 +22,15 @@ from egokit.runs.run_folder import Run
 from egokit.viz import queries
 from egokit.viz.style import grade_style, strip
 
-MAX_CLIPS = 600     # distinct clips in a page, about 8 kB each
+MEGABYTES = 5.0     # of a page, by default
+MAX_CLIPS = 600     # distinct clips in such a page, which have to be read; one takes about 8 kB
+REST = 20_000       # bytes of a page beside its queries, pictures, script and style sheet, at most
 STATIC_QUERIES = 8  # in the list that needs no script
 LIVE_LINES = 500    # queries listed by the widgets
 STYLE_SHEET, SCRIPT = Path(__file__).with_suffix(".css"), Path(__file__).with_suffix(".js")
 
 
-def browser(task, run: Run, section: str, against=None):
+def browser(task, run: Run, section: str, against=None, megabytes: float = MEGABYTES):
     """Show and save the queries of an evaluated section with their clips and scores.
 
     Args:
@@ -34,14 +38,16 @@ def browser(task, run: Run, section: str, against=None):
         run: The run; the page is saved as its figures/browser-<section>.html.
         section: The section of metrics.json whose scores are shown.
         against: What to show beside it: another section, another Run, or (run, section).
+        megabytes: The largest size of the page. If the queries take more, it holds the worst, the best and some at
+            random.
 
     Returns:
         HTML to display. In a live notebook the widgets are displayed first, and the page is folded below them.
     """
     content = queries.make_queries(task, queries.sides(run, section, against))
-    picture = functools.lru_cache(maxsize=4 * MAX_CLIPS)(lambda v: jpeg(content.frames(v)))
+    picture = functools.lru_cache(int(4 * MAX_CLIPS * max(1, megabytes / MEGABYTES)))(lambda v: jpeg(content.frames(v)))
     title = f"{run.path.parent.name}/{run.path.name}: " + " against ".join(content.sides)
-    part = page(content, picture, title)
+    part = page(content, picture, title, megabytes)
     write_text(run.figure(f"browser-{section}.html"), safe_html.page(title, part, SCRIPT.read_text()))
     from IPython.display import HTML, display
     if not is_live():
@@ -89,49 +95,79 @@ def card(content, k: int, picture=None) -> str:
             f'<div class="egokit-sides egokit-{len(sections)}">{"".join(sections)}</div>')
 
 
-def page(content, picture, title: str) -> str:
+def page(content, picture, title: str, megabytes: float = MEGABYTES) -> str:
     """Return the page's HTML.
 
     It has a static list, and the data from which browser.js builds the browser in the list's place.
     """
-    chosen, clips = select_queries(content)
+    chosen, clips = select_queries(content, picture, megabytes)
     place = {k: i for i, k in enumerate(chosen)}
     orders = {name: [place[int(k)] for k in order if int(k) in place] for name, order in content.orders.items()}
     total = f"{len(chosen):,} queries" if len(chosen) == len(content.texts) else \
-        (f"{len(chosen):,} of {len(content.texts):,} queries: the worst, the best and some at random; "
-         "all of them in a live notebook")
+        (f"{len(chosen):,} of {len(content.texts):,} queries: the worst, the best and some at random, as the page "
+         f"takes at most {megabytes:g} MB; all of them in a live notebook, more of them with "
+         f"megabytes={4 * megabytes:g}")
     data = {"total": total, "orders": orders, "filters": list(content.tags),
-            "pictures": {v: picture(v) for v in clips}, "queries": [
-        {"text": content.texts[k], "line": content.line(k),
-         "tags": {name: labels[k] for name, labels in content.tags.items()},
-         "hits": [[{"clip": hit.clip, "grade": hit.grade} | hit.place | hit.scores for hit in content.hits(s, k)]
-                  for s in range(len(content.sides))],
-         "html": card(content, k)} for k in chosen]}
-    static = list(dict.fromkeys([*orders["worst first"][:STATIC_QUERIES // 2],
-                                 *orders["best first"][:STATIC_QUERIES // 2]]))
-    unfolding = "".join(f"<details{' open' if i == 0 else ''}><summary>{escape(content.line(chosen[q]))}</summary>"
-                        f"{card(content, chosen[q], picture)}</details>" for i, q in enumerate(static))
+            "pictures": {v: picture(v) for v in clips}, "queries": [query_data(content, k) for k in chosen]}
+    unfolding = "".join(f"<details{' open' if i == 0 else ''}><summary>{escape(content.line(k))}</summary>"
+                        f"{card(content, k, picture)}</details>"
+                        for i, k in enumerate(static_queries(content, place)))
     return (f'<div class="egokit-browser {NO_FORMULAS}"><style>{STYLE_SHEET.read_text()}</style>'
             f'<p role="heading" aria-level="2"><b>{escape(title)}</b></p><p>{total}. {escape(content.legend)}</p>'
             f'<div class="egokit-unfolding"><p>Scripts don\'t run here, so these are the worst and the best '
-            f"{len(static)}. To search, sort and filter all: trust this notebook (File, Trust Notebook), or open the "
-            f"page in the run's figures.</p>{unfolding}</div>"
-            f'<script type="application/json">{json.dumps(data).replace("<", chr(92) + "u003c")}</script></div>'
+            f"{len(static_queries(content, place))}. To search, sort and filter all: trust this notebook (File, Trust "
+            f"Notebook), or open the page in the run's figures.</p>{unfolding}</div>"
+            f'<script type="application/json">{as_json(data)}</script></div>'
             f"<script>{SCRIPT.read_text()}</script>")
 
 
-def select_queries(content) -> tuple[list[int], list[int]]:
+def as_json(data) -> str:
+    """Return data as JSON that may stand in a script element."""
+    return json.dumps(data).replace("<", chr(92) + "u003c")
+
+
+def query_data(content, k: int) -> dict:
+    """Return what browser.js knows of query `k`."""
+    return {"text": content.texts[k], "line": content.line(k),
+            "tags": {name: labels[k] for name, labels in content.tags.items()},
+            "hits": [[{"clip": hit.clip, "grade": hit.grade} | hit.place | hit.scores for hit in content.hits(s, k)]
+                     for s in range(len(content.sides))],
+            "html": card(content, k)}
+
+
+def static_queries(content, chosen) -> list[int]:
+    """Return the queries of the list that needs no script: the worst and the best of those that are chosen."""
+    ends = [[int(k) for k in content.orders[name] if int(k) in chosen][:STATIC_QUERIES // 2]
+            for name in ("worst first", "best first")]
+    return list(dict.fromkeys(itertools.chain(*ends)))
+
+
+def select_queries(content, picture=None, megabytes: float = MEGABYTES) -> tuple[list[int], list[int]]:
     """Return the queries and the clips of a page.
 
-    Worst, best and random queries are taken in turn until MAX_CLIPS distinct clips are reached.
+    Worst, best and random queries are taken in turn until the page is full or has its share of MAX_CLIPS.
+
+    Args:
+        content: A queries.Queries.
+        picture: Function of a clip's number that returns its picture; None takes no account of bytes.
+        megabytes: The page's largest size.
     """
     shuffled = np.random.default_rng(0).permutation(len(content.texts))
     candidates = np.stack([content.orders["worst first"], content.orders["best first"], shuffled], axis=1)
+    room = megabytes * 1e6 - REST - len(STYLE_SHEET.read_bytes()) - 2 * len(SCRIPT.read_bytes())
+    if picture:
+        room -= sum(len(card(content, k, picture).encode()) for k in static_queries(content, range(len(content.texts))))
     chosen, clips = [], {}  # clips is a dict as an ordered set
     for k in dict.fromkeys(candidates.ravel().tolist()):
         more = clips | dict.fromkeys(hit.clip for s in range(len(content.sides)) for hit in content.hits(s, k))
-        if len(more) > MAX_CLIPS:
+        if len(more) > MAX_CLIPS * megabytes / MEGABYTES:
             break
+        if picture:
+            # a query stands in every order, too, by its number
+            room -= len(as_json(query_data(content, k))) + 8 * len(content.orders)
+            room -= sum(len(picture(v)) + 16 for v in itertools.islice(more, len(clips), None))
+            if room < 0:
+                break
         chosen.append(k)
         clips = more
     return chosen, list(clips)

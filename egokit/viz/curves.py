@@ -16,6 +16,7 @@ POINTS = 200       # a longer curve is drawn as the means of this many stretches
 MAX_SCORES = 8  # validation scores that are drawn, in the order of the log
 TIMES = {"data_s": "data", "wait_s": "other ranks", "forward_s": "forward", "backward_s": "backward",
          "update_s": "update", "save_s": "checkpoints"}  # the parts of a step's time, as they are stacked
+LABELLED = 9       # percent of a step, from which a part is labelled
 HATCHES = ("//", "xx", "", "", "", "..")  # of what a step waits for; the rest computes
 
 
@@ -122,7 +123,7 @@ def draw(run: Run, history: History, state: str):
     found = verdict(history)
     waiting.set_title(wrapped(found.title, 36), color=WRONG if is_held_up(found.bound) else "black")
     if found.advice:
-        figure.supxlabel(wrapped(found.advice, 150), x=0.01, ha="left", fontsize=12,
+        figure.supxlabel(wrapped(found.advice, 130), x=0.01, ha="left", fontsize=12,
                          color=WRONG if is_held_up(found.bound) else "black")
     skipped = np.nan_to_num(training["optimizer/skipped"])
     norm.set(title=f"gradient norm, {int(skipped[-1]) if len(skipped) else 0} steps skipped", ylabel="gradient norm",
@@ -190,9 +191,14 @@ def draw_times(axis, history: History) -> None:
         shares = {name: np.bincount(stretch, values) / counts for name, values in shares.items()}
         steps = steps[np.searchsorted(stretch, range(POINTS))]
     colours = CYCLE[1], CYCLE[3], CYCLE[5], CYCLE[0], CYCLE[2], CYCLE[4]
-    for part, hatch in zip(axis.stackplot(steps, *shares.values(), labels=shares, colors=colours), HATCHES,
-                           strict=True):
+    for part, hatch in zip(axis.stackplot(steps, *shares.values(), colors=colours), HATCHES, strict=True):
         part.set(hatch=hatch, edgecolor="white", linewidth=0)
+    below = 0.0
+    for name, values in shares.items():  # a legend would cover the plot
+        if (mean := float(values.mean())) >= LABELLED and below + mean / 2 < 100:
+            axis.text((steps[0] + steps[-1]) / 2, below + mean / 2, name, ha="center", va="center", fontsize=11,
+                      bbox={"facecolor": "white", "alpha": 0.85, "linewidth": 0, "pad": 1.5})
+        below += mean
 
 
 def draw_line(axis, steps, values, name: str = "", style: str = "-") -> None:

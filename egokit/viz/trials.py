@@ -1,4 +1,4 @@
-"""What a notebook's own training steps show: which loss term moves which part of the model, and curves laid over."""
+"""Pictures of a notebook's own training steps: gradients by term, and curves over one another."""
 import numpy as np
 
 from egokit.notebook.safe_html import styled
@@ -14,9 +14,12 @@ STYLES = ("-", "--", ":", "-.")
 
 
 def gradients(trial: Trial):
-    """Return a table of one batch: each loss term's value, and the norm of its gradient in each part of the model.
+    """Return a table of the loss terms of one batch, and of the norms of their gradients.
 
-    A dash is a part that the term doesn't reach. The weights stay as they are.
+    The rows are parts of the model. A dash is a part that the term doesn't reach. The weights stay as they are.
+
+    Args:
+        trial: whose `batch` is used.
     """
     terms = {name: term.item() for name, term in trial.terms().items()}
     norms, parts = trial.gradient_norms(), parts_of(trial.model)
@@ -30,7 +33,9 @@ def gradients(trial: Trial):
 
 
 def overlaid(runs: dict[str, Run], run: Run | None = None):
-    """Draw the curves of several runs over one another: each loss term, watched number, and the gradient norm.
+    """Draw the curves of several runs over one another.
+
+    Each loss term, watched number, and the gradient norm has a plot of its own; at most MAX_PANELS are drawn.
 
     Args:
         runs: {name in the legend: a run with a log}; later ones are drawn over earlier ones, dashed.
@@ -39,9 +44,9 @@ def overlaid(runs: dict[str, Run], run: Run | None = None):
     histories = {name: History(each.path) for name, each in runs.items()}
     for history in histories.values():
         history.update()
-    trainings = [history.training for history in histories.values()]
-    terms = [name for training in trainings for group in ("loss", "watched") for name in training.names(group)]
-    names = [*[name for name in dict.fromkeys(terms) if name != "loss/loss"][:MAX_PANELS - 1], "optimizer/grad_norm"]
+    logged = dict.fromkeys(name for history in histories.values() for group in ("loss", "watched")
+                           for name in history.training.names(group) if name != "loss/loss")
+    names = [*[*logged][:MAX_PANELS - 1], "optimizer/grad_norm"]
     columns = min(3, len(names))
     lines = -(-len(names) // columns)
     figure = new_figure(figsize=(WIDTH, 3.4 * lines))
@@ -54,6 +59,8 @@ def overlaid(runs: dict[str, Run], run: Run | None = None):
             draw_line(axis, steps, values, f"run/{run_name}", STYLES[number % len(STYLES)])
             if np.isfinite(values).any():
                 axis.get_lines()[-1].set_label(in_legend(run_name))
-        axis.set(title=in_legend("gradient norm" if name == "optimizer/grad_norm" else label(name)), xlabel="step")
+        title = in_legend("gradient norm" if name == "optimizer/grad_norm" else label(name))
+        axis.set(title=title, xlabel="step", ylabel="loss term" if name.startswith("loss/") else title)
+        axis.tick_params(labelbottom=True)  # where no plot stands below
         axis.legend()
     return save_figure(figure, run, "overlaid")

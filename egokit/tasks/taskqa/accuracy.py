@@ -5,6 +5,7 @@ Source: EgoVLPv2's EgoTaskQA, which counts a question once for each of its label
 from collections.abc import Sequence
 
 import numpy as np
+from torch import Tensor
 
 from egokit.tasks.taskqa.annotations import Question
 
@@ -68,6 +69,40 @@ def report(predicted: Sequence[int], questions: Sequence[Question], vocabulary: 
         out[f"{split}_as_published"] = 100 * labels[split][0]
     out |= {f"accuracy/{label}": 100 * share for label, (share, _) in labels.items()}
     return out | {f"questions/{label}": count for label, (_, count) in labels.items()}
+
+
+def per_question(predicted: Sequence[int], questions: Sequence[Question], vocabulary: Sequence[str],
+                 split: str) -> dict[str, list[np.ndarray]]:
+    """Return what each question contributes to accuracies in %, as `Task.per_query` does.
+
+    Args:
+        predicted, questions, vocabulary, split: as for `report`.
+
+    Returns:
+        "<split>_all", "_open", "_binary" and "_as_published", those that `report` has.
+    """
+    right = 100.0 * (np.asarray(predicted) == np.array([question.answer for question in questions]))
+    binary = np.array([question.is_binary(vocabulary) for question in questions], bool)
+    published = np.array([split in question.labels for question in questions], bool)
+    groups = {"all": np.ones(len(right), bool), "open": ~binary, "binary": binary, "as_published": published}
+    return {f"{split}_{name}": [right[chosen]] for name, chosen in groups.items() if chosen.any()}
+
+
+def best_answers(logits_BK: Tensor, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the best answers to each question, best first.
+
+    Args:
+        logits_BK: scores of K answers.
+        count: how many are kept.
+
+    Returns:
+        Classes (B, count), int64, and their probabilities, float32; -1 and 0 where there are fewer answers.
+    """
+    kept = min(count, logits_BK.shape[1])
+    chances, classes = (x.numpy(force=True) for x in logits_BK.float().softmax(1).topk(kept, dim=1))
+    padding = ((0, 0), (0, count - kept))
+    return (np.pad(classes.astype(np.int64), padding, constant_values=-1),
+            np.pad(chances.astype(np.float32), padding))
 
 
 def most_frequent(train: Sequence[Question], questions: Sequence[Question], vocabulary: Sequence[str]) -> np.ndarray:
