@@ -27,6 +27,7 @@ nitpick_ignore_regex = [("py:.*", r"(?!egokit\b).*"),       # other packages' na
 nb_execution_mode = "off"  # outputs are the demo's
 myst_heading_anchors = 6  # GitHub's anchors, which the documents use
 myst_enable_extensions = ["dollarmath"]
+myst_dmath_double_inline = True  # as in JupyterLab, $$ may stand inside a paragraph
 
 viewcode_follow_imported_members = False  # else a file's links lead to egokit's top, where few of its names stand
 autodoc_member_order = "bysource"
