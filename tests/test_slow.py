@@ -31,7 +31,7 @@ CALM = {"step_s": 1.0, "data_s": 0.02, "save_s": 0.0, "forward_s": 0.3, "backwar
         "wait_s": 0.01, "cpu_share": 0.98, "cpu_cores": 1.5, "cpu_worker_cores": 0.4, "cpu_other_cores": 0.1,
         "cpu_available": 8, "host_memory_gib": 3.0, "host_memory_used": 0.4, "memory_stall": 0.0, "faults_per_s": 0.0}
 RANKS = {"longest_wait_s": 0.6, "slowest_rank": 3, "slowest_wait_s": 0.02, "slowest_data_s": 0.01,
-         "slowest_compute_s": 0.9, "slowest_cpu_share": 0.98, "wait_s": 0.6, "forward_s": 0.1, "backward_s": 0.2}
+         "slowest_compute_s": 0.9, "slowest_queued": 0.02, "wait_s": 0.6, "forward_s": 0.1, "backward_s": 0.2}
 
 
 def judged(tmp_path, changes, machine=()):
@@ -66,7 +66,7 @@ CASES = {
                "mem_gb_per_task"),
     "a slow rank": (RANKS, {}, "ranks", "waiting for rank 3: up to 60 %", "computes longer"),
     "a rank that reads": (RANKS | {"slowest_data_s": 0.7}, {}, "ranks", "waiting for rank 3", "waits for its data"),
-    "a rank without cores": (RANKS | {"slowest_cpu_share": 0.2}, {}, "ranks", "waiting for rank 3", "too few cores"),
+    "a rank without cores": (RANKS | {"slowest_queued": 0.8}, {}, "ranks", "waiting for rank 3", "too few cores"),
     "the network": (RANKS | {"slowest_wait_s": 0.58}, {}, "ranks", "communication: 60 %", "NCCL_SOCKET_IFNAME"),
     "checkpoints": ({"save_s": 0.4}, {}, "saving", "checkpoints: 40 %", "train.checkpoint_steps"),
 }

@@ -136,7 +136,7 @@ def other_ranks(recent: Recent) -> Verdict | None:
     longest, least = recent.median("ranks/longest_wait_s") / step, recent.median("ranks/slowest_wait_s") / step
     rank, often = recent.slowest()
     if longest - least > WAIT_BOUND and often > SAME_RANK:
-        what, advice = why_slow(recent, step)
+        what, advice = why_slow(recent, step, longest - least)
         return Verdict("ranks", f"waiting for rank {rank}: up to {percent(longest)}", f"rank {rank} {what}: "
                        f"{advice}")
     if longest > WAIT_BOUND and longest - least > WAIT_BOUND:
@@ -150,11 +150,15 @@ def other_ranks(recent: Recent) -> Verdict | None:
     return None
 
 
-def why_slow(recent: Recent, step: float) -> tuple[str, str]:
-    """Return what the slowest rank does, and what to do about it."""
+def why_slow(recent: Recent, step: float, late: float) -> tuple[str, str]:
+    """Return what the slowest rank does, and what to do about it.
+
+    Args:
+        late: by which share of a step it is later than the others.
+    """
     if recent.median("ranks/slowest_data_s") / step > DATA_BOUND:
         return "waits for its data", "see that its node reads as fast as the others (egokit doctor --speed there)"
-    if recent.median("ranks/slowest_cpu_share") < STARVED:
+    if recent.median("ranks/slowest_queued") > late / 2:
         return "gets too few cores", ("another program runs on its node, or too many threads; leave the node out "
                                       "(launch.slurm: {exclude: NODE}) or reserve whole nodes (launch.exclusive)")
     return "computes longer than the others", ("look at its node (devices.txt of the job names the GPUs): another "

@@ -18,7 +18,7 @@ GROUPS = {"loss": "loss", "lr": "optimizer", "lr_heads": "optimizer", "grad_norm
           "clips_per_s": "speed", "eta_s": "speed", "memory_gib": "speed",
           **dict.fromkeys(("forward_s", "backward_s", "update_s", "wait_s"), "speed"),
           **dict.fromkeys(("longest_wait_s", "slowest_rank", "slowest_wait_s", "slowest_data_s", "slowest_compute_s",
-                           "slowest_cpu_share"), "ranks"),
+                           "slowest_queued"), "ranks"),
           **dict.fromkeys(("cpu_share", "cpu_cores", "cpu_worker_cores", "cpu_other_cores", "cpu_available",
                            "host_memory_gib", "host_memory_used", "memory_stall", "faults_per_s", "gpu_memory_used",
                            "gpu_memory_retries"), "machine")}

@@ -138,19 +138,19 @@ def of_ranks(rows: list[dict]) -> dict[str, float]:
 
     Args:
         rows: for each rank its mean seconds of a step: "data_s", "step_s", and what `StepClock.take` returns. Ranks
-            with "cpu_share" tell it, too.
+            with "queue", the share of the time that their threads wait for a core, tell it, too.
 
     Returns:
         "forward_s", "backward_s", "update_s", "wait_s": rank 0's, if it has them. With several ranks that all have them
         "longest_wait_s": of the rank that waits longest; "slowest_rank": the rank for which the others wait, which
-        itself waits least; "slowest_wait_s", "slowest_data_s", "slowest_compute_s" and "slowest_cpu_share": its own.
+        itself waits least; "slowest_wait_s", "slowest_data_s", "slowest_compute_s" and "slowest_queued": its own.
     """
     first = {name: rows[0][name] for name in ("forward_s", "backward_s", "update_s", "wait_s") if name in rows[0]}
     if len(rows) < 2 or any("wait_s" not in row for row in rows):
         return first
     slowest = min(range(len(rows)), key=lambda number: rows[number]["wait_s"])
     row = rows[slowest]
-    share = {"slowest_cpu_share": row["cpu_share"]} if "cpu_share" in row else {}
+    share = {"slowest_queued": row["queue"]} if "queue" in row else {}
     return first | {"longest_wait_s": max(row["wait_s"] for row in rows), "slowest_rank": slowest,
             "slowest_wait_s": row["wait_s"], "slowest_data_s": max(0.0, row["data_s"] - row["between_s"]),
             "slowest_compute_s": row["forward_s"] + row["backward_s"] + row["update_s"]} | share
