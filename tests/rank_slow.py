@@ -25,7 +25,7 @@ from egokit.runs.run_folder import Run  # noqa: E402
 from egokit.train import distributed  # noqa: E402
 from egokit.train.loop import Trainer  # noqa: E402
 
-STEPS, PAUSE, results = 4, 0.6, {}
+STEPS, PAUSE, results = 6, 0.6, {}
 
 
 def slowly(function):

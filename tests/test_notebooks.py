@@ -10,6 +10,7 @@ import time
 
 import nbformat
 import pytest
+import sweep_notebook
 from conftest import MODEL, SMALL
 
 from egokit.config.build import ConfigError
@@ -193,6 +194,12 @@ def test_09_egotaskqa_answers_in_words(run_notebook):
     assert embedded == [1, 5], "four answered questions and the typed one play"
     assert any("taken for" in text for text in html_outputs(book))
     assert headless.finished("09_egotaskqa", {"site": "tiny", "run_name": "small", "overrides": overrides})
+
+
+def test_11_compare_runs(run_notebook, project):
+    run_notebook("02_pretrain", f"{SMALL} {MODEL} launch.tasks_per_node=2 train.epochs=2")
+    run_notebook("09_egotaskqa", "launch.tasks_per_node=2 train.epochs=2 train.evaluate_epochs=1")
+    sweep_notebook.check(*run_notebook("11_compare_runs", "train.epochs=2"), project)
 
 
 def test_no_epochs_give_chance(project):

@@ -264,8 +264,14 @@ def often(monkeypatch):
 @pytest.mark.slow
 def test_a_slow_reader_is_a_data_bound_run(resolve, project, request, often):
     def spoil(trainer):
-        read_sample = trainer.dataset.read
-        trainer.dataset.read = lambda *arguments: time.sleep(0.3) or read_sample(*arguments)
+        collate, ended = trainer.task.collate, [time.perf_counter()]
+
+        def slowly(items):
+            """Take three times as long as all else, however busy the machine is."""
+            time.sleep(max(0.3, 3 * (time.perf_counter() - ended[0])))
+            ended[0] = time.perf_counter()
+            return collate(items)
+        trainer.task.collate = slowly
     run = run_of(request)
     history = trained(resolve(overrides=f"{MODEL} train.batch_size=4"), run, 5, spoil)
     found = verdict(history)
@@ -300,7 +306,8 @@ def test_the_rank_for_which_the_others_wait_is_named(tmp_path, project):
     (computes, lines), (reads, _) = result["computes"], result["reads"]
     assert computes[0] == "ranks" and "waiting for rank 1" in computes[1] and "computes longer" in computes[2]
     assert reads[0] == "ranks" and "waiting for rank 1" in reads[1] and "waits for its data" in reads[2]
-    assert all(line["wait_s"] > 0.2 and line["slowest_wait_s"] < 0.1 for line in lines), lines
+    waits = np.median([[line["wait_s"], line["slowest_wait_s"]] for line in lines], 0)
+    assert waits[0] > waits[1] + 0.2, lines
 
 
 def test_measuring_takes_less_than_a_hundredth_of_a_toy_step():

@@ -76,6 +76,9 @@ def _show(rank: int, hit: Hit, look: Look, preload: str = "metadata") -> str:
                 f'width="{WIDTH}" height="{height}" '
                 f'style="width:{WIDTH}px;height:{height}px;object-fit:contain;object-position:top;border-radius:4px;'
                 f'{look.style}" {look.picture} src="data:video/mp4;base64,{look.clip}">{label}</video>')
+        if preload == "none":  # a player's controls take longest to make, so they are made when it is opened
+            clip = (f'<details class="egokit-clip"><summary {look.picture} aria-label="{label}: player" style='
+                    f'"width:{WIDTH}px;height:{look.height}px;{look.style}"></summary>{clip}</details>')
     elif look.picture:
         clip = (f'<div role="img" aria-label="{label}" style="width:{WIDTH}px;height:{look.height}px;border-radius:4px;'
                 f'{look.style}" {look.picture}></div>')
