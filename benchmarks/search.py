@@ -1,4 +1,4 @@
-"""Measure text search over 10 million clips: recall, seconds for a query, sizes.
+"""Measure search over 10 million clips: recall, seconds for a query and for merged moments, sizes.
 
 The vectors are synthetic and clustered like the clips of a day's videos.
 
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from egokit.search.moments import combine, find_moments, sample
 from egokit.search.vector_index import VectorIndex, save
 
 CLIPS, DIMENSION = (int(float(given)) for given in (sys.argv[1:] + ["1e7", "256"][len(sys.argv) - 1:]))
@@ -43,7 +44,8 @@ def measure(folder: Path) -> None:
     names, clips = [], []
     for first in range(0, CLIPS, FILE):
         x = draw(rng, centre_KE, min(FILE, CLIPS - first), 0.5 * scale_E)
-        save(folder / f"{first}.npy", np.zeros(len(x)), np.ones(len(x)), x)
+        start_N = 2.0 * np.arange(len(x))
+        save(folder / f"{first}.npy", start_N, start_N + 4, x)
         names.append(str(first))
         clips.append(len(x))
     # texts lie around the same centres, but further away than the clips, and shifted as a whole
@@ -75,6 +77,18 @@ def measure(folder: Path) -> None:
                       for faiss_row, exact_row in zip(approximate, exact, strict=True)])
     print(f"faiss: a query {statistics.median(seconds):.3f} s (median of {QUERIES}; the longest {max(seconds):.3f}), "
           f"recall@10 {recall:.3f}")
+    began = time.perf_counter()
+    sample_NE = sample(vectors)
+    print(f"moments: the index's sample, once, {time.perf_counter() - began:.2f} s")
+    for what, queries in (("a text", query_QE), ("a text and an example", [
+            combine(text_E, clip_E, sample_NE, 0.5) for text_E, clip_E in zip(query_QE, sample_NE, strict=False)])):
+        seconds, lengths = [], []
+        for query_E in queries:
+            began = time.perf_counter()
+            lengths += [moment.stop - moment.start for moment in find_moments(vectors, query_E, 10, sample_NE)]
+            seconds.append(time.perf_counter() - began)
+        print(f"moments: {what} {statistics.median(seconds):.3f} s (median; the longest {max(seconds):.3f}), of "
+              f"{statistics.median(lengths):.0f} s each")
     peak = int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 2**20
     print(f"peak memory {peak:.1f} GiB, which counts what is read of the files")
 

@@ -46,7 +46,8 @@ def test_a_notebook_shows_a_figure_as_an_image_that_is_described(tmp_path):
     shown, = captured.outputs
     alternative = re.fullmatch(r'<img alt="(.*?)" style="[^"]*" src="data:image/png;base64,[^"]+">',
                                shown.data["text/html"])[1]
-    assert alternative.startswith("6 charts. 02_pretrain/a_run_of_mine") and "loss terms; loss term: egonce from 2 to" in alternative
+    assert alternative.startswith("6 charts. 02_pretrain/a_run_of_mine")
+    assert "loss terms; loss term: egonce from 2 to" in alternative
     assert "image/png" not in shown.data, "JupyterLab would save the picture twice"
     # the saved PNG says the same, from which live figures take it
     path = run.figure("curves.png")

@@ -7,7 +7,7 @@ from egokit import cli
 from egokit.runs.explain import explained
 
 
-@pytest.mark.parametrize("command", ["demo", "toy", "prep", "run", "submit", "profile", "search", "score"])
+@pytest.mark.parametrize("command", ["demo", "toy", "prep", "run", "submit", "sweep", "profile", "search", "score"])
 def test_help_shows_an_example(command, capsys):
     with pytest.raises(SystemExit, match="0"):
         cli.main([command, "--help"])

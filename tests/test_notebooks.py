@@ -10,6 +10,7 @@ import time
 
 import nbformat
 import pytest
+import sweep_notebook
 from conftest import MODEL, SMALL
 
 from egokit.config.build import ConfigError
@@ -129,9 +130,10 @@ def test_05_egomcq_07_search_and_00_quickstart(run_notebook):
     assert not errors(book) and metrics["clips"] > 30
     assert metrics["videos"] == 3 == len(list((run.path / "features").glob("*.npy")))
     assert len(list((run.path / "clips").glob("*.mp4"))) == 3
-    assert len((run.path / "hits.csv").read_text().splitlines()) == 13
+    hits = len((run.path / "hits.csv").read_text().splitlines()) - 1
+    assert 3 <= hits <= 12, "moments of three videos"
     embedded = sum(text.count('src="data:video/mp4;base64,') for text in html_outputs(book))
-    assert embedded == 12, "the clips are in the saved notebook"
+    assert hits < embedded <= hits + 6, "the clips are in the saved notebook, and those like the best"
     book, run = run_notebook("00_quickstart")
     assert not errors(book) and len(run.metrics()["quickstart"]["match"]) == 5
     figures = {path.name for path in (run.path / "figures").iterdir()}
@@ -195,43 +197,10 @@ def test_09_egotaskqa_answers_in_words(run_notebook):
     assert headless.finished("09_egotaskqa", {"site": "tiny", "run_name": "small", "overrides": overrides})
 
 
-def test_10_change_something(run_notebook):
-    run_notebook("02_pretrain", f"{SMALL} {MODEL} launch.tasks_per_node=2 train.epochs=2")
-    overrides = "launch.tasks_per_node=2 data.limit=16 train.batch_size=4 train.precision=fp32"
-    book, run = run_notebook("10_change_something", overrides)
-    metrics = run.metrics()["mine"]
-    assert not errors(book) and metrics["finished"] and metrics["steps"] == 4 and metrics["processes"] == 2
-    here, job = ([event for event in folder.read_log() if event["kind"] == "step"]
-                 for folder in (Run(run.path / "here"), run))
-    for key in ("loss", "my_nce", "grad_norm"):  # of one process, and of two
-        assert [event[key] for event in here] == pytest.approx([event[key] for event in job], rel=1e-3)
-    tables = [text for text in html_outputs(book) if "gradient norm: text encoder" in text]
-    assert len(tables) == 2 and "own module mine" in tables[0] and "my_nce" in tables[0] and "egonce" in tables[1]
-    assert (run.path / "figures/overlaid.png").stat().st_size > 10_000
-    assert {"my_loss.py", "my_video.py"} <= {path.name for path in run.path.iterdir()}
-    assert headless.finished("10_change_something", {"site": "tiny", "run_name": "small", "overrides": overrides})
-
-
 def test_11_compare_runs(run_notebook, project):
     run_notebook("02_pretrain", f"{SMALL} {MODEL} launch.tasks_per_node=2 train.epochs=2")
     run_notebook("09_egotaskqa", "launch.tasks_per_node=2 train.epochs=2 train.evaluate_epochs=1")
-    book, run = run_notebook("11_compare_runs", "train.epochs=2")
-    assert not errors(book)
-    runs = [Run(project / f"outputs/09_egotaskqa/small-lr{lr}-seed{seed}") for lr in (0.001, 0.01) for seed in (0, 1)]
-    scores = [one.metrics()["headtune"]["direct_all"] for one in runs]
-    tables = " ".join(html_outputs(book))
-    assert all(f">{score:.1f}</td>" in tables for score in scores), "every run has its line"
-    assert f">{(scores[0] + scores[1]) / 2:.2f}</td>" in tables and "paired bootstrap over" in tables
-    assert "right in small-lr0.01-seed1 alone" in tables
-    assert {"mean-curves.png", "setting-scores.png"} == {path.name for path in (run.path / "figures").iterdir()}
-    page = (runs[-1].path / "figures/browser-headtune.html").read_text()
-    assert "gained most over small-lr0.001-seed0: headtune" in page
-    told = "".join(output.get("text", "") for cell in book.cells for output in cell.get("outputs", []))
-    assert "4 runs of optim.lr x seed: 4 new" in told and told.count(": finished, direct_all ") == 4
-    times = [(one.path / "jobs/headtune/job.json").stat().st_mtime_ns for one in runs]
-    path = headless.execute("11_compare_runs", {"site": "tiny", "run_name": "small", "overrides": "train.epochs=2"})
-    assert "4 runs of optim.lr x seed: 4 finished" in path.read_text()
-    assert times == [(one.path / "jobs/headtune/job.json").stat().st_mtime_ns for one in runs], "none is made again"
+    sweep_notebook.check(*run_notebook("11_compare_runs", "train.epochs=2"), project)
 
 
 def test_no_epochs_give_chance(project):

@@ -41,10 +41,10 @@ def runs(tmp_path, monkeypatch):
 def test_runs_are_found_by_name_pattern_path_and_sweep(runs, tmp_path):
     names = [run.path.name for run in run_set.find_runs("09_x/s-0.001*", str(runs[3].path), runs[0])]
     assert names == ["s-0.001-0", "s-0.001-1", "s-0.001-2", "s-0.01-0"], "each once"
-    sweep = Run(tmp_path / "09_x/s")
+    listed = Run(tmp_path / "09_x/s").path / "sweep.json"
     keys = {"sweep": "s", "params": "p", "site": "t", "overrides": {}, "action": "train", "section": "headtune",
             "recipe": {}}
-    (sweep.path / "sweep.json").write_text(json.dumps(keys | {
+    listed.write_text(json.dumps(keys | {
         "runs": {"s-0.01-1": {"seed": 1}, "s-not-begun": {"seed": 9}}}))
     assert [run.path.name for run in run_set.find_runs("09_x/s")] == ["s-0.01-1"]
     for wrong, error, message in (((), ConfigError, "expected the names of runs"),
@@ -53,7 +53,7 @@ def test_runs_are_found_by_name_pattern_path_and_sweep(runs, tmp_path):
         with pytest.raises(error, match=message):
             run_set.find_runs(*wrong)
     assert not (tmp_path / "away").exists() and not (tmp_path / "09_x/s-not-begun").exists()
-    (sweep.path / "sweep.json").write_text('{"runs": 3}')
+    listed.write_text('{"runs": 3}')
     with pytest.raises(ValueError, match=r"sweep.json: .*egokit sweep' writes it again"):
         run_set.find_runs("09_x/s")
 

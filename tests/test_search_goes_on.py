@@ -46,7 +46,7 @@ def test_clips_that_cannot_be_read_come_last_and_are_named(searched, folder):
     whole = index(TEXT, top=1000, rerank=1000, merge=False)
     assert not any(hit.error for hit in whole) and whole.notes == by_cosine.notes
     lose(folder)
-    hits = index(TEXT, top=1000, rerank=len(by_cosine, merge=False) - 1)
+    hits = index(TEXT, top=1000, rerank=len(by_cosine) - 1, merge=False)
     readable = [hit for hit in whole if hit.path.suffix == ".mkv"]
     tail = by_cosine[-1:]  # not re-ranked
     expected = [hit for hit in readable if hit.path != tail[0].path or hit.start != tail[0].start]
@@ -61,7 +61,8 @@ def test_clips_that_cannot_be_read_come_last_and_are_named(searched, folder):
     assert f"not re-ranked: {count} clip" in notes and f"{folder / 'one.mp4'} is gone since it was indexed" in notes
     assert str(folder / "inner/two.MP4") in notes and len(hits.notes) == len(whole.notes) + 2
     few = index(TEXT, top=1, rerank=1000, merge=False)
-    assert few[0].match and few.notes == index(TEXT, 1000, 1000, merge=False).notes, "named although they are not among the best"
+    every = index(TEXT, 1000, 1000, merge=False)
+    assert few[0].match and few.notes == every.notes, "named although they are not among the best"
     with pytest.raises(FileNotFoundError, match="brings the index up to date"):
         index.clip(next(hit for hit in hits if hit.path.name == "one.mp4"))
 
@@ -91,7 +92,8 @@ def test_pages_tables_and_exports_go_on(searched, folder, tmp_path, monkeypatch)
     assert len(list((tmp_path / "again").iterdir())) == 1
     with open(search.write_csv(hits, tmp_path / "hits.csv")) as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["video", "start", "stop", "cosine", "match", "note", "best_start", "best_stop"] and len(rows) == len(hits)
+    assert list(rows[0]) == ["video", "start", "stop", "cosine", "match", "note", "best_start", "best_stop"]
+    assert len(rows) == len(hits)
     assert not rows[0]["note"] and "can't be read: " in rows[-1]["note"]
     assert command.format_hits(hits).count("can't be read") == len(lines)
     table = html.unescape(search.table(hits).to_html())

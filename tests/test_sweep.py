@@ -67,7 +67,7 @@ def test_values_are_yaml(text, values):
     (["task=ek100,egomcq"], "", "of one task"), (["launch.nodes=1,2"], "", "launch.nodes: this key changes where"),
     (["data.workers=0,1"], "", "data.workers: this key changes where"),
     ([f"seed={','.join(map(str, range(501)))}"], "", "501 runs, expected 500 at most"),
-    (["seed=0,1"], "launch.tasks_per_node=9", "sw-seed0: train.batch_size"),
+    (["seed=0,1"], "launch.tasks_per_node=9", "sw-seed0: train.batch_size.*; correct it"),
 ])
 def test_a_mistake_is_told_before_anything_is_made(project, over, overrides, message):
     before = sorted((project / "outputs").rglob("*"))

@@ -1,4 +1,5 @@
 """Training steps in a notebook's own process: what a term moves, the job's own steps, further overrides."""
+import nbformat
 import numpy as np
 import pytest
 import torch
@@ -7,6 +8,7 @@ from conftest import ROOT
 import egokit
 from egokit import tasks, viz
 from egokit.config.build import ConfigError
+from egokit.notebook import headless
 from egokit.notebook.trial import ALL
 from egokit.runs.run_folder import Run
 from egokit.train.evaluate import evaluate
@@ -39,7 +41,7 @@ class MyLoss(EgoClip):
 @pytest.fixture
 def mine(resolve, checkpoint, tmp_path):
     (tmp_path / "my_loss.py").write_text(MY_LOSS)
-    config = resolve("toy/change_something", "train.precision=fp32", run="random")
+    config = resolve("toy/change_something", "train.precision=fp32 train.batch_size=4 data.limit=12", run="random")
     return egokit.changed(config, f"task={tmp_path}/my_loss.py:MyLoss")
 
 
@@ -122,6 +124,26 @@ def test_describe_tells_what_differs_and_the_checkpoints_own_shape(resolve, chec
     assert "of the Hugging Face hub" in egokit.describe(resolve("toy/egomcq", "init=hf:openai/clip-vit-base-patch16"))
 
 
+@pytest.mark.slow
+def test_the_notebook_runs_by_itself(project, checkpoint):
+    parameters = {"site": "tiny", "run_name": "random", "overrides": "launch.tasks_per_node=2 data.limit=12 "
+                  "train.batch_size=4 train.precision=fp32"}
+    path = headless.execute("10_change_something", parameters, timeout=900)
+    run, book = Run(path.parent), nbformat.read(path, as_version=4)
+    metrics = run.metrics()["mine"]
+    assert metrics["finished"] and metrics["steps"] == 3 and metrics["processes"] == 2
+    here, job = ([event for event in folder.read_log() if event["kind"] == "step"]
+                 for folder in (Run(run.path / "here"), run))
+    for key in ("loss", "my_nce", "grad_norm"):  # of one process, and of two
+        assert [event[key] for event in here] == pytest.approx([event[key] for event in job], rel=1e-3)
+    pages = ["".join(output["data"].get("text/html", "")) for cell in book.cells for output in cell.get("outputs", [])
+             if "data" in output]
+    tables = [page for page in pages if "gradient norm: text encoder" in page]
+    assert len(tables) == 2 and "own module mine" in tables[0] and "my_nce" in tables[0] and "egonce" in tables[1]
+    assert (run.path / "figures/overlaid.png").stat().st_size > 10_000
+    assert headless.finished("10_change_something", parameters)
+
+
 def test_the_example_of_ones_own_texts(resolve, checkpoint, tmp_path):
     config = resolve(str(OWN_TEXTS.with_suffix(".yaml")), f"task={OWN_TEXTS}.py:OwnTexts train.precision=fp32 "
                      "data.limit=12 train.batch_size=6 task.table=CharadesEgo/CharadesEgo/metadata_train.csv",
@@ -143,7 +165,8 @@ def test_the_example_of_ones_own_texts(resolve, checkpoint, tmp_path):
 
 
 def test_a_wrong_line_of_ones_own_texts_is_named(resolve, checkpoint, tmp_path):
-    (tmp_path / "train.csv").write_text("video,start,stop,text\na,0,1,cuts\nb,x,1,cuts\n")
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.csv").write_text("video,start,stop,text\na,0,1,cuts\nb,x,1,cuts\n")
     config = resolve(str(OWN_TEXTS.with_suffix(".yaml")), f"task={OWN_TEXTS}.py:OwnTexts task.delimiter=',' "
                      f"task.table={tmp_path}/{{split}}.csv task.columns=[video,start,stop,text]", run="random")
     with pytest.raises(ValueError, match=r"train\.csv, line 3: start is 'x'"):

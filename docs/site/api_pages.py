@@ -30,7 +30,8 @@ def top_page() -> str:
         home = f"{value.__module__}.{value.__qualname__}"
         # a class has one place, in its room: its name would be ambiguous
         lines.append(f"``egokit.{name}``\n   {value.__doc__.splitlines()[0]} :py:class:`{home}`\n\n"
-                     if isinstance(value, type) else directive(f"egokit.{name}", value))
+                     if isinstance(value, type) else
+                     f"{directive(f'egokit.{name}', value)}   Its place: :py:func:`{home}`\n\n")
     lines += [heading("Modules", "-"), "Short names of modules that notebooks use.\n\n"]
     lines += [f"``egokit.{name}``\n   :py:mod:`egokit.{module}`\n\n" for name, module in egokit._MODULES.items()]
     return "".join(lines)

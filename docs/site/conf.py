@@ -27,7 +27,9 @@ nitpick_ignore_regex = [("py:.*", r"(?!egokit\b).*"),       # other packages' na
 nb_execution_mode = "off"  # outputs are the demo's
 myst_heading_anchors = 6  # GitHub's anchors, which the documents use
 myst_enable_extensions = ["dollarmath"]
+myst_dmath_double_inline = True  # as in JupyterLab, $$ may stand inside a paragraph
 
+viewcode_follow_imported_members = False  # else a file's links lead to egokit's top, where few of its names stand
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
@@ -39,6 +41,7 @@ napoleon_use_ivar = True  # attributes as a list: some are documented in the cla
 html_theme = "furo"
 html_title = "egokit"
 html_static_path = [str(HERE / "static")]
+html_favicon = str(HERE / "static/icon.svg")
 html_css_files, html_js_files = ["site.css"], ["site.js"]
 html_copy_source = html_show_sourcelink = html_show_copyright = False
 html_show_search_summary = False  # it is fetched, which a browser refuses on a page opened as a file
@@ -99,6 +102,12 @@ def link_files(app, tree, name: str) -> None:
             link += literal
 
 
+def level_captions(app, name: str, template: str, context: dict, tree) -> None:
+    """Give the captions of the table of contents, headings to a screen reader, the level that the theme leaves out."""
+    if navigation := context.get("furo_navigation_tree"):
+        context["furo_navigation_tree"] = navigation.replace('role="heading"', 'role="heading" aria-level="2"')
+
+
 def setup(app) -> dict:
     """Register what makes this site."""
     app.add_html_math_renderer("mathml", (inline_formula, None), (displayed_formula, None))
@@ -107,4 +116,5 @@ def setup(app) -> dict:
     app.connect("autodoc-skip-member", skip_inherited)
     app.connect("doctree-read", exact_references)
     app.connect("doctree-resolved", link_files)
+    app.connect("html-page-context", level_captions, priority=900)  # after the theme has made it
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -26,6 +26,9 @@ def prepare(app, what: str, name: str, value, options, lines: list[str]) -> None
         if what == "module" and any(map(TABLE.match, block)):
             done += ["::", "", *(f"    {line}" for line in block), ""]
             continue
+        if block[0].strip() == "Example:":  # of code
+            done += [block[0], "    ::", "", *(f"    {line}" for line in block[1:]), ""]
+            continue
         raises = block[0].strip() == "Raises:" or (raises and block[0].startswith(" "))
         in_list = False
         for at, line in enumerate(block):

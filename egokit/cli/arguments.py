@@ -32,7 +32,7 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def share(text: str) -> float:
+def fraction(text: str) -> float:
     """Parse a number from 0 to 1."""
     try:
         if 0 <= (value := float(text)) <= 1:
@@ -161,7 +161,7 @@ def parser() -> argparse.ArgumentParser:
                      help="an action in the style of Ego4D's narrations: '#C C opens the box'")
     sub.add_argument("--like", metavar="EXAMPLE", help="search by example, alone or with a query: VIDEO@1:23, "
                      "VIDEO@1:23-1:27, or the file of a clip or a picture (.jpg, .png)")
-    sub.add_argument("--weight", type=share, default=0.5, metavar="W",
+    sub.add_argument("--weight", type=fraction, default=0.5, metavar="W",
                      help="share of the example beside a query, 0 to 1 (default: 0.5)")
     sub.add_argument("--single", action="store_true",
                      help="list single clips: merge none that overlap or adjoin into one moment")

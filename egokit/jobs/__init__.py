@@ -3,6 +3,8 @@
 launch.py         submit a job or attach to it;  handle.py  Handle: follow it, wait for it, cancel it
 worker.py         how a job starts, and the callable that submitit runs;  run_job.py  what it does in each process
 status.py         where a job is and why it ended;  progress.py  how far it is;  runs_table.py  all jobs of all runs
+starter.py        a job's files and its starter;  sweep.py, grid.py  many runs of one recipe, as one array on SLURM
+queue.py          what squeue says of SLURM's jobs
 slurm.py          sbatch's options and script;  requeue.py  whether a job that lost a rank or a node is tried again
 devices.py        which GPUs a job takes;  code_snapshot.py  the copy of egokit that a job runs
 profiling.py      a job of a few training steps under PyTorch's profiler

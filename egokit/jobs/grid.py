@@ -74,10 +74,10 @@ def read_over(over) -> dict[str, list]:
         if not isinstance(values, (list, tuple)) or not values:
             raise ConfigError(f"--over {key}: expected a list of values, got {shortened(repr(values), 60)}")
         if twice := [value for place, value in enumerate(values) if value in values[:place]]:
-            raise ConfigError(f"--over {key}: {shortened(twice[0], 60)} is given twice")
+            raise ConfigError(f"--over {key}: {shortened(twice[0], 60)} is given twice: remove one")
         axes[key] = list(values)
     if not axes:
-        raise ConfigError("a sweep varies at least one key: --over section.key=value,value, for example --over "
+        raise ConfigError("a sweep varies at least one key: give --over section.key=value,value, for example --over "
                           "seed=0,1,2")
     return axes
 
@@ -149,7 +149,8 @@ def check_keys(axes: dict[str, list], common: dict[str, object]) -> None:
         if key in common:
             raise ConfigError(f"{key} stands in --over and in --overrides: remove it from one of them")
         if key in ("task", "task.name"):
-            raise ConfigError(f"--over {key}: the runs of a sweep are of one task; sweep each task by itself")
+            raise ConfigError(f"--over {key}: expected another key, as the runs of a sweep are of one task: sweep each "
+                              "task by itself")
 
 
 def expect_different(points: list[Point]) -> None:

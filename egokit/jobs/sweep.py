@@ -143,7 +143,7 @@ def named(point: grid.Point):
     try:
         yield
     except ConfigError as error:
-        raise ConfigError(f"{point.run}: {error}") from None
+        raise ConfigError(f"{point.run}: {error}; correct it, and give the command again") from None
 
 
 def record(runs: grid.Grid) -> dict[str, str]:

@@ -3,10 +3,12 @@
 Everything is what a job has: its model, its batches in their order, its loop (train/loop.py). So what a trial logs,
 the job of the same config logs, too, up to rounding if it has more processes.
 """
+import contextlib
 import dataclasses
 import functools
 import itertools
 import time
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -99,12 +101,22 @@ class Trial:
     def _batches(self, step: int):
         return build_loader(self.trainer.dataset, self.trainer.batches(step), self.task.collate, workers=0)
 
+    @contextlib.contextmanager
+    def _as_many_threads(self) -> Iterator[None]:
+        """Compute with as many threads as a process of the job; on busy cores, more of them wait for one another."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(max(1, self.config.launch.cpus_per_task))
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
     def terms(self) -> dict[str, Tensor]:
         """Return the terms of the loss of `batch` by name, with gradients.
 
         Calls between two steps draw the same random numbers, so they return the same values.
         """
-        with torch.random.fork_rng(), float32_products(self.model.device, tf32=False), \
+        with self._as_many_threads(), torch.random.fork_rng(), float32_products(self.model.device, tf32=False), \
                 autocast(self.model.device, self.config.train.precision):
             torch.manual_seed(self.config.seed)
             return self.task.loss(self.model, self.batch, self.trainer.step)
@@ -125,7 +137,8 @@ class Trial:
             terms = self.terms()
             loss = sum(terms.values()) if term == ALL else terms[term]
             if loss.requires_grad:
-                loss.backward()
+                with self._as_many_threads():
+                    loss.backward()
             for part, parameters in parts.items():
                 grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
                 norm = torch.nn.utils.get_total_norm(grads).item() if grads else 0.0
@@ -135,16 +148,13 @@ class Trial:
             buffer.copy_(before)
         return norms
 
-    def train(self, steps: int) -> Run:
-        """Do the next steps of the training by the job's own loop, and log each.
+    def train(self, steps: int) -> None:
+        """Do the next steps of the training by the job's own loop, and log each in `run`.
 
         Epochs end without a validation, and nothing is saved but the log.
 
         Args:
             steps: how many; fewer are done where the recipe has fewer left.
-
-        Returns:
-            The folder of the log.
 
         Raises:
             ConfigError: no step is left: train.epochs are over.
@@ -158,13 +168,13 @@ class Trial:
             self.run.truncate_log(lambda event: False)
         began, stop = time.perf_counter(), trainer.step + left
         batches = self._batches(trainer.step)
-        while trainer.step < stop:
-            epoch, first = divmod(trainer.step, trainer.steps_per_epoch)
-            count = min(stop - trainer.step, trainer.steps_per_epoch - first)
-            trainer.epoch(epoch, itertools.islice(batches, count))
+        with self._as_many_threads():
+            while trainer.step < stop:
+                epoch, first = divmod(trainer.step, trainer.steps_per_epoch)
+                count = min(stop - trainer.step, trainer.steps_per_epoch - first)
+                trainer.epoch(epoch, itertools.islice(batches, count))
         losses = [event["loss"] for event in self.run.read_log() if event["kind"] == "step"]
         print(f"{left} steps in {time.perf_counter() - began:.0f} s: loss {losses[0]:.2f} -> {losses[-1]:.2f}")
-        return self.run
 
 
 def parts_of(model) -> dict[str, list[Tensor]]:

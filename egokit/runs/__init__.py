@@ -8,4 +8,5 @@ log.py         History: log.jsonl as columns; TensorBoardLog: TensorBoard's copy
 bottleneck.py  what bounds a training's speed, by its log, and what to change
 published.py   published numbers and their recipes
 ledger.py      the numbers of all runs beside the published ones
+run_set.py     several runs: which a name or a sweep stands for, and their settings
 """

@@ -146,6 +146,9 @@ def _video(searcher, name: str) -> tuple[Path, int | None]:
 
 def _indexed(searcher, path: Path) -> int | None:
     """Return a file's number in the index, None where it isn't there."""
+    for file, line in enumerate(searcher.manifest["videos"]):
+        if searcher.folder / line["video"] == path:  # which may be gone by now
+            return file
     if not path.is_file():
         return None
     size = path.stat().st_size

@@ -39,7 +39,7 @@ class Look(NamedTuple):
     """How a hit is shown: a clip that plays, or else a picture, or the reason why there is none."""
     clip: str = ""      # MP4 in base64
     picture: str = ""   # attributes of an element that shows its picture
-    style: str = ""     # CSS of that element
+    css: str = ""       # CSS of that element
     height: int = 0     # of the picture, pixels
     problem: str = ""
 
@@ -75,10 +75,13 @@ def _show(rank: int, hit: Hit, look: Look, preload: str = "metadata") -> str:
         clip = (f'<video controls loop muted playsinline preload="{preload}" aria-label="{label}" '
                 f'width="{WIDTH}" height="{height}" '
                 f'style="width:{WIDTH}px;height:{height}px;object-fit:contain;object-position:top;border-radius:4px;'
-                f'{look.style}" {look.picture} src="data:video/mp4;base64,{look.clip}">{label}</video>')
+                f'{look.css}" {look.picture} src="data:video/mp4;base64,{look.clip}">{label}</video>')
+        if preload == "none":  # a player's controls take longest to make, so they are made when it is opened
+            clip = (f'<details class="egokit-clip"><summary {look.picture} aria-label="{label}: player" style='
+                    f'"width:{WIDTH}px;height:{look.height}px;{look.css}"></summary>{clip}</details>')
     elif look.picture:
         clip = (f'<div role="img" aria-label="{label}" style="width:{WIDTH}px;height:{look.height}px;border-radius:4px;'
-                f'{look.style}" {look.picture}></div>')
+                f'{look.css}" {look.picture}></div>')
     else:
         clip = (f'<div role="img" aria-label="{label}" style="border:1px solid;border-radius:4px;padding:8px;'
                 f'font-size:13px;overflow-wrap:anywhere">{escape(look.problem)}</div>')

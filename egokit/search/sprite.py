@@ -12,6 +12,12 @@ from PIL import Image
 
 COLUMNS = 10   # of thumbnails in the image
 QUALITY = 75   # of the JPEG
+CLIPS = (  # pictures in whose place a player opens
+    ".egokit-clip>summary{display:block;position:relative;cursor:pointer;border-radius:4px}"
+    ".egokit-clip>summary::after{content:'\\25B6  play';position:absolute;left:6px;bottom:6px;padding:0 8px;"
+    "border-radius:4px;font-size:13px;line-height:22px;color:#fff;background:#000c}"
+    ".egokit-clip[open]>summary{height:26px!important;background:none}"
+    ".egokit-clip[open]>summary::after{content:'\\25B2  close the player'}")
 
 
 class Sprite:
@@ -39,7 +45,7 @@ class Sprite:
         data = base64.b64encode(buffer.getvalue()).decode()
         name = f"egokit-sprite-{hashlib.sha256(data.encode()).hexdigest()[:12]}"  # a notebook may show several
         self.sheet = (f"<style>.{name}{{background:#000 url(data:image/jpeg;base64,{data}) no-repeat;"
-                      "print-color-adjust:exact}</style>")
+                      f"print-color-adjust:exact}}{CLIPS}</style>")
         # without a poster of its own, Chromium covers a video that isn't loaded with grey
         self.attributes = f'class="{name}" poster="data:image/png;base64,{_transparent()}"'
 

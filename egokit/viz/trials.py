@@ -61,5 +61,6 @@ def overlaid(runs: dict[str, Run], run: Run | None = None):
                 axis.get_lines()[-1].set_label(in_legend(run_name))
         title = in_legend("gradient norm" if name == "optimizer/grad_norm" else label(name))
         axis.set(title=title, xlabel="step", ylabel="loss term" if name.startswith("loss/") else title)
+        axis.tick_params(labelbottom=True)  # where no plot stands below
         axis.legend()
     return save_figure(figure, run, "overlaid")
