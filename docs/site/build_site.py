@@ -38,7 +38,7 @@ def main() -> int:
         source, built = Path(folder) / "source", Path(folder) / "html"
         missing = assemble(source, outputs_folder())
         status = build_main(["-b", "html", "-c", str(HERE), "-d", f"{folder}/doctrees", "-W", "--keep-going", "-q",
-                             "-D", f"html_extra_path={source}/extra", str(source), str(built)])
+                             "-j", "2", "-D", f"html_extra_path={source}/extra", str(source), str(built)])
         if status:
             return status
         shutil.rmtree(target, ignore_errors=True)
