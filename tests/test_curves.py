@@ -1,4 +1,5 @@
 """Views of a training: columns, TensorBoard's copy after kill -9, figure, live display."""
+import base64
 import re
 import signal
 import subprocess
@@ -182,7 +183,8 @@ def test_the_live_display_is_updated_in_place(tmp_path, monkeypatch):
     assert len(updates) == 1
     live(history, "failed")
     assert len(shown) == 1 and len(updates) == 2, "the end is always drawn"
-    assert updates[-1].data == (run.path / "figures/curves.png").read_bytes()
+    drawn = re.search("base64,([^\"]+)", updates[-1].data)[1]
+    assert base64.b64decode(drawn) == (run.path / "figures/curves.png").read_bytes()
 
 
 def test_many_validation_numbers_leave_room_for_the_curves(tmp_path):

@@ -157,7 +157,8 @@ def open_page(chromium, path, text: str, texts, complete: bool = False) -> None:
             node => node.naturalWidth > 0 || node.readyState > 0)""")
     acts = [act for act in acts if not act.startswith(("data:", path.as_uri()))]
     assert not acts and page.title() != "ran" and (is_page or page.title() == "mine")
-    seen = " ".join(page.locator("body").inner_text().split())
+    alternatives = page.evaluate("[...document.images].map(image => image.alt)")  # of pictures of texts
+    seen = " ".join(" ".join([page.locator("body").inner_text(), *alternatives]).split())
     missing = [word[:60] for word in texts if " ".join(TEXTS.get(word, word).split()) not in seen]
     assert not missing, missing
     assert not serious(page, left_out=() if is_page else FRAGMENT)
