@@ -164,6 +164,8 @@ def draw_validation(axis, history: History) -> None:
     names = [name for name in names if not name.startswith(("validation/dual_", "validation/fusion_"))] or names
     left_out = f", {MAX_SCORES} of {len(names)} numbers" if len(names) > MAX_SCORES else ""
     axis.set(title=f"validation{left_out}", ylabel="score (%)", ylim=(0, 100))
+    if not names:
+        axis.text(0.5, 0.5, "none yet", transform=axis.transAxes, ha="center", va="center", color="grey")
     for number, name in enumerate(names[:MAX_SCORES]):
         axis.plot(history.validation["step"], history.validation[name], marker="o^sDvX"[number % 6], label=label(name))
     if history.best is not None:
