@@ -3,6 +3,7 @@
 Finished notebooks are not run again.
 """
 import json
+import re
 import time
 from pathlib import Path
 
@@ -64,9 +65,10 @@ def notebook_names() -> list[str]:
 
 
 def purpose(notebook: str) -> str:
-    """Return the sentence that says what a notebook is for, from its first cell."""
+    """Return the sentence that says what a notebook is for, from its first cell, without formulas."""
     text = headless.read_cells(headless.notebook_path(notebook))[0].source
-    return text.partition("**Purpose.** ")[2].partition("\n")[0].partition(". ")[0].replace("*", "").rstrip(".")
+    sentence = text.partition("**Purpose.** ")[2].partition("\n")[0].partition(". ")[0]
+    return re.sub(r",? \$[^$]+\$,?", "", sentence).replace("*", "").rstrip(".")
 
 
 def prepared(notebook: str, parameters: dict) -> bool:
