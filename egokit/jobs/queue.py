@@ -15,7 +15,7 @@ class JobStatus(NamedTuple):
     detail: str = ""        # pending: SLURM's reason, the place in the queue, the expected start; unknown: the reason
 
 
-_ASKED: contextvars.ContextVar[dict[str, JobStatus | None]] = contextvars.ContextVar("asked", default={})
+_ASKED: contextvars.ContextVar[dict[str, JobStatus | None] | None] = contextvars.ContextVar("asked", default=None)
 
 
 @contextlib.contextmanager
@@ -46,7 +46,7 @@ def job_statuses(jobs: Iterable[str]) -> dict[str, JobStatus]:
     Args:
         jobs: job ids. "42" may be an array, which counts as running if one of its jobs does; "42_3" is one of its jobs.
     """
-    jobs, asked = list(jobs), _ASKED.get()
+    jobs, asked = list(jobs), _ASKED.get() or {}
     if all(job in asked for job in jobs):
         return {job: status for job in jobs if (status := asked[job])}
     try:
