@@ -148,3 +148,16 @@ def test_a_lock_that_is_something_else_is_neither_emptied_nor_waited_for(tmp_pat
         with files.locked(tmp_path):
             pass
     assert (tmp_path / "precious").read_text() == "whole"
+
+
+def test_a_large_file_is_read_once_until_it_is_written_again(tmp_path, monkeypatch):
+    read, sha256 = [], files.file_sha256
+    monkeypatch.setattr(files, "REMEMBERED", 5)
+    monkeypatch.setattr(files, "file_sha256", lambda path: (read.append(Path(path).name), sha256(path))[1])
+    for name, text in (("large", "12345"), ("small", "1234")):
+        files.write_text(tmp_path / name, text)
+        for _ in range(3):
+            assert files.large_file_sha256(tmp_path / name) == sha256(tmp_path / name)
+    assert read == ["large", "small", "small", "small"]
+    files.write_text(tmp_path / "large", "54321")
+    assert files.large_file_sha256(tmp_path / "large") == sha256(tmp_path / "large")

@@ -232,7 +232,7 @@ def test_notebooks_are_clean_and_define_nothing(path):
     assert names == ["params", "site", "overrides", "run_name"]
     for cell in code:
         magic, _, content = cell.source.partition("\n")
-        if magic.startswith("%%writefile {run.path}/"):  # it writes what a job can read: a class of the user's
+        if magic.startswith('%%writefile "{run.path}/'):  # it writes what a job can read: a class of the user's
             assert len(content.splitlines()) <= 20 and ast.parse(content)
             continue
         assert len(cell.source.splitlines()) <= 12

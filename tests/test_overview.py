@@ -1,6 +1,7 @@
 """`egokit` without arguments, and what `egokit demo` tells while it runs."""
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -66,9 +67,18 @@ def test_the_first_five_minutes_go_on(home, capsys):
     write_text(home / "data" / PARTS["charades"] / "metadata_test.csv", "")
     told = lines_of(overview.overview())
     assert told["site local"] == [f"{home / 'data'}; prepared: charades; to prepare: ego4d, ek100"]
-    assert told["next"][1].startswith("egokit run 05_egomcq --params egomcq --site local --run released")
-    write_text(site, "site: {rooot: /data}\n")
-    assert "site.rooot" in lines_of(overview.overview())["site local"][0]
+    assert told["next"][1].startswith("egokit compare 04_charades_ego --site local --init EgoVLPv2_smallproj_epoch1")
+    write_text(home / "data/prepared.json", "{}")
+    assert lines_of(overview.overview())["next"][1].startswith("egokit run 05_egomcq --params egomcq --site local")
+
+
+@pytest.mark.parametrize("text, told", [
+    ("site: {rooot: /data}", "site.rooot"), ("site:\n  # root: /data", "site.root is not set"), ("", "is not set"),
+    ("site: [1]", "expected keys with values below it"), ("site.root: /away", "/away: no such folder"),
+    ("- 1", "expected sections and keys"), ("site: {root: 3}", "site.root .*expected"), ("site: {", "local.yaml")])
+def test_any_site_file_gives_a_line(home, text, told):
+    write_text(home / "params/sites/local.yaml", text)
+    assert re.search(told, lines_of(overview.overview())["site local"][0])
 
 
 def test_runs_that_need_somebody_come_first(home):

@@ -53,6 +53,13 @@ def test_runs_are_found_by_name_pattern_path_and_sweep(runs, tmp_path):
         with pytest.raises(error, match=message):
             run_set.find_runs(*wrong)
     assert not (tmp_path / "away").exists() and not (tmp_path / "09_x/s-not-begun").exists()
+    Run(tmp_path / "09_x/s").write_metrics("headtune", {"finished": True})
+    assert [run.path.name for run in run_set.find_runs("09_x/s")] == ["s-0.01-1"], "by its name, the sweep"
+    assert "s" in [run.path.name for run in run_set.find_runs("09_x/*")], "by a pattern, the run in its folder, too"
+    for name in ("../../elsewhere", "/etc", "..", ""):
+        listed.write_text(json.dumps(keys | {"runs": {name: {"seed": 1}}}))
+        with pytest.raises(ValueError, match=r"sweep.json: .*expected a folder's name"):
+            run_set.find_runs("09_x/s")
     listed.write_text('{"runs": 3}')
     with pytest.raises(ValueError, match=r"sweep.json: .*egokit sweep' writes it again"):
         run_set.find_runs("09_x/s")
@@ -72,6 +79,22 @@ def test_a_key_that_older_runs_did_not_record_is_no_difference(tmp_path):
     new = scored(tmp_path / "a/new", 0, 1e-3, 2.0, recipe={"train.ema": 0.5})
     assert len(run_set.settings([old, new])) == 1
     assert run_set.varied([{"a": 1, "b": 2}, {"a": 1}, {"a": 3, "b": 2}]) == ["a"]
+
+
+@pytest.mark.parametrize("first, second", [
+    ({"init": "a/checkpoints/step-0000100.pt", "init_sha256": "1"},
+     {"init": "b/checkpoints/step-0000100.pt", "init_sha256": "2"}),
+    ({"data": {"a.csv": "1"}}, {"data": {"a.csv": "2"}}), ({"task_sha256": "1"}, {"task_sha256": "2"})])
+def test_files_of_one_name_and_other_content_are_other_settings(tmp_path, first, second):
+    name = {"task.name": "/home/x/mine.py:Mine"}
+    runs = [scored(tmp_path / f"a/{seed}", seed, 1e-3, 1.0, "headtune", name, **facts)
+            for seed, facts in enumerate((first, first, second))]
+    groups = run_set.settings(runs)
+    assert [len(group.runs) for group in groups] == [2, 1]
+    assert len({text for group in groups for text in group.values.values()}) == 2
+    copied = scored(tmp_path / "a/copy", 3, 1e-3, 1.0, "headtune", {"task.name": "/y/mine.py:Mine"}, **first)
+    if "task_sha256" in first:
+        assert len(run_set.settings([*runs, copied])) == 2, "a copy of the file is the same one"
 
 
 def test_the_table_of_settings_has_mean_and_spread_as_the_naive_twin(runs):

@@ -1,6 +1,7 @@
 """Search by example: a moment, a clip's file, a picture, a hit or frames, alone or beside a text."""
 import os
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ import egokit
 from egokit import search
 from egokit.config.build import ConfigError
 from egokit.data.video import open_video
+from egokit.search import examples, page
 from egokit.search.examples import LONGEST, read_example, seconds
+from egokit.search.hits import Answer
 from egokit.search.vector_index import unit
 
 TEXT = "#C C opens the box"
@@ -108,6 +111,7 @@ def test_with_a_text(searcher):
     ("two.MP4@59:00", "has pictures from 0:00 to"), ("two.MP4@0:03-0:01", "ends before it starts"),
     ("no.jpg", "no such picture"), ("{tmp}/bad.jpg", "expected a whole JPEG or PNG"),
     ("{tmp}/notes.txt", "neither a video's nor a picture's file"), ("{tmp}/long.mp4", "name a moment of it"),
+    (torch.zeros(9, 3, 64, 64, dtype=torch.uint8), "T from 1 to 4"), (torch.zeros(0, 3, 64, 64).byte(), "T from 1"),
     (7, "expected a moment of a video"), (torch.zeros(4, 3, 8, 8), "expected uint8"), ("@1:23", "no such file")])
 def test_what_is_no_example_is_told_what_was_expected(searcher, tmp_path, like, message):
     (tmp_path / "bad.jpg").write_bytes(b"no picture")
@@ -126,3 +130,27 @@ def test_names_that_several_videos_have(searcher, folder):
         searcher(TEXT, like="one.mp4@1", weight=2)
     with pytest.raises(ValueError, match="an empty query"):
         searcher(" ")
+
+
+def test_a_hit_of_a_videos_first_clip_is_an_example_as_it_is_shown(searcher, monkeypatch):
+    monkeypatch.setattr(open_video, "open_video", lambda *given, **options: SimpleNamespace(start=0.04, seconds=9.0))
+    place = examples._named(searcher, "one.mp4@0:00-0:02")
+    assert (place.start, place.stop) == (0.04, 2.0), "times are shown in tenths of a second"
+
+
+def test_the_box_asks_on_with_the_same_example():
+    """Frames have no name, and a merged hit stands for its best clip, not for all that its place says."""
+    asked = []
+
+    class Recorder:
+        model = SimpleNamespace(fuses=False)
+
+        def __call__(self, text, top, rerank, like, weight, merge):
+            asked.append(like)
+            return Answer([], [])
+    frames = torch.zeros(4, 3, 64, 64).byte()
+    query, sliders, *_ = page._live(Recorder(), "", 2, 0, ("frames", frames), 0.5, True, 1.0, "").children
+    query.value = "#C C opens"
+    sliders.children[1].value = " one.mp4@1 "
+    sliders.children[1].value = ""
+    assert asked[0] is frames and asked[1:] == ["one.mp4@1", None]

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 from conftest import MODEL, SMALL
-from fake_slurm import ON_SLURM, put_into_path
+from fake_slurm import ON_SLURM, asked, put_into_path
 
 from egokit import cli
 from egokit.config.build import ConfigError
@@ -64,6 +64,9 @@ def test_values_are_yaml(text, values):
     (["optim.lr=fast,1e-4"], "", r"optim.lr \(in --over\): expected .*'fast'"),
     (["optim.lr=1e-4,0.0001"], "", "optim.lr=0.0001 and optim.lr=0.0001 are the same run"),
     (["seed=0,1"], "seed=3", "seed stands in --over and in --overrides"),
+    (["model.fused=1,2"], "", "model.fused: this key is called model.num_fused_layers now"),
+    ({"optim": [{"lr": 1e-4}, {"lr": 3e-4}]}, "", "--over optim: a section of keys"), (None, "", "over=None: expected"),
+    ({3: [1]}, "", "over={3.*expected"), ("seed=0,0", "", "0 is given twice"),
     (["task=ek100,egomcq"], "", "of one task"), (["launch.nodes=1,2"], "", "launch.nodes: this key changes where"),
     (["data.workers=0,1"], "", "data.workers: this key changes where"),
     ([f"seed={','.join(map(str, range(501)))}"], "", "501 runs, expected 500 at most"),
@@ -144,6 +147,23 @@ def test_one_array_holds_the_runs_and_a_second_call_submits_what_is_left(cluster
                       f"{HERE} {ON_SLURM} {overrides}", *(part for one in over for part in ("--over", one))])
         error = capsys.readouterr().err
         assert re.search(message, error) and "made with another recipe" in error, error
+
+
+def test_slurm_is_asked_as_often_for_many_jobs_as_for_one(cluster, capsys):
+    calls = []
+    for count in (1, 6):
+        over = ["optim.lr=1e-4", f"seed={','.join(map(str, range(count)))}"]
+        submitted(capsys, over)
+        (cluster / "queue").write_text("\n".join(f"42_{place}|PENDING|main|1|N/A|Priority" for place in range(6)))
+        before = len(asked(cluster))
+        submitted(capsys, over)
+        calls.append(len(asked(cluster)) - before)
+    assert calls == [6, 6], "check, record and show, each with a look at the queue"
+
+
+def test_no_run_at_once_is_a_mistake(project):
+    with pytest.raises(ConfigError, match="side_by_side=0: expected"):
+        sweep.submit_sweep("toy/pretrain", "tiny", HERE, "sw", ["seed=0,1"], side_by_side=0)
 
 
 def test_nothing_is_submitted_where_all_have_finished(cluster, tmp_path, capsys):

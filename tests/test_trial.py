@@ -171,3 +171,17 @@ def test_a_wrong_line_of_ones_own_texts_is_named(resolve, checkpoint, tmp_path):
                      f"task.table={tmp_path}/{{split}}.csv task.columns=[video,start,stop,text]", run="random")
     with pytest.raises(ValueError, match=r"train\.csv, line 3: start is 'x'"):
         tasks.make(config)
+
+
+def test_further_overrides_name_runs_and_files_as_a_recipe_does(mine, project, tmp_path):
+    outputs = project / "outputs"
+    changed = egokit.changed(mine, "init=run:02_pretrain/other")
+    assert changed.init == str(outputs / "02_pretrain/other") and egokit.changed(mine, "seed=3").init == mine.init
+    head = egokit.changed(mine, f"task=egotaskqa_head task.vectors=run:09_egotaskqa/a "
+                          f"site.root={tmp_path}/.")
+    assert head.task.vectors == str(outputs / "09_egotaskqa/a") and head.site.root == str(tmp_path)
+    with pytest.raises(ConfigError, match=r"init .*write it in place of \{run\}"):
+        egokit.changed(mine, "init=run:02_pretrain/{run}")
+    for name in ("", ".", "../other"):
+        with pytest.raises(ConfigError, match="use letters"):
+            egokit.Trial(mine, Run(tmp_path / "run"), name=name)

@@ -13,7 +13,7 @@ from egokit.config.build import ConfigError, comparable, differences, flatten, m
 from egokit.config.names import shortened
 from egokit.config.registry import find, notebook_of
 from egokit.config.resolve import check_run_name, outputs_folder, parse_overrides, resolve
-from egokit.config.schema import Config
+from egokit.config.schema import RENAMED, Config
 
 MOST = 500     # runs of one sweep: each one's lock is an open file until the array is submitted
 LONGEST = 24   # characters of a value in a run's name
@@ -67,6 +67,10 @@ def read_over(over) -> dict[str, list]:
         ConfigError: a part is no key=value,value, its values are no YAML, or a key or value is given twice.
     """
     axes: dict[str, list] = {}
+    over = [over] if isinstance(over, str) else over
+    if not isinstance(over, (dict, list, tuple)) or not all(isinstance(item, str) for item in over):
+        raise ConfigError(f"over={shortened(repr(over), 60)}: expected {{'optim.lr': [1e-5, 3e-5]}} or "
+                          "['optim.lr=1e-5,3e-5']")
     for item in over.items() if isinstance(over, dict) else over:
         key, values = item if isinstance(over, dict) else _parsed(item)
         if key in axes:
@@ -148,6 +152,10 @@ def check_keys(axes: dict[str, list], common: dict[str, object]) -> None:
     for key in axes:
         if key in common:
             raise ConfigError(f"{key} stands in --over and in --overrides: remove it from one of them")
+        if key in RENAMED:
+            raise ConfigError(f"--over {key}: this key is called {RENAMED[key]} now: write that name")
+        if key in Config.__pydantic_fields__ and key not in ("task", "init", "seed"):
+            raise ConfigError(f"--over {key}: a section of keys; expected one of its keys, as in {key}.key=value,value")
         if key in ("task", "task.name"):
             raise ConfigError(f"--over {key}: expected another key, as the runs of a sweep are of one task: sweep each "
                               "task by itself")

@@ -23,7 +23,7 @@ from egokit.jobs.preflight import expect_ready, starting_point
 from egokit.jobs.starter import NotSubmitted as NotSubmitted  # callers catch launch.NotSubmitted
 from egokit.jobs.starter import start_work
 from egokit.jobs.status import naming_spec, read_spec
-from egokit.runs.files import file_sha256, locked, write_text
+from egokit.runs.files import large_file_sha256, locked, write_text
 from egokit.runs.run_folder import Run
 from egokit.train.batch_plan import check_batch
 
@@ -131,7 +131,7 @@ def prepared(config: Config, run: Run, action: str = "train", section: str | Non
 
 def sha256_of(files: list[Path]) -> str:
     """Return the hashes of files in one text, which names the start of a job."""
-    return "+".join(file_sha256(path)[:12] for path in files)
+    return "+".join(large_file_sha256(path)[:12] for path in files)
 
 
 def sbatch_script(config: Config, run: Run | Path, action: str = "train", section: str | None = None) -> str:

@@ -1,6 +1,8 @@
 """SLURM's queue, as squeue shows it: which jobs are pending, why, and which run."""
+import contextlib
+import contextvars
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 # in any other state that squeue lists, a job has a node
@@ -13,6 +15,28 @@ class JobStatus(NamedTuple):
     detail: str = ""        # pending: SLURM's reason, the place in the queue, the expected start; unknown: the reason
 
 
+_ASKED: contextvars.ContextVar[dict[str, JobStatus | None] | None] = contextvars.ContextVar("asked", default=None)
+
+
+@contextlib.contextmanager
+def asked_once(jobs: Iterable[str]) -> Iterator[None]:
+    """Ask SLURM once about jobs; `job_statuses` answers from that in the `with` block.
+
+    Of a sweep, each run's job is looked at several times. Other jobs, such as those that are submitted meanwhile, are
+    asked about anew.
+
+    Args:
+        jobs: job ids, as for `job_statuses`.
+    """
+    jobs = list(dict.fromkeys(jobs))
+    statuses = job_statuses(jobs)
+    token = _ASKED.set({job: statuses.get(job) for job in jobs})
+    try:
+        yield
+    finally:
+        _ASKED.reset(token)
+
+
 def job_statuses(jobs: Iterable[str]) -> dict[str, JobStatus]:
     """Return the status of each of SLURM's jobs, by job id, that is queued or runs.
 
@@ -22,7 +46,9 @@ def job_statuses(jobs: Iterable[str]) -> dict[str, JobStatus]:
     Args:
         jobs: job ids. "42" may be an array, which counts as running if one of its jobs does; "42_3" is one of its jobs.
     """
-    jobs = list(jobs)
+    jobs, asked = list(jobs), _ASKED.get() or {}
+    if all(job in asked for job in jobs):
+        return {job: status for job in jobs if (status := asked[job])}
     try:
         rows = squeue("-r", "-j", ",".join(dict.fromkeys(job.partition("_")[0] for job in jobs))) if jobs else []
         pending = {row["job"]: row for row in rows if row["state"] in PENDING_STATES}

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from egokit.config.build import ConfigError, to_dict
 from egokit.config.names import printable
-from egokit.jobs import code_snapshot, grid, launch, queue, slurm, starter
+from egokit.jobs import code_snapshot, grid, launch, queue, slurm, starter, status
 from egokit.jobs.handle import Handle, JobFailed
 from egokit.jobs.preflight import expect_ready, starting_point
 from egokit.runs.explain import explained
@@ -44,8 +44,9 @@ class Sweep:
         return {run: why for run, why in self.ended.items() if why}
 
     def __repr__(self) -> str:
-        return "\n".join([f"sweep {self.grid.name} in {self.grid.folder.parent}:",
-                          *(f"  {handle}" for handle in map(self.handle, self.grid.points))])
+        with queue.asked_once(slurm_jobs(self.grid)):
+            return "\n".join([f"sweep {self.grid.name} in {self.grid.folder.parent}:",
+                              *(f"  {handle}" for handle in map(self.handle, self.grid.points))])
 
     def handle(self, point: grid.Point) -> Handle:
         """Return a run's job."""
@@ -91,18 +92,30 @@ def submit_sweep(params: str, site: str = "toy", overrides="", run_name: str = "
         ConfigError: a key or value is wrong, or the sweep was made with another recipe. Nothing is submitted then.
         NotSubmitted: SLURM refused the array.
     """
+    if side_by_side < 1:
+        raise ConfigError(f"side_by_side={side_by_side}: expected how many runs at once, 1 or more")
     runs = grid.make(params, site, overrides, over, run_name, action)
-    check(runs)
+    sweep = Sweep(runs)
+    with queue.asked_once(slurm_jobs(runs)):
+        check(runs)
     runs.folder.mkdir(parents=True, exist_ok=True)
-    with locked(runs.folder / "arrays"):
-        states = record(runs)
-        tell(runs, states)
-        sweep = Sweep(runs)
+    with locked(runs.folder / "arrays", f"sweep {runs.name}: waiting for another call, which submits it"), \
+            queue.asked_once(slurm_jobs(runs)):
+        tell(runs, record(runs))
         if runs.on_slurm:
             submit_array(sweep)
-        else:
-            run_here(sweep, side_by_side)
+    if not runs.on_slurm:  # without the lock: another call attaches to the same jobs
+        run_here(sweep, side_by_side)
     return sweep
+
+
+def slurm_jobs(runs: grid.Grid) -> list[str]:
+    """Return the ids of the SLURM jobs of a sweep's runs."""
+    jobs = []
+    for point in runs.points:
+        with contextlib.suppress(OSError, ValueError):  # damaged: whoever needs it says so
+            jobs.append(status.read_job(runs.folder.parent / point.run / "jobs" / runs.section))
+    return [job["job_id"] for job in jobs if job and job["cluster"] == "slurm"]
 
 
 def check(runs: grid.Grid) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from egokit.config.access import exists
 from egokit.model import tensor_file
-from egokit.runs.files import atomic_path, file_sha256
+from egokit.runs.files import atomic_path, large_file_sha256
 from egokit.runs.shown_text import shown
 
 FORMAT = "egokit-1"
@@ -293,4 +293,4 @@ def _save_safetensors(content: dict, path: Path) -> None:
 
 def fingerprint(path: str | Path) -> str:
     """Return 12 hex digits of a file's SHA-256, which name a checkpoint in metrics.json."""
-    return file_sha256(path)[:12]
+    return large_file_sha256(path)[:12]

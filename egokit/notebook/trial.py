@@ -15,8 +15,9 @@ from torch import Tensor
 
 from egokit import tasks
 from egokit.config.build import ConfigError, check_rate, check_shape, flatten, nest, to_dict
+from egokit.config.init_forms import find_init
 from egokit.config.registry import build_config, find
-from egokit.config.resolve import find_task, parse_overrides, project_root
+from egokit.config.resolve import absolute, check_run_name, find_task, outputs_folder, parse_overrides, project_root
 from egokit.config.schema import Config
 from egokit.data.loader import build_loader, move_to_device
 from egokit.model.precision import autocast, float32_products
@@ -47,10 +48,24 @@ def changed(config: Config, overrides) -> Config:
         known = find(given["task.name"]).Params.__pydantic_fields__
         values = {key: value for key, value in values.items()
                   if not key.startswith("task.") or key.removeprefix("task.") in known}
-    new = build_config(nest(values | given), " (in overrides)")
+    new = _with_paths(build_config(nest(values | given), " (in overrides)"), given)
     check_shape(new.model)
     check_rate(new.optim)
     return new
+
+
+def _with_paths(config: Config, given: dict) -> Config:
+    """Return a config whose given paths, and names of runs and weights, are found as `resolve` finds them."""
+    root, outputs = project_root(), outputs_folder()
+    if named := [key for key, value in given.items() if "{run}" in str(value)]:
+        raise ConfigError(f"{named[0]} (in overrides): the name of the run stands in a recipe alone; write it in place "
+                          "of {run}")
+    site = dataclasses.replace(config.site, **{key: absolute(given[f"site.{key}"], root) for key in ("root", "weights")
+                                               if f"site.{key}" in given})
+    runs = {key: find_init(value, site, root, outputs) for key, value in vars(config.task).items()
+            if f"task.{key}" in given and isinstance(value, str) and value.startswith("run:")}
+    return dataclasses.replace(config, site=site, task=dataclasses.replace(config.task, **runs), init=find_init(
+        config.init, site, root, outputs) if "init" in given else config.init)
 
 
 class Trial:
@@ -88,6 +103,7 @@ class Trial:
         train = dataclasses.replace(config.train, batch_size=size, log_steps=1, compile=False, checkpoint_steps=NEVER,
                                     epochs=max(1, config.train.epochs))  # of none there would be no batch
         self.config = dataclasses.replace(config, train=train)
+        check_run_name(name)  # the run's own log would be written anew
         self.run = Run(run.path / name)
         self.task = tasks.make(self.config)
         self.trainer = Trainer(self.config, self.task, self.run, name, torch.device(device))

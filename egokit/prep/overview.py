@@ -8,7 +8,7 @@ from pathlib import Path
 
 import egokit
 from egokit.config.access import is_there
-from egokit.config.build import ConfigError, build
+from egokit.config.build import ConfigError, build, flatten, nest
 from egokit.config.names import printable
 from egokit.config.resolve import absolute, outputs_folder, project_root, read_yaml
 from egokit.config.schema import SiteConfig
@@ -22,6 +22,10 @@ from egokit.runs.run_folder import NOTEBOOK
 
 TEMPLATES = ("example", "cluster_example")  # sites to copy
 SHOWN = 3  # runs that are named
+NUMBERS = {  # of each prepared data set, the command that gives a published number, without a training
+    "ego4d": "egokit run 05_egomcq --params egomcq --site {} --run released",
+    "ek100": "egokit compare 03_ek100 --site {} --init EgoVLPv2_smallproj.pth",
+    "charades": "egokit compare 04_charades_ego --site {} --init EgoVLPv2_smallproj_epoch1.pth"}
 
 
 def overview() -> str:
@@ -66,28 +70,30 @@ def gpu_line() -> str:
     return "none: the demo and evaluations run on the CPU; a training on real data wants one"
 
 
-def site_line(name: str) -> tuple[str, bool]:
-    """Return what a site has, in words, and whether there are prepared data."""
+def site_line(name: str) -> tuple[str, list[str]]:
+    """Return what a site has, in words, and which data sets are prepared."""
     folder = project_root()
     try:
-        values = read_yaml(name, folder / "params/sites", "site").get("site", {})
+        values = nest(flatten(read_yaml(name, folder / "params/sites", "site"))).get("site") or {}
+        if not isinstance(values, dict):
+            raise ConfigError(f"site (in site {name}): expected keys with values below it, got {values!r}")
         site = build(SiteConfig, values, "site", f" (in site {name})")
         return _contents(site, Path(absolute(site.root, folder)))
     except (ConfigError, OSError) as error:
-        return shortened(str(explained(error)).splitlines()[0]), False
+        return shortened(str(explained(error)).splitlines()[0]), []
 
 
-def _contents(site: SiteConfig, root: Path) -> tuple[str, bool]:
+def _contents(site: SiteConfig, root: Path) -> tuple[str, list[str]]:
     if not site.root or not is_there(root):
         return ("the embedded data set, not made yet" if site.toy else
-                f"{site.root or 'site.root is not set'}: no such folder"), False
+                f"{site.root or 'site.root is not set'}: no such folder"), []
     made = {"ego4d": root / "prepared.json", "charades": root / PARTS["charades"] / "metadata_test.csv",
             "ek100": relevancy_path(root / EK100_ANNOTATIONS / "relevancy", "test")}  # what prep writes last, of each
     prepared = [part for part in PARTS if is_there(made[part])]
     waiting = [part for part, path in PARTS.items() if is_there(root / path) and part not in prepared]
     words = "; ".join(f"{title}: {', '.join(parts)}" for title, parts in (("prepared", prepared),
                                                                           ("to prepare", waiting)) if parts)
-    return f"{root}; {words or 'none of the data sets that egokit prepares'}", bool(prepared)
+    return f"{root}; {words or 'none of the data sets that egokit prepares'}", prepared
 
 
 def run_lines(rows: list[runs_table.JobRow]) -> list[str]:
@@ -104,11 +110,11 @@ def run_lines(rows: list[runs_table.JobRow]) -> list[str]:
     return lines
 
 
-def next_commands(rows: list[runs_table.JobRow], ready: dict[str, bool]) -> list[str]:
+def next_commands(rows: list[runs_table.JobRow], ready: dict[str, list[str]]) -> list[str]:
     """Return the commands to go on with, each with what it does.
 
     Args:
-        ready: of each site, whether it has prepared data.
+        ready: of each site, which data sets are prepared.
     """
     notebooks, own = notebook_names(), [name for name in ready if name != "toy"]
     done = sum(is_there(outputs_folder() / name / "demo" / NOTEBOOK) for name in notebooks)
@@ -128,7 +134,8 @@ def next_commands(rows: list[runs_table.JobRow], ready: dict[str, bool]) -> list
         commands[f"egokit doctor --site {own[0]}"] = "what it has, what it lacks, and who provides it"
     else:
         site = next(name for name in own if ready[name])
-        commands[f"egokit run 05_egomcq --params egomcq --site {site} --run released"] = "a published number"
+        part = next(part for part in NUMBERS if part in ready[site])
+        commands[NUMBERS[part].format(site)] = "a published number"
     commands["egokit --help"] = "every command"
     width = max(map(len, commands)) + 2
     return [f"{command:{width}}{meaning}" for command, meaning in commands.items()]

@@ -24,6 +24,7 @@ from egokit.config.build import ConfigError
 
 TEMPORARY = re.compile(r"\..+-\d+-[0-9a-f]{8}\.part.*", re.DOTALL)  # the names that `temporary_path` gives
 QUICK = 0.002  # seconds of a look into a folder that are worth no thrift
+REMEMBERED = 64 << 20  # bytes of a file whose hash is worth remembering: some tenths of a second
 NO_FLUSH = (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EACCES, errno.EPERM)  # of folders
 
 
@@ -199,6 +200,23 @@ def file_sha256(path: str | os.PathLike) -> str:
     """Return the SHA-256 of a file's content, 64 hex digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def large_file_sha256(path: str | os.PathLike) -> str:
+    """Return a file's SHA-256, too, but read a file of REMEMBERED bytes or more once, unless it is written again.
+
+    Every run of a sweep names its checkpoint so, several times.
+    """
+    facts = os.stat(path)
+    if facts.st_size < REMEMBERED:
+        return file_sha256(path)
+    return _remembered_sha256(os.path.abspath(path), facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns,
+                              facts.st_ctime_ns)
+
+
+@functools.lru_cache(maxsize=64)
+def _remembered_sha256(path: str, *identity: int) -> str:
+    return file_sha256(path)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

@@ -1,4 +1,6 @@
 """Several runs together: which ones a name or a sweep stands for, and in what their recipes differ."""
+import hashlib
+import json
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
@@ -6,6 +8,7 @@ from typing import NamedTuple
 
 from egokit.config.build import ConfigError, did_you_mean, flatten
 from egokit.config.json_file import read_json
+from egokit.config.names import shortened
 from egokit.config.resolve import outputs_folder
 from egokit.runs.recipe_differences import checkpoint_name
 from egokit.runs.run_folder import Run
@@ -28,7 +31,11 @@ def read_sweep(folder: Path) -> dict:
     Raises:
         ValueError: the file is damaged; the message names it.
     """
-    return read_json(folder / SWEEP_FILE, SWEEP, DAMAGED) or {}
+    sweep = read_json(folder / SWEEP_FILE, SWEEP, DAMAGED) or {}
+    for name in (sweep["section"], *sweep["runs"]) if sweep else ():
+        if name in ("", "..") or Path(name).name != name:  # it may be anybody's file, and these become paths
+            raise ValueError(f"{folder / SWEEP_FILE}: {shortened(name, 60)!r}, expected a folder's name; {DAMAGED}")
+    return sweep
 
 
 def find_runs(*names: str | Path | Run) -> list[Run]:
@@ -48,7 +55,9 @@ def find_runs(*names: str | Path | Run) -> list[Run]:
     for name in names:
         for folder in [name.path] if isinstance(name, Run) else _folders(str(name)):
             sweep = {} if isinstance(name, Run) else read_sweep(folder)
-            for path in [folder.parent / run for run in sweep["runs"]] if sweep else [folder]:
+            # the folder of a sweep may be that of a run, too, which only a pattern or a Run stands for
+            own = [folder] if not sweep or ("*" in str(name) and (folder / "metrics.json").is_file()) else []
+            for path in [*own, *(folder.parent / run for run in sweep.get("runs", ()))]:
                 if path.is_dir():  # a sweep's run may not have begun
                     runs.setdefault(path.resolve(), Run(path))
     if not runs:
@@ -90,7 +99,10 @@ def common_section(runs: Iterable[Run]) -> str:
 
 
 def recipe_of(run: Run, section: str) -> dict:
-    """Return the values that a run's numbers depend on, {"section.key": value}, and its `init`; {} if it has no result.
+    """Return the values that a run's numbers depend on, {"section.key": value}; {} if it has no result.
+
+    Beside the recipe these are its `init`, the file of a user's task, and its annotations, each with digits of its
+    content's hash: a file that was written again gives other numbers under the same name.
 
     Args:
         run: the run.
@@ -102,7 +114,17 @@ def recipe_of(run: Run, section: str) -> dict:
         return {}
     # a training counts how its checkpoint was selected among the recipe; that follows from other keys
     kept = {key: value for key, value in flatten(recipe).items() if key != "selection.validations"}
-    return kept | {"init": checkpoint_name(str(values.get("init", "")))}
+    kept["init"] = _with_hash(checkpoint_name(str(values.get("init", ""))), values.get("init_sha256"))
+    if values.get("task_sha256"):
+        kept["task.name"] = _with_hash(checkpoint_name(str(kept.get("task.name", ""))), values["task_sha256"])
+    if values.get("data"):
+        kept["annotations"] = _with_hash("", json.dumps(values["data"], sort_keys=True))
+    return kept
+
+
+def _with_hash(name: str, content: object) -> str:
+    """Return a name with digits of what its content is known by, if that is known."""
+    return f"{name} ({hashlib.sha256(str(content).encode()).hexdigest()[:6]})".strip() if content else name
 
 
 def varied(recipes: list[dict]) -> list[str]:

@@ -22,6 +22,7 @@ from egokit.tasks.windows import reading
 
 LONGEST = 120    # seconds of an example: beyond, it is no example of one thing
 NEAR = 2e-3      # seconds within which a moment is an indexed clip: their times are rounded to milliseconds
+ROUNDED = 0.05   # seconds by which a time that is shown may lie before the one that is meant
 PICTURES = (".jpg", ".jpeg", ".png")
 TIME = r"(?:\d+:)?(?:\d+:)?\d+(?:\.\d+)?"
 MOMENT = re.compile(rf"(?P<video>.+)@(?P<start>{TIME})(?:\s*[-–]\s*(?P<stop>{TIME}))?", re.DOTALL)
@@ -107,6 +108,7 @@ def _named(searcher, text: str) -> Place:
     name, start, stop = printable(name), begin, end
     if moment:
         start = seconds(moment["start"])
+        start = begin if begin - ROUNDED <= start < begin else start  # a hit of the first clip, as it is shown
         if not begin <= start < end:
             raise ConfigError(f"{printable(text)}: the video has pictures from {timecode(begin)} to {timecode(end)}; "
                               "expected a moment in between")
@@ -180,9 +182,11 @@ def _still(searcher, text: str) -> torch.Tensor:
 
 def _checked(searcher, frames: torch.Tensor) -> torch.Tensor:
     size = searcher.model.image_size
-    if frames.dtype != torch.uint8 or frames.dim() != 4 or tuple(frames.shape[1:]) != (3, size, size):
+    most = searcher.task.config.model.frames
+    if frames.dtype != torch.uint8 or frames.dim() != 4 or tuple(frames.shape[1:]) != (3, size, size) or not (
+            1 <= len(frames) <= most):
         raise ConfigError(f"like: frames of {tuple(frames.shape)}, {frames.dtype}; expected uint8 (T, 3, {size}, "
-                          f"{size}), such as searcher.clip(hit) gives")
+                          f"{size}) with T from 1 to {most}, such as searcher.clip(hit) gives")
     return frames
 
 

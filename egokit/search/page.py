@@ -234,10 +234,11 @@ def browser(searcher: Searcher, text: str = "", top: int = 12, rerank: int = 0, 
     _write(content, searcher.run.figure(f"search-{name}.html"), f"{searcher.folder.name}: {query}")
     if not is_live():
         return HTML(f'<p class="{NO_FORMULAS}">{escape(query)}</p>{content}')
-    return _live(searcher, text, top, rerank, example if like is not None else "", weight, merge, megabytes, content)
+    return _live(searcher, text, top, rerank, (example if like is not None else "", like), weight, merge, megabytes,
+                 content)
 
 
-def _live(searcher, text, top, rerank, example, weight, merge, megabytes, content):
+def _live(searcher, text, top, rerank, shown_like, weight, merge, megabytes, content):
     """Return the box for further queries, which shows `content` at first."""
     import ipywidgets
     wide = {"description_width": "110px"}
@@ -247,6 +248,7 @@ def _live(searcher, text, top, rerank, example, weight, merge, megabytes, conten
     reranked = ipywidgets.IntSlider(rerank, 0, max(200, rerank), 10, description="re-rank the best",
                                     continuous_update=False, style=wide)
     # a moment is chosen among the hits, or written
+    example, given = shown_like  # frames have no name, and a hit stands for its best clip, which its place doesn't say
     like = ipywidgets.Combobox(value=example, description="like", ensure_option=False, continuous_update=False,
                                placeholder="VIDEO@1:23, or a clip's or picture's file", layout={"width": "60%"},
                                style=wide)
@@ -255,8 +257,9 @@ def _live(searcher, text, top, rerank, example, weight, merge, megabytes, conten
 
     def answer() -> str:
         is_text = bool(query.value.strip())
-        hits = searcher(query.value, results.value, reranked.value if is_text else 0, like=like.value.strip() or None,
-                        weight=share.value, merge=merge)
+        by = given if like.value == example else like.value.strip() or None
+        hits = searcher(query.value, results.value, reranked.value if is_text else 0, like=by, weight=share.value,
+                        merge=merge)
         like.options = [hit.place for hit in hits]
         return _grid(hits, megabytes)
     status, view = live_view((query, results, reranked, like, share), content, "searching …", answer)

@@ -175,6 +175,10 @@ def of_settings(task, settings: dict[str, list[Run]], section: str,
     each = {}
     for name, runs in settings.items():
         first, *rest = [queries_of(task, run, section) for run in runs]
+        for metric, groups in first.items():
+            if any([*map(len, other.get(metric, groups))] != [*map(len, groups)] for other in rest):
+                raise NotPaired(f"the runs of {name} have other numbers of queries in {metric}: expected the same "
+                                "queries of each; evaluate them again on the same annotations")
         each[name] = {metric: [np.mean(parts, axis=0) for parts in zip(groups, *(other[metric] for other in rest),
                                                                        strict=True)]
                       for metric, groups in first.items() if all(metric in other for other in rest)}

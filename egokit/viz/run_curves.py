@@ -138,7 +138,8 @@ def setting_scores(runs: Sequence[Run], run: Run | None = None, section: str = "
             axis.plot([at] * len(values), values, "o", color=colour, alpha=0.6, markersize=6)
             axis.errorbar([at], [mean], yerr=None if np.isnan(spread) else [spread], fmt="_", color=colour,
                           markersize=18, capsize=5, linewidth=1.5,
-                          label=f"{shown(setting_name(group), MAX_LABEL)} ({len(values)})")
+                          label=f"{shown(setting_name(group), MAX_LABEL)} ({len(values)})"
+                          if number < MAX_SETTINGS else None)
         draw_places(axis, [group.values.get(key) for group in groups], place, is_number)
     return save_figure(with_legend(figure, axes[0], len(groups)), run, "setting-scores")
 

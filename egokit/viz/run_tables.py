@@ -101,7 +101,10 @@ def setting_differences(task, runs: Sequence[Run], section: str = "", metrics: S
     if len(groups) < 2:
         raise ValueError("setting_differences: expected runs of two settings at least, beside their seed; these "
                          f"{sum(len(group.runs) for group in groups)} have one")
-    named = {setting_name(group): group.runs for group in groups}
+    named: dict[str, list[Run]] = {}
+    for number, group in enumerate(groups, 1):  # cut or rounded values may look alike
+        name = setting_name(group)
+        named[f"{name} (setting {number})" if name in named else name] = group.runs
     found = significance.of_settings(task, named, section, list(metrics or metric_names(runs, section)))
     if not found:
         raise ValueError(f"task {task.config.task.name} doesn't say what a query contributes to a metric (per_query): "
@@ -144,7 +147,10 @@ def value_text(value) -> str | None:
     """Return a setting's value as it is shown."""
     if value is None:
         return None
-    return shown(f"{value:g}" if isinstance(value, float) else value, MAX_VALUE)
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    if len(text) > MAX_VALUE and "/" in text:  # paths differ at their ends
+        text = f"… {text[2 - MAX_VALUE:]}"
+    return shown(text, MAX_VALUE)
 
 
 def _name(run: Run) -> str:
