@@ -17,6 +17,8 @@ def test_waiting_is_no_part_of_the_phase_in_which_it_happens():
     talk()  # outside of a training: nothing is measured
     with clock.phase("forward"):
         pass
+    clock.end_step()
+    assert clock.take() == {}
     with clock.running():
         for _ in range(2):
             with clock.phase("forward"):
