@@ -160,6 +160,9 @@ def other_ranks(recent: Recent) -> Verdict | None:
         return Verdict("ranks", f"waiting for other ranks: up to {percent(longest)}",
                        "now one rank is late and now another: more data.workers even out slow samples where cores are "
                        "free; fewer ranks on a node leave more cores to each")
+    if own > WAIT_BOUND and (reading := recent.share("data_s")) > DATA_BOUND / 2:
+        return Verdict("data", f"data-bound: {percent(reading)} waiting for data, {percent(own)} for other ranks",
+                       f"now one rank's data are late and now another's: {data_advice(recent)}")
     if own > WAIT_BOUND:
         return Verdict("ranks", f"communication: {percent(own)} of a step, on all ranks alike",
                        "the gradients take long to travel: name the fast network (NCCL_SOCKET_IFNAME in launch.setup), "
