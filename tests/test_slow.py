@@ -68,7 +68,8 @@ CASES = {
     "a rank without cores": (RANKS | {"slowest_queued": 0.8}, {}, "ranks", "waiting for rank 3", "too few cores"),
     "the network": (RANKS | {"slowest_wait_s": 0.58}, {}, "ranks", "communication: 60 %", "NCCL_SOCKET_IFNAME"),
     "readers that are late in turn": (RANKS | {"slowest_wait_s": 0.4, "longest_wait_s": 0.5, "wait_s": 0.46,
-                                               "data_s": 0.27}, {}, "data", "data-bound: 27 %", "cores are idle"),
+                                               "data_s": 0.27, "cpu_worker_cores": 1.9}, {}, "data",
+                                      "data-bound: 27 %", "cores are idle"),
     "checkpoints": ({"save_s": 0.4}, {}, "saving", "checkpoints: 40 %", "train.checkpoint_steps"),
 }
 
