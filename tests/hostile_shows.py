@@ -4,6 +4,7 @@ import sys
 from types import SimpleNamespace
 
 import hostile_answers
+import hostile_runs
 import hostile_tasks
 import numpy as np
 from hostile import FILES, NAME
@@ -143,6 +144,7 @@ def answers(folder, own):
 
 
 FIGURES = {
+    **hostile_runs.FIGURES,
     **{name: getattr(hostile_answers, name) for name in ("accuracy_by_kind", "answer_attention", "asked_clips")},
     "accuracy_by_word": accuracy_by_word, "average_precisions": average_precisions, "batch": batch,
     "curves": lambda folder, own: (viz.curves(trained(folder)), [NAME], [NAME.replace("_", "")]),
@@ -160,6 +162,7 @@ FIGURES = {
     "watch": lambda folder, own: (watched(folder, own), [], ()),
 }
 HTML = {
+    **hostile_runs.HTML,
     "browser": browser, "comparison": comparison, "confusions": hostile_answers.confusions,
     "counts": lambda folder, own: (viz.counts(dict.fromkeys(WORDS, 1)), [word.replace("_", " ") for word in WORDS], ()),
     "files": lambda folder, own: (viz.files(with_files(folder)), [*FILES, NAME], ()),

@@ -183,7 +183,7 @@ def test_search_by_a_users_model(project, resolve, tmp_path, capsys):
     hits = searcher(text, top=3)
     with torch.no_grad():
         for hit in hits:
-            clip = egokit.read_clip(hit.path, hit.start, hit.stop, frames=4, resize=72, model=searcher.model)
+            clip = egokit.read_clip(hit.path, *hit.scored, frames=4, resize=72, model=searcher.model)
             cosine = egokit.similarity(searcher.model.encode_text(text), searcher.model.encode_video(clip[None]))
             assert hit.cosine == pytest.approx(cosine.item(), abs=2e-3) and hit.match is None
     assert searcher.tokens(text)["letters"].shape == (1, 77)

@@ -1,4 +1,5 @@
 """A benchmark in one file of the user's: jobs, copies, the ledger, changed files."""
+import json
 import re
 import shutil
 
@@ -112,7 +113,7 @@ def test_a_changed_or_wrong_file_is_an_error_before_a_job_starts(mine, checkpoin
     (run.path / "jobs/evaluate").mkdir(parents=True)
     spec = {"action": "evaluate", "config": to_dict(config), "task_sha256": before,
             "init_sha256": egokit.launch.starting_point(config)}
-    (run.path / "jobs/evaluate/spec.json").write_text(egokit.launch.json.dumps(spec))
+    (run.path / "jobs/evaluate/spec.json").write_text(json.dumps(spec))
     run.write_metrics("evaluate", {"finished": True, "R@1": 1.0})
     assert egokit.submit(config, run, "evaluate").metrics()["R@1"] == 1.0
     with open(file, "a") as opened:

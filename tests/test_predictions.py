@@ -1,5 +1,7 @@
 """Predictions of a few held-out samples: what each validation logs, and how it is drawn."""
+import base64
 import json
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -114,5 +116,6 @@ def test_live_they_have_a_place_of_their_own(tmp_path, monkeypatch, resolve):
         live.due = 0.0
         live(read(run), "running")
     assert [len(images) for images in shown] == [3, 1], "the curves three times, the predictions once"
-    assert shown[1][0] == (run.path / "figures/predictions.png").read_bytes()
+    drawn = re.search("base64,([^\"]+)", shown[1][0])[1]
+    assert base64.b64decode(drawn) == (run.path / "figures/predictions.png").read_bytes()
     assert pictures(job)(len(task.clips) - 1).shape[2] == 3

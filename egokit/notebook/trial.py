@@ -85,7 +85,8 @@ class Trial:
         if config.train.precision == "fp16" and device == "cpu":  # CPUs have no half precision but bf16
             config = changed(config, "train.precision=bf16")
         size = min(samples or config.train.batch_size, config.train.batch_size)
-        train = dataclasses.replace(config.train, batch_size=size, log_steps=1, compile=False, checkpoint_steps=NEVER)
+        train = dataclasses.replace(config.train, batch_size=size, log_steps=1, compile=False, checkpoint_steps=NEVER,
+                                    epochs=max(1, config.train.epochs))  # of none there would be no batch
         self.config = dataclasses.replace(config, train=train)
         self.run = Run(run.path / name)
         self.task = tasks.make(self.config)

@@ -95,7 +95,8 @@ def queries_of(task, run: Run, section: str) -> dict[str, list[np.ndarray]]:
     recorded = values.get("data")
     present = {path.name: checkpoints.fingerprint(path) for path in task.tables()}
     if recorded != present:
-        changed = [name for name in present if not isinstance(recorded, dict) or recorded.get(name) != present[name]]
+        recorded = recorded if isinstance(recorded, dict) else {"none is recorded": ""}
+        changed = [name for name in present if recorded.get(name) != present[name]]
         raise NotPaired(f"{section} in {run.path} was evaluated on other annotations "
                         f"({', '.join(changed or map(str, recorded))}) than those that are here: evaluate it again, "
                         "under another run name")
