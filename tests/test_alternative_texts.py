@@ -31,8 +31,9 @@ def test_charts_are_told_with_their_axes_curves_and_numbers():
     right.set_yticks([0, 1], ["takes", "puts"])
     for line, value in enumerate((10, 20)):
         right.text(value, line, f"{value:.1f}")
+    figure.supxlabel("what to change")
     save_figure(figure, None, "any")
-    assert describe(figure) == ("2 charts. loss terms; loss over step: EgoNCE from 5.25 to 1. "
+    assert describe(figure) == ("2 charts. what to change. loss terms; loss over step: EgoNCE from 5.25 to 1. "
                                 "takes: 10.0; puts: 20.0")
 
 

@@ -56,3 +56,22 @@ def test_profiling_what_does_not_train_is_refused(resolve, project, tmp_path):
     from egokit.jobs import profiling
     with pytest.raises(ConfigError, match="'egomcq' does not train"):
         profiling.submit(resolve("toy/egomcq", "init="), tmp_path, 2)
+
+
+def test_a_profile_of_other_settings_is_not_taken_for_ones_own(resolve, project, tmp_path, monkeypatch):
+    import json
+
+    from egokit.config.build import ConfigError
+    from egokit.jobs import profiling
+    from egokit.jobs.handle import Handle
+    started = []
+    monkeypatch.setattr(profiling.launch, "start_work", lambda folder, spec, *rest: started.append(
+        (folder / "spec.json").write_text(json.dumps(spec))))
+    monkeypatch.setattr(Handle, "alive", lambda self: bool(started))
+    for _ in range(2):  # the second call attaches
+        profiling.submit(resolve("toy/pretrain"), tmp_path, 8)
+    assert len(started) == 1
+    with pytest.raises(ConfigError, match=r"data\.workers: 0 -> 3.*--run NAME"):
+        profiling.submit(resolve("toy/pretrain", "data.workers=3"), tmp_path, 8)
+    with pytest.raises(ConfigError, match="--steps: 8 -> 20"):
+        profiling.submit(resolve("toy/pretrain"), tmp_path, 20)

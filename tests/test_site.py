@@ -68,6 +68,21 @@ def test_a_notebook_that_has_changed_since_says_so(site, tmp_path):
     assert "changed since" in note
 
 
+def test_a_site_takes_the_place_of_a_site_alone(site, tmp_path):
+    build, target, built = site("build_site"), tmp_path / "web/site", tmp_path / "built"
+    for folder, text in ((target, "the user's own"), (built, "new")):
+        folder.mkdir(parents=True)
+        (folder / "index.html").write_text(text)
+    with pytest.raises(SystemExit, match=r"something else than a site.*--to"):
+        build.expect_site(target)
+    (target / build.INVENTORY).touch()
+    build.expect_site(target)
+    build.replace(target, built)
+    assert (target / "index.html").read_text() == "new" and not (target / build.INVENTORY).exists()
+    assert [path.name for path in target.parent.iterdir()] == ["site"]
+    build.expect_site(tmp_path / "none")
+
+
 def test_documents_take_along_what_they_show(site, tmp_path):
     build = site("build_site")
     for name in ("README.md", "docs/time_attention.md", "CONTRIBUTING.md"):

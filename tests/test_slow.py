@@ -15,7 +15,7 @@ from test_dist import ranks
 from training import run_of
 
 from egokit import tasks
-from egokit.runs.bottleneck import verdict
+from egokit.runs.bottleneck import Recent, verdict
 from egokit.runs.log import History
 from egokit.runs.run_folder import Run
 from egokit.train import usage
@@ -67,6 +67,9 @@ CASES = {
     "a rank that reads": (RANKS | {"slowest_data_s": 0.7}, {}, "ranks", "waiting for rank 3", "waits for its data"),
     "a rank without cores": (RANKS | {"slowest_queued": 0.8}, {}, "ranks", "waiting for rank 3", "too few cores"),
     "the network": (RANKS | {"slowest_wait_s": 0.58}, {}, "ranks", "communication: 60 %", "NCCL_SOCKET_IFNAME"),
+    "readers that are late in turn": (RANKS | {"slowest_wait_s": 0.4, "longest_wait_s": 0.5, "wait_s": 0.46,
+                                               "data_s": 0.27, "cpu_worker_cores": 1.9}, {}, "data",
+                                      "data-bound: 27 %", "cores are idle"),
     "checkpoints": ({"save_s": 0.4}, {}, "saving", "checkpoints: 40 %", "train.checkpoint_steps"),
 }
 
@@ -113,6 +116,33 @@ def test_an_older_log_and_one_that_goes_on_with_new_keys_are_judged_and_drawn(tm
 
 def history_columns(run):
     return set(read(run).training.columns)
+
+
+@pytest.mark.parametrize("log_steps", [1, 3, 10])
+def test_batches_that_come_together_are_waited_for(tmp_path, log_steps):
+    """Eight readers deliver at once: of eight steps one waits 3.2 s, and all compute 0.4 s each."""
+    history = History(tmp_path)
+    history._add(MACHINE | {"workers": 8})
+    waits = [3.2 * (step % 8 == 0) for step in range(120)]
+    for step in range(log_steps, 121, log_steps):
+        data = float(np.mean(waits[step - log_steps:step]))
+        history._add(step_event(step, 120, **CALM | {"data_s": data, "step_s": 0.4 + data, "forward_s": 0.1,
+                                                     "backward_s": 0.2}))
+    found, recent = verdict(history), Recent(history)
+    assert found.bound == "data" and recent.share("data_s") == pytest.approx(0.5, abs=0.06), found
+    assert recent.median("speed/step_s") == pytest.approx(0.8, abs=0.1)
+
+
+def test_a_run_that_goes_on_elsewhere_is_judged_there(tmp_path):
+    history = History(tmp_path)
+    history._add(MACHINE | {"workers": 0})
+    for step in range(1, 31):
+        history._add(step_event(step, 60, **CALM | {"data_s": 0.6}))
+    history._add(MACHINE | {"workers": 6, "step": 30})
+    assert verdict(history).bound == "data", "no step yet there"
+    for step in range(31, 34):
+        history._add(step_event(step, 60, **CALM))
+    assert verdict(history).bound == "computing"
 
 
 # Real log lines

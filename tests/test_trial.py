@@ -71,6 +71,7 @@ def test_its_steps_are_the_jobs(mine, tmp_path, monkeypatch, recwarn):
     trial.train(100)
     steps = [event for event in trial.run.read_log() if event["kind"] == "step"]
     assert trial.run.path == run.path / "here" and [event["step"] for event in steps] == [1, 2, 3]
+    assert all(event["backward_s"] > 0 for event in steps), "its times, too"
     assert steps[0]["grad_norm"] == pytest.approx(norm, rel=1e-4), "the table's numbers are the log's"
     with pytest.raises(ConfigError, match=r"all 3 steps.*make a new Trial"):
         trial.train(1)

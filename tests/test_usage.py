@@ -17,6 +17,8 @@ def test_waiting_is_no_part_of_the_phase_in_which_it_happens():
     talk()  # outside of a training: nothing is measured
     with clock.phase("forward"):
         pass
+    clock.end_step()
+    assert clock.take() == {}
     with clock.running():
         for _ in range(2):
             with clock.phase("forward"):
@@ -80,7 +82,7 @@ def stat(number, user=0, idle=0):
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_what_the_kernel_tells_of_cores_and_memory(tmp_path, monkeypatch, version):
-    """Two of four cores may be used, and 1.5 by the job's limit; another program uses one of them."""
+    """Two of four cores may be used, and 1.5 by the job's limit; other programs use the rest."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {1, 2})
     monkeypatch.setattr(usage.loader, "worker_pids", {7})
     monkeypatch.setattr(os, "getpid", lambda: 5)
@@ -119,13 +121,17 @@ def test_what_the_kernel_tells_of_cores_and_memory(tmp_path, monkeypatch, versio
     sampler = usage.Usage(CPU, str(proc), str(groups))
     assert sampler.take() == {} and sampler.cores == 1.5
     clock[0] = 10.0
-    now(4, 1, 5, 15, 2_000_000)
+    now(4, 1, 5, 20, 2_000_000)
     row = sampler.take()
     assert sampler.is_new and sampler.take() is row and not sampler.is_new, "no sample within a second"
     node = usage.of_node([row | {"node": 0}, row | {"node": 0}, {"node": 8} | row])
     assert node["cpu_available"] == 1.5 and node["cpu_share"] == pytest.approx(0.5)
     assert node["cpu_cores"] == pytest.approx(1.0) and node["cpu_worker_cores"] == pytest.approx(0.2)
     assert node["cpu_other_cores"] == pytest.approx(0.5) and node["memory_stall"] == pytest.approx(0.2)
+    clock[0] = 20.0
+    now(8, 2, 10, 35, 2_000_000)
+    sharers = [sampler.take() | {"node": 0}] * 2
+    assert usage.of_node(sharers)["cpu_other_cores"] == pytest.approx(0), "half a core is idle: nobody takes of the 1.5"
     assert node["host_memory_used"] == pytest.approx(0.8) and node["host_memory_gib"] == pytest.approx(4)
 
 

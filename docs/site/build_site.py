@@ -22,6 +22,7 @@ from egokit.runs.run_folder import NOTEBOOK
 
 ROOT, HERE = Path(__file__).parents[2], Path(__file__).parent
 RUN = "demo"  # the run of each notebook that `make demo` leaves
+INVENTORY = "objects.inv"  # Sphinx writes it into every site
 KINDS = {"image/png": "png", "image/jpeg": "jpg", "video/mp4": "mp4"}
 EMBEDDED = re.compile(rf'src="data:({"|".join(KINDS)});base64,([A-Za-z0-9+/=\s]+)"')
 UNDESCRIBED = "a figure without a description"
@@ -32,7 +33,8 @@ def main() -> int:
     """Build the site and return Sphinx's exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--to", type=Path, default=outputs_folder() / "site", help="the folder of the site")
-    target = parser.parse_args().to
+    target = parser.parse_args().to.resolve()
+    expect_site(target)
     from sphinx.cmd.build import build_main
     with temporary_folder() as folder:
         source, built = Path(folder) / "source", Path(folder) / "html"
@@ -41,12 +43,27 @@ def main() -> int:
                              "-j", "2", "-D", f"html_extra_path={source}/extra", str(source), str(built)])
         if status:
             return status
-        shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(built, target)
+        replace(target, built)
     if missing:
         print(f"without outputs, as the demo has not executed them: {', '.join(missing)}; make demo, then make docs")
     print(f"the site: {target / 'index.html'}")
     return 0
+
+
+def expect_site(target: Path) -> None:
+    """End the program if a folder holds something else than a site, as all in it would be deleted."""
+    if target.is_file() or (target.is_dir() and any(target.iterdir()) and not (target / INVENTORY).is_file()):
+        sys.exit(f"{target} holds something else than a site (no {INVENTORY}): name another folder, --to FOLDER")
+
+
+def replace(target: Path, built: Path) -> None:
+    """Put a site in the place of an earlier one, which stays until the new one lies whole beside it."""
+    beside = target.with_name(f".{target.name}.new")
+    shutil.rmtree(beside, ignore_errors=True)
+    shutil.copytree(built, beside)
+    if target.exists():
+        shutil.rmtree(target)
+    beside.rename(target)
 
 
 def assemble(source: Path, outputs: Path) -> list[str]:

@@ -19,6 +19,7 @@ from egokit.data.video.timeline import VideoError, advice
 from egokit.data.watchdog import Watchdog, iterate
 
 worker_pids: set[int] = set()  # of the processes that read ahead for this one
+READ_AHEAD = 4  # batches that each worker reads ahead
 TRIES = 8  # replacement samples to try before an unreadable sample becomes an error
 
 
@@ -159,7 +160,7 @@ def build_loader(dataset: Samples, batches: Iterable[list], collate, workers: in
         watchdog, again = Watchdog(dataset, workers, timeout), list(pending)
         pending.clear()
         iterator = iterate(watchdog, batch_sampler=handed_out(again), num_workers=workers,
-                            worker_init_fn=watchdog.start, prefetch_factor=4, **options)
+                            worker_init_fn=watchdog.start, prefetch_factor=READ_AHEAD, **options)
         pids = {worker.pid for worker in iterator._workers}
         worker_pids.update(pids)
         threading.Thread(target=watchdog.watch, name="egokit reader watch", daemon=True).start()

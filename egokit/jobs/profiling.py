@@ -4,11 +4,12 @@ It has a folder of its own in the run's, profile/, with its job, its log and its
 run's training nor touches the training's files.
 """
 import dataclasses
+import json
 import shutil
 import time
 from pathlib import Path
 
-from egokit.config.build import ConfigError, to_dict
+from egokit.config.build import ConfigError, differences, flatten, to_dict
 from egokit.config.registry import restore
 from egokit.config.schema import Config
 from egokit.config.yaml_file import to_yaml
@@ -37,7 +38,8 @@ def submit(config: Config, folder: Path, steps: int) -> Handle:
         The job's Handle; its `wait()` returns "verdict", "advice" and "table", the path of the text.
 
     Raises:
-        ConfigError: the task doesn't train, or what `launch.submit` raises of a training.
+        ConfigError: the task doesn't train, a profile of other settings is queued or runs there, or what
+            `launch.submit` raises of a training.
         NotSubmitted: SLURM or this machine refused the job.
     """
     from egokit import __version__, tasks
@@ -55,6 +57,7 @@ def submit(config: Config, folder: Path, steps: int) -> Handle:
         while handle.metrics() and handle.alive():
             time.sleep(0.5)  # it has written its result and is about to end
         if handle.alive():
+            expect_same(handle, config, steps)
             return handle
         code_snapshot.expect_own_folders(handle.folder)
         notice = devices.check_gpus(config, "train")
@@ -69,6 +72,15 @@ def submit(config: Config, folder: Path, steps: int) -> Handle:
             launch.start_work(handle.folder, spec, config.launch, False, config.task.name, config.init)
     print(end="".join(f"{SECTION} {line}\n" for line in (notice, choice.notice) if line), flush=True)
     return handle
+
+
+def expect_same(handle: Handle, config: Config, steps: int) -> None:
+    """Raise ConfigError if a profile that is queued or runs has other settings: its table would be taken for theirs."""
+    spec = handle.spec("config")
+    earlier, asked = flatten(spec["config"]), flatten(json.loads(json.dumps(to_dict(config))))
+    if changes := differences(earlier | {"--steps": spec.get("steps")}, asked | {"--steps": steps}):
+        raise ConfigError(f"{handle.run.path}: a profile with other settings ({'; '.join(changes[:6])}) is queued or "
+                          "runs there: wait for it, or give this one another --run NAME")
 
 
 def work(folder: Path, spec: dict) -> None:

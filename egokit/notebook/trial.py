@@ -185,7 +185,7 @@ class Trial:
             self.run.truncate_log(lambda event: False)
         began, stop = time.perf_counter(), trainer.step + left
         batches = self._batches(trainer.step)
-        with self._as_many_threads():
+        with self._as_many_threads(), trainer.clock.running():
             while trainer.step < stop:
                 epoch, first = divmod(trainer.step, trainer.steps_per_epoch)
                 count = min(stop - trainer.step, trainer.steps_per_epoch - first)

@@ -2,13 +2,14 @@
 
 docs/slow.md explains the numbers. A log of an earlier version has fewer of them: then less is said.
 """
+import math
 from typing import NamedTuple
 
 import numpy as np
 
 from egokit.runs.log import History
 
-RECENT = 20         # newest lines of the log, of which medians are taken
+RECENT = 20         # newest lines of the log, or groups of them, of which medians are taken
 SAVES = 200         # newest lines, over which checkpoints are averaged: most lines have none
 DATA_BOUND = 0.3    # share of the step time spent waiting for data, above which training is data-bound
 WAIT_BOUND = 0.25   # share of the step time spent waiting for other ranks, above which they are the bound
@@ -36,36 +37,52 @@ class Verdict(NamedTuple):
 
 
 class Recent:
-    """The newest lines of a log as single numbers."""
+    """The newest lines of a log as single numbers, since the training began to run on its present machine.
+
+    Processes that read ahead start together, so their batches come together, too: one step waits, and then as many do
+    not as there are processes. Numbers are therefore means of groups of lines that cover so many steps.
+    """
 
     def __init__(self, history: History):
         self.training, self.machine = history.training, history.machine
+        self.first = history.machine_row if history.machine_row < history.training.rows else 0
+        apart = np.diff(self.column("step"))
+        apart = max(1.0, float(np.median(apart))) if len(apart) else 1.0
+        self.lines = max(1, min(math.ceil(self.machine.get("workers", 0) / apart), self.training.rows - self.first))
+
+    def column(self, name: str):
+        """Return a column without the lines of an earlier machine."""
+        return self.training[name][self.first:]
+
+    def means(self, values):
+        """Return the finite means of the newest groups of lines, without the first line, which waits for a start."""
+        values = values[1:] if len(values) > self.lines else values
+        values = values[len(values) % self.lines:][-RECENT * self.lines:].reshape(-1, self.lines)
+        are_finite = np.isfinite(values)
+        sums, counts = np.where(are_finite, values, 0).sum(1), are_finite.sum(1)
+        return sums[counts > 0] / counts[counts > 0]
 
     def median(self, name: str) -> float:
-        """Return the median of a column's newest numbers; NaN if there are none.
-
-        The median ignores the first step after a start, which waits for loader processes to start.
-        """
-        values = self.training[name]
-        values = values[np.isfinite(values)][-RECENT:]
-        return float(np.median(values)) if len(values) else float("nan")
+        """Return the median of a column's newest numbers; NaN if there are none."""
+        means = self.means(self.column(name))
+        return float(np.median(means)) if len(means) else float("nan")
 
     def share(self, *names: str) -> float:
         """Return the median share of the step time of columns of seconds, summed; NaN if one is missing."""
-        with np.errstate(divide="ignore", invalid="ignore"):
-            values = sum(self.training[f"speed/{name}"] for name in names) / self.training["speed/step_s"]
-        values = values[np.isfinite(values)][-RECENT:]
-        return float(np.median(values)) if len(values) else float("nan")
+        values, steps = sum(self.column(f"speed/{name}") for name in names), self.column("speed/step_s")
+        are_known = np.isfinite(values) & np.isfinite(steps)
+        values, steps = (self.means(np.where(are_known, column, np.nan)) for column in (values, steps))
+        return float(np.median(values[steps > 0] / steps[steps > 0])) if (steps > 0).any() else float("nan")
 
     def saving(self) -> float:
         """Return the share of the time that is spent waiting for checkpoints."""
-        step, save = (self.training[f"speed/{name}"][-SAVES:] for name in ("step_s", "save_s"))
+        step, save = (self.column(f"speed/{name}")[-SAVES:] for name in ("step_s", "save_s"))
         return float(np.nansum(save) / np.nansum(step)) if np.nansum(step) else 0.0
 
     def slowest(self) -> tuple[int, float]:
         """Return the rank that is the slowest most often, and in which share of the lines it is."""
-        ranks = self.training["ranks/slowest_rank"]
-        ranks, counts = np.unique(ranks[np.isfinite(ranks)][-RECENT:], return_counts=True)
+        ranks = self.column("ranks/slowest_rank")
+        ranks, counts = np.unique(ranks[np.isfinite(ranks)][-RECENT * self.lines:], return_counts=True)
         if not len(ranks):
             return 0, 0.0
         return int(ranks[counts.argmax()]), float(counts.max() / counts.sum())
@@ -76,7 +93,7 @@ class Recent:
 
     def retries(self) -> int:
         """Return how often a GPU's memory ran full."""
-        return int(np.nansum(self.training["machine/gpu_memory_retries"][-RECENT:]))
+        return int(np.nansum(self.column("machine/gpu_memory_retries")[-RECENT:]))
 
 
 def percent(share: float) -> str:
@@ -143,6 +160,9 @@ def other_ranks(recent: Recent) -> Verdict | None:
         return Verdict("ranks", f"waiting for other ranks: up to {percent(longest)}",
                        "now one rank is late and now another: more data.workers even out slow samples where cores are "
                        "free; fewer ranks on a node leave more cores to each")
+    if own > WAIT_BOUND and (reading := recent.share("data_s")) > DATA_BOUND / 2:
+        return Verdict("data", f"data-bound: {percent(reading)} waiting for data, {percent(own)} for other ranks",
+                       f"now one rank's data are late and now another's: {data_advice(recent)}")
     if own > WAIT_BOUND:
         return Verdict("ranks", f"communication: {percent(own)} of a step, on all ranks alike",
                        "the gradients take long to travel: name the fast network (NCCL_SOCKET_IFNAME in launch.setup), "

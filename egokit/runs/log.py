@@ -128,6 +128,7 @@ class History:
         best: the step of best.pt, or None.
         predictions: (epoch, predictions for a few samples) of each validation.
         machine: what the newest start computes on and with (the event of kind "machine"); {} in an older log.
+        machine_row: the first row of `training` that was computed there.
         step, steps, epoch: the position of the last line, or None.
     """
 
@@ -137,7 +138,7 @@ class History:
 
     def _clear(self) -> None:
         self.training, self.validation, self.best = Columns(), Columns(), None
-        self.predictions, self.machine = [], {}
+        self.predictions, self.machine, self.machine_row = [], {}, 0
         self.step = self.steps = self.epoch = None
         self._offset, self._last = 0, b""
 
@@ -166,7 +167,7 @@ class History:
         if "steps" in event:
             self.step, self.steps, self.epoch = event["step"], event["steps"], event.get("epoch")
         if event["kind"] == "machine":
-            self.machine = event
+            self.machine, self.machine_row = event, self.training.rows
         if row := scalars(event):
             if event.get("best"):
                 self.best = event["step"]

@@ -241,7 +241,8 @@ class Trainer:
             "node": distributed.patient_group(of_node=True)[0]})
         if distributed.rank() == 0:
             memory = {"memory_gib": torch.cuda.max_memory_allocated() / 2**30} if self.device.type == "cuda" else {}
-            watched = {name: torch.as_tensor(value).item() for name, value in self.task.watched(self.model).items()}
+            watched = {name: float(value.detach() if isinstance(value, torch.Tensor) else value)
+                       for name, value in self.task.watched(self.model).items()}
             self.run.log({"kind": "step", "step": self.step, "steps": self.steps, "epoch": epoch + 1,
                           "loss": values.sum().item(), **dict(zip(terms, values.tolist(), strict=True)), "lr": rate,
                           "lr_heads": rate * self.config.optim.head_lr_scale,

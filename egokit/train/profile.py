@@ -15,6 +15,7 @@ import torch
 from torch.profiler import ProfilerActivity, record_function
 
 from egokit.config.schema import Config
+from egokit.data.loader import READ_AHEAD
 from egokit.model.precision import deterministic
 from egokit.runs.bottleneck import Recent, Verdict, percent, verdict
 from egokit.runs.files import atomic_path, write_text
@@ -22,7 +23,7 @@ from egokit.runs.log import History
 from egokit.runs.run_folder import Run
 from egokit.train import distributed, loop
 
-WARM_UP = 2       # steps before the first one that counts
+WARM_UP = 2       # steps before the first one that counts, at least
 STEPS = 8         # steps that are recorded, by default
 SHOWN = 20        # operations in the table that is printed; the CSV file has all
 PHASES = {"data_s": "data", "forward_s": "forward", "backward_s": "backward", "update_s": "update",
@@ -65,8 +66,10 @@ def profile(config: Config, task, run: Run, device: torch.device, steps: int = S
     Returns:
         "verdict", "advice" and the path of the table, on rank 0; {} on others.
     """
-    timed = max(steps, 2 * config.data.workers)  # the workers' first batches arrive together
-    total = WARM_UP + timed + steps
+    # the workers read ahead during the slow first steps; only then are they waited for as in a long training
+    warm_up = max(WARM_UP, READ_AHEAD * config.data.workers)
+    timed = max(steps, 2 * config.data.workers + 1)  # their batches may arrive together
+    total = warm_up + timed + steps
     train = dataclasses.replace(config.train, epochs=total, log_steps=1, checkpoint_steps=NEVER)
     trainer = Profiled(dataclasses.replace(config, train=train), task, run, "profile", device)
     if distributed.rank() == 0:
@@ -75,11 +78,11 @@ def profile(config: Config, task, run: Run, device: torch.device, steps: int = S
     batches = trainer.loader()
     try:
         with deterministic(train.deterministic), trainer.clock.running():
-            trainer.epoch(0, _counted(itertools.islice(batches, WARM_UP), on_step, 0, total))
+            trainer.epoch(0, _counted(itertools.islice(batches, warm_up), on_step, 0, total))
             if distributed.rank() == 0:
                 (run.path / "log.jsonl").unlink()  # the first steps wait for much
             trainer.log_machine()
-            trainer.epoch(0, _counted(itertools.islice(batches, timed), on_step, WARM_UP, total))
+            trainer.epoch(0, _counted(itertools.islice(batches, timed), on_step, warm_up, total))
             history = History(run.path)
             history.update()
             if distributed.rank() == 0:
@@ -183,7 +186,7 @@ def format_profile(history: History, found: Verdict, operations: list[Operation]
         idle = ("; it waits for the CPU to start its work: train.compile=true, or more samples at once "
                 "(train.micro_batch)") if 1 - busy > IDLE else ""
         lines += [f"the GPU computes {percent(busy)} of the time under the profiler{idle}", ""]
-    lines += [f"a step takes {recent.median('speed/step_s'):.3f} s (median of {history.training.rows}, on rank 0):"]
+    lines += [f"a step takes {recent.median('speed/step_s'):.3f} s (of {history.training.rows} steps, on rank 0):"]
     for key, name in PHASES.items():
         lines.append(f"  {name:12}{recent.median(f'speed/{key}'):9.3f} s{100 * recent.share(key):6.0f} %")
     lines.append(f"  {'the rest':24}{100 * max(0.0, 1 - recent.share(*PHASES)):5.0f} %")

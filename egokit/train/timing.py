@@ -97,6 +97,8 @@ class StepClock:
 
     def end_step(self) -> None:
         """End a step, and add up the steps that have been computed."""
+        if _running is not self:  # a step that wasn't measured would count as one of no time
+            return
         self._ended.append(self._spans)
         self._spans = []
         while self._ended and not (self.on_gpu and any(not end.query() for *_, end in self._ended[0])):

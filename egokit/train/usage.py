@@ -113,7 +113,8 @@ class Usage:
             wanted = sample["cpu"] + sample["queue"]
             sample["cpu_share"] = sample["cpu"] / wanted if wanted > 0.01 else 1.0
         if now["idle"] is not None and before["idle"] is not None:
-            sample["busy"] = max(0.0, len(self.cpus) - (now["idle"] - before["idle"]) / wall)
+            # of a limit less than the machine, others take only what idle cores don't make up for
+            sample["busy"] = max(0.0, self.cores - (now["idle"] - before["idle"]) / wall)
         if now["stall"] is not None and before["stall"] is not None:
             sample["memory_stall"] = min(1.0, (now["stall"] - before["stall"]) / wall)
         if (used := self._memory_used()) is not None:

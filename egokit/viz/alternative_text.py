@@ -23,7 +23,7 @@ def describe(figure: Figure) -> str:
     charts = [axis for axis in figure.axes if axis.axison and not axis.images]
     kinds = [f"{len(axes)} {name}{'s' * (len(axes) > 1)}" for axes, name in ((pictures, "picture"), (charts, "chart"))
              if axes]
-    parts = [" and ".join(kinds), figure.get_suptitle(), *map(_describe_axis, figure.axes),
+    parts = [" and ".join(kinds), figure.get_suptitle(), figure.get_supxlabel(), *map(_describe_axis, figure.axes),
              *(f"legend: {', '.join(_texts(legend.get_texts()))}" for legend in figure.legends)]
     return shown(". ".join(text.strip(" .") for part in parts if (text := " ".join(part.split()))))
 
