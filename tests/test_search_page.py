@@ -85,7 +85,7 @@ def test_texts_that_are_cut_or_replaced_name_different_files():
         assert names.file_stem(text) == stem
     long = "#C C takes the cup from the table and puts it into the sink of the kitchen"
     texts = [long, f"{long}, slowly", f"{long}s", "open-the box", "open the box", "open, the box", "open  the box",
-             "???", "like a.mp4@1:23", "like a.mp4@1-23", "like a@mp4 1:23", "\ud800", "", " ", "../a", "a\0b", "ü" * 81,
+             "???", "like a.mp4@1:23", "like a.mp4@1-23", "like a@mp4 1:23", "\ud800", "", " ", "../a", "a\0b",
              "箱" * 61, "箱" * 60]
     stems = [names.file_stem(text) for text in texts]
     assert len(set(stems)) == len(texts) and names.file_stem(long).startswith("c-c-takes-the-cup-from-the-table-and")
