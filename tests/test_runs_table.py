@@ -12,6 +12,7 @@ import egokit
 from egokit import cli
 from egokit.config.resolve import outputs_folder
 from egokit.jobs import runs_table
+from egokit.jobs.progress import PROGRESS_FILE
 from egokit.runs.files import write_text
 from egokit.runs.run_folder import Run
 
@@ -84,6 +85,23 @@ def test_the_table_of_runs(cluster, tmp_path, capsys):
     assert list(table["run"]) == [line.split()[1] for line in lines[1:]]
     assert table["run"][0] == "running"  # the newest, because it logs
     assert runs_table.format_table(runs_table.job_rows(tmp_path / "none")).startswith("no run has had a job")
+
+
+def test_profiles_are_listed_as_other_jobs_are(cluster, tmp_path):
+    """A profile has a run folder of its own in that of the run, which may hold nothing else."""
+    (cluster / "queue").write_text(QUEUE)
+    for number, name in (("1", "runs"), ("3", "waits"), ("9", "died"), ("9", "ended")):
+        handle = made(Run(tmp_path / "02_pretrain" / name / "profile"), "profile", "profile", cluster="slurm",
+                      job_id=number)
+        write_text(handle.folder / PROGRESS_FILE, json.dumps({"step": 3, "steps": 26, "time": 9.0, "eta_s": 60}))
+    handle.run.write_metrics("profile", {"finished": True, "verdict": "data", "advice": "", "table": "profile.txt"})
+    write_text(tmp_path / "02_pretrain/damaged/profile/jobs/profile/spec.json", "{")
+    rows = {row.run: row for row in runs_table.job_rows(tmp_path)}
+    assert {row[0::2][:2] for row in rows.values()} == {("02_pretrain", "profile")}
+    assert {name: row.state for name, row in rows.items()} == {
+        "runs": "running", "waits": "pending", "died": "failed", "ended": "finished", "damaged": "unreadable"}
+    assert (rows["runs"].step, rows["runs"].steps, rows["runs"].left_s) == (3, 26, 60)
+    assert len(asked(cluster)) == 2, "SLURM is asked once for all jobs, and once for the queue"
 
 
 @pytest.mark.slow

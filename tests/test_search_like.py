@@ -10,10 +10,10 @@ from PIL import Image
 from search_folder import searching, three_videos, video
 
 import egokit
-from egokit import search
+from egokit import cli, search
 from egokit.config.build import ConfigError
 from egokit.data.video import open_video
-from egokit.search import examples, page
+from egokit.search import command, examples, page
 from egokit.search.examples import LONGEST, read_example, seconds
 from egokit.search.hits import Answer
 from egokit.search.vector_index import unit
@@ -122,6 +122,24 @@ def test_what_is_no_example_is_told_what_was_expected(searcher, tmp_path, like, 
         searcher(like=like.format(tmp=tmp_path) if isinstance(like, str) else like)
 
 
+@pytest.mark.parametrize("like, message", [
+    ("three.mp4", "no such file, and no video of"), ("two.MP4@59:00", "has pictures from 0:00 to"),
+    ("no.jpg", "no such picture"), ("noise.mp4@0:01", "noise.mp4"), ("two.MP4@0:01", "")])
+def test_a_wrong_example_is_told_before_the_folder_is_indexed(project, checkpoint, folder, tmp_path, monkeypatch, like,
+                                                              message, capsys):
+    """Hours of indexing come after it, and the model that is loaded for them."""
+    videos = shutil.copytree(folder, tmp_path / "videos")
+    (videos / "noise.mp4").write_bytes(b"no video")
+
+    def submit(config, run):
+        raise ConfigError("indexing begins")
+    monkeypatch.setattr(command, "submit", submit)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["search", str(videos), "--like", like, "--site", "tiny", "--run", "random"])
+    error = capsys.readouterr().err
+    assert (message or "indexing begins") in error and ("indexing begins" in error) == (not message)
+
+
 def test_names_that_several_videos_have(searcher, folder):
     assert read_example(searcher, "one.mp4@1").own.file != read_example(searcher, "other/one.mp4@1").own.file
     with pytest.raises(ConfigError, match="write one beside the example"):
@@ -134,7 +152,8 @@ def test_names_that_several_videos_have(searcher, folder):
 
 def test_a_hit_of_a_videos_first_clip_is_an_example_as_it_is_shown(searcher, monkeypatch):
     monkeypatch.setattr(open_video, "open_video", lambda *given, **options: SimpleNamespace(start=0.04, seconds=9.0))
-    place = examples._named(searcher, "one.mp4@0:00-0:02")
+    library = examples.Library(searcher.folder, searcher.manifest["videos"], searcher.task.config)
+    place = examples._named(library, "one.mp4@0:00-0:02")
     assert (place.start, place.stop) == (0.04, 2.0), "times are shown in tenths of a second"
 
 

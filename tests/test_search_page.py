@@ -5,10 +5,13 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from search_folder import video
 
-from egokit.search import Hit, grid, write_page
+from egokit.config import names
+from egokit.runs.run_folder import Run
+from egokit.search import Hit, browser, grid, write_page
 from egokit.search.clip_files import PLAYED, played
 from egokit.search.sprite import COLUMNS, Sprite
 
@@ -73,6 +76,36 @@ def test_of_a_long_moment_the_part_around_its_best_clip_plays():
         assert (part.start, part.stop) == expected and part.best == best and PLAYED == 8
     for hit in (Hit("a", 10, 100, 0.5, None, "a"), Hit("a", 10, 16, 0.5, None, "a", best=(12, 14))):
         assert played(hit) == hit
+
+
+def test_texts_that_are_cut_or_replaced_name_different_files():
+    """The pages of searches and questions; short texts keep the plain names that notebooks and documents tell."""
+    for text, stem in (("#C C opens the box", "c-c-opens-the-box"), ("where is the red box?", "where-is-the-red-box"),
+                       ("開ける 箱", "開ける-箱"), ("frames", "frames")):
+        assert names.file_stem(text) == stem
+    long = "#C C takes the cup from the table and puts it into the sink of the kitchen"
+    texts = [long, f"{long}, slowly", f"{long}s", "open-the box", "open the box", "open, the box", "open  the box",
+             "???", "like a.mp4@1:23", "like a.mp4@1-23", "like a@mp4 1:23", "\ud800", "", " ", "../a", "a\0b",
+             "箱" * 61, "箱" * 60]
+    stems = [names.file_stem(text) for text in texts]
+    assert len(set(stems)) == len(texts) and names.file_stem(long).startswith("c-c-takes-the-cup-from-the-table-and")
+    for stem in stems:
+        assert names.check_name(stem) == stem and len(f"search-{stem}.html".encode()) <= names.LONGEST
+
+
+def test_frames_have_a_page_of_their_own(tmp_path, monkeypatch):
+    """They have no name; the second frames' page is not to overwrite the first one's."""
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+
+    class Found(Run):
+        run = property(lambda self: self)
+        folder = tmp_path / "videos"
+
+        def __call__(self, *given, **options):
+            return []
+    for value in (0, 1, 1):
+        browser(Found(tmp_path / "07/mine"), like=torch.full((4, 3, 8, 8), value, dtype=torch.uint8))
+    assert len(list(tmp_path.glob("07/mine/figures/search-like-frames-*.html"))) == 2
 
 
 @pytest.mark.slow

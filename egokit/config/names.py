@@ -1,4 +1,5 @@
 """Text out of files of others: names that become paths, and words that reach a terminal."""
+import hashlib
 import re
 import sys
 import unicodedata
@@ -6,6 +7,7 @@ import unicodedata
 LONGEST = 160  # bytes of a name; with a suffix and what a temporary file adds, it stays below a file system's 255
 NAME = (f"expected text that can name a file: no folders, no control characters, at most {LONGEST} bytes, no '.' or "
         "space at its beginning")
+STEM = 60      # characters of a text in a file's name
 JOINERS = "\u200c\u200d"  # stand in Persian words and in emoji
 REORDERING = "\u202a-\u202e\u2066-\u2069"  # let letters be shown in another order, the suffix of a name included
 UNNAMED = re.compile(rf"[/\\{REORDERING}]|^\.")
@@ -50,6 +52,19 @@ def check_path_within(path: str) -> str:
     if "\0" in path or any(not part or part[0] == "." for part in path.split("/")):
         raise ValueError("expected a path in the folder, without '..' or hidden parts")
     return path
+
+
+def file_stem(text: str) -> str:
+    """Return a text as a part of a file's name: its words in lower case, with hyphens between them.
+
+    A "#" at its beginning, and a "?" or "." at its end, are left out. Whatever else is cut or replaced gives the name
+    six digits of a hash, so that two texts don't get one name.
+    """
+    stem = re.sub(r"\W+", "-", text).strip("-").lower()[:STEM].encode()[:2 * STEM].decode(errors="ignore")
+    if stem and "-" not in text and stem == re.sub(r"^#|[?.]$", "", text).replace(" ", "-").lower():
+        return stem
+    digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:6]
+    return "-".join(filter(None, (stem.rstrip("-"), digest)))
 
 
 def printable(text: str, kept: str = "") -> str:

@@ -1,6 +1,6 @@
 """The table of all runs: each job's state, its progress and its last score.
 
-It is read from the run folders and from squeue, and includes jobs that run notebooks.
+It is read from the run folders and from squeue, and includes jobs that run notebooks or profile a training.
 """
 import time
 from pathlib import Path
@@ -71,6 +71,17 @@ class NotebookHandle(Handle):
         return {"step": sum(NOTEBOOK in names for names in results.values()), "steps": len(results)}
 
 
+class ProfileHandle(Handle):
+    """A job of `egokit profile`, which jobs/profiling.py submits.
+
+    It writes to a run folder of its own, `profile/` in that of the run.
+    """
+
+    def __init__(self, profiled: Run):
+        super().__init__(Run(profiled.path / "profile"), "profile")
+        self.profiled = profiled
+
+
 def result_times(folder: Path) -> dict[str, int]:
     """Return when each of a notebook's results was written, by the file system's clock.
 
@@ -102,6 +113,8 @@ def job_rows(outputs: str | Path | None = None) -> list[JobRow]:
     exists(outputs)  # a folder that this user may not read has no runs to show, and isn't empty
     handles = [Handle(Run(spec.parents[2]), spec.parent.name) for spec in sorted(outputs.glob("*/*/jobs/*/spec.json"))]
     handles += [NotebookHandle(Run(spec.parents[1])) for spec in sorted(outputs.glob("*/*/batch/spec.json"))]
+    handles += [ProfileHandle(Run(spec.parents[3]))
+                for spec in sorted(outputs.glob("*/*/profile/jobs/profile/spec.json"))]
     slurm_jobs = []
     for handle in handles:
         try:
@@ -134,7 +147,8 @@ def unreadable_row(notebook: str, run: str, section: str, error: Exception, last
 
 def job_row(handle: Handle, statuses: dict[str, status.JobStatus]) -> JobRow:
     """Return a job's row; `statuses` are those of all SLURM jobs."""
-    names, began = (handle.run.path.parent.name, handle.run.path.name, handle.section), 0.0
+    folder = (handle.profiled if isinstance(handle, ProfileHandle) else handle.run).path
+    names, began = (folder.parent.name, folder.name, handle.section), 0.0
     try:
         began = (handle.folder / "spec.json").stat().st_mtime
         (state, detail), progress = handle.status(statuses), handle.progress()

@@ -11,6 +11,7 @@ from egokit.config.resolve import outputs_folder, parse_overrides, resolve
 from egokit.jobs.preflight import expect_fusion
 from egokit.runs.run_folder import Run
 from egokit.search.clip_files import export, write_csv
+from egokit.search.examples import check_example
 from egokit.search.hits import Hit
 from egokit.search.index_task import Search, is_up_to_date
 from egokit.search.manifest import read_manifest
@@ -66,6 +67,8 @@ def answer(arguments) -> None:
     config = resolve(arguments.params, arguments.site, overrides, arguments.run or "demo")
     if arguments.rerank:
         expect_fusion(config.init, "re-ranking (--rerank)")
+    if arguments.like:
+        check_example(config, arguments.like)  # before hours of work
     run = Run(outputs_folder() / Search.notebook / (arguments.run or run_name(videos)))
     before, warning = read_manifest(run.path / "features"), model_notes(config)[1]
     if warning and not is_up_to_date(config, run.path / "features"):

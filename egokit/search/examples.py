@@ -11,11 +11,12 @@ import torch
 
 from egokit.config.build import ConfigError, did_you_mean
 from egokit.config.names import printable
+from egokit.config.schema import Config
 from egokit.data.video import open_video, picture_files
 from egokit.data.video.open_video import VideoError
 from egokit.model.precision import autocast
 from egokit.search.hits import Hit, timecode
-from egokit.search.index_task import clip_times
+from egokit.search.index_task import clip_times, list_videos, video_folder
 from egokit.search.moments import Own
 from egokit.search.vector_index import unit
 from egokit.tasks.windows import reading
@@ -37,6 +38,13 @@ class Example(NamedTuple):
     own: Own | None    # where the index has it
 
 
+class Library(NamedTuple):
+    """The videos that an example may name without its path."""
+    folder: Path
+    videos: list[dict]  # each has "video", its path in the folder, and "bytes"
+    config: Config
+
+
 class Place(NamedTuple):
     """A stretch of a video, before it is read."""
     path: Path
@@ -52,6 +60,28 @@ def seconds(text: str) -> float:
     for part in text.split(":"):
         total = 60 * total + float(part)
     return total
+
+
+def is_picture(text: str) -> bool:
+    """Whether a text names a picture's file."""
+    return Path(text).suffix.lower() in PICTURES
+
+
+def check_example(config: Config, text: str) -> None:
+    """Raise what `read_example` raises of a text, as far as that is known before the folder is indexed.
+
+    Args:
+        config: The config of the search.
+        text: The example, as `--like` gives it.
+
+    Raises:
+        ConfigError: It names nothing that is there.
+        VideoError: The video can't be opened.
+    """
+    if is_picture(text):
+        _picture(text)
+    else:
+        _named(Library(video_folder(config), list_videos(config), config), text)
 
 
 def read_example(searcher, like) -> Example:
@@ -70,16 +100,17 @@ def read_example(searcher, like) -> Example:
         ConfigError: It is none of these; the message says what was expected.
         VideoError: The video or picture can't be read.
     """
+    library = Library(searcher.folder, searcher.manifest["videos"], searcher.task.config)
     if isinstance(like, torch.Tensor):
         return Example("frames", _embed(searcher, [_checked(searcher, like)]), None)
     if isinstance(like, (str, os.PathLike)):
         text = os.fspath(like)
-        if Path(text).suffix.lower() in PICTURES:
+        if is_picture(text):
             return Example(printable(text), _embed(searcher, [_still(searcher, text)]), None)
-        place = _named(searcher, text)
+        place = _named(library, text)
         start, stop = place.start, place.stop
     elif isinstance(like, Hit):
-        place = Place(like.path, like.video, _indexed(searcher, like.path), *like.scored)
+        place = Place(like.path, like.video, _indexed(library, like.path), *like.scored)
         start, stop = like.start, like.stop
     else:
         raise ConfigError(f"like={like!r:.80}: {EXPECTED}")
@@ -93,7 +124,7 @@ def read_example(searcher, like) -> Example:
     return Example(f"{place.name} {timecode(start)}–{timecode(stop)}", vector_E, own)
 
 
-def _named(searcher, text: str) -> Place:
+def _named(library: Library, text: str) -> Place:
     """Return the video, or the moment of a video, that a text names.
 
     Raises:
@@ -101,9 +132,9 @@ def _named(searcher, text: str) -> Place:
     """
     moment = None if Path(text).expanduser().is_file() else MOMENT.fullmatch(text)
     name = moment["video"] if moment else text
-    path, file = _video(searcher, name)
+    path, file = _video(library, name)
     with reading(path):
-        video = open_video.open_video(path, searcher.task.config.data.reader, tolerant=True)
+        video = open_video.open_video(path, library.config.data.reader, tolerant=True)
         begin, end = video.start, video.seconds
     name, start, stop = printable(name), begin, end
     if moment:
@@ -118,7 +149,7 @@ def _named(searcher, text: str) -> Place:
                 raise ConfigError(f"{printable(text)}: it ends before it starts; expected VIDEO@START-STOP, such as "
                                   "VIDEO@1:23-1:27")
         else:
-            window = searcher.task.config.task.window
+            window = library.config.task.window
             start = max(begin, min(start - window / 2, end - window))
             stop = min(end, start + window)
     if stop - start > LONGEST:
@@ -127,36 +158,36 @@ def _named(searcher, text: str) -> Place:
     return Place(path, name, file, start, stop)
 
 
-def _video(searcher, name: str) -> tuple[Path, int | None]:
+def _video(library: Library, name: str) -> tuple[Path, int | None]:
     """Return the file of a video and its number in the index, None where it isn't there."""
-    videos = searcher.manifest["videos"]
+    videos = library.videos
     for wanted in (lambda video: name in (video, printable(video)), lambda video: Path(video).name == name):
         files = [file for file, line in enumerate(videos) if wanted(line["video"])]
         if len(files) == 1:
-            return searcher.folder / videos[files[0]]["video"], files[0]
+            return library.folder / videos[files[0]]["video"], files[0]
     path = Path(name).expanduser()
     if path.is_file():
         if path.suffix.lower() not in open_video.SUFFIXES:
             raise ConfigError(f"{printable(name)}: neither a video's nor a picture's file; {EXPECTED}")
-        return path, _indexed(searcher, path)
+        return path, _indexed(library, path)
     if files:
         raise ConfigError(f"{printable(name)}: {len(files)} videos are called so; name one with its folder, such as "
                           f"{printable(videos[files[0]]['video'])!r}")
     hint = did_you_mean(name, (printable(line["video"]) for line in videos[:1000]))
-    raise ConfigError(f"{printable(name)}: no such file, and no video of {searcher.folder} ({hint:.300}); {EXPECTED}")
+    raise ConfigError(f"{printable(name)}: no such file, and no video of {library.folder} ({hint:.300}); {EXPECTED}")
 
 
-def _indexed(searcher, path: Path) -> int | None:
+def _indexed(library: Library, path: Path) -> int | None:
     """Return a file's number in the index, None where it isn't there."""
-    for file, line in enumerate(searcher.manifest["videos"]):
-        if searcher.folder / line["video"] == path:  # which may be gone by now
+    for file, line in enumerate(library.videos):
+        if library.folder / line["video"] == path:  # which may be gone by now
             return file
     if not path.is_file():
         return None
     size = path.stat().st_size
-    for file, line in enumerate(searcher.manifest["videos"]):
+    for file, line in enumerate(library.videos):
         if line["bytes"] == size:  # most others are not even looked at
-            indexed = searcher.folder / line["video"]
+            indexed = library.folder / line["video"]
             if indexed.is_file() and path.samefile(indexed):
                 return file
     return None
@@ -168,16 +199,20 @@ def _stored(rows: np.ndarray, start: float, stop: float) -> np.ndarray | None:
     return rows["vector"][at_N[0]].astype(np.float32) if len(at_N) else None
 
 
-def _still(searcher, text: str) -> torch.Tensor:
-    """Return a picture as a clip that shows nothing else, uint8 (T, 3, size, size)."""
+def _picture(text: str) -> np.ndarray:
+    """Return a picture, uint8 (1, H, W, 3)."""
     try:
-        pixels = picture_files.read([Path(text).expanduser()])
+        return picture_files.read([Path(text).expanduser()])
     except FileNotFoundError:
         raise ConfigError(f"{printable(text)}: no such picture; {EXPECTED}") from None
     except VideoError as error:
         raise ConfigError(f"{printable(str(error)).partition(';')[0]}; expected a whole JPEG or PNG file: save it "
                           "anew") from None
-    return searcher.task.transform(pixels, None).expand(searcher.task.config.model.frames, -1, -1, -1)
+
+
+def _still(searcher, text: str) -> torch.Tensor:
+    """Return a picture as a clip that shows nothing else, uint8 (T, 3, size, size)."""
+    return searcher.task.transform(_picture(text), None).expand(searcher.task.config.model.frames, -1, -1, -1)
 
 
 def _checked(searcher, frames: torch.Tensor) -> torch.Tensor:

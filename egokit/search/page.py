@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import base64
 import functools
+import hashlib
 import io
 import itertools
-import re
 from concurrent.futures import ThreadPoolExecutor
 from os import PathLike, cpu_count
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from egokit.config.names import file_stem
 from egokit.notebook.open_run import is_live
 from egokit.notebook.safe_html import NO_FORMULAS, escape, live_view, page, styled
 from egokit.runs.files import write_text
@@ -230,8 +231,9 @@ def browser(searcher: Searcher, text: str = "", top: int = 12, rerank: int = 0, 
     content = _grid(searcher(text, top, rerank, like=like, weight=weight, merge=merge), megabytes)
     example = like.place if isinstance(like, Hit) else str(like) if isinstance(like, str | PathLike) else "frames"
     query = " · ".join([*([text] if text else []), *([f"like {example}"] if like is not None else [])])
-    name = re.sub(r"\W+", "-", query).strip("-").lower()[:60]
-    _write(content, searcher.run.figure(f"search-{name}.html"), f"{searcher.folder.name}: {query}")
+    # frames have no name that tells them from others
+    name = f"{query} {hashlib.sha256(like.numpy(force=True)).hexdigest()[:6]}" if hasattr(like, "numpy") else query
+    _write(content, searcher.run.figure(f"search-{file_stem(name)}.html"), f"{searcher.folder.name}: {query}")
     if not is_live():
         return HTML(f'<p class="{NO_FORMULAS}">{escape(query)}</p>{content}')
     return _live(searcher, text, top, rerank, (example if like is not None else "", like), weight, merge, megabytes,

@@ -9,6 +9,7 @@ import torch
 
 from egokit import tasks
 from egokit.config.build import ConfigError, did_you_mean
+from egokit.config.names import file_stem
 from egokit.model import feature_model
 from egokit.model.own_modules import attach
 from egokit.notebook.open_run import is_live
@@ -142,8 +143,7 @@ def question_box(asker, question: str, clip: str, answered: Callable[[str, str],
     def asked_and_answered(text: str, name: str) -> str:  # the box may hold another text by then
         return f'<h1 class="{NO_FORMULAS}" style="font-size:1.3em">{escape(text)}</h1>{answered(text, name)}'
     content = asked_and_answered(question, clip)
-    name = re.sub(r"\W+", "-", question).strip("-").lower()[:60]
-    write_text(asker.run.figure(f"question-{name}.html"), page(question, content))
+    write_text(asker.run.figure(f"question-{file_stem(question)}.html"), page(question, content))
     if not is_live():
         return HTML(content)
     import ipywidgets
