@@ -1,6 +1,7 @@
 """What `make docs` lays out for Sphinx; tests/check_site.py looks at the pages that come of it."""
 import base64
 import importlib
+import json
 import re
 import shutil
 
@@ -66,6 +67,31 @@ def test_a_notebook_that_has_changed_since_says_so(site, tmp_path):
     nbformat.write(book, path)
     _, (note,), _ = page(site, tmp_path, path)
     assert "changed since" in note
+
+
+def damages():
+    """Return what is in a damaged notebook, by its kind."""
+    whole = (ROOT / "notebooks/00_quickstart.ipynb").read_text()
+    outputs = {"half a video": {"output_type": "display_data", "metadata": {}, "data": {
+        "text/html": '<video src="data:video/mp4;base64,AAAAA"></video>'}}, "an unknown output": {"output_type": "x"}}
+    changed = {name: nbformat.reads(whole, as_version=4) for name in outputs}
+    for name, output in outputs.items():
+        next(cell for cell in changed[name].cells if cell.cell_type == "code").outputs = [output]
+    return {"half": whole[:len(whole) // 2], "empty": "", "no text": "\udcff\udcfe", "a list": "[1]", "a number": "7",
+            "no cells": "{}", "no list of cells": json.dumps(json.loads(whole) | {"cells": 3}),
+            "another version": json.dumps(json.loads(whole) | {"nbformat": 99}),
+            **{name: json.dumps(book) for name, book in changed.items()}}
+
+
+@pytest.mark.parametrize("damage", damages())
+def test_a_damaged_notebook_loses_its_outputs_alone_and_is_named(site, tmp_path, damage):
+    path = tmp_path / "run/notebook.ipynb"
+    path.parent.mkdir()
+    path.write_text(damages()[damage], "utf-8", "surrogateescape")
+    _, (note,), outputs = page(site, tmp_path, path)
+    assert "was damaged" in note and "Delete it" in note and not outputs
+    reason = site("build_site").write_notebook(ROOT / "notebooks/00_quickstart.ipynb", path, tmp_path / "source")
+    assert reason.startswith(f"{path} is no whole notebook (") and "make demo, then make docs" in reason
 
 
 def test_a_site_takes_the_place_of_a_site_alone(site, tmp_path):

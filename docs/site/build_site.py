@@ -38,7 +38,7 @@ def main() -> int:
     from sphinx.cmd.build import build_main
     with temporary_folder() as folder:
         source, built = Path(folder) / "source", Path(folder) / "html"
-        missing = assemble(source, outputs_folder())
+        missing, damaged = assemble(source, outputs_folder())
         status = build_main(["-b", "html", "-c", str(HERE), "-d", f"{folder}/doctrees", "-W", "--keep-going", "-q",
                              "-j", "2", "-D", f"html_extra_path={source}/extra", str(source), str(built)])
         if status:
@@ -46,6 +46,8 @@ def main() -> int:
         replace(target, built)
     if missing:
         print(f"without outputs, as the demo has not executed them: {', '.join(missing)}; make demo, then make docs")
+    for reason in damaged:
+        print(f"without outputs: {reason}")
     print(f"the site: {target / 'index.html'}")
     return 0
 
@@ -66,15 +68,20 @@ def replace(target: Path, built: Path) -> None:
     beside.rename(target)
 
 
-def assemble(source: Path, outputs: Path) -> list[str]:
-    """Lay the sources of all pages under `source`; return the notebooks that have no outputs."""
+def assemble(source: Path, outputs: Path) -> tuple[list[str], list[str]]:
+    """Lay the sources of all pages under `source`.
+
+    Returns:
+        The notebooks that the demo has not executed; and for each whose executed copy is damaged, its file, why, and
+        how to make it again.
+    """
     for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")):
         copy_document(path, source)
     executed = {path.stem: outputs / path.stem / RUN / NOTEBOOK for path in sorted(ROOT.glob("notebooks/*.ipynb"))}
     (source / "extra/media").mkdir(parents=True)
     (source / "notebooks").mkdir()
-    for name, ran in executed.items():
-        write_notebook(ROOT / f"notebooks/{name}.ipynb", ran, source)
+    damaged = [reason for name, ran in executed.items()
+               if (reason := write_notebook(ROOT / f"notebooks/{name}.ipynb", ran, source))]
     pages = api_pages.write_pages(source / "api")
     readme = source / "README.md"
     order = re.findall(r"\]\((docs/\w+|[A-Z]+)\.md\)", readme.read_text())
@@ -86,7 +93,7 @@ def assemble(source: Path, outputs: Path) -> list[str]:
                                ("API reference", pages)))
     (source / "index.md").write_text(text)
     readme.unlink()
-    return [name for name, ran in executed.items() if not ran.is_file()]
+    return [name for name, ran in executed.items() if not ran.is_file()], damaged
 
 
 def copy_document(path: Path, source: Path) -> None:
@@ -103,27 +110,69 @@ def copy_document(path: Path, source: Path) -> None:
     copy.write_text(re.sub(r"\]\((\.\./)?README\.md", r"](\1index.md", text))  # README is the front page
 
 
-def write_notebook(path: Path, executed: Path, source: Path) -> None:
-    """Write the page of a notebook: as it was executed, else as it is, which the page then says."""
-    ran = executed.is_file()
-    book = nbformat.read(executed if ran else path, as_version=4)
-    note = ""
-    if not ran:
+def write_notebook(path: Path, executed: Path, source: Path) -> str:
+    """Write the page of a notebook: as it was executed, else as it is, which the page then says.
+
+    Returns:
+        What is wrong with the executed notebook, which then has no outputs here, and the fix; "" if nothing is.
+    """
+    note, reason = "", ""
+    if not executed.is_file():
+        book = read_book(path)
         note = ("This notebook has no outputs here: `make demo` had not executed it when this site was built. "
                 "`make demo`, then `make docs`, fills it.")
-    elif cell_sources(path) != cell_sources(executed):
-        note = ("The notebook has changed since the demo executed it. This page shows what was executed; "
-                "`make demo`, then `make docs`, brings it up to date.")
+    else:
+        try:
+            book = with_media(executed, source / "extra/media")
+        except ValueError as error:
+            book, reason = read_book(path), f"{error}; delete it: make demo, then make docs, makes it again"
+            note = ("This notebook has no outputs here: the file of its execution was damaged when this site was "
+                    "built, as `make docs` then said. Delete it: `make demo`, then `make docs`, makes it again.")
+        else:
+            if cell_sources(path) != cell_sources(executed):
+                note = ("The notebook has changed since the demo executed it. This page shows what was executed; "
+                        "`make demo`, then `make docs`, brings it up to date.")
     if note:
         book.cells.insert(1, nbformat.v4.new_markdown_cell(f"```{{note}}\n{note}\n```"))
+    nbformat.write(book, source / "notebooks" / path.name)
+    return reason
+
+
+def read_book(path: Path) -> nbformat.NotebookNode:
+    """Return a notebook.
+
+    Raises:
+        ValueError: It is damaged; the message names it.
+    """
+    try:
+        book = nbformat.read(path, as_version=4)
+        nbformat.validate(book)
+    except OSError:
+        raise
+    except Exception as error:  # of JSON, of nbformat's conversions, or of the schema: there is no common class
+        reason = (str(error) or type(error).__name__).splitlines()[0][:150]
+        raise ValueError(f"{path} is no whole notebook ({reason})") from None
+    return book
+
+
+def with_media(path: Path, folder: Path) -> nbformat.NotebookNode:
+    """Return a notebook whose embedded pictures and videos are moved into a folder.
+
+    Raises:
+        ValueError: It, or one of them, is damaged; the message names the notebook.
+    """
+    book = read_book(path)
     for output in [output for cell in book.cells for output in cell.get("outputs", [])]:
         data = output.get("data", {})
         if png := "text/html" not in data and data.pop("image/png", ""):
             alt = output.metadata.get("image/png", {}).get("alt", UNDESCRIBED)
             data["text/html"] = f'<img alt="{escape(alt)}" src="data:image/png;base64,{png}">'
         if html := data.get("text/html"):
-            data["text/html"] = EMBEDDED.sub(lambda match: media(match, source / "extra/media"), "".join(html))
-    nbformat.write(book, source / "notebooks" / path.name)
+            try:
+                data["text/html"] = EMBEDDED.sub(lambda match: media(match, folder), "".join(html))
+            except ValueError as error:  # of base64
+                raise ValueError(f"{path} is no whole notebook (a picture or video in it: {error})") from None
+    return book
 
 
 def media(match: re.Match, folder: Path) -> str:
