@@ -175,6 +175,19 @@ def test_a_wrong_line_of_ones_own_texts_is_named(resolve, checkpoint, tmp_path):
                      f"task.table={tmp_path}/{{split}}.csv task.columns=[video,start,stop,text]", run="random")
     with pytest.raises(ValueError, match=r"train\.csv, line 3: start is 'x'"):
         tasks.make(config)
+    with pytest.raises(ValueError, match=r"train\.csv: columns .* are missing; expected a header with ';' between"):
+        tasks.make(egokit.changed(config, "task.delimiter=;"))
+    for delimiter in (r"\t", "|", "''"):  # two characters, YAML's sign of a block, and nothing
+        with pytest.raises(ValueError, match=r"train\.csv: the delimiter .*expected one character"):
+            tasks.make(egokit.changed(config, f"task.delimiter={delimiter}"))
+    for split in ("train", "test"):  # seconds and durations, not starts and stops
+        (tmp_path / f"{split}.csv").write_text("video,start,stop,text\na,0,1,cuts\nb,7,2,cuts\n")
+    with pytest.raises(ValueError, match=r"train\.csv: a clip of b begins at 7 s and ends at 2 s"):
+        tasks.make(config)
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.csv").write_text("video,start,stop,text\nb.mp4,0,1,cuts\n")
+    with pytest.raises(FileNotFoundError, match=r"1 videos .*b\.mp4\.mp4; .*task\.videos"):
+        tasks.make(config).dataset("train").check_files()
 
 
 def test_further_overrides_name_runs_and_files_as_a_recipe_does(mine, project, tmp_path):

@@ -6,10 +6,22 @@ set's Charades-Ego; for yours, give `task.table` and `task.videos`, and the name
 import numpy as np
 import pandas as pd
 
-from egokit.data.video import clips
+from egokit.data.video import clips, frame_sampling
 from egokit.tasks import ClassHead, Samples, Task, TaskConfig, check_name, sample_frames
 
 VIDEO, START, STOP, CLASS = "id", "t_start", "t_end", "narration"  # columns of the table
+
+
+def read_table(path):
+    kinds = {VIDEO: str, START: float, STOP: float, CLASS: str}  # as text, "001" is no number and "None" not nothing
+    try:
+        rows = pd.read_csv(path, sep=None, engine="python", encoding="utf-8-sig", usecols=list(kinds), dtype=kinds,
+                           keep_default_na=False)
+    except ValueError as error:  # it names the column
+        raise ValueError(f"{path}: {error}") from None
+    for _, row in rows[~(rows[START] < rows[STOP])].iterrows():
+        raise ValueError(f"{path}: a clip of {row[VIDEO]} begins at {row[START]} s and ends at {row[STOP]} s")
+    return rows
 
 
 class Clips(Samples):
@@ -19,12 +31,13 @@ class Clips(Samples):
 
     def read(self, index, rng):
         row, data = self.rows.iloc[index], self.task.config.data
+        path = self.task.videos / f"{check_name(row[VIDEO])}.mp4"
 
         def pick(length, rate):
-            first = min(int(row[START] * rate), length - 1)
+            first = frame_sampling.first_frame(path, int(row[START] * rate), length, rate)
             last = max(first + 1, min(int(row[STOP] * rate), length))
             return sample_frames(first, last, data.eval_frames if rng is None else data.frames, rng)
-        pixels = clips.read(self.task.videos / f"{check_name(row[VIDEO])}.mp4", pick, data.reader)
+        pixels = clips.read(path, pick, data.reader)
         return {"video": self.task.transform(pixels, rng), "class": self.task.number[row[CLASS]], "index": index}
 
 
@@ -41,9 +54,7 @@ class OwnClips(Task):
     def __init__(self, config):
         super().__init__(config)
         self.videos = self.require_file(config.task.videos)
-        words = {"dtype": {VIDEO: str, CLASS: str}, "keep_default_na": False}  # "001" is no number, "None" not nothing
-        self.rows = {split: pd.read_csv(path, sep=None, engine="python", encoding="utf-8-sig", **words)
-                     for split, path in self.paths().items()}
+        self.rows = {split: read_table(path) for split, path in self.paths().items()}
         self.number = {name: number for number, name in enumerate(sorted(set(self.rows["train"][CLASS])))}
         if unknown := sorted(set(self.rows["test"][CLASS]) - set(self.number)):
             raise ValueError(f"{self.paths()['test']}: class {unknown[0]!r} is not in the training table")

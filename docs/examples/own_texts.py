@@ -16,9 +16,17 @@ class Clips(Samples):
         self.task, self.rows = task, task.rows[split]
         super().__init__(len(self.rows), task.config.seed, train=split == "train")
 
+    def path(self, video):
+        return self.task.root / self.task.config.task.videos.format(video=video)
+
+    def check_files(self):  # before training, not at the step that would read it
+        if absent := [str(path) for path in map(self.path, self.rows.video.unique()) if not path.exists()]:
+            raise FileNotFoundError(f"{len(absent)} videos of the table are missing, such as {absent[0]}; put them "
+                                    "there, or correct task.videos")
+
     def read(self, index, rng):
         row, data = self.rows.iloc[index], self.task.config.data
-        path = self.task.root / self.task.config.task.videos.format(video=row.video)
+        path = self.path(row.video)
 
         def pick(length, rate):
             first = frame_sampling.first_frame(path, int(row.start * rate), length, rate)
@@ -54,6 +62,9 @@ class OwnTexts(RetrievalTask):
         kinds = check_name, annotation_tables.time, annotation_tables.time, annotation_tables.text
         rows = annotation_tables.read_csv(path, dict(zip(own.columns, kinds, strict=True)), delimiter=own.delimiter)
         rows.columns = ["video", "start", "stop", "text"]
+        for row in rows[rows.stop <= rows.start].itertuples():  # a column of durations, for instance
+            raise ValueError(f"{path}: a clip of {row.video} begins at {row.start:g} s and ends at {row.stop:g} s; "
+                             "expected start and stop in seconds")
         return rows.iloc[:self.limited(len(rows))]
 
     def dataset(self, split):

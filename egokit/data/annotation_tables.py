@@ -98,6 +98,9 @@ def read_csv(path: Path, columns: dict[str, Callable], unique: str = "", delimit
     """
     if not file_exists(path):
         raise FileNotFoundError(f"{path} is missing; docs/data.md says where its annotations come from")
+    if len(delimiter) != 1 or delimiter in '\r\n"':
+        raise ValueError(f"{path}: the delimiter between its cells is {delimiter!r}; expected one character. In YAML, "
+                         'a tab is "\\t", with the double quotes')
     import pandas as pd
     values: dict[str, list] = {name: [] for name in columns}
     lines: dict = {}  # value of the unique column -> its line
@@ -106,7 +109,7 @@ def read_csv(path: Path, columns: dict[str, Callable], unique: str = "", delimit
             rows = csv.reader(file, delimiter=delimiter)
             header = next(rows, [])
             if absent := [name for name in columns if name not in header]:
-                kind = {",": "a comma", "\t": "a tab"}[delimiter]
+                kind = {",": "a comma", "\t": "a tab"}.get(delimiter, repr(delimiter))
                 raise ValueError(f"{path}: columns {absent} are missing; expected a header with {kind} between "
                                  f"the names, found {header!r:.200}")
             parsers = [(name, header.index(name), parse) for name, parse in columns.items()]
