@@ -1,6 +1,4 @@
 """What a user adds is trained, saved, recorded or refused: modules, parameters, freezing, values to log."""
-from types import SimpleNamespace
-
 import pytest
 import torch
 from conftest import MODEL, ROOT
@@ -236,18 +234,6 @@ def test_another_tasks_key_by_its_earlier_name_is_left_out(resolve):
         resolve("toy/egomcq", "task.videos=/data")
     with pytest.raises(ConfigError, match=r"unknown key 'train.temprature'.*did you mean 'temperature'"):
         resolve("toy/egomcq", "train.temprature=3")
-
-
-@pytest.mark.parametrize("backbone", ["vit_tiny_patch16_224", "resnet18", "mobilenetv3_small_050"])
-def test_the_example_of_an_encoder_takes_any_of_timms(resolve, checkpoint, backbone):
-    """Made for a size of frames, or for any; with features of the width that it names, or of another one."""
-    task = tasks.make(resolve(str(EXAMPLES / "timm_video.yaml"), f"task={EXAMPLES / 'timm_video.py'}:TimmVideo "
-                              f"task.backbone={backbone} model.image_size=64", run="random"))
-    model = SimpleNamespace(video=nn.Linear(1, 1), video_projection=nn.Linear(1, 1), embed_dim=8)
-    model.own = nn.ModuleDict(task.modules(model))
-    frames = torch.randint(256, (2, 3, 3, 64, 64), dtype=torch.uint8)
-    assert task.embed_video(model, frames).shape == (2, 8)
-    assert not any(parameter.requires_grad for parameter in model.video.parameters())
 
 
 @pytest.mark.slow

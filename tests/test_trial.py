@@ -1,9 +1,12 @@
 """Training steps in a notebook's own process: what a term moves, the job's own steps, further overrides."""
+from types import SimpleNamespace
+
 import nbformat
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from torch import nn
 
 import egokit
 from egokit import tasks, viz
@@ -14,7 +17,7 @@ from egokit.runs.run_folder import Run
 from egokit.train.evaluate import evaluate
 from egokit.train.loop import Trainer
 
-OWN_TEXTS = ROOT / "docs/examples/own_texts"
+OWN_TEXTS, TIMM_VIDEO = ROOT / "docs/examples/own_texts", ROOT / "docs/examples/timm_video"
 MY_LOSS = """
 import torch
 from torch import nn
@@ -146,6 +149,18 @@ def test_the_notebook_runs_by_itself(project, checkpoint):
     assert len(tables) == 2 and "own module mine" in tables[0] and "my_nce" in tables[0] and "egonce" in tables[1]
     assert (run.path / "figures/overlaid.png").stat().st_size > 10_000
     assert headless.finished("10_change_something", parameters)
+
+
+@pytest.mark.parametrize("backbone", ["vit_tiny_patch16_224", "resnet18", "mobilenetv3_small_050"])
+def test_the_example_of_an_encoder_takes_any_of_timms(resolve, checkpoint, backbone):
+    """Made for a size of frames, or for any; with features of the width that it names, or of another one."""
+    task = tasks.make(resolve(f"{TIMM_VIDEO}.yaml", f"task={TIMM_VIDEO}.py:TimmVideo "
+                              f"task.backbone={backbone} model.image_size=64", run="random"))
+    model = SimpleNamespace(video=nn.Linear(1, 1), video_projection=nn.Linear(1, 1), embed_dim=8)
+    model.own = nn.ModuleDict(task.modules(model))
+    frames = torch.randint(256, (2, 3, 3, 64, 64), dtype=torch.uint8)
+    assert task.embed_video(model, frames).shape == (2, 8)
+    assert not any(parameter.requires_grad for parameter in model.video.parameters())
 
 
 def test_the_example_of_ones_own_texts(resolve, checkpoint, tmp_path):
