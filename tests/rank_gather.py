@@ -63,4 +63,11 @@ with distributed.joined(rank, world, folder / "meeting", local=True):
         distributed.average_gradients(layer, bucket_bytes)
         means += [parameter.grad.unique().tolist() for parameter in layer.parameters()]
     result["means"] = means == [[(world - 1) / 2]] * 6
+
+    norm = torch.nn.BatchNorm1d(3)
+    norm(everything[mine])
+    distributed.broadcast_in_place(norm.buffers())
+    of_rank_0 = torch.nn.BatchNorm1d(3)
+    of_rank_0(everything[:counts[0]])
+    result["buffers"] = all(map(torch.equal, norm.buffers(), of_rank_0.buffers()))
 print(json.dumps(result))

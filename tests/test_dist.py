@@ -47,7 +47,8 @@ def test_gathering_drawing_and_moving_rows(tmp_path):
         assert [[[*itertools.chain(*index)] for index in zip(*of_ranks, strict=True)] for of_ranks in draws] == of_one
         for result in results:
             assert result == {"gather": True, "gradient": True, "rows": True, "rows_gradient": True, "sent": True,
-                              "stay": True, "texts": True, "objects": list(range(world)), "means": True}
+                              "stay": True, "texts": True, "objects": list(range(world)), "means": True,
+                              "buffers": True}
 
 
 @pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])

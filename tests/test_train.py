@@ -67,6 +67,24 @@ def test_a_score_that_is_no_number_is_never_the_best_and_blocks_none(resolve, ru
     assert [event["step"] for event in run.read_log() if event["best"]] == sorted(set(chosen))
 
 
+def test_all_ranks_validate_with_the_buffers_that_are_saved(resolve, run, monkeypatch):
+    """A BatchNorm in a user's encoder has other means on each rank, so best.pt had other scores than its validation."""
+    from egokit import tasks
+    from egokit.train import loop
+    config = resolve("toy/charades_finetune", f"{MODEL} init=")
+    trainer = loop.Trainer(config, tasks.make(config), run, "finetune", torch.device("cpu"))
+    trainer.model.own["norm"] = torch.nn.BatchNorm1d(2)
+    shared = []
+    monkeypatch.setattr(loop.distributed, "broadcast_in_place", shared.extend)
+
+    def evaluate(model, task):
+        assert {id(buffer) for buffer in model.own["norm"].buffers()} <= {id(buffer) for buffer in shared}
+        raise StopIteration
+    monkeypatch.setattr(loop, "evaluate", evaluate)
+    with pytest.raises(StopIteration):
+        trainer.validate()
+
+
 @pytest.mark.slow
 def test_a_failing_job_tells_why(resolve, project, run):
     config = resolve(overrides=f"{MODEL} data.max_tokens=70 model.max_positions=8")

@@ -7,7 +7,7 @@ import contextlib
 import datetime
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -257,11 +257,11 @@ def buckets(grads: list[Tensor], max_bytes: int) -> Iterator[list[Tensor]]:
         yield bucket
 
 
-def broadcast_parameters(module: torch.nn.Module) -> None:
-    """Copy rank 0's parameters to every rank, in place, as DDP does at its start."""
+def broadcast_in_place(tensors: Iterable[Tensor]) -> None:
+    """Copy rank 0's parameters or buffers to every rank, in place, as DDP does at its start."""
     if is_on():
-        for parameter in module.parameters():
-            dist.broadcast(parameter.data, 0)
+        for tensor in tensors:
+            dist.broadcast(tensor.data, 0)
 
 
 @timing.waits

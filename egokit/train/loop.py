@@ -253,6 +253,7 @@ class Trainer:
 
     def validate(self) -> None:
         """Score the validation task; keep the weights and outputs of the best model, or of the last."""
+        distributed.broadcast_in_place(self.model.buffers())  # ranks differ in a BatchNorm's means; rank 0's are saved
         metrics, rows, prompts_KE = evaluate(self.model, self.validation)
         score, self.validated = metrics[self.validation.best], self.step
         best = self.best["metrics"][self.validation.best] if self.best else math.nan

@@ -76,7 +76,7 @@ class Objective:
         self.warmed_up = self.micro_batched or distributed.world_size() < 3
         self.checked = False
         if self.micro_batched:
-            distributed.broadcast_parameters(model)
+            distributed.broadcast_in_place([*model.parameters(), *model.buffers()])
         elif distributed.is_on():
             self.loss = nn.parallel.DistributedDataParallel(
                 self.loss, device_ids=[model.device] if model.device.type == "cuda" else None,
@@ -130,6 +130,7 @@ class Objective:
         if self.micro_batched:
             with self.clock.phase("backward"):
                 distributed.average_gradients(self.model)
+                distributed.broadcast_in_place(self.model.buffers())  # as DDP does before each forward pass
         return terms
 
 
