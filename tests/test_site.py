@@ -149,3 +149,9 @@ def test_docstrings_become_markup(site):
     lines = [*Run.__doc__.splitlines(), "", "Raises:", "    ConfigError: why."]
     docstrings.prepare(None, "class", "egokit.runs.run_folder.Run", Run, None, lines)
     assert "    ~egokit.config.build.ConfigError: why." in lines
+    for first, told in (("{metric: a number}: of all.", True), ('"recall" {IoU: {R@k}}.', True),
+                        ("(ids, targets): of all.", False)):
+        lines = ["Say it.", "", "Returns:", f"    {first}"]
+        docstrings.prepare(None, "function", "egokit.load", None, None, lines)
+        expected = ["    \\ "] * told + [f"    {first}"]
+        assert lines[lines.index("Returns:") + 1:][:len(expected)] == expected

@@ -38,10 +38,18 @@ def prepare(app, what: str, name: str, value, options, lines: list[str]) -> None
                 done.append("")
             in_list = (in_list or begins) and not ends
             done.append(escaped(full_name(line, value) if raises else line))
+            if at == 0 and len(block) > 1 and line.strip() in ("Returns:", "Yields:") and is_dictionary(block[1]):
+                done.append(re.match(r"\s*", block[1])[0] + "\\ ")  # napoleon takes "{key" before a colon for a type
         done.append("")
     if what == "class" and is_section(value):
         done += keys(value)
     lines[:] = done
+
+
+def is_dictionary(line: str) -> bool:
+    """Return whether a line's first colon stands behind the key of a dictionary, and not behind a type."""
+    key = line.partition(":")[0].strip()
+    return key.count("{") > key.count("}") or key.startswith('"')
 
 
 def is_section(value) -> bool:
