@@ -170,6 +170,8 @@ def test_the_example_of_ones_own_clips_learns_is_loaded_and_answers(project, res
 def test_the_example_of_ones_own_clips_reads_names_as_they_are_written(resolve, checkpoint, tmp_path):
     for split in ("train", "test"):
         (tmp_path / f"{split}.csv").write_text("\ufeffid,t_start,t_end,narration\n001,0,1,None\n002,0.5,1,3\n")
+    for name in ("001", "002"):
+        (tmp_path / f"{name}.mp4").touch()
     task = tasks.make(resolve(str(OWN_CLIPS.with_suffix(".yaml")), f"task={OWN_CLIPS}.py:OwnClips "
-                              f"task.table={tmp_path}/{{split}}.csv", run="random"))
+                              f"task.videos={tmp_path} task.table={tmp_path}/{{split}}.csv", run="random"))
     assert list(task.rows["train"]["id"]) == ["001", "002"] and list(task.number) == ["3", "None"]

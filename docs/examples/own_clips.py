@@ -4,8 +4,8 @@ A table lists clips: the video, the start and the end in seconds, and the class 
 set's Charades-Ego; for yours, give `task.table` and `task.videos`, and the names of its columns below.
 """
 import numpy as np
-import pandas as pd
 
+from egokit.data import annotation_tables
 from egokit.data.video import clips
 from egokit.tasks import ClassHead, Samples, Task, TaskConfig, check_name, sample_frames
 
@@ -24,7 +24,7 @@ class Clips(Samples):
             first = min(int(row[START] * rate), length - 1)
             last = max(first + 1, min(int(row[STOP] * rate), length))
             return sample_frames(first, last, data.eval_frames if rng is None else data.frames, rng)
-        pixels = clips.read(self.task.videos / f"{check_name(row[VIDEO])}.mp4", pick, data.reader)
+        pixels = clips.read(self.task.videos / f"{row[VIDEO]}.mp4", pick, data.reader)
         return {"video": self.task.transform(pixels, rng), "class": self.task.number[row[CLASS]], "index": index}
 
 
@@ -41,15 +41,25 @@ class OwnClips(Task):
     def __init__(self, config):
         super().__init__(config)
         self.videos = self.require_file(config.task.videos)
-        words = {"dtype": {VIDEO: str, CLASS: str}, "keep_default_na": False}  # "001" is no number, "None" not nothing
-        self.rows = {split: pd.read_csv(path, sep=None, engine="python", encoding="utf-8-sig", **words)
-                     for split, path in self.paths().items()}
+        self.rows = {split: self.read_table(path) for split, path in self.paths().items()}
         self.number = {name: number for number, name in enumerate(sorted(set(self.rows["train"][CLASS])))}
         if unknown := sorted(set(self.rows["test"][CLASS]) - set(self.number)):
             raise ValueError(f"{self.paths()['test']}: class {unknown[0]!r} is not in the training table")
 
     def paths(self):
         return {split: self.require_file(self.config.task.table.format(split=split)) for split in ("train", "test")}
+
+    def read_table(self, path):
+        """The clips of a table, with a comma, semicolon or tab between its fields; a wrong line is an error."""
+        kinds = {VIDEO: check_name, START: annotation_tables.time, STOP: annotation_tables.time,
+                 CLASS: annotation_tables.text}
+        rows = annotation_tables.read_csv(path, kinds, delimiter="", span=(START, STOP), line="its line")
+        for _, row in rows.iloc[:self.limited(len(rows))].drop_duplicates(VIDEO).iterrows():
+            video = self.videos / f"{row[VIDEO]}.mp4"
+            if not self.config.data.max_bad_fraction and not video.is_file():
+                raise FileNotFoundError(f"{path}, line {row['its line']}: {VIDEO} is {row[VIDEO]!r}, but {video} is "
+                                        "missing: put it there, or remove the line")
+        return rows
 
     def head(self, model):
         return ClassHead(model.embed_dim, list(self.number), reads="video")

@@ -18,7 +18,7 @@ class Clips(Samples):
 
     def read(self, index, rng):
         row, data = self.rows.iloc[index], self.task.config.data
-        path = self.task.root / self.task.config.task.videos.format(video=row.video)
+        path = self.task.video(row.video)
 
         def pick(length, rate):
             first = frame_sampling.first_frame(path, int(row.start * rate), length, rate)
@@ -50,11 +50,20 @@ class OwnTexts(RetrievalTask):
 
     def read_table(self, path):
         """The clips of a table; a wrong line is an error that names it."""
-        own = self.config.task
+        own, names = self.config.task, ["video", "start", "stop", "text"]
         kinds = check_name, annotation_tables.time, annotation_tables.time, annotation_tables.text
-        rows = annotation_tables.read_csv(path, dict(zip(own.columns, kinds, strict=True)), delimiter=own.delimiter)
-        rows.columns = ["video", "start", "stop", "text"]
-        return rows.iloc[:self.limited(len(rows))]
+        rows = annotation_tables.read_csv(path, dict(zip(own.columns, kinds, strict=True)), delimiter=own.delimiter,
+                                          span=own.columns[1:3], line="its line")
+        rows.columns = [*names, "line"]
+        rows = rows.iloc[:self.limited(len(rows))]
+        for row in rows.drop_duplicates("video").itertuples():
+            if not self.config.data.max_bad_fraction and not self.video(row.video).is_file():
+                raise FileNotFoundError(f"{path}, line {row.line}: {own.columns[0]} is {row.video!r}, but "
+                                        f"{self.video(row.video)} is missing: put it there, or remove the line")
+        return rows[names]
+
+    def video(self, name):
+        return self.root / self.config.task.videos.format(video=name)
 
     def dataset(self, split):
         return Clips(self, split)

@@ -250,7 +250,7 @@ def _live(searcher, text, top, rerank, shown_like, weight, merge, megabytes, con
     reranked = ipywidgets.IntSlider(rerank, 0, max(200, rerank), 10, description="re-rank the best",
                                     continuous_update=False, style=wide)
     # a moment is chosen among the hits, or written
-    example, given = shown_like  # frames have no name, and a hit stands for its best clip, which its place doesn't say
+    example, given = shown_like  # frames have no name
     like = ipywidgets.Combobox(value=example, description="like", ensure_option=False, continuous_update=False,
                                placeholder="VIDEO@1:23, or a clip's or picture's file", layout={"width": "60%"},
                                style=wide)
