@@ -64,8 +64,8 @@ def changed_sides(folder, own):
 def gradients(folder, own):
     model = torch.nn.Linear(2, 2)
     trial = SimpleNamespace(model=SimpleNamespace(parameters=model.parameters, named_parameters=model.named_parameters),
-                            terms=lambda: {text: torch.tensor(1.0) for text in SHORT},
-                            gradient_norms=lambda: {NAME: dict.fromkeys([*SHORT, "all terms"], 1.0)})
+                            measured=lambda: (dict.fromkeys(SHORT, 1.0),
+                                              {NAME: dict.fromkeys([*SHORT, "all terms"], 1.0)}))
     own.monkeypatch.setattr("egokit.viz.trials.parts_of", lambda model: {NAME: list(model.parameters())})
     return viz.gradients(trial), [NAME, *SHORT], ()
 

@@ -1,4 +1,6 @@
 """Figures have alternative texts: in a notebook's output, in saved HTML, and in the PNG."""
+import base64
+import io
 import re
 
 import nbformat
@@ -10,7 +12,7 @@ from test_predictions import grey
 
 from egokit.runs.run_folder import Run
 from egokit.viz import curves
-from egokit.viz.alternative_text import KEY, describe, saved_html
+from egokit.viz.alternative_text import KEY, PHOTOGRAPHS, bundle, describe, show_saved
 from egokit.viz.style import Picture, clip_grid, grade_style, new_figure, save_figure
 
 
@@ -37,26 +39,47 @@ def test_charts_are_told_with_their_axes_curves_and_numbers():
                                 "takes: 10.0; puts: 20.0")
 
 
-def test_a_notebook_shows_a_figure_as_an_image_that_is_described(tmp_path):
+def displayed(show):
+    """What a notebook's output has of what a call displays."""
     from IPython.utils.capture import capture_output
-    from nbconvert import HTMLExporter
+    with capture_output() as captured:
+        show()
+    shown, = captured.outputs
+    return shown
+
+
+def test_a_notebook_shows_a_figure_as_an_image_that_is_described(tmp_path):
+    from nbconvert import HTMLExporter, LatexExporter
     run, _ = logged(tmp_path)
     shell = InteractiveShell.instance()
-    with capture_output() as captured:
-        shell.display_formatter.format(curves(run))
-    shown, = captured.outputs
-    alternative = re.fullmatch(r'<img alt="(.*?)" style="[^"]*" src="data:image/png;base64,[^"]+">',
-                               shown.data["text/html"])[1]
+    shown = displayed(lambda: shell.display_formatter.format(curves(run)))
+    alternative, webp = re.fullmatch(r'<img alt="(.*?)" style="[^"]*" src="data:image/webp;base64,([^"]+)">',
+                                     shown.data["text/html"]).groups()
     assert alternative.startswith("6 charts. 02_pretrain/a_run_of_mine")
     assert "loss terms; loss term: egonce from 2 to" in alternative
-    assert "image/png" not in shown.data, "JupyterLab would save the picture twice"
-    # the saved PNG says the same, from which live figures take it
+    # the saved PNG says the same, from which live figures take it, and its WebP is the same picture in half the bytes
     path = run.figure("curves.png")
-    assert f'alt="{alternative}"' in saved_html(path)
-    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(
-        "figure", outputs=[nbformat.v4.new_output("display_data", dict(shown.data))])])
+    assert displayed(lambda: show_saved(path)).data["text/html"] == shown.data["text/html"]
+    with Image.open(path) as png, Image.open(io.BytesIO(base64.b64decode(webp))) as image:
+        assert np.array_equal(np.asarray(png.convert("RGB")), np.asarray(image.convert("RGB")))
+    assert len(base64.b64decode(webp)) < path.stat().st_size / 2
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("figure", outputs=[
+        nbformat.v4.new_output("display_data", dict(shown.data), metadata=shown.metadata)])])
     page, _ = HTMLExporter().from_notebook_node(book)
-    assert f'alt="{alternative}"' in page
+    assert f'alt="{alternative}"' in page and page.count(webp) == 1 and shown.data["image/png"] not in page
+    # what can't show HTML has the PNG
+    _, resources = LatexExporter().from_notebook_node(book)
+    assert [file[:4] for file in resources["outputs"].values()] == [b"\x89PNG"]
+
+
+def test_a_figure_of_frames_is_small_in_html_and_a_very_long_one_is_shown():
+    noise = np.random.default_rng(0).integers(0, 255, (100, 100, 3), np.uint8)
+    for size, kind in (((1000, 1000), "webp"), ((60, 20_000), "png")):
+        png = io.BytesIO()
+        Image.fromarray(noise).resize(size).save(png, "PNG")
+        html = bundle(png.getvalue(), "frames")[0]["text/html"]
+        assert len(png.getvalue()) > PHOTOGRAPHS and f"data:image/{kind};" in html
+        assert (len(html) < len(png.getvalue()) / 3) == (kind == "webp")
 
 
 def test_a_hostile_title_stays_a_text(tmp_path):
@@ -65,6 +88,6 @@ def test_a_hostile_title_stays_a_text(tmp_path):
     figure.subplots().set_title(title)
     run = Run(tmp_path)
     save_figure(figure, run, "any")
-    html = saved_html(run.figure("any.png"))
+    html = displayed(lambda: show_saved(run.figure("any.png"))).data["text/html"]
     assert "<script" not in html and "&lt;script&gt;" in html and "\u202e" not in html
     assert "\\u202e" in Image.open(run.figure("any.png")).text[KEY]

@@ -17,7 +17,7 @@ from egokit.jobs import sweep
 from egokit.runs import run_set
 from egokit.runs.run_folder import Run
 from egokit.tasks import significance
-from egokit.viz.run_curves import mean_and_spread, on_common_steps
+from egokit.viz.run_curves import on_common_steps
 
 
 def scored(folder, seed, lr, score, section="headtune", recipe=(), **metrics):
@@ -38,7 +38,7 @@ def runs(tmp_path, monkeypatch):
     return [*made, Run(tmp_path / "09_x/s-unfinished")]
 
 
-def test_runs_are_found_by_name_pattern_path_and_sweep(runs, tmp_path):
+def test_runs_are_found_by_name_pattern_path_and_sweep(runs, tmp_path, capsys):
     names = [run.path.name for run in run_set.find_runs("09_x/s-0.001*", str(runs[3].path), runs[0])]
     assert names == ["s-0.001-0", "s-0.001-1", "s-0.001-2", "s-0.01-0"], "each once"
     listed = Run(tmp_path / "09_x/s").path / "sweep.json"
@@ -54,8 +54,12 @@ def test_runs_are_found_by_name_pattern_path_and_sweep(runs, tmp_path):
             run_set.find_runs(*wrong)
     assert not (tmp_path / "away").exists() and not (tmp_path / "09_x/s-not-begun").exists()
     Run(tmp_path / "09_x/s").write_metrics("headtune", {"finished": True})
+    assert not capsys.readouterr().out
     assert [run.path.name for run in run_set.find_runs("09_x/s")] == ["s-0.01-1"], "by its name, the sweep"
+    assert "09_x/s names the 2 runs of a sweep; for the run of the same name, pass" in capsys.readouterr().out
     assert "s" in [run.path.name for run in run_set.find_runs("09_x/*")], "by a pattern, the run in its folder, too"
+    assert [run.path.name for run in run_set.find_runs(Run(tmp_path / "09_x/s"))] == ["s"] and \
+        not capsys.readouterr().out
     for name in ("../../elsewhere", "/etc", "..", ""):
         listed.write_text(json.dumps(keys | {"runs": {name: {"seed": 1}}}))
         with pytest.raises(ValueError, match=r"sweep.json: .*expected a folder's name"):
@@ -120,7 +124,7 @@ def test_mean_and_spread_of_curves_equal_the_naive_twin():
     values = np.random.default_rng(0).normal(size=(4, 9))
     values[1, 3:] = np.nan
     values[1:, 8] = np.nan
-    mean, spread = mean_and_spread(values)
+    mean, spread = run_set.mean_and_spread(values)
     for place in range(9):
         there = [value for value in values[:, place].tolist() if not math.isnan(value)]
         average = sum(there) / len(there)

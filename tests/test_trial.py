@@ -23,11 +23,14 @@ from egokit.tasks.egoclip import EgoClip
 
 class MyLoss(EgoClip):
     def modules(self, model):
-        return {"mine": nn.ParameterDict({"scale": torch.tensor(3.0), "spare": torch.tensor(1.0)})}
+        mine = nn.ParameterDict({"scale": torch.tensor(3.0), "spare": torch.tensor(1.0)})
+        mine.register_buffer("calls", torch.tensor(0.0))
+        return {"mine": mine}
 
     def loss(self, model, batch, step):
         similarity = self.similarity_part(model, batch)
         mine = model.own["mine"]
+        mine.calls += 1
         return {"pull": -mine["scale"] * similarity.mean_of_texts(similarity.own_pairs()),
                 "spare": mine["spare"] ** 2 / 2}
 
@@ -53,11 +56,11 @@ def test_which_term_moves_which_part(mine, tmp_path):
     assert set(norms) == {"video encoder", "text encoder", "projections", "own module mine"}, "fusion is frozen"
     assert norms["own module mine"]["spare"] == pytest.approx(1.0) and norms["video encoder"]["spare"] == 0
     assert norms["text encoder"]["pull"] == norms["text encoder"][ALL] > 0
+    table = viz.gradients(trial).data
+    assert all(torch.equal(value, before[name]) for name, value in trial.model.state_dict().items()), "buffers, too"
+    assert not any(parameter.grad is not None for parameter in trial.model.parameters())
     scale = trial.terms()["pull"].item() / 3
     assert norms["own module mine"][ALL] == pytest.approx(np.hypot(scale, 1), rel=1e-4)
-    assert all(torch.equal(value, before[name]) for name, value in trial.model.state_dict().items())
-    assert not any(parameter.grad is not None for parameter in trial.model.parameters())
-    table = viz.gradients(trial).data
     assert table.columns.tolist() == ["of one batch", "parameters", "pull", "spare", ALL]
     assert table[ALL][0] == pytest.approx(table["pull"][0] + 0.5)
     assert table["spare"].isna().tolist() == [False, True, True, True, False], "a dash where a term reaches nothing"

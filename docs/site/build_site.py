@@ -23,7 +23,7 @@ from egokit.runs.run_folder import NOTEBOOK
 ROOT, HERE = Path(__file__).parents[2], Path(__file__).parent
 RUN = "demo"  # the run of each notebook that `make demo` leaves
 INVENTORY = "objects.inv"  # Sphinx writes it into every site
-KINDS = {"image/png": "png", "image/jpeg": "jpg", "video/mp4": "mp4"}
+KINDS = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp", "video/mp4": "mp4"}
 EMBEDDED = re.compile(rf'src="data:({"|".join(KINDS)});base64,([A-Za-z0-9+/=\s]+)"')
 UNDESCRIBED = "a figure without a description"
 INCLUDED = re.compile(r"\]\(([^)\s#]+)[^)]*\)")  # the targets of Markdown's links and pictures

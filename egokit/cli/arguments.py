@@ -17,6 +17,14 @@ def _recipe(parser: argparse.ArgumentParser, params: str | None = None, run: str
                         help=f"{run_help} (default: {run or 'a name made from the folder of videos'})")
 
 
+def _in_place_of_the_notebooks(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that take the place of a notebook's own parameters."""
+    for name, what in (("params", "recipe: a name under params/ or a YAML file"),
+                       ("site", "a name under params/sites/ or a YAML file"),
+                       ("overrides", "'section.key=value …'")):
+        parser.add_argument(f"--{name}", help=f"{what} (default: the notebook's)")
+
+
 def shard(text: str) -> tuple[int, int]:
     """Parse "3/16" to (3, 16)."""
     number, _, count = text.partition("/")
@@ -90,7 +98,7 @@ def parser() -> argparse.ArgumentParser:
     one_part = sub.add_mutually_exclusive_group()
     one_part.add_argument("--shard", type=shard, metavar="I/N", help="do only this share of the videos")
     one_part.add_argument("--array", type=positive, metavar="N",
-                       help="submit N shards as jobs; a second time: only the unfinished shards")
+                          help="submit N shards as jobs; a second time: only the unfinished shards")
     sub.add_argument("--clip-seconds", type=positive, metavar="S",
                      help="nlq-narrations: length of the clips that videos are cut into (default: 480)")
     sub.add_argument("--every", type=positive, metavar="N", help="nlq-narrations: keep one narration of N")
@@ -110,16 +118,14 @@ def parser() -> argparse.ArgumentParser:
                      help="time limit of each notebook; the jobs that it submitted go on")
     sub.add_argument("--submit", action="store_true",
                      help="run the notebooks in a small job on the site's launch.cluster")
-    for name in ("params", "site", "overrides"):
-        sub.add_argument(f"--{name}")
-    sub.add_argument("--run", dest="run_name")
+    _in_place_of_the_notebooks(sub)
+    sub.add_argument("--run", dest="run_name", help="name of the run folder (default: the notebook's)")
     sub = add("compare", "Evaluate several models on a notebook's benchmark: a table beside the published\n"
               "numbers, and how sure the differences are. The exit code is 1 if a model failed.",
               "egokit compare 03_ek100 --init EgoVLPv2_smallproj.pth --init lavila_b.pth --site local")
     sub.add_argument("notebook", help="a notebook's name or its beginning")
     sub.add_argument("--init", action="append", required=True, help="a model, as a recipe has it; once for each")
-    for name in ("params", "site", "overrides"):
-        sub.add_argument(f"--{name}")
+    _in_place_of_the_notebooks(sub)
     sub.add_argument("--run", default="compare", dest="run_name", help="first part of the run folders' names")
     sub.add_argument("--side-by-side", type=positive, default=1, metavar="N", help="on this machine, N models at once")
     sub.add_argument("--wait", action="store_true", help="on SLURM: wait until all jobs have ended")

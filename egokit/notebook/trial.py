@@ -146,10 +146,14 @@ class Trial:
         Returns:
             {part of the model: {term: norm}}; the term ALL is the whole loss.
         """
+        return self.measured()[1]
+
+    def measured(self) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+        """Return the value of each term of the loss of `batch`, and `gradient_norms`; the model stays as it is."""
         parts, norms = parts_of(self.model), {}
         buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
-        names = list(self.terms())
-        for term in [*names, ALL] if len(names) > 1 else [ALL]:
+        values = {name: term.item() for name, term in self.terms().items()}
+        for term in [*values, ALL] if len(values) > 1 else [ALL]:
             self.model.zero_grad(set_to_none=True)
             terms = self.terms()
             loss = sum(terms.values()) if term == ALL else terms[term]
@@ -163,7 +167,7 @@ class Trial:
         self.model.zero_grad(set_to_none=True)
         for buffer, before in buffers:  # running means of a task's modules
             buffer.copy_(before)
-        return norms
+        return values, norms
 
     def train(self, steps: int) -> None:
         """Do the next steps of the training by the job's own loop, and log each in `run`.

@@ -1,10 +1,12 @@
 """Several runs together: which ones a name or a sweep stands for, and in what their recipes differ."""
 import hashlib
 import json
-import statistics
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
 
 from egokit.config.build import ConfigError, did_you_mean, flatten
 from egokit.config.json_file import read_json
@@ -55,8 +57,11 @@ def find_runs(*names: str | Path | Run) -> list[Run]:
     for name in names:
         for folder in [name.path] if isinstance(name, Run) else _folders(str(name)):
             sweep = {} if isinstance(name, Run) else read_sweep(folder)
-            # the folder of a sweep may be that of a run, too, which only a pattern or a Run stands for
-            own = [folder] if not sweep or ("*" in str(name) and (folder / "metrics.json").is_file()) else []
+            both = sweep and (folder / "metrics.json").is_file()  # a run and a sweep of one name
+            own = [folder] if not sweep or (both and "*" in str(name)) else []
+            if both and not own:
+                print(f"{name} names the {len(sweep['runs'])} runs of a sweep; for the run of the same name, pass the "
+                      "run that egokit.open_run returned")
             for path in [*own, *(folder.parent / run for run in sweep.get("runs", ()))]:
                 if path.is_dir():  # a sweep's run may not have begun
                     runs.setdefault(path.resolve(), Run(path))
@@ -166,7 +171,19 @@ def scores(runs: Iterable[Run], section: str, metric: str) -> list[float]:
     return [float(value) for value in values if isinstance(value, (int, float)) and not isinstance(value, bool)]
 
 
-def mean_and_spread(values: list[float]) -> tuple[float, float]:
-    """Return the mean of values and their standard deviation (of a sample, by n - 1); NaN where there are too few."""
-    return (statistics.fmean(values) if values else float("nan"),
-            statistics.stdev(values) if len(values) > 1 else float("nan"))
+def mean_and_spread(values_RP: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean of R runs' values and their standard deviation (of a sample, by n - 1).
+
+    Args:
+        values_RP: A value of each run, (R,), or one at each of P steps, (R, P). A run that is NaN doesn't count there.
+
+    Returns:
+        Both () or (P,). The mean of no run is NaN, and so is the spread of fewer than two.
+    """
+    values = np.asarray(values_RP, float)
+    there = np.isfinite(values)
+    count = there.sum(0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.where(there, values, 0).sum(0) / count
+        squares = (np.where(there, values - mean, 0) ** 2).sum(0)
+        return mean, np.sqrt(np.where(count > 1, squares, np.nan) / (count - 1))

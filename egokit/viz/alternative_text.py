@@ -1,20 +1,25 @@
 """The alternative text of a figure: what a reader who can't see it is told, made from what is written in it.
 
 JupyterLab shows a picture of a notebook without its alternative text, unless it is an <img> in HTML. So figures are
-displayed as that, in JupyterLab, in saved pages and on the site. A saved PNG carries the text as its description.
+displayed as that, in JupyterLab, in saved pages and on the site. What can't show HTML, such as a PDF made with LaTeX,
+takes the PNG that stands beside it. A saved PNG carries the text as its description.
 """
 import base64
 import io
 from pathlib import Path
 
 import numpy as np
+from IPython.display import DisplayHandle, display
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
+from PIL import Image
 
 from egokit.notebook.safe_html import escape
 from egokit.runs.shown_text import shown
 
 KEY = "Description"  # of a PNG's texts, as its standard names it
+PHOTOGRAPHS = 300_000   # bytes of a PNG from which it has frames of videos, whose WebP need not be lossless
+LONGEST = 16_383        # pixels of a side of a WebP, at most
 
 
 def describe(figure: Figure) -> str:
@@ -28,24 +33,38 @@ def describe(figure: Figure) -> str:
     return shown(". ".join(text.strip(" .") for part in parts if (text := " ".join(part.split()))))
 
 
-def to_html(figure: Figure) -> str:
-    """Return a figure as HTML, with its alternative text."""
+def show(figure: Figure) -> None:
+    """Display a figure in a notebook, with its alternative text."""
     buffer = io.BytesIO()
     figure.savefig(buffer, bbox_inches="tight", dpi=100, format="png")
-    return image(buffer.getvalue(), describe(figure))
+    data, metadata = bundle(buffer.getvalue(), describe(figure))
+    display(data, metadata=metadata, raw=True)
 
 
-def saved_html(path: Path) -> str:
-    """Return a figure that `save_figure` saved as HTML, with its alternative text."""
-    from PIL import Image
+def show_saved(path: Path, place: DisplayHandle | None = None) -> DisplayHandle:
+    """Display a figure that `save_figure` saved, with its alternative text; in an earlier one's place, if given."""
     with Image.open(path) as opened:
-        return image(path.read_bytes(), opened.text.get(KEY, path.stem))
+        data, metadata = bundle(path.read_bytes(), opened.text.get(KEY, path.stem))
+    if place is None:
+        return display(data, metadata=metadata, raw=True, display_id=True)
+    place.update(data, metadata=metadata, raw=True)
+    return place
 
 
-def image(png: bytes, alternative: str) -> str:
-    """Return a PNG as an <img>, never wider than its page and on white in a dark theme, too."""
-    return (f'<img alt="{escape(alternative)}" style="max-width:100%;height:auto;background:white" '
-            f'src="data:image/png;base64,{base64.b64encode(png).decode()}">')
+def bundle(png: bytes, alternative: str) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+    """Return what a notebook's output holds of a PNG, and its metadata, by MIME type.
+
+    The HTML has it as WebP, at about half of its bytes, never wider than its page and on white in a dark theme, too.
+    """
+    buffer, kind = io.BytesIO(png), "png"
+    with Image.open(buffer) as opened:
+        if max(opened.size) <= LONGEST:
+            buffer, kind = io.BytesIO(), "webp"
+            opened.convert("RGB").save(buffer, kind, lossless=len(png) < PHOTOGRAPHS, quality=90, method=2)
+    html = (f'<img alt="{escape(alternative)}" style="max-width:100%;height:auto;background:white" '
+            f'src="data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}">')
+    data = {"text/html": html, "image/png": base64.b64encode(png).decode(), "text/plain": alternative}
+    return data, {"image/png": {"alt": alternative}}
 
 
 def _texts(artists) -> list[str]:

@@ -81,14 +81,8 @@ class Display:
 
     def show(self, name: str) -> None:
         """Put the saved PNG into its place; showing the figure object would render it again."""
-        from IPython.display import HTML, display
-
-        from egokit.viz.alternative_text import saved_html
-        image = HTML(saved_html(self.job.run.figure(f"{name}.png")))
-        if name in self.places:
-            self.places[name].update(image)
-        else:
-            self.places[name] = display(image, display_id=True)
+        from egokit.viz.alternative_text import show_saved
+        self.places[name] = show_saved(self.job.run.figure(f"{name}.png"), self.places.get(name))
 
 
 def draw(run: Run, history: History, state: str):

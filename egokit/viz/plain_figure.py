@@ -17,10 +17,8 @@ class PlainFigure(Figure):
     """
 
     def _ipython_display_(self) -> None:
-        from IPython.display import HTML, display
-
-        from egokit.viz.alternative_text import to_html
-        display(HTML(to_html(self)))
+        from egokit.viz.alternative_text import show
+        show(self)
 
     def draw(self, renderer) -> None:
         with self._plain_texts():

@@ -55,7 +55,7 @@ def draw_group(axis, curves: list[tuple[np.ndarray, np.ndarray]], number: int, l
     if not len(steps):
         return
     colour, line = CYCLE[number % len(CYCLE)], "-" if number < len(CYCLE) else "--"
-    mean, spread = mean_and_spread(values_RP)
+    mean, spread = run_set.mean_and_spread(values_RP)
     marker = "." if len(steps) < 20 else None
     if len(values_RP) > 1:
         for values in values_RP:
@@ -94,19 +94,6 @@ def on_common_steps(curves: list[tuple[np.ndarray, np.ndarray]],
     if len(common) > most and any(len(steps) != len(common) for steps, _ in reduced):
         common = np.linspace(common[0], common[-1], most)
     return common, np.stack([np.interp(common, *curve, left=np.nan, right=np.nan) for curve in reduced])
-
-
-def mean_and_spread(values_RP: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mean and the standard deviation (of a sample, by n - 1) of runs, at each of P steps.
-
-    Runs that are NaN at a step don't count there; the spread of a single one is NaN.
-    """
-    there = np.isfinite(values_RP)
-    count = there.sum(0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mean = np.where(there, values_RP, 0).sum(0) / count
-        squares = (np.where(there, values_RP - mean, 0) ** 2).sum(0)
-        return mean, np.sqrt(np.where(count > 1, squares, np.nan) / (count - 1))
 
 
 def setting_scores(runs: Sequence[Run], run: Run | None = None, section: str = "", metric: str = ""):

@@ -21,8 +21,8 @@ def gradients(trial: Trial):
     Args:
         trial: whose `batch` is used.
     """
-    terms = {name: term.item() for name, term in trial.terms().items()}
-    norms, parts = trial.gradient_norms(), parts_of(trial.model)
+    terms, norms = trial.measured()
+    parts = parts_of(trial.model)
     columns = [*terms, ALL] if len(terms) > 1 else [ALL]
     values = terms | {ALL: sum(terms.values())}
     rows = [("loss", None, *(values[name] for name in columns))]
