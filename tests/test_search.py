@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+from pathlib import Path
 
 import av
 import pytest
@@ -131,6 +132,11 @@ def test_files_and_pages(searched, tmp_path, monkeypatch):
     assert view.value.count("<video") == 3 and view.value.count("match") >= 3
     query.value = " "
     assert "an empty query" in status_line.value and view.value.count("<video") == 3
+
+
+def test_folders_of_long_and_of_equal_names_have_an_index_each():
+    names = {command.run_name(Path(above) / name) for above in ("/a", "/b") for name in ("videos", "x" * 255, "ü")}
+    assert len(names) == 6 and max(map(len, names)) == 255
 
 
 def test_mistakes_are_one_line(project, capsys, tmp_path):
