@@ -104,6 +104,15 @@ def test_a_figure_of_frames_is_small_in_html_and_a_very_long_one_is_shown():
         assert (len(html) < len(png.getvalue()) / 3) == (kind == "webp")
 
 
+def test_a_figure_without_a_background_is_on_white():
+    """As with savefig.transparent: the edges of letters are black with an alpha, which alone makes them soft."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.array([[[0, 0, 0, 0], [0, 0, 0, 51], [255, 0, 0, 255]]], np.uint8)).save(buffer, "PNG")
+    html = bundle(buffer.getvalue(), "text")[0]["text/html"]
+    with Image.open(io.BytesIO(base64.b64decode(html.partition("base64,")[2].rstrip('">')))) as image:
+        assert np.asarray(image.convert("RGB")).tolist() == [[[255, 255, 255], [204, 204, 204], [255, 0, 0]]]
+
+
 def test_a_hostile_title_stays_a_text(tmp_path):
     title = '"><script>alert(1)</script> \u202e $x$'
     figure = new_figure()

@@ -61,7 +61,9 @@ def bundle(png: bytes, alternative: str) -> tuple[dict[str, str], dict[str, dict
     with Image.open(buffer) as opened:
         if max(opened.size) <= LONGEST:
             buffer, kind = io.BytesIO(), "webp"
-            opened.convert("RGB").save(buffer, kind, lossless=len(png) < PHOTOGRAPHS, quality=90, method=2)
+            on_white = Image.new("RGBA", opened.size, "white")  # as the PNG is shown; RGB alone forgets the shades
+            on_white.alpha_composite(opened.convert("RGBA"))
+            on_white.convert("RGB").save(buffer, kind, lossless=len(png) < PHOTOGRAPHS, quality=90, method=2)
     html = (f'<img alt="{escape(alternative)}" style="max-width:100%;height:auto;background:white" '
             f'src="data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}">')
     data = {"text/html": html, "image/png": base64.b64encode(png).decode(), "text/plain": alternative}
