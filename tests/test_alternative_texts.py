@@ -13,6 +13,7 @@ from test_predictions import grey
 from egokit.runs.run_folder import Run
 from egokit.viz import curves
 from egokit.viz.alternative_text import KEY, PHOTOGRAPHS, bundle, describe, show_saved
+from egokit.viz.per_class import dot_plot
 from egokit.viz.style import Picture, clip_grid, grade_style, new_figure, save_figure
 
 
@@ -37,6 +38,27 @@ def test_charts_are_told_with_their_axes_curves_and_numbers():
     save_figure(figure, None, "any")
     assert describe(figure) == ("2 charts. what to change. loss terms; loss over step: EgoNCE from 5.25 to 1. "
                                 "takes: 10.0; puts: 20.0")
+
+
+def test_points_bars_and_means_are_told_with_their_numbers():
+    """What has a mark for each name, but no number beside it."""
+    figure = new_figure()
+    points, stacked, seeds, empty = figure.subplots(1, 4)
+    dot_plot(points, ["takes  (3)", "puts  (2)"], {"zeroshot": [10, np.nan], "finetune": [20.25, 30]})
+    points.axvline(5, color="black", label="chance")
+    for label, heights, bottom in (("right", (75, 20), (0, 0)), ("wrong", (25, 80), (75, 20))):
+        stacked.bar([0, 1], heights, 0.7, bottom, label=label)
+        stacked.text(0, bottom[0], f"{heights[0]}")
+    stacked.set_xticks([0, 1], ["best\n(5)", "rest\n(9)"])
+    stacked.set_ylabel("share, %")
+    for at, mean, spread in ((0.001, 26.3, [0.5]), (0.01, 38, None)):
+        seeds.plot([at] * 2, [mean - 1, mean + 1], "o")
+        seeds.errorbar([at], [mean], yerr=spread, fmt="_", label=f"lr {at} (2)")
+    empty.set_yticks([0, 1], ["truth", "✓ 1"])
+    save_figure(figure, None, "any")
+    told = describe(figure)
+    assert "takes (3): zeroshot 10, finetune 20.2; puts (2): finetune 30. share, %; best (5), rest (9); " in told
+    assert "right 75, 20; wrong 25, 80. lr 0.001 (2) 26.3 ± 0.5; lr 0.01 (2) 38. truth; ✓ 1" in told
 
 
 def displayed(show):
@@ -80,6 +102,15 @@ def test_a_figure_of_frames_is_small_in_html_and_a_very_long_one_is_shown():
         html = bundle(png.getvalue(), "frames")[0]["text/html"]
         assert len(png.getvalue()) > PHOTOGRAPHS and f"data:image/{kind};" in html
         assert (len(html) < len(png.getvalue()) / 3) == (kind == "webp")
+
+
+def test_a_figure_without_a_background_is_on_white():
+    """As with savefig.transparent: the edges of letters are black with an alpha, which alone makes them soft."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.array([[[0, 0, 0, 0], [0, 0, 0, 51], [255, 0, 0, 255]]], np.uint8)).save(buffer, "PNG")
+    html = bundle(buffer.getvalue(), "text")[0]["text/html"]
+    with Image.open(io.BytesIO(base64.b64decode(html.partition("base64,")[2].rstrip('">')))) as image:
+        assert np.asarray(image.convert("RGB")).tolist() == [[[255, 255, 255], [204, 204, 204], [255, 0, 0]]]
 
 
 def test_a_hostile_title_stays_a_text(tmp_path):

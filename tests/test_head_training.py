@@ -12,6 +12,7 @@ import egokit
 from egokit import tasks
 from egokit.config.build import ConfigError
 from egokit.config.schema import ModelConfig
+from egokit.data.video.open_video import VideoError
 from egokit.model import weights
 from egokit.model.own_modules import attach
 from egokit.runs import ledger
@@ -175,3 +176,26 @@ def test_the_example_of_ones_own_clips_reads_names_as_they_are_written(resolve, 
     task = tasks.make(resolve(str(OWN_CLIPS.with_suffix(".yaml")), f"task={OWN_CLIPS}.py:OwnClips "
                               f"task.videos={tmp_path} task.table={tmp_path}/{{split}}.csv", run="random"))
     assert list(task.rows["train"]["id"]) == ["001", "002"] and list(task.number) == ["3", "None"]
+
+
+@pytest.mark.parametrize("line, message", [
+    ("a,1,1,x", r"train\.csv, line 3: t_end is 1, t_start 1; expected that"),
+    ("a,0:01,0:02,x", r"train\.csv, line 3: t_start is"), ("a,,2,x", r"train\.csv, line 3: t_start is")])
+def test_the_example_of_ones_own_clips_names_wrong_times(resolve, checkpoint, tmp_path, line, message):
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.csv").write_text(f"id,t_start,t_end,narration\nb,0,1,x\n{line}\n")
+    with pytest.raises(ValueError, match=message):
+        tasks.make(resolve(str(OWN_CLIPS.with_suffix(".yaml")), f"task={OWN_CLIPS}.py:OwnClips "
+                           f"task.table={tmp_path}/{{split}}.csv", run="random"))
+
+
+def test_the_example_of_ones_own_clips_refuses_a_clip_after_its_video(resolve, checkpoint, tmp_path, project):
+    """It would be trained on the video's last frame."""
+    table = project / "outputs/toy/CharadesEgo/CharadesEgo/metadata_train.csv"
+    header, line = table.read_text().splitlines()[:2]
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.csv").write_text(f"{header}\n" + "\t".join([*line.split("\t")[:2], "900", "901", "x"]))
+    data = tasks.make(resolve(str(OWN_CLIPS.with_suffix(".yaml")), f"task={OWN_CLIPS}.py:OwnClips "
+                              f"task.table={tmp_path}/{{split}}.csv", run="random")).dataset("test")
+    with pytest.raises(VideoError, match=r"a clip begins at 900\.00 s, but the video ends"):
+        data.read(0, None)

@@ -172,15 +172,12 @@ def test_the_example_of_ones_own_texts(resolve, checkpoint, tmp_path):
     ("b,x,1,cuts", "line 3: start is 'x'"), ("b,-1,1,cuts", "line 3: start is '-1'; expected seconds"),
     ("b,0,nan,cuts", "line 3: stop is 'nan'"), ("b,2,2,cuts", "line 3: stop is 2, start 2; expected that it"),
     ("b,2.5,1,cuts", r"line 3: stop is 1, start 2\.5"), ("b,0,1,", "line 3: text is ''"), ("b,0,1", "line 3: 3 fields"),
-    ("\nc,0,1,cuts", r"line 4: video is 'c', but \S+c\.mp4 is missing: put it there, or remove the line"),
     ("../b,0,1,cuts", r"line 3: video is '\.\./b'"), (None, r"columns \['text'\] are missing")])
 def test_a_wrong_line_of_ones_own_texts_is_named(resolve, checkpoint, tmp_path, table, message):
     """The same holds for ones own clips, whose columns have other names."""
     text = f"video,start,stop,text\na,0,1,cuts\n{table}\n" if table else "video,start,stop\na,0,1\n"
     for split in ("train", "test"):
         (tmp_path / f"{split}.csv").write_text(text)
-    for name in "ab":
-        (tmp_path / f"{name}.mp4").touch()
     common = f"task.table={tmp_path}/{{split}}.csv"
     config = resolve(str(OWN_TEXTS.with_suffix(".yaml")), f"task={OWN_TEXTS}.py:OwnTexts task.delimiter=',' "
                      f"task.videos={tmp_path}/{{video}}.mp4 task.columns=[video,start,stop,text] {common}",
@@ -200,14 +197,18 @@ def test_a_wrong_line_of_ones_own_texts_is_named(resolve, checkpoint, tmp_path, 
 
 def test_what_is_given_beside_a_table_of_ones_own_texts(resolve, checkpoint, tmp_path):
     for split in ("train", "test"):
-        (tmp_path / f"{split}.csv").write_text("video,start,stop,text\na,0,1,cuts\n")
+        (tmp_path / f"{split}.csv").write_text("video,start,stop,text\na,0,1,cuts\nb.mp4,0,1,cuts\n")
+    (tmp_path / "a.mp4").touch()
     config = resolve(str(OWN_TEXTS.with_suffix(".yaml")), f"task={OWN_TEXTS}.py:OwnTexts task.delimiter=',' "
                      f"task.table={tmp_path}/{{split}}.csv task.columns=[video,start,stop,text] "
-                     "data.max_bad_fraction=0.5", run="random")
-    assert len(tasks.make(config).rows["train"]) == 1
-    for delimiter, message in ((";;", "';;': expected one character"), (";", "header with ';' between")):
-        with pytest.raises(ValueError, match=message):
-            tasks.make(egokit.changed(config, {"task.delimiter": delimiter}))
+                     f"task.videos={tmp_path}/{{video}}.mp4", run="random")
+    with pytest.raises(FileNotFoundError, match=r"^1 videos .*b\.mp4\.mp4; .*task\.videos"):
+        tasks.make(config).dataset("train").check_files()
+    with pytest.raises(ValueError, match=r"train\.csv: columns .* are missing; expected a header with ';' between"):
+        tasks.make(egokit.changed(config, "task.delimiter=;"))
+    for delimiter in (r"\t", ";;"):
+        with pytest.raises(ValueError, match=r"train\.csv: the delimiter .*expected one character"):
+            tasks.make(egokit.changed(config, f"task.delimiter={delimiter}"))
 
 
 def test_further_overrides_name_runs_and_files_as_a_recipe_does(mine, project, tmp_path):

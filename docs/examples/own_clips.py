@@ -6,7 +6,7 @@ set's Charades-Ego; for yours, give `task.table` and `task.videos`, and the name
 import numpy as np
 
 from egokit.data import annotation_tables
-from egokit.data.video import clips
+from egokit.data.video import clips, frame_sampling
 from egokit.tasks import ClassHead, Samples, Task, TaskConfig, check_name, sample_frames
 
 VIDEO, START, STOP, CLASS = "id", "t_start", "t_end", "narration"  # columns of the table
@@ -17,14 +17,20 @@ class Clips(Samples):
         self.task, self.rows = task, task.rows[split].iloc[:task.limited(len(task.rows[split]))]
         super().__init__(len(self.rows), task.config.seed, train=split == "train")
 
+    def check_files(self):  # before training, not at the step that would read it
+        if absent := [path for path in map(self.task.video, self.rows[VIDEO].unique()) if not path.exists()]:
+            raise FileNotFoundError(f"{len(absent)} videos of the table are missing, such as {absent[0]}; put them "
+                                    "there, or correct task.videos")
+
     def read(self, index, rng):
         row, data = self.rows.iloc[index], self.task.config.data
+        path = self.task.video(row[VIDEO])
 
         def pick(length, rate):
-            first = min(int(row[START] * rate), length - 1)
+            first = frame_sampling.first_frame(path, int(row[START] * rate), length, rate)
             last = max(first + 1, min(int(row[STOP] * rate), length))
             return sample_frames(first, last, data.eval_frames if rng is None else data.frames, rng)
-        pixels = clips.read(self.task.videos / f"{row[VIDEO]}.mp4", pick, data.reader)
+        pixels = clips.read(path, pick, data.reader)
         return {"video": self.task.transform(pixels, rng), "class": self.task.number[row[CLASS]], "index": index}
 
 
@@ -53,13 +59,10 @@ class OwnClips(Task):
         """The clips of a table, with a comma, semicolon or tab between its fields; a wrong line is an error."""
         kinds = {VIDEO: check_name, START: annotation_tables.time, STOP: annotation_tables.time,
                  CLASS: annotation_tables.text}
-        rows = annotation_tables.read_csv(path, kinds, delimiter="", span=(START, STOP), line="its line")
-        for _, row in rows.iloc[:self.limited(len(rows))].drop_duplicates(VIDEO).iterrows():
-            video = self.videos / f"{row[VIDEO]}.mp4"
-            if not self.config.data.max_bad_fraction and not video.is_file():
-                raise FileNotFoundError(f"{path}, line {row['its line']}: {VIDEO} is {row[VIDEO]!r}, but {video} is "
-                                        "missing: put it there, or remove the line")
-        return rows
+        return annotation_tables.read_csv(path, kinds, delimiter="", span=(START, STOP))
+
+    def video(self, name):
+        return self.videos / f"{name}.mp4"
 
     def head(self, model):
         return ClassHead(model.embed_dim, list(self.number), reads="video")

@@ -16,6 +16,11 @@ class Clips(Samples):
         self.task, self.rows = task, task.rows[split]
         super().__init__(len(self.rows), task.config.seed, train=split == "train")
 
+    def check_files(self):  # before training, not at the step that would read it
+        if absent := [path for path in map(self.task.video, self.rows.video.unique()) if not path.exists()]:
+            raise FileNotFoundError(f"{len(absent)} videos of the table are missing, such as {absent[0]}; put them "
+                                    "there, or correct task.videos")
+
     def read(self, index, rng):
         row, data = self.rows.iloc[index], self.task.config.data
         path = self.task.video(row.video)
@@ -50,17 +55,12 @@ class OwnTexts(RetrievalTask):
 
     def read_table(self, path):
         """The clips of a table; a wrong line is an error that names it."""
-        own, names = self.config.task, ["video", "start", "stop", "text"]
+        own = self.config.task
         kinds = check_name, annotation_tables.time, annotation_tables.time, annotation_tables.text
         rows = annotation_tables.read_csv(path, dict(zip(own.columns, kinds, strict=True)), delimiter=own.delimiter,
-                                          span=own.columns[1:3], line="its line")
-        rows.columns = [*names, "line"]
-        rows = rows.iloc[:self.limited(len(rows))]
-        for row in rows.drop_duplicates("video").itertuples():
-            if not self.config.data.max_bad_fraction and not self.video(row.video).is_file():
-                raise FileNotFoundError(f"{path}, line {row.line}: {own.columns[0]} is {row.video!r}, but "
-                                        f"{self.video(row.video)} is missing: put it there, or remove the line")
-        return rows[names]
+                                          span=own.columns[1:3])
+        rows.columns = ["video", "start", "stop", "text"]
+        return rows.iloc[:self.limited(len(rows))]
 
     def video(self, name):
         return self.root / self.config.task.videos.format(video=name)

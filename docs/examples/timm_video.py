@@ -14,10 +14,12 @@ class TimmVideo(EK100):
     def modules(self, model):
         model.video.requires_grad_(False)  # EgoVLP's own video side is not used
         model.video_projection.requires_grad_(False)
-        encoder = timm.create_model(self.config.task.backbone, pretrained=self.config.task.pretrained, num_classes=0,
-                                    img_size=self.config.model.image_size)
+        name, sized = self.config.task.backbone, {"img_size": self.config.model.image_size}
+        fixed = timm.get_pretrained_cfg(name).fixed_input_size  # a ViT is made for a size, a ResNet takes any
+        encoder = timm.create_model(name, pretrained=self.config.task.pretrained, num_classes=0,
+                                    **sized if fixed else {})
         self.statistics = timm.data.resolve_model_data_config(encoder)
-        return {"encoder": encoder, "projection": nn.Linear(encoder.num_features, model.embed_dim)}
+        return {"encoder": encoder, "projection": nn.Linear(encoder.head_hidden_size, model.embed_dim)}
 
     def embed_video(self, model, frames):
         mean, std = (torch.tensor(self.statistics[key], device=frames.device)[:, None, None] for key in ("mean", "std"))

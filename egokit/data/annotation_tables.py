@@ -82,7 +82,7 @@ def actions(literal) -> list[tuple[str, float, float]]:
 
 
 def read_csv(path: Path, columns: dict[str, Callable], unique: str = "", delimiter: str = ",",
-             span: tuple[str, str] | None = None, line: str = ""):
+             span: tuple[str, str] | None = None):
     """Read some columns of a table with a header.
 
     Args:
@@ -90,7 +90,6 @@ def read_csv(path: Path, columns: dict[str, Callable], unique: str = "", delimit
         unique: a column in which no value may repeat.
         delimiter: the character between two fields; "" for the one of ",", ";" and tab that the header has most.
         span: two columns of times; in each row the second is later.
-        line: name of a further column, of the line in which each row ends; "" for none.
 
     Returns:
         A pandas DataFrame of the parsed cells.
@@ -103,9 +102,10 @@ def read_csv(path: Path, columns: dict[str, Callable], unique: str = "", delimit
     if not file_exists(path):
         raise FileNotFoundError(f"{path} is missing; docs/data.md says where its annotations come from")
     if len(delimiter) > 1 or delimiter in ('"', "\r", "\n"):
-        raise ValueError(f"delimiter {delimiter!r}: expected one character, such as a comma; {path} is read with it")
+        raise ValueError(f"{path}: the delimiter between its cells is {delimiter!r}; expected one character. In YAML, "
+                         'a tab is "\\t", with the double quotes')
     import pandas as pd
-    values: dict[str, list] = {name: [] for name in (*columns, *filter(None, [line]))}
+    values: dict[str, list] = {name: [] for name in columns}
     lines: dict = {}  # value of the unique column -> its line
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
@@ -136,8 +136,6 @@ def read_csv(path: Path, columns: dict[str, Callable], unique: str = "", delimit
                     raise ValueError(f"{where}: {span[1]} is {values[span[1]][-1]:g}, {span[0]} "
                                      f"{values[span[0]][-1]:g}; expected that it ends after it begins: correct the "
                                      "line, or remove it")
-                if line:
-                    values[line].append(rows.line_num)
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: not a table in UTF-8 text ({error}); "
                          "download it again, or save it as UTF-8") from None

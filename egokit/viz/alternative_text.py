@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from IPython.display import DisplayHandle, display
+from matplotlib.container import BarContainer, ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
 from PIL import Image
@@ -60,7 +61,9 @@ def bundle(png: bytes, alternative: str) -> tuple[dict[str, str], dict[str, dict
     with Image.open(buffer) as opened:
         if max(opened.size) <= LONGEST:
             buffer, kind = io.BytesIO(), "webp"
-            opened.convert("RGB").save(buffer, kind, lossless=len(png) < PHOTOGRAPHS, quality=90, method=2)
+            on_white = Image.new("RGBA", opened.size, "white")  # as the PNG is shown; RGB alone forgets the shades
+            on_white.alpha_composite(opened.convert("RGBA"))
+            on_white.convert("RGB").save(buffer, kind, lossless=len(png) < PHOTOGRAPHS, quality=90, method=2)
     html = (f'<img alt="{escape(alternative)}" style="max-width:100%;height:auto;background:white" '
             f'src="data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}">')
     data = {"text/html": html, "image/png": base64.b64encode(png).decode(), "text/plain": alternative}
@@ -82,7 +85,43 @@ def _describe_axis(axis) -> str:
         texts = [f"{label}: {text}" for label, text in zip(labels, texts, strict=True)]
     elif axis.images:
         texts.append(axis.get_xlabel())
+    elif named and not texts:  # only their names, where no point stands beside them
+        texts = _points(axis, labels)
+    elif bars := _bars(axis):  # their numbers alone don't tell which is which
+        texts = bars
+    texts += _means(axis)
     return "; ".join(text.strip() for text in [*written, *texts] if text.strip())
+
+
+def _points(axis, labels: list[str]) -> list[str]:
+    """Return each name of the vertical axis with the points of its line."""
+    ticks, told = axis.get_yticks(), {label: [] for label in labels}
+    for line in axis.lines:
+        if line.get_linestyle() == "None" and len(labels) == len(ticks) and np.array_equal(line.get_ydata(), ticks):
+            name = "" if line.get_label().startswith("_") else line.get_label()
+            for label, value in zip(labels, np.asarray(line.get_xdata(), dtype=float), strict=True):
+                told[label] += [f"{name} {value:.3g}".strip()] if np.isfinite(value) else []
+    return [f"{label}: {', '.join(values)}" if values else label for label, values in told.items()]
+
+
+def _bars(axis) -> list[str]:
+    """Return the numbers of each labelled kind of upright bars, in the order of what they stand over."""
+    kinds = [bars for bars in axis.containers if isinstance(bars, BarContainer) and not bars.get_label().startswith("_")
+             and bars.orientation == "vertical"]
+    told = [f"{bars.get_label()} {', '.join(f'{bar.get_height():.3g}' for bar in bars)}" for bars in kinds]
+    return [", ".join(_texts(axis.get_xticklabels())), *told] if told else []
+
+
+def _means(axis) -> list[str]:
+    """Return each labelled mean with its spread."""
+    told = []
+    for bars in axis.containers:
+        if isinstance(bars, ErrorbarContainer) and not bars.get_label().startswith("_"):
+            mean = float(np.ravel(bars.lines[0].get_ydata())[0])
+            low_high = [segment[:, 1] for lines in bars.lines[2] for segment in lines.get_segments()]
+            spread = f" ± {np.ptp(low_high[0]) / 2:.3g}" if low_high else ""
+            told.append(f"{bars.get_label()} {mean:.3g}{spread}")
+    return told
 
 
 def _plotted(axis) -> str:
