@@ -113,6 +113,15 @@ def test_the_table_of_settings_has_mean_and_spread_as_the_naive_twin(runs):
     assert math.isnan(alone.data["spread"][0]) and "–" in alone.to_html()
 
 
+def test_a_metric_that_no_run_has_is_an_error(runs):
+    """It was an empty table, and a figure without points."""
+    assert set(viz.by_setting(runs, metrics="direct_all").data["metric, %"]) == {"direct_all"}
+    for draw in (lambda: viz.by_setting(runs, metrics=["direct_al"]),
+                 lambda: viz.setting_scores(runs, metric="direct_al")):
+        with pytest.raises(ConfigError, match=r"metric 'direct_al': .*'headtune'.*did you mean 'direct_all'"):
+            draw()
+
+
 def test_the_table_of_runs_names_what_differs_and_what_is_missing(runs):
     table = viz.run_settings(runs)
     assert list(table.data.columns) == ["run", "optim.lr", "seed", "direct_all, %"]

@@ -7,7 +7,7 @@ from egokit.runs import run_set
 from egokit.runs.log import History
 from egokit.runs.run_folder import Run
 from egokit.runs.shown_text import shown
-from egokit.viz.run_tables import metric_names, setting_name
+from egokit.viz.run_tables import chosen_metrics, metric_names, setting_name
 from egokit.viz.style import CYCLE, WIDTH, new_figure, save_figure
 
 POINTS = 200        # a longer curve is drawn as the means of this many stretches
@@ -107,7 +107,7 @@ def setting_scores(runs: Sequence[Run], run: Run | None = None, section: str = "
     """
     section = section or run_set.common_section(runs)
     groups = run_set.settings(runs, section)
-    metric = metric or metric_names(runs, section)[0]
+    metric = chosen_metrics(runs, section, metric)[0]
     keys = list(groups[0].values) or [""]
     columns = min(3, len(keys))
     lines = -(-len(keys) // columns)

@@ -2,6 +2,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from egokit.config.build import ConfigError, did_you_mean
 from egokit.notebook.safe_html import styled
 from egokit.runs import run_set
 from egokit.runs.ledger import registered
@@ -22,6 +23,21 @@ def metric_names(runs: Sequence[Run], section: str) -> list[str]:
     names += [result.metric for task, result in registered() if result.section == section and result.in_ledger]
     return [name for name in dict.fromkeys(names)
             if any(isinstance(values.get(name), (int, float)) for values in metrics)]
+
+
+def chosen_metrics(runs: Sequence[Run], section: str, metrics: str | Sequence[str] = ()) -> list[str]:
+    """Return the metrics that are asked for, or `metric_names` if none is.
+
+    Raises:
+        ConfigError: No run has such a number in this section.
+    """
+    sections = [run.metrics().get(section, {}) for run in runs]
+    known = {name for values in sections for name, value in values.items() if isinstance(value, (int, float))}
+    asked = [metrics] if isinstance(metrics, str) and metrics else list(metrics)
+    if unknown := [name for name in asked if name not in known]:
+        raise ConfigError(f"metric {unknown[0]!r}: none of the {len(runs)} runs has it in the section {section!r} of "
+                          f"its metrics.json; {did_you_mean(unknown[0], known)}")
+    return asked or metric_names(runs, section)
 
 
 def run_settings(runs: Sequence[Run], section: str = ""):
@@ -66,11 +82,12 @@ def by_setting(runs: Sequence[Run], section: str = "", metrics: Sequence[str] = 
 
     Raises:
         ValueError: None of them has a result.
+        ConfigError: None of them has such a metric.
     """
     section = section or run_set.common_section(runs)
     groups = run_set.settings(runs, section)
     keys, rows = list(groups[0].values), []
-    for metric in metrics or metric_names(runs, section):
+    for metric in chosen_metrics(runs, section, metrics):
         for group in groups:
             if values := run_set.scores(group.runs, section, metric):
                 mean, spread = run_set.mean_and_spread(values)
@@ -95,6 +112,7 @@ def setting_differences(task, runs: Sequence[Run], section: str = "", metrics: S
 
     Raises:
         ValueError: There are fewer than two settings, or the task doesn't say what a query contributes.
+        ConfigError: None of the runs has such a metric.
     """
     section = section or run_set.common_section(runs)
     groups = run_set.settings(runs, section)
@@ -105,7 +123,7 @@ def setting_differences(task, runs: Sequence[Run], section: str = "", metrics: S
     for number, group in enumerate(groups, 1):  # cut or rounded values may look alike
         name = setting_name(group)
         named[f"{name} (setting {number})" if name in named else name] = group.runs
-    found = significance.of_settings(task, named, section, list(metrics or metric_names(runs, section)))
+    found = significance.of_settings(task, named, section, chosen_metrics(runs, section, metrics))
     if not found:
         raise ValueError(f"task {task.config.task.name} doesn't say what a query contributes to a metric (per_query): "
                          "the significance of the differences is not known")
