@@ -97,20 +97,23 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as temporary:
         measure(Path(temporary))
 
-# Printed with faiss 1.15 on a machine of 2 cores (AMD EPYC with AVX-512) that other work kept busy (load 9): it used 9
-# minutes of CPU in 48 minutes, and the exact search waited for the disk. A clip's times took 8 bytes less than now.
+# Printed with faiss 1.15 on a machine of 2 cores (Intel Xeon) that other work kept busy (load 6 to 8). At a hop of 2 s,
+# 10 million clips are 5,500 hours.
 #
-# 10,000,000 clips of 256 numbers, 5.2 GB on disk; 2 cores
-# exact: 50 queries at once in 196.0 s
-# exact: one query in 144.2 s
-# faiss: built in 2140 s, 0.40 GB
-# faiss: the first query, with reading the index, 1.12 s
-# faiss: a query 0.184 s (median of 50; the longest 0.240), recall@10 0.978
-# peak memory 1.0 GiB, which counts what is read of the files
+# 10,000,000 clips of 256 numbers, 5.3 GB on disk; 2 cores
+# exact: 50 queries at once in 62.5 s
+# exact: one query in 11.9 s
+# faiss: built in 439 s, 0.40 GB
+# faiss: the first query, with reading the index, 1.06 s
+# faiss: a query 0.058 s (median of 50; the longest 0.151), recall@10 0.954
+# moments: the index's sample, once, 0.04 s
+# moments: a text 0.068 s (median; the longest 0.103), of 42 s each
+# moments: a text and an example 0.067 s (median; the longest 0.201), of 42 s each
+# peak memory 1.5 GiB, which counts what is read of the files
 #
 # The released model's vectors have 4096 numbers: 10 million take 82 GB, and faiss's index 0.40 GB as here, because it
 # codes 128 directions of them; a query then reads 16 MB of the files, 8 kB for each of 2,000 candidates. Printed for
-# 1e5 4096, on the same busy machine:
+# 1e5 4096 by an earlier version, without moments, on another busy machine (AMD EPYC with AVX-512):
 #
 # 100,000 clips of 4096 numbers, 0.8 GB on disk; 2 cores
 # exact: 50 queries at once in 67.1 s

@@ -22,7 +22,7 @@ from playwright.sync_api import sync_playwright
 from egokit.notebook.safe_html import page
 from egokit.prep.video import ffmpeg
 from egokit.search import Hit, write_page
-from egokit.search.page import figure
+from egokit.search.page import figures
 
 HITS = int(([*sys.argv[1:2], "100"])[0])
 CLIPS = int(([*sys.argv[2:3], HITS])[0])
@@ -102,7 +102,7 @@ def main() -> None:
         made["now"] = time.perf_counter() - began
         began = time.perf_counter()  # the clips that are in the other page are not made again
         pages["before"] = folder / "before.html"
-        pages["before"].write_text(page("before", "".join(figure(rank, hit) for rank, hit in enumerate(hits, 1))))
+        pages["before"].write_text(page("before", "".join(figures(hits, 1e6, few=len(hits)).shown)))
         made["before"] = made["now"] + time.perf_counter() - began
         pages["empty"], made["empty"] = folder / "empty.html", 0
         pages["empty"].write_text(page("empty", "<figure>nothing</figure>"))

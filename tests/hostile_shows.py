@@ -176,7 +176,7 @@ HTML = {
                                              for text in WORDS]), [NAME, *WORDS], ()),
 }
 NO_TEXT = {"strip"}
-SEARCH = {"answer_box", "answer_cards", "answer_table", "ask_browser", "browser", "card", "figure", "grid",
+SEARCH = {"answer_box", "answer_cards", "answer_table", "ask_browser", "browser", "card", "figures", "grid",
           "question_box", "table", "write_page"}
 
 

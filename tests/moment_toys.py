@@ -158,18 +158,23 @@ def predict(head: MomentHead, clip: Clip, sigma: float, keep: int) -> list[tuple
 def mean_average_precision(clips: list[Clip], predictions: list, classes: int) -> float:
     """Mean over tIoU .1 to .5 and classes of the interpolated average precision."""
     values = []
-    for least in (0.1, 0.2, 0.3, 0.4, 0.5):
-        for number in range(classes):
-            rows = sorted(((score, clip, tuple(segment)) for clip, found in enumerate(predictions)
-                           for label, segments, scores in found if label == number
-                           for segment, score in zip(segments, scores, strict=True)), reverse=True)
-            truth = [clip.segments[clip.classes == number] for clip in clips]
+    for number in range(classes):
+        truth = [clip.segments[clip.classes == number] for clip in clips]
+        # what overlaps which moments is found once, not for each tIoU
+        rows = sorted(((score, clip, tuple(segment), overlap(segment, truth[clip]))
+                       for clip, found in enumerate(predictions) for label, segments, scores in found
+                       if label == number for segment, score in zip(segments, scores, strict=True)),
+                      key=lambda row: row[:3], reverse=True)
+        most = [row[3].max(initial=-1) for row in rows]
+        for least in (0.1, 0.2, 0.3, 0.4, 0.5):
             free, right = [np.ones(len(segments), dtype=bool) for segments in truth], []
-            for _, clip, segment in rows:
-                overlaps = np.where(free[clip], overlap(np.array(segment), truth[clip]), -1)
-                right.append(overlaps.max(initial=-1) >= least)
-                if right[-1]:
-                    free[clip][np.argmax(overlaps)] = False
+            for (_, clip, _, overlaps), greatest in zip(rows, most, strict=True):
+                right.append(False)
+                if greatest >= least:
+                    left = np.where(free[clip], overlaps, -1)
+                    right[-1] = left.max() >= least
+                    if right[-1]:
+                        free[clip][np.argmax(left)] = False
             precision = np.cumsum(right) / (1 + np.arange(len(right)))
             best = np.maximum.accumulate(precision[::-1])[::-1]
             values.append((best * right).sum() / sum(map(len, truth)) if right else 0.0)

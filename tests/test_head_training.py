@@ -171,14 +171,16 @@ def test_the_example_of_ones_own_clips_learns_is_loaded_and_answers(project, res
 def test_the_example_of_ones_own_clips_reads_names_as_they_are_written(resolve, checkpoint, tmp_path):
     for split in ("train", "test"):
         (tmp_path / f"{split}.csv").write_text("\ufeffid,t_start,t_end,narration\n001,0,1,None\n002,0.5,1,3\n")
+    for name in ("001", "002"):
+        (tmp_path / f"{name}.mp4").touch()
     task = tasks.make(resolve(str(OWN_CLIPS.with_suffix(".yaml")), f"task={OWN_CLIPS}.py:OwnClips "
-                              f"task.table={tmp_path}/{{split}}.csv", run="random"))
+                              f"task.videos={tmp_path} task.table={tmp_path}/{{split}}.csv", run="random"))
     assert list(task.rows["train"]["id"]) == ["001", "002"] and list(task.number) == ["3", "None"]
 
 
 @pytest.mark.parametrize("line, message", [
-    ("a,1,1,x", r"train\.csv: a clip of a begins at 1.0 s and ends at 1.0 s"),
-    ("a,0:01,0:02,x", r"train\.csv: .*t_start"), ("a,,2,x", r"train\.csv: .*t_start")])
+    ("a,1,1,x", r"train\.csv, line 3: t_end is 1, t_start 1; expected that"),
+    ("a,0:01,0:02,x", r"train\.csv, line 3: t_start is"), ("a,,2,x", r"train\.csv, line 3: t_start is")])
 def test_the_example_of_ones_own_clips_names_wrong_times(resolve, checkpoint, tmp_path, line, message):
     for split in ("train", "test"):
         (tmp_path / f"{split}.csv").write_text(f"id,t_start,t_end,narration\nb,0,1,x\n{line}\n")

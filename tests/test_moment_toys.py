@@ -18,9 +18,12 @@ def one_thread():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pyramid, stem, steps", [("maxpool", 0, 1400), ("attention", 2, 450)])
+@pytest.mark.parametrize("pyramid, stem, steps", [("maxpool", 0, 600), ("attention", 2, 300)])
 def test_activities_are_found(pyramid, stem, steps):
-    """Seen: a mean mAP of .73 and .74 after about 30 CPU seconds. Steps are fixed: a busy machine's seconds do less."""
+    """Seen: a mean mAP of .74 and .67 after about 20 and 35 CPU seconds.
+
+    Steps are fixed: a busy machine's seconds do less. Twice as many give no more than .74.
+    """
     clips, new = toys.activity_clips(seed=0)
     head = MomentHead(32, 8, dim=64, levels=6, stem=stem, pyramid=pyramid)
     toys.train(head, clips, steps=steps, batch=4, C=8)

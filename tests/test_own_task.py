@@ -1,12 +1,15 @@
-"""A benchmark in one file of the user's: jobs, copies, the ledger, changed files."""
+"""A benchmark in one file of the user's: jobs, copies, the ledger, changed files; and an encoder of timm in one."""
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from browser_pages import data_of
 from conftest import ROOT
+from torch import nn
 
 import egokit
 from egokit import cli, tasks
@@ -17,7 +20,8 @@ from egokit.runs import ledger
 from egokit.runs.run_folder import Run
 from egokit.train import evaluate
 
-EXAMPLE = ROOT / "docs/examples/narration_retrieval"
+EXAMPLES = ROOT / "docs/examples"
+EXAMPLE = EXAMPLES / "narration_retrieval"
 
 
 @pytest.fixture
@@ -187,3 +191,15 @@ def test_from_the_shell_to_the_ledger(mine, checkpoint, project, capsys):
     row = rf"^R@5, evaluate\n  02_pretrain/random +narration_retrieval/random +– +{section['R@5']:.1f} +–$"
     assert re.search(row, capsys.readouterr().out, re.MULTILINE), "whatever the other runs of the folder are"
     assert "–" in egokit.viz.ledger(project / "outputs").to_html()
+
+
+@pytest.mark.parametrize("backbone", ["vit_tiny_patch16_224", "resnet18", "mobilenetv3_small_050"])
+def test_the_example_of_an_encoder_takes_any_of_timms(resolve, checkpoint, backbone):
+    """Made for a size of frames, or for any; with features of the width that it names, or of another one."""
+    task = tasks.make(resolve(str(EXAMPLES / "timm_video.yaml"), f"task={EXAMPLES / 'timm_video.py'}:TimmVideo "
+                              f"task.backbone={backbone} model.image_size=64", run="random"))
+    model = SimpleNamespace(video=nn.Linear(1, 1), video_projection=nn.Linear(1, 1), embed_dim=8)
+    model.own = nn.ModuleDict(task.modules(model))
+    frames = torch.randint(256, (2, 3, 3, 64, 64), dtype=torch.uint8)
+    assert task.embed_video(model, frames).shape == (2, 8)
+    assert not any(parameter.requires_grad for parameter in model.video.parameters())

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+from pathlib import Path
 
 import av
 import pytest
@@ -113,7 +114,7 @@ def test_files_and_pages(searched, tmp_path, monkeypatch):
         assert abs(seconds - (hit.stop - hit.start)) < 0.15 and count >= 9 * seconds
         assert (codec, pixels) == ("h264", "yuv420p")
     shown = search.browser(searcher, "#C C opens <the> box", top=4, merge=False).data
-    page = (run.path / "figures/search-c-c-opens-the-box.html").read_text()
+    page, = (path.read_text() for path in run.path.glob("figures/search-c-c-opens-the-box-??????.html"))
     for text in (shown, page):
         embedded = [base64.b64decode(data) for data in re.findall(r'src="data:video/mp4;base64,([^"]+)"', text)]
         assert len(embedded) == 4 and all(decoded(data)[2:] == ("h264", "yuv420p") for data in embedded)
@@ -131,6 +132,11 @@ def test_files_and_pages(searched, tmp_path, monkeypatch):
     assert view.value.count("<video") == 3 and view.value.count("match") >= 3
     query.value = " "
     assert "an empty query" in status_line.value and view.value.count("<video") == 3
+
+
+def test_folders_of_long_and_of_equal_names_have_an_index_each():
+    names = {command.run_name(Path(above) / name) for above in ("/a", "/b") for name in ("videos", "x" * 255, "ü")}
+    assert len(names) == 6 and max(map(len, names)) == 255
 
 
 def test_mistakes_are_one_line(project, capsys, tmp_path):

@@ -14,9 +14,9 @@ from egokit import cli, search
 from egokit.config.build import ConfigError
 from egokit.data.video import open_video
 from egokit.search import command, examples, page
-from egokit.search.examples import LONGEST, read_example, seconds
+from egokit.search.examples import LONGEST, NEAR, ROUNDED, read_example, seconds
 from egokit.search.hits import Answer
-from egokit.search.vector_index import unit
+from egokit.search.vector_index import record, unit
 
 TEXT = "#C C opens the box"
 
@@ -81,6 +81,33 @@ def test_its_own_moment_is_left_out_and_that_is_said(searcher, folder):
     frames = searcher.clip(searcher(TEXT, top=1, merge=False)[0])
     found = searcher(like=frames, top=1, merge=False)
     assert found[0].cosine > 0.999 and found.notes[0] == "like frames", "frames are of no known moment"
+
+
+@pytest.mark.parametrize("merge", [True, False])
+def test_a_hit_and_its_place_are_one_example(searcher, folder, merge):
+    """The clip that answered best, found again by times in tenths of a second; its moment is left out."""
+    hits = searcher(TEXT, top=8, merge=merge)
+    assert any(hit.best for hit in hits) == merge
+    for hit in hits:
+        by_hit, by_place = read_example(searcher, hit), read_example(searcher, hit.place)
+        assert by_hit.name == by_place.name and by_hit.own == by_place.own
+        assert (by_hit.vector_E == by_place.vector_E).all()
+        assert searcher(like=hit, top=5) == searcher(like=hit.place, top=5)
+    stretch = read_example(searcher, "inner/two.MP4@1-4")
+    assert not any((stretch.vector_E == row["vector"]).all() for row in searcher.vectors.rows(stretch.own.file)), \
+        "a stretch that is pasted is the mean of its windows"
+
+
+def test_the_times_of_a_place_are_those_of_the_index():
+    rows = np.zeros(5, record(2))
+    rows["start"], rows["vector"] = np.arange(5) + 0.0433, np.arange(10).reshape(5, 2)
+    rows["stop"] = rows["start"] + 2
+    place, vector_E = examples._stored(rows, examples.Place("a", "a", 0, 1.0, 3.0, (0.0, 5.0), ROUNDED + NEAR))
+    assert (place.start, place.stop, *place.around) == (*(rows[1][name] for name in ("start", "stop")), 0.0433, 5.0433)
+    assert vector_E.tolist() == [2, 3]
+    for near, start in ((NEAR, 1.0), (ROUNDED + NEAR, 1.1)):
+        place = examples.Place("a", "a", 0, start, 3.0, (start, 3.0), near)
+        assert examples._stored(rows, place) == (place, None)
 
 
 def test_a_video_that_is_gone_is_an_example_still(searcher, folder):
@@ -158,7 +185,7 @@ def test_a_hit_of_a_videos_first_clip_is_an_example_as_it_is_shown(searcher, mon
 
 
 def test_the_box_asks_on_with_the_same_example():
-    """Frames have no name, and a merged hit stands for its best clip, not for all that its place says."""
+    """Frames have no name."""
     asked = []
 
     class Recorder:

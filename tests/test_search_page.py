@@ -11,7 +11,8 @@ from search_folder import video
 
 from egokit.config import names
 from egokit.runs.run_folder import Run
-from egokit.search import Hit, browser, grid, write_page
+from egokit.search import Hit, answer_cards, browser, grid, write_page
+from egokit.search.answers import Asked, Film
 from egokit.search.clip_files import PLAYED, played
 from egokit.search.sprite import COLUMNS, Sprite
 
@@ -68,6 +69,29 @@ def test_a_page_keeps_to_its_size_and_says_what_it_leaves_out(hits, tmp_path, me
     assert [int(number or 0) for number in said.groups()] == [playing, still, bare]
     assert f"megabytes={4 * megabytes:g}" in text and "--clips FOLDER" in text and "search.export(hits" in text
     assert playing > 0 or (megabytes < 0.1 and bare > 0)
+
+
+@pytest.mark.parametrize("megabytes, playing", [(5.0, 30), (0.3, None), (0.06, None)])
+def test_answers_beside_clips_keep_to_a_size_too(hits, tmp_path, megabytes, playing):
+    """30 questions of a notebook's run, whose clips may last minutes."""
+
+    class Asker:
+        run, examples = Run(tmp_path / "run"), [Asked(str(number), "is <it> open?", "yes") for number in range(30)]
+
+        def __call__(self, question, clip, top):
+            return [("yes", 0.75), ("<no>", 0.25)]
+
+        def film(self, clip):
+            return Film(**vars(hits[0]) | {"start": int(clip) / 2})
+    shown = answer_cards(Asker(), 30, megabytes=megabytes).data
+    path, = tmp_path.rglob("answered.html")
+    assert path.stat().st_size <= megabytes * 1e6 and shown in path.read_text()
+    assert shown.count("right: yes") == 30 == shown.count("<figure") and "&lt;no&gt;" in shown
+    played = shown.count("<video")
+    assert played == playing if playing else 0 <= played < 30
+    said = re.search(r"(\d+) of 30 hits play here; .*More of them here: megabytes=", shown)
+    assert bool(said) == (playing is None) and (not said or int(said[1]) == played)
+    assert not said or "ask.film(CLIP)" in said[0]
 
 
 def test_of_a_long_moment_the_part_around_its_best_clip_plays():

@@ -1,4 +1,5 @@
 """The toy's settings are for the toy's root alone, and what is prepared is said before the work."""
+import contextlib
 import shutil
 
 import pytest
@@ -79,10 +80,15 @@ def test_how_videos_are_prepared_is_said_before_the_work(project, tmp_path, caps
     array.wait(progress=False)
 
 
-def test_submit_says_that_the_data_are_the_toys(project, capsys):
-    with pytest.raises(SystemExit):
-        cli.main(["submit", "pretrain", "--print"])
-    assert "embedded data set" not in capsys.readouterr().err  # only what would be started
-    with pytest.raises(SystemExit):
-        cli.main(["submit", "egomcq", "--run", "never"])
-    assert "on the embedded data set in" in capsys.readouterr().err
+def test_what_is_started_without_a_site_says_that_the_data_are_the_toys(project, capsys):
+    for shown in (["submit", "pretrain", "--print"], ["sweep", "pretrain", "--over", "seed=0,1", "--print"]):
+        with contextlib.suppress(SystemExit):
+            cli.main(shown)
+        assert "embedded data set" not in capsys.readouterr().err  # only what would be started
+    for started in (["submit", "egomcq"], ["sweep", "egomcq", "--over", "seed=0,1"], ["profile", "ek100_finetune"]):
+        with pytest.raises(SystemExit, match="2"):
+            cli.main([*started, "--run", "never"])
+        assert capsys.readouterr().err.count("on the embedded data set in") == 1, started
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["sweep", "toy/egomcq", "--over", "seed=0,1", "--overrides", "init=run:02_pretrain/never"])
+    assert "on the embedded data set in" not in capsys.readouterr().err

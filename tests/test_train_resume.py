@@ -4,12 +4,11 @@ import random
 import resource
 import signal
 import time
-from pathlib import Path
 
 import pytest
 import torch
 from conftest import MODEL, board_of
-from training import essential, run_of, wait_for, weights_of
+from training import essential, rank_processes, run_of, wait_for, weights_of
 
 import egokit
 from egokit.jobs import status
@@ -65,16 +64,6 @@ def test_killed_12_times_and_restarted_ends_with_the_same_bits(resolve, project,
     assert names[0] == names[1]
 
 
-def ranks(handle) -> dict[int, int]:
-    """Rank -> process, of a local job."""
-    process_of = {}
-    for process in status.processes(handle.folder):
-        for setting in Path("/proc", str(process), "environ").read_bytes().split(b"\0"):
-            if setting.startswith(b"SUBMITIT_LOCAL_GLOBALID="):
-                process_of[int(setting.partition(b"=")[2])] = process
-    return process_of
-
-
 @pytest.mark.slow
 def test_a_signal_to_one_rank_saves_and_requeues_the_job(resolve, project, run):
     """No step is computed twice, and the result is an uninterrupted run's, to the bit."""
@@ -84,7 +73,7 @@ def test_a_signal_to_one_rank_saves_and_requeues_the_job(resolve, project, run):
     egokit.submit(config, straight, "train", "pretrain").wait(progress=False)
     handle = egokit.submit(config, stopped, "train", "pretrain")
     wait_for(lambda: any(event["kind"] == "step" for event in stopped.read_log()))
-    os.kill(ranks(handle)[1], signal.SIGUSR2)
+    os.kill(rank_processes(handle, "SUBMITIT_LOCAL_GLOBALID")[1], signal.SIGUSR2)
     wait_for(lambda: checkpoints.latest(stopped.checkpoints).stem != "step-0000000")
     stop = int(checkpoints.latest(stopped.checkpoints).stem.rpartition("-")[2])
     assert stop % 12 and max(event["step"] for event in stopped.read_log()) == stop

@@ -1,12 +1,9 @@
 """Training steps in a notebook's own process: what a term moves, the job's own steps, further overrides."""
-from types import SimpleNamespace
-
 import nbformat
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from torch import nn
 
 import egokit
 from egokit import tasks, viz
@@ -17,7 +14,7 @@ from egokit.runs.run_folder import Run
 from egokit.train.evaluate import evaluate
 from egokit.train.loop import Trainer
 
-OWN_TEXTS, TIMM_VIDEO = ROOT / "docs/examples/own_texts", ROOT / "docs/examples/timm_video"
+OWN_TEXTS, OWN_CLIPS = ROOT / "docs/examples/own_texts", ROOT / "docs/examples/own_clips"
 MY_LOSS = """
 import torch
 from torch import nn
@@ -151,18 +148,6 @@ def test_the_notebook_runs_by_itself(project, checkpoint):
     assert headless.finished("10_change_something", parameters)
 
 
-@pytest.mark.parametrize("backbone", ["vit_tiny_patch16_224", "resnet18", "mobilenetv3_small_050"])
-def test_the_example_of_an_encoder_takes_any_of_timms(resolve, checkpoint, backbone):
-    """Made for a size of frames, or for any; with features of the width that it names, or of another one."""
-    task = tasks.make(resolve(f"{TIMM_VIDEO}.yaml", f"task={TIMM_VIDEO}.py:TimmVideo "
-                              f"task.backbone={backbone} model.image_size=64", run="random"))
-    model = SimpleNamespace(video=nn.Linear(1, 1), video_projection=nn.Linear(1, 1), embed_dim=8)
-    model.own = nn.ModuleDict(task.modules(model))
-    frames = torch.randint(256, (2, 3, 3, 64, 64), dtype=torch.uint8)
-    assert task.embed_video(model, frames).shape == (2, 8)
-    assert not any(parameter.requires_grad for parameter in model.video.parameters())
-
-
 def test_the_example_of_ones_own_texts(resolve, checkpoint, tmp_path):
     config = resolve(str(OWN_TEXTS.with_suffix(".yaml")), f"task={OWN_TEXTS}.py:OwnTexts train.precision=fp32 "
                      "data.limit=12 train.batch_size=6 task.table=CharadesEgo/CharadesEgo/metadata_train.csv",
@@ -183,26 +168,47 @@ def test_the_example_of_ones_own_texts(resolve, checkpoint, tmp_path):
     assert task.rows["test"].text[0] in task.describe_clip(0)
 
 
-def test_a_wrong_line_of_ones_own_texts_is_named(resolve, checkpoint, tmp_path):
+@pytest.mark.parametrize("table, message", [
+    ("b,x,1,cuts", "line 3: start is 'x'"), ("b,-1,1,cuts", "line 3: start is '-1'; expected seconds"),
+    ("b,0,nan,cuts", "line 3: stop is 'nan'"), ("b,2,2,cuts", "line 3: stop is 2, start 2; expected that it"),
+    ("b,2.5,1,cuts", r"line 3: stop is 1, start 2\.5"), ("b,0,1,", "line 3: text is ''"), ("b,0,1", "line 3: 3 fields"),
+    ("../b,0,1,cuts", r"line 3: video is '\.\./b'"), (None, r"columns \['text'\] are missing")])
+def test_a_wrong_line_of_ones_own_texts_is_named(resolve, checkpoint, tmp_path, table, message):
+    """The same holds for ones own clips, whose columns have other names."""
+    text = f"video,start,stop,text\na,0,1,cuts\n{table}\n" if table else "video,start,stop\na,0,1\n"
     for split in ("train", "test"):
-        (tmp_path / f"{split}.csv").write_text("video,start,stop,text\na,0,1,cuts\nb,x,1,cuts\n")
+        (tmp_path / f"{split}.csv").write_text(text)
+    common = f"task.table={tmp_path}/{{split}}.csv"
     config = resolve(str(OWN_TEXTS.with_suffix(".yaml")), f"task={OWN_TEXTS}.py:OwnTexts task.delimiter=',' "
-                     f"task.table={tmp_path}/{{split}}.csv task.columns=[video,start,stop,text]", run="random")
-    with pytest.raises(ValueError, match=r"train\.csv, line 3: start is 'x'"):
+                     f"task.videos={tmp_path}/{{video}}.mp4 task.columns=[video,start,stop,text] {common}",
+                     run="random")
+    with pytest.raises((ValueError, FileNotFoundError), match=rf"train\.csv.* ?{message}"):
         tasks.make(config)
+    text = text.replace("video,start,stop,text", "id;t_start;t_end;narration").replace(
+        "video,start,stop", "id;t_start;t_end").replace(",", ";")
+    (tmp_path / "train.csv").write_text(text)
+    config = resolve(str(OWN_CLIPS.with_suffix(".yaml")), f"task={OWN_CLIPS}.py:OwnClips task.videos={tmp_path} "
+                     f"{common}", run="random")
+    for before, after in (("video", "id"), ("start", "t_start"), ("stop", "t_end"), ("text", "narration")):
+        message = message.replace(before, after)
+    with pytest.raises((ValueError, FileNotFoundError), match=rf"train\.csv.* ?{message}"):
+        tasks.make(config)
+
+
+def test_what_is_given_beside_a_table_of_ones_own_texts(resolve, checkpoint, tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.csv").write_text("video,start,stop,text\na,0,1,cuts\nb.mp4,0,1,cuts\n")
+    (tmp_path / "a.mp4").touch()
+    config = resolve(str(OWN_TEXTS.with_suffix(".yaml")), f"task={OWN_TEXTS}.py:OwnTexts task.delimiter=',' "
+                     f"task.table={tmp_path}/{{split}}.csv task.columns=[video,start,stop,text] "
+                     f"task.videos={tmp_path}/{{video}}.mp4", run="random")
+    with pytest.raises(FileNotFoundError, match=r"^1 videos .*b\.mp4\.mp4; .*task\.videos"):
+        tasks.make(config).dataset("train").check_files()
     with pytest.raises(ValueError, match=r"train\.csv: columns .* are missing; expected a header with ';' between"):
         tasks.make(egokit.changed(config, "task.delimiter=;"))
-    for delimiter in (r"\t", "|", "''"):  # two characters, YAML's sign of a block, and nothing
+    for delimiter in (r"\t", ";;"):
         with pytest.raises(ValueError, match=r"train\.csv: the delimiter .*expected one character"):
             tasks.make(egokit.changed(config, f"task.delimiter={delimiter}"))
-    for split in ("train", "test"):  # seconds and durations, not starts and stops
-        (tmp_path / f"{split}.csv").write_text("video,start,stop,text\na,0,1,cuts\nb,7,2,cuts\n")
-    with pytest.raises(ValueError, match=r"train\.csv: a clip of b begins at 7 s and ends at 2 s"):
-        tasks.make(config)
-    for split in ("train", "test"):
-        (tmp_path / f"{split}.csv").write_text("video,start,stop,text\nb.mp4,0,1,cuts\n")
-    with pytest.raises(FileNotFoundError, match=r"1 videos .*b\.mp4\.mp4; .*task\.videos"):
-        tasks.make(config).dataset("train").check_files()
 
 
 def test_further_overrides_name_runs_and_files_as_a_recipe_does(mine, project, tmp_path):

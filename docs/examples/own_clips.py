@@ -4,24 +4,12 @@ A table lists clips: the video, the start and the end in seconds, and the class 
 set's Charades-Ego; for yours, give `task.table` and `task.videos`, and the names of its columns below.
 """
 import numpy as np
-import pandas as pd
 
+from egokit.data import annotation_tables
 from egokit.data.video import clips, frame_sampling
 from egokit.tasks import ClassHead, Samples, Task, TaskConfig, check_name, sample_frames
 
 VIDEO, START, STOP, CLASS = "id", "t_start", "t_end", "narration"  # columns of the table
-
-
-def read_table(path):
-    kinds = {VIDEO: str, START: float, STOP: float, CLASS: str}  # as text, "001" is no number and "None" not nothing
-    try:
-        rows = pd.read_csv(path, sep=None, engine="python", encoding="utf-8-sig", usecols=list(kinds), dtype=kinds,
-                           keep_default_na=False)
-    except ValueError as error:  # it names the column
-        raise ValueError(f"{path}: {error}") from None
-    for _, row in rows[~(rows[START] < rows[STOP])].iterrows():
-        raise ValueError(f"{path}: a clip of {row[VIDEO]} begins at {row[START]} s and ends at {row[STOP]} s")
-    return rows
 
 
 class Clips(Samples):
@@ -29,9 +17,14 @@ class Clips(Samples):
         self.task, self.rows = task, task.rows[split].iloc[:task.limited(len(task.rows[split]))]
         super().__init__(len(self.rows), task.config.seed, train=split == "train")
 
+    def check_files(self):  # before training, not at the step that would read it
+        if absent := [path for path in map(self.task.video, self.rows[VIDEO].unique()) if not path.exists()]:
+            raise FileNotFoundError(f"{len(absent)} videos of the table are missing, such as {absent[0]}; put them "
+                                    "there, or correct task.videos")
+
     def read(self, index, rng):
         row, data = self.rows.iloc[index], self.task.config.data
-        path = self.task.videos / f"{check_name(row[VIDEO])}.mp4"
+        path = self.task.video(row[VIDEO])
 
         def pick(length, rate):
             first = frame_sampling.first_frame(path, int(row[START] * rate), length, rate)
@@ -54,13 +47,22 @@ class OwnClips(Task):
     def __init__(self, config):
         super().__init__(config)
         self.videos = self.require_file(config.task.videos)
-        self.rows = {split: read_table(path) for split, path in self.paths().items()}
+        self.rows = {split: self.read_table(path) for split, path in self.paths().items()}
         self.number = {name: number for number, name in enumerate(sorted(set(self.rows["train"][CLASS])))}
         if unknown := sorted(set(self.rows["test"][CLASS]) - set(self.number)):
             raise ValueError(f"{self.paths()['test']}: class {unknown[0]!r} is not in the training table")
 
     def paths(self):
         return {split: self.require_file(self.config.task.table.format(split=split)) for split in ("train", "test")}
+
+    def read_table(self, path):
+        """The clips of a table, with a comma, semicolon or tab between its fields; a wrong line is an error."""
+        kinds = {VIDEO: check_name, START: annotation_tables.time, STOP: annotation_tables.time,
+                 CLASS: annotation_tables.text}
+        return annotation_tables.read_csv(path, kinds, delimiter="", span=(START, STOP))
+
+    def video(self, name):
+        return self.videos / f"{name}.mp4"
 
     def head(self, model):
         return ClassHead(model.embed_dim, list(self.number), reads="video")

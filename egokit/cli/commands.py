@@ -48,7 +48,7 @@ def submit(arguments) -> None:
     from egokit import tasks
     from egokit.config.registry import notebook_of
     from egokit.config.resolve import outputs_folder, resolve
-    from egokit.jobs import launch
+    from egokit.jobs import launch, preflight
     from egokit.notebook.open_run import open_run
     from egokit.train.batch_plan import check_batch
     config = resolve(arguments.params, arguments.site, arguments.overrides, arguments.run)
@@ -59,8 +59,7 @@ def submit(arguments) -> None:
     if arguments.print:
         folder = outputs_folder() / notebook / arguments.run
         return print(launch.sbatch_script(config, folder, action, actions[action]))
-    if config.site.toy and not arguments.params.startswith("toy/"):
-        print(f"on the embedded data set in {config.site.root}; for other data name a site: --site", file=sys.stderr)
+    preflight.tell_toy_site(config, arguments.params)
     check_batch(config, action)  # before the run's folder is made
     run = open_run(arguments.params, arguments.site, arguments.overrides, arguments.run, notebook)
     job = launch.submit(config, run, action, actions[action])
@@ -77,8 +76,9 @@ def sweep(arguments) -> None:
 def profile(arguments) -> None:
     from egokit.config.registry import notebook_of
     from egokit.config.resolve import outputs_folder, resolve
-    from egokit.jobs import profiling
+    from egokit.jobs import preflight, profiling
     config = resolve(arguments.params, arguments.site, arguments.overrides, arguments.run)
+    preflight.tell_toy_site(config, arguments.params)
     job = profiling.submit(config, outputs_folder() / notebook_of(config) / arguments.run, arguments.steps)
     job.wait()
     print(f"{(job.run.path / profiling.TABLE).read_text()}\n{job.run.path}: the trace, for ui.perfetto.dev, and all "

@@ -81,12 +81,15 @@ def actions(literal) -> list[tuple[str, float, float]]:
     return [(name, time(start), time(stop)) for name, start, stop in parts]
 
 
-def read_csv(path: Path, columns: dict[str, Callable], unique: str = "", delimiter: str = ","):
+def read_csv(path: Path, columns: dict[str, Callable], unique: str = "", delimiter: str = ",",
+             span: tuple[str, str] | None = None):
     """Read some columns of a table with a header.
 
     Args:
         columns: the columns to read, each with the function that parses its cells.
         unique: a column in which no value may repeat.
+        delimiter: the character between two fields; "" for the one of ",", ";" and tab that the header has most.
+        span: two columns of times; in each row the second is later.
 
     Returns:
         A pandas DataFrame of the parsed cells.
@@ -98,7 +101,7 @@ def read_csv(path: Path, columns: dict[str, Callable], unique: str = "", delimit
     """
     if not file_exists(path):
         raise FileNotFoundError(f"{path} is missing; docs/data.md says where its annotations come from")
-    if len(delimiter) != 1 or delimiter in '\r\n"':
+    if len(delimiter) > 1 or delimiter in ('"', "\r", "\n"):
         raise ValueError(f"{path}: the delimiter between its cells is {delimiter!r}; expected one character. In YAML, "
                          'a tab is "\\t", with the double quotes')
     import pandas as pd
@@ -106,6 +109,9 @@ def read_csv(path: Path, columns: dict[str, Callable], unique: str = "", delimit
     lines: dict = {}  # value of the unique column -> its line
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
+            if not delimiter:
+                delimiter = max(",;\t", key=file.readline().count)
+                file.seek(0)
             rows = csv.reader(file, delimiter=delimiter)
             header = next(rows, [])
             if absent := [name for name in columns if name not in header]:
@@ -126,6 +132,10 @@ def read_csv(path: Path, columns: dict[str, Callable], unique: str = "", delimit
                 if unique and lines.setdefault(values[unique][-1], rows.line_num) != rows.line_num:
                     raise ValueError(f"{where}: {unique} {values[unique][-1]!r} is in line "
                                      f"{lines[values[unique][-1]]}, too; expected each once")
+                if span and not values[span[0]][-1] < values[span[1]][-1]:
+                    raise ValueError(f"{where}: {span[1]} is {values[span[1]][-1]:g}, {span[0]} "
+                                     f"{values[span[0]][-1]:g}; expected that it ends after it begins: correct the "
+                                     "line, or remove it")
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: not a table in UTF-8 text ({error}); "
                          "download it again, or save it as UTF-8") from None

@@ -2,6 +2,7 @@
 
 A mistake in a config is then one line for whoever submits, instead of every rank's traceback. Nothing large is read.
 """
+import sys
 from pathlib import Path
 
 from egokit.config.access import exists
@@ -13,6 +14,12 @@ from egokit.data.site_checks import how_to_get
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer_config.json")  # any of them says that there is one
 FOLDER_TOKENIZERS = (*TOKENIZER_FILES, "vocab.txt", "tokenizer.model", "spiece.model")  # of the hub's models
 WEIGHTS = (".pth", ".pt", ".bin", ".safetensors")
+
+
+def tell_toy_site(config: Config, params: str) -> None:
+    """Say on stderr that a recipe for other data takes the embedded data set, as it does where no site is named."""
+    if config.site.toy and not params.startswith("toy/"):
+        print(f"on the embedded data set in {config.site.root}; for other data name a site: --site", file=sys.stderr)
 
 
 def expect_ready(config: Config, action: str) -> None:

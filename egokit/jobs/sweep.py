@@ -16,7 +16,7 @@ from egokit.config.build import ConfigError, to_dict
 from egokit.config.names import printable
 from egokit.jobs import code_snapshot, grid, launch, queue, slurm, starter, status
 from egokit.jobs.handle import Handle, JobFailed
-from egokit.jobs.preflight import expect_ready, starting_point
+from egokit.jobs.preflight import expect_ready, starting_point, tell_toy_site
 from egokit.runs.explain import explained
 from egokit.runs.files import locked, write_text
 from egokit.runs.run_folder import Run
@@ -92,9 +92,13 @@ def submit_sweep(params: str, site: str = "toy", overrides="", run_name: str = "
         ConfigError: a key or value is wrong, or the sweep was made with another recipe. Nothing is submitted then.
         NotSubmitted: SLURM refused the array.
     """
+    return submit_grid(grid.make(params, site, overrides, over, run_name, action), side_by_side)
+
+
+def submit_grid(runs: grid.Grid, side_by_side: int = 1) -> Sweep:
+    """Submit a sweep's runs: see `submit_sweep`."""
     if side_by_side < 1:
         raise ConfigError(f"side_by_side={side_by_side}: expected how many runs at once, 1 or more")
-    runs = grid.make(params, site, overrides, over, run_name, action)
     sweep = Sweep(runs)
     with queue.asked_once(slurm_jobs(runs)):
         check(runs)
@@ -269,11 +273,13 @@ def describe(runs: grid.Grid) -> str:
 
 def command(arguments: argparse.Namespace) -> None:
     """Do what `egokit sweep` was asked for; the exit code is 1 if a run failed."""
-    given = (arguments.params, arguments.site, arguments.overrides)
+    runs = grid.make(arguments.params, arguments.site, arguments.overrides, arguments.over, arguments.run,
+                     arguments.action)
     if arguments.print:
-        print(describe(grid.make(*given, arguments.over, arguments.run, arguments.action)))
+        print(describe(runs))
         return
-    sweep = submit_sweep(*given, arguments.run, arguments.over, arguments.action, arguments.side_by_side)
+    tell_toy_site(runs.points[0].config, arguments.params)
+    sweep = submit_grid(runs, arguments.side_by_side)
     if arguments.wait or not sweep.grid.on_slurm:
         with contextlib.suppress(JobFailed):  # each was told as it ended
             sweep.wait()

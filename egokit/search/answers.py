@@ -14,9 +14,12 @@ from egokit.notebook.safe_html import NO_FORMULAS, escape, page
 from egokit.runs.files import write_text
 from egokit.runs.run_folder import Run
 from egokit.search.hits import Hit
-from egokit.search.page import figure
+from egokit.search.page import MEGABYTES, figures
 from egokit.search.questions import question_box
 from egokit.tasks.taskqa.annotations import FPS, ClipName
+
+AROUND = 200  # bytes of the element around a clip and its answers, at most
+FILES = "in Python search.export([ask.film(CLIP)], FOLDER)"
 
 
 class Film(Hit):
@@ -103,13 +106,8 @@ class Answerer:
         return Film(clip, start, start + name.seconds, 0.0, None, files.path(clip))
 
 
-def card(asker: Answerer, question: str, clip: str, right: str = "", top: int = 5, heading: bool = True) -> str:
-    """Return a question as HTML: its clip, which plays, and the best answers with their chances as bars.
-
-    Args:
-        right: the right answer, which is marked; "" if it isn't known.
-        heading: whether the question, and the right answer, stand above the answers.
-    """
+def _words(asker: Answerer, question: str, clip: str, right: str, top: int, heading: bool) -> str:
+    """Return a question's best answers as HTML, with their chances as bars."""
     bars = []
     for word, chance in asker(question, clip, top):
         mark = "✓ " if word == right else ""
@@ -119,35 +117,64 @@ def card(asker: Answerer, question: str, clip: str, right: str = "", top: int = 
                     f'background:{colour}"></div> {100 * chance:.1f} %</td></tr>')
     known = f"<br>right: {escape(right)}" if right else ""
     above = f"<p><b>{escape(question)}</b>{known}</p>" if heading else ""
-    return (f'<div class="{NO_FORMULAS}" style="display:flex;flex-wrap:wrap;gap:12px;align-items:center">'
-            f"{figure(1, asker.film(clip))}<div>{above}"
-            f'<table style="border-collapse:collapse;font-size:14px">{"".join(bars)}</table></div></div>')
+    return f'<div>{above}<table style="border-collapse:collapse;font-size:14px">{"".join(bars)}</table></div>'
 
 
-def answer_cards(asker: Answerer, count: int = 4, top: int = 5):
+def _beside_clips(asker: Answerer, answers: list[tuple[str, str]], megabytes: float) -> str:
+    """Return answers as HTML, each beside its clip.
+
+    Args:
+        answers: (clip, HTML) of each; "" stands for a clip that is not shown.
+        megabytes: The largest size; below, the last clips are pictures, and a line says so.
+    """
+    films = [asker.film(clip) for clip, _ in answers if clip]
+    around = sum(len(words.encode()) + AROUND for _, words in answers)
+    shown, sheet, left_out = figures(films, megabytes, around, len(films), [1] * len(films), FILES)
+    clips = iter(shown)
+    content = "".join(f'<div class="{NO_FORMULAS}" style="display:flex;flex-wrap:wrap;gap:12px;align-items:center">'
+                      f"{next(clips)}{words}</div>" if clip else words for clip, words in answers)
+    return f"{sheet}{content}{''.join(f'<p>{escape(line)}</p>' for line in left_out)}"
+
+
+def card(asker: Answerer, question: str, clip: str, right: str = "", top: int = 5, heading: bool = True,
+         megabytes: float = MEGABYTES) -> str:
+    """Return a question as HTML: its clip, which plays, and the best answers with their chances as bars.
+
+    Args:
+        right: the right answer, which is marked; "" if it isn't known.
+        heading: whether the question, and the right answer, stand above the answers.
+        megabytes: the largest size; the picture of a clip that takes more does not play.
+    """
+    return _beside_clips(asker, [(clip, _words(asker, question, clip, right, top, heading))], megabytes)
+
+
+def answer_cards(asker: Answerer, count: int = 4, top: int = 5, megabytes: float = MEGABYTES):
     """Answer some of the evaluation's own questions, save figures/answered.html and return it for display.
 
     Args:
         count: how many, evenly spaced.
+        megabytes: the largest size of the page; if the clips take more, the last ones are pictures that don't play.
     """
     from IPython.display import HTML
-    step = max(1, len(asker.examples) // max(1, count))
-    content = ""
+    step, answers = max(1, len(asker.examples) // max(1, count)), []
     for asked in asker.examples[step // 2::step][:count]:
         try:
-            content += card(asker, asked.query, asked.clip, asked.answer, top)
+            answers.append((asked.clip, _words(asker, asked.query, asked.clip, asked.answer, top, True)))
         except (FileNotFoundError, VideoError) as error:  # the other questions are answered all the same
-            content += f"<p><b>{escape(asked.query)}</b><br>no answer: {escape(error)}</p>"
+            answers.append(("", f"<p><b>{escape(asked.query)}</b><br>no answer: {escape(error)}</p>"))
+    content = _beside_clips(asker, answers, megabytes)
     write_text(asker.run.figure("answered.html"), page("questions and answers", content))
     return HTML(content)
 
 
-def answer_box(asker: Answerer, question: str, clip: str, top: int = 5):
+def answer_box(asker: Answerer, question: str, clip: str, top: int = 5, megabytes: float = MEGABYTES):
     """Answer a question in words: see `questions.question_box`.
 
     Args:
         question: the question to begin with.
         clip: the clip to begin with.
         top: how many answers are shown.
+        megabytes: the largest size; the picture of a clip that takes more does not play.
     """
-    return question_box(asker, question, clip, lambda text, name: card(asker, text, name, top=top, heading=False))
+    return question_box(asker, question, clip, lambda text, name: card(asker, text, name, top=top, heading=False,
+                                                                       megabytes=megabytes))

@@ -18,10 +18,12 @@ from egokit.search.manifest import read_manifest
 from egokit.search.page import write_page
 from egokit.search.searcher import model_notes, open_index, submit
 
+LONGEST = 248  # characters of a folder's name in its run's, which with a hash is at most the 255 of a file system
+
 
 def run_name(folder: Path) -> str:
     """Return the run name of a folder's index; a hash of the path keeps equal names apart."""
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.name).strip("-.") or "videos"
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.name).strip("-.")[:LONGEST] or "videos"
     return f"{name}-{hashlib.sha256(str(folder).encode()).hexdigest()[:6]}"
 
 

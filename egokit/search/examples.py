@@ -26,7 +26,9 @@ NEAR = 2e-3      # seconds within which a moment is an indexed clip: their times
 ROUNDED = 0.05   # seconds by which a time that is shown may lie before the one that is meant
 PICTURES = (".jpg", ".jpeg", ".png")
 TIME = r"(?:\d+:)?(?:\d+:)?\d+(?:\.\d+)?"
-MOMENT = re.compile(rf"(?P<video>.+)@(?P<start>{TIME})(?:\s*[-–]\s*(?P<stop>{TIME}))?", re.DOTALL)
+TO = r"\s*[-–]\s*"
+MOMENT = re.compile(rf"(?P<video>.+)@(?P<start>{TIME})(?:{TO}(?P<stop>{TIME})"
+                    rf"(?:\s+in\s+(?P<first>{TIME}){TO}(?P<last>{TIME}))?)?", re.DOTALL)
 EXPECTED = ("expected a moment of a video (VIDEO@1:23 or VIDEO@1:23-1:27), a video's or picture's file "
             f"({', '.join(PICTURES)}), or in Python a hit or frames")
 
@@ -52,6 +54,8 @@ class Place(NamedTuple):
     file: int | None   # its number in the index, if it is there
     start: float       # seconds on the player's clock
     stop: float
+    around: tuple[float, float]  # the moment that it belongs to
+    near: float = NEAR  # seconds by which these times may differ from those that are meant
 
 
 def seconds(text: str) -> float:
@@ -88,13 +92,14 @@ def read_example(searcher, like) -> Example:
     """Return the vector of an example, and where the index has it.
 
     A clip is embedded as the index's are. One that is longer than the index's windows is cut as the index cuts videos,
-    and stands for the mean of its windows; a picture is repeated to a clip's frames.
+    and stands for the mean of its windows; a picture is repeated to a clip's frames. A hit stands for its best clip,
+    and all of its moment is its own.
 
     Args:
         searcher: The Searcher.
         like: 'VIDEO@1:23' (the window around it), 'VIDEO@1:23-1:27', a video's file (all of it), a picture's file, a
-            Hit, or frames, uint8 (T, 3, size, size), as `searcher.clip` gives them. A VIDEO is named as hits name it,
-            by the end of its name if no other has it, or by any path.
+            Hit or its `place`, or frames, uint8 (T, 3, size, size), as `searcher.clip` gives them. A VIDEO is named as
+            hits name it, by the end of its name if no other has it, or by any path.
 
     Raises:
         ConfigError: It is none of these; the message says what was expected.
@@ -108,18 +113,19 @@ def read_example(searcher, like) -> Example:
         if is_picture(text):
             return Example(printable(text), _embed(searcher, [_still(searcher, text)]), None)
         place = _named(library, text)
-        start, stop = place.start, place.stop
     elif isinstance(like, Hit):
-        place = Place(like.path, like.video, _indexed(library, like.path), *like.scored)
-        start, stop = like.start, like.stop
+        place = Place(like.path, like.video, _indexed(library, like.path), *like.scored, (like.start, like.stop))
     else:
         raise ConfigError(f"like={like!r:.80}: {EXPECTED}")
-    vector_E = None if place.file is None else _stored(searcher.vectors.rows(place.file), place.start, place.stop)
+    vector_E = None
+    if place.file is not None:
+        place, vector_E = _stored(searcher.vectors.rows(place.file), place)
     if vector_E is None:
         task = searcher.task
         windows = zip(*clip_times(place.stop, task.config.task.window, task.config.task.stride, place.start),
                       strict=True)
         vector_E = _embed(searcher, [task.clip(place.path, *window) for window in windows])
+    start, stop = place.around
     own = None if place.file is None else Own(place.file, start, stop)
     return Example(f"{place.name} {timecode(start)}–{timecode(stop)}", vector_E, own)
 
@@ -155,7 +161,10 @@ def _named(library: Library, text: str) -> Place:
     if stop - start > LONGEST:
         raise ConfigError(f"{printable(text)}: {stop - start:.0f} s long; expected an example of at most {LONGEST} s: "
                           f"name a moment of it, such as {name}@1:23 or {name}@1:23-1:27")
-    return Place(path, name, file, start, stop)
+    around = (start, stop)
+    if moment and moment["last"]:
+        around = min(start, seconds(moment["first"])), max(stop, min(end, seconds(moment["last"])))
+    return Place(path, name, file, start, stop, around, ROUNDED + NEAR if moment and moment["stop"] else NEAR)
 
 
 def _video(library: Library, name: str) -> tuple[Path, int | None]:
@@ -193,10 +202,21 @@ def _indexed(library: Library, path: Path) -> int | None:
     return None
 
 
-def _stored(rows: np.ndarray, start: float, stop: float) -> np.ndarray | None:
-    """Return the vector of the indexed clip with these times, if there is one: it needn't be read again."""
-    at_N = np.flatnonzero((np.abs(rows["start"] - start) < NEAR) & (np.abs(rows["stop"] - stop) < NEAR))
-    return rows["vector"][at_N[0]].astype(np.float32) if len(at_N) else None
+def _stored(rows: np.ndarray, place: Place) -> tuple[Place, np.ndarray | None]:
+    """Return a place with the times of the indexed clip that it is, and that clip's vector, which needn't be read.
+
+    Of a place that is no indexed clip, the vector is None.
+    """
+    apart_N = np.maximum(np.abs(rows["start"] - place.start), np.abs(rows["stop"] - place.stop))
+    if apart_N.min() > place.near:
+        return place, None
+    row, (first, last) = rows[apart_N.argmin()], place.around
+    start_N, stop_N = (rows[name][np.abs(rows[name] - time) <= place.near]
+                       for name, time in (("start", first), ("stop", last)))
+    around = (float(min(start_N, key=lambda time: abs(time - first), default=first)),
+              float(min(stop_N, key=lambda time: abs(time - last), default=last)))
+    place = place._replace(start=float(row["start"]), stop=float(row["stop"]), around=around)
+    return place, row["vector"].astype(np.float32)
 
 
 def _picture(text: str) -> np.ndarray:

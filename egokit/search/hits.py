@@ -25,8 +25,13 @@ class Hit:
 
     @property
     def place(self) -> str:
-        """Its video and time, as `like` takes them: 'inner/one.mp4@1:02:03-1:02:07'."""
-        return f"{self.video}@{timecode(self.start)}-{timecode(self.stop)}"
+        """Its place, as `like` takes it, to the same effect as the hit: 'inner/one.mp4@1:02:03-1:02:07'.
+
+        Of a merged moment it names the best clip and the moment: 'inner/one.mp4@1:02:03-1:02:07 in 1:01:55-1:02:11'.
+        """
+        start, stop = map(timecode, self.scored)
+        within = f" in {timecode(self.start)}-{timecode(self.stop)}" if self.best else ""
+        return f"{self.video}@{start}-{stop}{within}"
 
     @property
     def scored(self) -> tuple[float, float]:

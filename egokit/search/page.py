@@ -10,6 +10,7 @@ import functools
 import hashlib
 import io
 import itertools
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from os import PathLike, cpu_count
 from pathlib import Path
@@ -33,6 +34,7 @@ FEW = 24         # hits that have a picture each: JupyterLab takes a sprite's st
 PICTURED = 0.5   # share of a page that pictures may take
 MOST = 1000      # pictures in a page
 ELEMENT, PAGE = 500, 5000  # bytes of an element around a picture or clip, and of what surrounds all hits, at most
+FILES = "--clips FOLDER, in Python search.export(hits, FOLDER)"
 NO_PICTURE = "no picture: see the last lines of this page"
 
 
@@ -104,21 +106,14 @@ def _playing(hit: Hit) -> Look:
     return Look(clip, f'poster="data:image/jpeg;base64,{picture}"', "background:#000", round(WIDTH * min(shape, 1.0)))
 
 
-def figure(rank: int, hit: Hit) -> str:
-    """Return a hit as HTML: its clip, which plays by mouse or keyboard, and a caption.
-
-    A clip that can't be made is replaced by the reason.
-    """
-    return _show(rank, hit, _playing(hit))
-
-
-def _looks(hits: list[Hit], room: float) -> tuple[list[Look], str]:
+def _looks(hits: list[Hit], room: float, few: int) -> tuple[list[Look], str]:
     """Return how each hit is shown in so many bytes, and the style sheet that it needs.
 
-    A few hits whose clips all fit have a picture each. Otherwise the pictures are one image, and the best hits play.
+    At most `few` hits whose clips all fit have a picture each. Otherwise the pictures are one image, and the best hits
+    play.
     """
     with ThreadPoolExecutor(cpu_count()) as pool:
-        if len(hits) <= FEW:
+        if len(hits) <= few:
             looks = list(pool.map(_playing, hits))
             if sum(len(look.clip) + len(look.picture) for look in looks) <= room:
                 return looks, ""
@@ -148,16 +143,41 @@ def _looks(hits: list[Hit], room: float) -> tuple[list[Look], str]:
         return looks, sprite.sheet
 
 
-def _grid(hits: list[Hit], megabytes: float = MEGABYTES) -> str:
-    bare = "".join(_show(rank, hit, Look(problem=NO_PICTURE)) for rank, hit in enumerate(hits, 1)) + _notes(hits, [])
-    looks, sheet = _looks(hits, megabytes * 1e6 - len(bare.encode()) - ELEMENT * len(hits) - PAGE)
+class Figures(NamedTuple):
+    """Hits as HTML, and what belongs beside them."""
+    shown: list[str]     # each with its clip, which plays by mouse or keyboard, and a caption
+    sheet: str           # the style sheet that they need, "" for none
+    left_out: list[str]  # lines that say what is left out to keep to the size
+
+
+def figures(hits: list[Hit], megabytes: float = MEGABYTES, around: int = 0, few: int = FEW,
+            ranks: Sequence[int] | None = None, files: str = FILES) -> Figures:
+    """Return hits as HTML of a bounded size: the first ones play, and if not all fit, others are pictures.
+
+    A clip that can't be made is replaced by the reason.
+
+    Args:
+        hits: The hits, the most important first.
+        megabytes: The largest size of the page.
+        around: Bytes of what stands around them.
+        few: So many hits have a picture each if all play, and more of them one image.
+        ranks: The number of each in its caption; by default 1, 2, ….
+        files: How to get all as files, for the line that says what is left out.
+    """
+    ranks = range(1, len(hits) + 1) if ranks is None else ranks
+    bare = "".join(_show(rank, hit, Look(problem=NO_PICTURE)) for rank, hit in zip(ranks, hits, strict=True))
+    looks, sheet = _looks(hits, megabytes * 1e6 - len(bare.encode()) - around - ELEMENT * len(hits) - PAGE, few)
     preload = "none" if sheet else "metadata"
-    shown = "".join(_show(rank, hit, look, preload)
-                    for rank, (hit, look) in enumerate(zip(hits, looks, strict=True), 1))
-    return f'<div class="{NO_FORMULAS}">{sheet}{shown}{_notes(hits, _left_out(looks, megabytes))}</div>'
+    shown = [_show(rank, hit, look, preload) for rank, hit, look in zip(ranks, hits, looks, strict=True)]
+    return Figures(shown, sheet, _left_out(looks, megabytes, files))
 
 
-def _left_out(looks: list[Look], megabytes: float) -> list[str]:
+def _grid(hits: list[Hit], megabytes: float = MEGABYTES) -> str:
+    shown, sheet, left_out = figures(hits, megabytes, len(_notes(hits, []).encode()))
+    return f'<div class="{NO_FORMULAS}">{sheet}{"".join(shown)}{_notes(hits, left_out)}</div>'
+
+
+def _left_out(looks: list[Look], megabytes: float, files: str) -> list[str]:
     """Return what a page leaves out to stay small, and how to get it."""
     playing, bare = sum(bool(look.clip) for look in looks), [look.problem for look in looks].count(NO_PICTURE)
     still = sum(bool(look.picture) for look in looks) - playing
@@ -165,8 +185,8 @@ def _left_out(looks: list[Look], megabytes: float) -> list[str]:
         return []
     without = f", and {bare:,} without a picture" if bare else ""
     return [f"{playing:,} of {len(looks):,} hits play here; {still:,} are pictures{without}, as this takes at most "
-            f"{megabytes:g} MB. All of them as files that play: --clips FOLDER, in Python search.export(hits, FOLDER). "
-            f"More of them here: megabytes={4 * megabytes:g}"]
+            f"{megabytes:g} MB. All of them as files that play: {files}. More of them here: "
+            f"megabytes={4 * megabytes:g}"]
 
 
 def _notes(hits: list[Hit], more: list[str]) -> str:
@@ -250,7 +270,7 @@ def _live(searcher, text, top, rerank, shown_like, weight, merge, megabytes, con
     reranked = ipywidgets.IntSlider(rerank, 0, max(200, rerank), 10, description="re-rank the best",
                                     continuous_update=False, style=wide)
     # a moment is chosen among the hits, or written
-    example, given = shown_like  # frames have no name, and a hit stands for its best clip, which its place doesn't say
+    example, given = shown_like  # frames have no name
     like = ipywidgets.Combobox(value=example, description="like", ensure_option=False, continuous_update=False,
                                placeholder="VIDEO@1:23, or a clip's or picture's file", layout={"width": "60%"},
                                style=wide)

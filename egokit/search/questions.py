@@ -17,7 +17,7 @@ from egokit.notebook.safe_html import NO_FORMULAS, escape, live_view, page, styl
 from egokit.runs.files import write_text
 from egokit.runs.run_folder import Run
 from egokit.search.hits import Answer, Hit
-from egokit.search.page import grid
+from egokit.search.page import MEGABYTES, grid
 from egokit.tasks.feature_files import Clip
 
 MADE_BY = {"kind": "feature_kind", "frames": "feature_frames",  # keys of a manifest, and of the config
@@ -157,7 +157,7 @@ def question_box(asker, question: str, clip: str, answered: Callable[[str, str],
     return ipywidgets.VBox([box, chosen, status, view])
 
 
-def ask_browser(asker: Questioner, question: str, clip: str, top: int = 3):
+def ask_browser(asker: Questioner, question: str, clip: str, top: int = 3, megabytes: float = MEGABYTES):
     """Answer a question by moments that play: see `question_box`.
 
     Args:
@@ -165,5 +165,6 @@ def ask_browser(asker: Questioner, question: str, clip: str, top: int = 3):
         question: the question to begin with.
         clip: the clip to begin with.
         top: how many answers are played.
+        megabytes: the largest size; if the answers' clips take more, the last ones are pictures that don't play.
     """
-    return question_box(asker, question, clip, lambda text, name: grid(asker(text, name, top)).data)
+    return question_box(asker, question, clip, lambda text, name: grid(asker(text, name, top), megabytes).data)
