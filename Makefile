@@ -33,7 +33,7 @@ test: install
 
 # what .ci/run adds: training in several processes, kill -9, notebooks, full-size tables and checkpoints
 test-slow: install
-	$(BIN)/python -m pytest -m slow -n $(WORKERS) --dist loadfile --durations=30
+	$(BIN)/python -m pytest -m slow -n $(WORKERS) --dist loadfile --durations=100
 
 # the oldest versions that pyproject.toml promises, in a virtual environment of their own; too long for .ci/run
 test-lowest: $(LOWEST)/installed
