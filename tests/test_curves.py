@@ -162,14 +162,13 @@ def test_a_run_without_steps_is_drawn(tmp_path):
 
 
 def test_the_live_display_is_updated_in_place(tmp_path, monkeypatch):
-    import IPython.display
     shown, updates = [], []
 
-    def display(image, display_id):
-        shown.append(image)
-        return SimpleNamespace(update=updates.append)
+    def display(data, display_id, **options):
+        shown.append(data)
+        return SimpleNamespace(update=lambda data, **options: updates.append(data))
 
-    monkeypatch.setattr(IPython.display, "display", display)
+    monkeypatch.setattr("egokit.viz.alternative_text.display", display)
     run = Run(tmp_path / "run")
     live, history = Display(SimpleNamespace(run=run)), History(run.path)
     for step in (1, 2, 3):
@@ -183,8 +182,7 @@ def test_the_live_display_is_updated_in_place(tmp_path, monkeypatch):
     assert len(updates) == 1
     live(history, "failed")
     assert len(shown) == 1 and len(updates) == 2, "the end is always drawn"
-    drawn = re.search("base64,([^\"]+)", updates[-1].data)[1]
-    assert base64.b64decode(drawn) == (run.path / "figures/curves.png").read_bytes()
+    assert base64.b64decode(updates[-1]["image/png"]) == (run.path / "figures/curves.png").read_bytes()
 
 
 def test_many_validation_numbers_leave_room_for_the_curves(tmp_path):

@@ -1,7 +1,6 @@
 """Predictions of a few held-out samples: what each validation logs, and how it is drawn."""
 import base64
 import json
-import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -99,14 +98,14 @@ def test_what_was_cut_from_the_log_is_forgotten(tmp_path):
 
 def test_live_they_have_a_place_of_their_own(tmp_path, monkeypatch, resolve):
     """They are drawn after a validation, not every step, with clips of the job's own config."""
-    import IPython.display
     shown = []
 
-    def display(image, display_id):
-        shown.append([image.data])
-        return SimpleNamespace(update=lambda image, place=shown[-1]: place.append(image.data))
+    def display(data, display_id, **options):
+        place = [data]
+        shown.append(place)
+        return SimpleNamespace(update=lambda data, **options: place.append(data))
 
-    monkeypatch.setattr(IPython.display, "display", display)
+    monkeypatch.setattr("egokit.viz.alternative_text.display", display)
     run = Run(tmp_path / "run")
     job = SimpleNamespace(run=run, spec=lambda: {"config": to_dict(resolve(overrides="data.limit=2"))})
     task, live = tasks.make(resolve(overrides="data.limit=2")).validation(), Display(job)
@@ -116,6 +115,5 @@ def test_live_they_have_a_place_of_their_own(tmp_path, monkeypatch, resolve):
         live.due = 0.0
         live(read(run), "running")
     assert [len(images) for images in shown] == [3, 1], "the curves three times, the predictions once"
-    drawn = re.search("base64,([^\"]+)", shown[1][0])[1]
-    assert base64.b64decode(drawn) == (run.path / "figures/predictions.png").read_bytes()
+    assert base64.b64decode(shown[1][0]["image/png"]) == (run.path / "figures/predictions.png").read_bytes()
     assert pictures(job)(len(task.clips) - 1).shape[2] == 3
