@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -49,40 +50,58 @@ for pattern in ("0*/demo/notebook.ipynb", "0*/demo/metrics.json", "05_egomcq/dem
                 "11*/demo/figures/mean-curves.png", "09*/demo-lr*/figures/browser-headtune.html"):
     if not list((ROOT / "outputs").glob(pattern)):
         wrong.append(f"nothing at outputs/{pattern}")
-# every snippet of these documents that needs no more than the demo's files, verbatim; tests/test_docs.py parses the
-# snippets of all documents
-DOCUMENTS = ("README.md", "docs/notebooks.md", "docs/checkpoints.md", "docs/extending.md", "docs/examples.md")
-readme, *documents = [(ROOT / name).read_text() for name in DOCUMENTS]
-python = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
-shell = [line for block in re.findall(r"```bash\n(.*?)```", "\n".join([readme, *documents]), re.DOTALL)
-         for line in re.sub(r"\\\n *", "", block).splitlines()
-         if line.startswith(".venv/bin/") and not re.search("--site (local|mycluster)", line)]
-for command in [line for line in shell if "tensorboard" in line]:  # it would serve forever
-    shell.remove(command)
-    server = subprocess.Popen([*command.split("#")[0].split(), "--port", "0"], cwd=ROOT, stderr=subprocess.PIPE,
-                              text=True)
-    if not any("http://" in message for message in server.stderr):
-        wrong.append(f"the documents' {command}: it ended with {server.wait()}")
-    server.kill()
-for kind, command in [("python", snippet) for snippet in python] + [("shell", line) for line in shell]:
-    arguments = [sys.executable, "-c", command] if kind == "python" else ["bash", "-c", command]
-    process = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
-    if process.returncode or (kind == "python" and "tensor" not in process.stdout):
-        wrong.append(f"the documents' {command[:200]}: {process.stderr[-500:]}")
-if len(python) < 1 or len(shell) < 9:
+
+
+def snippets(name: str) -> tuple[list[str], list[str]]:
+    """Return a document's Python snippets, and its shell lines that need no more than the demo's files."""
+    text = (ROOT / name).read_text()
+    lines = [line for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+             for line in re.sub(r"\\\n *", "", block).splitlines()
+             if line.startswith(".venv/bin/") and not re.search("--site (local|mycluster)", line)]
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL) if name == "README.md" else [], lines
+
+
+def faults_of(name: str) -> list[str]:
+    """Run a document's snippets, verbatim and in their order; return what is wrong.
+
+    tests/test_docs.py parses the snippets of all documents.
+    """
+    faults, (python, shell) = [], snippets(name)
+    for command in [line for line in shell if "tensorboard" in line]:  # it would serve forever
+        shell.remove(command)
+        server = subprocess.Popen([*command.split("#")[0].split(), "--port", "0"], cwd=ROOT, stderr=subprocess.PIPE,
+                                  text=True)
+        if not any("http://" in message for message in server.stderr):
+            faults.append(f"{name}'s {command}: it ended with {server.wait()}")
+        server.kill()
+    for kind, command in [("python", snippet) for snippet in python] + [("shell", line) for line in shell]:
+        arguments = [sys.executable, "-c", command] if kind == "python" else ["bash", "-c", command]
+        process = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
+        if process.returncode or (kind == "python" and "tensor" not in process.stdout):
+            faults.append(f"{name}'s {command[:200]}: {process.stderr[-500:]}")
+    return faults
+
+
+def faults_of_shuffled_vectors() -> list[str]:
+    """A head on other questions' vectors learns nothing but how often an answer is right; return what is wrong."""
+    shuffled = shuffle_vectors(ROOT / "outputs/09_egotaskqa/demo/vectors", ROOT / "outputs/shuffled_vectors")
+    trained = subprocess.run([sys.executable, "-m", "egokit.cli", "submit", "toy/egotaskqa_head", "--run", "shuffled",
+                              "--action", "train", "--overrides", f"task.vectors={shuffled}", "--wait"],
+                             cwd=ROOT, capture_output=True, text=True)
+    if trained.returncode:
+        return [f"training on shuffled vectors failed: {trained.stderr[-500:]}"]
+    result = json.loads((ROOT / "outputs/09_egotaskqa/shuffled/metrics.json").read_text())["headtune"]
+    return [f"{name} on shuffled vectors is {result[name]:.1f}, above chance" for name in ("direct_all", "direct_open")
+            if result[name] > summary[f"egotaskqa_head.chance.{name}"] + 5]
+
+
+DOCUMENTS = ("docs/extending.md", "README.md", "docs/notebooks.md", "docs/checkpoints.md", "docs/examples.md")
+found = [snippets(name) for name in DOCUMENTS]
+if sum(len(python) for python, _ in found) < 1 or sum(len(shell) for _, shell in found) < 9:
     wrong.append("the documents have fewer snippets than this check expects")
-# a head on other questions' vectors learns nothing but how often an answer is right
-shuffled = shuffle_vectors(ROOT / "outputs/09_egotaskqa/demo/vectors", ROOT / "outputs/shuffled_vectors")
-trained = subprocess.run([sys.executable, "-m", "egokit.cli", "submit", "toy/egotaskqa_head", "--run", "shuffled",
-                          "--action", "train", "--overrides", f"task.vectors={shuffled}", "--wait"],
-                         cwd=ROOT, capture_output=True, text=True)
-if trained.returncode:
-    wrong.append(f"training on shuffled vectors failed: {trained.stderr[-500:]}")
-else:
-    of_shuffled = json.loads((ROOT / "outputs/09_egotaskqa/shuffled/metrics.json").read_text())["headtune"]
-    for name in ("direct_all", "direct_open"):
-        if of_shuffled[name] > summary[f"egotaskqa_head.chance.{name}"] + 5:
-            wrong.append(f"{name} on shuffled vectors is {of_shuffled[name]:.1f}, above chance")
+with ThreadPoolExecutor(2) as pool:  # the longest document first; a snippet seldom keeps two cores busy
+    of_documents, of_vectors = pool.map(faults_of, DOCUMENTS), pool.submit(faults_of_shuffled_vectors)
+    wrong += [fault for faults in of_documents for fault in faults] + of_vectors.result()
 notebooks = list((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 began = time.perf_counter()
 again = subprocess.run(["make", "demo"], cwd=ROOT, capture_output=True, text=True)
