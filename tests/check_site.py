@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 SITE = Path(sys.argv[1]) if len(sys.argv) > 1 else outputs_folder() / "site"
 SOURCES = "_modules/"  # the package's files, all made alike: the first few are opened, the links of all are followed
 OPENED = 5
+SIZE = {"width": 1300, "height": 900}  # of the window, pixels
 
 
 class Page(HTMLParser):
@@ -74,7 +75,7 @@ class Visitor:
 
     def __init__(self, browser, address: str):
         self.address, self.wrong, self.at = address, [], ""
-        self.page = browser.new_context(viewport={"width": 1300, "height": 900}).new_page()
+        self.page = browser.new_context(viewport=SIZE).new_page()
         self.page.on("console", lambda message: self.note(message.text) if message.type == "error" else None)
         self.page.on("pageerror", lambda error: self.note(str(error)))
         self.page.on("requestfailed", lambda request: self.note(f"{request.url[:100]} failed: {request.failure}"))
@@ -109,6 +110,30 @@ class Visitor:
             if count:
                 self.note(f"{count} {what}")
         self.wrong += [f"{name}: {finding}" for finding in serious(page)]
+
+    def narrow(self, name: str) -> None:
+        """Open a page on a phone: nothing hangs over, and the keyboard opens the pages' list, else passes it by."""
+        page = self.open(name)
+        page.set_viewport_size({"width": 360, "height": 740})
+        page.reload()
+        if page.evaluate("document.documentElement.scrollWidth > innerWidth"):
+            self.note("wider than a phone")
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.id") != "__navigation":
+            self.note("the first Tab does not reach the button of the list of pages")
+        for _ in range(12):
+            page.keyboard.press("Tab")
+            if page.evaluate("Boolean(document.activeElement.closest('.sidebar-drawer, .toc-drawer'))"):
+                self.note("Tab reaches a link in a drawer that is closed")
+                break
+        page.locator("#__navigation").focus()
+        page.keyboard.press("Space")
+        try:
+            page.wait_for_function("document.querySelector('.sidebar-drawer').getBoundingClientRect().left === 0",
+                                   timeout=5_000)
+        except Error as error:
+            self.note(f"Space does not open the list of pages: {error.message[:200]}")
+        page.set_viewport_size(SIZE)
 
     def search(self, text: str, expected: str) -> None:
         """Search as a reader would, and follow the result that is expected."""
@@ -151,6 +176,8 @@ def main() -> int:
         visitor = Visitor(browser, f"http://127.0.0.1:{server.server_port}/")
         for name in [*documents, *[name for name in pages if name.startswith(SOURCES)][:OPENED]]:
             visitor.look(name)
+        for name in ("docs/search.html", "notebooks/11_compare_runs.html"):
+            visitor.narrow(name)
         visitor.search("preemption", "docs/cluster")
         visitor.search("max_margin", "api/")
         filmed = [name for name in documents if pages[name].films]
