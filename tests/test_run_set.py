@@ -57,7 +57,8 @@ def test_runs_are_found_by_name_pattern_path_and_sweep(runs, tmp_path, capsys):
     assert not capsys.readouterr().out
     assert [run.path.name for run in run_set.find_runs("09_x/s")] == ["s-0.01-1"], "by its name, the sweep"
     assert "09_x/s names the 2 runs of a sweep; for the run of the same name, pass" in capsys.readouterr().out
-    assert "s" in [run.path.name for run in run_set.find_runs("09_x/*")], "by a pattern, the run in its folder, too"
+    for pattern in ("09_x/*", "09_x/?"):
+        assert "s" in [run.path.name for run in run_set.find_runs(pattern)], "by a pattern, the run in its folder, too"
     assert [run.path.name for run in run_set.find_runs(Run(tmp_path / "09_x/s"))] == ["s"] and \
         not capsys.readouterr().out
     for name in ("../../elsewhere", "/etc", "..", ""):

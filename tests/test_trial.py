@@ -1,4 +1,6 @@
 """Training steps in a notebook's own process: what a term moves, the job's own steps, further overrides."""
+import shutil
+
 import nbformat
 import numpy as np
 import pytest
@@ -148,10 +150,11 @@ def test_the_notebook_runs_by_itself(project, checkpoint):
     assert headless.finished("10_change_something", parameters)
 
 
-def test_the_example_of_ones_own_texts(resolve, checkpoint, tmp_path):
+def test_the_example_of_ones_own_texts(resolve, project, checkpoint, tmp_path):
+    for split in ("train", "test"):
+        shutil.copy(project / "outputs/toy/CharadesEgo/CharadesEgo/metadata_train.csv", tmp_path / f"{split}.csv")
     config = resolve(str(OWN_TEXTS.with_suffix(".yaml")), f"task={OWN_TEXTS}.py:OwnTexts train.precision=fp32 "
-                     "data.limit=12 train.batch_size=6 task.table=CharadesEgo/CharadesEgo/metadata_train.csv",
-                     run="random")
+                     f"data.limit=12 train.batch_size=6 task.table={tmp_path}/{{split}}.csv", run="random")
     trial = egokit.Trial(config, Run(tmp_path / "own_texts"))
     task = trial.task
     assert next(iter(task.actions())) == "train" and len(task.dataset("test")) == 12
@@ -206,6 +209,8 @@ def test_what_is_given_beside_a_table_of_ones_own_texts(resolve, checkpoint, tmp
         tasks.make(config).dataset("train").check_files()
     with pytest.raises(ValueError, match=r"train\.csv: columns .* are missing; expected a header with ';' between"):
         tasks.make(egokit.changed(config, "task.delimiter=;"))
+    with pytest.raises(ValueError, match=r"task\.table=.*train\.csv: expected \{split\} in it"):
+        tasks.make(egokit.changed(config, f"task.table={tmp_path}/train.csv"))
     for delimiter in (r"\t", ";;"):
         with pytest.raises(ValueError, match=r"train\.csv: the delimiter .*expected one character"):
             tasks.make(egokit.changed(config, f"task.delimiter={delimiter}"))

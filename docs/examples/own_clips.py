@@ -53,6 +53,8 @@ class OwnClips(Task):
             raise ValueError(f"{self.paths()['test']}: class {unknown[0]!r} is not in the training table")
 
     def paths(self):
+        if "{split}" not in self.config.task.table:
+            raise ValueError(f"task.table={self.config.task.table}: expected {{split}} in it, for train and test")
         return {split: self.require_file(self.config.task.table.format(split=split)) for split in ("train", "test")}
 
     def read_table(self, path):

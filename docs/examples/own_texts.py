@@ -51,6 +51,8 @@ class OwnTexts(RetrievalTask):
         self.number = {text: number for number, text in enumerate(sorted(set(self.rows["train"].text)))}
 
     def paths(self):
+        if "{split}" not in self.config.task.table:
+            raise ValueError(f"task.table={self.config.task.table}: expected {{split}} in it, for train and test")
         return {split: self.require_file(self.config.task.table.format(split=split)) for split in ("train", "test")}
 
     def read_table(self, path):

@@ -44,8 +44,8 @@ def find_runs(*names: str | Path | Run) -> list[Run]:
     """Return the runs that names stand for, each once.
 
     Args:
-        names: "notebook/run" under outputs/, in which * stands for any part; the path of a run folder; or a Run. The
-            name of a sweep stands for its runs.
+        names: "notebook/run" under outputs/, in which *, ? and [ab] are patterns; the path of a run folder; or a Run.
+            The name of a sweep stands for its runs.
 
     Raises:
         FileNotFoundError: there is no such run.
@@ -58,7 +58,7 @@ def find_runs(*names: str | Path | Run) -> list[Run]:
         for folder in [name.path] if isinstance(name, Run) else _folders(str(name)):
             sweep = {} if isinstance(name, Run) else read_sweep(folder)
             both = sweep and (folder / "metrics.json").is_file()  # a run and a sweep of one name
-            own = [folder] if not sweep or (both and "*" in str(name)) else []
+            own = [folder] if not sweep or (both and set("*?[") & set(str(name))) else []
             if both and not own:
                 print(f"{name} names the {len(sweep['runs'])} runs of a sweep; for the run of the same name, pass the "
                       "run that egokit.open_run returned")
