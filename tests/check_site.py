@@ -78,7 +78,9 @@ class Visitor:
         self.page = browser.new_context(viewport=SIZE).new_page()
         self.page.on("console", lambda message: self.note(message.text) if message.type == "error" else None)
         self.page.on("pageerror", lambda error: self.note(str(error)))
-        self.page.on("requestfailed", lambda request: self.note(f"{request.url[:100]} failed: {request.failure}"))
+        # what is still on its way when a reader follows a link is aborted; what is missing has another answer
+        self.page.on("requestfailed", lambda request: None if request.failure == "net::ERR_ABORTED"
+                     else self.note(f"{request.url[:100]} failed: {request.failure}"))
         self.page.on("request", lambda request: None if request.url.startswith((address, "data:", "blob:", "file:"))
                      else self.note(f"asks for {request.url[:100]}"))
         self.page.on("response", lambda answer: self.note(f"{answer.url}: {answer.status}") if answer.status >= 400
